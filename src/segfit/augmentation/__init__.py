@@ -1,0 +1,1 @@
+"""Random transforms as batched tensor programs."""

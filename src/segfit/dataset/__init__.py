@@ -1,0 +1,1 @@
+"""Datasets: layouts, checks, splits, phantoms."""

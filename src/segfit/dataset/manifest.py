@@ -1,0 +1,39 @@
+"""A dataset as segfit sees it: cases with their files, channels and labels. Nothing is copied or renamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segfit.files import Record
+from segfit.labels import LabelScheme
+
+__all__ = ["Case", "Dataset"]
+
+
+class Case(Record):
+    """One case: its channel files in channel order and, if there is one, its label file."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+class Dataset(Record):
+    """A dataset that was understood; `segfit.dataset.layouts.open_dataset` makes it."""
+
+    name: str
+    root: Path
+    layout: str  # "nnunet-v2", ...
+    channel_names: tuple[str, ...]
+    labels: LabelScheme
+    file_ending: str  # of images and labels, with the leading dot
+    num_training: int
+    training: tuple[Case, ...]
+    test: tuple[Case, ...] = ()  # labels are None where the dataset has none
+
+    def case(self, case_id: str) -> Case:
+        """Return a training case by its id; raise KeyError if there is none."""
+        for case in self.training:
+            if case.id == case_id:
+                return case
+        raise KeyError(case_id)

@@ -1,0 +1,112 @@
+"""What the machine offers: device, memory, arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from segfit.errors import InputError
+from segfit.execution.pool import available_workers
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Hardware", "free_memory_gb", "measure_hardware", "resolve_device"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """The machine as the planner sees it; `free_memory_gb` is device memory on a GPU and RAM on a CPU."""
+
+    device: str  # "cpu", "cuda:0", "mps"
+    name: str
+    threads: int
+    free_memory_gb: float
+    fast_bf16: bool  # bf16 matrix arithmetic in hardware
+
+    @property
+    def kind(self) -> Literal["cpu", "cuda", "mps"]:
+        """Device family."""
+        return self.device.split(":")[0]  # type: ignore[return-value]
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; raise `InputError` if it is absent."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; known are auto, cpu, cuda, cuda:N and mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InputError(f"device {name} was asked for, this machine has {count} CUDA device(s); use --device cpu")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps was asked for and is not available here; use --device cpu")
+    if device.type not in ("cpu", "mps"):
+        raise InputError(f"unknown device {name!r}; known are auto, cpu, cuda, cuda:N and mps")
+    return device
+
+
+def measure_hardware(name: str = "auto") -> Hardware:
+    """Look at the machine; `name` as in `resolve_device`."""
+    import torch
+
+    device = resolve_device(name)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        fast = torch.cuda.get_device_capability(device)[0] >= 8
+        return Hardware(
+            device=str(device),
+            name=torch.cuda.get_device_name(device),
+            threads=available_workers(),
+            free_memory_gb=free / 2**30,
+            fast_bf16=fast,
+        )
+    return Hardware(
+        device=str(device),
+        name=_processor_name(),
+        threads=available_workers(),
+        free_memory_gb=free_memory_gb(),
+        fast_bf16=device.type == "cpu" and _cpu_has_bf16(),
+    )
+
+
+def free_memory_gb() -> float:
+    """Return the RAM this process may still take, in GiB: what the machine has free, capped by the cgroup's limit."""
+    available = 8 * 2**30
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists():
+        text = limit.read_text().strip()
+        if text.isdigit():
+            available = min(available, max(0, int(text) - int(used.read_text())))
+    return available / 2**30
+
+
+def _cpu_flags() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text() if cpuinfo.exists() else ""
+
+
+def _cpu_has_bf16() -> bool:
+    flags = _cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _processor_name() -> str:
+    for line in _cpu_flags().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "CPU"

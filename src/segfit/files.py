@@ -1,0 +1,140 @@
+"""Files appear whole or not at all; documents are JSON with a schema version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segfit.errors import InputError
+
+__all__ = [
+    "Document",
+    "Record",
+    "content_hash",
+    "hash_file",
+    "read_json",
+    "remove_leftovers",
+    "write_bytes",
+    "write_file",
+    "write_json",
+    "write_text",
+]
+
+_PARTIAL_PREFIX = ".partial-"
+
+
+def write_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Write `path` through `fill(handle)`: beside it first, flushed to disk, then renamed over it.
+
+    A crash or a full disk leaves the old file (or none) and at most a hidden partial file beside it, which is
+    removed when the failure could be seen.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=_PARTIAL_PREFIX, suffix=path.name, dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            fill(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes atomically."""
+
+    def fill(handle: BinaryIO) -> None:
+        handle.write(content)
+
+    write_file(path, fill)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value atomically, indented, NaN and infinities refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raise `InputError` if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); restore it or delete it") from None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove partial files that a killed process left directly inside `folder`."""
+    for path in folder.glob(_PARTIAL_PREFIX + "*"):
+        path.unlink(missing_ok=True)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def content_hash(value: Any) -> str:
+    """Return a 16-digit hex hash of a JSON-able value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Record(BaseModel):
+    """Base of all frozen, validated values: unknown fields and NaN are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def content_hash(self) -> str:
+        """Return a 16-digit hash of the value's content."""
+        return content_hash(self.model_dump(mode="json"))
+
+
+class Document(Record):
+    """A record that lives in a file of its own, with a schema version.
+
+    `schema_version` is written into the file; a file from a newer version is refused with one clear sentence.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+    schema_version: int = 1
+
+    def save(self, path: Path) -> None:
+        """Write the document atomically as JSON."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and validate a document; raise `InputError` naming the file and the first fault."""
+        raw = read_json(path)
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if not isinstance(version, int):
+            raise InputError(f"{path} is not a segfit {cls.__name__.lower()} file: it has no schema_version")
+        if version > cls.SCHEMA:
+            raise InputError(
+                f"{path} was written by a newer segfit (schema {version}, this one reads {cls.SCHEMA}); update segfit"
+            )
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "top level"
+            raise InputError(f"{path} is damaged at {where}: {first['msg']}; delete it to have it made anew") from None

@@ -1,0 +1,47 @@
+"""What was measured from the data. Facts only, no decision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from segfit.files import Document, Record
+
+__all__ = ["CaseFingerprint", "Fingerprint", "IntensityStatistics"]
+
+
+class IntensityStatistics(Record):
+    """Foreground intensities of one channel, an equal-weight mixture over cases."""
+
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+class CaseFingerprint(Record):
+    """One case. Axis order: array order after the fingerprint's orientation; spacing in mm."""
+
+    case: str
+    content: str  # hash of image and label files: the key of the cache
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    shape_after_crop: tuple[int, ...]
+    relative_size_after_crop: float
+    label_voxels: dict[int, int]  # voxels per label value inside the crop, zero counts included for declared labels
+    label_centroids: dict[int, tuple[float, ...]]  # centre of mass per present foreground label, 0..1 of the crop
+
+
+class Fingerprint(Document):
+    """The whole dataset."""
+
+    dataset: str
+    ndim: Literal[2, 3]
+    orientation: Literal["canonical", "stored"]
+    channel_names: tuple[str, ...]
+    num_training: int  # declared number of training cases (the reference's batch-size cap uses it)
+    cases: tuple[CaseFingerprint, ...]
+    median_relative_size_after_crop: float
+    intensities: tuple[IntensityStatistics, ...]  # per channel

@@ -1,0 +1,142 @@
+"""Where voxels are: grids, orientation, and the way to the canonical axes and back.
+
+Arrays are stored ``(z, y, x)``; `Grid` follows array order in `shape` and `spacing_mm`, while `affine` is the usual
+4x4 matrix from ``(x, y, z)`` voxel indices (reversed array order) to RAS+ millimetres, as NIfTI defines it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["AxisMap", "Grid", "canonical_map"]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A voxel grid without voxels.
+
+    Parameters
+    ----------
+    shape : voxels per axis, array order, length 2 or 3
+    spacing_mm : voxel size per axis, array order, same length; 1.0 where the file does not say
+    affine : (4, 4) float64, voxel (x, y, z) to RAS+ mm; None for 2D pictures and unknown geometry
+    header : opaque bytes of the source file's header, kept so that outputs get back exactly what came in
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    affine: NDArray[np.float64] | None = None
+    header: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.shape) not in (2, 3) or len(self.shape) != len(self.spacing_mm):
+            raise ValueError(f"a grid has 2 or 3 axes with one spacing each, got {self.shape} and {self.spacing_mm}")
+        if any(n < 1 for n in self.shape):
+            raise ValueError(f"a grid has at least one voxel on every axis, got shape {self.shape}")
+        if not all(np.isfinite(s) and s > 0 for s in self.spacing_mm):
+            raise ValueError(f"spacing is positive and finite, got {self.spacing_mm}")
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.shape)
+
+    def corner_distance_voxels(self, other: Grid) -> float:
+        """Return how far apart the volume corners of two grids of equal shape are, in voxels of this grid.
+
+        Without affines only the spacings are compared (relative extent difference along the worst axis).
+        """
+        if self.affine is None or other.affine is None:
+            axes = zip(other.spacing_mm, self.spacing_mm, self.shape, strict=True)
+            return max(abs(a / b - 1) * n for a, b, n in axes)
+        size = np.array(self.shape[::-1], dtype=float) - 1
+        corners = np.array(np.meshgrid(*[(0.0, s) for s in size], indexing="ij")).reshape(3, -1)
+        homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
+        difference = ((other.affine - self.affine) @ homogeneous)[:3]
+        return float(np.linalg.norm(difference, axis=0).max() / min(self.spacing_mm))
+
+
+@dataclass(frozen=True, slots=True)
+class AxisMap:
+    """A reordering of spatial axes with flips, exact and invertible.
+
+    `order[i]` is the source axis that becomes axis i; `flip[i]` says whether axis i of the result is reversed.
+    """
+
+    order: tuple[int, ...]
+    flip: tuple[bool, ...]
+
+    @classmethod
+    def identity(cls, ndim: int) -> AxisMap:
+        """Return the map that changes nothing."""
+        return cls(tuple(range(ndim)), (False,) * ndim)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the map changes nothing."""
+        return self.order == tuple(range(len(self.order))) and not any(self.flip)
+
+    def inverse(self) -> AxisMap:
+        """Return the way back."""
+        back = tuple(int(i) for i in np.argsort(self.order))
+        return AxisMap(back, tuple(self.flip[i] for i in back))
+
+    def apply(self, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+        """Reorder the trailing spatial axes of `array` (leading axes are kept); returns a view."""
+        lead = array.ndim - len(self.order)
+        moved = array.transpose(*range(lead), *[lead + axis for axis in self.order])
+        index = tuple(slice(None, None, -1) if reverse else slice(None) for reverse in self.flip)
+        return moved[(slice(None),) * lead + index]
+
+    def permute(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """Reorder one value per axis (no sign is changed)."""
+        return tuple(values[axis] for axis in self.order)
+
+    def apply_grid(self, grid: Grid) -> Grid:
+        """Return the grid of ``apply(array)``; the affine keeps every voxel at its place in space."""
+        shape = tuple(grid.shape[axis] for axis in self.order)
+        affine = grid.affine
+        if affine is not None:
+            # Work in array order: columns reversed, then back to the x, y, z order of the affine.
+            columns = affine[:, :3][:, ::-1]
+            origin = affine[:, 3].copy()
+            moved = np.empty_like(columns)
+            for axis, (source, reverse) in enumerate(zip(self.order, self.flip, strict=True)):
+                step = columns[:, source]
+                moved[:, axis] = -step if reverse else step
+                if reverse:
+                    origin = origin + step * (grid.shape[source] - 1)
+            affine = np.column_stack([moved[:, ::-1], origin])
+        return replace(grid, shape=shape, spacing_mm=self.permute(grid.spacing_mm), affine=affine, header=None)
+
+
+def canonical_map(grid: Grid) -> AxisMap:
+    """Return the map that brings a grid to the closest canonical axes (RAS+, stored z, y, x).
+
+    Oblique volumes stay oblique: axes are only permuted and flipped. 2D pictures and grids without an affine are
+    returned as they are.
+    """
+    if grid.affine is None or grid.ndim != 3:
+        return AxisMap.identity(grid.ndim)
+    directions = grid.affine[:3, :3][:, ::-1] / np.asarray(grid.spacing_mm)  # columns in array order
+    order: list[int] = []
+    flip: list[bool] = []
+    remaining = [0, 1, 2]
+    strength = np.abs(directions)
+    choice: dict[int, int] = {}
+    for _ in range(3):  # strongest pairing of world axis and array axis first
+        world, axis = max(
+            ((w, a) for w in range(3) if w not in choice for a in remaining), key=lambda pair: strength[pair]
+        )
+        choice[world] = axis
+        remaining.remove(axis)
+    for world in (2, 1, 0):  # array order z, y, x
+        order.append(choice[world])
+        flip.append(bool(directions[world, choice[world]] < 0))
+    return AxisMap(tuple(order), tuple(flip))

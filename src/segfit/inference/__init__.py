@@ -1,0 +1,1 @@
+"""Prediction; knows nothing of training."""

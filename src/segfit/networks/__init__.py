@@ -1,0 +1,1 @@
+"""From a network specification to a module."""

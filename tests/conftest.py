@@ -1,0 +1,35 @@
+"""Options and fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+_SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", type=Path, default=_SHARED / "golden", help="folder of golden data")
+    parser.addoption("--data", type=Path, default=_SHARED / "data", help="folder of real datasets")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for marker, option in (("golden", "--golden"), ("real_data", "--data")):
+        folder: Path = config.getoption(option)
+        if not folder.is_dir():
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=f"no folder {folder} ({option})"))
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Path:
+    """The folder of golden data; tests that use it carry the marker `golden`."""
+    return Path(request.config.getoption("--golden"))
+
+
+@pytest.fixture(scope="session")
+def data(request: pytest.FixtureRequest) -> Path:
+    """The folder of real datasets; tests that use it carry the marker `real_data`."""
+    return Path(request.config.getoption("--data"))
