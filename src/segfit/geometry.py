@@ -12,20 +12,24 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AxisMap", "Grid", "canonical_map"]
+__all__ = ["MAX_CORNER_DISTANCE_VOXELS", "AxisMap", "Grid", "canonical_map", "is_invertible"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
+# Files of one case may differ by rounding in their headers; half a voxel is where voxels no longer correspond.
+MAX_CORNER_DISTANCE_VOXELS = 0.5
+_SMALLEST_DETERMINANT = 1e-4  # of unit axes: axes closer to one plane than this are no geometry
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A voxel grid without voxels.
+    """A voxel grid without voxels. Grids are equal when all four fields are.
 
     Parameters
     ----------
     shape : voxels per axis, array order, length 2 or 3
     spacing_mm : voxel size per axis, array order, same length; 1.0 where the file does not say
-    affine : (4, 4) float64, voxel (x, y, z) to RAS+ mm; None for 2D pictures and unknown geometry
+    affine : (4, 4) float64, voxel (x, y, z) to RAS+ mm, invertible; None for 2D grids and unknown geometry
     header : opaque bytes of the source file's header, kept so that outputs get back exactly what came in
     """
 
@@ -41,6 +45,22 @@ class Grid:
             raise ValueError(f"a grid has at least one voxel on every axis, got shape {self.shape}")
         if not all(np.isfinite(s) and s > 0 for s in self.spacing_mm):
             raise ValueError(f"spacing is positive and finite, got {self.spacing_mm}")
+        if self.affine is not None:
+            if len(self.shape) != 3 or self.affine.shape != (4, 4):
+                raise ValueError(f"an affine is 4x4 and belongs to 3 axes, got {self.affine.shape} and {self.shape}")
+            if not is_invertible(self.affine):
+                raise ValueError(f"the affine is not invertible: {self.affine.tolist()}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Grid):
+            return NotImplemented
+        if (self.affine is None) != (other.affine is None):
+            return False
+        same_place = self.affine is None or other.affine is None or np.array_equal(self.affine, other.affine)
+        same_size = self.shape == other.shape and self.spacing_mm == other.spacing_mm
+        return same_size and same_place and self.header == other.header
+
+    __hash__ = None  # type: ignore[assignment]  # holds an array
 
     @property
     def ndim(self) -> int:
@@ -60,6 +80,22 @@ class Grid:
         homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
         difference = ((other.affine - self.affine) @ homogeneous)[:3]
         return float(np.linalg.norm(difference, axis=0).max() / min(self.spacing_mm))
+
+    def mismatch(self, other: Grid) -> str:
+        """Say how `other` differs from this grid, or return an empty string where voxels lie on each other.
+
+        Shapes must be equal and corners within `MAX_CORNER_DISTANCE_VOXELS` of each other.
+        """
+        if self.shape != other.shape:
+            return f"its shape is {other.shape}, expected {self.shape} (array order)"
+        distance = self.corner_distance_voxels(other)
+        if distance <= MAX_CORNER_DISTANCE_VOXELS:
+            return ""
+        if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=1e-3):
+            return f"its spacing is {_numbers(other.spacing_mm)} mm, expected {_numbers(self.spacing_mm)} mm"
+        if canonical_map(self) != canonical_map(other):
+            return "its axes point elsewhere"
+        return f"it lies {distance:.1f} voxels away"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +152,20 @@ class AxisMap:
         return replace(grid, shape=shape, spacing_mm=self.permute(grid.spacing_mm), affine=affine, header=None)
 
 
+def is_invertible(affine: NDArray[np.float64]) -> bool:
+    """Return whether a (4, 4) matrix is finite and spans three dimensions."""
+    if not np.isfinite(affine).all():
+        return False
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not lengths.all():
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) > _SMALLEST_DETERMINANT)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
 def canonical_map(grid: Grid) -> AxisMap:
     """Return the map that brings a grid to the closest canonical axes (RAS+, stored z, y, x).
 
@@ -124,7 +174,8 @@ def canonical_map(grid: Grid) -> AxisMap:
     """
     if grid.affine is None or grid.ndim != 3:
         return AxisMap.identity(grid.ndim)
-    directions = grid.affine[:3, :3][:, ::-1] / np.asarray(grid.spacing_mm)  # columns in array order
+    columns = grid.affine[:3, :3][:, ::-1]  # in array order
+    directions = columns / np.linalg.norm(columns, axis=0)
     order: list[int] = []
     flip: list[bool] = []
     remaining = [0, 1, 2]

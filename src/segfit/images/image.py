@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.errors import InputError
 from segfit.geometry import AxisMap, Grid
 
-__all__ = ["Image"]
+__all__ = ["FileError", "Image", "reading"]
+
+
+class FileError(InputError):
+    """One image file is unusable; `problem` and `action` stand apart so that a table can show them."""
+
+    def __init__(self, path: Path, problem: str, action: str) -> None:
+        self.path, self.problem, self.action = path, problem, action
+        super().__init__(f"{path} {problem}; {action}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises on missing, truncated or foreign bytes into a `FileError`."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise FileError(path, "is missing", "add the file or correct its name") from None
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        raise FileError(path, f"cannot be read ({reason})", "copy or export it again, or remove the case") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,162 @@
+"""One way in and out for all formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from segfit.errors import InputError
+from segfit.geometry import AxisMap, Grid
+from segfit.images import nifti
+from segfit.images.formats import (
+    ENDINGS,
+    read_case,
+    read_grid,
+    read_image,
+    read_label,
+    split_ending,
+    write_labels,
+)
+from segfit.images.image import Image
+
+GRID = Grid((2, 3, 4), (3.0, 1.0, 1.0), np.diag([1.0, 1.0, 3.0, 1.0]))
+ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.nii.gz", ("a", ".nii.gz")),
+        ("a.b_0000.nii", ("a.b_0000", ".nii")),
+        ("A.PNG", ("A", ".PNG")),
+        ("a.tiff", ("a", ".tiff")),
+    ],
+)
+def test_endings(name: str, expected: tuple[str, str]) -> None:
+    assert split_ending(name) == expected
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a", ".nii.gz", "a.nii.g"])
+def test_unknown_endings_name_the_known_ones(name: str) -> None:
+    with pytest.raises(InputError, match=r"is not known.*; known are \.nii\.gz, \.nii, \.png"):
+        split_ending(name)
+    with pytest.raises(InputError, match=r"did you mean '\.tiff'"):
+        split_ending("a.tif2f")
+
+
+def test_channels_are_stacked_as_float32(tmp_path: Path) -> None:
+    nifti.write(tmp_path / "a_0000.nii.gz", ARRAY, GRID)
+    nifti.write(tmp_path / "a_0001.nii.gz", (ARRAY / 2).astype(np.float64), GRID)
+    image = read_case([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"])
+    assert image.array.dtype == np.float32
+    assert np.array_equal(image.array, np.stack([ARRAY, ARRAY / 2]))
+    assert image.grid == read_grid(tmp_path / "a_0000.nii.gz")
+    assert read_image(tmp_path / "a_0000.nii.gz").array.dtype == np.int16
+
+
+def test_channels_must_share_a_grid(tmp_path: Path) -> None:
+    first, second = tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"
+    nifti.write(first, ARRAY, GRID)
+    nifti.write(second, ARRAY[:, :, :3], Grid((2, 3, 3), GRID.spacing_mm, GRID.affine))
+    with pytest.raises(InputError) as caught:
+        read_case([first, second])
+    assert str(caught.value) == (
+        f"{second} does not fit a_0000.nii.gz: its shape is (2, 3, 3), expected (2, 3, 4) (array order); "
+        "resample it to that file's grid"
+    )
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    affine[2, 3] = 6
+    nifti.write(second, ARRAY, Grid(GRID.shape, GRID.spacing_mm, affine))
+    with pytest.raises(InputError, match=r"does not fit a_0000\.nii\.gz: it lies 6\.0 voxels away"):
+        read_case([first, second])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (np.uint8, (0, 255), np.int16),
+        (np.uint16, (0, 40000), np.int32),
+        (np.int16, (-1, 3), np.int16),
+        (np.float32, (0.0, 2.0), np.int16),
+        (np.float64, (0.0, 1e6), np.int32),
+    ],
+)
+def test_labels_are_integers(tmp_path: Path, dtype: Any, values: tuple[float, float], expected: Any) -> None:
+    array = np.zeros(GRID.shape, dtype)
+    array[0, 0, :2] = values
+    nifti.write(tmp_path / "a.nii.gz", array, GRID)
+    label = read_label(tmp_path / "a.nii.gz")
+    assert label.array.dtype == expected
+    assert label.array.shape == (1, *GRID.shape)
+    assert label.array[0, 0, 0, :3].tolist() == [*values, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.5, "holds 0.5 where labels must be integers; round it"),
+        (np.nan, "holds nan where labels must be integers"),
+        (np.inf, "holds inf where labels must be integers"),
+        (1e12, "holds the label value 1000000000000; number labels from 0"),
+    ],
+)
+def test_other_numbers_are_no_labels(tmp_path: Path, value: float, message: str) -> None:
+    array = np.ones(GRID.shape)
+    array[1, 2, 3] = value
+    nifti.write(tmp_path / "a.nii.gz", array, GRID)
+    with pytest.raises(InputError, match=message):
+        read_label(tmp_path / "a.nii.gz")
+
+
+def test_labels_have_one_channel_and_no_loss(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg"):
+        Pillow.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / name)
+    with pytest.raises(InputError, match=r"a.png has 3 channels; save labels as one channel"):
+        read_label(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.jpg is JPEG, which changes label values; save labels as .png"):
+        read_label(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"b.jpg would be JPEG, which changes label values; write .png instead"):
+        write_labels(tmp_path / "b.jpg", np.zeros((5, 6), np.uint8), Grid((5, 6), (1.0, 1.0)))
+
+
+@pytest.mark.parametrize("ending", [ending for ending, format_ in ENDINGS.items() if format_.write])
+@pytest.mark.parametrize(("highest", "dtype"), [(254, np.uint8), (255, np.uint16), (65535, np.uint16)])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_written_labels_come_back(tmp_path: Path, ending: str, highest: int, dtype: Any, ndim: int) -> None:
+    grid = GRID if ndim == 3 else Grid((3, 4), (1.0, 1.0))
+    labels = np.zeros(grid.shape, np.int64)
+    labels.flat[:2] = (highest, 1)
+    path = tmp_path / f"case{ending}"
+    if (ending in (".png", ".bmp") and ndim == 3) or (ending == ".bmp" and highest > 254):
+        with pytest.raises(InputError, match="cannot hold"):
+            write_labels(path, labels, grid)
+        assert not path.exists()
+        return
+    write_labels(path, labels, grid)
+    assert np.array_equal(read_label(path).array, labels[None])
+    assert read_image(path).array.dtype == dtype
+    assert read_grid(path).mismatch(grid) == ""
+
+
+def test_images_know_their_grid() -> None:
+    with pytest.raises(ValueError, match="does not fit its grid"):
+        Image(np.zeros((1, 2, 3)), Grid((2, 4), (1.0, 1.0)))
+    image = Image(ARRAY[None], GRID)
+    assert image.reoriented(AxisMap.identity(3)) is image
+    turned = image.reoriented(AxisMap((2, 1, 0), (True, False, False)))
+    assert np.array_equal(turned.array, ARRAY.transpose(2, 1, 0)[None, ::-1])
+    assert turned.grid.spacing_mm == (1.0, 1.0, 3.0)
+
+
+@pytest.mark.real_data
+def test_real_pairs_fit(data: Path) -> None:
+    root = data / "Dataset004_Hippocampus"
+    image = read_case([root / "imagesTr" / "hippocampus_001_0000.nii.gz"])
+    label = read_label(root / "labelsTr" / "hippocampus_001.nii.gz")
+    assert image.grid.mismatch(label.grid) == ""
+    assert image.array.shape == label.array.shape
+    assert np.unique(label.array).tolist() == [0, 1, 2]

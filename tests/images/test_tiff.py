@@ -1,0 +1,152 @@
+"""TIFF: pictures, stacks, channels, compressions, and the spacing beside a stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image as Pillow
+
+from segfit.files import write_json
+from segfit.geometry import Grid
+from segfit.images import tiff
+from segfit.images.image import FileError
+
+STACK = np.random.default_rng(0).integers(0, 60000, (4, 5, 6), np.uint16)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, ">u2"])
+def test_pictures(tmp_path: Path, dtype: Any) -> None:
+    grey = (STACK[0] % 200).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", grey)
+    image = tiff.read(tmp_path / "a.tif")
+    assert np.array_equal(image.array, grey[None])
+    assert image.array.dtype == np.dtype(dtype).newbyteorder("=")
+    assert image.grid == Grid((5, 6), (1.0, 1.0))
+    assert tiff.read_grid(tmp_path / "a.tif") == image.grid
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_colours_become_channels(tmp_path: Path, planar: Any) -> None:
+    channels = STACK[:3]
+    pixels = channels if planar == "separate" else channels.transpose(1, 2, 0)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", planarconfig=planar)
+    assert np.array_equal(tiff.read(tmp_path / "a.tif").array, channels)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "expected"),
+    [
+        ("ZYX", (4, 5, 6), (1, 4, 5, 6)),
+        ("TYX", (4, 5, 6), (1, 4, 5, 6)),
+        ("CYX", (3, 5, 6), (3, 5, 6)),
+        ("ZCYX", (4, 2, 5, 6), (2, 4, 5, 6)),
+        ("TZCYX", (1, 4, 2, 5, 6), (2, 4, 5, 6)),
+    ],
+)
+def test_axes_are_taken_by_name(tmp_path: Path, axes: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", metadata={"axes": axes})
+    image = tiff.read(tmp_path / "a.tif")
+    assert image.array.shape == expected
+    assert tiff.read_grid(tmp_path / "a.tif") == image.grid
+    if "ZC" in axes:
+        pixels = pixels.reshape(4, 2, 5, 6).transpose(1, 0, 2, 3)
+    assert np.array_equal(image.array.ravel(), pixels.ravel())
+
+
+def test_narrow_stacks_are_no_colours(tmp_path: Path) -> None:
+    stack = STACK[:, :, :3]
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    assert np.array_equal(tiff.read(tmp_path / "a.tif").array, stack[None])
+
+
+def test_too_many_axes(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 3, 5, 6), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", metadata={"axes": "TZYX"})
+    with pytest.raises(FileError, match=r"has the axes TZYX \(2x3x5x6\); save one 3D stack per channel"):
+        tiff.read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_compressions(tmp_path: Path, compression: str) -> None:
+    pages = [Pillow.fromarray(page) for page in STACK]
+    pages[0].save(tmp_path / "a.tif", compression=compression, save_all=True, append_images=pages[1:])
+    assert np.array_equal(tiff.read(tmp_path / "a.tif").array, STACK[None])
+    colour = (STACK[:3] % 256).astype(np.uint8).transpose(1, 2, 0)
+    Pillow.fromarray(colour).save(tmp_path / "b.tif", compression=compression)
+    assert np.array_equal(tiff.read(tmp_path / "b.tif").array, colour.transpose(2, 0, 1))
+
+
+def test_spacing_stands_beside_the_stack(tmp_path: Path) -> None:
+    for name in ("case_0000.tif", "case.tif"):
+        tifffile.imwrite(tmp_path / name, STACK, photometric="minisblack")
+        assert tiff.read_grid(tmp_path / name).spacing_mm == (1.0, 1.0, 1.0)
+    write_json(tmp_path / "case.json", {"spacing": [3, 0.5, 0.25]})
+    for name in ("case_0000.tif", "case.tif"):
+        assert tiff.read(tmp_path / name).grid == Grid((4, 5, 6), (3.0, 0.5, 0.25))
+
+
+@pytest.mark.parametrize("content", ['{"spacing": [3, 1]}', '{"spacing": [3, 1, 0]}', '{"spacing": "3"}', "[3, 1, 1]"])
+def test_wrong_spacing_files_are_explained(tmp_path: Path, content: str) -> None:
+    tifffile.imwrite(tmp_path / "case_0000.tif", STACK, photometric="minisblack")
+    (tmp_path / "case.json").write_text(content)
+    with pytest.raises(FileError, match=r'case.json must hold {"spacing": \[z, y, x\]} with positive numbers, got'):
+        tiff.read(tmp_path / "case_0000.tif")
+    (tmp_path / "case.json").write_text("{")
+    with pytest.raises(FileError, match=r"case\.json is not valid JSON; write"):
+        tiff.read(tmp_path / "case_0000.tif")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_written_labels_come_back(tmp_path: Path, dtype: Any) -> None:
+    labels = (STACK % 200).astype(dtype)[:, :, :3]
+    grid = Grid(labels.shape, (3.0, 0.5, 0.25))
+    tiff.write(tmp_path / "case.tif", labels, grid)
+    back = tiff.read(tmp_path / "case.tif")
+    assert np.array_equal(back.array, labels[None])
+    assert back.array.dtype == dtype
+    assert back.grid == grid
+    tiff.write(tmp_path / "flat.tif", labels[0], Grid(labels.shape[1:], (1.0, 1.0)))
+    assert np.array_equal(tiff.read(tmp_path / "flat.tif").array, labels[:1])
+    assert not (tmp_path / "flat.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"", "is empty"), (b"no tiff at all", "cannot be read ("), (b"II*\0", "cannot be read (")]
+)
+def test_broken_files_are_explained(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(FileError) as caught:
+        tiff.read(tmp_path / "a.tif")
+    assert caught.value.problem.startswith(problem)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("form", ["plain", "big", "imagej", "zlib", "pages"])
+def test_a_cut_stack_never_loses_slices_quietly(tmp_path: Path, form: str, share: float) -> None:
+    """Decoders hand out the pages before the cut without an error."""
+    path = tmp_path / "a.tif"
+    if form == "pages":
+        pages = [Pillow.fromarray(page) for page in STACK]
+        pages[0].save(path, compression="tiff_lzw", save_all=True, append_images=pages[1:])
+    else:
+        arguments: dict[str, Any] = {
+            "plain": {"photometric": "minisblack"},
+            "big": {"photometric": "minisblack", "bigtiff": True},
+            "imagej": {"imagej": True, "metadata": {"axes": "ZYX"}},
+            "zlib": {"photometric": "minisblack", "compression": "zlib"},
+        }[form]
+        tifffile.imwrite(path, STACK, **arguments)
+    assert np.array_equal(tiff.read(path).array, STACK[None])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    try:
+        cut = tiff.read(path).array
+    except FileError:
+        return
+    assert share == 0.999  # what was lost is padding behind the last page
+    assert np.array_equal(cut, STACK[None])

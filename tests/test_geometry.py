@@ -1,0 +1,191 @@
+"""Grids and axis maps: every voxel keeps its place in space, and every way has a way back."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import hypothesis.strategies as st
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from segfit.geometry import AxisMap, Grid, canonical_map, is_invertible
+
+MAPS = [AxisMap(order, flip) for order in permutations(range(3)) for flip in product((False, True), repeat=3)]
+
+maps = st.sampled_from(MAPS)
+shapes = st.tuples(*[st.integers(1, 5)] * 3)
+spacings = st.tuples(*[st.floats(0.2, 6.0)] * 3)
+angles = st.tuples(*[st.floats(-0.4, 0.4)] * 3)  # radians: together clearly closer to the old axes than to others
+origins = st.tuples(*[st.floats(-200, 200)] * 3)
+
+
+def rotation(radians: tuple[float, float, float]) -> np.ndarray:
+    result = np.eye(3)
+    for axis, angle in enumerate(radians):
+        i, j = [a for a in range(3) if a != axis]
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        result = result @ turn
+    return result
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    """Grids close to canonical axes, oblique, with random spacing and origin."""
+    spacing = draw(spacings)
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(draw(angles)) * np.array(spacing[::-1])
+    affine[:3, 3] = draw(origins)
+    return Grid(draw(shapes), spacing, affine)
+
+
+def positions(grid: Grid) -> np.ndarray:
+    """World position of every voxel, (3, z, y, x)."""
+    assert grid.affine is not None
+    z, y, x = np.indices(grid.shape)
+    homogeneous = np.stack([x, y, z, np.ones_like(x)]).astype(float)
+    return np.tensordot(grid.affine, homogeneous, axes=1)[:3]
+
+
+@settings(deadline=None)
+@given(maps, shapes)
+def test_inverse_brings_every_array_back(axes: AxisMap, shape: tuple[int, ...]) -> None:
+    array = np.arange(2 * np.prod(shape)).reshape(2, *shape)
+    assert np.array_equal(axes.inverse().apply(axes.apply(array)), array)
+    assert np.array_equal(axes.apply(axes.inverse().apply(array)), array)
+    assert axes.inverse().inverse() == axes
+
+
+@settings(deadline=None)
+@given(maps, grids())
+def test_grid_follows_array_so_that_no_voxel_moves(axes: AxisMap, grid: Grid) -> None:
+    mapped = axes.apply_grid(grid)
+    np.testing.assert_allclose(positions(mapped), axes.apply(positions(grid)), atol=1e-9)
+    assert mapped.shape == axes.apply(np.empty(grid.shape)).shape
+    assert mapped.spacing_mm == axes.permute(grid.spacing_mm)
+
+
+@settings(deadline=None)
+@given(maps, grids())
+def test_grid_comes_back(axes: AxisMap, grid: Grid) -> None:
+    back = axes.inverse().apply_grid(axes.apply_grid(grid))
+    assert (back.shape, back.spacing_mm) == (grid.shape, grid.spacing_mm)
+    np.testing.assert_allclose(back.affine, grid.affine, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(grids())
+def test_all_48_orientations_canonicalise_to_the_same_array(grid: Grid) -> None:
+    assert canonical_map(grid).is_identity
+    array = np.arange(np.prod(grid.shape)).reshape(1, *grid.shape)
+    for axes in MAPS:
+        stored, stored_grid = axes.apply(array), axes.apply_grid(grid)
+        back = canonical_map(stored_grid)
+        assert np.array_equal(back.apply(stored), array)
+        np.testing.assert_allclose(back.apply_grid(stored_grid).affine, grid.affine, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(maps, grids())
+def test_canonical_axes_are_those_of_nibabel(axes: AxisMap, grid: Grid) -> None:
+    stored = axes.apply_grid(grid)
+    array = np.arange(np.prod(grid.shape), dtype=np.int32).reshape(grid.shape)
+    theirs = nibabel.as_closest_canonical(nibabel.Nifti1Image(axes.apply(array).T, stored.affine))
+    assert np.array_equal(np.asarray(theirs.dataobj).T, canonical_map(stored).apply(axes.apply(array)))
+
+
+def test_canonical_map_by_hand() -> None:
+    # Voxel x runs to the left, voxel y up, voxel z to the front: only x is flipped, y and z are swapped.
+    affine = np.array([[-1.0, 0, 0, 10], [0, 0, 2.0, 20], [0, 3.0, 0, 30], [0, 0, 0, 1]])
+    grid = Grid((4, 5, 6), (2.0, 3.0, 1.0), affine)  # array axes: front, up, left
+    axes = canonical_map(grid)
+    assert axes == AxisMap((1, 0, 2), (False, False, True))
+    mapped = axes.apply_grid(grid)
+    assert mapped.shape == (5, 4, 6)
+    assert mapped.spacing_mm == (3.0, 2.0, 1.0)
+    np.testing.assert_allclose(mapped.affine, [[1, 0, 0, 5], [0, 2, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1]])
+
+
+def test_canonical_map_looks_at_directions_not_at_lengths() -> None:
+    # Spacing in the header disagrees with the affine by far; the axes still decide.
+    grid = Grid((4, 5, 6), (100.0, 0.01, 1.0), np.diag([1.0, -1.0, 1.0, 1.0]))
+    assert canonical_map(grid) == AxisMap((0, 1, 2), (False, True, False))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6)])
+def test_unknown_geometry_stays(shape: tuple[int, ...]) -> None:
+    grid = Grid(shape, (1.0,) * len(shape))
+    assert canonical_map(grid) == AxisMap.identity(len(shape))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((4,), (1.0,)), "2 or 3 axes"),
+        (((4, 5), (1.0, 1.0, 1.0)), "2 or 3 axes"),
+        (((4, 0), (1.0, 1.0)), "at least one voxel"),
+        (((4, 5), (1.0, 0.0)), "positive and finite"),
+        (((4, 5), (1.0, float("nan"))), "positive and finite"),
+        (((4, 5), (1.0, 1.0), np.eye(4)), "belongs to 3 axes"),
+        (((4, 5, 6), (1.0, 1.0, 1.0), np.eye(3)), "belongs to 3 axes"),
+        (((4, 5, 6), (1.0, 1.0, 1.0), np.diag([1.0, 0, 1, 1])), "not invertible"),
+        (((4, 5, 6), (1.0, 1.0, 1.0), np.diag([1.0, np.nan, 1, 1])), "not invertible"),
+    ],
+)
+def test_impossible_grids_are_refused(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grid(*arguments)  # type: ignore[arg-type]
+
+
+def test_invertible_means_three_dimensions() -> None:
+    assert is_invertible(np.diag([1e-3, 1e3, 1.0, 1.0]))
+    flat = np.eye(4)
+    flat[:3, 2] = flat[:3, 0] + flat[:3, 1]
+    assert not is_invertible(flat)
+
+
+def test_equal_grids_are_equal() -> None:
+    grid = Grid((2, 3, 4), (1.0, 1.0, 2.0), np.eye(4), b"x")
+    assert grid == Grid((2, 3, 4), (1.0, 1.0, 2.0), np.eye(4), b"x")
+    assert grid != Grid((2, 3, 4), (1.0, 1.0, 2.0), 2 * np.eye(4), b"x")
+    assert grid != Grid((2, 3, 4), (1.0, 1.0, 2.0), None, b"x")
+    assert grid != Grid((2, 3, 4), (1.0, 1.0, 2.0), np.eye(4), b"y")
+
+
+def moved(grid: Grid, mm: float) -> Grid:
+    assert grid.affine is not None
+    affine = grid.affine.copy()
+    affine[0, 3] += mm
+    return Grid(grid.shape, grid.spacing_mm, affine)
+
+
+def test_corner_distance_is_in_voxels() -> None:
+    grid = Grid((5, 5, 11), (2.0, 2.0, 2.0), np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert grid.corner_distance_voxels(grid) == 0
+    assert grid.corner_distance_voxels(moved(grid, 3.0)) == pytest.approx(1.5)
+    wider = Grid((5, 5, 11), (2.0, 2.0, 2.2), np.diag([2.2, 2.0, 2.0, 1.0]))
+    assert grid.corner_distance_voxels(wider) == pytest.approx(1.0)  # 10 steps of 0.2 mm
+    # Without affines: the extent of 11 voxels is 10 % longer.
+    plain = Grid((5, 5, 11), (2.0, 2.0, 2.0))
+    assert plain.corner_distance_voxels(Grid((5, 5, 11), (2.0, 2.0, 2.2))) == pytest.approx(1.1)
+
+
+def test_mismatch_says_what_differs() -> None:
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    grid = Grid((4, 10, 10), (3.0, 1.0, 1.0), affine)
+    assert grid.mismatch(grid) == ""
+    assert grid.mismatch(moved(grid, 0.4)) == ""
+    assert grid.mismatch(Grid((4, 10, 10), (3.0, 1.0, 1.0))) == ""  # nothing to compare with but the spacing
+    assert grid.mismatch(moved(grid, 7.5)) == "it lies 7.5 voxels away"
+    assert grid.mismatch(Grid((4, 10, 9), (3.0, 1.0, 1.0), affine)) == (
+        "its shape is (4, 10, 9), expected (4, 10, 10) (array order)"
+    )
+    assert grid.mismatch(Grid((4, 10, 10), (5.0, 1.0, 1.0), np.diag([1.0, 1.0, 5.0, 1.0]))) == (
+        "its spacing is (5, 1, 1) mm, expected (3, 1, 1) mm"
+    )
+    assert grid.mismatch(Grid((4, 10, 10), (3.0, 1.0, 1.0), np.diag([-1.0, 1.0, 3.0, 1.0]))) == (
+        "its axes point elsewhere"
+    )
