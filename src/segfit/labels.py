@@ -61,6 +61,8 @@ class LabelScheme(Record):
             if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
                 raise InputError(f'label "{name}" must be an integer or a list of integers, got {value!r}')
             targets.append(Target(name=name, values=values))
+        if all(set(target.values) == {0} for target in targets):
+            raise InputError('"labels" must declare at least one structure besides "background"')
         highest = max(v for target in targets for v in target.values)
         if ignore is not None and ignore != highest + 1:
             raise InputError(f'the label "ignore" must be the highest value + 1 = {highest + 1}, got {ignore}')
@@ -73,7 +75,17 @@ class LabelScheme(Record):
                 raise InputError(
                     f'"regions_class_order" must list one value for each of the {len(foreground)} regions, got {got}'
                 )
-            order = tuple(int(v) for v in regions_class_order)
+            declared = {v for target in targets for v in target.values}
+            unknown = [v for v in regions_class_order if isinstance(v, bool) or v not in declared]
+            if unknown:
+                raise InputError(f'"regions_class_order" must list declared label values, got {unknown[0]!r}')
+            order = tuple(regions_class_order)
+        else:
+            owner: dict[int, str] = {}
+            for target in targets:
+                first = owner.setdefault(target.values[0], target.name)
+                if first != target.name:
+                    raise InputError(f'labels "{first}" and "{target.name}" share the value {target.values[0]}')
         scheme = cls(labels=tuple(targets), region_order=order, ignore_value=ignore)
         values = scheme.all_values + ((ignore,) if ignore is not None else ())
         if values != tuple(range(len(values))):

@@ -1,0 +1,284 @@
+"""Every fault of the content is found, named with its case, and all of them in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from dataset_builder import SHAPE, a_label, build, edit, write_volume
+
+from segfit.dataset.checks import check_dataset, require_usable
+from segfit.dataset.layouts import open_dataset
+from segfit.errors import DatasetError, Problem
+from segfit.files import write_json
+
+FATAL, WARNING = True, False
+
+
+def image(array: np.ndarray | None = None, **geometry: float) -> Callable[[Path], None]:
+    """Replace the second channel of case b."""
+    return lambda root: write_volume(root / "imagesTr" / "b_0001.nii.gz", array, **geometry)
+
+
+def label(array: np.ndarray, **geometry: float) -> Callable[[Path], None]:
+    """Replace the label of case b."""
+    return lambda root: write_volume(root / "labelsTr" / "b.nii.gz", array, **geometry)
+
+
+def cut(name: str, length: int) -> Callable[[Path], None]:
+    return lambda root: (root / name).write_bytes((root / name).read_bytes()[:length]) and None
+
+
+def with_values(*values: float) -> np.ndarray:
+    array = np.arange(24, dtype=np.float32).reshape(SHAPE)
+    array.flat[: len(values)] = values
+    return array
+
+
+FIT = "resample it to that image, or copy that image's header if the voxels already correspond"
+FAULTS: list[tuple[Callable[[Path], None], str, str, bool]] = [
+    (cut("imagesTr/b_0001.nii.gz", 50), "b_0001.nii.gz cannot be read (Compressed file ended", "copy or export", FATAL),
+    (cut("imagesTr/b_0001.nii.gz", 0), "b_0001.nii.gz is empty", "copy or export it again", FATAL),
+    (cut("labelsTr/b.nii.gz", 50), "b.nii.gz cannot be read (Compressed file ended", "copy or export", FATAL),
+    (image(with_values(np.nan)), "b_0001.nii.gz has 1 NaN or infinite voxel", "replace them by", FATAL),
+    (image(with_values(np.inf, np.nan)), "b_0001.nii.gz has 2 NaN or infinite voxels", "replace them by", FATAL),
+    (
+        image(np.full(SHAPE, 7, np.int16)),
+        "b_0001.nii.gz is constant: every voxel is 7",
+        "look at the image; remove the case if it is empty",
+        WARNING,
+    ),
+    (
+        image(np.arange(30, dtype=np.int16).reshape(2, 3, 5)),
+        "b_0001.nii.gz does not fit b_0000.nii.gz: its shape is (2, 3, 5), expected (2, 3, 4) (array order)",
+        FIT,
+        FATAL,
+    ),
+    (image(shift=4.0), "b_0001.nii.gz does not fit b_0000.nii.gz: it lies 4.0 voxels away", FIT, FATAL),
+    (
+        image(spacing=1.5),
+        "b_0001.nii.gz does not fit b_0000.nii.gz: its spacing is (1.5, 1.5, 1.5) mm, expected (1, 1, 1) mm",
+        FIT,
+        FATAL,
+    ),
+    (
+        label(a_label(1).reshape(2, 4, 3)),
+        "b.nii.gz does not fit b_0000.nii.gz: its shape is (2, 4, 3), expected (2, 3, 4) (array order)",
+        FIT,
+        FATAL,
+    ),
+    (label(a_label(1), shift=-2.0), "b.nii.gz does not fit b_0000.nii.gz: it lies 2.0 voxels away", FIT, FATAL),
+    (
+        label(a_label(1, 5, 9)),
+        "b.nii.gz holds the undeclared values 5, 9; declared are 0, 1, 2",
+        'correct the label or declare the value in "labels"',
+        FATAL,
+    ),
+    (
+        label(a_label(1, 2).astype(np.int16) - 1),
+        "b.nii.gz holds the undeclared value -1; declared are 0, 1, 2",
+        'correct the label or declare the value in "labels"',
+        FATAL,
+    ),
+    (
+        label(np.arange(24).reshape(SHAPE).astype(np.uint8)),
+        "b.nii.gz holds the undeclared values 3, 4, 5, 6, 7, 8, 9, 10, ...; declared are 0, 1, 2",
+        'correct the label or declare the value in "labels"',
+        FATAL,
+    ),
+    (
+        label(a_label(1).astype(np.float32) / 4),
+        "b.nii.gz holds 0.25 where labels must be integers",
+        "round it or export it again",
+        FATAL,
+    ),
+    (label(a_label()), "b.nii.gz is empty: no structure is labelled", "nothing if that is right", WARNING),
+]
+
+
+def test_a_good_dataset_has_no_problems(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    assert check_dataset(open_dataset(root)) == ()
+    assert check_dataset(root, workers=1) == ()
+    require_usable(())
+
+
+@pytest.mark.parametrize(("spoil", "problem", "action", "fatal"), FAULTS)
+def test_faults_are_explained(
+    tmp_path: Path, spoil: Callable[[Path], None], problem: str, action: str, fatal: bool
+) -> None:
+    root = build(tmp_path)
+    spoil(root)
+    problems = check_dataset(open_dataset(root))
+    assert len(problems) == 1, problems
+    assert problems[0].case == "b"
+    assert problems[0].problem.startswith(problem)
+    assert problems[0].action.startswith(action)
+    assert problems[0].fatal == fatal
+    if fatal:
+        with pytest.raises(DatasetError, match=r"^b: "):
+            require_usable(problems)
+    else:
+        require_usable(problems)
+
+
+def test_one_table_for_structure_and_content(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    (root / "labelsTr" / "a.nii.gz").unlink()
+    (root / "imagesTr" / "d_0000.nii.gz").unlink()
+    write_volume(root / "imagesTr" / "a_0001.nii.gz", with_values(np.nan))
+    write_volume(root / "labelsTr" / "c.nii.gz", a_label(1, 3))
+    edit(root, numTraining=9)
+    problems = check_dataset(root)
+    assert [(item.case, item.fatal) for item in problems] == [
+        ("a", FATAL),  # no label
+        ("d", FATAL),  # no first channel, and nothing else is said about it
+        ("dataset", WARNING),  # numTraining
+        ("a", FATAL),  # NaN
+        ("c", FATAL),  # undeclared value
+    ]
+    with pytest.raises(DatasetError) as caught:
+        require_usable(problems)
+    assert caught.value.problems == tuple(item for item in problems if item.fatal)
+    with pytest.raises(DatasetError):
+        open_dataset(root)
+
+
+def test_missing_listed_files_are_said_once(tmp_path: Path) -> None:
+    root = build(tmp_path, channels=1)
+    entries = {
+        case: {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"} for case in "abcde"
+    }
+    edit(root, dataset=entries)
+    (root / "imagesTr" / "a_0000.nii.gz").unlink()
+    problems = check_dataset(root)
+    assert [(item.case, "a_0000.nii.gz is missing" in item.problem) for item in problems] == [("a", True)]
+
+
+def test_an_unusable_declaration_is_reported_alone(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    edit(root, labels={"background": 0})
+    problems = check_dataset(root)
+    assert [item.problem for item in problems] == [
+        'in dataset.json, "labels" must declare at least one structure besides "background"'
+    ]
+
+
+@pytest.mark.parametrize(("cases", "text"), [(1, "1 training case, 5 or more"), (4, "4 training cases, 5 or more")])
+def test_few_cases_are_a_warning(tmp_path: Path, cases: int, text: str) -> None:
+    problems = check_dataset(build(tmp_path, cases=cases))
+    assert len(problems) == 1
+    assert problems[0].problem == f"{text} are needed for five folds"
+    require_usable(problems)
+
+
+def test_no_cases_are_fatal(tmp_path: Path) -> None:
+    root = build(tmp_path, cases=0)
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir()
+    problems = check_dataset(root)
+    assert [item.problem for item in problems if item.fatal] == ["imagesTr holds no .nii.gz image"]
+
+
+def test_structures_that_never_occur_are_a_warning(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    for case in "abcde":
+        write_volume(root / "labelsTr" / f"{case}.nii.gz", a_label(1))
+    assert check_dataset(root) == (
+        Problem(
+            "dataset",
+            'the structure "lesion" occurs in no label file',
+            'correct its value in "labels" or remove it',
+            WARNING,
+        ),
+    )
+
+
+def test_the_ignore_label_is_declared_but_is_no_structure(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    edit(root, labels={"background": 0, "organ": 1, "lesion": 2, "ignore": 3})
+    write_volume(root / "labelsTr" / "a.nii.gz", a_label(1, 3))
+    write_volume(root / "labelsTr" / "b.nii.gz", a_label(3))
+    assert [(item.case, item.problem) for item in check_dataset(root)] == [
+        ("b", "b.nii.gz is empty: no structure is labelled")
+    ]
+
+
+def test_test_cases_only_warn(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    for channel in range(2):
+        write_volume(root / "imagesTs" / f"a_{channel:04d}.nii.gz")  # the same name as a training case
+    write_volume(root / "labelsTs" / "a.nii.gz", a_label(4))
+    assert [(item.case, item.problem, item.fatal) for item in check_dataset(root)] == [
+        ("a", "test case: a.nii.gz holds the undeclared value 4; declared are 0, 1, 2", WARNING)
+    ]
+
+
+def tiff_dataset(root: Path, shapes: list[tuple[int, ...]], channels: int = 1) -> Path:
+    """Write TIFF cases a, b, ... of the given image shapes."""
+    for case, shape in zip("abcdefg", shapes, strict=False):
+        for folder, name in (("imagesTr", f"{case}_0000.tif"), ("labelsTr", f"{case}.tif")):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            pixels = np.arange(np.prod(shape)).reshape(shape) % (200 if "images" in folder else 2)
+            tifffile.imwrite(root / folder / name, pixels.astype(np.uint8), photometric="minisblack")
+            if len(shape) == 3:
+                write_json(root / folder / f"{case}.json", {"spacing": [2, 1, 1]})
+    declaration = {
+        "channel_names": {str(i): f"c{i}" for i in range(channels)},
+        "labels": {"background": 0, "cell": 1},
+        "numTraining": len(shapes),
+        "file_ending": ".tif",
+    }
+    write_json(root / "dataset.json", declaration)
+    return root
+
+
+def test_flat_and_deep_images_do_not_mix(tmp_path: Path) -> None:
+    problems = check_dataset(tiff_dataset(tmp_path, [(4, 5)] * 4 + [(3, 4, 5)]))
+    assert [(item.problem, item.fatal) for item in problems] == [
+        ("4 cases are 2D and 1 are 3D (first 3D case: e)", FATAL)
+    ]
+
+
+def test_channels_are_counted_in_the_files(tmp_path: Path) -> None:
+    problems = check_dataset(tiff_dataset(tmp_path, [(4, 5)] * 5, channels=3))
+    assert [item.problem for item in problems] == [
+        f"{case}_0000.tif: 1 channels in all, dataset.json names 3" for case in "abcde"
+    ]
+
+
+def test_stacks_without_spacing_are_a_warning(tmp_path: Path) -> None:
+    root = tiff_dataset(tmp_path, [(3, 4, 5)] * 5)
+    (root / "imagesTr" / "c.json").unlink()
+    problems = check_dataset(root)
+    assert [(item.problem, item.fatal) for item in problems if "spacing file" in item.problem] == [
+        ("c_0000.tif has no spacing file c.json beside it, voxels are taken as 1 mm cubes", WARNING)
+    ]
+
+
+def test_progress_counts_the_cases(tmp_path: Path) -> None:
+    from contextlib import contextmanager
+
+    seen: list[str] = []
+
+    class Task:
+        def advance(self, amount: float = 1.0, note: str = "") -> None:
+            seen.append(note)
+
+    class Progress:
+        @contextmanager
+        def task(self, description: str, total: float):  # type: ignore[no-untyped-def]
+            assert (description, total) == ("Checking cases", 5)
+            yield Task()
+
+    check_dataset(build(tmp_path), progress=Progress())  # type: ignore[arg-type]
+    assert sorted(seen) == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.real_data
+def test_real_data_are_clean(data: Path) -> None:
+    assert check_dataset(data / "Dataset120_Nuclei") == ()
+    assert check_dataset(data / "Dataset004_Hippocampus") == ()

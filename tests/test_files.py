@@ -1,0 +1,124 @@
+"""Files appear whole or not at all, and documents say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from segfit.errors import InputError
+from segfit.files import (
+    Document,
+    Record,
+    content_hash,
+    hash_file,
+    read_json,
+    remove_leftovers,
+    write_bytes,
+    write_file,
+    write_json,
+    write_text,
+)
+
+
+class Inner(Record):
+    size: int
+
+
+class Paper(Document):
+    SCHEMA = 3
+    schema_version: int = 3
+    title: str
+    inner: Inner
+
+
+PAPER = Paper(title="phantom", inner=Inner(size=2))
+
+
+def test_write_and_read(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b.txt", "grün")
+    assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "grün"
+    write_bytes(tmp_path / "c", b"\x00\x01")
+    assert (tmp_path / "c").read_bytes() == b"\x00\x01"
+    write_json(tmp_path / "d.json", {"z": [1, 2.5], "a": None})
+    assert read_json(tmp_path / "d.json") == {"z": [1, 2.5], "a": None}
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    write_bytes(path, b"old")
+
+    def fill(handle: BinaryIO) -> None:
+        handle.write(b"half of the n")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_file(path, fill)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+def test_nan_is_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".partial-xyz.json").write_text("half")
+    (tmp_path / "whole.json").write_text("{}")
+    remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["whole.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "a.json is missing"), (b"{", "not valid JSON"), (b"\xff\xfe", "not valid JSON")]
+)
+def test_unreadable_json(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_json(tmp_path / "a.json")
+
+
+def test_hashes() -> None:
+    assert content_hash({"a": 1, "b": [2, 3]}) == content_hash({"b": [2, 3], "a": 1})
+    assert content_hash({"a": 1}) != content_hash({"a": 2})
+    assert len(content_hash(None)) == 16
+    assert Inner(size=1).content_hash() != Inner(size=2).content_hash()
+
+
+def test_hash_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    assert hash_file(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_document_round_trip(tmp_path: Path) -> None:
+    PAPER.save(tmp_path / "paper.json")
+    assert Paper.load(tmp_path / "paper.json") == PAPER
+    assert json.loads((tmp_path / "paper.json").read_text())["schema_version"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "is not a segfit paper file: it has no schema_version"),
+        ({"title": "x"}, "is not a segfit paper file"),
+        ({"schema_version": 4}, r"written by a newer segfit \(schema 4, this one reads 3\); update segfit"),
+        ({"schema_version": 3, "title": "x", "inner": {"size": "big"}}, "damaged at inner.size: .* delete it"),
+        ({"schema_version": 3, "title": "x", "inner": {"size": 1}, "colour": 1}, "damaged at colour"),
+    ],
+)
+def test_damaged_documents_are_explained(tmp_path: Path, content: object, message: str) -> None:
+    write_json(tmp_path / "paper.json", content)
+    with pytest.raises(InputError, match=message):
+        Paper.load(tmp_path / "paper.json")
+
+
+def test_records_are_frozen_and_strict() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Inner(size=1).size = 2  # type: ignore[misc]
+    with pytest.raises(ValueError, match="Extra inputs"):
+        Inner(size=1, weight=2)  # type: ignore[call-arg]
