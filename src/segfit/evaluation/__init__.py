@@ -1,1 +1,1 @@
-"""Metrics and their summaries."""
+"""Metrics of label maps and their summaries."""

@@ -1,1 +1,1 @@
-"""Choosing what is handed over."""
+"""Choosing what is handed over: the best configuration or ensemble, and its post-processing."""

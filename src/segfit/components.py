@@ -1,0 +1,86 @@
+"""Connected components of label maps, and the post-processing steps made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.files import Record
+
+__all__ = ["Box", "Boxes", "PostprocessingStep", "apply_steps", "keep_largest", "label_boxes", "strays"]
+
+_Label = TypeVar("_Label", bound=np.generic)
+Box = tuple[slice, ...]
+Boxes = Sequence[Box | None]  # by value - 1
+
+
+class PostprocessingStep(Record):
+    """One change of a finished label map, found useful in cross-validation."""
+
+    kind: Literal["keep_largest"] = "keep_largest"
+    values: tuple[int, ...]  # label values whose union is looked at
+    text: str  # for readers, e.g. "keep only the largest connected component of liver"
+
+
+def apply_steps(labels: NDArray[_Label], steps: Sequence[PostprocessingStep]) -> NDArray[_Label]:
+    """Apply the steps in order; `labels` is an integer label map ``(z, y, x)`` or ``(y, x)`` and is not changed."""
+    for step in steps:
+        labels = keep_largest(labels, step.values)
+    return labels
+
+
+def keep_largest(labels: NDArray[_Label], values: Sequence[int]) -> NDArray[_Label]:
+    """Keep the largest connected component of the voxels with one of `values` (above 0), set the others of them to 0.
+
+    Voxels that share a corner are connected (26 neighbours in 3D, 8 in 2D). Equally large components are all kept,
+    other values are left alone. Returns `labels` itself if there is nothing to remove, else a changed copy.
+    """
+    found = strays(labels, values)
+    if found is None:
+        return labels
+    box, mask = found
+    result = labels.copy()
+    result[box][mask] = 0
+    return result
+
+
+def label_boxes(labels: NDArray[Any]) -> Boxes:
+    """Return the bounding box of every value from 1 to the highest, None for those that do not occur, in one pass."""
+    from scipy import ndimage
+
+    return ndimage.find_objects(labels)
+
+
+def strays(
+    labels: NDArray[Any], values: Sequence[int], boxes: Boxes | None = None
+) -> tuple[Box, NDArray[np.bool_]] | None:
+    """Return the voxels that `keep_largest` removes: a box and a mask of its shape; None if there are none.
+
+    Only the box around the values is looked at; `boxes` (of `label_boxes`) saves finding it anew for every value.
+    """
+    import cc3d
+
+    boxes = label_boxes(labels) if boxes is None else boxes
+    parts = [box for value in values if 0 < value <= len(boxes) and (box := boxes[value - 1]) is not None]
+    if not parts:
+        return None
+    box = tuple(
+        slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*parts, strict=True)
+    )
+    inside = labels[box]
+    mask: NDArray[np.bool_] = inside == values[0] if len(values) == 1 else np.isin(inside, np.asarray(values))
+    # As uint8 on purpose: for Booleans (and with binary_image=True) cc3d 4.1 labels rows of a single voxel's thickness
+    # wrongly or raises.
+    components, count = cc3d.connected_components(
+        np.ascontiguousarray(mask, dtype=np.uint8), connectivity=26 if labels.ndim == 3 else 8, return_N=True
+    )
+    if count == 1:
+        return None
+    sizes = np.bincount(components.reshape(-1), minlength=count + 1)
+    sizes[0] = 0  # the background is no component
+    small = sizes < sizes.max()
+    small[0] = False
+    return (box, small[components]) if small.any() else None

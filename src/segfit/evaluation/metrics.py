@@ -1,0 +1,112 @@
+"""Overlap of a predicted and a reference label map, per structure.
+
+Everything is read off one joint histogram of reference and predicted values, so the cost is one pass over the voxels
+however many structures there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.errors import InputError
+from segfit.files import Record
+from segfit.labels import LabelScheme, Target
+
+__all__ = ["Scores", "case_metrics", "joint_histogram", "scores_from_histogram"]
+
+# Voxels per block of the histogram: its temporaries stay in the processor's cache.
+_BLOCK = 1 << 18
+
+
+class Scores(Record):
+    """Agreement in one structure of one case, in voxels. `dice` and `iou` are None where both masks are empty."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+    n_pred: int
+    n_ref: int
+    dice: float | None
+    iou: float | None
+
+    @classmethod
+    def from_counts(cls, tp: int, fp: int, fn: int, tn: int) -> Scores:
+        """Derive the remaining values: Dice = 2TP / (2TP + FP + FN), IoU = TP / (TP + FP + FN)."""
+        union = tp + fp + fn
+        return cls(
+            tp=tp,
+            fp=fp,
+            fn=fn,
+            tn=tn,
+            n_pred=tp + fp,
+            n_ref=tp + fn,
+            dice=2 * tp / (union + tp) if union else None,
+            iou=tp / union if union else None,
+        )
+
+
+def case_metrics(prediction: NDArray[Any], reference: NDArray[Any], scheme: LabelScheme) -> dict[str, Scores]:
+    """Score a prediction against its reference, by name of the structure.
+
+    Parameters
+    ----------
+    prediction, reference : integer label maps of equal shape, any number of axes
+    scheme : its targets are scored; a region is the union of its labels
+
+    Voxels whose reference carries the ignore label are left out. Values that the scheme does not know count as
+    background. Raises `InputError` for label maps that are not integer, that are negative somewhere, or whose shapes
+    differ.
+    """
+    return scores_from_histogram(joint_histogram(prediction, reference, scheme), scheme.targets)
+
+
+def joint_histogram(prediction: NDArray[Any], reference: NDArray[Any], scheme: LabelScheme) -> NDArray[np.int64]:
+    """Count the voxels for every pair of values: entry ``[r, p]`` has reference value r and predicted value p.
+
+    The last row and column collect the values that the scheme does not know; the row of the ignore label is zero.
+    Histograms of disjoint parts of an image can be added. Errors as in `case_metrics`.
+    """
+    if prediction.shape != reference.shape:
+        raise InputError(f"the prediction has shape {prediction.shape} and the reference {reference.shape}")
+    for role, array in (("prediction", prediction), ("reference", reference)):
+        if array.dtype.kind not in "biu":
+            raise InputError(f"the {role} must be an integer label map, it has the type {array.dtype}")
+    unknown = max(*scheme.all_values, scheme.ignore_value or 0) + 1
+    size = unknown + 1
+    histogram = np.zeros(size * size, dtype=np.int64)
+    predicted, expected = prediction.reshape(-1), reference.reshape(-1)
+    for start in range(0, predicted.size, _BLOCK):
+        p = _known(predicted[start : start + _BLOCK], unknown)
+        r = _known(expected[start : start + _BLOCK], unknown)
+        histogram += np.bincount(r * size + p, minlength=size * size)
+    result = histogram.reshape(size, size)
+    if scheme.ignore_value is not None:
+        result[scheme.ignore_value] = 0
+    return result
+
+
+def scores_from_histogram(histogram: NDArray[np.int64], targets: Sequence[Target]) -> dict[str, Scores]:
+    """Read the scores of the targets off a joint histogram, by name."""
+    total = int(histogram.sum())
+    scores: dict[str, Scores] = {}
+    for target in targets:
+        values = list(target.values)
+        tp = int(histogram[np.ix_(values, values)].sum())
+        n_ref = int(histogram[values].sum())
+        n_pred = int(histogram[:, values].sum())
+        fp, fn = n_pred - tp, n_ref - tp
+        scores[target.name] = Scores.from_counts(tp, fp, fn, total - tp - fp - fn)
+    return scores
+
+
+def _known(block: NDArray[Any], unknown: int) -> NDArray[np.int64]:
+    """Return the values as int64, those above the known ones replaced by `unknown`."""
+    values = block.astype(np.int64)
+    if values.min() < 0:
+        raise InputError(f"label values must not be negative, found {values.min()}; store the labels as unsigned")
+    return np.minimum(values, unknown, out=values)

@@ -1,0 +1,249 @@
+"""Scores of many cases and their means; the reference's ``summary.json`` form."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.errors import InputError
+from segfit.evaluation.metrics import Scores, case_metrics
+from segfit.execution.pool import map_cases
+from segfit.files import Document, Record
+from segfit.images.formats import read_grid, read_label
+from segfit.labels import LabelScheme, Target
+from segfit.progress import SILENT, Progress
+
+__all__ = ["CaseScores", "MeanScores", "Pair", "Summary", "evaluate", "evaluate_folder", "summarize"]
+
+# Field of our records -> key of the reference.
+_REFERENCE_KEYS = {
+    "dice": "Dice",
+    "fn": "FN",
+    "fp": "FP",
+    "iou": "IoU",
+    "tn": "TN",
+    "tp": "TP",
+    "n_pred": "n_pred",
+    "n_ref": "n_ref",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prediction and its reference, read only when they are needed: folders of any size fit in memory.
+
+    Parameters
+    ----------
+    case : case id
+    load_prediction, load_reference : return the integer label maps, of equal shape
+    prediction_file, reference_file : where they come from, for the summary; empty for computed ones
+    """
+
+    case: str
+    load_prediction: Callable[[], NDArray[Any]]
+    load_reference: Callable[[], NDArray[Any]]
+    prediction_file: str = ""
+    reference_file: str = ""
+
+    @classmethod
+    def of_files(cls, case: str, prediction: Path, reference: Path) -> Pair:
+        """Return the pair of two label files."""
+        return cls(
+            case,
+            lambda: read_label(prediction).array[0],
+            lambda: read_label(reference).array[0],
+            prediction.as_posix(),
+            reference.as_posix(),
+        )
+
+    def load(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return prediction and reference; raise `InputError` naming the case if their shapes differ."""
+        prediction, reference = self.load_prediction(), self.load_reference()
+        if prediction.shape != reference.shape:
+            raise InputError(
+                f"case {self.case}: the prediction has shape {prediction.shape} and its reference {reference.shape}; "
+                "predict on the grid of the reference"
+            )
+        return prediction, reference
+
+    def scored(self, scores: dict[str, Scores]) -> CaseScores:
+        """Return the record of this pair and its scores."""
+        return CaseScores(
+            case=self.case, prediction_file=self.prediction_file, reference_file=self.reference_file, scores=scores
+        )
+
+
+class CaseScores(Record):
+    """Scores of one case by name of the structure."""
+
+    case: str
+    prediction_file: str
+    reference_file: str
+    scores: dict[str, Scores]
+
+
+class MeanScores(Record):
+    """Means of `Scores` over cases or structures; None where no value exists."""
+
+    tp: float | None
+    fp: float | None
+    fn: float | None
+    tn: float | None
+    n_pred: float | None
+    n_ref: float | None
+    dice: float | None
+    iou: float | None
+
+
+class Summary(Document):
+    """Scores of a set of cases.
+
+    `mean` has one entry per structure: the mean over the cases that have a value. `foreground_mean` follows the
+    reference: the plain mean over the structures, so its Dice is None (NaN there) as soon as one structure has a value
+    in no case. `mean_dice` is the mean over the structures that have a value; segfit selects by it.
+    """
+
+    targets: tuple[Target, ...]
+    cases: tuple[CaseScores, ...]
+    mean: dict[str, MeanScores]
+    foreground_mean: MeanScores
+    mean_dice: float | None
+
+    def subset(self, case_ids: Iterable[str]) -> Summary:
+        """Return the summary of some of the cases, for example of one fold."""
+        wanted = set(case_ids)
+        return summarize([case for case in self.cases if case.case in wanted], self.targets)
+
+    def to_reference(self) -> dict[str, Any]:
+        """Return the content of the reference's ``summary.json``: keys sorted, NaN for missing values."""
+        keys = {target.name: _class_key(target) for target in self.targets}
+        mean = {keys[name]: _reference_values(scores) for name, scores in self.mean.items()}
+        cases = [
+            {
+                "metrics": dict(sorted((keys[name], _reference_values(one)) for name, one in case.scores.items())),
+                "prediction_file": case.prediction_file,
+                "reference_file": case.reference_file,
+            }
+            for case in self.cases
+        ]
+        return {
+            "foreground_mean": _reference_values(self.foreground_mean),
+            "mean": dict(sorted(mean.items())),
+            "metric_per_case": cases,
+        }
+
+
+def summarize(cases: Sequence[CaseScores], targets: Sequence[Target]) -> Summary:
+    """Summarise cases, which keep their order; raise `InputError` if there are none."""
+    if not cases:
+        raise InputError("there is no case to summarise")
+    twice = [case for case, count in Counter(item.case for item in cases).items() if count > 1]
+    if twice:
+        raise InputError(f"{_listed(sorted(twice))} would be counted twice; every case may be scored once")
+    mean = {target.name: _mean([case.scores[target.name] for case in cases]) for target in targets}
+    dice = [scores.dice for scores in mean.values() if scores.dice is not None]
+    return Summary(
+        targets=tuple(targets),
+        cases=tuple(cases),
+        mean=mean,
+        foreground_mean=_mean(list(mean.values()), skip_missing=False),
+        mean_dice=float(np.mean(dice)) if dice else None,
+    )
+
+
+def evaluate(
+    pairs: Sequence[Pair], scheme: LabelScheme, *, workers: int | None = None, progress: Progress = SILENT
+) -> Summary:
+    """Score every pair, in parallel over cases; the summary lists them in the order of `pairs`.
+
+    Raises `InputError` naming the case whose label maps cannot be compared.
+    """
+
+    def score(pair: Pair) -> dict[str, Scores]:
+        return case_metrics(*pair.load(), scheme)
+
+    results = map_cases(
+        score, pairs, description="evaluating", name=lambda pair: pair.case, workers=workers, progress=progress
+    )
+    found = {pair.case: scores for pair, scores in results}
+    return summarize([pair.scored(found[pair.case]) for pair in pairs], scheme.targets)
+
+
+def evaluate_folder(
+    predictions: Path,
+    references: Path,
+    scheme: LabelScheme,
+    *,
+    ending: str,
+    require_all: bool = True,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> Summary:
+    """Score every label file of a folder against the file of the same name in another folder.
+
+    Parameters
+    ----------
+    predictions, references : folders of label files
+    ending : file ending of both, with the leading dot; hidden files are ignored
+    require_all : whether every reference must have a prediction
+
+    Raises `InputError` if nothing is there, naming the files that lack their counterpart, or the case whose shapes
+    differ. Voxels are compared by index: pairs that lie apart in space are told as a warning.
+    """
+    predicted, expected = _files(predictions, ending), _files(references, ending)
+    if not predicted:
+        raise InputError(f"{predictions} holds no prediction that ends in {ending}")
+    unknown = sorted(set(predicted) - set(expected))
+    if unknown:
+        raise InputError(f"{references} lacks the reference of {_listed(unknown)}; add it or remove the prediction")
+    missing = sorted(set(expected) - set(predicted))
+    if missing and require_all:
+        raise InputError(f"{predictions} lacks the prediction of {_listed(missing)}; predict first or allow a part")
+    pairs = [Pair.of_files(name.removesuffix(ending), predicted[name], expected[name]) for name in sorted(predicted)]
+    summary = evaluate(pairs, scheme, workers=workers, progress=progress)
+    apart = [name for name in sorted(predicted) if _lie_apart(predicted[name], expected[name])]
+    if apart:
+        progress.warn(f"prediction and reference of {_listed(apart)} lie apart in space; voxels were compared by index")
+    return summary
+
+
+def _files(folder: Path, ending: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of label files")
+    return {path.name: path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != "."}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _lie_apart(prediction: Path, reference: Path) -> bool:
+    return bool(read_grid(reference).mismatch(read_grid(prediction)))
+
+
+def _mean(items: Sequence[Scores | MeanScores], *, skip_missing: bool = True) -> MeanScores:
+    """Average each value over those that exist; without `skip_missing` one missing value makes the mean missing."""
+    means: dict[str, float | None] = {}
+    for key in _REFERENCE_KEYS:
+        values = [getattr(item, key) for item in items]
+        present = [value for value in values if value is not None]
+        complete = len(present) == len(values)
+        means[key] = float(np.mean(present)) if present and (skip_missing or complete) else None
+    return MeanScores(**means)
+
+
+def _reference_values(scores: Scores | MeanScores) -> dict[str, float]:
+    values = {name: getattr(scores, key) for key, name in _REFERENCE_KEYS.items()}
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _class_key(target: Target) -> str:
+    """Return the reference's key: the value of a label, the text of a Python tuple for a region."""
+    return str(target.values[0]) if len(target.values) == 1 else str(target.values)

@@ -1,0 +1,152 @@
+"""Whether keeping only the largest component helps, decided on the cross-validation predictions.
+
+The rule is the reference's: first all foreground together, then each structure on its own. The predictions are never
+rewritten: per case a step moves the voxels that it removes from their column of the joint histogram to the background
+column, so every candidate is scored from counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.components import PostprocessingStep, apply_steps, label_boxes, strays
+from segfit.evaluation.metrics import joint_histogram, scores_from_histogram
+from segfit.evaluation.summary import MeanScores, Pair, Summary, summarize
+from segfit.execution.pool import map_cases
+from segfit.labels import LabelScheme, Target
+from segfit.progress import SILENT, Progress
+
+__all__ = ["PostprocessingDecision", "decide_postprocessing"]
+
+_Histogram = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PostprocessingDecision:
+    """The accepted steps in order (maybe none) and the scores without and with them."""
+
+    steps: tuple[PostprocessingStep, ...]
+    before: Summary
+    after: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Joint histograms of one case, both indexed ``[reference value, predicted value]``."""
+
+    kept: _Histogram  # all voxels of the current prediction
+    removed: _Histogram  # those of them that the candidate steps would set to background
+
+    def without(self, values: Sequence[int]) -> _Histogram:
+        """Return `kept` after the step for `values`; the candidates of one round touch disjoint columns."""
+        columns = list(values)
+        result = self.kept.copy()
+        result[:, columns] -= self.removed[:, columns]
+        result[:, 0] += self.removed[:, columns].sum(axis=1)
+        return result
+
+
+def decide_postprocessing(
+    pairs: Sequence[Pair], scheme: LabelScheme, *, workers: int | None = None, progress: Progress = SILENT
+) -> PostprocessingDecision:
+    """Decide which "keep the largest component" steps improve the cross-validation predictions.
+
+    1. All foreground labels together: taken if the foreground mean Dice rises and no structure's mean Dice falls.
+       A foreground mean without a value (one structure has a Dice in no case) refuses the step.
+    2. With more than one structure, each in order on top of what was taken: taken if its own mean Dice rises.
+
+    Cases are read once for step 1 and once for each run of structures that share no label (one for exclusive labels).
+    """
+    foreground = Target(name="the foreground", values=scheme.foreground_values)
+    counts = _count(pairs, scheme, (), [foreground], workers, progress)
+    current = [case.kept for case in counts]
+    before = after = _summary(pairs, current, scheme.targets)
+    steps: list[PostprocessingStep] = []
+
+    cleaned = [case.without(foreground.values) for case in counts]
+    summary = _summary(pairs, cleaned, scheme.targets)
+    if _improves_foreground(before, summary):
+        steps.append(_step(foreground))
+        current, after = cleaned, summary
+
+    for group in _disjoint_runs(scheme.targets) if len(scheme.targets) > 1 else []:
+        removed = [case.removed for case in _count(pairs, scheme, steps, group, workers, progress)]
+        for target in group:
+            cleaned = [_Counts(k, r).without(target.values) for k, r in zip(current, removed, strict=True)]
+            old, new = (_summary(pairs, histograms, [target]).mean[target.name] for histograms in (current, cleaned))
+            if _dice(new) > _dice(old):
+                steps.append(_step(target))
+                current = cleaned
+                after = _summary(pairs, current, scheme.targets)
+    return PostprocessingDecision(tuple(steps), before, after)
+
+
+def _count(
+    pairs: Sequence[Pair],
+    scheme: LabelScheme,
+    steps: Sequence[PostprocessingStep],
+    candidates: Sequence[Target],
+    workers: int | None,
+    progress: Progress,
+) -> list[_Counts]:
+    """Return every case's histograms: the prediction after `steps`, and what the disjoint candidates remove from it."""
+    work = _counter(scheme, tuple(steps), candidates)
+    results = map_cases(
+        work, pairs, description="post-processing", name=lambda pair: pair.case, workers=workers, progress=progress
+    )
+    found = {pair.case: counts for pair, counts in results}
+    return [found[pair.case] for pair in pairs]
+
+
+def _counter(
+    scheme: LabelScheme, steps: Sequence[PostprocessingStep], candidates: Sequence[Target]
+) -> Callable[[Pair], _Counts]:
+    def count(pair: Pair) -> _Counts:
+        loaded, reference = pair.load()
+        prediction = apply_steps(loaded, steps)
+        kept = joint_histogram(prediction, reference, scheme)
+        removed = np.zeros_like(kept)
+        boxes = label_boxes(prediction)
+        for target in candidates:
+            found = strays(prediction, target.values, boxes)
+            if found is not None:
+                box, mask = found
+                removed += joint_histogram(prediction[box][mask], reference[box][mask], scheme)
+        return _Counts(kept, removed)
+
+    return count
+
+
+def _disjoint_runs(targets: Sequence[Target]) -> list[list[Target]]:
+    """Split the targets, in order, into runs without common labels: a step of a run changes none of its others."""
+    runs: list[list[Target]] = [[]]
+    for target in targets:
+        if any(set(target.values) & set(other.values) for other in runs[-1]):
+            runs.append([])
+        runs[-1].append(target)
+    return runs
+
+
+def _summary(pairs: Sequence[Pair], histograms: Sequence[_Histogram], targets: Sequence[Target]) -> Summary:
+    cases = [pair.scored(scores_from_histogram(h, targets)) for pair, h in zip(pairs, histograms, strict=True)]
+    return summarize(cases, targets)
+
+
+def _improves_foreground(before: Summary, after: Summary) -> bool:
+    # Comparisons with NaN are false: a missing foreground mean refuses, a missing structure does not object.
+    if not _dice(after.foreground_mean) > _dice(before.foreground_mean):
+        return False
+    return not any(_dice(after.mean[name]) < _dice(scores) for name, scores in before.mean.items())
+
+
+def _dice(scores: MeanScores) -> float:
+    return math.nan if scores.dice is None else scores.dice
+
+
+def _step(target: Target) -> PostprocessingStep:
+    return PostprocessingStep(values=target.values, text=f"keep only the largest connected component of {target.name}")

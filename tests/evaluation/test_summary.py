@@ -1,0 +1,183 @@
+"""Means over cases, the reference's form, and folders of label files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segfit.errors import InputError
+from segfit.evaluation.metrics import Scores
+from segfit.evaluation.summary import CaseScores, Pair, Summary, evaluate, evaluate_folder, summarize
+from segfit.geometry import Grid
+from segfit.images.formats import write_labels
+from segfit.labels import LabelScheme, Target
+from segfit.progress import SILENT, Task
+
+TWO = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
+REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
+
+
+def case(name: str, **scores: Scores) -> CaseScores:
+    return CaseScores(case=name, prediction_file=f"p/{name}.nii", reference_file=f"r/{name}.nii", scores=scores)
+
+
+HALF = Scores.from_counts(tp=1, fp=1, fn=1, tn=7)  # Dice 1/2, IoU 1/3
+FULL = Scores.from_counts(tp=4, fp=0, fn=0, tn=6)
+NOTHING = Scores.from_counts(tp=0, fp=0, fn=0, tn=10)
+
+
+def test_means_skip_cases_without_a_value() -> None:
+    summary = summarize([case("x", a=HALF, b=FULL), case("y", a=NOTHING, b=HALF)], TWO.targets)
+    assert summary.mean["a"].dice == 0.5
+    assert summary.mean["a"].tp == 0.5
+    assert summary.mean["b"].dice == 0.75
+    assert summary.mean["b"].n_ref == 3.0
+    assert summary.foreground_mean.dice == summary.mean_dice == 0.625
+    assert summary.foreground_mean.tp == 1.5
+
+
+def test_a_structure_that_never_occurs() -> None:
+    summary = summarize([case("x", a=HALF, b=NOTHING)], TWO.targets)
+    assert summary.mean["b"].dice is None
+    assert summary.foreground_mean.dice is None
+    assert summary.foreground_mean.tn == 8.5
+    assert summary.mean_dice == 0.5
+    nowhere = summarize([case("x", a=NOTHING, b=NOTHING)], TWO.targets)
+    assert nowhere.mean_dice is None
+
+
+def test_a_subset_has_means_of_its_own() -> None:
+    summary = summarize([case("x", a=HALF, b=FULL), case("y", a=FULL, b=FULL)], TWO.targets)
+    assert summary.subset(["y"]).mean_dice == 1.0
+    assert [item.case for item in summary.subset(["y"]).cases] == ["y"]
+
+
+def test_no_case_and_a_case_twice_are_refused() -> None:
+    with pytest.raises(InputError, match="no case"):
+        summarize([], TWO.targets)
+    with pytest.raises(InputError, match="x would be counted twice"):
+        summarize([case("x", a=HALF, b=FULL)] * 2, TWO.targets)
+
+
+def test_a_summary_survives_its_file(tmp_path: Path) -> None:
+    summary = summarize([case("x", a=HALF, b=NOTHING)], TWO.targets)
+    summary.save(tmp_path / "summary.json")
+    assert Summary.load(tmp_path / "summary.json") == summary
+
+
+def test_the_form_of_the_reference() -> None:
+    targets = (Target(name="core", values=(2,)), Target(name="whole", values=(1, 2)))
+    form = summarize([case("x", core=NOTHING, whole=HALF)], targets).to_reference()
+    assert list(form) == ["foreground_mean", "mean", "metric_per_case"]
+    assert list(form["mean"]) == ["(1, 2)", "2"]
+    assert list(form["mean"]["2"]) == ["Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref"]
+    assert math.isnan(form["mean"]["2"]["Dice"])
+    assert math.isnan(form["foreground_mean"]["Dice"])
+    (first,) = form["metric_per_case"]
+    assert (first["prediction_file"], first["reference_file"]) == ("p/x.nii", "r/x.nii")
+    assert first["metrics"]["(1, 2)"] == {
+        "Dice": 0.5,
+        "FN": 1,
+        "FP": 1,
+        "IoU": 1 / 3,
+        "TN": 7,
+        "TP": 1,
+        "n_pred": 2,
+        "n_ref": 2,
+    }
+
+
+def test_pairs_keep_their_order_and_load_lazily() -> None:
+    ones, halves = np.ones((2, 2), int), np.array([[1, 1], [0, 0]])
+    pairs = [Pair("b", lambda: ones, lambda: ones), Pair("a", lambda: halves, lambda: ones)]
+    summary = evaluate(pairs, TWO, workers=2)
+    assert [(item.case, item.scores["a"].dice) for item in summary.cases] == [("b", 1.0), ("a", 2 / 3)]
+
+
+class Notes:
+    """A progress that remembers its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        with SILENT.task(description, total) as task:
+            yield task
+
+    def note(self, message: str) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two predicted cases of which one is half right, and a hidden file."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    grid = grid_at(0.0)
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[0] = 1
+    for folder in (predictions, references):
+        write_labels(folder / "case_a.nii.gz", labels, grid)
+    write_labels(predictions / "case_b.nii.gz", labels, grid)
+    labels[1] = 1
+    write_labels(references / "case_b.nii.gz", labels, grid)
+    (predictions / "._case_a.nii.gz").write_bytes(b"")
+    return predictions, references
+
+
+def grid_at(x: float) -> Grid:
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[0, 3] = x
+    return Grid((2, 3, 4), (2.0, 1.0, 1.0), affine)
+
+
+def test_a_folder_is_scored_file_by_file(folders: tuple[Path, Path]) -> None:
+    notes = Notes()
+    summary = evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    assert [item.case for item in summary.cases] == ["case_a", "case_b"]
+    assert [item.scores["a"].dice for item in summary.cases] == [1.0, 2 / 3]
+    assert summary.cases[0].prediction_file == (folders[0] / "case_a.nii.gz").as_posix()
+    assert notes.warnings == []
+
+
+def test_missing_counterparts_are_named(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    (predictions / "case_a.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"predictions lacks the prediction of case_a\.nii\.gz;"):
+        evaluate_folder(*folders, TWO, ending=".nii.gz")
+    part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False)
+    assert [item.case for item in part.cases] == ["case_b"]
+    (references / "case_b.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"references lacks the reference of case_b\.nii\.gz;"):
+        evaluate_folder(*folders, TWO, ending=".nii.gz")
+
+
+def test_empty_and_absent_folders_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no prediction that ends in \.png"):
+        evaluate_folder(*folders, TWO, ending=".png")
+    with pytest.raises(InputError, match="is not a folder"):
+        evaluate_folder(tmp_path / "nowhere", folders[1], TWO, ending=".nii.gz")
+
+
+def test_a_case_of_another_shape_is_named(folders: tuple[Path, Path]) -> None:
+    write_labels(folders[0] / "case_b.nii.gz", np.zeros((1, 2, 2), np.uint8), Grid((1, 2, 2), (1.0, 1.0, 1.0)))
+    with pytest.raises(InputError, match=r"case case_b: the prediction has shape \(1, 2, 2\)"):
+        evaluate_folder(*folders, TWO, ending=".nii.gz")
+
+
+def test_pairs_that_lie_apart_in_space_are_told(folders: tuple[Path, Path]) -> None:
+    grid = grid_at(5.0)
+    write_labels(folders[0] / "case_b.nii.gz", np.zeros(grid.shape, np.uint8), grid)
+    notes = Notes()
+    evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    assert notes.warnings == [
+        "prediction and reference of case_b.nii.gz lie apart in space; voxels were compared by index"
+    ]

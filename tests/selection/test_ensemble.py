@@ -1,0 +1,87 @@
+"""Averages of probabilities and cross-validated scores of every two members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from segfit.errors import InputError
+from segfit.evaluation.summary import Pair
+from segfit.labels import LabelScheme
+from segfit.selection import ensemble
+from segfit.selection.ensemble import Member, average_probabilities, evaluate_ensembles, merge_labels, merged_pairs
+
+ONE = LabelScheme.from_declaration({"background": 0, "a": 1})
+REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
+
+
+def of_foreground(*values: float) -> np.ndarray:
+    """Probabilities (2, n, 1) of background and foreground."""
+    foreground = np.array(values, np.float16)[:, None]
+    return np.stack([1 - foreground, foreground])
+
+
+def member(name: str, cases: Mapping[str, np.ndarray]) -> Member:
+    return Member(name, {case: (lambda array=array: array) for case, array in cases.items()})
+
+
+def reference(case: str, *values: int) -> Pair:
+    labels = np.array(values, np.uint8)[:, None]
+    return Pair(case, lambda: labels, lambda: labels, "p", f"r/{case}")
+
+
+def test_the_mean_is_float32() -> None:
+    mean = average_probabilities([of_foreground(0.25, 1.0), of_foreground(0.75, 0.5), of_foreground(0.5, 0.0)])
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(mean[1, :, 0], [0.5, 0.5], rtol=1e-7)
+    with pytest.raises(InputError, match="equal shapes"):
+        average_probabilities([of_foreground(0.5), of_foreground(0.5, 0.5)])
+
+
+def test_ties_go_to_the_first_label_and_to_no_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    merged = merge_labels([of_foreground(0.25, 1.0), of_foreground(0.75, 0.5)], ONE)
+    assert merged[:, 0].tolist() == [0, 1]
+    regions = [np.array([[[0.5], [0.75]], [[0.25], [0.5]]]), np.array([[[0.5], [0.75]], [[0.25], [0.75]]])]
+    assert merge_labels(regions, REGIONS)[:, 0].tolist() == [0, 2]
+    monkeypatch.setattr(ensemble, "_SLAB", 1)  # one slab per slice
+    assert merge_labels(regions, REGIONS)[:, 0].tolist() == [0, 2]
+
+
+A = member("a", {"x": of_foreground(0.75, 0.75, 0), "y": of_foreground(1, 0, 0)})
+B = member("b", {"x": of_foreground(0.5, 0, 0), "y": of_foreground(0, 1, 0)})
+C = member("c", {"x": of_foreground(1, 1, 1), "y": of_foreground(1, 1, 1)})
+REFERENCES = [reference("x", 1, 0, 0), reference("y", 1, 1, 0)]
+
+
+def test_every_two_members_are_scored() -> None:
+    summaries = evaluate_ensembles([A, B, C], REFERENCES, ONE, workers=1)
+    assert list(summaries) == [("a", "b"), ("a", "c"), ("b", "c")]
+    scores = {names: [case.scores["a"].dice for case in s.cases] for names, s in summaries.items()}
+    # a + b: x (.625, .375, 0) -> 1 of 1; y (.5, .5, 0) -> ties are background
+    # a + c: x (.875, .875, .5) -> 2 of 1; y (1, .5, .5) -> 1 of 2; b + c: x (.75, .5, .5); y (.5, 1, .5)
+    assert scores == {("a", "b"): [1.0, 0.0], ("a", "c"): [2 / 3, 2 / 3], ("b", "c"): [1.0, 2 / 3]}
+    first = summaries["a", "b"].cases[0]
+    assert (first.case, first.prediction_file, first.reference_file) == ("x", "", "r/x")
+
+
+def test_merged_pairs_predict_when_they_are_loaded() -> None:
+    pairs = merged_pairs([A, C], REFERENCES, ONE)
+    prediction, expected = pairs[0].load()
+    assert prediction[:, 0].tolist() == [1, 1, 0]
+    assert expected[:, 0].tolist() == [1, 0, 0]
+
+
+def test_a_member_without_a_case_is_named() -> None:
+    partial = member("part", {"x": of_foreground(1, 1, 1)})
+    with pytest.raises(InputError, match=r"part has no probabilities of 1 case\(s\), first y"):
+        evaluate_ensembles([A, partial], REFERENCES, ONE)
+    with pytest.raises(InputError, match="part has no probabilities"):
+        merged_pairs([A, partial], REFERENCES, ONE)
+
+
+def test_probabilities_on_another_grid_are_named() -> None:
+    wrong = member("wrong", {"x": of_foreground(1, 1), "y": of_foreground(1, 1)})
+    with pytest.raises(InputError, match=r"case x: the probabilities of wrong have shape \(2, 2, 1\), expected"):
+        evaluate_ensembles([A, wrong], REFERENCES, ONE, workers=1)

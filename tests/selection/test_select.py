@@ -1,0 +1,83 @@
+"""The winner, ties, candidates without a value, and the document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segfit.errors import InputError, StageError
+from segfit.evaluation.metrics import Scores
+from segfit.evaluation.summary import CaseScores, Pair, Summary, summarize
+from segfit.labels import LabelScheme
+from segfit.selection.select import Candidate, Selection, select, select_winner
+
+ONE = LabelScheme.from_declaration({"background": 0, "a": 1})
+
+
+def summary_of(*percent: int | None) -> Summary:
+    """Cases x, y, z with these Dice values."""
+    cases = []
+    for name, value in zip("xyz", percent, strict=False):
+        scores = Scores.from_counts(tp=value or 0, fp=2 * (100 - value) if value is not None else 0, fn=0, tn=9)
+        cases.append(CaseScores(case=name, prediction_file="", reference_file="", scores={"a": scores}))
+    return summarize(cases, ONE.targets)
+
+
+def candidate(name: str, *percent: int | None) -> Candidate:
+    return Candidate(tuple(name.split("+")), summary_of(*percent))
+
+
+def test_the_highest_mean_dice_wins() -> None:
+    choice = select_winner([candidate("2d", 50, 60), candidate("3d", 80, 70), candidate("2d+3d", 70, 70)])
+    assert choice.winner.name == "3d"
+    assert choice.reason == (
+        "3d has the highest mean Dice in cross-validation: 0.7500, followed by 2d + 3d with 0.7000."
+    )
+    assert choice.notes == ()
+
+
+def test_ties_go_to_the_first_and_to_single_configurations() -> None:
+    choice = select_winner([candidate("2d+3d", 80), candidate("3d", 80), candidate("2d", 80)])
+    assert choice.winner.name == "3d"
+    assert choice.reason.startswith("3d and 2d share the highest mean Dice in cross-validation (0.8000)")
+
+
+def test_a_candidate_without_a_value_is_left_out() -> None:
+    choice = select_winner([candidate("2d", None), candidate("3d", 10)])
+    assert choice.winner.name == "3d"
+    assert choice.reason == "3d is the only candidate (mean Dice 0.1000 in cross-validation)."
+    assert choice.notes == ("2d was left out: no structure has a Dice in any case",)
+    with pytest.raises(StageError, match="no candidate has a Dice"):
+        select_winner([candidate("2d", None)])
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(InputError, match="train at least one"):
+        select_winner([])
+    with pytest.raises(InputError, match="2d was validated on 1 case"):
+        select_winner([candidate("2d", 50), candidate("3d", 50, 60)])
+
+
+def test_the_document_tells_scores_folds_and_steps(tmp_path: Path) -> None:
+    labels, prediction = np.array([[1, 1, 0, 0]]), np.array([[1, 1, 0, 1]])
+    candidates = [candidate("2d", 50, 60, None), candidate("3d", 80, 70, 90)]
+    asked: list[str] = []
+
+    def pairs_of(winner: Candidate) -> list[Pair]:
+        asked.append(winner.name)
+        return [Pair("x", lambda: prediction, lambda: labels)]
+
+    selection = select(candidates, ONE, {1: ["y", "z"], 0: ["x"]}, pairs_of, workers=1)
+    assert asked == ["3d"]
+    assert selection.winner == ("3d",)
+    assert selection.folds == (0, 1)
+    first, second = selection.candidates
+    assert first.per_fold == pytest.approx({0: 0.5, 1: 0.6})
+    assert second.per_target == pytest.approx({"a": 0.8})
+    assert second.per_fold == pytest.approx({0: 0.8, 1: 0.8})
+    assert [step.values for step in selection.steps] == [(1,)]
+    assert (selection.dice_before_steps, selection.dice_after_steps) == (0.8, 1.0)
+    selection.save(tmp_path / "selection.json")
+    assert Selection.load(tmp_path / "selection.json") == selection
