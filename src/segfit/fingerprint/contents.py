@@ -1,0 +1,77 @@
+"""What a case's files contain, as hashes: the identity of cached work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+
+from segfit.dataset.manifest import Case
+from segfit.errors import InputError
+from segfit.files import content_hash, hash_file, read_json, write_json
+
+__all__ = ["FileHashes"]
+
+_Entry = tuple[int, int, str]  # size, modification time in ns, SHA-256
+
+
+class FileHashes:
+    """SHA-256 of files, remembered by path, size and modification time; safe to use from several threads.
+
+    Parameters
+    ----------
+    path : JSON file to remember in; None remembers for the life of the object
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._lock = Lock()
+        self._known = self._load()
+        self._changed = False
+
+    def case(self, case: Case) -> str:
+        """Return the hash of all that a case's files say: channels in order, label, spacing files of TIFF stacks.
+
+        Raises `InputError` if a file is missing or cannot be read.
+        """
+        beside = [case.images[0].with_name(f"{case.id}.json"), *(path.with_suffix(".json") for path in case.images)]
+        return content_hash(
+            {
+                "images": [self.file(path) for path in case.images],
+                "label": None if case.label is None else self.file(case.label),
+                "spacing": [self.file(path) if path.is_file() else None for path in beside],
+            }
+        )
+
+    def file(self, path: Path) -> str:
+        """Return the SHA-256 of one file, read only if it changed since it was last asked for."""
+        key = str(path.absolute())
+        try:
+            status = path.stat()
+            with self._lock:
+                size, modified, digest = self._known.get(key, (-1, -1, ""))
+            if (size, modified) != (status.st_size, status.st_mtime_ns):
+                digest = hash_file(path)
+                with self._lock:
+                    self._known[key] = (status.st_size, status.st_mtime_ns, digest)
+                    self._changed = True
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); restore it or remove the case") from None
+        return digest
+
+    def save(self) -> None:
+        """Write what is new to the file, together with what other processes wrote meanwhile."""
+        if self._path is None or not self._changed:
+            return
+        with self._lock:
+            write_json(self._path, self._load() | self._known)
+            self._changed = False
+
+    def _load(self) -> dict[str, _Entry]:
+        if self._path is None or not self._path.exists():
+            return {}
+        try:
+            return {
+                key: (int(size), int(time), str(digest)) for key, (size, time, digest) in read_json(self._path).items()
+            }
+        except (InputError, AttributeError, TypeError, ValueError):
+            return {}  # only a memory: what is not legible is measured again

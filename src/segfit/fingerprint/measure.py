@@ -1,0 +1,211 @@
+"""Measure the dataset: shapes, spacings, labels and foreground intensities (spec: planning, section 7)."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from segfit.cropping import bounding_box, slices
+from segfit.dataset.manifest import Case, Dataset
+from segfit.errors import InputError
+from segfit.execution.pool import map_cases
+from segfit.files import content_hash, write_file
+from segfit.fingerprint.contents import FileHashes
+from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
+from segfit.fingerprint.intensities import ChannelDistribution, Mixture
+from segfit.geometry import AxisMap, canonical_map
+from segfit.images.formats import read_case, read_label
+from segfit.labels import LabelScheme
+from segfit.progress import SILENT, Progress
+
+__all__ = ["measure"]
+
+_SLAB = 1 << 20  # voxels looked at a time where work would need much memory at once
+_VERSION = 1  # of what is measured; a change makes cached measurements stale
+
+Orientation = Literal["canonical", "stored"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measured:
+    record: CaseFingerprint
+    channels: tuple[ChannelDistribution, ...]  # none in a case without foreground
+
+
+def measure(
+    dataset: Dataset,
+    orientation: Orientation,
+    *,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+    cache: Path | None = None,
+) -> Fingerprint:
+    """Measure every training case; the result does not depend on the number of workers.
+
+    Parameters
+    ----------
+    cache : folder that remembers each case by the content of its files, so that only new and changed cases are read
+
+    Foreground is every label above 0, the ignore label included, as in the reference. Raises `InputError` for
+    unreadable files, cases whose axes or channels differ from the dataset's, and a dataset without any foreground.
+    """
+    if not dataset.training:
+        raise InputError(f"dataset {dataset.name} has no training case; add images and labels")
+    hashes = FileHashes(None if cache is None else cache / "hashes.json")
+    records: dict[str, CaseFingerprint] = {}
+    mixtures = tuple(Mixture() for _ in dataset.channel_names)
+    early: dict[str, _Measured] = {}  # measured before a case in front of them
+    order = iter(dataset.training)
+    following = next(order, None)
+
+    def one(case: Case) -> _Measured:
+        return _measure_or_recall(case, dataset, orientation, hashes, cache)
+
+    for case, measured in map_cases(
+        one,
+        dataset.training,
+        description="fingerprint",
+        name=lambda case: case.id,
+        workers=workers,
+        progress=progress,
+    ):
+        early[case.id] = measured
+        while following is not None and following.id in early:  # sums are formed in dataset order
+            ready = early.pop(following.id)
+            records[following.id] = ready.record
+            if ready.channels:
+                for mixture, channel in zip(mixtures, ready.channels, strict=True):
+                    mixture.add(channel)
+            following = next(order, None)
+    hashes.save()
+    ordered = tuple(records.values())
+    odd = [record.case for record in ordered if len(record.shape) != len(ordered[0].shape)]
+    if odd:
+        raise InputError(f"case {odd[0]} does not have {len(ordered[0].shape)} axes like {ordered[0].case}; remove one")
+    if not len(mixtures[0]):
+        raise InputError(f"dataset {dataset.name}: no case has a label above 0; there is nothing to learn from it")
+    return Fingerprint(
+        dataset=dataset.name,
+        ndim=3 if len(ordered[0].shape) == 3 else 2,
+        orientation=orientation,
+        channel_names=dataset.channel_names,
+        num_training=dataset.num_training,
+        cases=ordered,
+        median_relative_size_after_crop=float(np.median([record.relative_size_after_crop for record in ordered])),
+        intensities=tuple(mixture.statistics() for mixture in mixtures),
+    )
+
+
+def _measure_or_recall(
+    case: Case, dataset: Dataset, orientation: Orientation, hashes: FileHashes, cache: Path | None
+) -> _Measured:
+    content = hashes.case(case)
+    if cache is None:
+        return _measure_case(case, content, dataset, orientation)
+    scheme = dataset.labels
+    meaning = [len(dataset.channel_names), _declared(scheme), scheme.foreground_values]
+    key = content_hash([_VERSION, case.id, content, orientation, meaning])
+    path = cache / f"{key}.npz"
+    measured = _recall(path, content)
+    if measured is None:
+        measured = _measure_case(case, content, dataset, orientation)
+        _remember(path, measured)
+    return measured
+
+
+def _declared(scheme: LabelScheme) -> tuple[int, ...]:
+    return scheme.all_values if scheme.ignore_value is None else (*scheme.all_values, scheme.ignore_value)
+
+
+def _measure_case(case: Case, content: str, dataset: Dataset, orientation: Orientation) -> _Measured:
+    if case.label is None:
+        raise InputError(f"case {case.id} has no label; add it or move the images to the test cases")
+    image, label = read_case(case.images), read_label(case.label)
+    if image.array.shape[0] != len(dataset.channel_names):
+        raise InputError(
+            f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {len(dataset.channel_names)}"
+        )
+    if not (np.isfinite(image.array.min()) and np.isfinite(image.array.max())):
+        raise InputError(f"case {case.id} contains NaN or infinite values; replace them in the image file")
+    if label.grid.shape != image.grid.shape:
+        raise InputError(f"case {case.id}: the label has shape {label.grid.shape}, the image {image.grid.shape}")
+    axes = canonical_map(image.grid) if orientation == "canonical" else AxisMap.identity(image.grid.ndim)
+    voxels, values = axes.apply(image.array), axes.apply(label.array)[0]
+    box = bounding_box((voxels != 0).any(axis=0))  # filling holes would not change the box
+    voxels, values = voxels[(slice(None), *slices(box))], values[slices(box)]
+    shape = tuple(image.grid.shape[axis] for axis in axes.order)
+    foreground = values > 0
+    record = CaseFingerprint(
+        case=case.id,
+        content=content,
+        shape=shape,
+        spacing_mm=axes.permute(image.grid.spacing_mm),
+        shape_after_crop=values.shape,
+        relative_size_after_crop=float(np.prod(values.shape) / np.prod(shape)),
+        label_voxels=_count(values, _declared(dataset.labels)),
+        label_centroids=_centroids(values, dataset.labels.foreground_values),
+    )
+    if not foreground.any():
+        return _Measured(record, ())
+    return _Measured(record, tuple(ChannelDistribution.of(channel[foreground]) for channel in voxels))
+
+
+def _count(labels: NDArray[np.integer[Any]], declared: Sequence[int]) -> dict[int, int]:
+    values, counts = np.unique(labels, return_counts=True)
+    found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    return dict(sorted((dict.fromkeys(declared, 0) | found).items()))
+
+
+def _centroids(labels: NDArray[np.integer[Any]], values: Sequence[int]) -> dict[int, tuple[float, ...]]:
+    """Return the centre of mass of every present value as a share of the array's extent per axis."""
+    highest = max(values)
+    counts, sums = np.zeros(highest + 1), np.zeros((labels.ndim, highest + 1))
+    depth = max(1, _SLAB // max(1, labels[0].size))
+    for start in range(0, len(labels), depth):
+        slab = labels[start : start + depth]
+        index = np.nonzero((slab > 0) & (slab <= highest))
+        present = slab[index]
+        found = np.bincount(present, minlength=highest + 1)
+        counts += found
+        for axis, positions in enumerate(index):
+            sums[axis] += np.bincount(present, positions, highest + 1) + (start * found if axis == 0 else 0)
+    extent = np.array(labels.shape)
+    return {
+        value: tuple(((sums[:, value] / counts[value] + 0.5) / extent).tolist()) for value in values if counts[value]
+    }
+
+
+def _remember(path: Path, measured: _Measured) -> None:
+    record = np.frombuffer(measured.record.model_dump_json().encode(), dtype=np.uint8)
+    arrays: dict[str, Any] = {"record": record}
+    for index, channel in enumerate(measured.channels):
+        arrays[f"moments_{index}"] = channel.moments
+        arrays[f"bins_{index}"] = channel.bins
+        arrays[f"counts_{index}"] = channel.counts
+
+    def fill(handle: BinaryIO) -> None:
+        np.savez_compressed(handle, **arrays)
+
+    write_file(path, fill)
+
+
+def _recall(path: Path, content: str) -> _Measured | None:
+    """Return a remembered case; None if there is none or it is not legible."""
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            record = CaseFingerprint.model_validate(json.loads(arrays["record"].tobytes()))
+            channels = tuple(
+                ChannelDistribution(arrays[f"moments_{i}"], arrays[f"bins_{i}"], arrays[f"counts_{i}"])
+                for i in range(sum(name.startswith("bins_") for name in arrays.files))
+            )
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, ValidationError):
+        return None
+    return _Measured(record, channels) if record.content == content else None

@@ -1,0 +1,178 @@
+"""From an image as stored to the arrays a network sees, and the geometry back.
+
+Order of the steps (spec: preprocessing, section 1): orientation, transposition, crop to the non-zero region,
+normalisation on the cropped grid, resampling, sampling of class locations. The orientation step is ours; with
+`stored` plans it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.cropping import Box, bounding_box, nonzero_mask, slices
+from segfit.errors import InputError
+from segfit.files import Record
+from segfit.geometry import AxisMap, canonical_map
+from segfit.images.image import Image
+from segfit.labels import LabelScheme
+from segfit.planning.plan import PreprocessingSpec
+from segfit.preprocessing.locations import class_locations
+from segfit.preprocessing.normalize import normalize
+from segfit.resampling import new_shape, resample_image, resample_labels
+
+__all__ = ["CaseProperties", "Preprocessed", "paste", "preprocess", "restore_axes"]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+class CaseProperties(Record):
+    """Where a preprocessed case comes from: everything that brings a result back onto the stored grid."""
+
+    case: str
+    stored_shape: tuple[int, ...]  # as in the file, array order
+    stored_spacing_mm: tuple[float, ...]
+    affine: tuple[tuple[float, ...], ...] | None  # of the stored grid, see `Grid`
+    axis_order: tuple[int, ...]  # stored axes -> oriented axes, see `AxisMap`
+    axis_flip: tuple[bool, ...]
+    transpose: tuple[int, ...]  # oriented axes -> network axes
+    spacing_mm: tuple[float, ...]  # after orientation and transposition, as all that follows
+    shape_before_crop: tuple[int, ...]
+    crop_box: Box
+    shape_after_crop: tuple[int, ...]
+    shape: tuple[int, ...]  # after resampling
+    source_files: tuple[str, ...] = ()  # paths when the case was preprocessed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Preprocessed:
+    """A case as the network sees it.
+
+    Parameters
+    ----------
+    image : (c, *spatial) float32
+    labels : (*spatial) int16, -1 = background outside the non-zero region; None without a label
+    locations : (n, spatial axes) int32 by target name, plus "annotated" with an ignore label; empty without a label
+    """
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.int16] | None
+    properties: CaseProperties
+    locations: dict[str, NDArray[np.int32]]
+
+
+def preprocess(
+    image: Image,
+    label: Image | None,
+    spec: PreprocessingSpec,
+    labels: LabelScheme,
+    case: str = "",
+    *,
+    source_files: Sequence[Path] = (),
+) -> Preprocessed:
+    """Preprocess one case; inputs are left as they are.
+
+    `image` is float32 (c, *spatial) as `read_case` gives it, `label` has one integer channel on the same grid. Raises
+    `InputError` if number of axes or channels is not the plan's, label and image differ in shape, or values are not
+    finite.
+    """
+    _check(image, label, spec, case)
+    orientation = canonical_map(image.grid) if spec.orientation == "canonical" else AxisMap.identity(image.grid.ndim)
+    transposition = AxisMap(spec.transpose, (False,) * spec.image_ndim)
+
+    def to_network(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+        return np.ascontiguousarray(transposition.apply(orientation.apply(array)))
+
+    voxels = to_network(image.array.astype(np.float32, copy=False))
+    spacing = transposition.permute(orientation.permute(image.grid.spacing_mm))
+    given = None if label is None else to_network(label.array[0])
+    box, cropped, marked = _crop(voxels, given)
+    shape_before_crop = voxels.shape[1:]
+    del voxels, given
+
+    shape_after_crop = cropped.shape[1:]
+    shape = new_shape(shape_after_crop, spacing, spec.spacing_mm)
+    target = tuple(s if t is None else t for s, t in zip(spacing, spec.spacing_mm, strict=True))
+    try:
+        cropped = normalize(cropped, marked, spec.normalization)
+    except InputError as error:
+        raise InputError(f"{case or 'the image'}: {error}") from None
+    final = resample_image(cropped, shape, spacing, target, **spec.resample_image.model_dump())
+    resampled: NDArray[np.int16] | None = None
+    if label is not None:
+        resampled = resample_labels(marked, shape, spacing, target, **spec.resample_label.model_dump())
+    properties = CaseProperties(
+        case=case,
+        stored_shape=image.grid.shape,
+        stored_spacing_mm=image.grid.spacing_mm,
+        affine=None if image.grid.affine is None else tuple(map(tuple, image.grid.affine.tolist())),
+        axis_order=orientation.order,
+        axis_flip=orientation.flip,
+        transpose=spec.transpose,
+        spacing_mm=spacing,
+        shape_before_crop=shape_before_crop,
+        crop_box=box,
+        shape_after_crop=shape_after_crop,
+        shape=final.shape[1:],
+        source_files=tuple(str(path) for path in source_files),
+    )
+    locations = {} if resampled is None else class_locations(resampled, labels)
+    return Preprocessed(final, resampled, properties, locations)
+
+
+def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str) -> None:
+    name = case or "the image"
+    if image.grid.ndim != spec.image_ndim:
+        raise InputError(
+            f"{name} has {image.grid.ndim} spatial axes, the plan is for {spec.image_ndim}; give images like those the "
+            "plan was made from"
+        )
+    channels = image.array.shape[0]
+    if channels != len(spec.normalization):
+        raise InputError(
+            f"{name} has {channels} channel(s), the plan is for {len(spec.normalization)}; give one file or channel "
+            "for each channel of the dataset"
+        )
+    if not (np.isfinite(image.array.min()) and np.isfinite(image.array.max())):
+        raise InputError(f"{name} contains NaN or infinite values; replace them in the image file")
+    if label is not None and label.array.shape[1:] != image.grid.shape:
+        raise InputError(
+            f"the label of {name} has shape {label.array.shape[1:]}, its image {image.grid.shape}; they must agree"
+        )
+
+
+def _crop(image: NDArray[np.float32], label: NDArray[Any] | None) -> tuple[Box, NDArray[np.float32], NDArray[np.int16]]:
+    """Return the box of the non-zero region, and image and label inside it.
+
+    Background outside the non-zero mask becomes -1; without a label the mask alone is told, as 0 and -1.
+    """
+    mask = nonzero_mask(image)
+    box = bounding_box(mask)
+    inside = slices(box)
+    mask = mask[inside]
+    marked = np.zeros(mask.shape, dtype=np.int16) if label is None else label[inside].astype(np.int16)
+    marked[~mask & (marked == 0)] = -1
+    return box, image[(slice(None), *inside)], marked
+
+
+def paste(array: NDArray[_Scalar], properties: CaseProperties, fill: float = 0) -> NDArray[_Scalar]:
+    """Put ``(..., *shape_after_crop)`` back into the uncropped frame; outside the crop lies `fill`."""
+    lead = array.shape[: array.ndim - len(properties.shape_before_crop)]
+    assert array.shape[len(lead) :] == properties.shape_after_crop, (array.shape, properties.shape_after_crop)
+    result = np.full((*lead, *properties.shape_before_crop), fill, dtype=array.dtype)
+    result[(slice(None),) * len(lead) + slices(properties.crop_box)] = array
+    return result
+
+
+def restore_axes(array: NDArray[_Scalar], properties: CaseProperties) -> NDArray[_Scalar]:
+    """Bring ``(..., *shape_before_crop)`` from network axes to the axes of the stored file; a view where possible."""
+    transposition = AxisMap(properties.transpose, (False,) * len(properties.transpose))
+    orientation = AxisMap(properties.axis_order, properties.axis_flip)
+    result = orientation.inverse().apply(transposition.inverse().apply(array))
+    assert result.shape[result.ndim - len(properties.stored_shape) :] == properties.stored_shape
+    return result

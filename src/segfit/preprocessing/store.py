@@ -1,0 +1,373 @@
+"""Preprocessed cases on disk: compressed in chunks, read in part, checksummed, there whole or not at all.
+
+A case is a folder named after the content it was made from::
+
+    <root>/<key>/image.b2nd       (c, *spatial) float32
+                 labels.b2nd      (*spatial) int16, if there is a label
+                 locations.npy    (n, axes) int32, the targets one after the other
+                 case.json        properties and the SHA-256 of the other files
+    <root>/hashes.json            hashes of source files by path, size and time
+
+It is written under a hidden name and renamed when complete, so that killed and competing processes do no harm: a
+folder without a valid case.json does not exist for a reader.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.dataset.manifest import Case
+from segfit.device import free_memory_gb
+from segfit.errors import InputError, StageError
+from segfit.execution.pool import available_workers, map_cases
+from segfit.files import Document, Record, content_hash, hash_file
+from segfit.fingerprint.contents import FileHashes
+from segfit.geometry import AxisMap, canonical_map
+from segfit.images.formats import read_case, read_grid, read_label
+from segfit.labels import LabelScheme
+from segfit.planning.plan import PreprocessingSpec
+from segfit.preprocessing.pipeline import CaseProperties, Preprocessed, preprocess
+from segfit.progress import SILENT, Progress
+from segfit.resampling import new_shape
+
+__all__ = ["CaseStore", "Region", "StoredCase", "preprocess_dataset"]
+
+Region = tuple[slice, ...]
+"""One slice per spatial axis."""
+
+_VERSION = 1  # of what preprocessing computes; a change makes stored cases stale
+_PARTIAL_PREFIX = ".partial-"
+_LEFTOVER_S = 3600  # a hidden folder untouched for so long has no living writer
+_BLOCK = 1 << 15  # elements that are decompressed together: what a processor core has close at hand
+_CHUNK_BLOCKS = 2  # blocks per axis in a chunk
+_WORKING_COPIES = 6  # arrays of a case's size that preprocessing holds at its peak
+
+
+class _StoredFile(Record):
+    size: int
+    sha256: str
+
+
+class _CaseFile(Document):
+    """case.json."""
+
+    properties: CaseProperties
+    channels: int
+    location_counts: dict[str, int]  # rows of locations.npy per target, in order
+    files: dict[str, _StoredFile]
+
+
+@contextmanager
+def _damage_is_told(case: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StageError(
+            f"the preprocessed case {case} cannot be read ({error}); preprocess again to have it made anew"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredCase:
+    """A case in a store, read in part. Every read opens the file anew, so any number of threads may read."""
+
+    folder: Path
+    properties: CaseProperties
+    channels: int
+    has_labels: bool
+    locations: Mapping[str, NDArray[np.int32]]  # (n, spatial axes) by target name, mapped from disk
+
+    @property
+    def id(self) -> str:
+        """Case id."""
+        return self.properties.case
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape."""
+        return self.properties.shape
+
+    def image(self, region: Region | None = None) -> NDArray[np.float32]:
+        """Return the image, (c, *spatial) float32, or a spatial region of it."""
+        return self._read("image.b2nd", (slice(None), *(region or (slice(None),) * len(self.shape))))
+
+    def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
+        """Return the label map, (*spatial) int16, or a region of it; None for a case without label."""
+        return self._read("labels.b2nd", region or (slice(None),) * len(self.shape)) if self.has_labels else None
+
+    def _read(self, name: str, region: Region) -> NDArray[Any]:
+        import blosc2
+
+        with _damage_is_told(self.id):
+            stored = blosc2.open(str(self.folder / name), mode="r", dparams=blosc2.DParams(nthreads=1))
+            result: NDArray[Any] = stored[region]
+        return result
+
+
+class CaseStore:
+    """A folder of preprocessed cases, shared by all plans that preprocess alike. Safe for several processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.hashes = FileHashes(root / "hashes.json")
+
+    def key(self, case: Case, spec: PreprocessingSpec, scheme: LabelScheme) -> str:
+        """Return what names a preprocessed case: a hash of its files, the preprocessing, and the labels' meaning."""
+        return content_hash(
+            {
+                "version": _VERSION,
+                "case": case.id,
+                "files": self.hashes.case(case),
+                "spec": spec.model_dump(mode="json", exclude={"resample_scores"}),  # applies to predictions only
+                "labels": scheme.model_dump(mode="json"),
+            }
+        )
+
+    def has(self, key: str) -> bool:
+        """Return whether a complete case is there; its content is not read, see `verify`."""
+        return self._load(key) is not None
+
+    def verify(self, key: str) -> bool:
+        """Return whether a case is there and every byte of it is what was written."""
+        record = self._load(key)
+        if record is None:
+            return False
+        try:
+            return all(hash_file(self.root / key / name) == file.sha256 for name, file in record.files.items())
+        except OSError:
+            return False
+
+    def open(self, key: str) -> StoredCase:
+        """Open a case; raise `StageError` if it is not there."""
+        record = self._load(key)
+        if record is None:
+            raise StageError(f"{self.root} holds no preprocessed case {key}; run the preprocessing again")
+        folder = self.root / key
+        counts = record.location_counts
+        rows = np.zeros((0, len(record.properties.shape)), dtype=np.int32)
+        if any(counts.values()):  # an empty file cannot be mapped
+            with _damage_is_told(record.properties.case):
+                rows = np.asarray(np.load(folder / "locations.npy", mmap_mode="r"))
+        parts = np.split(rows, np.cumsum(list(counts.values()))[:-1]) if counts else []
+        locations = dict(zip(counts, parts, strict=True))
+        return StoredCase(folder, record.properties, record.channels, "labels.b2nd" in record.files, locations)
+
+    def add(self, key: str, case: Preprocessed, *, slicewise: bool = False) -> None:
+        """Write a case; one that is already there is kept.
+
+        `slicewise` lays the arrays out for reading single slices along axis 0. Raises `StageError` if the disk is
+        full or not writable; nothing is left behind then.
+        """
+        partial: Path | None = None
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL_PREFIX}{key}-", dir=self.root))
+            _write_case(partial, case, slicewise=slicewise)
+            partial.chmod(0o755)
+            self._move_in(partial, key)
+        except OSError as error:
+            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+            raise StageError(
+                f"case {case.properties.case} cannot be stored in {self.root} ({reason}); make room or choose another "
+                "folder, then start again: finished cases are kept"
+            ) from error
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def discard(self, key: str) -> None:
+        """Remove a case; it disappears at once and whole."""
+        aside = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=self.root))
+        try:
+            (self.root / key).rename(aside / key)
+        except FileNotFoundError:
+            pass
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left behind."""
+        for path in self.root.glob(_PARTIAL_PREFIX + "*"):
+            try:
+                abandoned = time.time() - path.stat().st_mtime > _LEFTOVER_S
+            except FileNotFoundError:
+                continue
+            if abandoned:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _load(self, key: str) -> _CaseFile | None:
+        folder = self.root / key
+        try:
+            record = _CaseFile.load(folder / "case.json")
+            complete = all((folder / name).stat().st_size == file.size for name, file in record.files.items())
+        except (InputError, OSError):
+            return None
+        return record if complete else None
+
+    def _move_in(self, partial: Path, key: str) -> None:
+        """Rename a complete folder to its place, unless another process was first."""
+        while not self.has(key):
+            try:
+                partial.rename(self.root / key)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if not self.has(key):  # an incomplete folder stands in the way
+                    self.discard(key)
+            else:
+                _flush_folder(self.root)
+                return
+
+
+def _write_case(folder: Path, case: Preprocessed, *, slicewise: bool) -> None:
+    axes = len(case.properties.shape)
+    arrays = {"image.b2nd": _compress(case.image, axes, slicewise=slicewise)}
+    if case.labels is not None:
+        arrays["labels.b2nd"] = _compress(case.labels, axes, slicewise=slicewise)
+    rows = io.BytesIO()
+    np.save(rows, np.concatenate([np.zeros((0, axes), np.int32), *case.locations.values()]), allow_pickle=False)
+    arrays["locations.npy"] = rows.getvalue()
+    record = _CaseFile(
+        properties=case.properties,
+        channels=case.image.shape[0],
+        location_counts={name: len(found) for name, found in case.locations.items()},
+        files={
+            name: _StoredFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for name, content in arrays.items()
+        },
+    )
+    for name, content in arrays.items():
+        with (folder / name).open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+    record.save(folder / "case.json")
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _compress(array: NDArray[Any], axes: int, *, slicewise: bool) -> bytes:
+    """Return the bytes of a b2nd file; the last `axes` axes are spatial.
+
+    Compressed in memory and written by us, so that a full disk shows as the error it is.
+    """
+    import blosc2
+
+    lead, spatial = (1,) * (array.ndim - axes), array.shape[array.ndim - axes :]
+    block = _block_shape(spatial, slicewise=slicewise)
+    chunk = tuple(min(n, _CHUNK_BLOCKS * b) for n, b in zip(spatial, block, strict=True))
+    # Labels compress well; images hardly do, but must be read fast.
+    codec, level = (blosc2.Codec.ZSTD, 3) if array.dtype == np.int16 else (blosc2.Codec.LZ4, 5)
+    parameters = blosc2.CParams(
+        codec=codec, clevel=level, filters=[blosc2.Filter.SHUFFLE], typesize=array.itemsize, nthreads=1
+    )
+    packed = blosc2.asarray(
+        np.ascontiguousarray(array), chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=parameters
+    )
+    content: bytes = packed.to_cframe()
+    return content
+
+
+def _block_shape(spatial: Sequence[int], *, slicewise: bool) -> tuple[int, ...]:
+    """Return a block of about `_BLOCK` elements, as cubic as the array allows; one slice thick if slicewise.
+
+    The sides are powers of two or the whole axis; short axes leave room to the others.
+    """
+    block = [1] * len(spatial)
+    growing = [axis for axis, n in enumerate(spatial) if n > 1 and not (slicewise and axis == 0)]
+    while growing:
+        axis = min(growing, key=lambda a: (block[a], -a))
+        if prod(block) * 2 > _BLOCK:
+            break
+        block[axis] *= 2
+        if block[axis] >= spatial[axis]:
+            block[axis] = spatial[axis]
+            growing.remove(axis)
+    return tuple(block)
+
+
+def preprocess_dataset(
+    cases: Sequence[Case],
+    spec: PreprocessingSpec,
+    scheme: LabelScheme,
+    store: CaseStore,
+    *,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, str]:
+    """Preprocess every case that is not in the store yet, and return the key of each case by its id.
+
+    Cases that are there are verified byte for byte; damaged ones are made anew. At most as many cases are in work as
+    fit into free memory. A case without label file is stored without labels. Raises `InputError` for unusable files
+    and `StageError` if a case cannot be stored; what was finished before stays.
+    """
+    store.root.mkdir(parents=True, exist_ok=True)
+    store.remove_leftovers()
+
+    def one(case: Case) -> str:
+        key = store.key(case, spec, scheme)
+        if store.verify(key):
+            return key
+        if (store.root / key).exists():
+            progress.warn(f"preprocessed case {case.id} was damaged on disk; it is made anew")
+            store.discard(key)
+        image = read_case(case.images)
+        label = None if case.label is None else read_label(case.label)
+        sources = (*case.images, *(() if case.label is None else (case.label,)))
+        done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
+        store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
+        return key
+
+    keys: dict[str, str] = {}
+    try:
+        for case, key in map_cases(
+            one,
+            cases,
+            description="preprocess",
+            name=lambda case: case.id,
+            workers=_affordable_workers(cases, spec, workers or available_workers()),
+            progress=progress,
+        ):
+            keys[case.id] = key
+    finally:
+        store.hashes.save()
+    return {case.id: keys[case.id] for case in cases}
+
+
+def _affordable_workers(cases: Sequence[Case], spec: PreprocessingSpec, wanted: int) -> int:
+    """Return how many cases may be in work at once: the largest one must fit that often into free memory."""
+    largest = 0.0
+    for case in cases:
+        grid = read_grid(case.images[0])
+        if grid.ndim != spec.image_ndim:
+            continue  # refused later, with the case's name
+        if spec.orientation == "canonical":
+            grid = canonical_map(grid).apply_grid(grid)
+        grid = AxisMap(spec.transpose, (False,) * grid.ndim).apply_grid(grid)
+        voxels = max(prod(grid.shape), prod(new_shape(grid.shape, grid.spacing_mm, spec.spacing_mm)))
+        largest = max(largest, voxels * len(spec.normalization) * 4 * _WORKING_COPIES / 2**30)
+    return max(1, min(wanted, int(free_memory_gb() / largest))) if largest else wanted

@@ -1,0 +1,159 @@
+"""Fingerprints and preprocessed cases against the reference's, from the same files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segfit.dataset.manifest import Case, Dataset
+from segfit.fingerprint.fingerprint import IntensityStatistics
+from segfit.fingerprint.measure import measure
+from segfit.images.formats import read_case, read_label
+from segfit.labels import LabelScheme
+from segfit.planning.plan import Normalization, PreprocessingSpec, ResamplingSpec
+from segfit.preprocessing.locations import ANNOTATED
+from segfit.preprocessing.pipeline import Preprocessed, preprocess
+
+pytestmark = pytest.mark.golden
+
+_DATASETS = (
+    "Dataset501_AnisoMR",
+    "Dataset502_TinyCT",
+    "Dataset503_Hippocampus",
+    "Dataset504_RGB2D",
+    "Dataset505_Transposed",
+)
+_SCHEMES = {
+    "ZScoreNormalization": "zscore",
+    "CTNormalization": "ct",
+    "RGBTo01Normalization": "rgb_to_0_1",
+    "RescaleTo01Normalization": "rescale_to_0_1",
+    "NoNormalization": "none",
+}
+
+
+def _dataset(folder: Path) -> Dataset:
+    declaration = json.loads((folder / "raw" / "dataset.json").read_text())
+    ending = declaration["file_ending"]
+    cases = []
+    for label in sorted((folder / "raw" / "labelsTr").glob(f"*{ending}")):
+        name = label.name.removesuffix(ending)
+        images = tuple(sorted((folder / "raw" / "imagesTr").glob(f"{name}_????{ending}")))
+        cases.append(Case(id=name, images=images, label=label))
+    return Dataset(
+        name=folder.name,
+        root=folder / "raw",
+        layout="nnunet-v2",
+        channel_names=tuple(declaration["channel_names"].values()),
+        labels=LabelScheme.from_declaration(declaration["labels"], declaration.get("regions_class_order")),
+        file_ending=ending,
+        num_training=declaration["numTraining"],
+        training=tuple(cases),
+    )
+
+
+def _resampling(settings: dict[str, Any]) -> ResamplingSpec:
+    return ResamplingSpec(
+        order=settings["order"],
+        order_separate_axis=settings["order_z"],
+        force_separate=settings["force_separate_z"],
+    )
+
+
+def _spec(plans: dict[str, Any], configuration: str, ndim: int) -> PreprocessingSpec:
+    entry = plans["configurations"][configuration]
+    spacing = entry["spacing"] if len(entry["spacing"]) == ndim else [None, *entry["spacing"]]
+    statistics = plans["foreground_intensity_properties_per_channel"]
+    return PreprocessingSpec(
+        orientation="stored",
+        transpose=tuple(plans["transpose_forward"]) if ndim == 3 else (0, 1),
+        spacing_mm=tuple(spacing),
+        normalization=tuple(
+            Normalization(
+                scheme=_SCHEMES[scheme],
+                use_mask=mask,
+                statistics=IntensityStatistics(**statistics[str(channel)]) if scheme == "CTNormalization" else None,
+            )
+            for channel, (scheme, mask) in enumerate(
+                zip(entry["normalization_schemes"], entry["use_mask_for_norm"], strict=True)
+            )
+        ),
+        resample_image=_resampling(entry["resampling_fn_data_kwargs"]),
+        resample_label=_resampling(entry["resampling_fn_seg_kwargs"]),
+    )
+
+
+@pytest.mark.parametrize("name", _DATASETS)
+def test_fingerprint(golden: Path, name: str) -> None:
+    folder = golden / "preprocessing" / name
+    expected = json.loads((folder / "dataset_fingerprint.json").read_text())
+    result = measure(_dataset(folder), "stored", workers=2)
+    for case, shape, spacing in zip(result.cases, expected["shapes_after_crop"], expected["spacings"], strict=True):
+        assert case.shape_after_crop == tuple(shape[-result.ndim :])
+        np.testing.assert_allclose(case.spacing_mm, spacing[-result.ndim :], rtol=1e-12)
+    assert result.median_relative_size_after_crop == expected["median_relative_size_after_cropping"]
+    properties = expected["foreground_intensity_properties_per_channel"]
+    assert len(result.intensities) == len(properties)
+    for channel, statistics in enumerate(result.intensities):
+        for key, value in properties[str(channel)].items():
+            assert getattr(statistics, key) == pytest.approx(value, rel=1e-3), (channel, key)
+
+
+def _golden_cases(golden: Path) -> list[tuple[str, str, str]]:
+    folders = (golden / "preprocessing").glob("*/preprocessed/*/*.npz")
+    return sorted((path.parents[2].name, path.parent.name, path.stem) for path in folders)
+
+
+def _preprocess(folder: Path, configuration: str, name: str) -> tuple[Preprocessed, LabelScheme]:
+    dataset = _dataset(folder)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    case = dataset.case(name.removesuffix("_as_test_case"))
+    image = read_case(case.images)
+    assert case.label is not None
+    label = None if name.endswith("_as_test_case") else read_label(case.label)
+    spec = _spec(plans, configuration, image.grid.ndim)
+    return preprocess(image, label, spec, dataset.labels, case.id), dataset.labels
+
+
+def test_every_preprocessed_case(golden: Path) -> None:
+    cases = _golden_cases(golden)
+    assert len(cases) == 17
+    for dataset, configuration, name in cases:
+        folder = golden / "preprocessing" / dataset
+        path = folder / "preprocessed" / configuration / f"{name}.npz"
+        properties = json.loads(path.with_suffix(".json").read_text())
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        result, labels = _preprocess(folder, configuration, name)
+        where = f"{dataset} {configuration} {name}"
+        data = arrays["data"] if result.image.ndim == 4 else arrays["data"][:, 0]
+        seg = arrays["seg"][0] if result.image.ndim == 4 else arrays["seg"][0, 0]
+        _assert_geometry(result, properties)
+        np.testing.assert_allclose(result.image, data, rtol=0, atol=1e-4, err_msg=where)
+        if result.labels is None:
+            assert set(np.unique(seg)) <= {-1, 0}
+            assert not result.locations
+            continue
+        np.testing.assert_array_equal(result.labels, seg, err_msg=where)
+        keys = [target.name for target in labels.targets] + ([ANNOTATED] if labels.ignore_value is not None else [])
+        assert list(result.locations) == keys
+        for key, entry in zip(keys, properties["class_locations"], strict=True):
+            found = result.locations[key]
+            assert found.dtype == np.int32
+            assert len(found) == entry["count"], where
+            if entry["count"]:
+                expected = arrays[entry["array"]][:, 1:] if found.shape[1] == 3 else arrays[entry["array"]][:, 2:]
+                np.testing.assert_array_equal(found[: len(expected)], expected, err_msg=where)
+
+
+def _assert_geometry(result: Preprocessed, expected: dict[str, Any]) -> None:
+    properties, ndim = result.properties, result.image.ndim - 1
+    assert properties.shape_before_crop == tuple(expected["shape_before_cropping"][-ndim:])
+    assert properties.crop_box == tuple(map(tuple, expected["bbox_used_for_cropping"][-ndim:]))
+    assert properties.shape_after_crop == tuple(expected["shape_after_cropping_and_before_resampling"][-ndim:])
+    assert properties.shape == tuple(expected["shape_after_resampling"][-ndim:]) == result.image.shape[1:]
+    np.testing.assert_allclose(properties.stored_spacing_mm, expected["spacing"][-ndim:], rtol=1e-12)

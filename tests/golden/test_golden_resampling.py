@@ -1,0 +1,74 @@
+"""Resampling against the reference's inputs and outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segfit.resampling import new_shape, resample_image, resample_labels, separate_axis
+
+pytestmark = pytest.mark.golden
+
+
+def _cases(golden: Path) -> dict[str, Any]:
+    return json.loads((golden / "resampling" / "cases.json").read_text())
+
+
+def _resample(entry: dict[str, Any], array: np.ndarray) -> np.ndarray:
+    settings = entry["settings"]
+    arguments: dict[str, Any] = {
+        "method": "spline" if entry["method"] == "default" else "torch",
+        "order_separate_axis": settings.get("order_z") or 0,
+        "force_separate": settings.get("force_separate_z"),
+    }
+    if "order" in settings:
+        arguments["order"] = settings["order"]
+    spacings = (entry["current_spacing"], entry["new_spacing"])
+    if entry["kind"] != "seg":
+        return resample_image(array, entry["new_shape"], *spacings, **arguments)
+    labels = array.astype(np.int16)
+    np.testing.assert_array_equal(labels, array)
+    return np.stack([resample_labels(channel, entry["new_shape"], *spacings, **arguments) for channel in labels])
+
+
+@pytest.mark.parametrize("kind", ["image", "seg", "prob"])
+@pytest.mark.parametrize("method", ["default", "torch"])
+def test_every_case(golden: Path, method: str, kind: str) -> None:
+    entries = {k: v for k, v in _cases(golden).items() if v["method"] == method and v["kind"] == kind}
+    assert entries
+    for name, entry in entries.items():
+        with np.load(golden / "resampling" / f"{name}.npz") as arrays:
+            source, expected = arrays["input"], arrays["output"]
+        result = _resample(entry, source)
+        assert result.shape == expected.shape, name
+        if kind == "seg":
+            np.testing.assert_array_equal(result, expected, err_msg=name)
+            continue
+        assert result.dtype == expected.dtype, name
+        error = np.abs(result.astype(np.float64) - expected.astype(np.float64))
+        if expected.dtype == np.float16:  # one unit in the last place
+            assert (error <= np.spacing(np.abs(expected)).astype(np.float64)).all(), name
+        else:
+            assert error.max() <= 1e-5 * np.ptp(source), name
+
+
+def test_decision_per_case(golden: Path) -> None:
+    for name, entry in _cases(golden).items():
+        axis = separate_axis(
+            entry["current_spacing"], entry["new_spacing"], force=entry["settings"].get("force_separate_z")
+        )
+        assert (axis is not None, axis) == (entry["separate_z"], entry["axis"]), name
+
+
+def test_rules(golden: Path) -> None:
+    rules = json.loads((golden / "resampling" / "rules.json").read_text())
+    for rule in rules["new_shape"]:
+        expected = tuple(max(1, n) for n in rule["new_shape"])
+        assert new_shape(rule["shape"], rule["current_spacing"], rule["new_spacing"]) == expected
+    for rule in rules["separate_z"]:
+        axis = separate_axis(rule["current_spacing"], rule["new_spacing"], force=rule["force_separate_z"])
+        assert (axis is not None, axis) == (rule["separate_z"], rule["axis"]), rule

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Barrier
+
+import nibabel
+import numpy as np
+import pytest
+
+from segfit.dataset.manifest import Case
+from segfit.errors import InputError, StageError
+from segfit.geometry import Grid
+from segfit.images.image import Image
+from segfit.labels import LabelScheme
+from segfit.planning.plan import Normalization, PreprocessingSpec, ResamplingSpec
+from segfit.preprocessing import store as store_module
+from segfit.preprocessing.pipeline import Preprocessed, preprocess
+from segfit.preprocessing.store import CaseStore, preprocess_dataset
+from segfit.progress import SILENT, Task
+
+_SCHEME = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
+_SPEC = PreprocessingSpec(
+    orientation="stored",
+    transpose=(0, 1, 2),
+    spacing_mm=(2.0, 1.0, 1.0),
+    normalization=(Normalization(scheme="zscore"),),
+)
+
+
+def _preprocessed(shape: tuple[int, ...] = (40, 50, 60), channels: int = 2, *, label: bool = True) -> Preprocessed:
+    rng = np.random.default_rng(0)
+    grid = Grid(shape, (1.0,) * len(shape))
+    image = Image(rng.standard_normal((channels, *shape)).astype(np.float32), grid)
+    labels = Image(rng.integers(0, 3, (1, *shape)).astype(np.int16), grid) if label else None
+    spec = PreprocessingSpec(
+        orientation="stored",
+        transpose=tuple(range(len(shape))),
+        spacing_mm=(None,) * len(shape),
+        normalization=(Normalization(scheme="none"),) * channels,
+    )
+    return preprocess(image, labels, spec, _SCHEME, "case")
+
+
+def _dataset(folder: Path, count: int = 3) -> tuple[Case, ...]:
+    rng = np.random.default_rng(5)
+    cases = []
+    for index in range(count):
+        image, label = folder / f"c{index}_0000.nii.gz", folder / f"c{index}.nii.gz"
+        affine = np.diag([1.0, 1.0, 3.0, 1.0])
+        voxels = rng.uniform(1, 100, (12, 11, 10)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), image)
+        nibabel.save(nibabel.Nifti1Image((voxels > 60).astype(np.uint8), affine), label)
+        cases.append(Case(id=f"c{index}", images=(image,), label=label))
+    return tuple(cases)
+
+
+@pytest.mark.parametrize("shape", [(40, 50, 60), (3, 130, 70), (70, 90), (1, 1, 5), (2, 1)])
+@pytest.mark.parametrize("slicewise", [False, True])
+def test_what_is_added_is_read_back_whole_and_in_part(tmp_path: Path, shape: tuple[int, ...], slicewise: bool) -> None:
+    case = _preprocessed(shape)
+    store = CaseStore(tmp_path / "cases")
+    store.add("key", case, slicewise=slicewise)
+    assert store.has("key")
+    assert store.verify("key")
+    stored = store.open("key")
+    assert (stored.id, stored.shape, stored.channels) == ("case", shape, 2)
+    assert stored.properties == case.properties
+    assert case.labels is not None
+    image, labels = stored.image(), stored.labels()
+    assert labels is not None
+    assert (image.dtype, labels.dtype) == (np.float32, np.int16)
+    np.testing.assert_array_equal(image, case.image)
+    np.testing.assert_array_equal(labels, case.labels)
+    region = tuple(slice(n // 4, n // 4 + max(1, n // 2)) for n in shape)
+    np.testing.assert_array_equal(stored.image(region), case.image[(slice(None), *region)])
+    np.testing.assert_array_equal(stored.labels(region), case.labels[region])
+    assert stored.locations.keys() == case.locations.keys()
+    for name, found in case.locations.items():
+        np.testing.assert_array_equal(stored.locations[name], found)
+
+
+def test_case_without_label(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path)
+    store.add("key", _preprocessed(label=False))
+    stored = store.open("key")
+    assert stored.labels() is None
+    assert stored.locations == {}
+
+
+def test_a_patch_touches_few_chunks() -> None:
+    assert store_module._block_shape((200, 300, 300), slicewise=False) == (32, 32, 32)
+    assert store_module._block_shape((10, 300, 300), slicewise=False) == (10, 32, 64)
+    assert store_module._block_shape((200, 300, 300), slicewise=True) == (1, 128, 256)
+    assert store_module._block_shape((3, 1), slicewise=False) == (3, 1)
+
+
+def test_many_threads_may_read_one_case(tmp_path: Path) -> None:
+    case = _preprocessed()
+    store = CaseStore(tmp_path)
+    store.add("key", case)
+    stored = store.open("key")
+
+    def read(seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        region = tuple(slice(start := int(rng.integers(0, n - 8)), start + 8) for n in case.image.shape[1:])
+        return bool(np.array_equal(stored.image(region), case.image[(slice(None), *region)]))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(60)))
+
+
+def test_threads_that_add_the_same_key_do_no_harm(tmp_path: Path) -> None:
+    case = _preprocessed((10, 12, 14))
+    barrier = Barrier(4)
+
+    def add(_: int) -> None:
+        barrier.wait()
+        CaseStore(tmp_path).add("key", case)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    assert CaseStore(tmp_path).verify("key")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_what_a_killed_process_leaves_is_not_there(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path)
+    case = _preprocessed((10, 12, 14))
+    store.add("whole", case)
+    old, young = tmp_path / ".partial-old", tmp_path / ".partial-young"
+    for folder in (old, young, tmp_path / "no-record"):
+        folder.mkdir()
+        (folder / "image.b2nd").write_bytes(b"half")
+    os.utime(old, (0, time.time() - 7200))
+    assert not store.has("no-record")
+    with pytest.raises(StageError, match="holds no preprocessed case no-record"):
+        store.open("no-record")
+    store.add("no-record", case)  # replaces the ruin
+    assert store.verify("no-record")
+    store.remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-young", "no-record", "whole"]
+
+
+def test_truncated_and_flipped_files_are_found(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path)
+    store.add("key", _preprocessed((10, 12, 14)))
+    path = tmp_path / "key" / "image.b2nd"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    assert store.has("key")
+    assert not store.verify("key")
+    path.write_bytes(content[:-1])
+    assert not store.has("key")
+    path.unlink()
+    assert not store.verify("key")
+
+
+def test_unreadable_chunk_is_one_clear_error(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path)
+    store.add("key", _preprocessed((10, 12, 14)))
+    stored = store.open("key")
+    (tmp_path / "key" / "image.b2nd").write_bytes(b"nothing of use")
+    with pytest.raises(StageError, match="the preprocessed case case cannot be read"):
+        stored.image()
+
+
+def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "fsync", full)
+    store = CaseStore(tmp_path)
+    with pytest.raises(StageError, match="the disk is full"):
+        store.add("key", _preprocessed((10, 12, 14)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_key_follows_content_not_names_of_folders(tmp_path: Path) -> None:
+    (case,) = _dataset(tmp_path, 1)
+    store = CaseStore(tmp_path / "cases")
+    key = store.key(case, _SPEC, _SCHEME)
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    moved = []
+    for path in (*case.images, case.label):
+        assert path is not None
+        (other / path.name).write_bytes(path.read_bytes())
+        moved.append(other / path.name)
+    assert store.key(Case(id="c0", images=(moved[0],), label=moved[1]), _SPEC, _SCHEME) == key
+    scores = _SPEC.model_copy(update={"resample_scores": ResamplingSpec(order=0)})
+    assert store.key(case, scores, _SCHEME) == key
+    finer = _SPEC.model_copy(update={"spacing_mm": (1.0, 1.0, 1.0)})
+    assert store.key(case, finer, _SCHEME) != key
+    assert store.key(case.model_copy(update={"label": None}), _SPEC, _SCHEME) != key
+    (tmp_path / "c0.json").write_text('{"spacing": [1, 1, 1]}')
+    assert store.key(case, _SPEC, _SCHEME) != key
+
+
+class _Warnings:
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        with SILENT.task(description, total) as task:
+            yield task
+
+    def note(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None:
+        self.messages.append(message)
+
+
+def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
+    cases = _dataset(tmp_path)
+    store = CaseStore(tmp_path / "cases")
+    keys = preprocess_dataset(cases, _SPEC, _SCHEME, store, workers=2)
+    assert list(keys) == ["c0", "c1", "c2"]
+    stored = store.open(keys["c1"])
+    assert stored.shape == (15, 11, 12)
+    assert stored.properties.source_files == (str(cases[1].images[0]), str(cases[1].label))
+    before = {key: (store.root / key / "case.json").stat().st_mtime_ns for key in keys.values()}
+    expected = stored.image()
+
+    again = CaseStore(tmp_path / "cases")  # another process
+    assert preprocess_dataset(cases, _SPEC, _SCHEME, again, workers=1) == keys
+    assert {key: (store.root / key / "case.json").stat().st_mtime_ns for key in keys.values()} == before
+
+    path = store.root / keys["c1"] / "image.b2nd"
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 1
+    path.write_bytes(content)
+    warnings = _Warnings()
+    assert preprocess_dataset(cases, _SPEC, _SCHEME, store, progress=warnings) == keys
+    assert warnings.messages == ["preprocessed case c1 was damaged on disk; it is made anew"]
+    np.testing.assert_array_equal(store.open(keys["c1"]).image(), expected)
+    assert store.verify(keys["c1"])
+
+
+def test_changed_file_is_preprocessed_anew(tmp_path: Path) -> None:
+    cases = _dataset(tmp_path, 1)
+    store = CaseStore(tmp_path / "cases")
+    first = preprocess_dataset(cases, _SPEC, _SCHEME, store)
+    nibabel.save(nibabel.Nifti1Image(np.ones((12, 11, 10), np.float32), np.eye(4)), cases[0].images[0])
+    nibabel.save(nibabel.Nifti1Image(np.ones((12, 11, 10), np.uint8), np.eye(4)), cases[0].label)
+    assert preprocess_dataset(cases, _SPEC, _SCHEME, store) != first
+
+
+def test_missing_file_is_named_and_finished_cases_stay(tmp_path: Path) -> None:
+    cases = _dataset(tmp_path, 2)
+    store = CaseStore(tmp_path / "cases")
+    keys = preprocess_dataset(cases[:1], _SPEC, _SCHEME, store)
+    cases[1].images[0].unlink()
+    with pytest.raises(InputError, match=r"c1_0000\.nii\.gz"):
+        preprocess_dataset(cases, _SPEC, _SCHEME, store)
+    assert store.has(keys["c0"])
+
+
+def test_memory_limits_the_cases_in_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = _dataset(tmp_path, 1)
+    need = 1980 * 4 * store_module._WORKING_COPIES / 2**30  # 15 * 11 * 12 voxels after resampling
+    for free, expected in ((0.5 * need, 1), (2.5 * need, 2), (100 * need, 8)):
+        monkeypatch.setattr(store_module, "free_memory_gb", lambda free=free: free)
+        assert store_module._affordable_workers(cases, _SPEC, 8) == expected
