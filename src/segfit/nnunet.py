@@ -1,0 +1,144 @@
+"""Plans as nnU-Net 2.8.1 makes them, from its own files: for people who train with it and for comparison.
+
+``plans(dataset_json, fingerprint, preset="resenc-l")`` is the content of ``nnUNetResEncUNetLPlans.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from segfit.errors import InputError, nearest
+from segfit.fingerprint.fingerprint import IntensityStatistics
+from segfit.planning.design import Budget, design_dataset
+from segfit.planning.presets import RULES
+from segfit.planning.reference_plans import channel_names_of
+from segfit.planning.reference_writer import write_reference_plans
+
+__all__ = ["plans"]
+
+_READERS = {
+    ".png": "NaturalImage2DIO",
+    ".bmp": "NaturalImage2DIO",
+    ".tif": "NaturalImage2DIO",
+    ".nii.gz": "SimpleITKIO",
+    ".nrrd": "SimpleITKIO",
+    ".mha": "SimpleITKIO",
+    ".gipl": "SimpleITKIO",
+    ".tiff": "Tiff3DIO",
+    ".nii": "NibabelIO",
+}
+"""The reader that the reference tries first, by file ending."""
+
+_LARGEST = 1e12
+"""No spacing, size or count of a real dataset is larger than this, no spacing smaller than its inverse."""
+
+
+def plans(
+    dataset_json: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    preset: str = "stock",
+    memory_gb: float | None = None,
+    *,
+    dataset_name: str | None = None,
+) -> dict[str, Any]:
+    """Return the content of the plans file that the reference's planner would write.
+
+    Parameters
+    ----------
+    dataset_json, fingerprint : content of ``dataset.json`` and ``dataset_fingerprint.json``
+    preset : "stock" (the default planner), "resenc-m", "resenc-l" or "resenc-xl"
+    memory_gb : memory target; the preset's own when absent
+    dataset_name : folder name of the dataset; the `name` of ``dataset.json`` when absent
+
+    Raises `InputError` for content that is incomplete or contradicts itself.
+    """
+    if preset not in RULES:
+        raise InputError(
+            f"unknown preset {preset!r}{nearest(preset, list(RULES))}; the reference has {', '.join(RULES)}"
+        )
+    if memory_gb is not None and not (_is_number(memory_gb) and memory_gb > 0):
+        raise InputError(f"the memory target must be a number of GB above zero, got {memory_gb!r}")
+    if not isinstance(dataset_json, Mapping) or not isinstance(fingerprint, Mapping):
+        raise InputError("dataset.json and the fingerprint must be JSON objects")
+    rules = RULES[preset]
+    channels = channel_names_of(dataset_json)
+    labels = dataset_json.get("labels")
+    if not isinstance(labels, Mapping) or "background" not in labels or len(labels) < 2:
+        raise InputError(f'dataset.json needs "labels" with "background" and one structure or more, got {labels!r}')
+    num_training = dataset_json.get("numTraining")
+    if not (_is_number(num_training) and isinstance(num_training, int) and num_training >= 1):
+        raise InputError(f'dataset.json needs "numTraining", the number of training cases, got {num_training!r}')
+    spacings = _per_case(fingerprint, "spacings")
+    shapes = _per_case(fingerprint, "shapes_after_crop")
+    if len(spacings) != len(shapes):
+        raise InputError(
+            f"the fingerprint has {len(spacings)} spacings and {len(shapes)} shapes; it must have one of each"
+        )
+    relative_size = fingerprint.get("median_relative_size_after_cropping")
+    if not _is_number(relative_size):
+        raise InputError(f'the fingerprint needs "median_relative_size_after_cropping", got {relative_size!r}')
+    budget = Budget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=len(labels))
+    return write_reference_plans(
+        design_dataset(spacings, shapes, num_training, budget),
+        dataset_name=dataset_name or str(dataset_json.get("name", "Dataset")),
+        reader=_reader(dataset_json, shapes),
+        rules=rules,
+        channel_names=channels,
+        spacings=spacings,
+        shapes=shapes,
+        relative_size=float(relative_size),
+        intensities=_intensities(fingerprint, len(channels)),
+    )
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def _per_case(fingerprint: Mapping[str, Any], key: str) -> NDArray[np.float64]:
+    """Return a list of three numbers per case as an array ``(cases, 3)``."""
+    rows = fingerprint.get(key)
+    if not isinstance(rows, list | tuple) or not rows:
+        raise InputError(f'the fingerprint needs "{key}" with three numbers per case, got {rows!r}')
+    for index, row in enumerate(rows):
+        fine = isinstance(row, list | tuple) and len(row) == 3 and all(_is_number(v) and v >= 1 / _LARGEST for v in row)
+        if not fine:
+            raise InputError(
+                f'entry {index} of the fingerprint\'s "{key}" must be three numbers above zero, got {row!r}'
+            )
+    return np.array(rows, dtype=np.float64)
+
+
+def _intensities(fingerprint: Mapping[str, Any], num_channels: int) -> Mapping[str, Any]:
+    key = "foreground_intensity_properties_per_channel"
+    intensities = fingerprint.get(key)
+    if not isinstance(intensities, Mapping) or set(intensities) != {str(c) for c in range(num_channels)}:
+        got = sorted(intensities) if isinstance(intensities, Mapping) else intensities
+        raise InputError(
+            f'the fingerprint\'s "{key}" must have one entry for each of {num_channels} channels, got {got!r}'
+        )
+    for channel, values in intensities.items():
+        try:
+            IntensityStatistics.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "top level"
+            raise InputError(f"the fingerprint's intensities of channel {channel}, {where}: {first['msg']}") from None
+    return intensities
+
+
+def _reader(dataset_json: Mapping[str, Any], shapes: NDArray[np.float64]) -> str:
+    """Return the reader the reference would choose; stacks in .tif files are read by the TIFF reader."""
+    asked = dataset_json.get("overwrite_image_reader_writer", "None")
+    if asked != "None":
+        return str(asked)
+    ending = dataset_json.get("file_ending")
+    if not isinstance(ending, str) or ending.lower() not in _READERS:
+        raise InputError(f'dataset.json needs a "file_ending" among {", ".join(_READERS)}, got {ending!r}')
+    reader = _READERS[ending.lower()]
+    return "Tiff3DIO" if ending.lower() == ".tif" and (shapes[:, 0] > 1).any() else reader

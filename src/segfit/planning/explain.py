@@ -1,0 +1,91 @@
+"""A plan in words: every value with its rule, its inputs, the bound that was active and what would change it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from segfit.planning.plan import Decision, Plan
+
+__all__ = ["explain", "explain_json"]
+
+_WIDTH = 110
+_GENERAL = "dataset"
+_SIZES = ("spacing", "shape", "patch", "start", "finest", "coarsest", "strides", "kernels")
+"""Values with one of these words in their name have one number per axis and are written with an x between."""
+
+
+def explain(plan: Plan) -> str:
+    """Return the plan as readable text, grouped by configuration."""
+    kind = "differs from the reference" if plan.changes else "every decision is the reference's"
+    lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", ""]
+    lines += _bullets("How it differs", plan.changes)
+    lines += _bullets("Remarks on the data", plan.warnings)
+    for group, decisions in _groups(plan).items():
+        title = group if group == _GENERAL else f"configuration {group}"
+        lines += [title.capitalize() if group == _GENERAL else title, "-" * len(title)]
+        for decision in decisions:
+            lines += [*_paragraph(decision, group), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def explain_json(plan: Plan) -> dict[str, Any]:
+    """Return the same as a JSON-able value: decisions by configuration ("dataset" for those of all of them)."""
+    return {
+        "dataset": plan.dataset,
+        "preset": plan.preset,
+        "stock": plan.stock,
+        "changes": list(plan.changes),
+        "warnings": list(plan.warnings),
+        "decisions": {
+            group: [decision.model_dump(mode="json") for decision in decisions]
+            for group, decisions in _groups(plan).items()
+        },
+    }
+
+
+def _groups(plan: Plan) -> dict[str, list[Decision]]:
+    groups: dict[str, list[Decision]] = {_GENERAL: [], **{name: [] for name in plan.configurations}}
+    for decision in plan.decisions:
+        prefix = decision.key.partition(".")[0]
+        groups[prefix if prefix in plan.configurations else _GENERAL].append(decision)
+    return {group: decisions for group, decisions in groups.items() if decisions}
+
+
+def _paragraph(decision: Decision, group: str) -> list[str]:
+    key = decision.key.removeprefix(group + ".")
+    lines = textwrap.wrap(f"{key} = {_text(decision.value, key)}", _WIDTH, subsequent_indent="  ")
+    inputs = "; ".join(f"{name} {_text(value, name)}" for name, value in decision.inputs.items())
+    for label, text in (
+        ("rule", decision.rule),
+        ("inputs", inputs),
+        ("bound", decision.bound),
+        ("source", decision.source),
+        ("changes with", decision.would_change),
+    ):
+        if text:
+            lines += textwrap.wrap(
+                text, _WIDTH, initial_indent=f"  {label:<13}", subsequent_indent=" " * 15, break_long_words=False
+            )
+    return lines
+
+
+def _bullets(title: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    wrapped = [textwrap.fill(item, _WIDTH, initial_indent="  - ", subsequent_indent="    ") for item in items]
+    return [title, *wrapped, ""]
+
+
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "not given"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item, key)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        per_axis = any(word in name for word in _SIZES) and not any(isinstance(item, list | tuple) for item in value)
+        return ("x" if per_axis else ", ").join(_text(item, name) for item in value) or "none"
+    return str(value)

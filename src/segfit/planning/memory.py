@@ -1,0 +1,60 @@
+"""Closed form of the memory estimate: how many feature-map elements one sample makes in the forward pass.
+
+The reference counts the outputs of convolutions, transposed convolutions and segmentation heads of a built network;
+the sums below give the same integers without building one. What the number means in GB is calibrated per preset
+(`segfit.planning.presets`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Literal
+
+__all__ = ["feature_map_elements"]
+
+
+def feature_map_elements(
+    kind: Literal["plain", "residual"],
+    patch: Sequence[int],
+    *,
+    features: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    encoder_convs: Sequence[int],
+    decoder_convs: Sequence[int],
+    heads: int,
+    deep_supervision: bool = False,
+) -> int:
+    """Return the number of feature-map elements of one sample, an exact integer.
+
+    Parameters
+    ----------
+    patch : input size in voxels
+    features, strides, encoder_convs : per stage, full resolution first
+    decoder_convs : per decoder level, lowest resolution first
+    heads : channels of the segmentation output; the reference's planner puts the number of declared labels here
+    deep_supervision : count every head instead of the top one; the reference's planner counts the top one
+    """
+    stages = len(features)
+    sizes: list[tuple[int, ...]] = []
+    size = tuple(patch)
+    for stride in strides:
+        size = tuple([n // s for n, s in zip(size, stride, strict=True)])
+        sizes.append(size)
+    voxels = [prod(size) for size in sizes]
+    maps = [f * v for f, v in zip(features, voxels, strict=True)]
+
+    if kind == "plain":
+        total = sum(n * m for n, m in zip(encoder_convs, maps, strict=True))
+    else:
+        total = features[0] * prod(patch) + sum(2 * n * m for n, m in zip(encoder_convs, maps, strict=True))
+        previous = (features[0], tuple(patch))
+        for stage in range(stages):
+            current = (features[stage], sizes[stage])
+            if current != previous:  # the first block of the stage adapts its skip path
+                total += maps[stage]
+            previous = current
+    total += sum((decoder_convs[stages - 2 - stage] + 1) * maps[stage] for stage in range(stages - 1))
+    if stages > 1:
+        total += heads * sum(voxels[: stages - 1] if deep_supervision else voxels[:1])
+    return total

@@ -1,0 +1,228 @@
+"""Plans of the reference for 160 datasets, five preprocessed ones, and its networks' feature-map counts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segfit import nnunet
+from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
+from segfit.labels import LabelScheme, Target
+from segfit.options import Options
+from segfit.planning.memory import feature_map_elements
+from segfit.planning.plan import Configuration, Plan
+from segfit.planning.planner import derive
+from segfit.planning.presets import RULES
+from segfit.planning.reference_plans import read_reference_plans
+
+pytestmark = pytest.mark.golden
+
+_PRESET = {rules.planner: rules.name for rules in RULES.values()}
+_SCHEMES = {
+    "ct": "CTNormalization",
+    "none": "NoNormalization",
+    "zscore": "ZScoreNormalization",
+    "rescale_to_0_1": "RescaleTo01Normalization",
+    "rgb_to_0_1": "RGBTo01Normalization",
+}
+
+
+@pytest.fixture(scope="module")
+def datasets(golden: Path) -> list[dict[str, Any]]:
+    with gzip.open(golden / "plans.jsonl.gz", "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _preset_and_memory(planner: str) -> tuple[str, float | None]:
+    name, _, memory = planner.partition("@")
+    return _PRESET[name], float(memory.removesuffix("GB")) if memory else None
+
+
+def _scheme(dataset: dict[str, Any]) -> LabelScheme:
+    """Return the label scheme without the checks of a declaration: the made-up data hold an ignore value too high."""
+    labels = dict(dataset["labels"])
+    ignore = labels.pop("ignore", None)
+    targets = [
+        Target(name=name, values=tuple(value) if isinstance(value, list) else (value,))
+        for name, value in labels.items()
+    ]
+    order = dataset.get("regions_class_order")
+    return LabelScheme(labels=tuple(targets), region_order=order, ignore_value=ignore)
+
+
+def _fingerprint(dataset: dict[str, Any], measured: dict[str, Any]) -> Fingerprint:
+    """Return the reference's fingerprint as ours; 2D images lose the axis of one slice."""
+    shapes = measured["shapes_after_crop"]
+    flat = all(shape[0] == 1 and spacing[0] == 999 for shape, spacing in zip(shapes, measured["spacings"], strict=True))
+    axes = slice(1, None) if flat else slice(None)
+    cases = [
+        CaseFingerprint(
+            case=f"case_{index}",
+            content="",
+            shape=shape[axes],
+            spacing_mm=spacing[axes],
+            shape_after_crop=shape[axes],
+            relative_size_after_crop=1.0,
+            label_voxels={},
+            label_centroids={},
+        )
+        for index, (shape, spacing) in enumerate(zip(shapes, measured["spacings"], strict=True))
+    ]
+    intensities = measured["foreground_intensity_properties_per_channel"]
+    return Fingerprint(
+        dataset="Dataset001_X",
+        ndim=2 if flat else 3,
+        orientation="stored",
+        channel_names=tuple(dataset["channel_names"].values()),
+        num_training=dataset["numTraining"],
+        cases=tuple(cases),
+        median_relative_size_after_crop=measured["median_relative_size_after_cropping"],
+        intensities=tuple(
+            IntensityStatistics.model_validate(intensities[str(channel)]) for channel in range(len(intensities))
+        ),
+    )
+
+
+def _assert_agrees(ours: Configuration, theirs: dict[str, Any], name: str) -> None:
+    network, kwargs = ours.network, theirs["architecture"]["arch_kwargs"]
+    encoder = kwargs.get("n_conv_per_stage", kwargs.get("n_blocks_per_stage"))
+    assert ours.name == name
+    assert list(ours.patch_size) == theirs["patch_size"]
+    assert ours.batch_size == theirs["batch_size"]
+    assert list(ours.spacing_mm) == pytest.approx(theirs["spacing"], rel=1e-9)
+    assert list(ours.median_shape) == theirs["median_image_size_in_voxels"]
+    assert ours.batch_dice is theirs["batch_dice"]
+    assert [list(stride) for stride in network.strides] == kwargs["strides"]
+    assert [list(kernel) for kernel in network.kernels] == kwargs["kernel_sizes"]
+    assert list(network.features) == kwargs["features_per_stage"]
+    assert list(network.encoder_convs) == encoder
+    assert list(network.decoder_convs) == kwargs["n_conv_per_stage_decoder"]
+    assert network.kind == ("plain" if "PlainConvUNet" in theirs["architecture"]["network_class_name"] else "residual")
+    normalization = ours.preprocessing.normalization
+    assert [_SCHEMES[item.scheme] for item in normalization] == theirs["normalization_schemes"]
+    assert [item.use_mask for item in normalization] == theirs["use_mask_for_norm"]
+
+
+def _assert_same_plan(plan: Plan, theirs: dict[str, Any]) -> None:
+    expected = theirs["configurations"]
+    assert list(plan.configurations) == list(expected)
+    for name, configuration in plan.configurations.items():
+        assert configuration.previous_stage == expected[name].get("previous_stage")
+        assert configuration.next_stage == expected[name].get("next_stage")
+        parent = expected[expected[name].get("inherits_from", name)]
+        _assert_agrees(configuration, parent, name)
+        transpose = configuration.preprocessing.transpose
+        assert list(transpose) == (theirs["transpose_forward"] if len(transpose) == 3 else [0, 1])
+
+
+def test_every_plan_is_the_references(datasets: list[dict[str, Any]]) -> None:
+    compared = 0
+    for item in datasets:
+        fingerprint, scheme = _fingerprint(item["dataset"], item["fingerprint"]), _scheme(item["dataset"])
+        for planner, theirs in item["plans"].items():
+            preset, memory = _preset_and_memory(planner)
+            options = Options.model_validate({"preset": preset, "memory_gb": memory})
+            plan = derive(fingerprint, scheme, options)
+            _assert_same_plan(plan, theirs)
+            # Networks of two stages cannot be supervised deeply; everything else is the reference's decision.
+            assert plan.stock == all(config.network.num_stages > 2 for config in plan.configurations.values())
+            compared += 1
+    assert compared == 694
+
+
+def test_plans_files_are_the_references_key_for_key(datasets: list[dict[str, Any]]) -> None:
+    for item in datasets:
+        for planner, theirs in item["plans"].items():
+            preset, memory = _preset_and_memory(planner)
+            ours = nnunet.plans(item["dataset"], item["fingerprint"], preset, memory, dataset_name="Dataset001_X")
+            ours["image_reader_writer"] = theirs["image_reader_writer"]  # set by hand in these data
+            _assert_equal(ours, theirs)
+
+
+def test_plans_of_preprocessed_datasets(golden: Path) -> None:
+    folders = sorted((golden / "preprocessing").glob("Dataset*"))
+    assert len(folders) == 5
+    for folder in folders:
+        dataset = json.loads((folder / "raw" / "dataset.json").read_text())
+        measured = json.loads((folder / "dataset_fingerprint.json").read_text())
+        theirs = json.loads((folder / "nnUNetPlans.json").read_text())
+        _assert_equal(nnunet.plans(dataset, measured, dataset_name=folder.name), theirs)
+        _assert_same_plan(derive(_fingerprint(dataset, measured), _scheme(dataset), Options(preset="stock")), theirs)
+
+
+def _assert_equal(ours: Any, theirs: Any) -> None:
+    """Equal in structure, key order and values; floats to 1e-9."""
+    if isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key in theirs:
+            _assert_equal(ours[key], theirs[key])
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            _assert_equal(a, b)
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    else:
+        assert ours == theirs
+        assert type(ours) is type(theirs)
+
+
+def test_reference_plans_are_read_as_they_were_planned(datasets: list[dict[str, Any]]) -> None:
+    """Reading the reference's file gives the configurations that we derive ourselves."""
+    for item in datasets[:60]:
+        fingerprint, scheme = _fingerprint(item["dataset"], item["fingerprint"]), _scheme(item["dataset"])
+        if scheme.ignore_value is not None:
+            continue
+        for planner in ("ExperimentPlanner", "nnUNetPlannerResEncL"):
+            plan = derive(fingerprint, scheme, Options.model_validate({"preset": _PRESET[planner]}))
+            read = read_reference_plans(item["plans"][planner], item["dataset"])
+            assert list(read) == list(plan.configurations)
+            for name, ours in plan.configurations.items():
+                theirs = read[name]
+                assert theirs.spacing_mm == pytest.approx(ours.spacing_mm, rel=1e-9)
+                kept = theirs.preprocessing.model_copy(update={"spacing_mm": ours.preprocessing.spacing_mm})
+                assert theirs.model_copy(update={"spacing_mm": ours.spacing_mm, "preprocessing": kept}) == ours
+
+
+def test_trained_reference_models_are_read(golden: Path) -> None:
+    paths = sorted((golden / "inference" / "models").glob("*/*/plans.json"))
+    assert paths
+    for path in paths:
+        name = path.parent.name.rpartition("__")[2]
+        dataset = json.loads((path.parent / "dataset.json").read_text())
+        read = read_reference_plans(json.loads(path.read_text()), dataset, [name])
+        foreground = {value for values in dataset["labels"].values() for value in np.atleast_1d(values)} - {0}
+        channels = len(dataset["channel_names"]) + (len(foreground) if name == "3d_cascade_fullres" else 0)
+        assert list(read) == [name]
+        assert read[name].network.in_channels == channels
+        assert read[name].preprocessing.orientation == "stored"
+        assert read[name].preprocessing.image_ndim == 3
+
+
+def test_feature_map_elements_are_those_of_the_built_networks(golden: Path) -> None:
+    paths = [*(golden / "networks").glob("*.json"), *(golden / "networks" / "full_size").glob("*.json")]
+    compared = 0
+    for path in paths:
+        stored = json.loads(path.read_text())
+        if "feature_map_size_estimate" not in stored:
+            continue
+        kwargs = stored["architecture"]["arch_kwargs"]
+        plain = "n_conv_per_stage" in kwargs
+        estimate = feature_map_elements(
+            "plain" if plain else "residual",
+            stored["patch_size"] if "patch_size" in stored else stored["input_shape"][2:],
+            features=kwargs["features_per_stage"],
+            strides=kwargs["strides"],
+            encoder_convs=kwargs["n_conv_per_stage" if plain else "n_blocks_per_stage"],
+            decoder_convs=kwargs["n_conv_per_stage_decoder"],
+            heads=stored["num_classes"],
+            deep_supervision=stored["deep_supervision"],
+        )
+        assert estimate == stored["feature_map_size_estimate"], path.name
+        compared += 1
+    assert compared >= 15

@@ -1,0 +1,150 @@
+"""Patch and batch of the reference's planners for seven made-up datasets of equal cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segfit.errors import InputError
+from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
+from segfit.planning.presets import RULES
+
+_SETS = {
+    "A": ((1, 1, 1), (36, 50, 35), 260, 3),
+    "B": ((1, 0.767578125, 0.767578125), (432, 512, 512), 131, 3),
+    "C": ((10, 1.5625, 1.5625), (9, 237, 208), 200, 4),
+    "D": ((3.6, 0.625, 0.625), (20, 320, 320), 32, 3),
+    "E": ((999, 1, 1), (1, 1500, 1500), 804, 2),
+    "F": ((1, 1, 1), (256, 256, 256), 50, 15),
+    "G": ((5, 0.8, 0.8), (40, 512, 512), 50, 15),
+}
+_PRESETS = ("stock", "resenc-m", "resenc-l", "resenc-xl")
+_EXPECTED = """
+A 2d  56,40/366     56,40/1618     56,40/4554      56,40/6711
+A 3d  40,56,40/9    40,56,40/58    40,56,40/178    40,56,40/183
+B 2d  512,512/12    512,512/12     512,512/35      512,512/52
+B 3d  128,128,128/2 128,128,128/2  160,224,192/2   192,256,256/2
+B low 128,128,128/2 128,128,128/2  160,224,192/2   192,256,256/2
+C 2d  256,224/56    256,224/57     256,224/161     256,224/238
+C 3d  10,256,224/7  10,256,224/5   10,256,224/17   10,256,224/29
+C low -             -              -               -
+D 2d  320,320/32    320,320/32     320,320/90      320,320/133
+D 3d  20,320,256/2  20,256,256/2   20,320,320/5    20,320,320/8
+E 2d  1280,1024/2   512,512/13     896,768/13      1024,1024/13
+E 3d  -             -              -               -
+F 2d  256,256/47    256,256/49     256,256/137     256,256/203
+F 3d  128,128,128/2 128,128,128/2  192,192,192/2   256,224,224/2
+F low 128,128,128/2 128,128,128/2  -               -
+G 2d  512,512/12    512,512/12     512,512/34      512,512/51
+G 3d  24,256,256/2  20,256,256/2   32,384,384/2    40,448,448/2
+"""
+
+
+def _design(name: str, preset: str = "stock") -> DatasetDesign:
+    spacing, shape, cases, labels = _SETS[name]
+    rules = RULES[preset]
+    budget = Budget(rules=rules, memory_gb=rules.memory_gb, heads=labels)
+    return design_dataset(np.array([spacing], float), np.array([shape], float), cases, budget)
+
+
+def _text(this: Design | None) -> str:
+    return "-" if this is None else f"{','.join(map(str, this.patch))}/{this.batch_size}"
+
+
+@pytest.mark.parametrize("row", _EXPECTED.strip().splitlines(), ids=lambda row: row[:5])
+def test_patch_and_batch_of_the_reference(row: str) -> None:
+    name, configuration, *expected = row.split()
+    found = []
+    for preset in _PRESETS:
+        made = _design(name, preset)
+        found.append(_text({"2d": made.plane, "3d": made.fullres, "low": made.lowres}[configuration]))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "spacing", "median"),
+    [
+        ("stock", (2.427262, 1.863114, 1.863114), (178, 211, 211)),
+        ("resenc-l", (1.604706, 1.231738, 1.231738), (269, 319, 319)),
+        ("resenc-xl", (1.343916, 1.031561, 1.031561), (321, 381, 381)),
+    ],
+)
+def test_lower_resolution(preset: str, spacing: tuple[float, ...], median: tuple[int, ...]) -> None:
+    low = _design("B", preset).lowres
+    assert low is not None
+    assert low.spacing_mm == pytest.approx(spacing, abs=1e-6)
+    assert low.median_shape == median
+
+
+def test_bounds_tell_what_was_active() -> None:
+    assert _design("A").plane.patch_bound == "median shape"
+    assert _design("A").plane.batch_bound == "dataset coverage"
+    full = _design("F").fullres
+    assert full is not None
+    assert full.patch_bound == "memory"
+    assert full.batch_bound == "memory"
+    assert full.start_patch == (256, 256, 256)
+    large = design_dataset(
+        np.array([[1.0, 1.0, 1.0]]),
+        np.array([[500.0, 500.0, 500.0]]),
+        50,
+        Budget(rules=RULES["stock"], memory_gb=1000, heads=2),
+    )
+    assert large.fullres is not None
+    assert large.fullres.patch_bound == "start volume"
+    assert large.fullres.patch == (256, 256, 256)
+    assert _design("D").plane.batch_bound == "memory"
+    assert _design("E").plane.batch_bound == "memory"
+    few = design_dataset(
+        np.array([[1.0, 1.0, 1.0]]), np.array([[40.0] * 3]), 5, Budget(rules=RULES["stock"], memory_gb=8, heads=2)
+    )
+    assert few.fullres is not None
+    assert (few.fullres.batch_size, few.fullres.batch_bound) == (2, "minimum")
+
+
+def test_a_fixed_patch_is_rounded_up_and_follows_the_transposition() -> None:
+    budget = Budget(rules=RULES["stock"], memory_gb=8, heads=3)
+    made = design_dataset(
+        np.array([[1.0, 4.0, 1.0]]), np.array([[200.0, 40.0, 200.0]]), 20, budget, patch_size=(100, 20, 90)
+    )
+    assert made.transpose == (1, 0, 2)
+    assert made.fullres is not None
+    assert made.fullres.patch == (20, 112, 96)
+    assert made.fullres.patch_bound == "fixed"
+    assert made.plane.patch_bound == "median shape"
+
+
+def test_an_impossible_memory_target_is_one_clear_sentence() -> None:
+    budget = Budget(rules=replace(RULES["stock"], base_features=4096, max_features_3d=4096), memory_gb=1e-4, heads=3)
+    with pytest.raises(InputError, match=r"does not fit into 0\.0001 GB"):
+        design_dataset(np.array([[1.0, 1.0, 1.0]]), np.array([[64.0, 64.0, 64.0]]), 5, budget)
+
+
+def test_a_target_spacing_beyond_the_image_is_refused() -> None:
+    budget = Budget(rules=RULES["stock"], memory_gb=8, heads=3)
+    with pytest.raises(InputError, match="finer target spacing"):
+        design_dataset(np.ones((1, 3)), np.full((1, 3), 40.0), 5, budget, target_mm=(1.0, 1.0, 500.0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(*[st.floats(0.1, 10)] * 3),
+    st.tuples(*[st.integers(1, 600)] * 3),
+    st.sampled_from(sorted(RULES)),
+    st.floats(1, 50),
+)
+def test_every_dataset_gets_a_design_that_fits(
+    spacing: tuple[float, ...], shape: tuple[int, ...], preset: str, memory_gb: float
+) -> None:
+    budget = Budget(rules=RULES[preset], memory_gb=memory_gb, heads=4)
+    made = design_dataset(np.array([spacing]), np.array([shape], float), 30, budget)
+    for this in (made.plane, made.fullres, made.lowres):
+        if this is not None:
+            assert this.batch_size >= 2
+            assert min(this.patch) >= 1
+            assert not budget.exceeded(len(this.patch), this.estimate)
+            assert all(n % d == 0 for n, d in zip(this.patch, this.topology.divisor, strict=True))

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+
+from planning_fakes import case, fingerprint, scheme
+
+from segfit.options import Options
+from segfit.planning.explain import explain, explain_json
+from segfit.planning.plan import Plan
+from segfit.planning.planner import derive
+
+
+def _plan(preset: str) -> Plan:
+    orientation = "canonical" if preset == "auto" else "stored"
+    cases = [case((256, 256, 256), (1, 1, 1))] * 50
+    data = fingerprint(cases, orientation=orientation)  # type: ignore[arg-type]
+    return derive(data, scheme("left lung", "right lung"), Options.model_validate({"preset": preset}))
+
+
+def test_text_names_value_rule_bound_source_and_change() -> None:
+    text = explain(_plan("stock"))
+    start = text.index("configuration 3d_fullres")
+    paragraph = text[text.index("patch_size = 128x128x128", start) :].split("\n\n")[0]
+    assert "  rule         as much physical context as possible" in paragraph
+    assert "  inputs       start 256x256x256; median_shape 256x256x256; memory_gb 8" in paragraph
+    assert "  bound        memory 8 GB" in paragraph
+    assert "  source       nnU-Net 2.8.1 planning rules, patch size" in paragraph
+    assert "  changes with memory: with 16 GB it would be 192x160x160" in paragraph
+    assert text.startswith("Plan for Dataset001_Test: preset stock, every decision is the reference's\n")
+
+
+def test_text_tells_differences_and_groups_by_configuration() -> None:
+    text = explain(_plan("auto"))
+    assert "preset auto, differs from the reference" in text
+    assert "  - only z, y are mirrored\n" in text
+    titles = ["Dataset", "configuration 2d", "configuration 3d_fullres", "configuration 3d_cascade_fullres"]
+    places = [text.index(f"\n{title}\n---") for title in titles]
+    assert places == sorted(places)
+    assert all(len(line) <= 110 for line in text.splitlines())
+
+
+def test_json_holds_every_decision_once() -> None:
+    plan = _plan("auto")
+    value = json.loads(json.dumps(explain_json(plan)))
+    assert list(value["decisions"]) == ["dataset", *plan.configurations]
+    assert sum(len(items) for items in value["decisions"].values()) == len(plan.decisions)
+    assert value["decisions"]["3d_fullres"][0]["key"] == "3d_fullres.spacing_mm"

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from planning_fakes import STATISTICS, case, fingerprint, scheme
+
+from segfit.device import Hardware
+from segfit.errors import InputError
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.options import Options
+from segfit.planning.plan import Decision, Plan, TrainingSpec
+from segfit.planning.planner import derive
+
+_LABELS = scheme("liver", "tumour")
+
+
+def _options(preset: str = "stock", **planning: Any) -> Options:
+    return Options.model_validate({"preset": preset, "planning": planning})
+
+
+def _large(orientation: str = "stored") -> Fingerprint:
+    cases = [case((432, 512, 512), (1, 0.767578125, 0.767578125))] * 131
+    return fingerprint(cases, orientation=orientation, channels=("CT", "MRI"), relative_size=0.5)  # type: ignore[arg-type]
+
+
+def _small() -> Fingerprint:
+    return fingerprint([case((36, 50, 35), (1, 1, 1))] * 20, num_training=260)
+
+
+def _pictures(spacing: float = 1.0) -> Fingerprint:
+    return fingerprint([case((300, 400), (spacing, spacing))] * 20, channels=("R", "G", "B"))
+
+
+def _decision(plan: Plan, key: str) -> Decision:
+    (found,) = [item for item in plan.decisions if item.key == key]
+    return found
+
+
+def test_stock_plan_of_large_volumes() -> None:
+    plan = derive(_large(), _LABELS, _options())
+    assert list(plan.configurations) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
+    assert plan.stock
+    assert plan.changes == ()
+    full, cascade = plan.configurations["3d_fullres"], plan.configurations["3d_cascade_fullres"]
+    assert full.patch_size == (128, 128, 128)
+    assert full.network.in_channels == 2
+    assert full.network.num_outputs == 3
+    assert full.memory_estimate == 452_796_416
+    assert cascade.network.in_channels == 4
+    assert cascade.previous_stage == "3d_lowres"
+    assert plan.configurations["3d_lowres"].next_stage == "3d_cascade_fullres"
+    assert [item.batch_dice for item in plan.configurations.values()] == [True, False, True, True]
+    ct, mri = full.preprocessing.normalization
+    assert (ct.scheme, ct.use_mask, ct.statistics) == ("ct", False, STATISTICS)
+    assert (mri.scheme, mri.use_mask, mri.statistics) == ("zscore", True, None)
+    recipe = plan.training["3d_fullres"]
+    assert recipe.augmentation.mirror_axes == (0, 1, 2)
+    assert recipe.augmentation.masked_channels == (1,)
+    assert recipe.augmentation.sample_patch == (205, 205, 205)
+    assert recipe.model_copy(update={"augmentation": TrainingSpec().augmentation}) == TrainingSpec()
+
+
+def test_a_2d_configuration_of_volumes_keeps_the_slices() -> None:
+    plane = derive(_large(), _LABELS, _options()).configurations["2d"]
+    assert plane.preprocessing.spacing_mm == (None, 0.767578125, 0.767578125)
+    assert plane.preprocessing.transpose == (0, 1, 2)
+    assert plane.spacing_mm == (0.767578125, 0.767578125)
+    assert plane.network.ndim == 2
+
+
+@pytest.mark.parametrize("spacing", [1.0, 0.2, 5.0])
+def test_pictures_have_two_axes(spacing: float) -> None:
+    plan = derive(_pictures(spacing), _LABELS, _options())
+    assert list(plan.configurations) == ["2d"]
+    plane = plan.configurations["2d"]
+    assert plane.preprocessing.transpose == (0, 1)
+    assert plane.preprocessing.spacing_mm == (spacing, spacing)
+    assert plane.median_shape == (300, 400)
+    assert plan.training["2d"].augmentation.mirror_axes == (0, 1)
+    assert "transpose" not in [item.key for item in plan.decisions]
+
+
+def test_target_spacing_of_pictures_can_be_asked_for() -> None:
+    plan = derive(_pictures(), _LABELS, _options(target_spacing_mm=(2.0, 4.0)))
+    assert plan.configurations["2d"].spacing_mm == (2.0, 4.0)
+    assert plan.configurations["2d"].median_shape == (150, 100)
+    assert list(plan.configurations) == ["2d"]
+
+
+def test_every_value_has_a_reason_and_none_is_given_twice() -> None:
+    plan = derive(_large(), _LABELS, _options())
+    keys = [item.key for item in plan.decisions]
+    assert len(keys) == len(set(keys))
+    values = ("spacing_mm", "median_shape", "patch_size", "batch_size", "batch_dice", "memory_estimate")
+    network = ("network.strides", "network.kernels", "network.features", "network.encoder_convs")
+    for name in ("2d", "3d_lowres", "3d_fullres"):
+        for value in (*values, *network, "training", "augmentation"):
+            assert f"{name}.{value}" in keys
+    for item in plan.decisions:
+        assert item.rule
+        assert item.bound
+        assert item.source
+        assert item.would_change
+    general = {"preset", "memory_gb", "orientation", "target_spacing_mm", "transpose", "configurations", "mirror_axes"}
+    assert general <= set(keys)
+    assert {"normalization.0", "normalization.1", "3d_cascade_fullres.previous_stage"} <= set(keys)
+
+
+def test_the_patch_tells_its_bound_and_what_more_memory_would_give() -> None:
+    item = _decision(derive(_large(), _LABELS, _options()), "3d_fullres.patch_size")
+    assert item.value == [128, 128, 128]
+    assert item.bound == "memory 8 GB"
+    double, triple = (
+        derive(_large(), _LABELS, Options(preset="stock", memory_gb=gb)).configurations["3d_fullres"].patch_size
+        for gb in (16, 24)
+    )
+    sizes = ["x".join(map(str, patch)) for patch in (double, triple)]
+    assert item.would_change == f"memory: with 16 GB it would be {sizes[0]}, with 24 GB it would be {sizes[1]}"
+    small = _decision(derive(_small(), _LABELS, _options()), "3d_fullres.patch_size")
+    assert small.bound == "median shape 36x50x35"
+    assert "more memory would not change it" in small.would_change
+
+
+def test_overrides_are_applied_and_listed() -> None:
+    plan = derive(
+        _small(),
+        _LABELS,
+        _options(patch_size=(30, 40, 30), batch_size=5, base_features=16, configurations=("3d_fullres",)),
+    )
+    full = plan.configurations["3d_fullres"]
+    assert list(plan.configurations) == ["3d_fullres"]
+    assert full.patch_size == (32, 40, 32)
+    assert full.batch_size == 5
+    assert full.network.features[:2] == (16, 32)
+    assert not plan.stock
+    assert plan.changes == (
+        "3d_fullres: patch size 30x40x30 was asked for and rounded up to 32x40x32, multiples of 8x8x8",
+        "batch size 5 was asked for",
+        "16 base features were asked for",
+        "only 3d_fullres is planned, as asked",
+    )
+    assert _decision(plan, "3d_fullres.batch_size").bound == "asked for"
+    assert _decision(plan, "3d_fullres.patch_size").bound == "asked for"
+
+
+def test_a_patch_beyond_the_memory_target_is_taken_with_a_warning() -> None:
+    plan = derive(_large(), _LABELS, _options(patch_size=(256, 256, 256)))
+    assert plan.configurations["3d_fullres"].patch_size == (256, 256, 256)
+    assert plan.configurations["3d_fullres"].batch_size == 2
+    assert any(
+        text.startswith("3d_fullres: the patch that was asked for needs about 6.5 times") for text in plan.warnings
+    )
+
+
+def test_a_cascade_brings_its_previous_stage_and_its_reasons() -> None:
+    plan = derive(_large(), _LABELS, _options(configurations=("3d_cascade_fullres",)))
+    assert list(plan.configurations) == ["3d_lowres", "3d_cascade_fullres"]
+    assert "3d_cascade_fullres.patch_size" in [item.key for item in plan.decisions]
+    alone = derive(_large(), _LABELS, _options(configurations=("3d_lowres",)))
+    assert alone.configurations["3d_lowres"].next_stage is None
+
+
+def test_target_spacing_changes_transposition_and_shape() -> None:
+    plan = derive(_small(), _LABELS, _options(target_spacing_mm=(1.0, 1.0, 2.0)))
+    full = plan.configurations["3d_fullres"]
+    assert full.preprocessing.transpose == (2, 0, 1)
+    assert full.spacing_mm == (2.0, 1.0, 1.0)
+    assert full.median_shape == (18, 36, 50)
+
+
+def test_mirror_axes_follow_the_transposition() -> None:
+    cases = [case((200, 40, 200), (1, 4, 1))] * 20
+    plan = derive(fingerprint(cases), _LABELS, _options(mirror_axes=(1, 2)))
+    assert plan.configurations["3d_fullres"].preprocessing.transpose == (1, 0, 2)
+    assert plan.training["3d_fullres"].augmentation.mirror_axes == (0, 2)
+    assert plan.training["2d"].augmentation.mirror_axes == (1,)
+    assert plan.changes == ("only y, x are mirrored",)
+
+
+def test_auto_is_canonical_and_leaves_out_telling_axes() -> None:
+    rng = np.random.default_rng(0)
+    cases = [
+        case((36, 50, 35), (1, 1, 1), centroids={1: (0.5, 0.7 + rng.normal(0, 0.01), 0.5), 2: (0.5, 0.3, 0.5)})
+        for _ in range(20)
+    ]
+    plan = derive(fingerprint(cases, orientation="canonical"), scheme("Anterior", "Posterior"), Options())
+    assert not plan.stock
+    assert plan.configurations["3d_fullres"].preprocessing.orientation == "canonical"
+    assert plan.training["3d_fullres"].augmentation.mirror_axes == (0, 2)
+    assert plan.training["2d"].augmentation.mirror_axes == (1,)
+    assert plan.changes == ("axes are brought to the canonical orientation", "only z, x are mirrored")
+    item = _decision(plan, "mirror_axes")
+    assert item.value == [0, 2]
+    assert '"Anterior" lies 40% of the extent beyond "Posterior"' in item.inputs["y is not flipped"]
+
+
+def test_training_options_are_applied() -> None:
+    options = Options().with_settings(["preset=stock", "training.optimizer=adamw", "augmentation.strength=none"])
+    plan = derive(_small(), _LABELS, options)
+    recipe = plan.training["3d_fullres"]
+    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum, recipe.weight_decay) == ("adamw", 3e-4, 0.9, 5e-2)
+    assert recipe.augmentation.rotation_probability == 0
+    assert recipe.augmentation.mirror_axes == ()
+    assert recipe.augmentation.sample_patch == plan.configurations["3d_fullres"].patch_size
+    assert not plan.stock
+    assert "there is no augmentation" in plan.changes
+
+
+def test_two_stages_are_trained_without_deep_supervision() -> None:
+    plan = derive(fingerprint([case((12, 12, 12), (1, 1, 1))] * 20), _LABELS, _options())
+    assert plan.configurations["3d_fullres"].network.num_stages == 2
+    assert not plan.training["3d_fullres"].deep_supervision
+    assert any("without deep supervision" in text for text in plan.changes)
+
+
+def test_remarks_on_the_data() -> None:
+    cases = [case((20, 100, 100), (1 if i else 4, 1, 1), voxels={1: 1000, 2: 0, 3: int(i < 2)}) for i in range(6)]
+    plan = derive(fingerprint(cases), scheme("liver", "tumour", "vessel"), _options())
+    assert plan.warnings == (
+        "only 6 training cases: expect results to differ much from case to case",
+        'label "tumour" (2) occurs in no case: it cannot be learned',
+        'label "vessel" (3) is absent in 4 of 6 cases',
+        'label "vessel" (3) is rare: 2e-06 of all voxels',
+        "spacing along z varies from 1 to 4 mm between cases",
+    )
+
+
+def test_a_machine_with_too_little_memory_is_mentioned() -> None:
+    gpu = Hardware(device="cuda:0", name="a GPU", threads=8, free_memory_gb=6.0, fast_bf16=True)
+    plan = derive(_small(), _LABELS, _options(), gpu)
+    assert "planned for 8 GB, a GPU has 6.0 GB free" in plan.warnings
+
+
+@pytest.mark.parametrize(
+    ("planning", "message"),
+    [
+        ({"configurations": ("3d_lowers",)}, "unknown configuration '3d_lowers' (did you mean '3d_lowres'?)"),
+        (
+            {"configurations": ("3d_lowres",)},
+            "this dataset has no configuration 3d_lowres; the rules give 2d, 3d_fullres",
+        ),
+        ({"target_spacing_mm": (1.0, 1.0)}, "planning.target_spacing_mm needs 3 values"),
+        ({"target_spacing_mm": (1.0, 1.0, 0.0)}, "must be above zero"),
+        ({"patch_size": (64,)}, "planning.patch_size needs 2 or 3 values"),
+        ({"patch_size": (64, 64, 0)}, "must be above zero"),
+        ({"mirror_axes": (3,)}, "numbered 0 to 2"),
+        ({"orientation": "canonical"}, "measured on stored ones"),
+    ],
+)
+def test_contradictions_are_refused(planning: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        derive(_small(), _LABELS, _options(**planning))
+    assert message in str(caught.value)
+
+
+def test_unusable_fingerprints_are_refused() -> None:
+    with pytest.raises(InputError, match="holds no case"):
+        derive(_small().model_copy(update={"cases": ()}), _LABELS, _options())
+    with pytest.raises(InputError, match="case: expected 3 positive spacings"):
+        derive(fingerprint([case((10, 10, 10), (1, 0, 1))]), _LABELS, _options())
+    with pytest.raises(InputError, match="statistics of 1 channels for 2 names"):
+        derive(_small().model_copy(update={"channel_names": ("a", "b")}), _LABELS, _options())
+    with pytest.raises(InputError, match="too small to segment"):
+        derive(fingerprint([case((5, 6, 6), (1, 1, 1))]), _LABELS, _options())
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = derive(_large("canonical"), _LABELS, Options())
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert derive(_large("canonical"), _LABELS, Options()) == plan
+
+
+def test_planning_loads_no_torch_and_takes_milliseconds() -> None:
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from planning_fakes import case, fingerprint, scheme
+from segfit.options import Options
+from segfit.planning.explain import explain
+from segfit.planning.planner import derive
+import segfit.nnunet
+dataset = fingerprint([case((432, 512, 512), (1, 0.77, 0.77))] * 131, orientation="canonical")
+seconds = []
+for _ in range(5):
+    start = time.process_time()
+    plan = derive(dataset, scheme("liver", "tumour"), Options())
+    seconds.append(time.process_time() - start)
+assert explain(plan)
+assert "torch" not in sys.modules
+print(min(seconds))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.05

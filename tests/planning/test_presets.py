@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+from segfit.device import Hardware
+from segfit.options import Options
+from segfit.planning.presets import choose_rules, orientation_of
+
+
+def _gpu(free_gb: float) -> Hardware:
+    return Hardware(device="cuda:0", name="a GPU", threads=8, free_memory_gb=free_gb, fast_bf16=True)
+
+
+_CPU = Hardware(device="cpu", name="a CPU", threads=8, free_memory_gb=120.0, fast_bf16=True)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "memory_gb", "rules", "target"),
+    [
+        (None, None, "stock", 8),
+        (_CPU, None, "stock", 8),
+        (_CPU, 4, "stock", 4),
+        (_gpu(5.9), None, "stock", 5),
+        (_gpu(7.9), None, "resenc-m", 7),
+        (_gpu(15.6), None, "resenc-m", 14),
+        (_gpu(23.5), None, "resenc-l", 21),
+        (_gpu(139.0), None, "resenc-l", 24),
+        (_gpu(139.0), 12, "resenc-m", 12),
+        (_gpu(139.0), 80, "resenc-l", 24),
+    ],
+)
+def test_auto_goes_by_the_memory_there_is(
+    hardware: Hardware | None, memory_gb: float | None, rules: str, target: float
+) -> None:
+    chosen, memory, decisions = choose_rules(Options(memory_gb=memory_gb), hardware)
+    assert (chosen.name, memory) == (rules, target)
+    assert [item.key for item in decisions] == ["preset", "memory_gb"]
+    assert [item.value for item in decisions] == [rules, target]
+
+
+def test_named_presets_keep_their_own_target_whatever_the_machine() -> None:
+    assert choose_rules(Options(preset="stock"), _gpu(40.0))[1] == 8
+    assert choose_rules(Options(preset="resenc-xl"), _gpu(8.0))[1] == 40
+    assert choose_rules(Options(preset="resenc-l", memory_gb=12), None)[1] == 12
+
+
+def test_budgets_scale_linearly_with_memory() -> None:
+    rules = choose_rules(Options(preset="resenc-l"), None)[0]
+    assert rules.elements(3, 24) == 2100e6
+    assert rules.elements(3, 12) == 1050e6
+    assert rules.elements(2, 24) == 380e6
+
+
+def test_orientation_of_the_presets() -> None:
+    assert orientation_of(Options()) == "canonical"
+    assert orientation_of(Options(preset="stock")) == "stored"
+    assert orientation_of(Options.model_validate({"planning": {"orientation": "stored"}})) == "stored"
+
+
+def test_features_and_blocks() -> None:
+    rules = choose_rules(Options(preset="resenc-m"), None)[0]
+    assert rules.features(3, 7) == (32, 64, 128, 256, 320, 320, 320)
+    assert rules.features(2, 7) == (32, 64, 128, 256, 512, 512, 512)
+    assert rules.convs(6) == ((1, 3, 4, 6, 6, 6), (1, 1, 1, 1, 1))

@@ -1,0 +1,73 @@
+"""Options: every value can be set by its dotted key, and a slip gets the nearest known one."""
+
+from __future__ import annotations
+
+import pytest
+
+from segfit.errors import InputError
+from segfit.options import Options, parse_seconds
+
+
+def test_settings_reach_their_place() -> None:
+    options = Options().with_settings(
+        [
+            "preset=resenc-m",
+            "training.steps=5000",
+            "training.learning_rate=1e-3",
+            "planning.patch_size=64,64,32",
+            "planning.configurations=2d,3d_fullres",
+            "planning.mirror_axes=[0, 2]",
+            "inference.mirror=false",
+        ]
+    )
+    assert options.preset == "resenc-m"
+    assert options.training.steps == 5000
+    assert options.training.learning_rate == 1e-3
+    assert options.planning.patch_size == (64, 64, 32)
+    assert options.planning.configurations == ("2d", "3d_fullres")
+    assert options.planning.mirror_axes == (0, 2)
+    assert options.inference.mirror is False
+    assert options.seed == Options().seed  # the rest stays
+
+
+def test_nothing_set_changes_nothing() -> None:
+    assert Options().with_settings([]) == Options()
+    assert Options(seed=3).with_settings(["training.steps=null"]) == Options(seed=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.steps", "expects KEY=VALUE, got 'training.steps'"),
+        ("training.stepps=5", r"unknown option 'training.stepps' \(did you mean 'training.steps'\?\)"),
+        ("training=5", "unknown option 'training'"),
+        ("training.steps=0", "option training.steps: .*greater than or equal to 1, got 0"),
+        ("training.steps=many", "option training.steps: .*valid integer.*, got 'many'"),
+        ("preset=best", "option preset: .*'auto', 'stock'.*, got 'best'"),
+    ],
+)
+def test_slips_are_explained(setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Options().with_settings([setting])
+
+
+def test_known_keys_are_the_leaves() -> None:
+    keys = Options.known_keys()
+    assert "training.steps" in keys
+    assert "seed" in keys
+    assert "training" not in keys
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("45s", 45), ("20m", 1200), ("2h", 7200), ("1h30m", 5400), ("3d", 259200), ("1.5H", 5400)],
+)
+def test_times(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 weeks", "-2h", "0m", "2h h"])
+def test_no_times(text: str) -> None:
+    with pytest.raises(InputError, match="a time"):
+        parse_seconds(text)
