@@ -1,0 +1,149 @@
+"""Building blocks of the U-Nets: instance normalisation, the convolution unit, the residual block.
+
+All of them take `(b, c, *spatial)` with two or three spatial axes and keep the memory format of their input, so that a
+network whose weights and input are channels-last stays so from end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+__all__ = ["SLOPE", "TRANSPOSED_CONVOLUTION", "ConvUnit", "Head", "InstanceNorm", "ResidualBlock"]
+
+SLOPE = 0.01  # of the leaky rectifier
+_EPS = 1e-5  # added to the variance
+
+_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+class InstanceNorm(nn.Module):
+    """Affine instance normalisation: biased variance over space, eps 1e-5, no running statistics."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(b, c, *spatial)`."""
+        # PyTorch's kernel first copies channels-last input to the contiguous format, and the next convolution copies it
+        # back. On CPUs that costs more than the normalisation itself.
+        if x.device.type == "cpu" and not x.is_contiguous():
+            result: Tensor = _Normalize.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            return result
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=_EPS)
+
+
+class _Normalize(torch.autograd.Function):
+    """Instance normalisation written with format-preserving operations; statistics in two passes, at least float32.
+
+    Large results are written over temporary ones: fresh memory costs more here than the arithmetic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        space, voxels, dtype = tuple(range(2, x.ndim)), x[0, 0].numel(), torch.promote_types(x.dtype, torch.float32)
+        weight, bias = (v.view(1, -1, *(1 for _ in space)) for v in (weight, bias))
+        centred = x - x.sum(space, keepdim=True, dtype=dtype) / voxels
+        result = centred * centred
+        rate = (result.sum(space, keepdim=True) / voxels + _EPS).rsqrt()
+        torch.addcmul(bias, centred, rate * weight, out=result)
+        ctx.save_for_backward(centred.to(x.dtype), rate, weight)
+        return result.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        centred, rate, weight = ctx.saved_tensors
+        space, voxels = tuple(range(2, centred.ndim)), centred[0, 0].numel()
+        result = centred * gradient  # in this order: the first operand decides on the memory format
+        moment = result.sum(space, keepdim=True, dtype=rate.dtype)
+        total = gradient.sum(space, keepdim=True, dtype=rate.dtype)
+        scale = rate * weight
+        # scale * (gradient - mean(gradient) - centred * rate^2 * mean(gradient * centred))
+        slope, offset = -scale * rate * rate * moment / voxels, -scale * total / voxels
+        torch.addcmul(offset.to(result.dtype), centred, slope.to(result.dtype), out=result)
+        result.addcmul_(gradient, scale.to(result.dtype))
+        return result, (moment * rate).sum(0).flatten(), total.sum(0).flatten()
+
+
+class Head(nn.Module):
+    """Logits from features: a 1x1 convolution with bias, computed as a matrix product; the result is contiguous.
+
+    PyTorch's convolution has no fast path for it on a single CPU thread.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, ndim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *(1,) * ndim))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial)`."""
+        weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
+        result = torch.baddbmm(self.bias.unsqueeze(1), weight, x.flatten(2))
+        return result.view(x.shape[0], -1, *x.shape[2:])
+
+
+class ConvUnit(nn.Module):
+    """Convolution, instance normalisation, leaky rectifier (unless `activate` is False).
+
+    Padding keeps the size for odd kernels; a stride divides it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        stride: Sequence[int] | None = None,
+        *,
+        bias: bool = True,
+        activate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.activate = activate
+        self.conv = _CONVOLUTION[len(kernel)](
+            in_channels,
+            out_channels,
+            tuple(kernel),
+            stride=tuple(stride or (1,) * len(kernel)),
+            padding=tuple((k - 1) // 2 for k in kernel),
+            bias=bias,
+        )
+        self.norm = InstanceNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial / stride)`."""
+        x = self.norm(self.conv(x))
+        return F.leaky_relu(x, SLOPE, inplace=True) if self.activate else x
+
+
+class ResidualBlock(nn.Module):
+    """Two convolution units and a shortcut, rectified after their sum.
+
+    The shortcut averages over the stride (if there is one) and projects by a 1x1 convolution without bias and a
+    normalisation (if the channels change).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+        self.first = ConvUnit(in_channels, out_channels, kernel, stride)
+        self.second = ConvUnit(out_channels, out_channels, kernel, activate=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = ConvUnit(in_channels, out_channels, (1,) * len(kernel), bias=False, activate=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial / stride)`."""
+        main = self.second(self.first(x))
+        if any(step != 1 for step in self.stride):
+            pool = F.avg_pool2d if len(self.stride) == 2 else F.avg_pool3d
+            x = pool(x, self.stride)
+        return F.leaky_relu(main + self.shortcut(x), SLOPE, inplace=True)

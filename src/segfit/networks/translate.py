@@ -1,0 +1,99 @@
+"""State dicts of the reference's networks, there and back.
+
+The reference registers its encoder twice and every normalised convolution twice more, so its files hold each encoder
+tensor under four names and each decoder tensor under two. Writing gives all of them, sharing one storage, because the
+reference loads strictly; reading takes any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from segfit.errors import InputError
+from segfit.networks.unet import UNet
+from segfit.planning.plan import NetworkSpec
+
+__all__ = ["from_reference", "reference_keys", "to_reference"]
+
+_WRAPPERS = ("module.", "_orig_mod.")  # put before every key by data-parallel and by compiled modules
+
+
+def reference_keys(spec: NetworkSpec) -> dict[str, str]:
+    """Return the reference's key -> our key for every tensor and alias, in the order of the reference's state dict."""
+    keys: dict[str, str] = {}
+    encoder = tuple(_encoder_units(spec))
+    for root in ("encoder.", "decoder.encoder."):
+        for theirs, ours, bias in encoder:
+            keys.update(_unit(root + theirs, ours, bias=bias))
+    for level, convs in enumerate(spec.decoder_convs):
+        for unit in range(convs):
+            keys.update(_unit(f"decoder.stages.{level}.convs.{unit}", f"decoder.{level}.{unit}", bias=True))
+    for theirs, ours in (("transpconvs", "upsample"), ("seg_layers", "heads")):
+        for level in range(len(spec.decoder_convs)):
+            for tensor in ("weight", "bias"):
+                keys[f"decoder.{theirs}.{level}.{tensor}"] = f"{ours}.{level}.{tensor}"
+    return keys
+
+
+def _encoder_units(spec: NetworkSpec) -> Iterator[tuple[str, str, bool]]:
+    """Yield (reference's prefix, our prefix, has a bias) of the encoder's convolution units."""
+    if spec.kind == "plain":
+        for stage, convs in enumerate(spec.encoder_convs):
+            for unit in range(convs):
+                yield f"stages.{stage}.0.convs.{unit}", f"encoder.{stage}.{unit}", True
+        return
+    yield "stem.convs.0", "stem", True
+    width = spec.features[0]
+    for stage, (features, blocks) in enumerate(zip(spec.features, spec.encoder_convs, strict=True)):
+        for block in range(blocks):
+            theirs, ours = f"stages.{stage}.blocks.{block}", f"encoder.{stage}.{block}"
+            yield f"{theirs}.conv1", f"{ours}.first", True
+            yield f"{theirs}.conv2", f"{ours}.second", True
+            if width != features:
+                position = int(any(step != 1 for step in spec.strides[stage]))  # after the pooling, if there is one
+                yield f"{theirs}.skip.{position}", f"{ours}.shortcut", False
+            width = features
+
+
+def _unit(theirs: str, ours: str, *, bias: bool) -> Iterator[tuple[str, str]]:
+    conv = ("weight", "bias") if bias else ("weight",)
+    for names in (("conv", "norm"), ("all_modules.0", "all_modules.1")):
+        for tensor in conv:
+            yield f"{theirs}.{names[0]}.{tensor}", f"{ours}.conv.{tensor}"
+        for tensor in ("weight", "bias"):
+            yield f"{theirs}.{names[1]}.{tensor}", f"{ours}.norm.{tensor}"
+
+
+def to_reference(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
+    """Return the state dict under the reference's keys, aliases included; tensors are shared, not copied."""
+    return {theirs: state[ours] for theirs, ours in reference_keys(spec).items()}
+
+
+def from_reference(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
+    """Return the state dict under our keys; raise `InputError` if it does not belong to this network."""
+    keys = reference_keys(spec)
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        ours = keys.get(_unwrapped(name))
+        if ours is None:
+            raise InputError(f"the weights hold {name!r}, which this {spec.kind} {spec.ndim}D U-Net does not have")
+        result.setdefault(ours, tensor)
+    with torch.device("meta"):
+        expected = UNet(spec, deep_supervision=False).state_dict()
+    names = {ours: theirs for theirs, ours in reversed(keys.items())}
+    for ours, tensor in expected.items():
+        if ours not in result:
+            raise InputError(f"the weights lack {names[ours]!r}, which this {spec.kind} {spec.ndim}D U-Net needs")
+        came, asked = tuple(result[ours].shape), tuple(tensor.shape)
+        if came != asked:
+            raise InputError(f"the weights {names[ours]!r} have shape {came}, the plans ask for {asked}")
+    return {name: result[name] for name in expected}
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in _WRAPPERS * 2:
+        name = name.removeprefix(wrapper)
+    return name

@@ -1,0 +1,122 @@
+"""The U-Net, plain or with a residual encoder, in two or three dimensions.
+
+Topology and initialisation are those of the reference (nnU-Net 2.8.1, PlainConvUNet and ResidualEncoderUNet). The
+parameters come in the reference's order too: encoder, decoder convolutions, upsampling, heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from segfit.networks.blocks import (
+    SLOPE,
+    TRANSPOSED_CONVOLUTION,
+    ConvUnit,
+    Head,
+    InstanceNorm,
+    ResidualBlock,
+)
+from segfit.planning.plan import NetworkSpec
+
+__all__ = ["UNet", "build_network"]
+
+
+class UNet(nn.Module):
+    """Encoder, decoder with skips, one segmentation head per decoder level (lowest resolution first).
+
+    Attributes that may be changed at any time:
+
+    deep_supervision : `forward` returns a list of outputs instead of the full-resolution one
+    num_heads : how many outputs that list has, counted from full resolution; the others are not computed. All levels
+        at first. Training sets it to the levels with a weight (`segfit.training.loss.SegmentationLoss.num_heads`).
+    """
+
+    def __init__(self, spec: NetworkSpec, *, deep_supervision: bool) -> None:
+        super().__init__()
+        assert spec.num_stages >= 2, "a U-Net has at least two resolutions"
+        self.spec = spec
+        self.deep_supervision = deep_supervision
+        self.num_heads = spec.num_stages - 1
+        residual = spec.kind == "residual"
+        width = spec.features[0] if residual else spec.in_channels
+        self.stem: nn.Module = ConvUnit(spec.in_channels, width, spec.kernels[0]) if residual else nn.Identity()
+        self.encoder = nn.ModuleList(_encoder(spec, width))
+        self.decoder = nn.ModuleList()
+        self.upsample = nn.ModuleList()
+        self.heads = nn.ModuleList()
+        for level, convs in enumerate(spec.decoder_convs):
+            stage = spec.num_stages - 2 - level  # the encoder stage of the same resolution
+            width, kernel, stride = spec.features[stage], spec.kernels[stage], spec.strides[stage + 1]
+            widths = (2 * width, *(width,) * convs)
+            units = [ConvUnit(a, b, kernel) for a, b in pairwise(widths)]
+            self.decoder.append(nn.Sequential(*units))
+            self.upsample.append(
+                TRANSPOSED_CONVOLUTION[spec.ndim](spec.features[stage + 1], width, stride, stride=stride)
+            )
+            self.heads.append(Head(width, spec.num_outputs, spec.ndim))
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return logits `(b, num_outputs, *spatial)`, or with deep supervision a list, full resolution first.
+
+        The spatial size must be a multiple of `spec.divisor`.
+        """
+        x = self.stem(x)
+        skips: list[Tensor] = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()  # the bottleneck itself
+        outputs: list[Tensor] = []
+        wanted = self.num_heads if self.deep_supervision else 1
+        for upsample, convs, head in zip(self.upsample, self.decoder, self.heads, strict=True):
+            x = convs(torch.cat((upsample(x), skips[-1]), dim=1))
+            if len(skips) <= wanted:
+                outputs.append(head(x))
+            skips.pop()
+        return outputs[::-1] if self.deep_supervision else outputs[0]
+
+
+def _encoder(spec: NetworkSpec, width: int) -> Iterator[nn.Sequential]:
+    """Yield the stages; `width` channels come in. The first unit of a stage carries its stride."""
+    ones = (1,) * spec.ndim
+    for features, kernel, stride, count in zip(
+        spec.features, spec.kernels, spec.strides, spec.encoder_convs, strict=True
+    ):
+        widths = (width, *(features,) * count)
+        strides = (stride, *(ones,) * (count - 1))
+        block = ResidualBlock if spec.kind == "residual" else ConvUnit
+        yield nn.Sequential(*(block(a, b, kernel, s) for a, b, s in zip(widths, widths[1:], strides, strict=False)))
+        width = features
+
+
+def build_network(spec: NetworkSpec, *, deep_supervision: bool, generator: torch.Generator | None = None) -> UNet:
+    """Build and initialise a network on the CPU, float32; without a generator torch's default one is used."""
+    with torch.device("meta"):  # no memory is touched and no random number drawn before `_initialize`
+        network = UNet(spec, deep_supervision=deep_supervision)
+    network.to_empty(device="cpu")
+    _initialize(network, generator)
+    return network
+
+
+@torch.no_grad()
+def _initialize(network: UNet, generator: torch.Generator | None) -> None:
+    """Kaiming normal weights and zero biases; normalisations start as identity, residual blocks as their shortcut.
+
+    As in the reference, the fan-in of a transposed convolution is taken from the second axis of its weight, which is
+    its number of output channels.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d | Head):
+            nn.init.kaiming_normal_(module.weight, a=SLOPE, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, InstanceNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.second.norm.weight)

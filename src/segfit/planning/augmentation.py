@@ -1,0 +1,60 @@
+"""How far a patch may be rotated, and how large the patch that is cut out for it must be.
+
+The rules are the reference's (nnU-Net 2.8.1). They look at the patch, not at the spacing: a flat patch stands for
+anisotropic voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, pi, radians, sin
+
+from segfit.planning.plan import AugmentationSpec
+
+__all__ = ["augmentation_for"]
+
+_FLAT_3D = 3.0  # beyond this ratio of sizes transforms stay in the plane
+_FLAT_2D = 1.5  # beyond this ratio of sizes a 2D patch is turned only a little
+_MARGIN = 0.85  # the patch that is cut out is larger by 1 / 0.85 for the zooming out
+
+
+def augmentation_for(
+    patch: Sequence[int], mirror_axes: Sequence[int], masked_channels: Sequence[int] = ()
+) -> AugmentationSpec:
+    """Return the reference's augmentation of a patch.
+
+    Parameters
+    ----------
+    patch : size the network sees, per axis
+    mirror_axes : axes that may be flipped
+    masked_channels : image channels that are zero outside the non-zero mask (normalised with `use_mask`)
+    """
+    dummy_2d = len(patch) == 3 and max(patch) / patch[0] > _FLAT_3D
+    if len(patch) == 2:
+        degrees = 15.0 if max(patch) / min(patch) > _FLAT_2D else 180.0
+    else:
+        degrees = 180.0 if dummy_2d else 30.0
+    enlarged = _enlarged(patch, min(radians(degrees), pi / 2))
+    return AugmentationSpec(
+        rotation_degrees=degrees,
+        dummy_2d=dummy_2d,
+        sample_patch=(patch[0], *enlarged[1:]) if dummy_2d else enlarged,
+        mirror_axes=tuple(mirror_axes),
+        masked_channels=tuple(masked_channels),
+    )
+
+
+def _enlarged(patch: Sequence[int], angle: float) -> tuple[int, ...]:
+    """Return a patch that covers the rotated one. Not symmetric in the axes; the reference's plans depend on it."""
+    c, s = cos(angle), sin(angle)
+    if len(patch) == 2:
+        x, y = patch
+        corners: tuple[tuple[float, ...], ...] = ((x, x * c + y * s), (y, y * c - x * s))
+    else:
+        x, y, z = patch
+        corners = (
+            (x, x * c - z * s, x * c + y * s),
+            (y, y * c + z * s, y * c - x * s),
+            (z, z * c - y * s, z * c + x * s),
+        )
+    return tuple(int(max(abs(value) for value in axis) / _MARGIN) for axis in corners)

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from segfit.augmentation.intensity import blur, change_contrast, change_gamma, lower_resolution, make_noise
+from segfit.augmentation.policy import Parameters, apply, draw
+from segfit.augmentation.spatial import centre_crop, warp
+from segfit.planning.augmentation import augmentation_for
+from segfit.planning.plan import AugmentationSpec
+
+OFF = AugmentationSpec(
+    rotation_probability=0,
+    scaling_probability=0,
+    noise_probability=0,
+    blur_probability=0,
+    brightness_probability=0,
+    contrast_probability=0,
+    low_resolution_probability=0,
+    inverted_gamma_probability=0,
+    gamma_probability=0,
+)
+ALWAYS = AugmentationSpec(
+    rotation_probability=1,
+    scaling_probability=1,
+    noise_probability=1,
+    blur_probability=1,
+    brightness_probability=1,
+    contrast_probability=1,
+    low_resolution_probability=1,
+    inverted_gamma_probability=1,
+    gamma_probability=1,
+    mirror_axes=(0, 1, 2),
+)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def one(parameters: Parameters, sample: int) -> Parameters:
+    """The parameters of one sample."""
+    arrays: dict[str, Any] = {
+        field.name: value[sample : sample + 1]
+        for field in fields(parameters)
+        if isinstance(value := getattr(parameters, field.name), np.ndarray)
+    }
+    return replace(parameters, **arrays)
+
+
+def batch(*shape: int, channels: int = 2, size: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(size, channels, *shape, generator=generator)
+    labels = torch.randint(-1, 4, (size, 1, *shape), generator=generator, dtype=torch.int16)
+    return image, labels
+
+
+def assert_same(first: Parameters, second: Parameters) -> None:
+    for field in fields(first):
+        np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
+
+
+def test_neutral_parameters_crop_exactly() -> None:
+    image, labels = batch(11, 12, 10)
+    new_image, new_labels = apply(draw(OFF, (7, 8, 9), 3, 2, rng()), image, labels)
+    assert torch.equal(new_image, centre_crop(image, (7, 8, 9)))
+    assert torch.equal(new_labels, centre_crop(labels, (7, 8, 9)).clamp(min=0))
+    assert new_labels.dtype == torch.int16
+
+
+def test_arguments_stay_as_they_are() -> None:
+    image, labels = batch(8, 8)
+    before = image.clone(), labels.clone()
+    apply(draw(ALWAYS.model_copy(update={"masked_channels": (0, 1)}), (8, 8), 3, 2, rng()), image, labels)
+    assert torch.equal(image, before[0])
+    assert torch.equal(labels, before[1])
+
+
+def test_same_seed_same_batch() -> None:
+    image, labels = batch(12, 12, 12)
+    first, second = (draw(ALWAYS, (10, 10, 10), 3, 2, rng(7)) for _ in range(2))
+    assert_same(first, second)
+    for one_result, other_result in zip(apply(first, image, labels), apply(second, image, labels), strict=True):
+        assert torch.equal(one_result, other_result)
+    assert not torch.equal(
+        apply(draw(ALWAYS, (10, 10, 10), 3, 2, rng(8)), image, labels)[0], apply(first, image, labels)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("sample", "patch", "dummy"),
+    [((13, 14), (10, 12), False), ((9, 12, 11), (7, 8, 9), False), ((5, 16, 15), (5, 12, 12), True)],
+)
+def test_batch_equals_one_by_one(sample: tuple[int, ...], patch: tuple[int, ...], dummy: bool) -> None:
+    spec = ALWAYS.model_copy(update={"dummy_2d": dummy, "masked_channels": (1,)})
+    spec = spec.model_copy(update={"blur_probability": 0.5, "gamma_probability": 0.5, "rotation_probability": 0.5})
+    image, labels = batch(*sample, size=4)
+    parameters = draw(spec, patch, 4, 2, rng(3))
+    together = apply(parameters, image, labels)
+    for i in range(4):
+        alone = apply(one(parameters, i), image[i : i + 1], labels[i : i + 1])
+        assert torch.equal(alone[0][0], together[0][i])
+        assert torch.equal(alone[1][0], together[1][i])
+    assert set(together[1].unique().tolist()) <= {0, 1, 2, 3}
+
+
+def test_order_of_the_steps() -> None:
+    image, labels = batch(12, 13, 14, size=1, channels=1)
+    p = draw(ALWAYS, (10, 10, 10), 1, 1, rng(2))
+    p = replace(
+        p, blur_sigma=np.full((1, 1, 3), 0.7), resolution=np.full((1, 1), 0.6), flip=np.array([[True, False, True]])
+    )
+    moved, classes = warp(image[0], labels[0], p.matrix[0], (10, 10, 10))
+    value = moved[0] + make_noise((1, 10, 10, 10), p.noise_std[0], int(p.noise_seed[0]), image.device)[0]
+    value = blur(value, p.blur_sigma[0, 0]) * p.brightness[0, 0]
+    value = lower_resolution(change_contrast(value, p.contrast[0, 0]), 0.6, (0, 1, 2))
+    value = change_gamma(change_gamma(value, p.inverted_gamma[0, 0], inverted=True), p.gamma[0, 0])
+    new_image, new_labels = apply(p, image, labels)
+    torch.testing.assert_close(new_image[0, 0], value.flip(0, 2), rtol=0, atol=1e-5)
+    assert torch.equal(new_labels[0, 0], classes[0].flip(0, 2).clamp(min=0))
+
+
+def test_dummy_2d_turns_every_slice_alike() -> None:
+    spec = OFF.model_copy(update={"rotation_probability": 1.0, "rotation_degrees": 180.0, "dummy_2d": True})
+    image, labels = batch(6, 12, 13, size=1)
+    p = draw(spec, (4, 9, 10), 1, 2, rng())
+    assert p.matrix.shape == (1, 2, 2)
+    new_image, new_labels = apply(p, image, labels)
+    for z in range(4):
+        moved, classes = warp(image[0, :, z + 1], labels[0, :, z + 1], p.matrix[0], (9, 10))
+        torch.testing.assert_close(new_image[0, :, z], moved)
+        assert torch.equal(new_labels[0, :, z], classes.clamp(min=0))
+
+
+def test_masked_channels_are_zero_outside_the_mask() -> None:
+    image, labels = batch(8, 8)
+    spec = OFF.model_copy(update={"masked_channels": (1,)})
+    new_image, _ = apply(draw(spec, (8, 8), 3, 2, rng()), image, labels)
+    outside = labels[:, 0] < 0
+    assert new_image[:, 1][outside].eq(0).all()
+    assert torch.equal(new_image[:, 1][~outside], image[:, 1][~outside])
+    assert torch.equal(new_image[:, 0], image[:, 0])
+
+
+def test_brightness_multiplies_each_channel() -> None:
+    image, labels = batch(6, 6)
+    p = replace(draw(OFF, (6, 6), 3, 2, rng()), brightness=np.array([[1, 2], [1, 1], [0.5, 1]]))
+    factors = torch.tensor([[1.0, 2.0], [1.0, 1.0], [0.5, 1.0]])[..., None, None]
+    torch.testing.assert_close(apply(p, image, labels)[0], image * factors)
+
+
+def test_only_allowed_axes_are_mirrored() -> None:
+    spec = OFF.model_copy(update={"mirror_axes": (0, 2)})
+    flip = draw(spec, (4, 4, 4), 4000, 1, rng()).flip
+    assert not flip[:, 1].any()
+    assert flip[:, [0, 2]].mean(0) == pytest.approx(0.5, abs=0.04)
+    assert (flip[:, 0] == flip[:, 2]).mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_probabilities_and_ranges_of_the_reference() -> None:
+    samples, channels = 20000, 2
+    p = draw(augmentation_for((40, 56, 40), (0, 1, 2)), (40, 56, 40), samples, channels, rng(5))
+
+    def assert_share(active: np.ndarray, probability: float) -> None:
+        bound = 5 * np.sqrt(probability * (1 - probability) / active.shape[0])
+        assert active.mean() == pytest.approx(probability, abs=bound)
+
+    scale = np.cbrt(np.linalg.det(p.matrix))
+    turned = ~np.isclose(p.matrix, np.eye(3) * scale[:, None, None], atol=1e-9).all((1, 2))
+    scaled = ~np.isclose(scale, 1, atol=1e-9)
+    assert_share(turned, 0.2)
+    assert_share(scaled, 0.2)
+    assert_share(turned | scaled, 0.36)
+    assert 0.7 <= scale.min() < 0.72
+    assert 1.38 < scale.max() <= 1.4
+    assert scale[scaled].mean() == pytest.approx(1.05, abs=0.02)
+    about_x = np.degrees(np.arctan2(p.matrix[:, 2, 1], p.matrix[:, 2, 2]))  # of Rz Ry Rx
+    assert 28 < np.abs(about_x).max() <= 30
+
+    assert_share(p.noise_std > 0, 0.1)
+    assert 0.09 < p.noise_std.max() <= 0.1
+    assert len(set(p.noise_seed.tolist())) == samples
+    blurred = p.blur_sigma > 0
+    assert np.array_equal(blurred.all(2), blurred.any(2))
+    assert_share(blurred[:, 0, 0], 0.1)
+    assert_share(blurred.any((1, 2)), 0.2 * 0.75)
+    assert 0.5 <= p.blur_sigma[blurred].min() < 0.51 < 0.99 < p.blur_sigma.max() <= 1
+    lowered = p.resolution != 1
+    assert_share(lowered[:, 0], 0.125)
+    assert_share(lowered.any(1), 0.25 * 0.75)
+    assert 0.5 <= p.resolution.min() < 0.51
+    for values, probability, (low, high) in (
+        (p.brightness, 0.15, (0.75, 1.25)),
+        (p.contrast, 0.15, (0.75, 1.25)),
+        (p.inverted_gamma, 0.1, (0.7, 1.5)),
+        (p.gamma, 0.3, (0.7, 1.5)),
+    ):
+        active = values != 1
+        assert np.array_equal(active[:, 0], active[:, 1])  # the sample decides, each channel has its own factor
+        assert_share(active[:, 0], probability)
+        changed = values[active[:, 0]]
+        assert not np.isclose(changed[:, 0], changed[:, 1]).all()
+        assert_share(changed[:, 0] < 1, 0.5)
+        assert low <= changed.min() < low + 0.01
+        assert high - 0.01 < changed.max() <= high
+        assert changed[changed < 1].mean() == pytest.approx((low + 1) / 2, abs=0.01)
+
+
+def test_a_range_on_one_side_of_one_is_uniform() -> None:
+    spec = OFF.model_copy(update={"brightness_probability": 1.0, "brightness_range": (1.5, 2.5)})
+    values = draw(spec, (4, 4), 4000, 1, rng()).brightness
+    assert values.min() >= 1.5
+    assert values.max() <= 2.5
+    assert values.mean() == pytest.approx(2.0, abs=0.03)

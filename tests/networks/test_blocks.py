@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segfit.networks.blocks import SLOPE, ConvUnit, Head, InstanceNorm, ResidualBlock
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def make_norm(channels: int) -> InstanceNorm:
+    norm = InstanceNorm(channels)
+    norm.weight.data = 1 + noise(channels, seed=1)
+    norm.bias.data = noise(channels, seed=2)
+    return norm
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 4), (3, 4, 9, 8)])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_channels_last_norm_equals_pytorchs(shape: tuple[int, ...], mean: float) -> None:
+    norm = make_norm(shape[1])
+    image, upstream = noise(*shape) * 3 + mean, noise(*shape, seed=4)
+    results = []
+    for x in (image.clone(), channels_last(image)):
+        x.requires_grad_()
+        y = norm(x)
+        results.append((y, *torch.autograd.grad(y, (x, norm.weight, norm.bias), upstream)))
+    assert channels_last(image).stride() == results[1][0].stride() == results[1][1].stride()
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=2e-4 if mean else 1e-5)
+
+
+def test_gradient_of_the_norm_by_finite_differences() -> None:
+    norm = make_norm(3).double()
+    x = channels_last(noise(2, 3, 3, 4).double()).requires_grad_()
+    assert torch.autograd.gradcheck(norm, (x,))
+
+
+def test_low_precision_norm() -> None:
+    norm = make_norm(8)
+    image = channels_last(noise(2, 8, 10, 10))
+    upstream = channels_last(noise(2, 8, 10, 10, seed=1))
+    x, low = image.requires_grad_(), image.detach().bfloat16().requires_grad_()
+    y, low_y = norm(x), norm(low)
+    assert low_y.dtype == torch.bfloat16
+    torch.testing.assert_close(low_y.float(), y, rtol=0.02, atol=0.02)
+    (gradient,) = torch.autograd.grad(y, x, upstream)
+    (low_gradient,) = torch.autograd.grad(low_y, low, upstream.bfloat16())
+    assert low_gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(low_gradient.float(), gradient, rtol=0.05, atol=0.05)
+
+
+def test_conv_unit_keeps_size_and_divides_by_stride() -> None:
+    unit = ConvUnit(2, 3, (1, 3, 3), (1, 2, 2))
+    assert unit(noise(1, 2, 5, 8, 8)).shape == (1, 3, 5, 4, 4)
+    linear = ConvUnit(2, 3, (3, 3), activate=False)
+    x = noise(1, 2, 6, 6)
+    expected = F.instance_norm(F.conv2d(x, linear.conv.weight, linear.conv.bias, padding=1))
+    torch.testing.assert_close(linear(x), expected)
+    linear.activate = True
+    torch.testing.assert_close(linear(x), F.leaky_relu(expected, SLOPE))
+
+
+def test_head_is_a_pointwise_convolution() -> None:
+    head = Head(4, 3, ndim=3)
+    head.weight.data, head.bias.data = noise(3, 4, 1, 1, 1), noise(3, seed=1)
+    for x in (noise(2, 4, 3, 4, 5), channels_last(noise(2, 4, 3, 4, 5))):
+        torch.testing.assert_close(head(x), F.conv3d(x, head.weight, head.bias))
+
+
+def test_residual_block_with_silent_second_unit_is_its_shortcut() -> None:
+    x = noise(2, 3, 4, 6)
+    same = ResidualBlock(3, 3, (3, 3), (1, 2))
+    torch.nn.init.zeros_(same.second.norm.weight)
+    torch.testing.assert_close(same(x), F.leaky_relu(F.avg_pool2d(x, (1, 2)), SLOPE))
+    assert not list(same.shortcut.parameters())
+    wider = ResidualBlock(3, 5, (3, 3), (1, 1))
+    torch.nn.init.zeros_(wider.second.norm.weight)
+    torch.testing.assert_close(wider(x), F.leaky_relu(wider.shortcut(x), SLOPE))
+    assert wider.shortcut.conv.bias is None
