@@ -1,0 +1,62 @@
+"""The log of a training: one JSON object per line, appended and flushed, in the order of the steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from segfit.files import write_text
+
+__all__ = ["EventLog", "read_events"]
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a log; a missing log is empty, a line torn by a crash ends it."""
+    events: list[dict[str, Any]] = []
+    if not path.exists():
+        return events
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(event, dict):
+            break
+        events.append(event)
+    return events
+
+
+class EventLog:
+    """Appends events to a file.
+
+    Opening for `step` drops every event of a later step: a training that goes on from a saved state repeats the steps
+    after it, and the log stays monotone.
+    """
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        kept = [event for event in read_events(path) if event.get("step", 0) <= step] if step else []
+        write_text(path, "".join(_line(event) for event in kept))
+        self._handle = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, *, step: int, **facts: Any) -> None:
+        """Append one event; the facts are JSON values without NaN."""
+        self._handle.write(_line({"kind": kind, "step": step, **facts}))
+        self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _line(event: dict[str, Any]) -> str:
+    return json.dumps(event, allow_nan=False, ensure_ascii=False) + "\n"

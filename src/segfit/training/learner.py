@@ -1,0 +1,247 @@
+"""What learns: network, loss, optimiser and the average of the weights, with one method per thing done to them.
+
+The gradient scaler decides on every device whether a gradient is finite: with fp16 it scales as usual, otherwise its
+scale stays 1 and it only leaves out the optimiser's step, on a GPU without the host waiting for the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segfit.augmentation.policy import apply, draw
+from segfit.errors import StageError
+from segfit.labels import LabelScheme
+from segfit.networks.unet import UNet, build_network
+from segfit.planning.plan import Configuration, TrainingSpec
+from segfit.training.loss import SegmentationLoss
+
+__all__ = ["Learner", "training_on"]
+
+_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ADAM_BETA2 = 0.999  # torch's default
+
+
+class Learner:
+    """A network in training on one device.
+
+    Everything random comes from `seed` (initial weights) or from the generator given to `step` (augmentation).
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        recipe: TrainingSpec,
+        labels: LabelScheme,
+        device: torch.device,
+        *,
+        seed: int,
+    ) -> None:
+        spec = configuration.network
+        self._configuration = configuration
+        self._recipe = recipe
+        self.device = device
+        self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides)
+        self.network: UNet = build_network(
+            spec, deep_supervision=recipe.deep_supervision, generator=torch.Generator().manual_seed(seed)
+        )
+        self.network.num_heads = self.loss.num_heads
+        self.network.to(device)
+        self._format = torch.preserve_format
+        if recipe.channels_last:
+            self._format = torch.channels_last if spec.ndim == 2 else torch.channels_last_3d
+            self.network.to(memory_format=self._format)  # type: ignore[call-overload] # missing in torch's types
+        self._optimizer = _optimizer(recipe, self.network, device)
+        self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if recipe.precision == "fp16" else 1.0)
+        self._average = _WeightAverage(self.network, recipe.weight_average) if recipe.weight_average > 0 else None
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return the context of the forward pass."""
+        return torch.autocast(
+            self.device.type, _PRECISION[self._recipe.precision], enabled=self._recipe.precision != "fp32"
+        )
+
+    def to_device(self, image: Tensor) -> Tensor:
+        """Return an image batch on the device, in the memory format of the network."""
+        return image.to(self.device, non_blocking=True, memory_format=self._format)
+
+    def step(self, image: Tensor, labels: Tensor, *, learning_rate: float, rng: np.random.Generator) -> Tensor:
+        """Augment a raw batch and learn from it once.
+
+        Parameters
+        ----------
+        image, labels : as in `segfit.training.sampler.Batch`, on any device
+
+        Returns the loss and the norm of the gradient before clipping, float32 on the device. With a norm that is not
+        finite the weights stayed as they were.
+        """
+        parameters = draw(
+            self._recipe.augmentation, self._configuration.patch_size, image.shape[0], image.shape[1], rng
+        )
+        image, labels = apply(
+            parameters, image.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.network.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        with self.precision():
+            loss = self.loss(self.network(self.to_device(image)), labels)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._recipe.gradient_clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update(None if self._recipe.precision == "fp16" else 1.0)
+        if self._average is not None:
+            self._average.update()
+        return torch.stack((loss.detach().float(), norm.float()))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[UNet]:
+        """Give the network as it will predict: one output, averaged weights where there are any, no gradients."""
+        deep_supervision = self.network.deep_supervision
+        self.network.eval()
+        self.network.deep_supervision = False
+        try:
+            with torch.no_grad(), self._average.swapped_in() if self._average else nullcontext():
+                yield self.network
+        finally:
+            self.network.deep_supervision = deep_supervision
+            self.network.train()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the weights that predict, float32 on the CPU, by parameter name."""
+        with self.evaluating() as network:
+            return {name: _to_host(tensor).float() for name, tensor in network.state_dict().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors of the state, by name; they share memory with the learner."""
+        result = {f"network/{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    result[f"optimizer/{key}/{name}"] = value
+        if self._average is not None:
+            result |= {f"average/{name}": tensor for name, tensor in self._average.tensors.items()}
+        return result
+
+    def facts(self) -> dict[str, Any]:
+        """Return the JSON-able rest of the state."""
+        return {"scaler": self._scaler.state_dict(), "averaged": self._average.updates if self._average else 0}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take over a state made by `tensors` and `facts`."""
+        self.network.load_state_dict(_under("network/", tensors))
+        index_of = {name: index for index, (name, _) in enumerate(self.network.named_parameters())}
+        parameter_of = dict(self.network.named_parameters())
+        slots: dict[int, dict[str, Tensor]] = {}
+        for path, value in _under("optimizer/", tensors).items():
+            key, _, name = path.partition("/")
+            like = parameter_of[name]
+            # In the parameter's own memory layout, or the optimiser's fused kernels cannot be used.
+            slots.setdefault(index_of[name], {})[key] = (
+                torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            )
+        self._optimizer.load_state_dict({"state": slots, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self._scaler.load_state_dict(facts["scaler"])
+        if self._average is not None:
+            self._average.restore(_under("average/", tensors), facts["averaged"])
+
+
+class _WeightAverage:
+    """Exponential moving average of the weights.
+
+    The decay starts low and rises to its value, `(1 + n) / (10 + n)` after n updates, so that the random initial
+    weights do not weigh on short trainings.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._weights = network.state_dict()  # shares memory with the network
+        self.tensors = {name: tensor.clone() for name, tensor in self._weights.items()}
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the present weights."""
+        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._weights.values()), 1 - decay)
+        self.updates += 1
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Put the average into the network for a while."""
+        own = {name: tensor.clone() for name, tensor in self._weights.items()}
+        _copy(self.tensors, self._weights)
+        try:
+            yield
+        finally:
+            _copy(own, self._weights)
+
+    def restore(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Take over a saved average."""
+        _copy(tensors, self.tensors)
+        self.updates = updates
+
+
+@contextmanager
+def training_on(configuration: Configuration, device: torch.device) -> Iterator[None]:
+    """Work on a device: running out of its memory becomes one sentence (`StageError`).
+
+    On a GPU cuDNN chooses its kernels by trying them meanwhile, since every batch has the same shape.
+    """
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = benchmark or device.type == "cuda"
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        patch = "x".join(str(size) for size in configuration.patch_size)
+        raise StageError(
+            f"{configuration.name} (patch {patch}, batch {configuration.batch_size}) does not fit into the memory of "
+            f"{device}; free memory on the device or plan again with a smaller --set memory_gb"
+        ) from None
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _optimizer(recipe: TrainingSpec, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """Return the optimiser over all parameters, weight decay on norms and biases too, as in the reference.
+
+    On a GPU the fused kernels leave out a non-finite step without asking the host.
+    """
+    fused = device.type == "cuda" or None
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=fused,
+        )
+    return torch.optim.AdamW(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        betas=(recipe.momentum, _ADAM_BETA2),
+        weight_decay=recipe.weight_decay,
+        fused=fused,
+    )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,142 @@
+"""What a training step and a tile of inference cost on this device, measured on random data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from segfit.labels import LabelScheme
+from segfit.planning.plan import Configuration, TrainingSpec
+from segfit.training.learner import Learner, training_on
+from segfit.training.sampler import stream
+
+__all__ = ["PeakMemory", "StepCost", "probe_forward", "probe_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """The cost of one training step: augmentation, forward, backward, optimiser; not reading the data."""
+
+    seconds_per_step: float
+    peak_memory_gb: float
+
+
+def probe_step(
+    configuration: Configuration,
+    recipe: TrainingSpec,
+    labels: LabelScheme,
+    device: torch.device,
+    *,
+    steps: int = 3,
+    seed: int = 0,
+) -> StepCost:
+    """Run one step to warm up and `steps` more on random data; return their median time and the peak memory.
+
+    Raises `StageError` when the configuration does not fit into the device's memory.
+    """
+    size = recipe.augmentation.sample_patch or configuration.patch_size
+    generator = torch.Generator().manual_seed(seed)
+    batch, channels = configuration.batch_size, configuration.network.in_channels
+    image = torch.randn((batch, channels, *size), generator=generator)
+    target = torch.randint(max(labels.all_values) + 1, (batch, 1, *size), generator=generator, dtype=torch.int16)
+    with training_on(configuration, device):
+        memory = PeakMemory(device)
+        learner = Learner(configuration, recipe, labels, device, seed=seed)
+
+        def step(index: int) -> None:
+            learner.step(image, target, learning_rate=recipe.learning_rate, rng=stream(seed, "augmentation", index))
+
+        seconds = _median_seconds(step, device, steps)
+        return StepCost(seconds, memory.growth_gb())
+
+
+def probe_forward(
+    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, *, tiles: int = 3
+) -> float:
+    """Return the seconds that one tile takes through the network in prediction, the median of `tiles`.
+
+    Raises `StageError` when the configuration does not fit into the device's memory.
+    """
+    with training_on(configuration, device):
+        learner = Learner(configuration, recipe, labels, device, seed=0)
+        tile = learner.to_device(torch.zeros((1, configuration.network.in_channels, *configuration.patch_size)))
+        with learner.evaluating() as network, learner.precision():
+            return _median_seconds(lambda _: network(tile), device, tiles)
+
+
+class PeakMemory:
+    """Peak memory since this was made: of the device, or of the process on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_reserved(device)
+        else:
+            _reset_process_peak()
+            self._before = _process_bytes()
+
+    def peak_gb(self) -> float:
+        """Return the peak in GiB."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self._device) / 2**30
+        return _process_peak_bytes() / 2**30
+
+    def growth_gb(self) -> float:
+        """Return how far the peak is above what was in use at the beginning, in GiB."""
+        return max(0.0, self.peak_gb() - self._before / 2**30)
+
+
+def _median_seconds(work: Callable[[int], object], device: torch.device, repeats: int) -> float:
+    """Return the median time of `work(i)`; the first call warms up and does not count."""
+    times = []
+    for index in range(repeats + 1):
+        started = perf_counter()
+        work(index)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(perf_counter() - started)
+    return median(times[1:])
+
+
+def _reset_process_peak() -> None:
+    """Let Linux count the peak anew; elsewhere the peak of the whole life of the process stays."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _process_peak_bytes() -> int:
+    """Peak resident memory of this process."""
+    return _status_bytes("VmHWM") or _life_peak_bytes()
+
+
+def _process_bytes() -> int:
+    """Resident memory of this process now."""
+    return _status_bytes("VmRSS") or _life_peak_bytes()
+
+
+def _status_bytes(key: str) -> int:
+    """Return an entry of Linux's process status, 0 where there is none."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _life_peak_bytes() -> int:
+    """Return the peak of the whole life of the process; Windows does not tell, 0."""
+    if sys.platform == "win32":
+        return 0
+    import resource  # exists on Unix only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

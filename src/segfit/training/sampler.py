@@ -1,0 +1,308 @@
+"""Which patches a training step sees: where they are cut, how they are read, and reading them ahead.
+
+The patch of (seed, step, sample) is always the same one, whatever the number of threads and however often a training
+was interrupted: every sample draws from a stream of its own. Positions follow the reference (case with replacement,
+forced foreground, patches that hang over the border).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from threading import Lock
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segfit.labels import LabelScheme
+from segfit.preprocessing.locations import ANNOTATED
+from segfit.training.schedule import forced_foreground
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "PatchSampler",
+    "Region",
+    "TrainingCase",
+    "corner_bounds",
+    "keep_in_memory",
+    "read_patch",
+    "stream",
+]
+
+Region = tuple[slice, ...]
+"""One slice per spatial axis, inside the array."""
+
+_OUTSIDE_LABEL = -1  # label of voxels outside the image; augmentation turns it into background at its end
+_STREAMS = {"training": 0, "validation": 1, "augmentation": 2}
+
+
+class TrainingCase(Protocol):
+    """A preprocessed case as the sampler sees it; arrays may be read in part."""
+
+    @property
+    def id(self) -> str:
+        """Case id."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape."""
+        ...
+
+    @property
+    def locations(self) -> Mapping[str, NDArray[np.int32]]:
+        """Sampled voxels of every target, (n, spatial axes) each, by target name."""
+        ...
+
+    def image(self, region: Region | None = None) -> NDArray[np.float32]:
+        """Return the image, (c, *spatial), or a region of it."""
+        ...
+
+    def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
+        """Return the label map, (*spatial), or a region of it; -1 is background outside the non-zero mask."""
+        ...
+
+
+def stream(seed: int, name: Literal["training", "validation", "augmentation"], step: int, sample: int = 0) -> Any:
+    """Return the random generator (numpy) of one sample of one step."""
+    return np.random.default_rng((seed, _STREAMS[name], step, sample))
+
+
+def corner_bounds(
+    shape: Sequence[int], sample_patch: Sequence[int], patch: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the lowest and the highest lower corner of a patch (both included), one per axis.
+
+    `sample_patch` is what is cut out, `patch` what the network sees of it: the patch may hang over the image by half
+    of their difference, and an image smaller than the patch is centred in it. Rule of the reference.
+    """
+    lowest, highest = [], []
+    for size, cut, seen in zip(shape, sample_patch, patch, strict=True):
+        need = max(cut - seen, cut - size)
+        lowest.append(-((need + 1) // 2))
+        highest.append(size + need // 2 + need % 2 - cut)
+    return tuple(lowest), tuple(highest)
+
+
+def read_patch(
+    case: TrainingCase, corner: Sequence[int], image: NDArray[np.float32], labels: NDArray[np.int16]
+) -> None:
+    """Fill `image` (c, *patch) and `labels` (*patch) from the box at `corner`; outside the case they are 0 and -1."""
+    image[...] = 0
+    labels[...] = _OUTSIDE_LABEL
+    source, target = [], []
+    for low, length, size in zip(corner, labels.shape, case.shape, strict=True):
+        start, stop = max(low, 0), min(low + length, size)
+        if stop <= start:
+            return
+        source.append(slice(start, stop))
+        target.append(slice(start - low, stop - low))
+    image[(slice(None), *target)] = case.image(tuple(source))
+    found = case.labels(tuple(source))
+    assert found is not None, f"case {case.id} was preprocessed without labels"
+    labels[tuple(target)] = found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The patches of one step: image (b, c, *sample patch) float32 and labels (b, 1, *sample patch) int16."""
+
+    step: int
+    image: Tensor
+    labels: Tensor
+
+
+class PatchSampler:
+    """Draws and reads the patches of any step.
+
+    Parameters
+    ----------
+    cases : drawn from uniformly, with replacement
+    labels : names the targets that forced foreground chooses from
+    channels : image channels
+    sample_patch, patch : what is cut out and what the network sees of it; one axis less than the cases have when a
+        two-dimensional network looks at slices of volumes (along axis 0)
+    foreground_share : share of the samples of a batch that are forced to hold foreground
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[TrainingCase],
+        labels: LabelScheme,
+        *,
+        channels: int,
+        sample_patch: Sequence[int],
+        patch: Sequence[int],
+        batch_size: int,
+        foreground_share: float,
+        seed: int,
+        purpose: Literal["training", "validation"] = "training",
+    ) -> None:
+        assert cases, "a sampler needs at least one case"
+        self._cases = tuple(cases)
+        slice_axis = (1,) * (len(cases[0].shape) - len(patch))
+        self._cut = (*slice_axis, *sample_patch)
+        self._seen = (*slice_axis, *patch)
+        self._channels = channels
+        self._image_shape = (channels, *sample_patch)
+        self._forced = tuple(forced_foreground(batch_size, foreground_share))
+        self._has_ignore = labels.ignore_value is not None
+        self._keys = (*(target.name for target in labels.targets), ANNOTATED)
+        self._seed = seed
+        self._purpose = purpose
+
+    def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:
+        """Return the case and the lower corner (may be negative) of one sample of one step."""
+        rng = stream(self._seed, self._purpose, step, sample)
+        case = self._cases[rng.integers(len(self._cases))]
+        lowest, highest = corner_bounds(case.shape, self._cut, self._seen)
+        voxel = self._centre(case, rng, forced=self._forced[sample])
+        if voxel is None:
+            return case, tuple(int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True))
+        # Only the lower side is held at its bound, as in the reference: patches around foreground may hang over the
+        # upper border much further than others, and its results depend on it.
+        return case, tuple(max(low, int(v) - cut // 2) for low, v, cut in zip(lowest, voxel, self._cut, strict=True))
+
+    def _centre(self, case: TrainingCase, rng: np.random.Generator, *, forced: bool) -> NDArray[np.int32] | None:
+        """Return the voxel around which the patch is cut, or None where any position will do."""
+        if not forced and not self._has_ignore:
+            return None
+        locations = case.locations
+        if forced:
+            keys = [key for key in self._keys if key in locations and len(locations[key])]
+            if len(keys) > 1 and keys[-1] == ANNOTATED:
+                keys.pop()
+        else:
+            keys = [ANNOTATED] if len(locations.get(ANNOTATED, ())) else []
+        if not keys:
+            return None
+        voxels = locations[keys[rng.integers(len(keys))]]
+        voxel: NDArray[np.int32] = voxels[rng.integers(len(voxels))]
+        return voxel
+
+    def batch(self, step: int) -> Batch:
+        """Read the batch of one step."""
+        size = len(self._forced)
+        image = np.empty((size, self._channels, *self._cut), np.float32)
+        labels = np.empty((size, *self._cut), np.int16)
+        for sample in range(size):
+            case, corner = self.draw(step, sample)
+            read_patch(case, corner, image[sample], labels[sample])
+        patch = self._image_shape[1:]
+        return Batch(
+            step,
+            torch.from_numpy(image.reshape(size, self._channels, *patch)),
+            torch.from_numpy(labels.reshape(size, 1, *patch)),
+        )
+
+
+class Batches:
+    """The batches of consecutive steps, read ahead by `threads` threads (0: read when asked for).
+
+    At most two batches per thread wait. An error while reading is raised where the batch is asked for. Use as a
+    context manager, or call `close`.
+    """
+
+    def __init__(self, sampler: PatchSampler, *, start: int = 0, threads: int = 0, pin_memory: bool = False) -> None:
+        self._sampler = sampler
+        self._next = start
+        self._pin = pin_memory
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="segfit-batches") if threads else None
+        self._ahead = 2 * threads
+        self._waiting: deque[Future[Batch]] = deque()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._pool is None:
+            batch = self._read(self._next)
+            self._next += 1
+            return batch
+        while len(self._waiting) < self._ahead:
+            self._waiting.append(self._pool.submit(self._read, self._next))
+            self._next += 1
+        return self._waiting.popleft().result()
+
+    def _read(self, step: int) -> Batch:
+        batch = self._sampler.batch(step)
+        return Batch(step, batch.image.pin_memory(), batch.labels.pin_memory()) if self._pin else batch
+
+    def close(self) -> None:
+        """Drop what was read ahead and end the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._waiting.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def keep_in_memory(cases: Sequence[TrainingCase], *, channels: int, limit_gb: float) -> tuple[TrainingCase, ...]:
+    """Return the cases, those that fit into `limit_gb` GiB (in the given order) read once and kept.
+
+    Kept are float32 images, int16 labels and the locations; the other cases are read in part for every patch.
+    """
+    left = limit_gb * 2**30
+    result: list[TrainingCase] = []
+    for case in cases:
+        size = prod(case.shape) * (4 * channels + 2)
+        fits = size <= left
+        left -= size if fits else 0
+        result.append(_KeptCase(case) if fits else case)
+    return tuple(result)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrays:
+    image: NDArray[np.float32]
+    labels: NDArray[np.int16] | None
+    locations: Mapping[str, NDArray[np.int32]]
+
+
+class _KeptCase:
+    """A case that is read whole when it is first used, once even if several threads ask for it."""
+
+    def __init__(self, case: TrainingCase) -> None:
+        self._case = case
+        self._lock = Lock()
+        self._arrays: _Arrays | None = None
+
+    @property
+    def id(self) -> str:
+        return self._case.id
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._case.shape
+
+    @property
+    def locations(self) -> Mapping[str, NDArray[np.int32]]:
+        return self._read().locations
+
+    def image(self, region: Region | None = None) -> NDArray[np.float32]:
+        image = self._read().image
+        return image if region is None else image[(slice(None), *region)]
+
+    def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
+        labels = self._read().labels
+        return labels if region is None or labels is None else labels[region]
+
+    def _read(self) -> _Arrays:
+        with self._lock:
+            if self._arrays is None:
+                self._arrays = _Arrays(self._case.image(), self._case.labels(), self._case.locations)
+            return self._arrays

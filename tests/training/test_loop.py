@@ -1,0 +1,443 @@
+"""Training one model: budget, interruptions, log, result."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from training_fakes import SCHEME, MemoryCase, disc_cases, tiny_configuration, tiny_recipe
+
+from segfit.errors import InputError, StageError
+from segfit.labels import LabelScheme
+from segfit.planning.plan import AugmentationSpec, TrainingSpec
+from segfit.progress import SILENT, Progress
+from segfit.training import checkpoint, loop
+from segfit.training.events import read_events
+from segfit.training.learner import Learner, training_on
+from segfit.training.loop import EVENTS, RESULT, WEIGHTS, train_fold
+from segfit.training.result import TrainingResult
+from segfit.training.validation import ValidationSchedule
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Watcher:
+    """Progress that calls `react(step)` after every step and remembers what it was told."""
+
+    react: Callable[[int], None] = lambda step: None
+    told: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+    used: float = 0.0
+    calls: int = 0
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Watcher]:
+        self.title, self.total = description, total
+        yield self
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.used += amount
+        self.told.append(note)
+        if self.calls:  # the first call tells what was done before
+            self.react(self.calls)
+        self.calls += 1
+
+    def note(self, message: str) -> None:
+        self.told.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+
+def train(
+    folder: Path,
+    *,
+    cases: list[MemoryCase] | None = None,
+    recipe: TrainingSpec | None = None,
+    progress: Progress = SILENT,
+    **changes: Any,
+) -> TrainingResult:
+    cases = disc_cases() if cases is None else cases
+    values: dict[str, Any] = {
+        "configuration": tiny_configuration(),
+        "recipe": recipe or tiny_recipe(),
+        "labels": SCHEME,
+        "cases_train": cases,
+        "cases_validation": cases[:1],
+        "folder": folder,
+        "device": CPU,
+        "seed": 3,
+        "steps": None if "seconds" in changes else 6,
+        "checkpoint_seconds": 1000.0,
+        "progress": progress,
+    }
+    return train_fold(**(values | changes))
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def interrupt_at(wanted: int, error: BaseException) -> Callable[[int], None]:
+    def react(step: int) -> None:
+        if step == wanted:
+            raise error
+
+    return react
+
+
+RECIPES = {
+    "sgd": tiny_recipe(),
+    "adamw averaged": tiny_recipe(optimizer="adamw", momentum=0.9, learning_rate=1e-3, weight_average=0.99),
+    "bf16 channels last": tiny_recipe(precision="bf16", channels_last=True),
+    "fp16 scaled": tiny_recipe(precision="fp16"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_an_interrupted_training_ends_where_a_straight_one_does(tmp_path: Path, recipe: TrainingSpec) -> None:
+    straight = train(tmp_path / "straight", recipe=recipe)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "resumed", recipe=recipe, progress=Watcher(interrupt_at(3, KeyboardInterrupt())))
+    assert (tmp_path / "resumed/state/step-000000003.safetensors").exists()
+    assert not (tmp_path / "resumed" / RESULT).exists()
+    watcher = Watcher()
+    resumed = train(tmp_path / "resumed", recipe=recipe, progress=watcher)
+    assert "going on from step 3" in watcher.told
+    assert watcher.used == watcher.total == 6
+    assert_same_weights(tmp_path / "straight", tmp_path / "resumed")
+    assert resumed.final_loss == straight.final_loss
+    assert [point.dice for point in resumed.curve] == [point.dice for point in straight.curve]
+    steps = [event["step"] for event in read_events(tmp_path / "resumed" / EVENTS) if event["kind"] == "step"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_error_goes_back_to_the_last_saved_state(tmp_path: Path) -> None:
+    train(tmp_path / "straight")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(
+            tmp_path / "resumed", checkpoint_seconds=0.0, progress=Watcher(interrupt_at(4, RuntimeError("power cut")))
+        )
+    names = sorted(path.name for path in (tmp_path / "resumed/state").iterdir())
+    assert names == ["step-000000002.safetensors", "step-000000003.safetensors"]
+    (tmp_path / "resumed/state" / names[1]).write_bytes(b"torn")
+    watcher = Watcher()
+    train(tmp_path / "resumed", progress=watcher)
+    assert "going on from step 2" in watcher.told
+    assert "is damaged" in watcher.warned[0]
+    assert_same_weights(tmp_path / "straight", tmp_path / "resumed")
+    steps = [event["step"] for event in read_events(tmp_path / "resumed" / EVENTS) if event["kind"] == "step"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_saves_the_state(tmp_path: Path, number: int, error: type[BaseException]) -> None:
+    def react(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(error):
+        train(tmp_path, progress=Watcher(react))
+    assert signal.getsignal(number) is before
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000000002.safetensors"]
+
+
+def test_a_killed_process_loses_nothing_that_was_saved(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from test_loop import train\n"
+        "train(Path(sys.argv[1]), steps=60, checkpoint_seconds=0.0)"
+    )
+    here = str(Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((here, os.environ.get("PYTHONPATH", "")))}
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")], env=environment)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed/state").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(np.random.default_rng().uniform(0, 0.5))
+    process.kill()
+    process.wait()
+    resumed = train(tmp_path / "killed", steps=60)
+    train(tmp_path / "straight", steps=60)
+    assert resumed.steps == 60
+    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [EVENTS, RESULT, WEIGHTS]
+    steps = [event["step"] for event in read_events(tmp_path / "killed" / EVENTS) if event["kind"] == "step"]
+    assert steps == sorted(set(steps))
+
+
+class FakeClock:
+    """Every look takes 0.1 ms, a step 50 ms, a validation 20 ms."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(loop, "perf_counter", self.look)
+        monkeypatch.setattr(Learner, "step", self.slow(Learner.step, 0.05))
+        monkeypatch.setattr(loop, "validate", self.slow(loop.validate, 0.02))
+
+    def look(self) -> float:
+        self.now += 1e-4
+        return self.now
+
+    def slow(self, work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self.now += seconds
+            return work(*arguments, **named)
+
+        return wrapped
+
+
+def test_a_time_budget_is_not_exceeded_and_ends_at_learning_rate_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeClock(monkeypatch)
+    watcher = Watcher()
+    result = train(tmp_path, seconds=4.0, progress=watcher)
+    assert 3.92 < result.seconds <= 4.0
+    assert 3.92 < watcher.used <= watcher.total == 4.0
+    assert 70 < result.steps < 80
+    steps = [event for event in read_events(tmp_path / EVENTS) if event["kind"] == "step"]
+    assert steps[0]["learning_rate"] > 0.999e-2
+    assert steps[-1]["learning_rate"] < 0.04e-2
+    for event in steps:
+        assert event["learning_rate"] == pytest.approx(1e-2 * (1 - event["share"]) ** 0.9, abs=1e-7)
+    assert 9 <= len(result.curve) <= 13  # 5 % of the time, a batch being a third of a step
+    assert result.curve[-1].step == result.steps
+    assert result.seconds_per_step == pytest.approx(0.05, abs=0.005)
+
+
+def test_time_is_counted_over_interruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeClock(monkeypatch)
+    straight = train(tmp_path / "straight", seconds=4.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "resumed", seconds=4.0, progress=Watcher(interrupt_at(10, KeyboardInterrupt())))
+    resumed = train(tmp_path / "resumed", seconds=4.0)
+    assert 3.92 < resumed.seconds <= 4.0
+    assert abs(resumed.steps - straight.steps) <= 1
+
+
+def test_the_log_tells_loss_learning_rate_and_validation(tmp_path: Path) -> None:
+    watcher = Watcher()
+    result = train(
+        tmp_path, steps=40, recipe=tiny_recipe(validation_share=0.2), progress=watcher, title="training tiny fold 0"
+    )
+    assert watcher.title == "training tiny fold 0"
+    assert watcher.told[-1].startswith(f"loss {read_events(tmp_path / EVENTS)[-2]['loss']:.3f}, Dice ")
+    events = read_events(tmp_path / EVENTS)
+    assert [event["step"] for event in events if event["kind"] == "validation"] == list(range(2, 41, 2))
+    assert [event["learning_rate"] for event in events if event["kind"] == "step"] == pytest.approx(
+        [1e-2 * (1 - step / 40) ** 0.9 for step in range(40)], rel=1e-5
+    )
+    assert [point.step for point in result.curve] == list(range(2, 41, 2))
+    assert all(set(point.dice) == {"disc"} for point in result.curve)
+    assert result.dice == result.curve[-1].dice["disc"]
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    recipe = tiny_recipe(momentum=0.9, augmentation=AugmentationSpec(mirror_axes=(0, 1)))
+    result = train(tmp_path, steps=80, recipe=recipe)
+    losses = [event["loss"] for event in read_events(tmp_path / EVENTS) if event["kind"] == "step"]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.5
+    assert result.dice is not None
+    assert result.dice > 0.7
+    assert result.peak_memory_gb > 0.05
+
+
+@pytest.mark.parametrize(("ndim", "image_ndim"), [(3, 3), (2, 3)])
+def test_volumes_and_their_slices(tmp_path: Path, ndim: int, image_ndim: int) -> None:
+    cases = disc_cases(2, (14, 20, 20))
+    result = train(
+        tmp_path,
+        cases=cases,
+        configuration=tiny_configuration(ndim, image_ndim),
+        recipe=tiny_recipe(augmentation=AugmentationSpec(sample_patch=(18,) * ndim, mirror_axes=(0,))),
+        steps=2,
+    )
+    assert result.steps == 2
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+
+
+def test_regions_with_an_ignore_label(tmp_path: Path) -> None:
+    scheme = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, [1, 2])
+    cases = disc_cases(2)
+    for case in cases:
+        case.label[:3] = 3
+        case.label[10:12][case.label[10:12] == 1] = 2
+        case.locations = {"whole": case.locations["disc"], "annotated": np.argwhere(case.label < 3).astype(np.int32)}
+    result = train(tmp_path, cases=cases, labels=scheme, steps=3)
+    assert list(result.curve[-1].dice) == ["whole", "core"]
+
+
+def test_without_validation_cases_there_is_no_curve(tmp_path: Path) -> None:
+    result = train(tmp_path, cases_validation=[], steps=2)
+    assert result.curve == ()
+    assert result.dice is None
+
+
+def test_threads_change_nothing(tmp_path: Path) -> None:
+    train(tmp_path / "inline")
+    train(tmp_path / "threads", reader_threads=2, cache_gb=0.0)
+    assert_same_weights(tmp_path / "inline", tmp_path / "threads")
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    first = train(tmp_path)
+    stamp = (tmp_path / WEIGHTS).stat().st_mtime_ns
+    cases = disc_cases()
+    assert train(tmp_path, cases=cases) == first
+    assert all(case.reads == [] for case in cases)
+    assert (tmp_path / WEIGHTS).stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"steps": 7}, {"identity": "other data"}, {"recipe": tiny_recipe(momentum=0.9)}]
+)
+def test_another_training_starts_afresh(tmp_path: Path, change: dict[str, Any]) -> None:
+    first = train(tmp_path, steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, progress=Watcher(interrupt_at(1, KeyboardInterrupt())))
+    assert not (tmp_path / RESULT).exists()
+    watcher = Watcher()
+    second = train(tmp_path, **({"steps": 6} | change), progress=watcher)
+    assert not any("going on" in note for note in watcher.told)
+    assert second.identity != first.identity
+
+
+def spoil(case: MemoryCase) -> MemoryCase:
+    case.array[...] = np.inf
+    return case
+
+
+def test_steps_without_finite_gradient_are_left_out_and_counted(tmp_path: Path) -> None:
+    cases = [spoil(disc_cases(1)[0]), *disc_cases(8)]
+    result = train(tmp_path, cases=cases, cases_validation=[], steps=20)
+    skipped = [event for event in read_events(tmp_path / EVENTS) if event["kind"] == "skipped"]
+    assert 0 < result.skipped_steps < 15
+    assert len(skipped) == result.skipped_steps
+    assert skipped[0]["loss"] is None
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+
+
+def test_twenty_such_steps_in_a_row_end_the_training(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"20 training steps in a row \(up to step 20\) had no finite gradient"):
+        train(tmp_path, cases=[spoil(disc_cases(1)[0])], steps=50)
+
+
+def test_a_step_without_finite_gradient_changes_nothing() -> None:
+    learner = Learner(tiny_configuration(), tiny_recipe(weight_average=0.9), SCHEME, CPU, seed=0)
+    image, labels = torch.rand(2, 1, 20, 20), torch.ones(2, 1, 20, 20, dtype=torch.int16)
+    learner.step(image, labels, learning_rate=0.1, rng=np.random.default_rng(0))
+    before = {name: tensor.clone() for name, tensor in learner.tensors().items() if "average" not in name}
+    _, norm = learner.step(image * torch.inf, labels, learning_rate=0.1, rng=np.random.default_rng(0)).tolist()
+    assert not np.isfinite(norm)
+    after = learner.tensors()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_the_average_of_the_weights_predicts() -> None:
+    learner = Learner(tiny_configuration(), tiny_recipe(weight_average=0.999), SCHEME, CPU, seed=0)
+    own = {f"network/{name}": parameter for name, parameter in learner.network.named_parameters()}
+    image, labels = torch.rand(2, 1, 20, 20), torch.ones(2, 1, 20, 20, dtype=torch.int16)
+    expected = {name: tensor.detach().clone() for name, tensor in own.items()}
+    for update in range(3):
+        learner.step(image, labels, learning_rate=0.1, rng=np.random.default_rng(update))
+        keep = (1 + update) / (10 + update)
+        expected = {name: keep * tensor + (1 - keep) * own[name].detach() for name, tensor in expected.items()}
+    raw = {name: tensor.detach().clone() for name, tensor in own.items()}
+    averaged = learner.weights()
+    for name, tensor in expected.items():
+        assert torch.allclose(averaged[name.removeprefix("network/")], tensor, atol=1e-6)
+        assert torch.equal(own[name], raw[name])  # put back
+    assert any(not torch.equal(averaged[name.removeprefix("network/")], tensor) for name, tensor in raw.items())
+
+
+def test_evaluation_gives_one_output_and_puts_the_network_back() -> None:
+    learner = Learner(tiny_configuration(), tiny_recipe(), SCHEME, CPU, seed=0)
+    with learner.evaluating() as network:
+        assert network(torch.zeros(1, 1, 16, 16)).shape == (1, 2, 16, 16)
+        assert not network.training
+    assert learner.network.training
+    assert learner.network.deep_supervision
+
+
+def test_running_out_of_memory_is_one_sentence() -> None:
+    with (
+        pytest.raises(StageError, match=r"tiny \(patch 16x16, batch 2\) does not fit into the memory of cpu"),
+        training_on(tiny_configuration(), CPU),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_full_disk_is_one_sentence_and_costs_only_what_was_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "straight")
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def fill_disk(step: int) -> None:
+            if step == 3:
+                patch.setattr(checkpoint, "write_bytes", full)
+
+        with pytest.raises(StageError, match=r"cannot go on \(No space left on device\); when that is mended"):
+            train(tmp_path / "full", checkpoint_seconds=0.0, progress=Watcher(fill_disk))
+    assert (tmp_path / "full/state/step-000000002.safetensors").exists()
+    train(tmp_path / "full")
+    assert_same_weights(tmp_path / "straight", tmp_path / "full")
+
+
+def test_budget_and_cases_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="in seconds or in steps, exactly one of them"):
+        train(tmp_path, seconds=1.0, steps=1)
+    with pytest.raises(InputError, match="must be above zero, got 0"):
+        train(tmp_path, steps=0)
+    with pytest.raises(InputError, match="tiny: there is no case to train on"):
+        train(tmp_path, cases=[])
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "expected"),
+    [
+        (0.05, 250_000, (20, 50)),  # the most of both
+        (0.05, 1000, (20, 7)),  # 150 batches cost as much as 50 steps
+        (0.05, 60, (9, 1)),
+        (0.05, 3, (1, 1)),
+        (0.0, 1000, (0, 0)),
+    ],
+)
+def test_validation_costs_its_share(share: float, steps: int, expected: tuple[int, int]) -> None:
+    schedule = ValidationSchedule.within(share, steps)
+    assert (schedule.count, schedule.batches) == expected
+
+
+def test_validations_are_spread_evenly() -> None:
+    schedule = ValidationSchedule(4, 1)
+    done, seen = 0, []
+    for step in range(1, 101):
+        if schedule.is_due(done, step / 100):
+            done += 1
+            seen.append(step)
+    assert seen == [25, 50, 75, 100]

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from math import isnan, nan
+
+import numpy as np
+import pytest
+
+from segfit.training.schedule import (
+    forced_foreground,
+    learning_rate,
+    moving_average,
+    poly_learning_rate,
+    pseudo_dice,
+)
+
+
+def test_poly_learning_rate() -> None:
+    assert poly_learning_rate(0, 0.02) == 0.02
+    assert poly_learning_rate(0.5, 0.02, exponent=2) == pytest.approx(0.005)
+    assert poly_learning_rate(1) == poly_learning_rate(1.2) == 0
+
+
+def test_warm_up_rises_to_the_base_and_then_falls() -> None:
+    assert learning_rate(0.3, 0.01) == poly_learning_rate(0.3, 0.01)
+    rates = [learning_rate(share, 0.01, warmup_share=0.1) for share in (0, 0.05, 0.1, 0.55, 1)]
+    assert rates == pytest.approx([0, 0.005, 0.01, 0.01 * 0.5**0.9, 0])
+
+
+def test_forced_foreground() -> None:
+    assert forced_foreground(1) == (False,)
+    assert forced_foreground(2) == (False, True)
+    assert forced_foreground(5) == (False, False, False, True, True)
+    assert forced_foreground(3, 0) == (False,) * 3
+    assert forced_foreground(3, 1) == (True,) * 3
+
+
+def test_pseudo_dice() -> None:
+    dice, mean = pseudo_dice(np.array([[3, 0, 0], [1, 0, 4], [1, 0, 0]]))
+    np.testing.assert_allclose(dice, [0.75, nan, 0.0])
+    assert mean == pytest.approx(0.375)
+    assert isnan(pseudo_dice(np.zeros((3, 2)))[1])
+
+
+def test_moving_average() -> None:
+    assert moving_average(None, 0.5) == 0.5
+    assert moving_average(0.5, 1.0) == pytest.approx(0.55)
+    assert isnan(moving_average(nan, 1.0))
