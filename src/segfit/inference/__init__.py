@@ -1,1 +1,1 @@
-"""Prediction; knows nothing of training."""
+"""Prediction: tiles, networks, export to the grid of the input. Knows nothing of training."""

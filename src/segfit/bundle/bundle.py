@@ -1,0 +1,217 @@
+"""The model that users share: one folder with everything prediction needs, and nothing else.
+
+    model/
+      model.json                                   ModelManifest: labels, channels, members, post-processing, origin
+      weights-<configuration>-<fold>.safetensors   float32, one file per trained network
+      card.md                                      the same facts for readers
+
+Checksums of the weights stand in the manifest. Importing this module and reading a manifest needs no torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from segfit.components import PostprocessingStep
+from segfit.errors import InputError
+from segfit.files import Document, Record, hash_file, write_bytes, write_text
+from segfit.labels import LabelScheme
+from segfit.planning.plan import Configuration
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MANIFEST", "Bundle", "Member", "ModelManifest", "card", "open_bundle", "weights_name", "write_bundle"]
+
+MANIFEST = "model.json"
+_CARD = "card.md"
+_PARTIAL = ".partial-model-"
+
+
+class Member(Record):
+    """One configuration of the model: how it sees images, and its networks. Folds are averaged as logits."""
+
+    configuration: Configuration
+    weights: dict[str, str] = Field(min_length=1)  # fold -> file name
+    mirror_axes: tuple[int, ...] = ()  # network axes flipped at test time
+    tile_step: float = Field(0.5, gt=0, le=1)  # share of the patch
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass, where the device has it
+    channels_last: bool = False
+
+
+class ModelManifest(Document):
+    """``model.json``: what the model is. Members are averaged as probabilities, post-processing comes last."""
+
+    name: str
+    labels: LabelScheme
+    channel_names: tuple[str, ...]
+    file_ending: str  # of the files it was made from, with the leading dot
+    members: tuple[Member, ...] = Field(min_length=1)
+    postprocessing: tuple[PostprocessingStep, ...] = ()
+    scores: dict[str, float | None] = {}  # cross-validated Dice by structure; None where it is undefined
+    selection: dict[str, Any] = {}  # how members and post-processing were chosen
+    training: dict[str, Any] = {}  # summary of data and training: number of cases, preset, budget
+    provenance: dict[str, Any] = {}  # versions, hashes of plan and data
+    intended_use: str = "Research. Not a medical device."
+    limits: str = ""
+    licence: str = "not stated"
+    checksums: dict[str, str] = {}  # SHA-256 by file name; `write_bundle` fills it
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all weight files."""
+        return tuple(name for member in self.members for name in member.weights.values())
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelManifest:
+        if len(set(self.files)) != len(self.files):
+            raise ValueError("two networks share one weight file")
+        for name in self.files:
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} is not a plain file name")
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """A model ready to be loaded: its manifest and the way to its weights.
+
+    `states` holds the weights of models that come from elsewhere; None: they are files in the folder `source`.
+    """
+
+    manifest: ModelManifest
+    source: Path
+    states: Mapping[str, Mapping[str, Tensor]] | None = None
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return the state dict of one weight file, on the CPU."""
+        if self.states is not None:
+            return dict(self.states[name])
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.source / name
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read ({error}); copy the model folder again") from None
+
+
+def weights_name(configuration: str, fold: int | str) -> str:
+    """Return the name of a weight file."""
+    return f"weights-{configuration}-{fold}.safetensors"
+
+
+def write_bundle(
+    folder: Path, manifest: ModelManifest, weights: Mapping[str, Path | Mapping[str, Tensor]]
+) -> ModelManifest:
+    """Write a bundle; return its manifest with the checksums filled in.
+
+    Parameters
+    ----------
+    folder : replaced as a whole if it holds a bundle; `InputError` if it holds anything else
+    weights : for each of `manifest.files` a safetensors file to copy, or a state dict, stored as float32
+
+    The bundle is built beside `folder` and moved into place, so that a crash leaves the old one or none.
+    """
+    assert set(weights) == set(manifest.files), (set(weights), manifest.files)
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not a segfit model; choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
+    try:
+        for name, content in weights.items():
+            write_bytes(partial / name, content.read_bytes() if isinstance(content, Path) else _serialize(content))
+        checksums = {name: hash_file(partial / name) for name in sorted(weights)}
+        manifest = manifest.model_copy(update={"checksums": checksums})
+        write_text(partial / _CARD, card(manifest))
+        manifest.save(partial / MANIFEST)
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _serialize(state: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().float().contiguous() for name, tensor in state.items()})
+
+
+def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
+    """Open a bundle folder; `verify` compares the weights with their checksums.
+
+    Raises `InputError` if the folder is no bundle, comes from a newer segfit, or misses or damaged a file.
+    """
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}; give the folder that segfit wrote")
+    manifest = ModelManifest.load(path / MANIFEST)
+    for name in manifest.files:
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"{path} lacks {name}; copy the model folder again")
+        if verify and hash_file(file) != manifest.checksums.get(name):
+            raise InputError(
+                f"{file} is damaged: its checksum is not the one in {MANIFEST}; copy the model folder again"
+            )
+    return Bundle(manifest, path)
+
+
+def card(manifest: ModelManifest) -> str:
+    """Return the model card, Markdown."""
+    return "\n".join(_card_lines(manifest)) + "\n"
+
+
+def _card_lines(manifest: ModelManifest) -> Iterator[str]:
+    yield f"# {manifest.name}"
+    structures = ", ".join(target.name for target in manifest.labels.targets)
+    yield f"\nSegments {structures} in images of {' + '.join(manifest.channel_names)}."
+    yield "\n## Use\n"
+    yield f"Intended use: {manifest.intended_use}\n"
+    yield f"Known limits: {manifest.limits or 'not stated; check results on your own data before relying on them'}\n"
+    yield f"Licence: {manifest.licence}"
+    yield "\n## Input\n"
+    yield "| channel | content |\n| --- | --- |"
+    for index, name in enumerate(manifest.channel_names):
+        yield f"| {index} | {name} |"
+    canonical = manifest.members[0].configuration.preprocessing.orientation == "canonical"
+    yield f"\nMade from `{manifest.file_ending}` files. " + (
+        "Images may lie in any orientation that their file declares."
+        if canonical
+        else "Images must be stored in the same orientation as the training data."
+    )
+    yield "\n## Output\n"
+    yield "| structure | label values | cross-validated Dice |\n| --- | --- | --- |"
+    for target in manifest.labels.targets:
+        score = manifest.scores.get(target.name)
+        values = ", ".join(str(value) for value in target.values)
+        yield f"| {target.name} | {values} | {'-' if score is None else f'{score:.3f}'} |"
+    for step in manifest.postprocessing:
+        yield f"\nAfterwards: {step.text}."
+    yield "\n## Networks\n"
+    yield "| configuration | patch (voxels) | spacing (mm) | folds | mirrored axes |\n| --- | --- | --- | --- | --- |"
+    for member in manifest.members:
+        configuration = member.configuration
+        patch = " x ".join(str(n) for n in configuration.patch_size)
+        spacing = " x ".join(f"{s:.3g}" for s in configuration.spacing_mm)
+        mirrored = ", ".join(str(axis) for axis in member.mirror_axes) or "none"
+        yield f"| {configuration.name} | {patch} | {spacing} | {len(member.weights)} | {mirrored} |"
+    for title, facts in (
+        ("Training", manifest.training),
+        ("Selection", manifest.selection),
+        ("Origin", manifest.provenance),
+    ):
+        if facts:
+            yield f"\n## {title}\n"
+            yield from (f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())

@@ -1,0 +1,128 @@
+"""Models of the reference (nnU-Net v2), read from their folder as they are.
+
+    <trainer>__<plans>__<configuration>/
+      plans.json  dataset.json  fold_<k>/checkpoint_final.pth
+
+Checkpoints are pickles. They are read by torch's safe loader, which runs no code of theirs; all that is allowed beyond
+tensors are numpy's plain scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segfit.bundle.bundle import Bundle, Member, ModelManifest, weights_name
+from segfit.errors import InputError
+from segfit.files import read_json
+from segfit.labels import LabelScheme
+from segfit.planning.reference_plans import channel_names_of, read_reference_plans
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["is_reference_model", "read_reference_model"]
+
+_FOLD = "fold_"
+
+
+def is_reference_model(path: Path) -> bool:
+    """Return whether a folder looks like a trained model of the reference."""
+    return (path / "plans.json").is_file() and (path / "dataset.json").is_file() and any(path.glob(_FOLD + "*"))
+
+
+def read_reference_model(
+    path: Path, folds: Sequence[int | str] | None = None, *, checkpoint: str = "checkpoint_final.pth"
+) -> Bundle:
+    """Read a model folder of the reference into a bundle in memory.
+
+    Parameters
+    ----------
+    folds : numbers or "all"; None: every fold with a checkpoint ("all" only if there is no other)
+    checkpoint : file name in the fold folders
+
+    Configuration, trainer and mirroring axes come from the first fold. Raises `InputError` if a file is missing,
+    damaged, wants to run code, or does not fit the plans.
+    """
+    from segfit.networks.translate import from_reference
+
+    plans, dataset = read_json(path / "plans.json"), read_json(path / "dataset.json")
+    if not isinstance(plans, dict) or not isinstance(dataset, dict):
+        raise InputError(f"{path} is not a model of nnU-Net v2: plans.json and dataset.json must be objects")
+    configurations = read_reference_plans(plans, dataset)
+    names = [str(fold) for fold in folds] if folds is not None else _folds(path, checkpoint)
+    checkpoints = {fold: _read_checkpoint(path / f"{_FOLD}{fold}" / checkpoint) for fold in names}
+    first = checkpoints[names[0]]
+    try:
+        name = first["init_args"]["configuration"]
+        mirror_axes = tuple(int(axis) for axis in first["inference_allowed_mirroring_axes"] or ())
+        states: dict[str, Mapping[str, Any]] = {fold: found["network_weights"] for fold, found in checkpoints.items()}
+        labels = LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
+        ending = str(dataset["file_ending"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing or malformed") from None
+    if name not in configurations:
+        raise InputError(f"{path}/plans.json has no configuration {name!r}, which the checkpoint was trained with")
+    configuration = configurations[name]
+    weights: dict[str, Mapping[str, Tensor]] = {}
+    for fold, state in states.items():
+        try:
+            weights[weights_name(name, fold)] = from_reference(state, configuration.network)
+        except InputError as error:
+            raise InputError(f"{path / (_FOLD + fold) / checkpoint}: {error}") from None
+    member = Member(
+        configuration=configuration,
+        weights={fold: weights_name(name, fold) for fold in names},
+        mirror_axes=mirror_axes,
+        precision="fp16",  # what the reference predicts with on GPUs
+    )
+    manifest = ModelManifest(
+        name=f"{plans.get('dataset_name', path.parent.name)} {path.name}",
+        labels=labels,
+        channel_names=channel_names_of(dataset),
+        file_ending=ending,
+        members=(member,),
+        provenance={"imported_from": path.name, "trainer": str(first.get("trainer_name", "unknown"))},
+    )
+    return Bundle(manifest, path, weights)
+
+
+def _folds(path: Path, checkpoint: str) -> list[str]:
+    found = sorted(file.parent.name.removeprefix(_FOLD) for file in path.glob(f"{_FOLD}*/{checkpoint}"))
+    if not found:
+        raise InputError(f"{path} has no {_FOLD}*/{checkpoint}; give a trained model or another checkpoint name")
+    return [fold for fold in found if fold != "all"] or found
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"{path} is missing; choose among the folds that are there")
+    try:
+        with torch.serialization.safe_globals(_plain_numpy()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path} cannot be read safely ({reason}); copy it again, or export it as plain weights"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a checkpoint of nnU-Net v2")
+    return content
+
+
+def _plain_numpy() -> list[Any]:
+    """Return what numpy scalars need to be unpickled, under the names of numpy 1 and 2."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
+    return [
+        (scalar, "numpy._core.multiarray.scalar"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        *sorted(kinds, key=lambda kind: kind.__name__),
+    ]

@@ -1,0 +1,276 @@
+"""From logits at network resolution to labels or probabilities on the grid of the input.
+
+Interpolation between grids is linear and separable, so any box of the input's grid can be computed on its own. The
+output is walked in slabs: each one is interpolated channel by channel, decided and dropped. Memory is the output, one
+slab and the logits, however many labels there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segfit.cropping import Box
+from segfit.geometry import AxisMap
+from segfit.labels import LabelScheme
+from segfit.planning.plan import Configuration, ResamplingSpec
+from segfit.preprocessing.pipeline import CaseProperties
+from segfit.resampling import AxisOperator, axis_operator, resample_image, separate_axis
+
+__all__ = ["ScoreField", "export_labels", "export_probabilities", "merged_labels", "merged_probabilities"]
+
+_BLOCK_ROWS = 32  # outputs per matrix product on a CPU: wide enough for BLAS, narrow enough to stay near the band
+_SLAB_VOXELS = {"cpu": 2**20, "cuda": 2**25}  # values in flight: a processor's cache, or enough to fill a GPU
+
+
+class ScoreField:
+    """The logits of one configuration for one case, readable on any box of the stored grid.
+
+    Parameters
+    ----------
+    logits : (num_outputs, *properties.shape), torch (any device) or numpy
+    properties : how the case came from the stored grid to the network's
+    configuration : its spacing and resampling of scores
+
+    `box` is the cropped region on the stored grid; outside of it everything is background.
+    """
+
+    def __init__(
+        self, logits: Tensor | NDArray[np.floating[Any]], properties: CaseProperties, configuration: Configuration
+    ) -> None:
+        assert tuple(logits.shape[1:]) == properties.shape
+        spec = configuration.preprocessing
+        source_mm = tuple(
+            own if target is None else target
+            for own, target in zip(properties.spacing_mm, spec.spacing_mm, strict=True)
+        )
+        self.logits, operators = _operators(logits, properties, source_mm, spec.resample_scores)
+        self._lines = [_Lines(operator, self.logits.device) for operator in operators]
+        self._axes = AxisMap(  # from the stored grid to the network's axes: orientation, then transposition
+            tuple(properties.axis_order[axis] for axis in properties.transpose),
+            tuple(properties.axis_flip[axis] for axis in properties.transpose),
+        )
+        self._crop = properties.crop_box
+        self._uncropped = properties.shape_before_crop
+        self.shape = properties.stored_shape
+        self.box = self._to_stored(self._crop)
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the logits."""
+        return self.logits.shape[0]
+
+    @property
+    def slab_axis(self) -> int:
+        """The stored axis along which thin slabs are cheapest: the network's first."""
+        return self._axes.order[0]
+
+    def read(self, channel: int, box: Box) -> Tensor:
+        """Return one channel's logits on `box` (stored grid, inside `self.box`), float32, on the logits' device."""
+        ranges = [
+            (low - crop, high - crop) for (low, high), (crop, _) in zip(self._to_network(box), self._crop, strict=True)
+        ]
+        inputs = [line.inputs(*wanted) for line, wanted in zip(self._lines, ranges, strict=True)]
+        values = self.logits[channel][_index(inputs)].float()
+        growth = [(b - a) / (d - c) for (a, b), (c, d) in zip(ranges, inputs, strict=True)]
+        for axis in np.argsort(growth, kind="stable").tolist():  # shrinking axes first: least work for the others
+            values = self._lines[axis].interpolate(values, axis, *ranges[axis])
+        flipped = [axis for axis, reverse in enumerate(self._axes.flip) if reverse]
+        return values.flip(flipped).permute(self._axes.inverse().order)
+
+    def _to_network(self, box: Box) -> Box:
+        """Return a box of the stored grid in network axes, before cropping."""
+        moved = [box[axis] for axis in self._axes.order]
+        return self._flipped(moved)
+
+    def _to_stored(self, box: Box) -> Box:
+        moved = self._flipped(box)
+        return tuple(moved[axis] for axis in self._axes.inverse().order)
+
+    def _flipped(self, box: Sequence[tuple[int, int]]) -> Box:
+        return tuple(
+            (n - high, n - low) if reverse else (low, high)
+            for (low, high), n, reverse in zip(box, self._uncropped, self._axes.flip, strict=True)
+        )
+
+
+class _Lines:
+    """Interpolation along one axis by torch, in blocks of the operator's band."""
+
+    def __init__(self, operator: AxisOperator, device: torch.device) -> None:
+        self._operator = operator
+        self._device = device
+        self._rows = _BLOCK_ROWS if device.type == "cpu" else operator.new
+        self._blocks: dict[tuple[int, int], tuple[int, int, Tensor]] = {}
+
+    def inputs(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the inputs, half-open, that the outputs [start, stop) are made of."""
+        if self._operator.is_identity:
+            return start, stop
+        return int(self._operator.starts[start]), int(self._operator.starts[stop - 1]) + self._operator.weights.shape[1]
+
+    def interpolate(self, values: Tensor, axis: int, start: int, stop: int) -> Tensor:
+        """Return the outputs [start, stop) along `axis` from their `inputs`."""
+        if self._operator.is_identity:
+            return values
+        first, _ = self.inputs(start, stop)
+        lead, trail = values.shape[:axis], values.shape[axis + 1 :]
+        lines = values.reshape(prod(lead), values.shape[axis], prod(trail))
+        parts = []
+        for begin in range(start, stop, self._rows):
+            low, high, matrix = self._block(begin, min(begin + self._rows, stop))
+            piece = lines[:, low - first : high - first]
+            # Along the last axis one product does for all lines at once.
+            parts.append(matrix @ piece if trail else (piece[:, :, 0] @ matrix.T)[:, :, None])
+        return torch.cat(parts, dim=1).reshape(*lead, stop - start, *trail)
+
+    def _block(self, start: int, stop: int) -> tuple[int, int, Tensor]:
+        if (start, stop) not in self._blocks:
+            low, high, matrix = self._operator.rows(start, stop)
+            self._blocks[start, stop] = low, high, torch.from_numpy(matrix.astype(np.float32)).to(self._device)
+        return self._blocks[start, stop]
+
+
+def _operators(
+    logits: Tensor | NDArray[np.floating[Any]],
+    properties: CaseProperties,
+    source_mm: tuple[float, ...],
+    spec: ResamplingSpec,
+) -> tuple[Tensor, list[AxisOperator]]:
+    """Return the logits and the interpolation from their grid to the cropped image's, axis by axis.
+
+    A separate axis (spec: preprocessing, section 5.1) has an order of its own. Beyond order 1 the values must be
+    clipped to the range of the whole volume: then they are resampled here at once.
+    """
+    target = properties.shape_after_crop
+    axis_order = [1 if spec.method == "torch" else spec.order] * len(target)
+    across = separate_axis(
+        source_mm, properties.spacing_mm, force=spec.force_separate, threshold=spec.separate_threshold
+    )
+    if across is not None:
+        axis_order[across] = spec.order_separate_axis
+    if max(axis_order) > 1 and properties.shape != target:
+        array = logits.float().cpu().numpy() if isinstance(logits, Tensor) else logits
+        logits = resample_image(
+            array, target, source_mm, properties.spacing_mm, **spec.model_dump(exclude={"method"}), method=spec.method
+        )
+        axis_order = [0] * len(target)
+    tensor = logits if isinstance(logits, Tensor) else torch.from_numpy(np.ascontiguousarray(logits))
+    return tensor, [
+        axis_operator(old, new, order) for old, new, order in zip(tensor.shape[1:], target, axis_order, strict=True)
+    ]
+
+
+def export_labels(
+    logits: Tensor | NDArray[np.floating[Any]],
+    properties: CaseProperties,
+    configuration: Configuration,
+    labels: LabelScheme,
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the label map on the stored grid: argmax, or the region rule of `labels`; 0 outside the crop."""
+    return merged_labels([ScoreField(logits, properties, configuration)], labels)
+
+
+def export_probabilities(
+    logits: Tensor | NDArray[np.floating[Any]],
+    properties: CaseProperties,
+    configuration: Configuration,
+    labels: LabelScheme,
+) -> NDArray[np.float32]:
+    """Return softmax (regions: sigmoid) probabilities ``(num_outputs, *stored)``; outside the crop background is 1."""
+    return merged_probabilities([ScoreField(logits, properties, configuration)], labels)
+
+
+@torch.inference_mode()
+def merged_labels(fields: Sequence[ScoreField], labels: LabelScheme) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the label map on the stored grid; several configurations are merged as the mean of their probabilities."""
+    dtype = np.uint8 if max(labels.all_values) < 255 else np.uint16
+    result: NDArray[np.unsignedinteger[Any]] = np.zeros(fields[0].shape, dtype=dtype)
+    if len(fields) == 1:
+        field = fields[0]
+        for box in _slabs(field.box, field.slab_axis, _slab_voxels(field)):
+            scores = (field.read(channel, box) for channel in range(field.num_outputs))
+            result[_index(box)] = _decide(scores, labels, threshold=0.0)
+        return result
+    for box, mean in _mean_probabilities(fields, labels):
+        result[_index(box)] = _decide(mean, labels, threshold=0.5)
+    return result
+
+
+@torch.inference_mode()
+def merged_probabilities(fields: Sequence[ScoreField], labels: LabelScheme) -> NDArray[np.float32]:
+    """Return the mean of the configurations' probabilities, ``(num_outputs, *stored)`` float32."""
+    result = np.empty((labels.num_outputs, *fields[0].shape), dtype=np.float32)
+    for box, mean in _mean_probabilities(fields, labels):
+        result[:, *_index(box)] = mean.cpu().numpy()
+    return result
+
+
+def _mean_probabilities(fields: Sequence[ScoreField], labels: LabelScheme) -> Iterator[tuple[Box, Tensor]]:
+    """Yield the mean probabilities of all fields, slab by slab over the whole stored grid."""
+    first = fields[0]
+    whole = tuple((0, n) for n in first.shape)
+    for box in _slabs(whole, first.slab_axis, max(1, _slab_voxels(first) // labels.num_outputs)):
+        total = _probabilities(first, box, labels)
+        for field in fields[1:]:
+            total += _probabilities(field, box, labels).to(total.device)
+        yield box, total / len(fields)
+
+
+def _probabilities(field: ScoreField, box: Box, labels: LabelScheme) -> Tensor:
+    """Return the probabilities on a box of the stored grid; outside the crop background is certain."""
+    result = torch.zeros((field.num_outputs, *(high - low for low, high in box)), device=field.logits.device)
+    if not labels.has_regions:
+        result[0] = 1.0
+    inner = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, field.box, strict=True))
+    if all(low < high for low, high in inner):
+        scores = torch.stack([field.read(channel, inner) for channel in range(field.num_outputs)])
+        within = tuple(slice(low - a, high - a) for (low, high), (a, _) in zip(inner, box, strict=True))
+        result[:, *within] = scores.sigmoid_() if labels.has_regions else scores.softmax(0)
+    return result
+
+
+def _decide(scores: Iterable[Tensor], labels: LabelScheme, *, threshold: float) -> NDArray[np.integer[Any]]:
+    """Decide the labels of a box from its channels, one at a time: the rule of `LabelScheme.to_labels`."""
+    channels = iter(scores)
+    best = next(channels)
+    kind = torch.uint8 if max(labels.all_values) < 255 else torch.int32
+    winner = torch.zeros(best.shape, dtype=kind, device=best.device)
+
+    def paint(mask: Tensor, value: int) -> None:  # arithmetic, because masked assignment is slow on CPUs
+        chosen = mask.to(kind)
+        winner.mul_(1 - chosen).add_(chosen, alpha=value)
+
+    if labels.region_order is None:
+        winner.fill_(labels.all_values[0])
+        for score, value in zip(channels, labels.all_values[1:], strict=True):
+            paint(score > best, value)  # strictly: the lowest label wins ties
+            best = torch.maximum(best, score)
+    else:
+        paint(best > threshold, labels.region_order[0])
+        for score, value in zip(channels, labels.region_order[1:], strict=True):
+            paint(score > threshold, value)
+    return winner.cpu().numpy()
+
+
+def _slabs(box: Box, axis: int, voxels: int) -> Iterator[Box]:
+    """Cut a box along `axis` into slabs of about `voxels` voxels, at least one layer each."""
+    low, high = box[axis]
+    layer = prod(b - a for i, (a, b) in enumerate(box) if i != axis)
+    thickness = max(1, voxels // layer)
+    for start in range(low, high, thickness):
+        yield (*box[:axis], (start, min(start + thickness, high)), *box[axis + 1 :])
+
+
+def _slab_voxels(field: ScoreField) -> int:
+    return _SLAB_VOXELS.get(field.logits.device.type, _SLAB_VOXELS["cpu"])
+
+
+def _index(box: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    return tuple(slice(low, high) for low, high in box)

@@ -1,0 +1,393 @@
+"""A trained model in memory: `load_model`, `Model.predict` for one image, `predict_folder` for many.
+
+Prediction happens in this process and writes nothing by itself. Over many cases, reading the next one and writing the
+previous one run in threads beside the network.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
+from segfit.bundle.nnunet import is_reference_model, read_reference_model
+from segfit.components import apply_steps
+from segfit.dataset.manifest import Case
+from segfit.device import resolve_device
+from segfit.errors import DatasetError, InputError, Problem
+from segfit.files import write_file
+from segfit.geometry import Grid
+from segfit.images.formats import write_labels
+from segfit.images.image import FileError, Image
+from segfit.inference.export import ScoreField, merged_labels, merged_probabilities
+from segfit.inference.predictor import Precision, Predictor
+from segfit.inference.sources import Source, read_previous_stage, read_source
+from segfit.labels import LabelScheme
+from segfit.networks.unet import UNet
+from segfit.preprocessing.pipeline import CaseProperties, preprocess
+from segfit.progress import SILENT, Progress, Task
+
+__all__ = ["Model", "Prediction", "Prepared", "load_model", "predict_folder"]
+
+_WRITES_WAITING = 2  # predictions that may wait for their writer, so that memory stays bounded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a model found in one image.
+
+    Parameters
+    ----------
+    labels : label map on the grid of the input, (z, y, x) or (y, x), in the order of its file
+    grid : geometry of the input
+    probabilities : (num_outputs, *labels.shape) float32 if they were asked for, before post-processing
+    warnings : what the user should know about this result
+    """
+
+    labels: NDArray[np.unsignedinteger[Any]]
+    grid: Grid
+    probabilities: NDArray[np.float32] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the label map to `path` in the format of its ending, on the grid of the input."""
+        write_labels(Path(path), self.labels, self.grid)
+
+    def save_probabilities(self, path: str | Path) -> None:
+        """Write the probabilities as compressed ``.npz`` with the key ``probabilities``."""
+        if self.probabilities is None:
+            raise InputError("this prediction has no probabilities; predict with probabilities=True")
+        array = self.probabilities
+
+        def fill(handle: BinaryIO) -> None:
+            np.savez_compressed(handle, probabilities=array)
+
+        write_file(Path(path), fill)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A case ready for the networks: one array and its way back for each member, in order."""
+
+    grid: Grid
+    inputs: tuple[tuple[NDArray[np.float32], CaseProperties], ...]
+    warnings: tuple[str, ...]
+
+
+def load_model(
+    path: str | Path,
+    device: str = "auto",
+    folds: Sequence[int | str] | None = None,
+    *,
+    mirror: bool | None = None,
+    tile_step: float | None = None,
+    precision: Precision | None = None,
+) -> Model:
+    """Load a segfit model, or a trained model folder of nnU-Net v2; its content tells which.
+
+    Parameters
+    ----------
+    device : auto, cpu, cuda, cuda:N or mps
+    folds : which networks of each configuration to use; None: all
+    mirror : False switches test-time mirroring off (2^axes times faster); None: as the model says
+    tile_step, precision : None: as the model says
+
+    Raises `InputError` if the folder is neither, is damaged, or lacks a fold.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        bundle = open_bundle(path)
+    elif is_reference_model(path):
+        bundle = read_reference_model(path, folds)
+    else:
+        raise InputError(
+            f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*; "
+            "give the folder of a trained model"
+        )
+    return Model(bundle, resolve_device(device), folds, mirror=mirror, tile_step=tile_step, precision=precision)
+
+
+class Model:
+    """A model with the weights of all members and folds on its device."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: torch.device,
+        folds: Sequence[int | str] | None = None,
+        *,
+        mirror: bool | None = None,
+        tile_step: float | None = None,
+        precision: Precision | None = None,
+    ) -> None:
+        if tile_step is not None and not 0 < tile_step <= 1:
+            raise InputError(f"tile_step is a share of the patch in (0, 1], got {tile_step}")
+        self.manifest: ModelManifest = bundle.manifest
+        self.device = device
+        self.predictors = tuple(
+            Predictor(
+                member.configuration,
+                self.labels,
+                [_load_network(bundle, member, fold) for fold in _chosen_folds(bundle, member, folds)],
+                () if mirror is False else member.mirror_axes,
+                device,
+                member.tile_step if tile_step is None else tile_step,
+                precision=member.precision if precision is None else precision,
+                channels_last=member.channels_last,
+            )
+            for member in self.manifest.members
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.manifest.name
+
+    @property
+    def labels(self) -> LabelScheme:
+        """What the label values of predictions mean."""
+        return self.manifest.labels
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Channels an image must have, in order."""
+        return self.manifest.channel_names
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of the files the model was made from."""
+        return self.manifest.file_ending
+
+    def predict(
+        self,
+        source: Source,
+        *,
+        previous_stage: str | Path | NDArray[np.integer[Any]] | None = None,
+        probabilities: bool = False,
+        progress: Progress = SILENT,
+    ) -> Prediction:
+        """Segment one image; the result lies on its grid.
+
+        Parameters
+        ----------
+        source : a file, a list of files (one per channel, in order), an `Image`, or ``(array, geometry)`` with the
+            array (z, y, x) or (c, z, y, x) (2D: without z) and its spacing in mm (array order), 4x4 affine (x, y, z
+            voxels to RAS+ mm) or `Grid`. Arrays of 2D pictures need no geometry.
+        previous_stage : label map of the previous stage on the same grid, for second stages of a cascade only
+        probabilities : also keep them
+
+        Raises `InputError` if the image is not what the model was made for.
+        """
+        prepared = self.prepare(source, previous_stage=previous_stage)
+        warnings = _Warnings(progress)
+        fields = self.scores(prepared, progress=warnings)
+        return self.finish(prepared, fields, probabilities=probabilities, warnings=warnings.messages)
+
+    def prepare(
+        self, source: Source, *, previous_stage: str | Path | NDArray[np.integer[Any]] | None = None
+    ) -> Prepared:
+        """Read and preprocess one image: the first step of `predict`; runs on the CPU, in any thread."""
+        ndim = self.manifest.members[0].configuration.preprocessing.image_ndim
+        image, name = read_source(source, ndim)
+        earlier: Image | None = None
+        if previous_stage is not None:
+            earlier = read_previous_stage(previous_stage, image.grid, name)
+        warnings = []
+        if image.array.size and image.array.min() == image.array.max():
+            warnings.append(f"{name} has the same value everywhere")
+        canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
+        if canonical and ndim == 3 and image.grid.affine is None:
+            warnings.append(f"{name} does not say how it is oriented; its axes are taken as canonical (RAS+, z, y, x)")
+        inputs = tuple(self._member_input(member, image, earlier, name) for member in self.manifest.members)
+        return Prepared(image.grid, inputs, tuple(warnings))
+
+    def _member_input(
+        self, member: Member, image: Image, earlier: Image | None, name: str
+    ) -> tuple[NDArray[np.float32], CaseProperties]:
+        configuration = member.configuration
+        if configuration.previous_stage is None:
+            case = preprocess(image, None, configuration.preprocessing, self.labels, name)
+            return case.image, case.properties
+        if earlier is None:
+            raise InputError(
+                f"{self.name} is the second stage of a cascade; predict {name} with {configuration.previous_stage} "
+                "first and give the label map as previous_stage"
+            )
+        case = preprocess(image, earlier, configuration.preprocessing, self.labels, name)
+        assert case.labels is not None
+        one_hot = [case.labels == value for value in self.labels.foreground_values]
+        return np.concatenate([case.image, np.stack(one_hot).astype(np.float32)]), case.properties
+
+    def scores(self, prepared: Prepared, *, progress: Progress = SILENT) -> tuple[ScoreField, ...]:
+        """Run the networks: the second step of `predict`; runs on the model's device."""
+        return tuple(
+            ScoreField(predictor.logits(array, progress=progress), properties, member.configuration)
+            for predictor, member, (array, properties) in zip(
+                self.predictors, self.manifest.members, prepared.inputs, strict=True
+            )
+        )
+
+    def finish(
+        self,
+        prepared: Prepared,
+        fields: Sequence[ScoreField],
+        *,
+        probabilities: bool = False,
+        warnings: Sequence[str] = (),
+    ) -> Prediction:
+        """Bring the scores back to the grid of the image and decide: the last step of `predict`; any thread."""
+        labels = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
+        kept = merged_probabilities(fields, self.labels) if probabilities else None
+        return Prediction(labels, prepared.grid, kept, (*prepared.warnings, *warnings))
+
+
+def predict_folder(
+    model: Model,
+    cases: Sequence[Case],
+    output: Path,
+    *,
+    ending: str | None = None,
+    overwrite: bool = False,
+    save_probabilities: bool = False,
+    previous_stage: Path | None = None,
+    workers: int = 1,
+    progress: Progress = SILENT,
+) -> list[Path]:
+    """Predict many cases into ``output/<case id><ending>``; return the paths of all of them, in order.
+
+    Parameters
+    ----------
+    ending : of the outputs; None: as the model's training data
+    overwrite : predict again what is there already; by default it is left as it is
+    save_probabilities : also write ``<case id>.npz``
+    previous_stage : folder with the label maps of the previous stage of a cascade
+    workers : threads that read and preprocess ahead; each holds one case in memory
+
+    Cases that cannot be used do not stop the others; `DatasetError` names all of them at the end.
+    """
+    ending = ending or model.file_ending
+    paths = {case.id: output / f"{case.id}{ending}" for case in cases}
+    scores = {case.id: output / f"{case.id}.npz" for case in cases}
+    waiting = [
+        case
+        for case in cases
+        if overwrite or not paths[case.id].is_file() or (save_probabilities and not scores[case.id].is_file())
+    ]
+    problems: list[Problem] = []
+
+    def prepare(case: Case) -> Prepared:
+        earlier = None if previous_stage is None else previous_stage / f"{case.id}{ending}"
+        return model.prepare(list(case.images), previous_stage=earlier)
+
+    def write(case: Case, prepared: Prepared, fields: Sequence[ScoreField], warnings: Sequence[str]) -> None:
+        prediction = model.finish(prepared, fields, probabilities=save_probabilities, warnings=warnings)
+        for message in prediction.warnings:
+            progress.warn(f"{case.id}: {message}")
+        if save_probabilities:
+            prediction.save_probabilities(scores[case.id])
+        prediction.save(paths[case.id])  # last: its presence says that the case is done
+
+    with (
+        progress.task("predicting", len(waiting)) as task,
+        _threads(workers, "segfit-read") as readers,
+        _threads(1, "segfit-write") as writers,
+    ):
+        rest = iter(waiting)
+        ahead = deque((case, readers.submit(prepare, case)) for case in islice(rest, workers + 1))
+        behind: deque[tuple[Case, Future[None]]] = deque()
+        while ahead:
+            case, future = ahead.popleft()
+            try:
+                prepared = future.result()
+            except InputError as error:
+                problems.append(_unusable(case, error))
+                task.advance(1, case.id)
+            else:
+                warnings = _Warnings(SILENT)
+                fields = model.scores(prepared, progress=warnings)
+                behind.append((case, writers.submit(write, case, prepared, fields, warnings.messages)))
+                del prepared, fields
+            del future  # and with it the arrays of the case
+            ahead.extend((case, readers.submit(prepare, case)) for case in islice(rest, 1))
+            while behind and (len(behind) > _WRITES_WAITING or not ahead):
+                _finish(*behind.popleft(), task)
+    if problems:
+        raise DatasetError(problems)
+    return [paths[case.id] for case in cases]
+
+
+def _finish(case: Case, future: Future[None], task: Task) -> None:
+    future.result()
+    task.advance(1, case.id)
+
+
+def _unusable(case: Case, error: InputError) -> Problem:
+    if isinstance(error, FileError):
+        return Problem(case.id, f"{error.path.name} {error.problem}", error.action)
+    problem, _, action = str(error).partition("; ")
+    return Problem(case.id, problem, action or "mend the case or leave it out")
+
+
+@contextmanager
+def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Open a thread pool; what has not begun when the block ends, by an error or not, is dropped."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Warnings:
+    """Passes progress on and keeps the warnings."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.messages: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        with self._progress.task(description, total) as task:
+            yield task
+
+    def note(self, message: str) -> None:
+        self._progress.note(message)
+
+    def warn(self, message: str) -> None:
+        self.messages.append(message)
+        self._progress.warn(message)
+
+
+def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | None) -> list[str]:
+    if folds is None:
+        return list(member.weights)
+    if not folds:
+        raise InputError("folds must name at least one fold; leave it out to use all")
+    for fold in folds:
+        if str(fold) not in member.weights:
+            raise InputError(
+                f"{bundle.source} has no fold {fold} of {member.configuration.name}; it has {', '.join(member.weights)}"
+            )
+    return [str(fold) for fold in folds]
+
+
+def _load_network(bundle: Bundle, member: Member, fold: str) -> UNet:
+    """Return the network of one fold, without initialising weights that are replaced anyway."""
+    with torch.device("meta"):
+        network = UNet(member.configuration.network, deep_supervision=False)
+    try:
+        network.load_state_dict(bundle.weights(member.weights[fold]), assign=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{bundle.source}: {member.weights[fold]} does not fit its configuration ({reason})") from None
+    return network.requires_grad_(False)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, card, open_bundle, weights_name, write_bundle
+from segfit.components import PostprocessingStep
+from segfit.errors import InputError
+from segfit.labels import LabelScheme
+from segfit.networks.unet import build_network
+from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec
+
+CONFIGURATION = Configuration(
+    name="2d",
+    ndim=2,
+    patch_size=(16, 16),
+    batch_size=2,
+    spacing_mm=(0.5, 0.5),
+    median_shape=(30.5, 40.0),
+    batch_dice=True,
+    preprocessing=PreprocessingSpec(
+        orientation="canonical",
+        transpose=(0, 1, 2),
+        spacing_mm=(None, 0.5, 0.5),
+        normalization=(Normalization(scheme="zscore"),),
+    ),
+    network=NetworkSpec(
+        kind="plain",
+        ndim=2,
+        in_channels=1,
+        num_outputs=2,
+        features=(2, 4),
+        strides=((1, 1), (2, 2)),
+        kernels=((3, 3), (3, 3)),
+        encoder_convs=(1, 1),
+        decoder_convs=(1,),
+    ),
+    memory_estimate=0,
+)
+
+
+def manifest(**fields: Any) -> ModelManifest:
+    member = Member(
+        configuration=CONFIGURATION,
+        weights={"0": weights_name("2d", 0), "1": weights_name("2d", 1)},
+        mirror_axes=(0,),
+    )
+    values: dict[str, Any] = {
+        "name": "Livers",
+        "labels": LabelScheme.from_declaration({"background": 0, "liver": 1}),
+        "channel_names": ("CT",),
+        "file_ending": ".nii.gz",
+        "members": (member,),
+    }
+    return ModelManifest(**(values | fields))
+
+
+def states(kind: torch.dtype = torch.float32) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        name: build_network(CONFIGURATION.network, deep_supervision=False).to(kind).state_dict()
+        for name in manifest().files
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "model", manifest(), states())
+    return tmp_path / "model"
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    weights = states()
+    save_file(weights["weights-2d-1.safetensors"], tmp_path / "trained.safetensors")
+    sources = {**weights, "weights-2d-1.safetensors": tmp_path / "trained.safetensors"}
+    written = write_bundle(tmp_path / "model", manifest(scores={"liver": 0.91}), sources)
+    assert set(written.checksums) == set(written.files)
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == ["card.md", "model.json", "weights-2d-0.safetensors", "weights-2d-1.safetensors"]
+    bundle = open_bundle(tmp_path / "model")
+    assert bundle.manifest == written
+    for name, state in weights.items():
+        read = bundle.weights(name)
+        assert read.keys() == state.keys()
+        for key, tensor in state.items():
+            np.testing.assert_array_equal(read[key].numpy(), tensor.numpy())
+
+
+def test_weights_are_stored_as_float32(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "model", manifest(), states(torch.float16))
+    weights = open_bundle(tmp_path / "model").weights("weights-2d-0.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_a_bundle_is_replaced_but_nothing_else(folder: Path) -> None:
+    write_bundle(folder, manifest(name="Second"), states())
+    assert open_bundle(folder).manifest.name == "Second"
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    (folder / MANIFEST).unlink()
+    with pytest.raises(InputError, match="is not a segfit model; choose another folder"):
+        write_bundle(folder, manifest(), states())
+    assert (folder / "card.md").is_file()
+
+
+def test_a_failed_write_leaves_the_old_bundle(folder: Path) -> None:
+    sources = {**states(), "weights-2d-1.safetensors": folder / "absent.safetensors"}
+    with pytest.raises(FileNotFoundError):
+        write_bundle(folder, manifest(name="Second"), sources)
+    assert open_bundle(folder).manifest.name == "Livers"
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_damaged_bundles_are_refused(folder: Path) -> None:
+    weights = folder / "weights-2d-1.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"weights-2d-1\.safetensors is damaged"):
+        open_bundle(folder)
+    weights.write_bytes(content[:40])
+    with pytest.raises(InputError, match=r"weights-2d-1\.safetensors cannot be read"):
+        open_bundle(folder, verify=False).weights(weights.name)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"lacks weights-2d-1\.safetensors"):
+        open_bundle(folder)
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(InputError, match="newer segfit"):
+        open_bundle(folder)
+    (folder / MANIFEST).write_text(text[:100])
+    with pytest.raises(InputError, match="not valid JSON"):
+        open_bundle(folder)
+    with pytest.raises(InputError, match=r"is not a segfit model: it has no model\.json"):
+        open_bundle(folder.parent)
+
+
+def test_weight_files_lie_in_the_folder() -> None:
+    outside = Member(configuration=CONFIGURATION, weights={"0": "../weights.safetensors"})
+    with pytest.raises(ValidationError, match="not a plain file name"):
+        manifest(members=(outside,))
+    with pytest.raises(ValidationError, match="share one weight file"):
+        manifest(members=(manifest().members * 2))
+
+
+def test_the_card_tells_what_a_reader_needs() -> None:
+    text = card(
+        manifest(
+            scores={"liver": 0.9123},
+            postprocessing=(PostprocessingStep(values=(1,), text="keep only the largest component of liver"),),
+            training={"cases": 12, "preset": "stock"},
+            licence="CC-BY-4.0",
+            limits="adults only",
+        )
+    )
+    for line in (
+        "# Livers",
+        "Segments liver in images of CT.",
+        "Licence: CC-BY-4.0",
+        "Known limits: adults only",
+        "| liver | 1 | 0.912 |",
+        "| 2d | 16 x 16 | 0.5 x 0.5 | 2 | 0 |",
+        "Afterwards: keep only the largest component of liver.",
+        "- cases: 12",
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_metadata_needs_no_torch(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from segfit.bundle.bundle import open_bundle;"
+        f"print(open_bundle(Path({str(folder)!r})).manifest.name, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "Livers False\n"

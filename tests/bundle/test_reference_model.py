@@ -1,0 +1,98 @@
+"""Reading model folders of the reference; what they predict is tested against golden data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segfit.bundle.nnunet import is_reference_model, read_reference_model
+from segfit.errors import InputError
+
+pytestmark = pytest.mark.golden
+
+NAME = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+
+
+@pytest.fixture
+def folder(golden: Path, tmp_path: Path) -> Path:
+    shutil.copytree(golden / "inference" / "models" / "Dataset602_TinyRegions" / NAME, tmp_path / NAME)
+    return tmp_path / NAME
+
+
+def test_manifest(folder: Path) -> None:
+    assert is_reference_model(folder)
+    assert not is_reference_model(folder.parent)
+    bundle = read_reference_model(folder)
+    manifest = bundle.manifest
+    assert manifest.name == f"Dataset602_TinyRegions {NAME}"
+    assert manifest.channel_names == ("T1", "T2")
+    assert [target.name for target in manifest.labels.targets] == ["whole", "core", "inner"]
+    (member,) = manifest.members
+    assert member.mirror_axes == (0, 1, 2)
+    assert list(member.weights) == ["0", "1"]
+    assert member.configuration.preprocessing.orientation == "stored"
+    assert member.configuration.preprocessing.transpose == (1, 0, 2)
+    first, second = (bundle.weights(name) for name in manifest.files)
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_folds(folder: Path) -> None:
+    assert list(read_reference_model(folder, [1]).manifest.members[0].weights) == ["1"]
+    with pytest.raises(InputError, match=r"fold_3/checkpoint_final\.pth is missing"):
+        read_reference_model(folder, [3])
+    (folder / "fold_1").rename(folder / "fold_all")
+    assert list(read_reference_model(folder).manifest.members[0].weights) == ["0"]
+    shutil.rmtree(folder / "fold_0")
+    assert list(read_reference_model(folder).manifest.members[0].weights) == ["all"]
+    with pytest.raises(InputError, match="has no fold_"):
+        read_reference_model(folder, checkpoint="checkpoint_best.pth")
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("this code must not run",)
+
+
+def test_checkpoints_run_no_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"network_weights": Malicious()}, folder / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(InputError, match="cannot be read safely"):
+        read_reference_model(folder)
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_folders_are_refused(folder: Path) -> None:
+    checkpoint = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(checkpoint, weights_only=False)  # written by the reference; the safe loader is what is tested
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be read safely"):
+        read_reference_model(folder)
+    torch.save({"weights": 1}, checkpoint)
+    with pytest.raises(InputError, match="is missing or malformed"):
+        read_reference_model(folder)
+    del content["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"]
+    content["network_weights"] = {
+        key: value for key, value in content["network_weights"].items() if "stages.0.0.convs.0" not in key
+    }
+    torch.save(content, checkpoint)
+    with pytest.raises(InputError, match=r"fold_0/checkpoint_final\.pth: the weights lack"):
+        read_reference_model(folder)
+    checkpoint.write_bytes(whole)
+    plans = json.loads((folder / "plans.json").read_text())
+    del plans["configurations"]["3d_fullres"]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(InputError, match="no configuration '3d_fullres'"):
+        read_reference_model(folder)
+
+
+def test_numpy_scalars_are_let_in(tmp_path: Path, folder: Path) -> None:
+    checkpoint = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(checkpoint, weights_only=False)
+    content["logging"] = {"ema": [np.float32(1), np.float64(2), np.int64(3), np.bool_(True)]}
+    torch.save(content, checkpoint)
+    assert read_reference_model(folder, [0]).manifest.members[0].weights

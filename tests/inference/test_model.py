@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from segfit.bundle.bundle import Member
+from segfit.components import PostprocessingStep, keep_largest
+from segfit.dataset.manifest import Case
+from segfit.errors import DatasetError, InputError
+from segfit.geometry import AxisMap, Grid
+from segfit.images.formats import read_label
+from segfit.images.image import Image
+from segfit.inference.model import Model, load_model, predict_folder
+from segfit.planning.plan import Configuration
+
+AFFINE = np.array([[1.1, 0, 0, -5], [0, 0.9, 0, 3], [0, 0, 2.2, 7], [0, 0, 0, 1.0]])
+
+
+def voxels(shape: tuple[int, ...] = (11, 17, 15), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(100, 20, size=shape).astype(np.float32)
+
+
+def write_case(folder: Path, case: str, array: np.ndarray, affine: np.ndarray = AFFINE) -> Case:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{case}_0000.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(array.T, affine), path)
+    return Case(id=case, images=(path,))
+
+
+@pytest.fixture
+def model(
+    configuration: Callable[..., Configuration], member: Callable[..., Member], make_model: Callable[..., Model]
+) -> Model:
+    chosen = configuration(orientation="canonical", spacing=(2.0, 1.0, 1.0))
+    return make_model(member(chosen, folds=2, mirror_axes=(2,)))
+
+
+def test_all_48_orientations_give_the_same_labels(model: Model) -> None:
+    image = Image(voxels()[None], Grid((11, 17, 15), (2.2, 0.9, 1.1), AFFINE))
+    expected = model.predict(image).labels
+    assert len(np.unique(expected)) == 3
+    for order in itertools.permutations(range(3)):
+        for flip in itertools.product((False, True), repeat=3):
+            axes = AxisMap(order, flip)
+            turned = model.predict(image.reoriented(axes))
+            np.testing.assert_array_equal(turned.labels, axes.apply(expected))
+
+
+def test_every_kind_of_source_gives_the_same(model: Model, tmp_path: Path) -> None:
+    array = voxels()
+    path = write_case(tmp_path, "a", array).images[0]
+    first = model.predict(path)
+    spacing = first.grid.spacing_mm
+    for source in (
+        str(path),
+        [path],
+        (array, first.grid.affine),
+        (array[None].astype(np.float64), first.grid),
+        Image(array[None], first.grid),
+    ):
+        np.testing.assert_array_equal(model.predict(source).labels, first.labels)
+    loose = model.predict((array, spacing))
+    np.testing.assert_array_equal(loose.labels, first.labels)
+    assert "does not say how it is oriented" in loose.warnings[0]
+    assert first.warnings == ()
+
+
+def test_save_gives_back_the_geometry(model: Model, tmp_path: Path) -> None:
+    affine = AFFINE[:, [1, 0, 2, 3]] * [1, -1, 1, 1]
+    case = write_case(tmp_path, "a", voxels(), affine)
+    prediction = model.predict(case.images[0], probabilities=True)
+    prediction.save(tmp_path / "out.nii.gz")
+    saved = nibabel.load(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(saved.affine, nibabel.load(case.images[0]).affine)
+    np.testing.assert_array_equal(np.asarray(saved.dataobj).T, prediction.labels)
+    prediction.save_probabilities(tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as stored:
+        np.testing.assert_array_equal(stored["probabilities"].argmax(0), prediction.labels)
+    with pytest.raises(InputError, match="no probabilities"):
+        model.predict(case.images[0]).save_probabilities(tmp_path / "none.npz")
+
+
+def test_members_are_merged_and_postprocessed(
+    configuration: Callable[..., Configuration], member: Callable[..., Member], make_model: Callable[..., Model]
+) -> None:
+    volume = configuration(transpose=(1, 0, 2), spacing=(1.0, 2.0, 1.0))
+    plane = configuration("2d", ndim=2, patch=(12, 12), spacing=(None, 1.0, 1.0))
+    step = PostprocessingStep(values=(2,), text="keep only the largest component of b")
+    model = make_model(member(volume), member(plane), postprocessing=(step,))
+    array = np.zeros((14, 24, 26), np.float32)
+    array[2:7, 3:9, 4:10] = array[8:12, 14:20, 15:22] = 100  # two boxes far from each other
+    prediction = model.predict((array, (2.2, 0.9, 1.1)), probabilities=True)
+    raw = prediction.probabilities.argmax(0).astype(np.uint8)
+    np.testing.assert_array_equal(prediction.labels, keep_largest(raw, (2,)))
+    assert (prediction.labels != raw).any()
+    np.testing.assert_allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
+
+
+def test_an_empty_image_is_predicted_with_a_warning(model: Model) -> None:
+    prediction = model.predict((np.zeros((9, 10, 11)), AFFINE))
+    assert prediction.labels.shape == (9, 10, 11)
+    assert prediction.warnings == ("the image has the same value everywhere",)
+
+
+def test_2d_pictures(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    tmp_path: Path,
+) -> None:
+    model = make_model(member(configuration("2d", ndim=2, patch=(16, 16), spacing=(1.0, 1.0), channels=3)))
+    picture = np.random.default_rng(0).integers(0, 255, (21, 30, 3), dtype=np.uint8)
+    Picture.fromarray(picture).save(tmp_path / "a.png")
+    prediction = model.predict(tmp_path / "a.png")
+    np.testing.assert_array_equal(model.predict(picture.transpose(2, 0, 1)).labels, prediction.labels)
+    prediction.save(tmp_path / "labels.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "labels.png").array[0], prediction.labels)
+
+
+def test_second_stage_sees_the_first(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    tmp_path: Path,
+) -> None:
+    chosen = configuration("3d_cascade_fullres")
+    network = chosen.network.model_copy(update={"in_channels": 3})
+    model = make_model(member(chosen.model_copy(update={"previous_stage": "3d_lowres", "network": network})))
+    case = write_case(tmp_path, "a", voxels())
+    with pytest.raises(InputError, match=r"second stage of a cascade; predict .* with 3d_lowres first"):
+        model.predict(case.images[0])
+    earlier = np.zeros((11, 17, 15), np.uint8)
+    earlier[3:8, 4:12, 4:12] = 2
+    one = model.predict(case.images[0], previous_stage=earlier)
+    two = model.predict(case.images[0], previous_stage=np.zeros_like(earlier))
+    assert (one.labels != two.labels).any()
+    nibabel.save(nibabel.Nifti1Image(earlier.T, AFFINE), tmp_path / "earlier.nii.gz")
+    from_file = model.predict(case.images[0], previous_stage=tmp_path / "earlier.nii.gz")
+    np.testing.assert_array_equal(from_file.labels, one.labels)
+    nibabel.save(nibabel.Nifti1Image(earlier.T, AFFINE + np.eye(4)), tmp_path / "moved.nii.gz")
+    with pytest.raises(InputError, match="does not lie on the grid"):
+        model.predict(case.images[0], previous_stage=tmp_path / "moved.nii.gz")
+    with pytest.raises(InputError, match="must be integer labels of shape"):
+        model.predict(case.images[0], previous_stage=earlier[1:])
+
+
+def test_mistakes_are_told(model: Model, tmp_path: Path) -> None:
+    array = voxels()
+    broken = array.copy()
+    broken[3, 3, 3] = np.nan
+    nan = write_case(tmp_path, "nan", broken).images[0]
+    good = write_case(tmp_path, "good", array).images[0]
+    with pytest.raises(InputError, match=r"nan_0000.nii.gz contains NaN"):
+        model.predict(nan)
+    with pytest.raises(InputError, match=r"good_0000.nii.gz has 2 channel\(s\), the plan is for 1"):
+        model.predict([good, good])
+    with pytest.raises(InputError, match="spacing of the image is unknown"):
+        model.predict(array)
+    with pytest.raises(InputError, match="the image has 2 axes, the model takes 3, or 4"):
+        model.predict((array[0], (1.0, 1.0)))
+    with pytest.raises(InputError, match="geometry of the image is unusable: spacing is positive"):
+        model.predict((array, (1.0, 0.0, 1.0)))
+    with pytest.raises(InputError, match="must hold real numbers"):
+        model.predict((array.astype(np.complex64), AFFINE))
+    with pytest.raises(InputError, match="its grid"):
+        model.predict((array[1:], Grid((11, 17, 15), (1, 1, 1))))
+    with pytest.raises(InputError, match="is missing"):
+        model.predict(tmp_path / "absent.nii.gz")
+    with pytest.raises(InputError, match="no image was given"):
+        model.predict([])
+
+
+def test_load_model(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    one = load_model(folder, "cpu", folds=[1], mirror=False, tile_step=1.0)
+    predictor = one.predictors[0]
+    assert len(predictor.networks) == 1
+    assert predictor.subsets == ((),)
+    assert predictor.tile_step == 1.0
+    assert (one.name, one.channel_names, one.file_ending) == ("tiny", ("channel 0",), ".nii.gz")
+    assert one.labels.foreground_values == (1, 2)
+    with pytest.raises(InputError, match="has no fold 7 of 3d_fullres; it has 0, 1"):
+        load_model(folder, "cpu", folds=[7])
+    with pytest.raises(InputError, match="at least one fold"):
+        load_model(folder, "cpu", folds=[])
+    with pytest.raises(InputError, match="tile_step is a share"):
+        load_model(folder, "cpu", tile_step=0.0)
+    with pytest.raises(InputError, match="is not a model: it has neither"):
+        load_model(tmp_path, "cpu")
+
+
+def test_weights_of_another_network_are_refused(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    write_model: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    folder = write_model(tmp_path / "model", member(configuration()))
+    text = (folder / "model.json").read_text().replace('"encoder_convs": [\n     1,', '"encoder_convs": [\n     2,')
+    text = text.replace('"encoder_convs": [\n      1,', '"encoder_convs": [\n      2,')
+    text = text.replace('"encoder_convs": [\n       1,', '"encoder_convs": [\n       2,')
+    (folder / "model.json").write_text(text)
+    with pytest.raises(InputError, match="does not fit its configuration"):
+        load_model(folder, "cpu")
+
+
+def test_predict_folder(model: Model, tmp_path: Path) -> None:
+    cases = [write_case(tmp_path / "in", f"case{i}", voxels(seed=i)) for i in range(6)]
+    output = tmp_path / "out"
+    paths = predict_folder(model, cases, output, save_probabilities=True, workers=2)
+    assert paths == [output / f"case{i}.nii.gz" for i in range(6)]
+    for case, path in zip(cases, paths, strict=True):
+        np.testing.assert_array_equal(read_label(path).array[0], model.predict(list(case.images)).labels)
+        assert (output / f"{case.id}.npz").is_file()
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    paths[2].unlink()
+    assert predict_folder(model, cases, output) == paths
+    again = [path.stat().st_mtime_ns for path in paths]
+    assert [i for i in range(6) if again[i] != stamps[i]] == [2]
+    predict_folder(model, cases[:1], output, overwrite=True)
+    assert paths[0].stat().st_mtime_ns != stamps[0]
+
+
+def test_predict_folder_goes_on_after_a_bad_case(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    cases = [write_case(folder, f"case{i}", voxels(seed=i)) for i in range(4)]
+    cases[1].images[0].write_bytes(cases[1].images[0].read_bytes()[:200])
+    write_case(folder, "case3", np.full((9, 9, 9), np.inf, np.float32))
+    with pytest.raises(DatasetError) as caught:
+        predict_folder(model, cases, tmp_path / "out")
+    assert [problem.case for problem in caught.value.problems] == ["case1", "case3"]
+    assert "NaN or infinite" in caught.value.problems[1].problem
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case0.nii.gz", "case2.nii.gz"]
+
+
+def test_predict_folder_refuses_a_lossy_ending(model: Model, tmp_path: Path) -> None:
+    cases = [write_case(tmp_path / "in", f"case{i}", voxels(seed=i)) for i in range(5)]
+    with pytest.raises(InputError, match="changes label values"):
+        predict_folder(model, cases, tmp_path / "out", ending=".jpg")

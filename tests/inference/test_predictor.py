@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segfit.errors import StageError
+from segfit.inference import predictor as predictor_module
+from segfit.inference.predictor import Predictor
+from segfit.labels import LabelScheme
+from segfit.planning.plan import Configuration
+from segfit.progress import SILENT, Task
+
+CPU = torch.device("cpu")
+LABELS = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
+
+
+class Scale(nn.Module):
+    """A network of one voxel's sight: output c is (c + 1) times the first input channel, plus `shift`."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(1.0, 4.0))
+        self.shift = shift
+        self.batches: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches.append(tuple(x.shape))
+        return torch.stack([x[:, 0] * w for w in self.weight], dim=1) + self.shift
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        with SILENT.task(description, total) as task:
+            yield task
+
+    def note(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 12), (9, 13, 25), (3, 30, 5), (20, 12, 12)])
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_a_local_network_gives_its_own_output_everywhere(
+    configuration: Callable[..., Configuration], shape: tuple[int, ...], gaussian: bool
+) -> None:
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    predictor = Predictor(configuration(), LABELS, [Scale()], (0, 1, 2), CPU, gaussian=gaussian)
+    logits = predictor.logits(image)
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits.numpy(), image * np.array([1, 2, 3]).reshape(3, 1, 1, 1), rtol=2e-6, atol=1e-6)
+
+
+def test_constant_in_constant_out(configuration: Callable[..., Configuration]) -> None:
+    predictor = Predictor(configuration(patch=(16, 16, 16)), LABELS, [Scale()], (), CPU)
+    logits = predictor.logits(np.full((1, 23, 40, 31), 0.3, np.float32))
+    np.testing.assert_allclose(logits[0].numpy(), 0.3, rtol=1e-6)
+    assert (logits.argmax(0) == 2).all()
+
+
+def test_folds_are_averaged_as_logits(configuration: Callable[..., Configuration]) -> None:
+    image = np.zeros((1, 10, 12, 14), np.float32)
+    logits = Predictor(configuration(), LABELS, [Scale(1.0), Scale(2.0)], (0,), CPU).logits(image)
+    np.testing.assert_allclose(logits.numpy(), 1.5, rtol=1e-6)
+
+
+def test_slices_of_a_volume_go_through_a_2d_network(configuration: Callable[..., Configuration]) -> None:
+    network = Scale()
+    plane = configuration("2d", ndim=2, patch=(12, 16), spacing=(None, 1.0, 1.0))
+    image = np.random.default_rng(1).normal(size=(1, 5, 20, 10)).astype(np.float32)
+    logits = Predictor(plane, LABELS, [network], (0, 1), CPU, batch=7).logits(image)
+    np.testing.assert_allclose(logits[1].numpy(), 2 * image[0], rtol=2e-6, atol=1e-6)
+    views = 5 * 3 * 1 * 4  # slices, tiles per slice (20 by 12, 16 by 16), mirrored views
+    assert sum(batch[0] for batch in network.batches) == views
+    assert network.batches[0] == (7, 1, 12, 16)
+
+
+def test_2d_images(configuration: Callable[..., Configuration]) -> None:
+    plane = configuration("2d", ndim=2, patch=(12, 16), spacing=(1.0, 1.0))
+    image = np.random.default_rng(1).normal(size=(1, 20, 10)).astype(np.float32)
+    logits = Predictor(plane, LABELS, [Scale()], (), CPU).logits(image)
+    np.testing.assert_allclose(logits[0].numpy(), image[0], rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_batching_and_layout_change_nothing(configuration: Callable[..., Configuration], batch: int) -> None:
+    image = np.random.default_rng(2).normal(size=(1, 12, 17, 20)).astype(np.float32)
+    networks = [nn.Conv3d(1, 3, 3, padding=1)]
+    one = Predictor(configuration(), LABELS, networks, (0, 2), CPU, batch=1).logits(image)
+    many = Predictor(configuration(), LABELS, networks, (0, 2), CPU, batch=batch, channels_last=True).logits(image)
+    np.testing.assert_allclose(many.numpy(), one.numpy(), atol=1e-5)
+
+
+def test_bf16_runs_only_where_the_hardware_has_it(
+    configuration: Callable[..., Configuration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def types(fast: bool) -> torch.dtype | None:
+        hardware = predictor_module.measure_hardware("cpu")
+        replaced = type(hardware)(device="cpu", name="x", threads=1, free_memory_gb=1.0, fast_bf16=fast)
+        monkeypatch.setattr(predictor_module, "measure_hardware", lambda name: replaced)
+        return Predictor(configuration(), LABELS, [Scale()], (), CPU, precision="bf16").dtype
+
+    real = predictor_module.measure_hardware
+    assert types(True) is torch.bfloat16
+    monkeypatch.setattr(predictor_module, "measure_hardware", real)
+    assert types(False) is None
+    assert Predictor(configuration(), LABELS, [Scale()], (), CPU, precision="fp16").dtype is None
+
+
+def test_out_of_memory_falls_back_step_by_step(
+    configuration: Callable[..., Configuration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told as on a GPU: the placements are played on the CPU, the first ones without memory."""
+    predictor = Predictor(configuration(), LABELS, [Scale()], (), CPU)
+    predictor.device = torch.device("cuda", 0)
+    predictor.batch = 4
+    tried = []
+
+    def run(self: Predictor, image: object, placement: object, *rest: object) -> Tensor:
+        tried.append(str(placement))
+        if len(tried) < 4:
+            raise torch.OutOfMemoryError
+        return torch.zeros(3, 1, 1, 1)
+
+    monkeypatch.setattr(Predictor, "_run", run)
+    notes = Notes()
+    predictor.logits(np.zeros((1, 1, 1, 1), np.float32), progress=notes)
+    assert tried == [
+        "cuda:0 with batches of 4",
+        "cuda:0 with batches of 1",
+        "cuda:0 with batches of 1, image and sums on cpu",
+        "cpu with batches of 1",
+    ]
+    assert notes.warnings[0] == "out of memory on cuda:0 with batches of 4; the case is repeated with less"
+    assert len(notes.warnings) == 3
+
+
+def test_numbers_that_are_not_finite_are_an_error(configuration: Callable[..., Configuration]) -> None:
+    predictor = Predictor(configuration(), LABELS, [Scale(float("nan"))], (), CPU)
+    with pytest.raises(StageError, match="not finite"):
+        predictor.logits(np.zeros((1, 8, 12, 12), np.float32))
