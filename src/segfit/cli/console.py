@@ -1,0 +1,214 @@
+"""What the user sees while segfit works: bars on a terminal, plain lines in a log, and tables.
+
+rich is imported when something is drawn on a terminal, not before.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from segfit.errors import Problem
+from segfit.progress import Progress, Task
+from segfit.report.words import dice, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+__all__ = ["BarProgress", "LineProgress", "console_progress", "problem_table", "score_table", "table"]
+
+_SILENCE_S = 30.0  # a log gets a line at least this often while work advances
+_SHARE = 0.1  # and one at each tenth of the work
+
+
+def console_progress(stream: TextIO | None = None) -> Progress:
+    """Return bars with time left if `stream` (default stderr) is a terminal, plain lines otherwise."""
+    stream = sys.stderr if stream is None else stream
+    return BarProgress(stream) if stream.isatty() else LineProgress(stream)
+
+
+class LineProgress:
+    """Plain lines: one at each tenth of the work or after thirty seconds, with elapsed time and time left."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        """Open a task; its end, good or bad, is a line of its own."""
+        task = _LineTask(description, total, self._write, self._clock)
+        try:
+            yield task
+        except BaseException:
+            self._write(f"{description}: stopped at {task.share:.0%} after {duration(task.elapsed)}")
+            raise
+        self._write(f"{description}: done in {duration(task.elapsed)}")
+
+    def note(self, message: str) -> None:
+        """Write a line."""
+        self._write(message)
+
+    def warn(self, message: str) -> None:
+        """Write a line that starts with "warning"."""
+        self._write(f"warning: {message}")
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class _LineTask:
+    def __init__(
+        self, description: str, total: float, write: Callable[[str], None], clock: Callable[[], float]
+    ) -> None:
+        self._description, self._total = description, total
+        self._write, self._clock = write, clock
+        self._done = 0.0
+        self._start = self._last_time = clock()
+        self._last_share = 0.0
+
+    @property
+    def share(self) -> float:
+        """How much is done, 0 to 1."""
+        return min(1.0, self._done / self._total) if self._total > 0 else 1.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the task was opened."""
+        return self._clock() - self._start
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        """Count, and write a line if one is due; the last one is left to the end of the task."""
+        self._done += amount
+        now, share = self._clock(), self.share
+        # The tiny number keeps 0.1 + 0.2 from missing a tenth.
+        due = int(share / _SHARE + 1e-9) > int(self._last_share / _SHARE + 1e-9) or now - self._last_time >= _SILENCE_S
+        if not due or share >= 1:
+            return
+        self._last_time, self._last_share = now, share
+        left = self.elapsed * (1 - share) / share if share > 0 else None
+        detail = f", {note}" if note else ""
+        self._write(
+            f"{self._description}: {share:.0%}, elapsed {duration(self.elapsed)}, left {duration(left)}{detail}"
+        )
+
+
+class BarProgress:
+    """Bars on a terminal. Tasks may be nested; all bars are drawn by one live display that ends with the last task."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        self._bars: Bars | None = None
+        self._open = 0
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        """Open a task with a bar; a finished bar stays on the screen."""
+        if self._bars is None:
+            self._bars = _make_bars(self._console)
+            self._bars.start()
+        bars = self._bars
+        self._open += 1
+        try:
+            yield _BarTask(bars, bars.add_task(description, total=total, note=""))
+        finally:
+            self._open -= 1
+            if self._open == 0:
+                bars.stop()
+                self._bars = None
+
+    def note(self, message: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(message)
+
+    def warn(self, message: str) -> None:
+        """Print a yellow line above the bars."""
+        self._console.print(f"warning: {message}", style="yellow")
+
+
+class _BarTask:
+    def __init__(self, bars: Bars, identifier: TaskID) -> None:
+        self._bars, self._identifier = bars, identifier
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        """Move the bar."""
+        if note:
+            self._bars.update(self._identifier, advance=amount, note=note)
+        else:
+            self._bars.advance(self._identifier, amount)
+
+
+def _make_bars(console: Console) -> Bars:
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    return Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left", markup=False),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False, style="dim"),
+        console=console,
+    )
+
+
+def problem_table(problems: Sequence[Problem], stream: TextIO | None = None) -> None:
+    """Print problems, fatal ones first: case, what is wrong, what to do; `stream` is stderr by default."""
+    ordered = sorted(problems, key=lambda problem: not problem.fatal)
+    rows = [("error" if p.fatal else "warning", p.case, p.problem, p.action) for p in ordered]
+    table(("", "case", "problem", "what to do"), rows, sys.stderr if stream is None else stream)
+
+
+def score_table(
+    rows: Mapping[str, Mapping[str, float | None]], stream: TextIO | None = None, *, first: str = ""
+) -> None:
+    """Print scores: one row per key, one column per inner key, three decimals, a dash for None and NaN.
+
+    `first` is the heading of the keys; `stream` is stdout by default.
+    """
+    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
+    cells = [(key, *(dice(values.get(name)) for name in columns)) for key, values in rows.items()]
+    table((first, *columns), cells, sys.stdout if stream is None else stream, numbers=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, *, numbers: bool = False) -> None:
+    """Print a table: drawn and wrapped on a terminal, plain aligned lines otherwise.
+
+    With `numbers` all columns but the first are aligned to the right.
+    """
+    if stream.isatty():
+        _draw_table(columns, rows, stream, numbers=numbers)
+        return
+    lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if numbers and i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        stream.write("  ".join(cells).rstrip() + "\n")
+
+
+def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, *, numbers: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for i, name in enumerate(columns):
+        drawn.add_column(Text(name), justify="right" if numbers and i else "left", overflow="fold")
+    styles = {"error": "bold red", "warning": "yellow"}
+    for row in rows:
+        first = Text(row[0], style="" if numbers else styles.get(row[0], ""))
+        drawn.add_row(first, *(Text(cell) for cell in row[1:]))
+    Console(file=stream).print(drawn)

@@ -1,0 +1,195 @@
+"""What a report tells, as plain frozen records; whoever owns a project fills them.
+
+Every part may be missing (None or empty): the page then says what has not been done yet. Nothing here imports
+matplotlib or jinja2. Dice may be NaN: the structure is absent from reference and prediction alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.planning.plan import Plan
+
+__all__ = [
+    "Candidate",
+    "CaseScore",
+    "Overlay",
+    "ReportData",
+    "SelectionSummary",
+    "StageUse",
+    "TrainingCurve",
+    "choose_examples",
+    "foreground_mean",
+    "mean_by_target",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCurve:
+    """How one training went. `share` runs from 0 to 1 of the training's budget; a value that is not finite is a gap."""
+
+    configuration: str
+    fold: int
+    share: tuple[float, ...] = ()
+    loss: tuple[float, ...] = ()  # one per entry of `share`
+    learning_rate: tuple[float, ...] = ()  # one per entry of `share`
+    validation_share: tuple[float, ...] = ()
+    pseudo_dice: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by target, per `validation_share`
+    steps: int | None = None
+    seconds: float | None = None
+    skipped: int = 0  # steps left out because their gradient was not finite
+
+    @classmethod
+    def from_events(cls, configuration: str, fold: int, events: Iterable[Mapping[str, Any]]) -> TrainingCurve:
+        """Read the events of a training's log, of the kinds "step", "validation" and "skipped"; others are ignored."""
+        by_kind: dict[str, list[Mapping[str, Any]]] = {"step": [], "validation": [], "skipped": []}
+        for event in events:
+            by_kind.get(event["kind"], []).append(event)
+        steps, validations = by_kind["step"], by_kind["validation"]
+        names = dict.fromkeys(name for event in validations for name in event["dice"])
+        return cls(
+            configuration=configuration,
+            fold=fold,
+            share=_column(steps, "share"),
+            loss=_column(steps, "loss"),
+            learning_rate=_column(steps, "learning_rate"),
+            validation_share=_column(validations, "share"),
+            pseudo_dice={name: _column([event["dice"] for event in validations], name) for name in names},
+            steps=steps[-1]["step"] if steps else None,
+            seconds=steps[-1]["seconds"] if steps else None,
+            skipped=len(by_kind["skipped"]),
+        )
+
+
+def _column(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[float, ...]:
+    """Return one number per row; a missing or null value is NaN."""
+    values = (row.get(key) for row in rows)
+    return tuple(math.nan if value is None else float(value) for value in values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One model, or ensemble of models, that cross-validation compared; Dice may be NaN."""
+
+    name: str
+    mean_dice: float
+    dice: Mapping[str, float] = field(default_factory=dict)  # by target
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionSummary:
+    """What was found by experiment: the best candidate and, for it, the post-processing that helped."""
+
+    candidates: tuple[Candidate, ...]
+    winner: str  # name of a candidate
+    reason: str
+    notes: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()  # the post-processing that is applied, in words
+    dice_before_steps: float | None = None
+    dice_after_steps: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseScore:
+    """The Dice of one case by target, in the order of the targets."""
+
+    case: str
+    dice: Mapping[str, float]
+    fold: int | None = None  # the fold whose network predicted it (cross-validation)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the targets that are present; NaN if none is."""
+        return _nanmean(self.dice.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Overlay:
+    """One case to look at: image, reference and prediction on the same grid.
+
+    Parameters
+    ----------
+    image : (c, z, y, x) or (c, y, x), any number type; a 2D image of 3 or 4 channels is shown in colour
+    reference, prediction : integer labels with the image's spatial shape
+    spacing_mm : one per spatial axis
+    canonical : the axes are RAS+ (stored z, y, x): shown in radiological convention and marked R and L
+    """
+
+    case: str
+    kind: Literal["validation", "test"]
+    rank: Literal["best", "median", "worst"]
+    dice: float
+    image: NDArray[Any]
+    reference: NDArray[Any]
+    prediction: NDArray[Any]
+    spacing_mm: tuple[float, ...]
+    canonical: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageUse:
+    """What one stage was forecast to need and what it used."""
+
+    name: str
+    forecast_s: float | None = None
+    used_s: float | None = None
+    peak_memory_gb: float | None = None
+    disk_gb: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything the page shows."""
+
+    title: str
+    dataset: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # `Options.model_dump()`, nested or with dotted keys
+    fingerprint: Fingerprint | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)  # foreground label value -> name
+    plan: Plan | None = None
+    trainings: tuple[TrainingCurve, ...] = ()
+    selection: SelectionSummary | None = None
+    validation: tuple[CaseScore, ...] = ()
+    test: tuple[CaseScore, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+    resources: tuple[StageUse, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)  # "machine", "segfit", "torch", "command", ...
+    model_path: str = ""  # folder of the bundle, once there is one
+    file_ending: str = ""  # of the dataset's images, with the leading dot
+    warnings: tuple[str, ...] = ()  # beside the plan's own
+
+
+def mean_by_target(scores: Sequence[CaseScore]) -> dict[str, float]:
+    """Return the mean Dice of each target over the cases that have one."""
+    names = dict.fromkeys(name for score in scores for name in score.dice)
+    return {name: _nanmean(score.dice.get(name, math.nan) for score in scores) for name in names}
+
+
+def foreground_mean(scores: Sequence[CaseScore]) -> float:
+    """Return the mean over targets of their mean over cases: the number the reference calls foreground mean."""
+    return _nanmean(mean_by_target(scores).values())
+
+
+def choose_examples(scores: Sequence[CaseScore]) -> dict[Literal["best", "median", "worst"], CaseScore]:
+    """Pick the best, median and worst case by mean Dice; fewer where there are fewer than three scored cases."""
+    ranked = sorted((score for score in scores if math.isfinite(score.mean)), key=lambda score: score.mean)
+    if not ranked:
+        return {}
+    picks: dict[Literal["best", "median", "worst"], CaseScore] = {"best": ranked[-1]}
+    if len(ranked) > 2:
+        picks["median"] = ranked[len(ranked) // 2]
+    if len(ranked) > 1:
+        picks["worst"] = ranked[0]
+    return picks
+
+
+def _nanmean(values: Iterable[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan

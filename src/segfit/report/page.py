@@ -1,0 +1,200 @@
+"""The report: one HTML file that opens offline, made from `ReportData`."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from importlib import resources as package_files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from segfit.files import write_text
+from segfit.report import results, sections
+from segfit.report.data import CaseScore, ReportData, foreground_mean, mean_by_target
+from segfit.report.words import count, dice, duration, listing
+
+__all__ = ["render", "write_report"]
+
+
+def write_report(data: ReportData, path: Path) -> None:
+    """Write the page atomically as UTF-8."""
+    write_text(path, render(data))
+
+
+def render(data: ReportData) -> str:
+    """Return the page. All text from users is escaped; nothing outside the file is referred to."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_package_text("template.html.j2"))
+    return template.render(
+        style=Markup(_package_text("style.css")),
+        title=data.title,
+        dataset=data.dataset,
+        tiles=_tiles(data),
+        summary=_summary(data),
+        warnings=_warnings(data),
+        asked=sections.asked(data.options),
+        measured=sections.measured(data.fingerprint, data.label_names),
+        derived=sections.derived(data.plan),
+        found=results.found(data),
+        training=results.training(data.trainings),
+        validation=results.scores(data.validation),
+        test=results.scores(data.test),
+        examples=results.examples(data),
+        resources=results.resources(data.resources),
+        provenance=_provenance(data),
+        use=_use(data),
+    )
+
+
+def _package_text(name: str) -> str:
+    return package_files.files("segfit.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
+    """Return the headline as (label, value, remark)."""
+    return [
+        ("Cross-validated Dice", *_dice_tile(data.validation, "not validated yet")),
+        ("Test Dice", *_dice_tile(data.test, "no labelled test cases predicted")),
+        ("Training cases", *_cases_tile(data)),
+        ("Time", *_time_tile(data)),
+    ]
+
+
+def _dice_tile(scores: Sequence[CaseScore], missing: str) -> tuple[str, str]:
+    mean = foreground_mean(scores)
+    if not math.isfinite(mean):
+        return "–", missing
+    interval = _interval(scores)
+    spread = f"\n95 % interval {dice(interval[0])}–{dice(interval[1])}" if interval else ""
+    return dice(mean), count(len(scores), "case") + spread
+
+
+def _cases_tile(data: ReportData) -> tuple[str, str]:
+    if data.fingerprint is None:
+        return "–", "not measured yet"
+    structures = len(data.label_names)
+    remark = f"{data.fingerprint.ndim}D, {count(len(data.fingerprint.channel_names), 'channel')}"
+    return str(len(data.fingerprint.cases)), remark + (f", {count(structures, 'structure')}" if structures else "")
+
+
+def _time_tile(data: ReportData) -> tuple[str, str]:
+    used = [stage.used_s for stage in data.resources if stage.used_s is not None]
+    return duration(sum(used)) if used else "–", data.environment.get("machine", "")
+
+
+def _interval(scores: Sequence[CaseScore]) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of the foreground mean over cases; None below five cases."""
+    if len(scores) < 5:
+        return None
+    names = list(mean_by_target(scores))
+    table = np.array([[score.dice.get(name, math.nan) for name in names] for score in scores])
+    known = np.isfinite(table)
+    filled = np.where(known, table, 0.0)
+    rng = np.random.default_rng(0)
+    # How often each case is drawn, instead of the drawn cases themselves: one matrix product does the rest.
+    draws = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=1000).astype(float)
+    weight = draws @ known
+    means = np.divide(draws @ filled, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
+    usable = np.isfinite(means)
+    totals = np.where(usable, means, 0.0).sum(1)[usable.any(1)] / usable.sum(1)[usable.any(1)]
+    low, high = np.percentile(totals, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _summary(data: ReportData) -> list[str]:
+    """Return the report in a few plain sentences."""
+    sentences = []
+    structures = f" to outline {listing(list(data.label_names.values()))}" if data.label_names else ""
+    if data.trainings:
+        folds: dict[str, int] = {}
+        for curve in data.trainings:
+            folds[curve.configuration] = folds.get(curve.configuration, 0) + 1
+        networks = listing([f"{count(n, 'network')} of the configuration {name}" for name, n in folds.items()])
+        sentences.append(f"segfit trained {networks} on {data.dataset}{structures}.")
+    elif data.plan is not None:
+        sentences.append(f"segfit has planned a model for {data.dataset}{structures}; nothing has been trained yet.")
+    else:
+        sentences.append(f"segfit has not planned a model for {data.dataset} yet.")
+    if data.selection is not None:
+        sentences.append(f"The model handed over is {data.selection.winner}.")
+    if math.isfinite(mean := foreground_mean(data.validation)):
+        sentences.append(
+            f"In cross-validation, where every case is predicted by a network that never saw it, the predictions reach "
+            f"a mean Dice of {dice(mean)} over {count(len(data.validation), 'case')} (1 means identical to the "
+            f"reference, 0 means no overlap)."
+        )
+        sentences += _extremes(data.validation)
+    if math.isfinite(mean := foreground_mean(data.test)):
+        sentences.append(f"On {count(len(data.test), 'test case')} kept apart from training it is {dice(mean)}.")
+    return sentences
+
+
+def _extremes(scores: Sequence[CaseScore]) -> list[str]:
+    means = {name: value for name, value in mean_by_target(scores).items() if math.isfinite(value)}
+    worst = min((s for s in scores if math.isfinite(s.mean)), key=lambda s: s.mean)
+    hardest = min(means, key=lambda name: means[name])
+    case = f"the hardest case is {worst.case} ({dice(worst.mean)})."
+    if len(means) == 1:
+        return [case[0].upper() + case[1:]]
+    return [f"The hardest structure is {hardest} ({dice(means[hardest])}), {case}"]
+
+
+def _warnings(data: ReportData) -> list[str]:
+    """Return what the reader should look at: warnings that came with the data, then those the numbers show."""
+    found = [*(data.plan.warnings if data.plan else ()), *data.warnings]
+    for kind, scores in (("cross-validation", data.validation), ("the test set", data.test)):
+        missed = [score.case for score in scores if any(value == 0 for value in score.dice.values())]
+        if missed:
+            found.append(
+                f"In {kind} at least one structure was missed completely (Dice 0) in {count(len(missed), 'case')}: "
+                f"{listing(missed, 4)}. Look at these cases first; a wrong reference label is a common cause."
+            )
+    validated, tested = foreground_mean(data.validation), foreground_mean(data.test)
+    if validated - tested > 0.05:
+        found.append(
+            f"The test Dice ({dice(tested)}) is clearly below the cross-validated one ({dice(validated)}): the test "
+            "images probably differ from the training images."
+        )
+    if 0 < len(data.validation) < 10:
+        found.append(
+            f"Only {count(len(data.validation), 'case')} took part in cross-validation: "
+            "the mean Dice is a rough figure."
+        )
+    for curve in data.trainings:
+        if curve.skipped:
+            found.append(
+                f"{count(curve.skipped, 'step')} of {curve.configuration} fold {curve.fold} had no finite gradient and "
+                "did not count; a few are harmless, many call for a lower learning rate or precision fp32."
+            )
+    return list(dict.fromkeys(found))
+
+
+def _provenance(data: ReportData) -> list[tuple[str, str]]:
+    rows = list(data.environment.items())
+    if data.plan is not None:
+        rows += [("plan hash", data.plan.content_hash()), ("data hash", data.plan.fingerprint_hash)]
+    elif data.fingerprint is not None:
+        rows += [("data hash", data.fingerprint.content_hash())]
+    return rows
+
+
+def _use(data: ReportData) -> dict[str, Any] | None:
+    """Return the lines that predict with the model, for a shell and for Python."""
+    if not data.model_path:
+        return None
+    image = f"image{data.file_ending}"
+    return {
+        "shell": f"segfit predict {shlex.quote(data.model_path)} IMAGES_FOLDER OUTPUT_FOLDER",
+        "python": (
+            "import segfit\n\n"
+            f"model = segfit.load_model({data.model_path!r})\n"
+            f"result = model.predict({image!r})\n"
+            f"result.save({'segmentation' + data.file_ending!r})\n"
+        ),
+        "channels": list(data.plan.channel_names) if data.plan else [],
+    }

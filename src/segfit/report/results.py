@@ -1,0 +1,204 @@
+"""What was trained, found and used: records in, plain values for the template out. None = not done yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from segfit.report import figures, overlays
+from segfit.report.data import CaseScore, ReportData, StageUse, TrainingCurve, foreground_mean, mean_by_target
+from segfit.report.words import count, dice, duration, number
+
+__all__ = ["examples", "found", "resources", "scores", "training"]
+
+_MAX_CELLS = 20_000  # of a per-case table; the worst cases come first
+_MAX_LINES = 8  # structures in one figure
+
+
+def training(trainings: Sequence[TrainingCurve]) -> list[dict[str, Any]] | None:
+    """Return the curves, grouped by configuration."""
+    if not trainings:
+        return None
+    groups = []
+    for number_, name in enumerate(dict.fromkeys(curve.configuration for curve in trainings)):
+        curves = sorted((c for c in trainings if c.configuration == name), key=lambda curve: curve.fold)
+        targets = list(dict.fromkeys(target for curve in curves for target in curve.pseudo_dice))
+        shown = _hardest(curves, targets)
+        prefix = f"train{number_}"
+        drawn = [figures.loss_figure(curves, prefix)]
+        if shown:
+            drawn.append(figures.pseudo_dice_figure(curves, shown, prefix))
+        drawn.append(figures.learning_rate_figure(curves, prefix))
+        groups.append(
+            {
+                "name": name,
+                "figures": drawn,
+                "folds": [
+                    {
+                        "fold": curve.fold,
+                        "colour": figures.colour(curve.fold),
+                        "steps": number(curve.steps),
+                        "time": duration(curve.seconds),
+                        "done": f"{100 * curve.share[-1]:.0f} %" if curve.share else "0 %",
+                        "loss": number(_last_finite(curve.loss)),
+                    }
+                    for curve in curves
+                ],
+                "targets": [{"name": target, "colour": figures.colour(i)} for i, target in enumerate(shown)],
+                "hidden": len(targets) - len(shown),
+            }
+        )
+    return groups
+
+
+def found(data: ReportData) -> dict[str, Any] | None:
+    """Return the candidates, best first, the winner, and the post-processing that was tried."""
+    selection = data.selection
+    if selection is None:
+        return None
+    candidates = sorted(selection.candidates, key=lambda c: -c.mean_dice if math.isfinite(c.mean_dice) else math.inf)
+    targets = list(dict.fromkeys(name for candidate in candidates for name in candidate.dice))
+    return {
+        "targets": targets if len(targets) <= _MAX_LINES else [],
+        "candidates": [
+            {
+                "name": candidate.name,
+                "mean": dice(candidate.mean_dice),
+                "bar": _percent(candidate.mean_dice),
+                "dice": [dice(candidate.dice.get(name)) for name in targets],
+                "note": candidate.note,
+                "winner": candidate.name == selection.winner,
+            }
+            for candidate in candidates
+        ],
+        "winner": selection.winner,
+        "reason": selection.reason,
+        "notes": selection.notes,
+        "steps": selection.steps,
+        "before": dice(selection.dice_before_steps),
+        "after": dice(selection.dice_after_steps),
+    }
+
+
+def scores(cases: Sequence[CaseScore]) -> dict[str, Any] | None:
+    """Return one row per target with its distribution, and one row per case, the worst first."""
+    if not cases:
+        return None
+    means = mean_by_target(cases)
+    values = {name: [case.dice.get(name, math.nan) for case in cases] for name in means}
+    finite = [v for column in values.values() for v in column if math.isfinite(v)]
+    low = max(0.0, min(0.8, math.floor(10 * min(finite, default=0.0)) / 10))
+    ranked = sorted(cases, key=lambda case: case.mean if math.isfinite(case.mean) else math.inf)
+    shown = ranked[: max(20, _MAX_CELLS // (len(means) + 1))]
+    return {
+        "mean": dice(foreground_mean(cases)),
+        "axis": figures.strip_axis(low),
+        "targets": [
+            {
+                "name": name,
+                "strip": figures.strip(column, low, fill=figures.colour(i)),
+                "mean": dice(means[name]),
+                "median": dice(_median(column)),
+                "worst": dice(min((v for v in column if math.isfinite(v)), default=None)),
+                "absent": sum(1 for v in column if not math.isfinite(v)),
+            }
+            for i, (name, column) in enumerate(values.items())
+        ],
+        "total": count(len(cases), "case"),
+        "folds": any(case.fold is not None for case in cases),
+        "cases": [
+            {
+                "case": case.case,
+                "fold": "" if case.fold is None else str(case.fold),
+                "mean": dice(case.mean),
+                "bar": _percent(case.mean),
+                "dice": [(dice(case.dice.get(name)), case.dice.get(name, 1.0) < 0.5) for name in means],
+            }
+            for case in shown
+        ],
+        "hidden": len(ranked) - len(shown),
+    }
+
+
+def examples(data: ReportData) -> dict[str, Any] | None:
+    """Return the overlays, drawn, in the order they came, with a legend."""
+    if not data.overlays:
+        return None
+    shown = {
+        int(v) for o in data.overlays for labels in (o.reference, o.prediction) for v in np.unique(labels) if v > 0
+    }
+    colours = overlays.label_colours(shown | set(data.label_names))
+    cases = []
+    for i, overlay in enumerate(data.overlays):
+        planes = overlays.planes(overlay)
+        height = overlays.panel_height(planes)
+        drawn = [
+            {"caption": plane.caption, "svg": overlays.draw_plane(plane, colours, f"ov{i}-{j}", height)}
+            for j, plane in enumerate(planes)
+        ]
+        kind = "cross-validation" if overlay.kind == "validation" else "test set"
+        cases.append(
+            {"case": overlay.case, "rank": overlay.rank, "kind": kind, "dice": dice(overlay.dice), "planes": drawn}
+        )
+    legend = [{"name": data.label_names.get(v, f"label {v}"), "colour": colours[v]} for v in sorted(shown)]
+    return {"cases": cases, "legend": legend, "canonical": any(overlay.canonical for overlay in data.overlays)}
+
+
+def resources(stages: Sequence[StageUse]) -> dict[str, Any] | None:
+    """Return one row per stage with bars on a common time scale, and the totals."""
+    if not stages:
+        return None
+    longest = max((v for s in stages for v in (s.forecast_s, s.used_s) if v), default=0.0) or 1.0
+    forecast, used = (_total(s.forecast_s for s in stages), _total(s.used_s for s in stages))
+    return {
+        "stages": [
+            {
+                "name": stage.name,
+                "forecast": duration(stage.forecast_s),
+                "used": duration(stage.used_s),
+                "forecast_bar": f"{100 * (stage.forecast_s or 0) / longest:.1f}",
+                "used_bar": f"{100 * (stage.used_s or 0) / longest:.1f}",
+                "memory": _gigabytes(stage.peak_memory_gb),
+                "disk": _gigabytes(stage.disk_gb),
+            }
+            for stage in stages
+        ],
+        "forecast": duration(forecast),
+        "used": duration(used),
+        "memory": _gigabytes(max((s.peak_memory_gb for s in stages if s.peak_memory_gb is not None), default=None)),
+        "disk": _gigabytes(_total(s.disk_gb for s in stages)),
+    }
+
+
+def _hardest(curves: Sequence[TrainingCurve], targets: Sequence[str]) -> list[str]:
+    """Return at most `_MAX_LINES` targets: those with the lowest last values, in declared order."""
+    if len(targets) <= _MAX_LINES:
+        return list(targets)
+    last = {name: np.nanmean([_last_finite(c.pseudo_dice.get(name, ())) or 0.0 for c in curves]) for name in targets}
+    keep = set(sorted(targets, key=lambda name: last[name])[:_MAX_LINES])
+    return [name for name in targets if name in keep]
+
+
+def _last_finite(values: Sequence[float]) -> float | None:
+    return next((value for value in reversed(values) if math.isfinite(value)), None)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.median(finite)) if finite else None
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if math.isfinite(value) else "0"
+
+
+def _total(values: Iterator[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _gigabytes(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} GB"

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from segfit.cli.console import BarProgress, LineProgress, console_progress, problem_table, score_table
+from segfit.errors import Problem
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_at_each_tenth() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with LineProgress(stream, clock).task("preprocess", 40) as task:
+        for i in range(40):
+            clock.now += 1
+            task.advance(note=f"case_{i}")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "preprocess: 10%, elapsed 4.0 s, left 36 s, case_3"
+    assert lines[8].startswith("preprocess: 90%, elapsed 36 s, left 4.0 s")
+    assert lines[9] == "preprocess: done in 40 s"
+
+
+def test_lines_every_thirty_seconds_of_slow_work() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with LineProgress(stream, clock).task("train", 1000) as task:
+        for _ in range(9):
+            clock.now += 10
+            task.advance(1)
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[1] for line in lines[:-1]] == [" elapsed 30 s", " elapsed 60 s", " elapsed 90 s"]
+
+
+def test_an_unknown_amount_never_divides_by_zero() -> None:
+    stream = io.StringIO()
+    with LineProgress(stream, Clock()).task("nothing", 0) as task:
+        task.advance()
+    assert stream.getvalue() == "nothing: done in 0.0 s\n"
+
+
+def test_a_failed_task_says_where_it_stopped() -> None:
+    stream, clock = io.StringIO(), Clock()
+
+    def work() -> None:
+        with LineProgress(stream, clock).task("train", 10) as task:
+            clock.now += 3
+            task.advance(0.5)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
+    assert stream.getvalue() == "train: stopped at 5% after 3.0 s\n"
+
+
+def test_notes_and_warnings_as_lines() -> None:
+    stream = io.StringIO()
+    progress = console_progress(stream)
+    assert isinstance(progress, LineProgress)
+    progress.note("12 cases found")
+    progress.warn("no test set")
+    assert stream.getvalue() == "12 cases found\nwarning: no test set\n"
+
+
+def test_bars_on_a_terminal_may_be_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    progress = console_progress(stream)
+    assert isinstance(progress, BarProgress)
+    with progress.task("folds [all]", 2) as outer:
+        progress.note("a note with [brackets]")
+        with progress.task("fold 0", 10) as inner:
+            inner.advance(10, note="loss 0.12")
+        outer.advance()
+        progress.warn("look here")
+        outer.advance()
+    text = stream.getvalue()
+    for part in ("folds [all]", "a note with [brackets]", "fold 0", "100%", "loss 0.12", "warning: look here"):
+        assert part in text
+    with progress.task("again", 1) as task:
+        task.advance()
+    assert "again" in stream.getvalue()
+
+
+PROBLEMS = (
+    Problem("dataset", "3 cases only", "add cases", fatal=False),
+    Problem("case_[1]", "label value 7\nis not declared", "declare it"),
+)
+
+
+def test_problems_as_plain_aligned_lines() -> None:
+    stream = io.StringIO()
+    problem_table(PROBLEMS, stream)
+    assert stream.getvalue().splitlines() == [
+        "         case      problem                        what to do",
+        "error    case_[1]  label value 7 is not declared  declare it",
+        "warning  dataset   3 cases only                   add cases",
+    ]
+
+
+def test_problems_as_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    problem_table(PROBLEMS, stream)
+    text = stream.getvalue()
+    assert "case_[1]" in text
+    assert text.index("error") < text.index("warning")
+    assert "─" in text or "━" in text
+
+
+def test_score_table() -> None:
+    stream = io.StringIO()
+    rows = {"case_1": {"liver": 0.91234, "spleen": None}, "mean": {"liver": float("nan"), "spleen": 0.5}}
+    score_table(rows, stream, first="case")
+    assert stream.getvalue().splitlines() == [
+        "case    liver  spleen",
+        "case_1  0.912       –",
+        "mean        –   0.500",
+    ]
+
+
+def test_imports_nothing_heavy() -> None:
+    code = "import sys, segfit.cli.console; print(sorted({'torch','rich','matplotlib','numpy'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

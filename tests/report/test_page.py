@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from segfit.report.data import (
+    Candidate,
+    CaseScore,
+    ReportData,
+    SelectionSummary,
+    StageUse,
+    TrainingCurve,
+    choose_examples,
+    foreground_mean,
+    mean_by_target,
+)
+from segfit.report.page import render, write_report
+
+EMPTY = ReportData(title="A new project", dataset="Dataset001_New")
+
+
+class _Reader(HTMLParser):
+    """Collects the text, the references and the ids, and checks that tags are closed."""
+
+    VOID = {"meta", "br", "link", "img", "hr"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self._attributes(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self._attributes(attrs)
+
+    def _attributes(self, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("href", "src", "xlink:href"):
+                self.references.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+
+def _read(page: str) -> _Reader:
+    reader = _Reader()
+    reader.feed(page)
+    assert reader.open == []
+    return reader
+
+
+def _text(page: str) -> str:
+    return re.sub(r"\s+", " ", " ".join(_read(page).words))
+
+
+@pytest.fixture(scope="session")
+def page(complete: ReportData) -> str:
+    return render(complete)
+
+
+def test_headline_says_the_numbers(page: str, complete: ReportData) -> None:
+    text = _text(page)
+    assert "Cross-validated Dice 0.864" in text
+    assert f"a mean Dice of {foreground_mean(complete.validation):.3f} over 62 cases" in text
+    assert "62 cases 95 % interval 0.8" in text
+    assert f"Test Dice {foreground_mean(complete.test):.3f} 20 cases" in text
+    assert "1 h 58 min" in text
+    assert "Xeon Platinum 8488C" in text
+    assert "3 networks of the configuration 3d_fullres and 1 network of the configuration 2d" in text
+    assert "the hardest case is hippocampus_<017> (0.206)" in text
+
+
+def test_warnings_of_plan_data_and_numbers(page: str) -> None:
+    text = _text(page)
+    assert "mirroring stays on for all axes" in text
+    assert "Only 3 of 5 folds were trained" in text
+    assert "missed completely (Dice 0) in 1 case: hippocampus_<017>." in text
+    assert "1 step of 3d_fullres fold 2 had no finite gradient" in text
+
+
+def test_text_of_users_is_escaped(page: str) -> None:
+    assert "hippocampus_&lt;017&gt;" in page
+    assert "hippocampus_<017>" not in page
+    assert "Hippocampus &amp; friends" in page
+    evil = '<script>alert("x")</script>'
+    options = {"device": evil}
+    score = CaseScore(case=evil, dice={evil: 0.5})
+    data = replace(
+        EMPTY,
+        title=evil,
+        dataset=evil,
+        options=options,
+        validation=(score,),
+        warnings=(evil,),
+        environment={evil: evil},
+        model_path=evil,
+    )
+    reader = _read(render(data))
+    assert "script" not in reader.tags
+    assert evil in "".join(reader.words)
+
+
+def test_nothing_outside_the_file(page: str) -> None:
+    reader = _read(page)
+    assert "script" not in reader.tags
+    assert reader.references
+    assert all(reference.startswith(("#", "data:image/")) for reference in reader.references)
+    assert "url(http" not in page
+    assert "@import" not in page
+    assert not re.findall(r"https?://(?!www\.w3\.org/(?:2000/svg|1999/xlink))", page)
+    assert len(page.encode()) < 3_000_000
+
+
+def test_ids_are_unique_and_references_lead_somewhere(page: str) -> None:
+    reader = _read(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    inside = {reference[1:] for reference in reader.references if reference.startswith("#")}
+    inside |= set(re.findall(r"url\(#([^)]*)\)", page))
+    assert inside <= set(reader.ids)
+
+
+def test_the_same_data_gives_the_same_page(complete: ReportData) -> None:
+    small = replace(complete, overlays=(), trainings=complete.trainings[:1])
+    assert render(small) == render(small)
+
+
+def test_asked_measured_derived_found(page: str) -> None:
+    text = _text(page)
+    assert "memory_gb 8 memory target in GB" in text
+    assert "preset = auto, device = auto, seed = 0" in text
+    assert "Left to the plan: workers, planning.configurations" in text
+    assert "Posterior 2" in text
+    assert "119 of 120" in text
+    assert "The spacing is the same in all cases." in text
+    assert "22 360" in text
+    assert "40 × 56 × 40 voxels = 40 × 56 × 40 mm" in text
+    assert "patch_size 40 × 56 × 40 The median image, cut until the network fits" in text
+    assert "bound: 5 % of the dataset" in text
+    assert "What would change it More cases." in text
+    assert "median shape = 36 × 50 × 35; memory GB = 8" in text
+    assert "bottleneck 5 × 7 × 5 256 2 × 2 × 2 3 × 3 × 3 2 –" in text
+    assert "Measured step, 3d_fullres 420 ms" in text
+    assert "3d_fullres was chosen. The ensemble gains less than 0.001 Dice" in text
+    assert text.index("2d + 3d_fullres 0.884") < text.index("2d 0.861 0.868 0.854 4 s per case")
+    assert "0.884 without, 0.886 with it" in text
+
+
+def test_cases_come_worst_first_and_nan_is_a_dash(page: str) -> None:
+    text = _text(page)
+    assert "hippocampus_<017> 1 0.206 0.000 0.412" in text
+    assert "hippocampus_101 2 0.871 0.871 –" in text
+    assert "Posterior absent in 1" in text
+    table = text[text.index("62 cases, worst first") : text.index("Test set", text.index("62 cases, worst first"))]
+    means = [float(value) for value in re.findall(r"hippocampus_\S+ \d (\d\.\d{3})", table)]
+    assert len(means) == 62
+    assert means == sorted(means)
+
+
+def test_curves_examples_resources_and_use(page: str) -> None:
+    text = _text(page)
+    assert page.count('class="plot"') == 2 + 2 * 3
+    assert "fold 2 1 000 7 min 100 %" in text
+    assert page.count('class="overlay"') == 6 * 2
+    assert page.count("data:image/jpeg") == 6 * 2
+    assert "Axial slice 18 of 36" in text
+    assert "train 3d_fullres 1 h 30 min 1 h 30 min 6.9 GB 0.2 GB" in text
+    assert "segfit predict work/model IMAGES_FOLDER OUTPUT_FOLDER" in text
+    assert "segfit.load_model('work/model')" in text
+    assert "data hash a1b2c3d4e5f60718" in text
+
+
+SENTENCES = (
+    "No options have been recorded yet.",
+    "The dataset has not been measured yet.",
+    "No plan has been made yet.",
+    "No model has been selected yet",
+    "Nothing has been trained yet.",
+    "No case has been validated yet.",
+    "No labelled test case has been predicted yet.",
+    "No example has been drawn yet",
+    "No stage has been run yet.",
+    "There is no model to predict with yet.",
+    "Nothing has been recorded yet.",
+)
+
+
+def test_missing_parts_give_a_sentence(page: str) -> None:
+    text = _text(render(EMPTY))
+    for sentence in SENTENCES:
+        assert sentence in text
+        assert sentence not in page
+    assert "segfit has not planned a model for Dataset001_New yet." in text
+
+
+@pytest.mark.parametrize("part", ["fingerprint", "plan", "selection"])
+def test_each_document_may_be_missing(complete: ReportData, part: str) -> None:
+    small = replace(complete, overlays=(), trainings=())
+    assert _text(render(replace(small, **{part: None}))) != _text(render(small))
+
+
+def test_planned_but_not_trained(complete: ReportData) -> None:
+    text = _text(render(replace(EMPTY, plan=complete.plan)))
+    assert "segfit has planned a model for Dataset001_New; nothing has been trained yet." in text
+
+
+def test_parts_without_any_number() -> None:
+    nan = float("nan")
+    data = replace(
+        EMPTY,
+        validation=(CaseScore(case="a", dice={"x": nan}), CaseScore(case="b", dice={})),
+        trainings=(TrainingCurve(configuration="2d", fold=0), TrainingCurve.from_events("2d", 1, [])),
+        selection=SelectionSummary(candidates=(Candidate(name="2d", mean_dice=nan),), winner="2d", reason=""),
+        resources=(StageUse(name="measure"),),
+    )
+    text = _text(render(data))
+    assert "Cross-validated Dice – not validated yet" in text
+    assert "measure – – – –" in text
+
+
+def test_test_set_far_below_cross_validation() -> None:
+    good = tuple(CaseScore(case=f"v{i}", dice={"x": 0.9}) for i in range(12))
+    bad = tuple(CaseScore(case=f"t{i}", dice={"x": 0.8}) for i in range(3))
+    assert "The test Dice (0.800) is clearly below" in _text(render(replace(EMPTY, validation=good, test=bad)))
+    assert "clearly below" not in _text(render(replace(EMPTY, validation=good, test=good)))
+
+
+def test_many_structures_and_cases_stay_small() -> None:
+    names = [f"structure {i}" for i in range(60)]
+    scores = tuple(CaseScore(case=f"c{i}", dice=dict.fromkeys(names, i / 2000)) for i in range(1000))
+    curve = TrainingCurve(configuration="2d", fold=0, validation_share=(0.5,), pseudo_dice=dict.fromkeys(names, (0.1,)))
+    text = _text(page := render(replace(EMPTY, validation=scores, trainings=(curve,))))
+    assert len(page.encode()) < 3_000_000
+    assert "673 better cases are left out" in text
+    assert "The 8 hardest structures are drawn; 52 others are not." in text
+
+
+def test_write_report_writes_one_file(tmp_path: Path) -> None:
+    write_report(EMPTY, tmp_path / "out" / "report.html")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8") == render(EMPTY)
+
+
+def test_means_skip_absent_structures() -> None:
+    nan = float("nan")
+    scores = [
+        CaseScore(case="a", dice={"x": 0.5, "y": nan}),
+        CaseScore(case="b", dice={"x": 0.7, "y": 0.9}),
+        CaseScore(case="c", dice={"x": 0.9, "y": 0.1}),
+    ]
+    assert mean_by_target(scores) == pytest.approx({"x": 0.7, "y": 0.5})
+    assert foreground_mean(scores) == pytest.approx(0.6)
+    picks = choose_examples(scores)
+    assert {rank: score.case for rank, score in picks.items()} == {"best": "b", "median": "c", "worst": "a"}
+    assert choose_examples([]) == {}
+    assert list(choose_examples(scores[:1])) == ["best"]
