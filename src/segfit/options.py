@@ -87,7 +87,7 @@ class Options(Record):
         Raises `InputError` naming the nearest known key for an unknown one, and the reason for a refused value.
         """
         tree = self.model_dump()
-        known = self.known_keys()
+        known, lists = self.known_keys(), {key for key, kind in _leaves(type(self), "") if "tuple" in str(kind)}
         for setting in settings:
             key, separator, text = setting.partition("=")
             if not separator:
@@ -98,7 +98,8 @@ class Options(Record):
             *parents, leaf = key.split(".")
             for parent in parents:
                 node = node[parent]
-            node[leaf] = _parse_value(text)
+            value = _parse_value(text)
+            node[leaf] = [value] if key in lists and value is not None and not isinstance(value, list) else value
         try:
             return Options.model_validate(tree)
         except ValidationError as error:
@@ -109,17 +110,18 @@ class Options(Record):
     @classmethod
     def known_keys(cls) -> list[str]:
         """Return every dotted key that can be set."""
-        return _leaves(cls, "")
+        return [key for key, _ in _leaves(cls, "")]
 
 
-def _leaves(model: type[BaseModel], prefix: str) -> list[str]:
-    keys: list[str] = []
+def _leaves(model: type[BaseModel], prefix: str) -> list[tuple[str, Any]]:
+    """Return dotted key and type of every value."""
+    keys: list[tuple[str, Any]] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             keys += _leaves(kind, f"{prefix}{name}.")
         else:
-            keys.append(prefix + name)
+            keys.append((prefix + name, kind))
     return keys
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["SILENT", "Progress", "Task"]
+__all__ = ["SILENT", "Progress", "Task", "messages_only"]
 
 
 class Task(Protocol):
@@ -52,3 +52,19 @@ class _Silent:
 
 
 SILENT: Progress = _Silent()
+
+
+class _MessagesOnly(_Silent):
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def note(self, message: str) -> None:
+        self._progress.note(message)
+
+    def warn(self, message: str) -> None:
+        self._progress.warn(message)
+
+
+def messages_only(progress: Progress) -> Progress:
+    """Return a progress that passes notes and warnings on and opens no tasks: for work inside a task."""
+    return _MessagesOnly(progress)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["BarProgress", "LineProgress", "console_progress", "problem_table", "score_table", "table"]
 
 _SILENCE_S = 30.0  # a log gets a line at least this often while work advances
-_SHARE = 0.1  # and one at each tenth of the work
+_SHARE = 0.1  # and one at each tenth of the work,
+_QUIET_S = 5.0  # but not sooner than this after the last one
 
 
 def console_progress(stream: TextIO | None = None) -> Progress:
@@ -33,7 +34,7 @@ def console_progress(stream: TextIO | None = None) -> Progress:
 
 
 class LineProgress:
-    """Plain lines: one at each tenth of the work or after thirty seconds, with elapsed time and time left."""
+    """Plain lines: at each tenth of the work (five seconds apart or more) or after thirty seconds, with the time left."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
@@ -87,8 +88,9 @@ class _LineTask:
         self._done += amount
         now, share = self._clock(), self.share
         # The tiny number keeps 0.1 + 0.2 from missing a tenth.
-        due = int(share / _SHARE + 1e-9) > int(self._last_share / _SHARE + 1e-9) or now - self._last_time >= _SILENCE_S
-        if not due or share >= 1:
+        tenth = int(share / _SHARE + 1e-9) > int(self._last_share / _SHARE + 1e-9)
+        waited = now - self._last_time
+        if share >= 1 or waited < (_QUIET_S if tenth else _SILENCE_S):
             return
         self._last_time, self._last_share = now, share
         left = self.elapsed * (1 - share) / share if share > 0 else None

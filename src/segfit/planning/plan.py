@@ -199,6 +199,7 @@ class RunSpec(Record):
     folds: tuple[int, ...]
     steps: int | None = None  # steps per training, or None: by time
     seconds_per_training: float | None = None  # wall-clock budget of each training, or None: by steps
+    expected_steps: dict[str, int] = {}  # per training, by configuration
     seconds_per_step: dict[str, float] = {}  # measured, by configuration
     peak_memory_gb: dict[str, float] = {}  # measured, by configuration
     forecast_s: dict[str, float] = {}  # by stage
@@ -207,6 +208,7 @@ class RunSpec(Record):
 class Plan(Document):
     """The plan file."""
 
+    basis: str = ""  # hash of what it was derived from: a project plans anew when that changes
     dataset: str
     preset: str
     stock: bool  # True: every decision is the reference's

@@ -189,7 +189,7 @@ def _use(data: ReportData) -> dict[str, Any] | None:
         return None
     image = f"image{data.file_ending}"
     return {
-        "shell": f"segfit predict {shlex.quote(data.model_path)} IMAGES_FOLDER OUTPUT_FOLDER",
+        "shell": f"segfit predict --model {shlex.quote(data.model_path)} -i IMAGES_FOLDER -o OUTPUT_FOLDER",
         "python": (
             "import segfit\n\n"
             f"model = segfit.load_model({data.model_path!r})\n"

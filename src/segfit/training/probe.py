@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import torch
 
+from segfit.execution.memory import process_bytes, process_peak_bytes, reset_process_peak
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.learner import Learner, training_on
@@ -79,14 +78,14 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_reserved(device)
         else:
-            _reset_process_peak()
-            self._before = _process_bytes()
+            reset_process_peak()
+            self._before = process_bytes()
 
     def peak_gb(self) -> float:
         """Return the peak in GiB."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_reserved(self._device) / 2**30
-        return _process_peak_bytes() / 2**30
+        return process_peak_bytes() / 2**30
 
     def growth_gb(self) -> float:
         """Return how far the peak is above what was in use at the beginning, in GiB."""
@@ -103,40 +102,3 @@ def _median_seconds(work: Callable[[int], object], device: torch.device, repeats
             torch.cuda.synchronize(device)
         times.append(perf_counter() - started)
     return median(times[1:])
-
-
-def _reset_process_peak() -> None:
-    """Let Linux count the peak anew; elsewhere the peak of the whole life of the process stays."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _process_peak_bytes() -> int:
-    """Peak resident memory of this process."""
-    return _status_bytes("VmHWM") or _life_peak_bytes()
-
-
-def _process_bytes() -> int:
-    """Resident memory of this process now."""
-    return _status_bytes("VmRSS") or _life_peak_bytes()
-
-
-def _status_bytes(key: str) -> int:
-    """Return an entry of Linux's process status, 0 where there is none."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _life_peak_bytes() -> int:
-    """Return the peak of the whole life of the process; Windows does not tell, 0."""
-    if sys.platform == "win32":
-        return 0
-    import resource  # exists on Unix only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

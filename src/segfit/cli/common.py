@@ -1,0 +1,112 @@
+"""What the verbs share: their options, how a project is found, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segfit.cli.console import console_progress
+from segfit.errors import InputError
+
+if TYPE_CHECKING:
+    from segfit.project import Project
+
+__all__ = [
+    "AsJson",
+    "DatasetArgument",
+    "Device",
+    "Memory",
+    "Out",
+    "Preset",
+    "Seed",
+    "Set",
+    "Steps",
+    "Time",
+    "Workers",
+    "open_project",
+    "print_json",
+    "settings_from",
+]
+
+DatasetArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[DATASET]", help="Dataset folder; not needed if --out is a project already."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Project folder; by default segfit-DATASET in the current folder.")
+]
+Time = Annotated[str | None, typer.Option("--time", help="Time for the whole run: 20m, 2h, 1h30m, 3d.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Optimiser steps per training, instead of a time.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Planning rules: auto, stock, resenc-m, resenc-l or resenc-xl.")
+]
+Memory = Annotated[float | None, typer.Option("--memory", help="Memory target of a training in GB.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Cases in work at once.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any option, e.g. planning.patch_size=64,96,96. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def settings_from(
+    *,
+    time: str | None = None,
+    steps: int | None = None,
+    preset: str | None = None,
+    memory: float | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    settings: list[str] | None = None,
+) -> list[str]:
+    """Return what was given on the command line as ``key=value`` settings; what was not given stays as it was.
+
+    A time takes the place of a number of steps given earlier, and the other way round.
+    """
+    from segfit.options import parse_seconds
+
+    if time is not None and steps is not None:
+        raise InputError("a run is limited by --time or by --steps, not by both; leave one out")
+    given: list[str] = []
+    if time is not None:
+        given += [f"time_s={parse_seconds(time)}", "training.steps=null"]
+    if steps is not None:
+        given += [f"training.steps={steps}", "time_s=null"]
+    for key, value in (
+        ("preset", preset),
+        ("memory_gb", memory),
+        ("device", device),
+        ("seed", seed),
+        ("workers", workers),
+    ):
+        if value is not None:
+            given.append(f"{key}={value}")
+    return given + (settings or [])
+
+
+def open_project(dataset: Path | None, out: Path | None, settings: list[str]) -> Project:
+    """Return the project that the arguments mean, made if need be."""
+    from segfit.options import Options
+    from segfit.project import Project
+
+    Options().with_settings(settings)  # a wrong option is told before anything is looked at
+    progress = console_progress()
+    if dataset is None:
+        if out is None:
+            raise InputError("give a dataset folder, or a project with --out")
+        return Project.open(out, settings=settings, progress=progress)
+    folder = out or Path(f"segfit-{dataset.resolve().name}")
+    return Project.create(folder, dataset, settings=settings, progress=progress)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON value on stdout."""
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
+    sys.stdout.write("\n")

@@ -1,0 +1,122 @@
+"""The verbs that help to start: ``demo`` and ``doctor``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segfit.cli.common import AsJson, Device, open_project, print_json
+from segfit.cli.console import table
+from segfit.cli.stages import print_outcome
+from segfit.errors import InputError, SegfitError
+
+__all__ = ["add_to"]
+
+_DEMO_SECONDS = 150
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    for verb in (demo, doctor):
+        app.command()(verb)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for data and project.")] = Path("segfit-demo"),
+    seconds: Annotated[int, typer.Option("--seconds", help="Time budget of the run.", min=30)] = _DEMO_SECONDS,
+) -> None:
+    """Make a small dataset of phantoms and run the whole pipeline on it, in under five minutes on a CPU."""
+    from segfit.dataset.phantom import make_phantom
+
+    data = out / "Dataset000_Phantom"
+    if not (data / "dataset.json").exists():
+        sys.stderr.write(f"making phantoms in {data}\n")
+        make_phantom(data, cases=20, test_cases=5)
+    project = open_project(data, out / "project", [f"time_s={seconds}"])
+    project.run()
+    print_outcome(project)
+
+
+def doctor(device: Device = None, as_json: AsJson = False) -> int:
+    """Look at this machine and installation: what there is, what is missing, what that means."""
+    rows = _diagnosis(device or "auto")
+    if as_json:
+        print_json([{"what": what, "state": state, "found": found} for what, state, found in rows])
+    else:
+        table(("", "state", "found"), rows, sys.stdout)
+    return int(any(state == "bad" for _, state, _ in rows))
+
+
+def _diagnosis(device: str) -> list[tuple[str, str, str]]:
+    """Return (what, "good", "note" or "bad", what was found)."""
+    import platform
+    import shutil
+    from importlib import metadata
+
+    rows = [("python", "good", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    for package in ("segfit", "torch", "numpy", "nibabel", "blosc2", "connected-components-3d"):
+        try:
+            rows.append((package, "good", metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            rows.append((package, "bad", "not installed; pip install segfit again"))
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    rows.append(("disk", "good" if free > 5 else "note", f"{free:.0f} GB free in {Path.cwd()}"))
+    try:
+        rows += _machine(device)
+    except InputError as error:
+        rows.append(("device", "bad", str(error)))
+    return rows
+
+
+def _machine(device: str) -> list[tuple[str, str, str]]:
+    from segfit.device import measure_hardware
+    from segfit.report.words import duration
+
+    machine = measure_hardware(device)
+    memory = machine.free_memory_gb
+    rows = [
+        ("device", "good", f"{machine.device}: {machine.name}, {machine.threads} threads"),
+        ("memory", "good" if memory > 4 else "note", f"{memory:.1f} GB free"),
+        (
+            "bf16",
+            "good" if machine.fast_bf16 else "note",
+            "fast here" if machine.fast_bf16 else "not in this hardware; trained in full precision",
+        ),
+    ]
+    try:
+        seconds = _trial_step(device)
+        rows.append(("training step", "good", f"{duration(seconds)} for a small 3D network"))
+    except SegfitError as error:
+        rows.append(("training step", "bad", str(error)))
+    return rows
+
+
+def _trial_step(device: str) -> float:
+    """Train a tiny network for a moment, to see that it works."""
+    import torch
+
+    from segfit.device import resolve_device
+    from segfit.networks.unet import build_network
+    from segfit.planning.plan import NetworkSpec
+
+    spec = NetworkSpec(
+        kind="plain",
+        ndim=3,
+        in_channels=1,
+        num_outputs=2,
+        features=(8, 16),
+        strides=((1, 1, 1), (2, 2, 2)),
+        kernels=((3, 3, 3), (3, 3, 3)),
+        encoder_convs=(2, 2),
+        decoder_convs=(2,),
+    )
+    from time import perf_counter
+
+    target = resolve_device(device)
+    network = build_network(spec, deep_supervision=False, generator=torch.Generator().manual_seed(0)).to(target)
+    started = perf_counter()
+    network(torch.zeros((1, 1, 32, 32, 32), device=target)).float().square().mean().backward()
+    return perf_counter() - started

@@ -1,0 +1,80 @@
+"""The command ``segfit``: verbs in pipeline order, exit codes, errors in one sentence."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from segfit.cli import helpers, models, stages
+from segfit.cli.console import problem_table
+from segfit.errors import DatasetError, InputError, SegfitError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="segfit",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Self-configuring segmentation of biomedical images: from a folder of images and labels to a trained model "
+    "and a report that says what happened and why. The verbs stand in pipeline order; each does what is missing and "
+    "can be repeated.",
+    epilog="segfit run DATASET --time 2h does everything. Exit codes: 0 done, 1 failed, 2 bad input.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"segfit {version('segfit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    del version
+
+
+stages.add_to(app)
+models.add_to(app)
+helpers.add_to(app)
+
+
+def main() -> None:
+    """Run the command line and end the process: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    sys.exit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit code; nothing a user does wrong ends in a traceback."""
+    try:
+        result = app(arguments, standalone_mode=False)
+    except DatasetError as error:
+        sys.stderr.write(f"{len(error.problems)} problem(s) in the dataset; nothing was changed\n")
+        problem_table(error.problems)
+        return 2
+    except InputError as error:
+        sys.stderr.write(f"segfit: {error}\n")
+        return 2
+    except SegfitError as error:
+        sys.stderr.write(f"segfit: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on where it was\n")
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the command line
+            sys.stderr.write(f"segfit: {error.format_message()}; segfit --help tells what there is\n")
+            return int(error.exit_code)
+        raise
+    return result if isinstance(result, int) else 0

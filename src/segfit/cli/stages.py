@@ -1,0 +1,229 @@
+"""The verbs of a project: from ``check`` to ``report``, and ``run`` for all of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segfit.cli.common import (
+    AsJson,
+    DatasetArgument,
+    Device,
+    Memory,
+    Out,
+    Preset,
+    Seed,
+    Set,
+    Steps,
+    Time,
+    Workers,
+    open_project,
+    print_json,
+    settings_from,
+)
+from segfit.cli.console import problem_table, score_table, table
+
+if TYPE_CHECKING:
+    from segfit.evaluation.summary import Summary
+    from segfit.project import Project
+
+__all__ = ["add_to", "print_outcome", "report"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    for verb in (run, check, fingerprint, plan, preprocess, train, select):
+        app.command()(verb)
+
+
+def run(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    time: Time = None,
+    steps: Steps = None,
+    preset: Preset = None,
+    memory: Memory = None,
+    device: Device = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    settings: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do everything: check, fingerprint, plan, preprocess, train, select, predict, evaluate, report."""
+    given = settings_from(
+        time=time, steps=steps, preset=preset, memory=memory, device=device, seed=seed, workers=workers,
+        settings=settings,
+    )  # fmt: skip
+    project = open_project(dataset, out, given)
+    project.run()
+    print_outcome(project, as_json=as_json)
+
+
+def check(dataset: DatasetArgument = None, out: Out = None, workers: Workers = None, as_json: AsJson = False) -> int:
+    """Read every file of a dataset and list all problems; 2 if it cannot be used. Writes nothing without --out."""
+    from segfit.cli.console import console_progress
+    from segfit.dataset.checks import check_dataset
+
+    if dataset is None or out is not None:
+        problems = open_project(dataset, out, settings_from(workers=workers)).check()
+    else:
+        problems = check_dataset(dataset, workers=workers, progress=console_progress())
+    fatal = sum(problem.fatal for problem in problems)
+    if as_json:
+        print_json([{"case": p.case, "problem": p.problem, "action": p.action, "fatal": p.fatal} for p in problems])
+    else:
+        if problems:
+            problem_table(problems, sys.stdout)
+        warnings = len(problems) - fatal
+        found = f"{fatal} error(s), {warnings} warning(s)" if problems else "no problem found"
+        sys.stdout.write(f"{found}: the dataset {'cannot be used as it is' if fatal else 'can be used'}\n")
+    return 2 if fatal else 0
+
+
+def fingerprint(
+    dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
+    settings: Set = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure the dataset: sizes, spacings, labels, intensities."""
+    project = open_project(dataset, out, settings_from(preset=preset, workers=workers, settings=settings))
+    result = project.fingerprint()
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        return
+    shapes = sorted(case.shape for case in result.cases)
+    rows = [
+        ("training cases", str(len(result.cases))),
+        ("channels", ", ".join(result.channel_names)),
+        ("axes", f"{result.ndim}, {result.orientation}"),
+        ("median size (voxels)", _by_axis(shapes[len(shapes) // 2])),
+        ("median spacing (mm)", _by_axis(sorted(case.spacing_mm for case in result.cases)[len(shapes) // 2])),
+    ]
+    for name, one in zip(result.channel_names, result.intensities, strict=True):
+        rows.append((f"foreground of {name}", f"mean {one.mean:.4g}, std {one.std:.4g}, median {one.median:.4g}"))
+    table(("", result.dataset), rows, sys.stdout)
+
+
+def plan(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why every value is what it is.")] = False,
+    time: Time = None,
+    preset: Preset = None,
+    memory: Memory = None,
+    device: Device = None,
+    settings: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Derive the pipeline: resampling, normalisation, patch, network, batch; --explain gives the reasons."""
+    from segfit.planning.explain import explain as in_words
+    from segfit.planning.explain import explain_json
+
+    given = settings_from(time=time, preset=preset, memory=memory, device=device, settings=settings)
+    result = open_project(dataset, out, given).plan()
+    if as_json:
+        print_json(explain_json(result) if explain else result.model_dump(mode="json"))
+        return
+    if explain:
+        sys.stdout.write(in_words(result))
+        return
+    rows = [
+        (
+            name,
+            _by_axis(item.spacing_mm),
+            _by_axis(item.patch_size),
+            str(item.batch_size),
+            f"{item.network.kind}, {item.network.num_stages} stages from {item.network.features[0]} features",
+        )
+        for name, item in result.configurations.items()
+    ]
+    table(("configuration", "spacing (mm)", "patch", "batch", "network"), rows, sys.stdout)
+    for warning in result.warnings:
+        sys.stdout.write(f"warning: {warning}\n")
+    sys.stdout.write("segfit plan --explain says why\n")
+
+
+def preprocess(
+    dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
+    settings: Set = None,
+) -> None:  # fmt: skip
+    """Crop, normalise and resample all cases into the project's store."""
+    project = open_project(dataset, out, settings_from(preset=preset, workers=workers, settings=settings))
+    for name, keys in project.preprocess().items():
+        sys.stdout.write(f"{name}: {len(keys)} cases in {project.folder.cases}\n")
+
+
+def train(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    time: Time = None,
+    steps: Steps = None,
+    preset: Preset = None,
+    memory: Memory = None,
+    device: Device = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    settings: Set = None,
+) -> None:
+    """Train what fits the time, fold by fold; goes on where it was stopped."""
+    given = settings_from(
+        time=time, steps=steps, preset=preset, memory=memory, device=device, seed=seed, workers=workers,
+        settings=settings,
+    )  # fmt: skip
+    project = open_project(dataset, out, given)
+    results = project.train()
+    run_plan = project.run_plan()
+    rows = [
+        (item.configuration, str(fold), str(item.steps), f"{item.seconds:.0f}", f"{item.dice or 0:.3f}")
+        for item, fold in zip(results, list(run_plan.folds) * len(run_plan.configurations), strict=True)
+    ]
+    table(("configuration", "fold", "steps", "seconds", "Dice on patches"), rows, sys.stdout, numbers=True)
+
+
+def select(dataset: DatasetArgument = None, out: Out = None, settings: Set = None, as_json: AsJson = False) -> None:
+    """Compare what was trained on the cases it never saw, choose, and write the model."""
+    project = open_project(dataset, out, settings_from(settings=settings))
+    selection = project.select()
+    if as_json:
+        print_json(selection.model_dump(mode="json"))
+        return
+    rows = {" + ".join(item.members): {**item.per_target, "mean": item.mean_dice} for item in selection.candidates}
+    score_table(rows, first="cross-validated Dice")
+    sys.stdout.write(f"{selection.reason}\n")
+    for step in selection.steps:
+        sys.stdout.write(f"post-processing: {step.text}\n")
+    sys.stdout.write(f"model: {project.folder.model}\n")
+
+
+def report(dataset: DatasetArgument = None, out: Out = None) -> None:
+    """Write the report of a project from what there is."""
+    project = open_project(dataset, out, [])
+    sys.stdout.write(f"{project.report()}\n")
+
+
+def print_outcome(project: Project, *, as_json: bool = False) -> None:
+    """Print scores, model and report of a finished run."""
+    from segfit.evaluation.summary import Summary
+
+    folder = project.folder
+    summaries = {"cross-validation": Summary.load(folder.validation_summary)}
+    test = folder.predictions / "summary.json"
+    if test.exists():
+        summaries["test"] = Summary.load(test)
+    rows = {f"{name} ({len(summary.cases)} cases)": _dice(summary) for name, summary in summaries.items()}
+    if as_json:
+        scores = {name: _dice(summary) for name, summary in summaries.items()}
+        print_json({"dice": scores, "model": str(folder.model), "report": str(folder.report)})
+        return
+    score_table(rows, first="Dice")
+    sys.stdout.write(f"model:  {folder.model}\nreport: {folder.report}\n")
+
+
+def _dice(summary: Summary) -> Mapping[str, float | None]:
+    return {name: scores.dice for name, scores in summary.mean.items()} | {"mean": summary.mean_dice}
+
+
+def _by_axis(values: tuple[float, ...] | tuple[int, ...]) -> str:
+    return "x".join(f"{value:g}" for value in values)

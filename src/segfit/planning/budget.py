@@ -1,0 +1,236 @@
+"""Sizing a run to the time there is: network width, batch, patch, recipe, folds, configurations.
+
+The planner says what fits the data; this module says what fits the clock. It has no clock itself: the caller measures
+seconds per step for the candidates proposed here and says what it found. The constants and the experiments behind them
+are in ``docs/decisions/time-budget.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from segfit.errors import InputError
+from segfit.options import Options
+from segfit.planning.plan import Configuration, Decision, Plan, RunSpec, TrainingSpec
+
+__all__ = [
+    "ENOUGH_STEPS",
+    "FEWEST_STEPS",
+    "LONG_STEPS",
+    "TOLERABLE_STEPS",
+    "WANTED_STEPS",
+    "candidates",
+    "choose_configurations",
+    "choose_trainings",
+    "short_recipe",
+    "shrunk",
+    "with_run",
+]
+
+FEWEST_STEPS = 100
+"""With fewer optimiser steps a network has learned nothing worth handing over."""
+WANTED_STEPS = 1500
+"""A wider network is taken only if it still gets this many steps; below, width costs more than it gives."""
+TOLERABLE_STEPS = 400
+"""The patch is reduced only if the narrowest network does not even get these: a network that sees less learns less."""
+ENOUGH_STEPS = 10_000
+"""Another fold, or another configuration, is trained only if each training still gets this many steps."""
+LONG_STEPS = 10_000
+"""From here on the reference's recipe is kept; shorter trainings need less momentum to get anywhere."""
+
+_WIDTHS = (8, 12, 16, 24, 32)  # features of the first stage, narrow to wide
+_SMALL_BATCH = {2: 4, 3: 2}  # by number of axes
+_ORDER = ("3d_fullres", "2d", "3d_lowres")  # which configuration is trained first
+
+
+def choose_configurations(names: Sequence[str], options: Options) -> tuple[str, ...]:
+    """Return the configurations that can be trained, the most promising first.
+
+    Those asked for keep their order. The second stage of a cascade needs the predictions of the first, which this
+    version does not train on: asking for it raises `InputError`.
+    """
+    asked = options.planning.configurations
+    if asked is None:
+        return tuple(name for name in _ORDER if name in names)
+    unusable = [name for name in asked if name not in _ORDER]
+    if unusable:
+        raise InputError(
+            f"configuration {unusable[0]} cannot be trained by this version (it is planned and predicted only); "
+            f"choose among {', '.join(name for name in _ORDER if name in names)}"
+        )
+    return asked
+
+
+def candidates(configuration: Configuration, options: Options) -> tuple[Configuration, ...]:
+    """Return versions of a configuration from the cheapest to the planned one, for the caller to measure.
+
+    First wider and wider networks with a small batch, then larger batches of the planned network. What the user fixed
+    stays fixed.
+    """
+    planned = configuration.network.features[0]
+    asked = options.planning
+    widths = [planned] if asked.base_features else [*(w for w in _WIDTHS if w < planned), planned]
+    small = min(configuration.batch_size, _SMALL_BATCH[configuration.ndim])
+    batches = [configuration.batch_size]
+    if asked.batch_size is None:
+        while batches[0] > small:
+            batches.insert(0, max(small, batches[0] // 2))
+    sizes = [(width, batches[0]) for width in widths] + [(planned, batch) for batch in batches[1:]]
+    return tuple(_resized(configuration, width, batch) for width, batch in sizes)
+
+
+def _resized(configuration: Configuration, width: int, batch: int) -> Configuration:
+    network = configuration.network
+    cap = max(network.features)
+    features = tuple(min(width << stage, cap) for stage in range(network.num_stages))
+    return configuration.model_copy(
+        update={"network": network.model_copy(update={"features": features}), "batch_size": batch}
+    )
+
+
+def shrunk(configuration: Configuration, share: float) -> Configuration | None:
+    """Return the configuration with a patch of at most `share` of its voxels; None if it cannot be that small.
+
+    The longest axis gives way first, in steps the network can halve; every axis keeps at least two of them.
+    """
+    patch = list(configuration.patch_size)
+    divisor = configuration.network.divisor
+    wanted = share * prod(patch)
+    while prod(patch) > wanted:
+        open_axes = [axis for axis, size in enumerate(patch) if size >= 3 * divisor[axis]]
+        if not open_axes:
+            return None
+        axis = max(open_axes, key=lambda a: patch[a])
+        patch[axis] -= divisor[axis]
+    return configuration.model_copy(update={"patch_size": tuple(patch)})
+
+
+def choose_trainings(
+    seconds: float, step_seconds: Sequence[float], num_folds: int, *, folds: int | None = None
+) -> tuple[int, int]:
+    """Return how many configurations and how many folds of each to train in `seconds`.
+
+    Parameters
+    ----------
+    step_seconds : by configuration, in the order of `choose_configurations`
+    folds : how many folds were asked for, if any
+
+    One network at first; then more folds of the first configuration, then the next configurations with as many folds,
+    as long as every training gets `ENOUGH_STEPS`.
+    """
+
+    def fits(configurations: int, count: int) -> bool:
+        return count * sum(step_seconds[:configurations]) * ENOUGH_STEPS <= seconds
+
+    count = folds or next((n for n in range(num_folds, 1, -1) if fits(1, n)), 1)
+    if folds is None and count < num_folds:
+        return 1, count
+    return next((n for n in range(len(step_seconds), 1, -1) if fits(n, count)), 1), count
+
+
+def short_recipe(recipe: TrainingSpec, options: Options) -> TrainingSpec:
+    """Return the recipe for a training of less than `LONG_STEPS` steps; what the user set stays.
+
+    Momentum 0.99 averages over the last hundred gradients or so, which is a large part of a short training.
+    """
+    if options.training.momentum is not None or recipe.optimizer != "sgd":
+        return recipe
+    return recipe.model_copy(update={"momentum": 0.95})
+
+
+def with_run(
+    plan: Plan, sized: Mapping[str, tuple[Configuration, TrainingSpec]], run: RunSpec, *, asked: Mapping[str, Any]
+) -> Plan:
+    """Return the plan with what was sized to the budget, a reason for each, and how that differs from before.
+
+    Parameters
+    ----------
+    sized : by name of the configuration, those that are trained
+    asked : what the user asked for (time, steps, folds, ...), the inputs of the decisions
+    """
+    decided = {item.key: item for item in plan.decisions}
+    changes = list(plan.changes)
+    for name, (configuration, recipe) in sized.items():
+        before, measured = plan.configurations[name], run.seconds_per_step.get(name)
+        inputs = {**asked, "seconds_per_step": measured, "expected_steps": run.expected_steps.get(name)}
+        for key, old, new, rule, change in _sized_values(before, configuration):
+            if new != old:
+                decided[f"{name}.{key}"] = Decision(
+                    key=f"{name}.{key}",
+                    value=new,
+                    rule=rule,
+                    inputs=inputs | {"by_rule_of_the_preset": old},
+                    bound="time budget",
+                    source="segfit, docs/decisions/time-budget.md",
+                    would_change=change,
+                )
+                changes.append(f"{name}: {key.replace('network.', '')} {_values(new)} instead of {_values(old)}")
+        if recipe.momentum != plan.training[name].momentum:
+            changes.append(f"{name}: momentum {recipe.momentum:g} instead of {plan.training[name].momentum:g}")
+        decided[f"{name}.training"] = Decision(
+            key=f"{name}.training",
+            value={
+                key: getattr(recipe, key)
+                for key in ("optimizer", "learning_rate", "momentum", "weight_decay", "precision", "channels_last")
+            },
+            rule=f"the recipe for a training of about {run.expected_steps.get(name, 0)} steps; below {LONG_STEPS} the "
+            "momentum is lower; arithmetic and memory layout are those that were measured to be fastest",
+            inputs=inputs,
+            bound="time budget",
+            source="segfit, docs/decisions/time-budget.md",
+            would_change="a longer time budget, or the options training.*",
+        )
+    decided["run"] = Decision(
+        key="run",
+        value={"configurations": list(run.configurations), "folds": list(run.folds)},
+        rule="one network first; another fold, then another configuration, if every training still gets "
+        f"{ENOUGH_STEPS} steps",
+        inputs={**asked, "seconds_per_training": run.seconds_per_training, "steps": run.steps},
+        bound="time budget" if run.steps is None else "steps asked for",
+        source="segfit, docs/decisions/time-budget.md",
+        would_change="a longer time budget, or the options planning.configurations and planning.folds",
+    )
+    return plan.model_copy(
+        update={
+            "configurations": plan.configurations | {name: item for name, (item, _) in sized.items()},
+            "training": plan.training | {name: item for name, (_, item) in sized.items()},
+            "run": run,
+            "decisions": tuple(decided.values()),
+            "changes": tuple(changes),
+            "stock": plan.stock and tuple(changes) == plan.changes,
+        }
+    )
+
+
+def _sized_values(before: Configuration, after: Configuration) -> tuple[tuple[str, Any, Any, str, str], ...]:
+    """Return (key, old, new, rule, what would change it) of what sizing may change."""
+    longer = "a longer time budget, a faster machine, or the option planning."
+    return (
+        (
+            "network.features",
+            list(before.network.features),
+            list(after.network.features),
+            f"the widest network that still gets {WANTED_STEPS} training steps",
+            longer + "base_features",
+        ),
+        (
+            "batch_size",
+            before.batch_size,
+            after.batch_size,
+            f"the largest batch that leaves {WANTED_STEPS} training steps, once the network has its full width",
+            longer + "batch_size",
+        ),
+        (
+            "patch_size",
+            list(before.patch_size),
+            list(after.patch_size),
+            f"reduced along its longest axes until the narrowest network gets {TOLERABLE_STEPS} training steps",
+            longer + "patch_size",
+        ),
+    )
+
+
+def _values(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,65 @@
+"""What the stages of a project used: seconds, memory, disk. One JSON object per line, appended."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from segfit.execution.memory import process_peak_bytes, reset_process_peak
+from segfit.files import Record
+
+__all__ = ["Accounts", "StageRecord"]
+
+
+class StageRecord(Record):
+    """One execution of one stage, finished or stopped."""
+
+    stage: str
+    started: float  # seconds since 1970
+    seconds: float
+    cpu_seconds: float
+    peak_memory_gb: float
+    finished: bool
+
+
+class Accounts:
+    """The accounts of a project folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Account for a stage, also when it is interrupted; a killed one leaves no line."""
+        reset_process_peak()
+        started, clock, processor = time.time(), time.perf_counter(), time.process_time()
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            record = StageRecord(
+                stage=stage,
+                started=round(started, 3),
+                seconds=round(time.perf_counter() - clock, 3),
+                cpu_seconds=round(time.process_time() - processor, 3),
+                peak_memory_gb=round(process_peak_bytes() / 2**30, 3),
+                finished=finished,
+            )
+            with self._path.open("a", encoding="utf-8") as handle:
+                handle.write(record.model_dump_json() + "\n")
+
+    def records(self) -> list[StageRecord]:
+        """Return all records; a line torn by a crash is left out."""
+        if not self._path.exists():
+            return []
+        found = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(StageRecord.model_validate(json.loads(line)))
+            except ValueError:
+                continue
+        return found

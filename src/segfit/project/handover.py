@@ -1,0 +1,182 @@
+"""From trained networks to the model that is handed over, and what it makes of the test images."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import date
+from functools import partial
+from importlib import metadata
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.bundle.bundle import Member, ModelManifest, weights_name, write_bundle
+from segfit.evaluation.summary import Pair, Summary, summarize
+from segfit.files import content_hash
+from segfit.inference.model import load_model, predict_folder
+from segfit.project.trainings import validate_all
+from segfit.project.validation import probabilities_path, validation_pairs
+from segfit.selection.ensemble import Member as EnsembleMember
+from segfit.selection.ensemble import evaluate_ensembles, merged_pairs
+from segfit.selection.select import Candidate, Selection, select
+from segfit.training.loop import WEIGHTS
+
+if TYPE_CHECKING:
+    from segfit.project.project import Project
+
+__all__ = ["predict_test", "select_model"]
+
+
+def select_model(project: Project) -> Selection:
+    """Validate, choose, and write ``selection.json``, ``validation.json`` and ``model/``."""
+    summaries = validate_all(project)
+    results = project.train()
+    basis = content_hash([result.identity for result in results])
+    folder = project.folder
+    if project.marks.holds("selection", basis) and folder.selection.exists() and (folder.model / "model.json").exists():
+        return Selection.load(folder.selection)
+    with project.stage("select"):
+        candidates = _candidates(project, summaries)
+        splits = project.splits()
+        selection = select(
+            candidates,
+            project.dataset.labels,
+            {fold: splits.folds[fold].validation for fold in project.run_plan().folds},
+            partial(_pairs, project),
+            workers=project.options.workers,
+            progress=project.progress,
+        )
+        winner = next(item for item in candidates if item.members == selection.winner)
+        winner.summary.save(folder.validation_summary)
+        selection.save(folder.selection)
+        _write_model(project, selection, [result.steps for result in results])
+        project.marks.set("selection", basis)
+        for name in summaries:
+            for fold in summaries[name]:
+                shutil.rmtree(folder.validation(name, fold) / "probabilities", ignore_errors=True)
+    return selection
+
+
+def predict_test(project: Project) -> list[Path]:
+    """Predict the test images into ``predictions/``."""
+    project.select()
+    cases = project.dataset.test
+    if not cases:
+        return []
+    folder = project.folder
+    basis = content_hash((folder.model / "model.json").read_text())
+    if not project.marks.holds("predictions", basis):
+        shutil.rmtree(folder.predictions, ignore_errors=True)
+        project.marks.set("predictions", basis)
+    ending = project.dataset.file_ending
+    paths = [folder.predictions / f"{case.id}{ending}" for case in cases]
+    if all(path.exists() for path in paths):
+        return paths
+    with project.stage("predict"):
+        model = load_model(folder.model, project.options.device)
+        return predict_folder(model, cases, folder.predictions, ending=ending, progress=project.progress)
+
+
+def _candidates(project: Project, summaries: Mapping[str, Mapping[int, Summary]]) -> list[Candidate]:
+    """Return every configuration and every pair of them with cross-validated scores."""
+    targets = project.dataset.labels.targets
+    singles = [
+        Candidate((name,), summarize([case for summary in folds.values() for case in summary.cases], targets))
+        for name, folds in summaries.items()
+    ]
+    if len(singles) < 2:
+        return singles
+    scored = evaluate_ensembles(
+        [_member(project, name) for name in summaries],
+        _pairs(project, singles[0]),
+        project.dataset.labels,
+        workers=project.options.workers,
+        progress=project.progress,
+    )
+    return [*singles, *(Candidate(names, scored[names]) for names in combinations(summaries, 2))]
+
+
+def _member(project: Project, name: str) -> EnsembleMember:
+    """Return a configuration with its validation probabilities, read slab by slab."""
+    folds, run = project.splits().folds, project.run_plan()
+
+    def loader(path: Path) -> Callable[[], NDArray[Any]]:
+        return lambda: np.load(path, mmap_mode="r", allow_pickle=False)
+
+    found = {
+        case: loader(probabilities_path(project.folder.validation(name, fold), case))
+        for fold in run.folds
+        for case in folds[fold].validation
+    }
+    return EnsembleMember(name, found)
+
+
+def _pairs(project: Project, candidate: Candidate) -> list[Pair]:
+    """Return the validation predictions of a candidate with their references."""
+    folds, run = project.splits().folds, project.run_plan()
+    first = [
+        pair
+        for fold in run.folds
+        for pair in validation_pairs(
+            project.dataset, project.folder.validation(candidate.members[0], fold), folds[fold].validation
+        )
+    ]
+    if len(candidate.members) == 1:
+        return first
+    members = [_member(project, name) for name in candidate.members]
+    return merged_pairs(members, first, project.dataset.labels)
+
+
+def _write_model(project: Project, selection: Selection, steps: list[int]) -> None:
+    plan, run, inference = project.plan(), project.run_plan(), project.options.inference
+    members: list[Member] = []
+    weights: dict[str, Path] = {}
+    for name in selection.winner:
+        recipe = plan.training[name]
+        files = {str(fold): weights_name(name, fold) for fold in run.folds}
+        weights |= {files[str(fold)]: project.folder.training(name, fold) / WEIGHTS for fold in run.folds}
+        members.append(
+            Member(
+                configuration=plan.configurations[name],
+                weights=files,
+                mirror_axes=() if inference.mirror is False else recipe.augmentation.mirror_axes,
+                tile_step=inference.tile_step,
+                precision=recipe.precision,
+                channels_last=recipe.channels_last,
+            )
+        )
+    chosen = next(item for item in selection.candidates if item.members == selection.winner)
+    dataset = project.dataset
+    manifest = ModelManifest(
+        name=dataset.name,
+        labels=dataset.labels,
+        channel_names=dataset.channel_names,
+        file_ending=dataset.file_ending,
+        members=tuple(members),
+        postprocessing=selection.steps,
+        scores=chosen.per_target,
+        selection={
+            "winner": " + ".join(selection.winner),
+            "reason": selection.reason,
+            "folds": list(selection.folds),
+            "mean_dice": selection.dice_after_steps,
+        },
+        training={
+            "cases": len(dataset.training),
+            "preset": plan.preset,
+            "stock": plan.stock,
+            "steps": steps,
+            "seconds_per_training": run.seconds_per_training,
+        },
+        provenance={
+            "segfit": metadata.version("segfit"),
+            "made": date.today().isoformat(),
+            "plan": plan.content_hash(),
+            "data": plan.fingerprint_hash,
+        },
+    )
+    write_bundle(project.folder.model, manifest, weights)

@@ -1,0 +1,238 @@
+"""From the files of a project to what its report shows."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from segfit.dataset.manifest import Case, Dataset
+from segfit.device import Hardware
+from segfit.evaluation.summary import Summary
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.geometry import canonical_map
+from segfit.images.formats import read_case, read_label
+from segfit.options import Options
+from segfit.planning.mirroring import value_names
+from segfit.planning.plan import Plan, RunSpec
+from segfit.project.accounts import StageRecord
+from segfit.project.folder import ProjectFolder
+from segfit.report.data import (
+    Candidate,
+    CaseScore,
+    Overlay,
+    ReportData,
+    SelectionSummary,
+    StageUse,
+    TrainingCurve,
+    choose_examples,
+)
+from segfit.selection.select import CandidateScores, Selection
+from segfit.training.events import read_events
+from segfit.training.loop import EVENTS
+from segfit.training.result import TrainingResult
+
+__all__ = ["case_scores", "report_data"]
+
+_STAGES = (
+    "check",
+    "fingerprint",
+    "plan",
+    "size",
+    "preprocess",
+    "train",
+    "validate",
+    "select",
+    "predict",
+    "evaluate",
+    "report",
+)
+
+
+def report_data(
+    folder: ProjectFolder,
+    dataset: Dataset,
+    options: Options,
+    *,
+    fingerprint: Fingerprint | None,
+    plan: Plan | None,
+    selection: Selection | None,
+    validation: Summary | None,
+    folds: Mapping[str, int],
+    test: Summary | None,
+    records: Sequence[StageRecord],
+    hardware: Hardware,
+    warnings: Sequence[str],
+) -> ReportData:
+    """Gather everything that is known about a project.
+
+    Parameters
+    ----------
+    validation : cross-validated scores of what is handed over
+    folds : the fold that validates a case
+    records : accounts of the stages
+    """
+    validated = case_scores(validation, folds) if validation is not None else ()
+    tested = case_scores(test, {}) if test is not None else ()
+    first = selection.winner[0] if selection is not None else ""
+    overlays = (
+        *_overlays(
+            "validation",
+            validated,
+            {case.id: case for case in dataset.training},
+            lambda score: folder.validation(first, score.fold or 0) / f"{score.case}{dataset.file_ending}",
+        ),
+        *_overlays(
+            "test",
+            tested,
+            {case.id: case for case in dataset.test},
+            lambda score: folder.predictions / f"{score.case}{dataset.file_ending}",
+        ),
+    )
+    run = plan.run if plan is not None else None
+    return ReportData(
+        title=f"segfit report: {dataset.name}",
+        dataset=dataset.name,
+        options=options.model_dump(mode="json"),
+        fingerprint=fingerprint,
+        label_names=value_names(dataset.labels),
+        plan=plan,
+        trainings=_curves(folder, run),
+        selection=None if selection is None else _selection(selection),
+        validation=validated,
+        test=tested,
+        overlays=overlays,
+        resources=_resources(folder, run, records),
+        environment=_environment(hardware),
+        model_path=str(folder.model) if folder.model.is_dir() else "",
+        file_ending=dataset.file_ending,
+        warnings=tuple(warnings),
+    )
+
+
+def case_scores(summary: Summary, folds: Mapping[str, int]) -> tuple[CaseScore, ...]:
+    """Return the Dice of every case, NaN where there is none; `folds` tells the fold that validates a case."""
+    return tuple(
+        CaseScore(
+            case=case.case,
+            dice={name: math.nan if one.dice is None else one.dice for name, one in case.scores.items()},
+            fold=folds.get(case.case),
+        )
+        for case in summary.cases
+    )
+
+
+def _overlays(
+    kind: Literal["validation", "test"],
+    scores: Sequence[CaseScore],
+    cases: Mapping[str, Case],
+    prediction_of: Callable[[CaseScore], Path],
+) -> list[Overlay]:
+    found = []
+    for rank, score in choose_examples(scores).items():
+        case, prediction = cases.get(score.case), prediction_of(score)
+        if case is None or case.label is None or not prediction.is_file():
+            continue
+        image = read_case(case.images)
+        axes = canonical_map(image.grid)
+        oriented = axes.apply_grid(image.grid)
+        found.append(
+            Overlay(
+                case=score.case,
+                kind=kind,
+                rank=rank,
+                dice=score.mean,
+                image=axes.apply(image.array),
+                reference=axes.apply(read_label(case.label).array)[0],
+                prediction=axes.apply(read_label(prediction).array)[0],
+                spacing_mm=oriented.spacing_mm,
+                canonical=image.grid.ndim == 3 and image.grid.affine is not None,
+            )
+        )
+    return found
+
+
+def _curves(folder: ProjectFolder, run: RunSpec | None) -> tuple[TrainingCurve, ...]:
+    if run is None:
+        return ()
+    found = []
+    for name in run.configurations:
+        for fold in run.folds:
+            events = read_events(folder.training(name, fold) / EVENTS)
+            if events:
+                found.append(TrainingCurve.from_events(name, fold, events))
+    return tuple(found)
+
+
+def _selection(selection: Selection) -> SelectionSummary:
+    def name(item: CandidateScores) -> str:
+        return " + ".join(item.members)
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    return SelectionSummary(
+        candidates=tuple(
+            Candidate(
+                name=name(item),
+                mean_dice=number(item.mean_dice),
+                dice={target: number(value) for target, value in item.per_target.items()},
+            )
+            for item in selection.candidates
+        ),
+        winner=" + ".join(selection.winner),
+        reason=selection.reason,
+        notes=selection.notes,
+        steps=tuple(step.text for step in selection.steps),
+        dice_before_steps=selection.dice_before_steps,
+        dice_after_steps=selection.dice_after_steps,
+    )
+
+
+def _resources(folder: ProjectFolder, run: RunSpec | None, records: Sequence[StageRecord]) -> tuple[StageUse, ...]:
+    """Return one row per stage: its last execution; training over all interruptions, as its results say."""
+    forecast = run.forecast_s if run is not None else {}
+    disk = {"preprocess": folder.cases, "train": folder.root / "runs", "predict": folder.predictions}
+    found = []
+    for stage in _STAGES:
+        own = [record for record in records if record.stage == stage]
+        if not own:
+            continue
+        used = own[-1].seconds
+        if stage == "train" and run is not None:
+            trained = _training_seconds(folder, run)
+            used = max(used, trained)
+        found.append(
+            StageUse(
+                name=stage,
+                forecast_s=forecast.get(stage),
+                used_s=used,
+                peak_memory_gb=max(record.peak_memory_gb for record in own),
+                disk_gb=_size_gb(disk[stage]) if stage in disk else None,
+            )
+        )
+    return tuple(found)
+
+
+def _training_seconds(folder: ProjectFolder, run: RunSpec) -> float:
+    paths = [folder.training(name, fold) / "training.json" for name in run.configurations for fold in run.folds]
+    return sum(TrainingResult.load(path).seconds for path in paths if path.exists())
+
+
+def _size_gb(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**30
+
+
+def _environment(hardware: Hardware) -> dict[str, str]:
+    return {
+        "machine": f"{hardware.name}, {hardware.threads} threads, {hardware.free_memory_gb:.0f} GB free",
+        "device": hardware.device,
+        "segfit": metadata.version("segfit"),
+        "torch": metadata.version("torch"),
+        "numpy": metadata.version("numpy"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,103 @@
+"""Training and validating every fold of every configuration of the run."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from segfit.dataset.splits import Fold
+from segfit.device import resolve_device
+from segfit.evaluation.summary import Summary
+from segfit.files import content_hash
+from segfit.preprocessing.store import CaseStore, StoredCase
+from segfit.project.validation import validate_fold
+from segfit.training.loop import WEIGHTS, train_fold
+from segfit.training.result import TrainingResult
+
+if TYPE_CHECKING:
+    from segfit.project.project import Project
+
+__all__ = ["train_all", "validate_all"]
+
+
+def train_all(project: Project) -> list[TrainingResult]:
+    """Train what is not trained yet, one after the other."""
+    run, keys = project.run_plan(), project.preprocess()
+    results = []
+    for name in run.configurations:
+        for fold in run.folds:
+            with project.stage("train", unless=project.folder.trained(name, fold)):
+                results.append(_train(project, name, fold, keys[name]))
+    return results
+
+
+def validate_all(project: Project) -> dict[str, dict[int, Summary]]:
+    """Predict and score the validation cases of every training; return the scores by configuration and fold."""
+    run, keys = project.run_plan(), project.preprocess()
+    results = project.train()
+    identities = {
+        (item.configuration, fold): item.identity for item, fold in zip(results, _folds(project), strict=True)
+    }
+    summaries: dict[str, dict[int, Summary]] = {}
+    for name in run.configurations:
+        for fold in run.folds:
+            folder = project.folder.validation(name, fold)
+            mark = f"validation/{name}/{fold}"
+            if not project.marks.holds(mark, identities[name, fold]):
+                shutil.rmtree(folder, ignore_errors=True)
+                project.marks.set(mark, identities[name, fold])
+            with project.stage("validate", unless=(folder / "summary.json").exists()):
+                summaries.setdefault(name, {})[fold] = _validate(project, name, fold, keys[name])
+    return summaries
+
+
+def _folds(project: Project) -> list[int]:
+    run = project.run_plan()
+    return [fold for _ in run.configurations for fold in run.folds]
+
+
+def _train(project: Project, name: str, fold: int, keys: dict[str, str]) -> TrainingResult:
+    plan, run = project.plan(), project.run_plan()
+    split = project.splits().folds[fold]
+    train, validation = _cases(project, split, keys)
+    return train_fold(
+        configuration=plan.configurations[name],
+        recipe=plan.training[name],
+        labels=project.dataset.labels,
+        cases_train=train,
+        cases_validation=validation,
+        folder=project.folder.training(name, fold),
+        device=resolve_device(project.options.device),
+        seed=project.options.seed,
+        seconds=run.seconds_per_training if run.steps is None else None,
+        steps=run.steps,
+        checkpoint_seconds=project.options.training.checkpoint_seconds,
+        identity=content_hash({case: keys[case] for case in (*split.train, *split.validation)}),
+        title=f"training {name}, fold {fold}",
+        progress=project.progress,
+    )
+
+
+def _validate(project: Project, name: str, fold: int, keys: dict[str, str]) -> Summary:
+    plan, run, inference = project.plan(), project.run_plan(), project.options.inference
+    _, cases = _cases(project, project.splits().folds[fold], keys)
+    return validate_fold(
+        plan.configurations[name],
+        plan.training[name],
+        project.dataset,
+        cases,
+        project.folder.training(name, fold) / WEIGHTS,
+        project.folder.validation(name, fold),
+        device=resolve_device(project.options.device),
+        mirror=inference.mirror is not False,
+        tile_step=inference.tile_step,
+        probabilities=len(run.configurations) > 1,
+        title=f"validating {name}, fold {fold}",
+        workers=project.options.workers,
+        progress=project.progress,
+    )
+
+
+def _cases(project: Project, split: Fold, keys: dict[str, str]) -> tuple[list[StoredCase], list[StoredCase]]:
+    store = CaseStore(project.folder.cases)
+    return [store.open(keys[case]) for case in split.train], [store.open(keys[case]) for case in split.validation]

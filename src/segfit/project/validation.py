@@ -1,0 +1,136 @@
+"""Predicting the cases that a trained network never saw, from their preprocessed arrays, and scoring them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segfit.dataset.manifest import Case, Dataset
+from segfit.errors import InputError
+from segfit.evaluation.summary import Pair, Summary, evaluate
+from segfit.files import write_file
+from segfit.images.formats import read_grid, write_labels
+from segfit.inference.export import export_labels, export_probabilities
+from segfit.inference.predictor import Predictor
+from segfit.networks.unet import build_network
+from segfit.planning.plan import Configuration, TrainingSpec
+from segfit.preprocessing.store import StoredCase
+from segfit.progress import SILENT, Progress, messages_only
+
+__all__ = ["SUMMARY", "probabilities_path", "validate_fold", "validation_pairs"]
+
+SUMMARY = "summary.json"
+
+
+def validate_fold(
+    configuration: Configuration,
+    recipe: TrainingSpec,
+    dataset: Dataset,
+    cases: Sequence[StoredCase],
+    weights: Path,
+    folder: Path,
+    *,
+    device: torch.device,
+    mirror: bool,
+    tile_step: float,
+    probabilities: bool,
+    title: str,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> Summary:
+    """Predict the validation cases of one fold into ``folder/CASE.ENDING`` and score them.
+
+    Parameters
+    ----------
+    cases : preprocessed validation cases
+    weights : safetensors of the trained network
+    probabilities : also keep them, half precision on the stored grid, for ensembles with other configurations
+
+    A finished fold (``summary.json`` is written last) is not predicted again; an interrupted one goes on.
+    """
+    wanted = [case.id for case in cases]
+    done = _finished(folder, wanted, probabilities=probabilities)
+    if done is not None:
+        return done
+    predictor = _predictor(configuration, recipe, dataset, weights, device=device, mirror=mirror, tile_step=tile_step)
+    with progress.task(title, len(cases)) as task:
+        for case in cases:
+            path = folder / f"{case.id}{dataset.file_ending}"
+            scores = probabilities_path(folder, case.id)
+            if not path.exists() or (probabilities and not scores.exists()):
+                logits = predictor.logits(case.image(), progress=messages_only(progress))
+                if probabilities:
+                    _write_array(scores, export_probabilities(logits, case.properties, configuration, dataset.labels))
+                labels = export_labels(logits, case.properties, configuration, dataset.labels)
+                write_labels(path, labels, read_grid(dataset.case(case.id).images[0]))
+            task.advance(1, case.id)
+    summary = evaluate(validation_pairs(dataset, folder, wanted), dataset.labels, workers=workers, progress=progress)
+    summary.save(folder / SUMMARY)
+    return summary
+
+
+def validation_pairs(dataset: Dataset, folder: Path, case_ids: Sequence[str]) -> list[Pair]:
+    """Return predictions and references of validation cases."""
+    return [
+        Pair.of_files(name, folder / f"{name}{dataset.file_ending}", _label(dataset.case(name))) for name in case_ids
+    ]
+
+
+def probabilities_path(folder: Path, case_id: str) -> Path:
+    """Where the probabilities of a validation case lie."""
+    return folder / "probabilities" / f"{case_id}.npy"
+
+
+def _label(case: Case) -> Path:
+    assert case.label is not None, case.id  # a training case has one: the check saw to it
+    return case.label
+
+
+def _finished(folder: Path, wanted: Sequence[str], *, probabilities: bool) -> Summary | None:
+    try:
+        summary = Summary.load(folder / SUMMARY)
+    except InputError:
+        return None
+    complete = {case.case for case in summary.cases} == set(wanted)
+    if probabilities:
+        complete = complete and all(probabilities_path(folder, name).exists() for name in wanted)
+    return summary if complete else None
+
+
+def _predictor(
+    configuration: Configuration,
+    recipe: TrainingSpec,
+    dataset: Dataset,
+    weights: Path,
+    *,
+    device: torch.device,
+    mirror: bool,
+    tile_step: float,
+) -> Predictor:
+    from safetensors.torch import load_file
+
+    network = build_network(configuration.network, deep_supervision=False)
+    state: Mapping[str, torch.Tensor] = load_file(weights)
+    network.load_state_dict(dict(state))
+    return Predictor(
+        configuration,
+        dataset.labels,
+        [network.requires_grad_(False)],
+        recipe.augmentation.mirror_axes if mirror else (),
+        device,
+        tile_step,
+        precision=recipe.precision,
+        channels_last=recipe.channels_last,
+    )
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    def fill(handle: BinaryIO) -> None:
+        np.save(handle, array.astype(np.float16), allow_pickle=False)
+
+    write_file(path, fill)

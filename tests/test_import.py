@@ -1,0 +1,61 @@
+"""Importing segfit is silent, light and without side effects; looked at in fresh interpreters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# Imports the modules of argv and tells what that changed.
+_PROBE = """
+import importlib, json, os, sys, threading
+environment = dict(os.environ)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps({
+    "heavy": sorted({"torch", "matplotlib", "nibabel", "blosc2", "cc3d", "scipy.ndimage"} & set(sys.modules)),
+    "environment": environment == dict(os.environ),
+    "threads": threading.active_count(),
+}))
+"""
+
+# Modules that plan, describe or configure: they must start at once and where no torch is installed.
+LIGHT = [
+    "segfit",
+    "segfit.bundle",
+    "segfit.dataset.manifest",
+    "segfit.errors",
+    "segfit.evaluation.metrics",
+    "segfit.fingerprint.fingerprint",
+    "segfit.options",
+    "segfit.planning",
+    "segfit.planning.plan",
+]
+
+
+def fresh(code: str, *arguments: str) -> str:
+    """Run code in a new interpreter where warnings are errors; return what it printed."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_package_prints_nothing() -> None:
+    assert fresh("import segfit") == ""
+
+
+def test_light_modules_load_nothing_heavy_and_change_nothing() -> None:
+    told = json.loads(fresh(_PROBE, *LIGHT))
+    assert told == {"heavy": [], "environment": True, "threads": 1}
+
+
+@pytest.mark.parametrize("module", ["segfit.evaluation.summary", "segfit.selection.select", "segfit.components"])
+def test_evaluation_and_selection_need_no_torch(module: str) -> None:
+    assert "torch" not in json.loads(fresh(_PROBE, module))["heavy"]
+
+
+def test_exported_names_exist() -> None:
+    code = "import segfit\nfor name in getattr(segfit, '__all__', ()): getattr(segfit, name)"
+    assert fresh(code) == ""
