@@ -51,6 +51,7 @@ class TrainingOptions(Record):
     weight_decay: float | None = Field(None, ge=0, description="weight decay")
     foreground_share: float | None = Field(None, ge=0, le=1, description="share of samples forced to hold foreground")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="arithmetic of the forward pass")
+    channels_last: bool | None = Field(None, description="memory layout of the network; measured when absent")
     checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two saved states")
 
 

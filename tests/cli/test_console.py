@@ -31,13 +31,22 @@ def test_lines_at_each_tenth() -> None:
     stream, clock = io.StringIO(), Clock()
     with LineProgress(stream, clock).task("preprocess", 40) as task:
         for i in range(40):
-            clock.now += 1
+            clock.now += 1.5
             task.advance(note=f"case_{i}")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
-    assert lines[0] == "preprocess: 10%, elapsed 4.0 s, left 36 s, case_3"
-    assert lines[8].startswith("preprocess: 90%, elapsed 36 s, left 4.0 s")
-    assert lines[9] == "preprocess: done in 40 s"
+    assert lines[0] == "preprocess: 10%, elapsed 6.0 s, left 54 s, case_3"
+    assert lines[8].startswith("preprocess: 90%, elapsed 54 s, left 6.0 s")
+    assert lines[9] == "preprocess: done in 60 s"
+
+
+def test_fast_work_writes_a_line_every_five_seconds_at_most() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with LineProgress(stream, clock).task("check", 100) as task:
+        for _ in range(100):
+            clock.now += 0.12
+            task.advance()
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == ["check: 50%", "check: done in 12 s"]
 
 
 def test_lines_every_thirty_seconds_of_slow_work() -> None:

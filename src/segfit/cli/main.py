@@ -55,8 +55,9 @@ def main() -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code; nothing a user does wrong ends in a traceback."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app(given or ["--help"], standalone_mode=False)
     except DatasetError as error:
         sys.stderr.write(f"{len(error.problems)} problem(s) in the dataset; nothing was changed\n")
         problem_table(error.problems)
@@ -67,7 +68,7 @@ def run(arguments: list[str] | None = None) -> int:
     except SegfitError as error:
         sys.stderr.write(f"segfit: {error}\n")
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\nstopped; the same command goes on where it was\n")
         return 130
     except BrokenPipeError:

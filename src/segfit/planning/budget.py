@@ -167,6 +167,10 @@ def with_run(
                     would_change=change,
                 )
                 changes.append(f"{name}: {key.replace('network.', '')} {_values(new)} instead of {_values(old)}")
+        augmentation = decided.get(f"{name}.augmentation")
+        if augmentation is not None:
+            now = recipe.augmentation.model_dump(mode="json", include=set(augmentation.value))
+            decided[augmentation.key] = augmentation.model_copy(update={"value": augmentation.value | now})
         if recipe.momentum != plan.training[name].momentum:
             changes.append(f"{name}: momentum {recipe.momentum:g} instead of {plan.training[name].momentum:g}")
         decided[f"{name}.training"] = Decision(

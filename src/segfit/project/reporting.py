@@ -94,7 +94,7 @@ def report_data(
     )
     run = plan.run if plan is not None else None
     return ReportData(
-        title=f"segfit report: {dataset.name}",
+        title=dataset.name,
         dataset=dataset.name,
         options=options.model_dump(mode="json"),
         fingerprint=fingerprint,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf, prod
+from math import ceil, prod
 
 import torch
 
@@ -114,16 +114,17 @@ class _Sizer:
         """Return the recipe with the fastest arithmetic and memory layout, measured; what the user set stays."""
         fast = measure_hardware(str(self._device)).fast_bf16
         half = ["bf16"] if fast else (["fp16"] if self._device.type == "cuda" else [])
-        asked = self._options.training.precision
-        best, best_seconds = recipe, inf
-        for precision in [asked] if asked else [*half, "fp32"]:
-            for channels_last in (True, False):
-                update = {"precision": precision, "channels_last": channels_last}
-                tried = recipe.model_copy(update=update)
-                seconds = probe_step(configuration, tried, self._labels, self._device).seconds_per_step
-                if seconds < best_seconds:
-                    best, best_seconds = tried, seconds
-        return best
+        asked = self._options.training
+        precisions = [*half, "fp32"] if asked.precision is None else [asked.precision]
+        layouts = [True, False] if asked.channels_last is None else [asked.channels_last]
+        tried = [
+            recipe.model_copy(update={"precision": precision, "channels_last": channels_last})
+            for precision in precisions
+            for channels_last in layouts
+        ]
+        if len(tried) == 1:
+            return tried[0]
+        return min(tried, key=lambda item: probe_step(configuration, item, self._labels, self._device).seconds_per_step)
 
     def widest(self, name: str, seconds: float) -> _Measured:
         """Return the largest candidate of a configuration that still gets enough steps in `seconds`."""

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from segfit.cli.main import run
+from segfit.dataset.phantom import make_phantom
+
+TINY = ["training.steps=4", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
+SET = [part for setting in TINY for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "Dataset001_Volumes"
+    return make_phantom(folder, cases=5, test_cases=2, shape=(12, 24, 24))
+
+
+@pytest.fixture(scope="module")
+def project(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished project."""
+    out = tmp_path_factory.mktemp("project") / "p"
+    assert run(["run", str(dataset), "--out", str(out), *SET]) == 0
+    return out
+
+
+def copy(dataset: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(dataset, folder / "Dataset009_Broken copy"))
+
+
+def rewrite(path: Path, values: np.ndarray) -> None:
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(values, image.affine), path)  # type: ignore[no-untyped-call, attr-defined]
+
+
+def test_help_is_fast_and_needs_no_torch() -> None:
+    code = "import sys; from segfit.cli.main import run; run(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    verbs = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ") and line.split()]
+    pipeline = ["run", "check", "fingerprint", "plan", "preprocess", "train", "select", "predict", "evaluate", "report"]
+    assert [verb for verb in verbs if verb in pipeline] == pipeline
+
+
+@pytest.mark.parametrize("verb", ["run", "check", "plan", "train", "predict", "evaluate", "info", "demo", "doctor"])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    assert "Usage: " in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("segfit 0.")
+
+
+def test_run_prints_scores_model_and_report(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", "--out", str(project)]) == 0
+    out = capsys.readouterr().out
+    assert "cross-validation (1 cases)" in out
+    assert "test (2 cases)" in out
+    assert f"report: {project / 'report.html'}" in out
+
+
+def test_run_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", "--out", str(project), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["dice"]["test"]) == {"organ", "lesion", "mean"}
+    assert told["model"] == str(project / "model")
+
+
+def test_single_verbs_on_a_project(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("check", "fingerprint", "plan", "preprocess", "train", "select", "predict", "evaluate", "report"):
+        assert run([verb, "--out", str(project)]) == 0, verb
+    out = capsys.readouterr().out
+    assert "no problem found: the dataset can be used" in out
+    assert "3d_fullres is the only candidate" in out
+    assert "mean Dice" in out
+
+
+def test_plan_explains(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", str(dataset), "--out", str(tmp_path / "p"), "--preset", "stock"]
+    assert run([*arguments, "--explain"]) == 0
+    text = capsys.readouterr().out
+    assert "every decision is the reference's" in text
+    assert "patch_size = " in text
+    assert "  bound" in text
+    assert run([*arguments, "--explain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stock"] is True
+
+
+def test_predict_a_folder_files_and_evaluate(
+    project: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = dataset / "imagesTs"
+    model = ["--model", str(project / "model"), "--device", "cpu"]
+    assert run(["predict", *model, "-i", str(images), "-o", str(tmp_path / "all")]) == 0
+    written = capsys.readouterr().out.split()
+    assert [Path(path).name for path in written] == ["phantom_ts_000.nii.gz", "phantom_ts_001.nii.gz"]
+    one = images / "phantom_ts_001_0000.nii.gz"
+    assert run(["predict", *model, "-i", str(one), "-o", str(tmp_path / "one"), "--probabilities"]) == 0
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["phantom_ts_001.nii.gz", "phantom_ts_001.npz"]
+    expected = nib.load(tmp_path / "all" / "phantom_ts_001.nii.gz").get_fdata()  # type: ignore[attr-defined]
+    found = nib.load(tmp_path / "one" / "phantom_ts_001.nii.gz").get_fdata()  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(found, expected)
+    capsys.readouterr()
+    arguments = ["-p", str(tmp_path / "all"), "-r", str(dataset / "labelsTs"), "--save", str(tmp_path / "scores.json")]
+    assert run(["evaluate", str(dataset), *arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads((tmp_path / "scores.json").read_text())
+    before = json.loads((project / "predictions" / "summary.json").read_text())
+    assert told["mean"] == before["mean"]
+    assert [case["scores"] for case in told["cases"]] == [case["scores"] for case in before["cases"]]
+
+
+def test_info(project: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", str(project / "model")]) == 0
+    assert "Segments organ, lesion" in capsys.readouterr().out
+    assert run(["info", str(project), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["finished trainings"] == "1"
+    assert run(["info", str(dataset), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training cases"] == "5"
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--device", "cpu", "--json"]) == 0
+    told = {row["what"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    assert told["torch"] == told["training step"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "give a dataset folder, or a project with --out"),
+        (
+            ["run", "DATASET", "--set", "planing.folds=0"],
+            "unknown option 'planing.folds' (did you mean 'planning.folds'?)",
+        ),
+        (["run", "DATASET", "--set", "training.steps=many"], "option training.steps"),
+        (["run", "DATASET", "--time", "soon"], "a time is written like 20m, 2h, 1h30m or 3d, got 'soon'"),
+        (["run", "DATASET", "--time", "2h", "--steps", "5"], "not by both"),
+        (["run", "DATASET", "--preset", "best"], "option preset"),
+        (["plan", "DATASET", "--device", "cuda:7"], "cuda:7"),
+        (["train", "DATASET", "--set", "planning.folds=9"], "planning.folds must be among 0 to 4"),
+        (["report", "--out", "nowhere"], "is not a segfit project"),
+        (["predict", "--model", "nowhere", "-i", "x"], "-o"),
+        (["predict", "--model", "nowhere", "-i", ".", "-o", "y"], "nowhere is not a model"),
+        (["info", "nowhere"], "neither a model, nor a project, nor a dataset"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["run", "--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_what_a_user_may_get_wrong(
+    arguments: list[str],
+    message: str,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([str(dataset) if part == "DATASET" else part for part in arguments]) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert told.out == ""
+    assert "Traceback" not in told.err
+    assert not list(tmp_path.rglob("runs"))
+
+
+def test_all_problems_of_a_dataset_in_one_table(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = copy(dataset, tmp_path)
+    images, labels = broken / "imagesTr", broken / "labelsTr"
+    (labels / "phantom_tr_000.nii.gz").unlink()
+    values = np.asarray(nib.load(labels / "phantom_tr_001.nii.gz").dataobj).astype(np.uint8)  # type: ignore[attr-defined]
+    values.flat[0] = 7
+    rewrite(labels / "phantom_tr_001.nii.gz", values)
+    rewrite(labels / "phantom_tr_002.nii.gz", np.zeros((3, 4, 5), np.uint8))
+    image = images / "phantom_tr_003_0000.nii.gz"
+    image.write_bytes(image.read_bytes()[:200])
+    voxels = np.asarray(nib.load(images / "phantom_tr_004_0000.nii.gz").dataobj).astype(np.float32)  # type: ignore[attr-defined]
+    voxels.flat[5] = np.nan
+    rewrite(images / "phantom_tr_004_0000.nii.gz", voxels)
+    out = tmp_path / "p"
+    for verb in ("check", "run"):
+        assert run([verb, str(broken), *([] if verb == "check" else ["--out", str(out), *SET])]) == 2
+        told = capsys.readouterr()
+        table = told.out if verb == "check" else told.err
+        for number in range(5 if verb == "check" else 1):
+            assert any(f"phantom_tr_00{number}" in line and "error" in line for line in table.splitlines()), table
+        assert "Traceback" not in told.err
+    assert not (out / "plan.json").exists()
+
+
+def test_a_dataset_without_cases(tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "Dataset010_Empty"
+    (empty / "imagesTr").mkdir(parents=True)
+    (empty / "labelsTr").mkdir()
+    shutil.copy(dataset / "dataset.json", empty)
+    assert run(["run", str(empty), "--out", str(tmp_path / "p")]) == 2
+    assert "imagesTr" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_truncated_image_does_not_stop_the_others(
+    project: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(dataset / "imagesTs", images)
+    (images / "phantom_ts_000_0000.nii.gz").write_bytes(gzip.compress(b"no image"))
+    arguments = ["--model", str(project / "model"), "-i", str(images), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert run(["predict", *arguments]) == 2
+    assert "phantom_ts_000" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["phantom_ts_001.nii.gz"]

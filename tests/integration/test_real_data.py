@@ -1,0 +1,54 @@
+"""The whole pipeline on real datasets, with trainings of a few steps: what is asserted is form, not quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from segfit.images.formats import read_grid, read_label
+from segfit.project import Project
+
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
+
+SETTINGS = ["training.steps=15", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
+
+
+def test_hippocampus(data: Path, tmp_path: Path) -> None:
+    dataset = data / "Dataset004_Hippocampus"
+    project = Project.create(tmp_path / "p", dataset, settings=SETTINGS)
+    summary = project.run()
+    assert summary is not None
+    assert len(summary.cases) == len(project.dataset.test) == 20
+    assert set(summary.mean) == {target.name for target in project.dataset.labels.targets}
+    plan = project.plan()
+    assert plan.configurations["3d_fullres"].patch_size == (40, 56, 40)
+    assert plan.configurations["3d_fullres"].batch_dice is False
+    for case in project.dataset.test:
+        path = project.folder.predictions / f"{case.id}.nii.gz"
+        image, prediction = nib.load(case.images[0]), nib.load(path)  # type: ignore[attr-defined]
+        assert prediction.shape == image.shape
+        np.testing.assert_array_equal(prediction.affine, image.affine)
+        assert set(np.unique(np.asarray(prediction.dataobj))) <= {0, 1, 2}
+    assert (project.folder.report).stat().st_size > 50_000
+
+
+def test_nuclei(data: Path, tmp_path: Path) -> None:
+    project = Project.create(tmp_path / "p", data / "Dataset120_Nuclei", settings=SETTINGS)
+    assert project.run() is None  # there are no test images
+    validation = project.splits().folds[0].validation
+    assert len(validation) == 12
+    for name in validation:
+        path = project.folder.validation("2d", 0) / f"{name}.png"
+        assert read_grid(path).shape == read_grid(project.dataset.case(name).images[0]).shape
+        assert read_label(path).array.max() <= 2
+
+
+def test_a_dataset_as_it_was_found_is_refused_with_all_its_problems(data: Path, tmp_path: Path) -> None:
+    from segfit.errors import DatasetError
+
+    with pytest.raises(DatasetError, match=r"dataset\.json"):
+        Project.create(tmp_path / "p", data / "hippocampus_as_found")
+    assert not (tmp_path / "p").exists()

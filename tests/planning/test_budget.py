@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segfit.errors import InputError
+from segfit.options import Options
+from segfit.planning import budget
+from segfit.planning.plan import (
+    Configuration,
+    NetworkSpec,
+    Normalization,
+    Plan,
+    PreprocessingSpec,
+    RunSpec,
+    TrainingSpec,
+)
+
+
+def a_configuration(*, patch: tuple[int, ...] = (40, 56, 40), batch: int = 9) -> Configuration:
+    axes = len(patch)
+    return Configuration(
+        name="3d_fullres",
+        ndim=3,
+        patch_size=patch,
+        batch_size=batch,
+        spacing_mm=(1.0,) * axes,
+        median_shape=tuple(float(n) for n in patch),
+        batch_dice=False,
+        preprocessing=PreprocessingSpec(
+            orientation="canonical",
+            transpose=(0, 1, 2),
+            spacing_mm=(1.0,) * axes,
+            normalization=(Normalization(scheme="zscore"),),
+        ),
+        network=NetworkSpec(
+            kind="plain",
+            ndim=3,
+            in_channels=1,
+            num_outputs=3,
+            features=(32, 64, 128, 256),
+            strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+            kernels=((3, 3, 3),) * 4,
+            encoder_convs=(2,) * 4,
+            decoder_convs=(2,) * 3,
+        ),
+        memory_estimate=1,
+    )
+
+
+def test_candidates_grow_in_width_first_then_in_batch() -> None:
+    found = budget.candidates(a_configuration(), Options())
+    sizes = [(item.network.features[0], item.batch_size) for item in found]
+    assert sizes == [(8, 2), (12, 2), (16, 2), (24, 2), (32, 2), (32, 4), (32, 9)]
+    assert found[0].network.features == (8, 16, 32, 64)
+    assert found[-1] == a_configuration()
+
+
+def test_what_the_user_fixed_stays() -> None:
+    options = Options().with_settings(["planning.base_features=32", "planning.batch_size=9"])
+    assert budget.candidates(a_configuration(), options) == (a_configuration(),)
+
+
+def test_features_of_a_narrow_network_keep_the_cap() -> None:
+    wide = a_configuration()
+    network = wide.network.model_copy(update={"features": (32, 64, 64, 64)})
+    narrow = budget.candidates(wide.model_copy(update={"network": network}), Options())[0]
+    assert narrow.network.features == (8, 16, 32, 64)
+
+
+@given(st.floats(0.05, 1.0), st.tuples(*[st.integers(1, 12).map(lambda n: 8 * n)] * 3))
+def test_a_shrunk_patch_is_small_enough_and_fits_the_network(share: float, patch: tuple[int, int, int]) -> None:
+    before = a_configuration(patch=patch)
+    after = budget.shrunk(before, share)
+    if after is None:
+        return
+    assert prod(after.patch_size) <= share * prod(patch)
+    assert all(size % 8 == 0 and size >= 8 for size in after.patch_size)
+    assert all(new <= old for new, old in zip(after.patch_size, patch, strict=True))
+
+
+def test_the_longest_axis_shrinks_first() -> None:
+    after = budget.shrunk(a_configuration(), 0.9)
+    assert after is not None
+    assert after.patch_size == (40, 48, 40)
+
+
+def test_a_patch_at_its_smallest_cannot_shrink() -> None:
+    assert budget.shrunk(a_configuration(patch=(16, 16, 16)), 0.9) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "costs", "expected"),
+    [
+        (budget.ENOUGH_STEPS * 1.9, [1.0, 0.1], (1, 1)),
+        (budget.ENOUGH_STEPS * 3.0, [1.0, 0.1], (1, 3)),
+        (budget.ENOUGH_STEPS * 5.0, [1.0, 0.1], (1, 5)),
+        (budget.ENOUGH_STEPS * 5.5, [1.0, 0.1], (2, 5)),
+        (budget.ENOUGH_STEPS * 5.5, [1.0, 0.1, 0.1], (2, 5)),
+        (1.0, [1.0], (1, 1)),
+    ],
+)
+def test_folds_come_before_configurations(seconds: float, costs: list[float], expected: tuple[int, int]) -> None:
+    assert budget.choose_trainings(seconds, costs, 5) == expected
+
+
+def test_folds_that_were_asked_for_are_trained_whatever_it_takes() -> None:
+    assert budget.choose_trainings(1.0, [1.0], 5, folds=3) == (1, 3)
+
+
+def test_order_of_configurations() -> None:
+    names = ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
+    assert budget.choose_configurations(names, Options()) == ("3d_fullres", "2d", "3d_lowres")
+    asked = Options().with_settings(["planning.configurations=2d"])
+    assert budget.choose_configurations(names, asked) == ("2d",)
+
+
+def test_the_second_stage_of_a_cascade_is_refused() -> None:
+    asked = Options().with_settings(["planning.configurations=3d_cascade_fullres"])
+    with pytest.raises(InputError, match="3d_cascade_fullres cannot be trained"):
+        budget.choose_configurations(["3d_fullres", "3d_cascade_fullres"], asked)
+
+
+def test_the_short_recipe_keeps_what_was_asked_for() -> None:
+    assert budget.short_recipe(TrainingSpec(), Options()).momentum == 0.95
+    asked = Options().with_settings(["training.momentum=0.9"])
+    assert budget.short_recipe(TrainingSpec(momentum=0.9), asked).momentum == 0.9
+
+
+def test_the_plan_says_what_was_sized_and_why() -> None:
+    planned = a_configuration()
+    plan = Plan(
+        dataset="d",
+        preset="auto",
+        stock=False,
+        fingerprint_hash="",
+        channel_names=("T1",),
+        configurations={"3d_fullres": planned},
+        training={"3d_fullres": TrainingSpec()},
+    )
+    narrow = budget.candidates(planned, Options())[1]
+    recipe = TrainingSpec(momentum=0.95)
+    run = RunSpec(
+        configurations=("3d_fullres",),
+        folds=(0,),
+        seconds_per_training=600.0,
+        expected_steps={"3d_fullres": 1600},
+        seconds_per_step={"3d_fullres": 0.33},
+    )
+    result = budget.with_run(plan, {"3d_fullres": (narrow, recipe)}, run, asked={"time_s": 900.0})
+    assert result.run == run
+    assert result.configurations["3d_fullres"] == narrow
+    assert result.training["3d_fullres"] == recipe
+    decisions = {item.key: item for item in result.decisions}
+    width = decisions["3d_fullres.network.features"]
+    assert width.value == [12, 24, 48, 96]
+    assert width.bound == "time budget"
+    assert width.inputs["seconds_per_step"] == 0.33
+    assert decisions["3d_fullres.batch_size"].value == 2
+    assert "3d_fullres.patch_size" not in decisions
+    assert decisions["run"].value == {"configurations": ["3d_fullres"], "folds": [0]}
+    assert result.changes == (
+        "3d_fullres: features 12x24x48x96 instead of 32x64x128x256",
+        "3d_fullres: batch_size 2 instead of 9",
+        "3d_fullres: momentum 0.95 instead of 0.99",
+    )
+    assert Plan.model_validate_json(result.model_dump_json()) == result

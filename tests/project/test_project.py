@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import segfit
+from segfit.bundle.bundle import open_bundle
+from segfit.dataset.phantom import make_phantom
+from segfit.errors import InputError
+from segfit.images.formats import read_grid, read_label
+from segfit.planning.plan import Plan
+from segfit.project import Project
+
+
+def stages(project: Project) -> list[str]:
+    return [json.loads(line)["stage"] for line in project.folder.stages.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, volumes: Path) -> Project:
+    """A project that ran through."""
+    settings = ["training.steps=6", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
+    project = Project.create(tmp_path_factory.mktemp("project") / "p", volumes, settings=settings)
+    project.run()
+    return project
+
+
+def test_a_run_leaves_every_file_of_a_project(finished: Project) -> None:
+    folder = finished.folder
+    for path in (
+        folder.project,
+        folder.check,
+        folder.fingerprint,
+        folder.plan,
+        folder.splits,
+        folder.selection,
+        folder.validation_summary,
+        folder.report,
+        folder.model / "model.json",
+        folder.training("3d_fullres", 0) / "weights.safetensors",
+        folder.training("3d_fullres", 0) / "events.jsonl",
+        folder.validation("3d_fullres", 0) / "summary.json",
+        folder.predictions / "summary.json",
+    ):
+        assert path.is_file(), path
+    assert stages(finished) == [
+        "check",
+        "fingerprint",
+        "plan",
+        "size",
+        "preprocess",
+        "train",
+        "validate",
+        "select",
+        "predict",
+        "evaluate",
+        "report",
+    ]
+    assert not list(folder.root.rglob(".partial-*"))
+
+
+def test_a_second_run_does_nothing_but_the_report(finished: Project) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.root.rglob("*") if path.is_file()}
+    again = Project.open(finished.folder.root)
+    again.run()
+    changed = {
+        path.name
+        for path in finished.folder.root.rglob("*")
+        if path.is_file() and before.get(path) != path.stat().st_mtime_ns
+    }
+    assert changed <= {"report.html", "stages.jsonl", ".lock"}
+    assert [stage for stage in stages(again)[11:] if stage not in ("report", "preprocess")] == []
+
+
+def test_predictions_lie_on_the_grid_of_their_images(finished: Project) -> None:
+    for case in finished.dataset.test:
+        path = finished.folder.predictions / f"{case.id}.nii.gz"
+        assert read_grid(case.images[0]) == read_grid(path)
+
+
+def test_the_model_in_process_gives_what_the_project_wrote(finished: Project) -> None:
+    model = segfit.load_model(finished.folder.model, device="cpu")
+    case = finished.dataset.test[0]
+    expected = read_label(finished.folder.predictions / f"{case.id}.nii.gz").array[0]
+    np.testing.assert_array_equal(model.predict(case.images[0]).labels, expected)
+
+
+def test_validation_from_stored_arrays_equals_prediction_from_files(finished: Project) -> None:
+    """The validation skips reading and preprocessing; without post-processing the model must agree voxel for voxel."""
+    bundle = open_bundle(finished.folder.model)
+    bare = type(bundle)(bundle.manifest.model_copy(update={"postprocessing": ()}), bundle.source)
+    from segfit.device import resolve_device
+    from segfit.inference.model import Model
+
+    model = Model(bare, resolve_device("cpu"))
+    for name in finished.splits().folds[0].validation:
+        path = finished.folder.validation("3d_fullres", 0) / f"{name}.nii.gz"
+        found = model.predict(finished.dataset.case(name).images[0]).labels
+        np.testing.assert_array_equal(found, read_label(path).array[0])
+
+
+def test_scores_in_the_model_are_those_of_the_validation(finished: Project) -> None:
+    selection = finished.select()
+    manifest = open_bundle(finished.folder.model).manifest
+    assert manifest.scores == selection.candidates[0].per_target
+    assert manifest.training["steps"] == [6]
+    assert [member.configuration.name for member in manifest.members] == ["3d_fullres"]
+
+
+def test_the_plan_keeps_what_was_measured(finished: Project) -> None:
+    run = Plan.load(finished.folder.plan).run
+    assert run is not None
+    assert (run.configurations, run.folds, run.steps) == (("3d_fullres",), (0,), 6)
+    assert run.seconds_per_step["3d_fullres"] > 0
+    assert set(run.forecast_s) == {"preprocess", "train", "validate", "predict", "report"}
+
+
+def test_other_options_put_the_old_training_aside_and_bring_it_back(
+    tmp_path: Path, volumes: Path, tiny: list[str]
+) -> None:
+    project = Project.create(tmp_path / "p", volumes, settings=tiny)
+    weights = project.folder.training("3d_fullres", 0) / "weights.safetensors"
+    project.train()
+    first, plan = weights.read_bytes(), project.plan()
+    other = Project.open(tmp_path / "p", settings=["training.steps=3"])
+    other.plan()
+    assert not weights.exists()
+    assert (other.folder.earlier / plan.basis / "runs" / "3d_fullres" / "fold-0" / "weights.safetensors").exists()
+    back = Project.open(tmp_path / "p", settings=["training.steps=6"])
+    assert back.plan() == plan
+    assert weights.read_bytes() == first
+    assert not (back.folder.earlier / plan.basis).exists()
+
+
+def test_pictures(tmp_path: Path, pictures: Path, tiny: list[str]) -> None:
+    project = Project.create(tmp_path / "p", pictures, settings=tiny)
+    summary = project.run()
+    assert summary is not None
+    assert len(summary.cases) == 2
+    assert project.plan().configurations["2d"].network.in_channels == 3
+
+
+def test_two_configurations_are_compared_with_their_ensemble(tmp_path: Path, volumes: Path, tiny: list[str]) -> None:
+    settings = [*tiny, "planning.configurations=3d_fullres,2d", "planning.folds=0,1"]
+    project = Project.create(tmp_path / "p", volumes, settings=settings)
+    selection = project.select()
+    assert [item.members for item in selection.candidates] == [("3d_fullres",), ("2d",), ("3d_fullres", "2d")]
+    assert all(set(item.per_fold) == {0, 1} for item in selection.candidates)
+    assert not list(project.folder.runs.rglob("*.npy"))
+    manifest = open_bundle(project.folder.model).manifest
+    assert tuple(member.configuration.name for member in manifest.members) == selection.winner
+    assert all(list(member.weights) == ["0", "1"] for member in manifest.members)
+    assert len(project.predict()) == 2
+
+
+@pytest.mark.parametrize("cases", [1, 3])
+def test_few_cases(tmp_path: Path, cases: int, tiny: list[str]) -> None:
+    data = make_phantom(tmp_path / "Dataset003_Few", cases=cases, test_cases=0, shape=(12, 24, 24))
+    project = Project.create(tmp_path / "p", data, settings=tiny)
+    assert project.run() is None
+    assert len(project.splits().folds) == cases
+    assert project.folder.report.exists()
+
+
+def test_a_budget_too_small_says_how_much_is_needed(tmp_path: Path, volumes: Path) -> None:
+    project = Project.create(tmp_path / "p", volumes, settings=["time_s=3"])
+    with pytest.raises(InputError, match=r"too short for 3d_fullres.*at least .* more with --time"):
+        project.train()
+    assert not project.folder.runs.exists()
+
+
+def test_time_sizes_the_run(tmp_path: Path, volumes: Path) -> None:
+    project = Project.create(tmp_path / "p", volumes)
+    project.plan(time="3m")
+    plan = project.size()
+    assert plan.run is not None
+    assert plan.run.seconds_per_training is not None
+    assert 100 < plan.run.seconds_per_training < 180
+    assert sum(plan.run.forecast_s.values()) < 180
+    assert any(decision.bound == "time budget" for decision in plan.decisions)
+    assert project.size() == plan
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, volumes: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty and not a segfit project"):
+        Project.create(tmp_path, volumes)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_project_keeps_its_dataset(tmp_path: Path, volumes: Path, pictures: Path) -> None:
+    Project.create(tmp_path / "p", volumes)
+    with pytest.raises(InputError, match="is a project on"):
+        Project.create(tmp_path / "p", pictures)
+
+
+def test_no_project_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a segfit project"):
+        Project.open(tmp_path / "nothing")
+
+
+def test_two_processes_do_not_work_in_one_project(tmp_path: Path, volumes: Path) -> None:
+    from filelock import FileLock
+
+    project = Project.create(tmp_path / "p", volumes)
+    with FileLock(project.folder.root / ".lock"), pytest.raises(InputError, match="another segfit is at work"):
+        project.check()
+    assert project.check() is not None
+
+
+def test_changed_files_are_checked_again(tmp_path: Path) -> None:
+    data = make_phantom(tmp_path / "Dataset004_Changing", cases=5, test_cases=0, shape=(8, 16, 16))
+    project = Project.create(tmp_path / "p", data)
+    assert project.check() == ()
+    label = data / "labelsTr" / "phantom_tr_002.nii.gz"
+    label.write_bytes(label.read_bytes()[:100])
+    problems = Project.open(tmp_path / "p").check()
+    assert [(problem.case, problem.fatal) for problem in problems] == [("phantom_tr_002", True)]
