@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segfit.errors import InputError
@@ -95,7 +95,6 @@ def test_many_labels_need_sixteen_bits() -> None:
     assert labels.tolist() == [0, 255]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.randoms(use_true_random=False))
 def test_one_hot_scores_return_the_labels(count: int, random: Any) -> None:
     names = {"background": 0} | {f"s{i}": i for i in range(1, count + 1)}

@@ -57,7 +57,7 @@ def test_acceptance_vectors_of_rules() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 90), st.sampled_from([0, 1, 3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_operator_rows_sum_to_one_and_stay_inside(old: int, new: int, order: int) -> None:
     operator = axis_operator(old, new, order)
     matrix = operator.dense()
@@ -86,7 +86,7 @@ def test_operators_are_shared_and_read_only() -> None:
     st.sampled_from([0, 1, 3]),
     st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equals_an_independent_resize(shape: tuple[int, ...], new: tuple[int, ...], order: int, flat: bool) -> None:
     shape, new = (shape[1:], new[1:]) if flat else (shape, new)
     array = np.random.default_rng(sum(shape)).standard_normal(shape)
@@ -100,7 +100,7 @@ def test_equals_an_independent_resize(shape: tuple[int, ...], new: tuple[int, ..
 
 
 @given(st.tuples(*[st.integers(1, 12)] * 3), st.tuples(*[st.integers(1, 17)] * 3), st.integers(1, 6), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_labels_equal_one_vote_per_indicator(
     shape: tuple[int, ...], new: tuple[int, ...], count: int, separate: bool
 ) -> None:

@@ -24,7 +24,7 @@ def test_cases_weigh_alike_whatever_their_size() -> None:
 
 
 @given(st.integers(0, 1000), st.sampled_from(["integers", "normal", "heavy", "around zero"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_percentiles_are_those_of_the_values(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     size = 20_000

@@ -64,11 +64,11 @@ def test_what_the_user_fixed_stays() -> None:
     assert budget.candidates(a_configuration(), options) == (a_configuration(),)
 
 
-def test_features_of_a_narrow_network_keep_the_cap() -> None:
+def test_all_stages_of_a_narrow_network_are_narrow() -> None:
     wide = a_configuration()
     network = wide.network.model_copy(update={"features": (32, 64, 64, 64)})
     narrow = budget.candidates(wide.model_copy(update={"network": network}), Options())[0]
-    assert narrow.network.features == (8, 16, 32, 64)
+    assert narrow.network.features == (8, 16, 16, 16)
 
 
 @given(st.floats(0.05, 1.0), st.tuples(*[st.integers(1, 12).map(lambda n: 8 * n)] * 3))

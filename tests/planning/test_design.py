@@ -130,7 +130,7 @@ def test_a_target_spacing_beyond_the_image_is_refused() -> None:
         design_dataset(np.ones((1, 3)), np.full((1, 3), 40.0), 5, budget, target_mm=(1.0, 1.0, 500.0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.tuples(*[st.floats(0.1, 10)] * 3),
     st.tuples(*[st.integers(1, 600)] * 3),

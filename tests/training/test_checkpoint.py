@@ -47,7 +47,7 @@ def test_two_generations_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> No
     assert loaded.step == 1000
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_flipped_byte_or_cut_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("state")

@@ -34,7 +34,7 @@ def console_progress(stream: TextIO | None = None) -> Progress:
 
 
 class LineProgress:
-    """Plain lines with the time left: at each tenth of the work, five seconds apart or more, or after thirty seconds."""
+    """Plain lines with the time left: at each tenth of the work if five seconds went by, else after thirty."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock

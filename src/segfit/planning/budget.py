@@ -83,8 +83,7 @@ def candidates(configuration: Configuration, options: Options) -> tuple[Configur
 
 def _resized(configuration: Configuration, width: int, batch: int) -> Configuration:
     network = configuration.network
-    cap = max(network.features)
-    features = tuple(min(width << stage, cap) for stage in range(network.num_stages))
+    features = tuple(n * width // network.features[0] for n in network.features)  # the cap shrinks with the width
     return configuration.model_copy(
         update={"network": network.model_copy(update={"features": features}), "batch_size": batch}
     )

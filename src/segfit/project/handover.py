@@ -9,7 +9,7 @@ from functools import partial
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +18,21 @@ from segfit.bundle.bundle import Member, ModelManifest, weights_name, write_bund
 from segfit.evaluation.summary import Pair, Summary, summarize
 from segfit.files import content_hash
 from segfit.inference.model import load_model, predict_folder
-from segfit.project.trainings import validate_all
+from segfit.project.preparation import Preparation
+from segfit.project.trainings import train_all, validate_all
 from segfit.project.validation import probabilities_path, validation_pairs
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import evaluate_ensembles, merged_pairs
 from segfit.selection.select import Candidate, Selection, select
 from segfit.training.loop import WEIGHTS
 
-if TYPE_CHECKING:
-    from segfit.project.project import Project
-
 __all__ = ["predict_test", "select_model"]
 
 
-def select_model(project: Project) -> Selection:
+def select_model(project: Preparation) -> Selection:
     """Validate, choose, and write ``selection.json``, ``validation.json`` and ``model/``."""
     summaries = validate_all(project)
-    results = project.train()
+    results = train_all(project)
     basis = content_hash([result.identity for result in results])
     folder = project.folder
     if project.marks.holds("selection", basis) and folder.selection.exists() and (folder.model / "model.json").exists():
@@ -61,9 +59,9 @@ def select_model(project: Project) -> Selection:
     return selection
 
 
-def predict_test(project: Project) -> list[Path]:
+def predict_test(project: Preparation) -> list[Path]:
     """Predict the test images into ``predictions/``."""
-    project.select()
+    select_model(project)
     cases = project.dataset.test
     if not cases:
         return []
@@ -81,7 +79,7 @@ def predict_test(project: Project) -> list[Path]:
         return predict_folder(model, cases, folder.predictions, ending=ending, progress=project.progress)
 
 
-def _candidates(project: Project, summaries: Mapping[str, Mapping[int, Summary]]) -> list[Candidate]:
+def _candidates(project: Preparation, summaries: Mapping[str, Mapping[int, Summary]]) -> list[Candidate]:
     """Return every configuration and every pair of them with cross-validated scores."""
     targets = project.dataset.labels.targets
     singles = [
@@ -100,7 +98,7 @@ def _candidates(project: Project, summaries: Mapping[str, Mapping[int, Summary]]
     return [*singles, *(Candidate(names, scored[names]) for names in combinations(summaries, 2))]
 
 
-def _member(project: Project, name: str) -> EnsembleMember:
+def _member(project: Preparation, name: str) -> EnsembleMember:
     """Return a configuration with its validation probabilities, read slab by slab."""
     folds, run = project.splits().folds, project.run_plan()
 
@@ -115,7 +113,7 @@ def _member(project: Project, name: str) -> EnsembleMember:
     return EnsembleMember(name, found)
 
 
-def _pairs(project: Project, candidate: Candidate) -> list[Pair]:
+def _pairs(project: Preparation, candidate: Candidate) -> list[Pair]:
     """Return the validation predictions of a candidate with their references."""
     folds, run = project.splits().folds, project.run_plan()
     first = [
@@ -131,7 +129,7 @@ def _pairs(project: Project, candidate: Candidate) -> list[Pair]:
     return merged_pairs(members, first, project.dataset.labels)
 
 
-def _write_model(project: Project, selection: Selection, steps: list[int]) -> None:
+def _write_model(project: Preparation, selection: Selection, steps: list[int]) -> None:
     plan, run, inference = project.plan(), project.run_plan(), project.options.inference
     members: list[Member] = []
     weights: dict[str, Path] = {}

@@ -31,7 +31,7 @@ from segfit.planning.budget import (
     shrunk,
     with_run,
 )
-from segfit.planning.plan import Configuration, Plan, RunSpec, TrainingSpec
+from segfit.planning.plan import AugmentationSpec, Configuration, Plan, RunSpec, TrainingSpec
 from segfit.progress import SILENT, Progress
 from segfit.report.words import duration
 from segfit.training.probe import StepCost, probe_forward, probe_step
@@ -45,6 +45,7 @@ _SLACK = 1.15  # measured steps are alone on the machine and without reading dat
 _CASE_SECONDS = 0.05  # export, writing and scoring of a small case, beside the networks
 _CASE_SECONDS_PER_MEGAVOXEL = 0.25
 _REPORT_SECONDS = 12.0
+_ARITHMETIC_SHARE = 0.3  # of the patch is enough to compare precisions and memory layouts
 _SHRINKING = 0.6  # a patch that is too slow is reduced to this share of its voxels at most, then measured again
 
 
@@ -111,7 +112,10 @@ class _Sizer:
         return self._options.inference.mirror is not False
 
     def arithmetic(self, configuration: Configuration, recipe: TrainingSpec) -> TrainingSpec:
-        """Return the recipe with the fastest arithmetic and memory layout, measured; what the user set stays."""
+        """Return the recipe with the fastest arithmetic and memory layout, measured; what the user set stays.
+
+        The gain hardly depends on the size of the patch, so a small one does.
+        """
         fast = measure_hardware(str(self._device)).fast_bf16
         half = ["bf16"] if fast else (["fp16"] if self._device.type == "cuda" else [])
         asked = self._options.training
@@ -124,7 +128,14 @@ class _Sizer:
         ]
         if len(tried) == 1:
             return tried[0]
-        return min(tried, key=lambda item: probe_step(configuration, item, self._labels, self._device).seconds_per_step)
+        small = shrunk(configuration, _ARITHMETIC_SHARE) or configuration
+
+        def seconds(item: TrainingSpec) -> float:
+            augmentation = _augmentation(item, small)
+            item = item.model_copy(update={"augmentation": augmentation})
+            return probe_step(small, item, self._labels, self._device).seconds_per_step
+
+        return min(tried, key=seconds)
 
     def widest(self, name: str, seconds: float) -> _Measured:
         """Return the largest candidate of a configuration that still gets enough steps in `seconds`."""
@@ -132,7 +143,7 @@ class _Sizer:
         options = self._options
         sized = options.preset == "auto"
         ladder = candidates(planned, options) if sized else (planned,)
-        recipe = self.arithmetic(ladder[0], self._plan.training[name])
+        recipe = self.arithmetic(ladder[len(ladder) // 2], self._plan.training[name])
         best = self._cheapest(ladder[0], recipe, seconds, shrink=sized and options.planning.patch_size is None)
         if best.configuration.patch_size != planned.patch_size:
             return best
@@ -154,9 +165,7 @@ class _Sizer:
             smaller = shrunk(best.configuration, max(_SHRINKING, min(0.95, steps / TOLERABLE_STEPS)))
             if smaller is None:
                 break
-            masked = recipe.augmentation.masked_channels
-            augmentation = augmentation_for(smaller.patch_size, recipe.augmentation.mirror_axes, masked)
-            tried = self.measure(smaller, recipe.model_copy(update={"augmentation": augmentation}))
+            tried = self.measure(smaller, recipe.model_copy(update={"augmentation": _augmentation(recipe, smaller)}))
             if self._steps(tried, seconds) <= steps:
                 break  # smaller patches mean more tiles to predict
             best = tried
@@ -300,6 +309,16 @@ def _decided(
     )
     asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}
     return with_run(plan, sized, run, asked={key: value for key, value in asked.items() if value is not None})
+
+
+def _augmentation(recipe: TrainingSpec, configuration: Configuration) -> AugmentationSpec:
+    """Return the augmentation of another patch; what was switched off stays off."""
+    before = recipe.augmentation
+    after = augmentation_for(configuration.patch_size, before.mirror_axes, before.masked_channels)
+    geometry = {"rotation_degrees", "dummy_2d", "sample_patch"}
+    if before.rotation_probability == before.scaling_probability == 0:
+        return before.model_copy(update={"sample_patch": configuration.patch_size})
+    return before.model_copy(update={name: getattr(after, name) for name in geometry})
 
 
 def _typical_shape(fingerprint: Fingerprint) -> tuple[int, ...]:

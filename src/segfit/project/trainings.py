@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
 
 from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash
 from segfit.preprocessing.store import CaseStore, StoredCase
+from segfit.project.preparation import Preparation
 from segfit.project.validation import validate_fold
 from segfit.training.loop import WEIGHTS, train_fold
 from segfit.training.result import TrainingResult
 
-if TYPE_CHECKING:
-    from segfit.project.project import Project
-
 __all__ = ["train_all", "validate_all"]
 
 
-def train_all(project: Project) -> list[TrainingResult]:
+def train_all(project: Preparation) -> list[TrainingResult]:
     """Train what is not trained yet, one after the other."""
     run, keys = project.run_plan(), project.preprocess()
     results = []
@@ -31,10 +28,10 @@ def train_all(project: Project) -> list[TrainingResult]:
     return results
 
 
-def validate_all(project: Project) -> dict[str, dict[int, Summary]]:
+def validate_all(project: Preparation) -> dict[str, dict[int, Summary]]:
     """Predict and score the validation cases of every training; return the scores by configuration and fold."""
     run, keys = project.run_plan(), project.preprocess()
-    results = project.train()
+    results = train_all(project)
     identities = {
         (item.configuration, fold): item.identity for item, fold in zip(results, _folds(project), strict=True)
     }
@@ -51,12 +48,12 @@ def validate_all(project: Project) -> dict[str, dict[int, Summary]]:
     return summaries
 
 
-def _folds(project: Project) -> list[int]:
+def _folds(project: Preparation) -> list[int]:
     run = project.run_plan()
     return [fold for _ in run.configurations for fold in run.folds]
 
 
-def _train(project: Project, name: str, fold: int, keys: dict[str, str]) -> TrainingResult:
+def _train(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> TrainingResult:
     plan, run = project.plan(), project.run_plan()
     split = project.splits().folds[fold]
     train, validation = _cases(project, split, keys)
@@ -78,7 +75,7 @@ def _train(project: Project, name: str, fold: int, keys: dict[str, str]) -> Trai
     )
 
 
-def _validate(project: Project, name: str, fold: int, keys: dict[str, str]) -> Summary:
+def _validate(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> Summary:
     plan, run, inference = project.plan(), project.run_plan(), project.options.inference
     _, cases = _cases(project, project.splits().folds[fold], keys)
     return validate_fold(
@@ -98,6 +95,6 @@ def _validate(project: Project, name: str, fold: int, keys: dict[str, str]) -> S
     )
 
 
-def _cases(project: Project, split: Fold, keys: dict[str, str]) -> tuple[list[StoredCase], list[StoredCase]]:
+def _cases(project: Preparation, split: Fold, keys: dict[str, str]) -> tuple[list[StoredCase], list[StoredCase]]:
     store = CaseStore(project.folder.cases)
     return [store.open(keys[case]) for case in split.train], [store.open(keys[case]) for case in split.validation]

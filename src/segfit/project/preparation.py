@@ -1,0 +1,307 @@
+"""The stages of a project up to its preprocessed cases, and what all stages share: folder, lock, accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar
+
+from segfit.dataset.checks import check_dataset, require_usable
+from segfit.dataset.manifest import Dataset
+from segfit.dataset.splits import Splits, make_splits
+from segfit.device import Hardware, measure_hardware, resolve_device
+from segfit.errors import InputError, Problem, StageError
+from segfit.files import Document, content_hash
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.fingerprint.measure import measure
+from segfit.options import Options, parse_seconds
+from segfit.planning.budget import choose_configurations
+from segfit.planning.plan import Plan, RunSpec
+from segfit.planning.planner import derive
+from segfit.planning.presets import orientation_of
+from segfit.preprocessing.store import CaseStore, preprocess_dataset
+from segfit.progress import SILENT, Progress
+from segfit.project.accounts import Accounts
+from segfit.project.folder import CheckFile, Marks, ProjectFile, ProjectFolder, listing_hash
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+
+__all__ = ["Preparation", "load"]
+
+_PROBED_CASES = 4  # preprocessed ahead to forecast the time of all
+
+
+class Preparation:
+    """A project folder and what is prepared in it before anything is trained."""
+
+    def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = SILENT) -> None:
+        self.folder = ProjectFolder(root)
+        self.dataset = dataset
+        self.options = options
+        self.progress = progress
+        self.marks = Marks(self.folder.marks)
+        self.accounts = Accounts(self.folder.stages)
+        self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
+        self._started = perf_counter()
+
+    def save_options(self) -> None:
+        """Write dataset and options into the project file."""
+        file = ProjectFile(dataset=self.dataset.root, options=self.options)
+        if load(ProjectFile, self.folder.project) != file:
+            with self.stage("options", unless=True):
+                file.save(self.folder.project)
+
+    def check(self) -> tuple[Problem, ...]:
+        """Read every file once and return all problems; unchanged files are not read again."""
+        try:
+            listing = listing_hash(self.dataset)
+        except OSError as error:
+            raise InputError(f"{error.filename} cannot be read ({error.strerror}); restore it") from None
+        if self.folder.check.exists():
+            known = CheckFile.load(self.folder.check)
+            if known.listing == listing:
+                return known.found()
+        with self.stage("check"):
+            problems = check_dataset(self.dataset, workers=self.options.workers, progress=self.progress)
+            CheckFile.of(listing, problems).save(self.folder.check)
+        return problems
+
+    def fingerprint(self) -> Fingerprint:
+        """Measure the dataset."""
+        require_usable(self.check())
+        orientation = orientation_of(self.options)
+        listing = CheckFile.load(self.folder.check).listing
+        basis = content_hash([listing, orientation])
+        if self.marks.holds("fingerprint", basis) and self.folder.fingerprint.exists():
+            return Fingerprint.load(self.folder.fingerprint)
+        with self.stage("fingerprint"):
+            result = measure(
+                self.dataset,
+                orientation,
+                workers=self.options.workers,
+                progress=self.progress,
+                cache=self.folder.cache,
+            )
+            result.save(self.folder.fingerprint)
+            self.marks.set("fingerprint", basis)
+        return result
+
+    def plan(
+        self,
+        *,
+        time: str | float | None = None,
+        memory_gb: float | None = None,
+        preset: str | None = None,
+        settings: Sequence[str] = (),
+    ) -> Plan:
+        """Derive the plan; arguments change the options of the project.
+
+        Parameters
+        ----------
+        time : budget of the run, like "2h", or seconds
+        memory_gb, preset : as in `Options`
+        settings : ``key=value``, as in `Options.with_settings`
+        """
+        changes = [*settings]
+        if time is not None:
+            changes.append(f"time_s={parse_seconds(time) if isinstance(time, str) else time}")
+        if memory_gb is not None:
+            changes.append(f"memory_gb={memory_gb}")
+        if preset is not None:
+            changes.append(f"preset={preset}")
+        if changes:
+            self.options = self.options.with_settings(changes)
+            self.save_options()
+        fingerprint = self.fingerprint()
+        basis = self._plan_basis(fingerprint)
+        known = load(Plan, self.folder.plan)
+        if known is not None and known.basis == basis:
+            return known
+        with self.stage("plan"):
+            self._change_plan("" if known is None else known.basis, basis)
+            known = load(Plan, self.folder.plan)
+            if known is not None:
+                return known
+            plan = derive(fingerprint, self.dataset.labels, self.options, self.hardware)
+            plan = plan.model_copy(update={"basis": basis})
+            plan.save(self.folder.plan)
+            self.splits()
+        return plan
+
+    def size(self) -> Plan:
+        """Decide what is trained in the time there is, from steps measured on this machine, and write it down."""
+        plan = self.plan()
+        if plan.run is not None:
+            return plan
+        from segfit.project.sizing import DEFAULT_SECONDS, Workload, size_run
+
+        options = self.options
+        if options.time_s is not None and options.training.steps is not None:
+            raise InputError("a run is limited by --time or by --steps, not by both; leave one out")
+        seconds = None
+        if options.training.steps is None:
+            budget = options.time_s or DEFAULT_SECONDS[self.hardware.kind]
+            if options.time_s is None:
+                self.progress.note(f"no --time was given: this run is planned for {budget / 3600:g} h")
+            seconds = budget
+        splits = self.splits()
+        workload = Workload(
+            num_folds=len(splits.folds),
+            validation_cases=max(len(fold.validation) for fold in splits.folds),
+            test_cases=len(self.dataset.test),
+        )
+        with self.stage("size"):
+            ahead = self._forecast_preprocessing(plan)
+            left = None if seconds is None else seconds - (perf_counter() - self._started)
+            plan = size_run(
+                plan,
+                self.fingerprint(),
+                self.dataset.labels,
+                options,
+                resolve_device(options.device),
+                workload,
+                seconds=left,
+                forecast_s={"preprocess": ahead},
+                progress=self.progress,
+            )
+            plan.save(self.folder.plan)
+        return plan
+
+    def splits(self) -> Splits:
+        """Return which cases train and which validate, and write it down."""
+        splits = make_splits([case.id for case in self.dataset.training])
+        if load(Splits, self.folder.splits) != splits:
+            splits.save(self.folder.splits)
+        return splits
+
+    def preprocess(self) -> dict[str, dict[str, str]]:
+        """Preprocess all cases; return the key of every case in ``cases/`` by configuration and case id.
+
+        Before anything was sized, all configurations that can be trained are prepared, afterwards those in the run.
+        """
+        plan = self.plan()
+        names = plan.run.configurations if plan.run else choose_configurations(list(plan.configurations), self.options)
+        missing = [name for name in names if name not in self._keys]
+        if missing:
+            with self.stage("preprocess"):
+                for name in missing:
+                    self._keys[name] = preprocess_dataset(
+                        self.dataset.training,
+                        plan.configurations[name].preprocessing,
+                        self.dataset.labels,
+                        CaseStore(self.folder.cases),
+                        workers=self.options.workers,
+                        progress=self.progress,
+                    )
+        return {name: self._keys[name] for name in names}
+
+    # ------------------------------------------------------------------------------------- for the stages' code
+
+    @contextmanager
+    def stage(self, name: str, *, unless: bool = False) -> Iterator[None]:
+        """Do a stage alone in the folder and account for it, `unless` it is done; OS errors become one sentence."""
+        try:
+            with self.alone():
+                if unless:
+                    yield
+                else:
+                    with self.accounts.of(name):
+                        yield
+        except OSError as error:
+            file = f": {error.filename}" if error.filename else ""
+            raise StageError(
+                f"stage {name} could not go on ({error.strerror or error}{file}); when that is mended, the same "
+                "command goes on"
+            ) from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out of the folder; the lock goes with its process, however that ends."""
+        from filelock import Timeout
+
+        self.folder.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"another segfit is at work in {self.folder.root}; wait for it, or choose another folder with --out"
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @cached_property
+    def _lock(self) -> FileLock:
+        from filelock import FileLock
+
+        return FileLock(self.folder.root / ".lock")
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """The machine, looked at once."""
+        return measure_hardware(self.options.device)
+
+    def run_plan(self) -> RunSpec:
+        """Return what is trained; it is decided now if it was not."""
+        run = self.size().run
+        assert run is not None
+        return run
+
+    def _plan_basis(self, fingerprint: Fingerprint) -> str:
+        """Return the hash of everything that a plan is derived from."""
+        asked = self.options.model_dump(mode="json", exclude={"workers": True, "training": {"checkpoint_seconds"}})
+        return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), asked])
+
+    def _change_plan(self, before: str, after: str) -> None:
+        """Put what belongs to one plan aside and bring back what was made by another, if it was."""
+        folder = self.folder
+        parts = [
+            folder.plan,
+            folder.runs,
+            folder.selection,
+            folder.validation_summary,
+            folder.model,
+            folder.predictions,
+        ]
+        aside, back = folder.earlier / before, folder.earlier / after
+        if any(part.exists() for part in parts):
+            aside.mkdir(parents=True, exist_ok=True)
+            for part in parts:
+                if part.exists():
+                    part.replace(aside / part.name)
+            if (aside / folder.runs.name).exists():
+                self.progress.note(f"the options or the data changed; what was trained before is kept in {aside}")
+        if back.is_dir():
+            for part in parts:
+                if (back / part.name).exists():
+                    (back / part.name).replace(part)
+            back.rmdir()
+
+    def _forecast_preprocessing(self, plan: Plan) -> float:
+        """Preprocess a few cases of the first configuration, and return the seconds that the others will take."""
+        cases = self.dataset.training
+        name = choose_configurations(list(plan.configurations), self.options)[0]
+        started = perf_counter()
+        preprocess_dataset(
+            cases[:_PROBED_CASES],
+            plan.configurations[name].preprocessing,
+            self.dataset.labels,
+            CaseStore(self.folder.cases),
+            workers=self.options.workers,
+        )
+        seconds = perf_counter() - started
+        return round(seconds / min(_PROBED_CASES, len(cases)) * max(0, len(cases) - _PROBED_CASES), 1)
+
+
+_Document = TypeVar("_Document", bound=Document)
+
+
+def load(kind: type[_Document], path: Path) -> _Document | None:
+    """Read a document if it is there."""
+    return kind.load(path) if path.exists() else None
