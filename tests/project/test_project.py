@@ -78,7 +78,10 @@ def test_a_second_run_does_nothing_but_the_report(finished: Project) -> None:
 def test_predictions_lie_on_the_grid_of_their_images(finished: Project) -> None:
     for case in finished.dataset.test:
         path = finished.folder.predictions / f"{case.id}.nii.gz"
-        assert read_grid(case.images[0]) == read_grid(path)
+        image, prediction = read_grid(case.images[0]), read_grid(path)
+        assert prediction.shape == image.shape
+        assert image.affine is not None
+        np.testing.assert_array_equal(prediction.affine, image.affine)
 
 
 def test_the_model_in_process_gives_what_the_project_wrote(finished: Project) -> None:
@@ -154,6 +157,9 @@ def test_two_configurations_are_compared_with_their_ensemble(tmp_path: Path, vol
     assert tuple(member.configuration.name for member in manifest.members) == selection.winner
     assert all(list(member.weights) == ["0", "1"] for member in manifest.members)
     assert len(project.predict()) == 2
+    assert stages(project).count("validate") == 4
+    assert Project.open(tmp_path / "p").select() == selection
+    assert stages(project).count("validate") == 4
 
 
 @pytest.mark.parametrize("cases", [1, 3])

@@ -13,6 +13,8 @@ from segfit.errors import DatasetError, InputError, SegfitError
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130  # what shells say of a process ended by Ctrl-C
+
 app = typer.Typer(
     name="segfit",
     no_args_is_help=True,
@@ -69,8 +71,7 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"segfit: {error}\n")
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\nstopped; the same command goes on where it was\n")
-        return 130
+        result = _INTERRUPTED
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -78,4 +79,6 @@ def run(arguments: list[str] | None = None) -> int:
             sys.stderr.write(f"segfit: {error.format_message()}; segfit --help tells what there is\n")
             return int(error.exit_code)
         raise
+    if result == _INTERRUPTED:  # the command line library may have caught the signal itself
+        sys.stderr.write("\nstopped; the same command goes on where it was\n")
     return result if isinstance(result, int) else 0

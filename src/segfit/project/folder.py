@@ -4,7 +4,7 @@ my-project/
   project.json       dataset and options
   check.json         problems found in the dataset, and which files they were found in
   fingerprint.json   plan.json   splits.json   selection.json   validation.json   report.html
-  cache/             the fingerprint's memory of each case, and which inputs the finished stages had
+  cache/             the fingerprint's memory of each case
   cases/             preprocessed cases
   runs/<configuration>/fold-<k>/
     events.jsonl weights.safetensors training.json state/
@@ -84,7 +84,6 @@ class ProjectFolder:
         self.report = root / "report.html"
         self.cache = root / "cache"
         self.cases = root / "cases"
-        self.marks = self.cache / "marks.json"
         self.runs = root / "runs"
         self.model = root / "model"
         self.predictions = root / "predictions"

@@ -31,12 +31,12 @@ __all__ = ["predict_test", "select_model"]
 
 def select_model(project: Preparation) -> Selection:
     """Validate, choose, and write ``selection.json``, ``validation.json`` and ``model/``."""
-    summaries = validate_all(project)
     results = train_all(project)
     basis = content_hash([result.identity for result in results])
     folder = project.folder
     if project.marks.holds("selection", basis) and folder.selection.exists() and (folder.model / "model.json").exists():
         return Selection.load(folder.selection)
+    summaries = validate_all(project, results)
     with project.stage("select"):
         candidates = _candidates(project, summaries)
         splits = project.splits()

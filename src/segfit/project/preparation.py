@@ -44,7 +44,8 @@ class Preparation:
         self.dataset = dataset
         self.options = options
         self.progress = progress
-        self.marks = Marks(self.folder.marks)
+        self.marks = Marks(self.folder.runs / "marks.json")  # of what comes after the trainings; moves with them
+        self._measured = Marks(self.folder.cache / "marks.json")
         self.accounts = Accounts(self.folder.stages)
         self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
         self._started = perf_counter()
@@ -77,7 +78,7 @@ class Preparation:
         orientation = orientation_of(self.options)
         listing = CheckFile.load(self.folder.check).listing
         basis = content_hash([listing, orientation])
-        if self.marks.holds("fingerprint", basis) and self.folder.fingerprint.exists():
+        if self._measured.holds("fingerprint", basis) and self.folder.fingerprint.exists():
             return Fingerprint.load(self.folder.fingerprint)
         with self.stage("fingerprint"):
             result = measure(
@@ -88,7 +89,7 @@ class Preparation:
                 cache=self.folder.cache,
             )
             result.save(self.folder.fingerprint)
-            self.marks.set("fingerprint", basis)
+            self._measured.set("fingerprint", basis)
         return result
 
     def plan(
@@ -123,7 +124,7 @@ class Preparation:
         if known is not None and known.basis == basis:
             return known
         with self.stage("plan"):
-            self._change_plan("" if known is None else known.basis, basis)
+            self._change_plan(None if known is None else known.basis, basis)
             known = load(Plan, self.folder.plan)
             if known is not None:
                 return known
@@ -258,29 +259,23 @@ class Preparation:
         asked = self.options.model_dump(mode="json", exclude={"workers": True, "training": {"checkpoint_seconds"}})
         return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), asked])
 
-    def _change_plan(self, before: str, after: str) -> None:
-        """Put what belongs to one plan aside and bring back what was made by another, if it was."""
+    def _change_plan(self, before: str | None, after: str) -> None:
+        """Put what belongs to one plan aside and bring back what was made by another, if it was.
+
+        The plan itself moves last: whoever is killed in between finds the same work to do again.
+        """
         folder = self.folder
         parts = [
-            folder.plan,
-            folder.runs,
-            folder.selection,
-            folder.validation_summary,
-            folder.model,
-            folder.predictions,
-        ]
-        aside, back = folder.earlier / before, folder.earlier / after
-        if any(part.exists() for part in parts):
-            aside.mkdir(parents=True, exist_ok=True)
-            for part in parts:
-                if part.exists():
-                    part.replace(aside / part.name)
-            if (aside / folder.runs.name).exists():
+            folder.runs, folder.selection, folder.validation_summary, folder.model, folder.predictions, folder.plan
+        ]  # fmt: skip
+        if before is not None:
+            aside = folder.earlier / before
+            if folder.runs.exists():
                 self.progress.note(f"the options or the data changed; what was trained before is kept in {aside}")
+            _move(parts, aside)
+        back = folder.earlier / after
         if back.is_dir():
-            for part in parts:
-                if (back / part.name).exists():
-                    (back / part.name).replace(part)
+            _move([back / part.name for part in parts], folder.root)
             back.rmdir()
 
     def _forecast_preprocessing(self, plan: Plan) -> float:
@@ -297,6 +292,14 @@ class Preparation:
         )
         seconds = perf_counter() - started
         return round(seconds / min(_PROBED_CASES, len(cases)) * max(0, len(cases) - _PROBED_CASES), 1)
+
+
+def _move(paths: Sequence[Path], folder: Path) -> None:
+    """Move what is there of `paths` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        if path.exists():
+            path.replace(folder / path.name)
 
 
 _Document = TypeVar("_Document", bound=Document)

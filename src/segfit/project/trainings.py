@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
@@ -28,10 +29,9 @@ def train_all(project: Preparation) -> list[TrainingResult]:
     return results
 
 
-def validate_all(project: Preparation) -> dict[str, dict[int, Summary]]:
+def validate_all(project: Preparation, results: Sequence[TrainingResult]) -> dict[str, dict[int, Summary]]:
     """Predict and score the validation cases of every training; return the scores by configuration and fold."""
     run, keys = project.run_plan(), project.preprocess()
-    results = train_all(project)
     identities = {
         (item.configuration, fold): item.identity for item, fold in zip(results, _folds(project), strict=True)
     }
