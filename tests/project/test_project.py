@@ -129,13 +129,16 @@ def test_other_options_put_the_old_training_aside_and_bring_it_back(
     project.train()
     first, plan = weights.read_bytes(), project.plan()
     other = Project.open(tmp_path / "p", settings=["training.steps=3"])
-    other.plan()
-    assert not weights.exists()
+    assert other.plan() != plan
+    assert weights.exists()  # looking at another plan moves nothing
+    other.train()
+    assert weights.read_bytes() != first
     assert (other.folder.earlier / plan.basis / "runs" / "3d_fullres" / "fold-0" / "weights.safetensors").exists()
     back = Project.open(tmp_path / "p", settings=["training.steps=6"])
     assert back.plan() == plan
+    assert [result.steps for result in back.train()] == [6]
     assert weights.read_bytes() == first
-    assert not (back.folder.earlier / plan.basis).exists()
+    assert stages(back).count("train") == 2
 
 
 def test_pictures(tmp_path: Path, pictures: Path, tiny: list[str]) -> None:
@@ -195,6 +198,12 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, volumes: Path)
     with pytest.raises(InputError, match="not empty and not a segfit project"):
         Project.create(tmp_path, volumes)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_project_killed_at_its_birth_can_be_made_again(tmp_path: Path, volumes: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".partial-abcproject.json").touch()
+    assert Project.create(tmp_path, volumes).folder.project.exists()
 
 
 def test_a_project_keeps_its_dataset(tmp_path: Path, volumes: Path, pictures: Path) -> None:

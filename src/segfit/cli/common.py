@@ -34,7 +34,7 @@ __all__ = [
 
 DatasetArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[DATASET]", help="Dataset folder; not needed if --out is a project already."),
+    typer.Argument(metavar="DATASET", help="Dataset folder; not needed if --out is a project already."),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", help="Project folder; by default segfit-DATASET in the current folder.")

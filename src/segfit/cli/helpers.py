@@ -28,7 +28,10 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for data and project.")] = Path("segfit-demo"),
     seconds: Annotated[int, typer.Option("--seconds", help="Time budget of the run.", min=30)] = _DEMO_SECONDS,
 ) -> None:
-    """Make a small dataset of phantoms and run the whole pipeline on it, in under five minutes on a CPU."""
+    """Run the pipeline on made-up data.
+
+    Phantoms with two structures; takes less than five minutes on a CPU.
+    """
     from segfit.dataset.phantom import make_phantom
 
     data = out / "Dataset000_Phantom"
@@ -41,7 +44,7 @@ def demo(
 
 
 def doctor(device: Device = None, as_json: AsJson = False) -> int:
-    """Look at this machine and installation: what there is, what is missing, what that means."""
+    """Look at this machine and installation."""
     rows = _diagnosis(device or "auto")
     if as_json:
         print_json([{"what": what, "state": state, "found": found} for what, state, found in rows])

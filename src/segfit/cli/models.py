@@ -46,7 +46,9 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     workers: Workers = None,
 ) -> None:
-    """Segment images with a model, or the test images of a project.
+    """Segment images with a model.
+
+    Or the test images of a project, with --out alone.
 
     Inputs are CASE_0000.END, CASE_0001.END, ... (one file per channel), outputs CASE.END.
     """
@@ -102,7 +104,10 @@ def evaluate(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score label files against references (DATASET or --model says what the labels mean), or a project's test."""
+    """Score label files against references.
+
+    DATASET or --model says what the labels mean. With --out alone: the test predictions of a project.
+    """
     summary: Summary | None
     if predictions is None and references is None:
         summary = open_project(dataset, out, []).evaluate()
@@ -148,7 +153,7 @@ def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str
 def info(
     path: Annotated[Path, typer.Argument(help="A model, a project or a dataset.")], as_json: AsJson = False
 ) -> None:
-    """Say what a folder is: a model, a project or a dataset."""
+    """Say what a folder is."""
     from segfit.bundle.bundle import MANIFEST, card, open_bundle
 
     if (path / MANIFEST).is_file():

@@ -52,7 +52,7 @@ def run(
     settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do everything: check, fingerprint, plan, preprocess, train, select, predict, evaluate, report."""
+    """Do everything, from the check to the report."""
     given = settings_from(
         time=time, steps=steps, preset=preset, memory=memory, device=device, seed=seed, workers=workers,
         settings=settings,
@@ -63,7 +63,10 @@ def run(
 
 
 def check(dataset: DatasetArgument = None, out: Out = None, workers: Workers = None, as_json: AsJson = False) -> int:
-    """Read every file of a dataset and list all problems; 2 if it cannot be used. Writes nothing without --out."""
+    """Read every file and list all problems.
+
+    The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
+    """
     from segfit.cli.console import console_progress
     from segfit.dataset.checks import check_dataset
 
@@ -87,7 +90,7 @@ def fingerprint(
     dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
     settings: Set = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Measure the dataset: sizes, spacings, labels, intensities."""
+    """Measure sizes, spacings, labels, intensities."""
     project = open_project(dataset, out, settings_from(preset=preset, workers=workers, settings=settings))
     result = project.fingerprint()
     if as_json:
@@ -117,7 +120,10 @@ def plan(
     settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Derive the pipeline: resampling, normalisation, patch, network, batch; --explain gives the reasons."""
+    """Derive the pipeline; --explain gives reasons.
+
+    Resampling, normalisation, patch, network, batch and recipe, each with its rule and what would change it.
+    """
     from segfit.planning.explain import explain as in_words
     from segfit.planning.explain import explain_json
 
@@ -149,7 +155,7 @@ def preprocess(
     dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
     settings: Set = None,
 ) -> None:  # fmt: skip
-    """Crop, normalise and resample all cases into the project's store."""
+    """Crop, normalise and resample all cases."""
     project = open_project(dataset, out, settings_from(preset=preset, workers=workers, settings=settings))
     for name, keys in project.preprocess().items():
         sys.stdout.write(f"{name}: {len(keys)} cases in {project.folder.cases}\n")
@@ -167,7 +173,7 @@ def train(
     workers: Workers = None,
     settings: Set = None,
 ) -> None:
-    """Train what fits the time, fold by fold; goes on where it was stopped."""
+    """Train what fits the time; goes on if stopped."""
     given = settings_from(
         time=time, steps=steps, preset=preset, memory=memory, device=device, seed=seed, workers=workers,
         settings=settings,
@@ -183,7 +189,7 @@ def train(
 
 
 def select(dataset: DatasetArgument = None, out: Out = None, settings: Set = None, as_json: AsJson = False) -> None:
-    """Compare what was trained on the cases it never saw, choose, and write the model."""
+    """Validate, compare, choose, write the model."""
     project = open_project(dataset, out, settings_from(settings=settings))
     selection = project.select()
     if as_json:
@@ -198,7 +204,7 @@ def select(dataset: DatasetArgument = None, out: Out = None, settings: Set = Non
 
 
 def report(dataset: DatasetArgument = None, out: Out = None) -> None:
-    """Write the report of a project from what there is."""
+    """Write the report from what there is."""
     project = open_project(dataset, out, [])
     sys.stdout.write(f"{project.report()}\n")
 

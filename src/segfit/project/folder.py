@@ -109,9 +109,13 @@ class Marks:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def get(self, name: str) -> str | None:
+        """Return the inputs a stage was last finished with."""
+        return self._read().get(name)
+
     def holds(self, name: str, basis: str) -> bool:
         """Whether a stage was finished with these inputs."""
-        return self._read().get(name) == basis
+        return self.get(name) == basis
 
     def set(self, name: str, basis: str) -> None:
         """Remember it."""

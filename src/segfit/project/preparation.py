@@ -124,12 +124,12 @@ class Preparation:
         if known is not None and known.basis == basis:
             return known
         with self.stage("plan"):
-            self._change_plan(None if known is None else known.basis, basis)
-            known = load(Plan, self.folder.plan)
             if known is not None:
-                return known
-            plan = derive(fingerprint, self.dataset.labels, self.options, self.hardware)
-            plan = plan.model_copy(update={"basis": basis})
+                known.save(self.folder.earlier / known.basis / "plan.json")
+            plan = load(Plan, self.folder.earlier / basis / "plan.json")
+            if plan is None:
+                plan = derive(fingerprint, self.dataset.labels, self.options, self.hardware)
+                plan = plan.model_copy(update={"basis": basis})
             plan.save(self.folder.plan)
             self.splits()
         return plan
@@ -137,6 +137,7 @@ class Preparation:
     def size(self) -> Plan:
         """Decide what is trained in the time there is, from steps measured on this machine, and write it down."""
         plan = self.plan()
+        self._results_of(plan)
         if plan.run is not None:
             return plan
         from segfit.project.sizing import DEFAULT_SECONDS, Workload, size_run
@@ -256,27 +257,27 @@ class Preparation:
 
     def _plan_basis(self, fingerprint: Fingerprint) -> str:
         """Return the hash of everything that a plan is derived from."""
-        asked = self.options.model_dump(mode="json", exclude={"workers": True, "training": {"checkpoint_seconds"}})
+        asked = self.options.model_dump(
+            mode="json", exclude_defaults=True, exclude={"workers": True, "training": {"checkpoint_seconds"}}
+        )
         return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), asked])
 
-    def _change_plan(self, before: str | None, after: str) -> None:
-        """Put what belongs to one plan aside and bring back what was made by another, if it was.
+    def _results_of(self, plan: Plan) -> None:
+        """See that what was trained belongs to this plan: put that of another aside, bring back what there was.
 
-        The plan itself moves last: whoever is killed in between finds the same work to do again.
+        `runs`, which knows its plan, moves last: whoever is killed in between finds the same work to do again.
         """
+        owner = self.marks.get("plan")
+        if owner == plan.basis:
+            return
         folder = self.folder
-        parts = [
-            folder.runs, folder.selection, folder.validation_summary, folder.model, folder.predictions, folder.plan
-        ]  # fmt: skip
-        if before is not None:
-            aside = folder.earlier / before
-            if folder.runs.exists():
-                self.progress.note(f"the options or the data changed; what was trained before is kept in {aside}")
-            _move(parts, aside)
-        back = folder.earlier / after
-        if back.is_dir():
-            _move([back / part.name for part in parts], folder.root)
-            back.rmdir()
+        parts = [folder.selection, folder.validation_summary, folder.model, folder.predictions, folder.runs]
+        with self.stage("results", unless=True):
+            if owner is not None:
+                self.progress.note(f"options or data changed; what was trained before is in {folder.earlier / owner}")
+                _move(parts, folder.earlier / owner)
+            _move([folder.earlier / plan.basis / part.name for part in parts], folder.root)
+            self.marks.set("plan", plan.basis)
 
     def _forecast_preprocessing(self, plan: Plan) -> float:
         """Preprocess a few cases of the first configuration, and return the seconds that the others will take."""

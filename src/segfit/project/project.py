@@ -59,7 +59,7 @@ class Project(Preparation):
             raise InputError(
                 f"{root} is a project on {before.dataset}, not on {opened.root}; choose another folder with --out"
             )
-        if before is None and root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if before is None and root.exists() and (not root.is_dir() or _holds_something(root)):
             raise InputError(f"{root} is not empty and not a segfit project; choose another folder with --out")
         options = options or (before.options if before is not None else Options())
         project = cls(root, opened, options.with_settings(settings), progress=progress)
@@ -148,6 +148,11 @@ class Project(Preparation):
         summary = self.evaluate()
         self.report()
         return summary
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more than what a killed process left of a project that had just begun."""
+    return any(path.name != ".lock" and not path.name.startswith(".partial-") for path in folder.iterdir())
 
 
 def _opened(path: Path | str) -> Dataset:
