@@ -125,7 +125,10 @@ def test_the_second_stage_of_a_cascade_is_refused() -> None:
 
 
 def test_the_short_recipe_keeps_what_was_asked_for() -> None:
-    assert budget.short_recipe(TrainingSpec(), Options()).momentum == 0.95
+    short = budget.short_recipe(TrainingSpec(), Options())
+    assert (short.momentum, short.learning_rate) == (0.95, 0.05)
+    rate = Options().with_settings(["training.learning_rate=0.02"])
+    assert budget.short_recipe(TrainingSpec(learning_rate=0.02), rate).learning_rate == 0.02
     asked = Options().with_settings(["training.momentum=0.9"])
     assert budget.short_recipe(TrainingSpec(momentum=0.9), asked).momentum == 0.9
 
@@ -142,7 +145,7 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
         training={"3d_fullres": TrainingSpec()},
     )
     narrow = budget.candidates(planned, Options())[1]
-    recipe = TrainingSpec(momentum=0.95)
+    recipe = TrainingSpec(momentum=0.95, learning_rate=0.05)
     run = RunSpec(
         configurations=("3d_fullres",),
         folds=(0,),
@@ -165,6 +168,7 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
     assert result.changes == (
         "3d_fullres: features 12x24x48x96 instead of 32x64x128x256",
         "3d_fullres: batch_size 2 instead of 9",
+        "3d_fullres: learning_rate 0.05 instead of 0.01",
         "3d_fullres: momentum 0.95 instead of 0.99",
     )
     assert Plan.model_validate_json(result.model_dump_json()) == result

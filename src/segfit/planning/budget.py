@@ -41,7 +41,8 @@ LONG_STEPS = 10_000
 """From here on the reference's recipe is kept; shorter trainings need less momentum to get anywhere."""
 
 _WIDTHS = (8, 12, 16, 24, 32)  # features of the first stage, narrow to wide
-_SMALL_BATCH = {2: 4, 3: 2}  # by number of axes
+_SMALL_BATCH = 2
+_SHORT_MOMENTUM = 0.95
 _ORDER = ("3d_fullres", "2d", "3d_lowres")  # which configuration is trained first
 
 
@@ -72,7 +73,7 @@ def candidates(configuration: Configuration, options: Options) -> tuple[Configur
     planned = configuration.network.features[0]
     asked = options.planning
     widths = [planned] if asked.base_features else [*(w for w in _WIDTHS if w < planned), planned]
-    small = min(configuration.batch_size, _SMALL_BATCH[configuration.ndim])
+    small = min(configuration.batch_size, _SMALL_BATCH)
     batches = [configuration.batch_size]
     if asked.batch_size is None:
         while batches[0] > small:
@@ -132,11 +133,15 @@ def choose_trainings(
 def short_recipe(recipe: TrainingSpec, options: Options) -> TrainingSpec:
     """Return the recipe for a training of less than `LONG_STEPS` steps; what the user set stays.
 
-    Momentum 0.99 averages over the last hundred gradients or so, which is a large part of a short training.
+    Momentum 0.99 averages over the last hundred gradients or so, which is a large part of a short training. With less
+    momentum the learning rate rises, so that rate / (1 - momentum), the length of a step in the long run, is kept.
     """
     if options.training.momentum is not None or recipe.optimizer != "sgd":
         return recipe
-    return recipe.model_copy(update={"momentum": 0.95})
+    rate = recipe.learning_rate
+    if options.training.learning_rate is None:
+        rate = round(rate * (1 - _SHORT_MOMENTUM) / (1 - recipe.momentum), 6)
+    return recipe.model_copy(update={"momentum": _SHORT_MOMENTUM, "learning_rate": rate})
 
 
 def with_run(
@@ -170,8 +175,10 @@ def with_run(
         if augmentation is not None:
             now = recipe.augmentation.model_dump(mode="json", include=set(augmentation.value))
             decided[augmentation.key] = augmentation.model_copy(update={"value": augmentation.value | now})
-        if recipe.momentum != plan.training[name].momentum:
-            changes.append(f"{name}: momentum {recipe.momentum:g} instead of {plan.training[name].momentum:g}")
+        for key in ("learning_rate", "momentum"):
+            old, new = getattr(plan.training[name], key), getattr(recipe, key)
+            if old != new:
+                changes.append(f"{name}: {key} {new:g} instead of {old:g}")
         decided[f"{name}.training"] = Decision(
             key=f"{name}.training",
             value={
@@ -179,7 +186,7 @@ def with_run(
                 for key in ("optimizer", "learning_rate", "momentum", "weight_decay", "precision", "channels_last")
             },
             rule=f"the recipe for a training of about {run.expected_steps.get(name, 0)} steps; below {LONG_STEPS} the "
-            "momentum is lower; arithmetic and memory layout are those that were measured to be fastest",
+            "momentum is lower and the learning rate higher; arithmetic and memory layout are those that were measured to be fastest",
             inputs=inputs,
             bound="time budget",
             source="segfit, docs/decisions/time-budget.md",

@@ -17,6 +17,8 @@ from segfit.training.sampler import stream
 
 __all__ = ["PeakMemory", "StepCost", "probe_forward", "probe_step"]
 
+_LONG_S = 10.0  # of probing: what takes longer is measured well enough by fewer repetitions
+
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
@@ -93,9 +95,11 @@ class PeakMemory:
 
 
 def _median_seconds(work: Callable[[int], object], device: torch.device, repeats: int) -> float:
-    """Return the median time of `work(i)`; the first call warms up and does not count."""
-    times = []
+    """Return the median time of `work(i)`; the first call warms up and does not count. Slow work is repeated less."""
+    times: list[float] = []
     for index in range(repeats + 1):
+        if index > 1 and sum(times) > _LONG_S:
+            break
         started = perf_counter()
         work(index)
         if device.type == "cuda":
