@@ -186,7 +186,8 @@ def with_run(
                 for key in ("optimizer", "learning_rate", "momentum", "weight_decay", "precision", "channels_last")
             },
             rule=f"the recipe for a training of about {run.expected_steps.get(name, 0)} steps; below {LONG_STEPS} the "
-            "momentum is lower and the learning rate higher; arithmetic and memory layout are those that were measured to be fastest",
+            "momentum is lower and the learning rate higher; arithmetic and memory layout are those that were measured "
+            "to be fastest",
             inputs=inputs,
             bound="time budget",
             source="segfit, docs/decisions/time-budget.md",
