@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -56,7 +57,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def measure_hardware(name: str = "auto") -> Hardware:
-    """Look at the machine; `name` as in `resolve_device`."""
+    """Look at the machine; `name` as in `resolve_device`. Where torch is not installed, only the CPU is seen."""
+    if name in ("auto", "cpu") and find_spec("torch") is None:
+        return _processor()
     import torch
 
     device = resolve_device(name)
@@ -70,12 +73,16 @@ def measure_hardware(name: str = "auto") -> Hardware:
             free_memory_gb=free / 2**30,
             fast_bf16=fast,
         )
+    return _processor() if device.type == "cpu" else replace(_processor(), device=str(device), fast_bf16=False)
+
+
+def _processor() -> Hardware:
     return Hardware(
-        device=str(device),
+        device="cpu",
         name=_processor_name(),
         threads=available_workers(),
         free_memory_gb=free_memory_gb(),
-        fast_bf16=device.type == "cpu" and _cpu_has_bf16(),
+        fast_bf16=_cpu_has_bf16(),
     )
 
 

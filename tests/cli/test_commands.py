@@ -50,6 +50,14 @@ def test_help_is_fast_and_needs_no_torch() -> None:
     assert [verb for verb in verbs if verb in pipeline] == pipeline
 
 
+def test_planning_needs_no_torch(dataset: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from segfit.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    arguments = ["plan", str(dataset), "--out", str(tmp_path / "p"), "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3d_fullres" in json.loads(done.stdout)["configurations"]
+
+
 @pytest.mark.parametrize("verb", ["run", "check", "plan", "train", "predict", "evaluate", "info", "demo", "doctor"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb, "--help"]) == 0
