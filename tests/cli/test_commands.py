@@ -115,6 +115,9 @@ def test_predict_a_folder_files_and_evaluate(
     one = images / "phantom_ts_001_0000.nii.gz"
     assert run(["predict", *model, "-i", str(one), "-o", str(tmp_path / "one"), "--probabilities"]) == 0
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["phantom_ts_001.nii.gz", "phantom_ts_001.npz"]
+    both = [str(path) for path in sorted(images.glob("*.nii.gz"))]
+    assert run(["predict", *model, "-o", str(tmp_path / "both"), "-i", *both]) == 0
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == [Path(path).name for path in written]
     expected = nib.load(tmp_path / "all" / "phantom_ts_001.nii.gz").get_fdata()  # type: ignore[attr-defined]
     found = nib.load(tmp_path / "one" / "phantom_ts_001.nii.gz").get_fdata()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(found, expected)

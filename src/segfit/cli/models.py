@@ -27,10 +27,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def predict(
-    dataset: DatasetArgument = None,
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGES", help="More images, so that -i a.nii.gz b.nii.gz works.")
+    ] = None,
     model: Annotated[Path | None, typer.Option("--model", "-m", help="Folder of a model.")] = None,
     inputs: Annotated[
-        list[Path] | None, typer.Option("--input", "-i", help="Folder of images, or image files (repeat -i).")
+        list[Path] | None, typer.Option("--input", "-i", help="Folder of images, or image files.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the label files.")] = None,
     out: Out = None,
@@ -53,14 +55,15 @@ def predict(
     Inputs are CASE_0000.END, CASE_0001.END, ... (one file per channel), outputs CASE.END.
     """
     if model is None:
-        if inputs or output:
+        if inputs or output or more:
             raise InputError("predict needs --model MODEL -i IMAGES -o OUTPUT, or a project with --out alone")
-        project = open_project(dataset, out, [])
+        project = open_project(None, out, [])
         for path in project.predict():
             sys.stdout.write(f"{path}\n")
         return
     if not inputs or output is None:
         raise InputError("predict needs the images with -i and a folder for the results with -o")
+    inputs = [*inputs, *(more or [])]
     from segfit.dataset.layouts import cases_from_files, find_cases
     from segfit.inference.model import load_model, predict_folder
 
