@@ -104,6 +104,17 @@ def test_plan_explains(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["stock"] is True
 
 
+def test_plans_are_compared(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for preset in ("stock", "resenc-m"):
+        assert run(["plan", str(dataset), "--out", str(tmp_path / preset), "--preset", preset]) == 0
+    capsys.readouterr()
+    assert run(["plan", "--compare", str(tmp_path / "stock"), str(tmp_path / "resenc-m" / "plan.json"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["preset"] == ["stock", "resenc-m"]
+    assert run(["plan", "--compare", str(tmp_path), str(tmp_path / "stock")]) == 2
+    assert f"{tmp_path / 'plan.json'} is missing" in capsys.readouterr().err
+
+
 def test_predict_a_folder_files_and_evaluate(
     project: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

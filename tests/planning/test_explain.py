@@ -5,7 +5,7 @@ import json
 from planning_fakes import case, fingerprint, scheme
 
 from segfit.options import Options
-from segfit.planning.explain import explain, explain_json
+from segfit.planning.explain import compare, explain, explain_json
 from segfit.planning.plan import Plan
 from segfit.planning.planner import derive
 
@@ -45,3 +45,13 @@ def test_json_holds_every_decision_once() -> None:
     assert list(value["decisions"]) == ["dataset", *plan.configurations]
     assert sum(len(items) for items in value["decisions"].values()) == len(plan.decisions)
     assert value["decisions"]["3d_fullres"][0]["key"] == "3d_fullres.spacing_mm"
+
+
+def test_comparison_lists_what_differs() -> None:
+    stock, wide = _plan("stock"), _plan("resenc-l")
+    assert compare(stock, stock) == []
+    rows = {key: values for key, *values in compare(stock, wide)}
+    assert rows["preset"] == ["stock", "resenc-l"]
+    assert rows["memory_gb"] == ["8", "24"]
+    assert rows["3d_fullres.network.encoder_convs"] == ["2, 2, 2, 2, 2, 2", "1, 3, 4, 6, 6, 6"]
+    assert "target_spacing_mm" not in rows

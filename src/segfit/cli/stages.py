@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,6 +114,9 @@ def plan(
     dataset: DatasetArgument = None,
     out: Out = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why every value is what it is.")] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="Compare two projects or plan files.")
+    ] = None,
     time: Time = None,
     preset: Preset = None,
     memory: Memory = None,
@@ -127,6 +131,9 @@ def plan(
     from segfit.planning.explain import explain as in_words
     from segfit.planning.explain import explain_json
 
+    if compare is not None:
+        _print_comparison(*compare, as_json=as_json)
+        return
     given = settings_from(time=time, preset=preset, memory=memory, device=device, settings=settings)
     result = open_project(dataset, out, given).plan()
     if as_json:
@@ -149,6 +156,20 @@ def plan(
     for warning in result.warnings:
         sys.stdout.write(f"warning: {warning}\n")
     sys.stdout.write("segfit plan --explain says why\n")
+
+
+def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
+    from segfit.planning.explain import compare
+    from segfit.planning.plan import Plan
+
+    plans = [Plan.load(path / "plan.json" if path.is_dir() else path) for path in (first, second)]
+    rows = compare(*plans)
+    if as_json:
+        print_json({key: [a, b] for key, a, b in rows})
+    elif rows:
+        table(("", str(first), str(second)), rows, sys.stdout)
+    else:
+        sys.stdout.write("the plans decide alike\n")
 
 
 def preprocess(

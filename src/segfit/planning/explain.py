@@ -8,7 +8,7 @@ from typing import Any
 
 from segfit.planning.plan import Decision, Plan
 
-__all__ = ["explain", "explain_json"]
+__all__ = ["compare", "explain", "explain_json"]
 
 _WIDTH = 110
 _GENERAL = "dataset"
@@ -43,6 +43,14 @@ def explain_json(plan: Plan) -> dict[str, Any]:
             for group, decisions in _groups(plan).items()
         },
     }
+
+
+def compare(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
+    """Return name and both values, in words, of every decision in which two plans differ; a dash where one has none."""
+    both = [{item.key: item.value for item in plan.decisions} for plan in (first, second)]
+    keys = dict.fromkeys([*both[0], *both[1]])
+    values = [(key, *(_text(side[key], key) if key in side else "-" for side in both)) for key in keys]
+    return [(key, a, b) for key, a, b in values if a != b]
 
 
 def _groups(plan: Plan) -> dict[str, list[Decision]]:
