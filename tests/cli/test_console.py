@@ -63,6 +63,16 @@ def test_lines_every_thirty_seconds_of_slow_work() -> None:
     assert [line.split(",")[1] for line in lines[:-1]] == [" elapsed 30 s", " elapsed 60 s", " elapsed 90 s"]
 
 
+def test_resumed_work_is_not_taken_for_fast_work() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with LineProgress(stream, clock).task("train", 1000) as task:
+        task.advance(500)
+        for _ in range(4):
+            clock.now += 10
+            task.advance(10)
+    assert stream.getvalue().splitlines()[0] == "train: 51%, elapsed 10 s, left 8 min"
+
+
 def test_an_unknown_amount_never_divides_by_zero() -> None:
     stream = io.StringIO()
     with LineProgress(stream, Clock()).task("nothing", 0) as task:

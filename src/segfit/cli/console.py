@@ -70,6 +70,7 @@ class _LineTask:
         self._description, self._total = description, total
         self._write, self._clock = write, clock
         self._done = 0.0
+        self._first: tuple[float, float] | None = None  # time and amount of the first report: work may be resumed
         self._start = self._last_time = clock()
         self._last_share = 0.0
 
@@ -86,6 +87,8 @@ class _LineTask:
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         """Count, and write a line if one is due; the last one is left to the end of the task."""
         self._done += amount
+        if self._first is None:
+            self._first = (self._clock(), self._done)
         now, share = self._clock(), self.share
         # The tiny number keeps 0.1 + 0.2 from missing a tenth.
         tenth = int(share / _SHARE + 1e-9) > int(self._last_share / _SHARE + 1e-9)
@@ -93,11 +96,18 @@ class _LineTask:
         if share >= 1 or waited < (_QUIET_S if tenth else _SILENCE_S):
             return
         self._last_time, self._last_share = now, share
-        left = self.elapsed * (1 - share) / share if share > 0 else None
         detail = f", {note}" if note else ""
         self._write(
-            f"{self._description}: {share:.0%}, elapsed {duration(self.elapsed)}, left {duration(left)}{detail}"
+            f"{self._description}: {share:.0%}, elapsed {duration(self.elapsed)}, left {duration(self._left())}{detail}"
         )
+
+    def _left(self) -> float | None:
+        """Return the seconds left at the pace since the first report, or since the beginning if that is all."""
+        assert self._first is not None
+        since, before = self._first
+        if self._done > before:
+            return (self._clock() - since) * (self._total - self._done) / (self._done - before)
+        return self.elapsed * (self._total - self._done) / self._done if self._done > 0 else None
 
 
 class BarProgress:

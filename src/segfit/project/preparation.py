@@ -26,6 +26,7 @@ from segfit.preprocessing.store import CaseStore, preprocess_dataset
 from segfit.progress import SILENT, Progress
 from segfit.project.accounts import Accounts
 from segfit.project.folder import CheckFile, Marks, ProjectFile, ProjectFolder, listing_hash
+from segfit.report.words import duration, listing
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -172,6 +173,8 @@ class Preparation:
                 progress=self.progress,
             )
             plan.save(self.folder.plan)
+        assert plan.run is not None
+        self.progress.note(_forecast(plan.run))
         return plan
 
     def splits(self) -> Splits:
@@ -293,6 +296,18 @@ class Preparation:
         )
         seconds = perf_counter() - started
         return round(seconds / min(_PROBED_CASES, len(cases)) * max(0, len(cases) - _PROBED_CASES), 1)
+
+
+def _forecast(run: RunSpec) -> str:
+    """Say what is going to be done and how long it will take."""
+    trainings = listing([f"{name} (about {run.expected_steps[name]} steps)" for name in run.configurations])
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in run.forecast_s.items())
+    memory = max(run.peak_memory_gb.values())
+    folds = listing([str(fold) for fold in run.folds])
+    return (
+        f"forecast: {trainings}, {'fold' if len(run.folds) == 1 else 'folds'} {folds}; {stages}; "
+        f"{duration(sum(run.forecast_s.values()))} in all; a training step holds {memory:.1f} GB"
+    )
 
 
 def _move(paths: Sequence[Path], folder: Path) -> None:
