@@ -138,9 +138,13 @@ class Preparation:
     def size(self) -> Plan:
         """Decide what is trained in the time there is, from steps measured on this machine, and write it down."""
         plan = self.plan()
+        if plan.run is None:
+            plan = self._sized(plan)
         self._results_of(plan)
-        if plan.run is not None:
-            return plan
+        return plan
+
+    def _sized(self, plan: Plan) -> Plan:
+        """Return the plan with its run."""
         from segfit.project.sizing import DEFAULT_SECONDS, Workload, size_run
 
         options = self.options
