@@ -310,7 +310,7 @@ def _forecast(run: RunSpec) -> str:
     folds = listing([str(fold) for fold in run.folds])
     return (
         f"forecast: {trainings}, {'fold' if len(run.folds) == 1 else 'folds'} {folds}; {stages}; "
-        f"{duration(sum(run.forecast_s.values()))} in all; a training step holds {memory:.1f} GB"
+        f"{duration(sum(run.forecast_s.values()))} in all; training holds {memory:.1f} GB"
     )
 
 

@@ -96,8 +96,14 @@ def _count(
 ) -> list[_Counts]:
     """Return every case's histograms: the prediction after `steps`, and what the disjoint candidates remove from it."""
     work = _counter(scheme, tuple(steps), candidates)
+    tried = candidates[0].name if len(candidates) == 1 else f"{len(candidates)} structures"
     results = map_cases(
-        work, pairs, description="post-processing", name=lambda pair: pair.case, workers=workers, progress=progress
+        work,
+        pairs,
+        description=f"post-processing {tried}",
+        name=lambda pair: pair.case,
+        workers=workers,
+        progress=progress,
     )
     found = {pair.case: counts for pair, counts in results}
     return [found[pair.case] for pair in pairs]

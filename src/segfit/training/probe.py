@@ -9,7 +9,7 @@ from time import perf_counter
 
 import torch
 
-from segfit.execution.memory import process_bytes, process_peak_bytes, reset_process_peak
+from segfit.execution.memory import process_peak_bytes, reset_process_peak
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.learner import Learner, training_on
@@ -25,7 +25,7 @@ class StepCost:
     """The cost of one training step: augmentation, forward, backward, optimiser; not reading the data."""
 
     seconds_per_step: float
-    peak_memory_gb: float
+    peak_memory_gb: float  # of the device; on a CPU of the process
 
 
 def probe_step(
@@ -54,7 +54,7 @@ def probe_step(
             learner.step(image, target, learning_rate=recipe.learning_rate, rng=stream(seed, "augmentation", index))
 
         seconds = _median_seconds(step, device, steps)
-        return StepCost(seconds, memory.growth_gb())
+        return StepCost(seconds, memory.peak_gb())
 
 
 def probe_forward(
@@ -78,20 +78,14 @@ class PeakMemory:
         self._device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-            self._before = torch.cuda.memory_reserved(device)
         else:
             reset_process_peak()
-            self._before = process_bytes()
 
     def peak_gb(self) -> float:
         """Return the peak in GiB."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_reserved(self._device) / 2**30
         return process_peak_bytes() / 2**30
-
-    def growth_gb(self) -> float:
-        """Return how far the peak is above what was in use at the beginning, in GiB."""
-        return max(0.0, self.peak_gb() - self._before / 2**30)
 
 
 def _median_seconds(work: Callable[[int], object], device: torch.device, repeats: int) -> float:
