@@ -4,6 +4,7 @@
     ├── InputError              bad input or options: the message says what to do (CLI exit code 2)
     │   └── DatasetError        one or more problems found in a dataset, as a table of `Problem`
     └── StageError              a stage could not finish although its input was good (CLI exit code 1)
+        └── MemoryShortageError      a network does not fit into the memory there is
 
 Every message is one or two sentences: what was expected, what came, in which case or file, what to do.
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-__all__ = ["DatasetError", "InputError", "Problem", "SegfitError", "StageError", "nearest"]
+__all__ = ["DatasetError", "InputError", "MemoryShortageError", "Problem", "SegfitError", "StageError", "nearest"]
 
 
 class SegfitError(Exception):
@@ -27,6 +28,10 @@ class InputError(SegfitError):
 
 class StageError(SegfitError):
     """A stage failed although its input was accepted."""
+
+
+class MemoryShortageError(StageError):
+    """A training step or a tile does not fit into the memory of its device."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""Plans as nnU-Net 2.8.1 makes them, from its own files: for people who train with it and for comparison.
+"""Plans as nnU-Net 2.8.1 makes and reads them: for people who train with it and for comparison.
 
-``plans(dataset_json, fingerprint, preset="resenc-l")`` is the content of ``nnUNetResEncUNetLPlans.json``.
+``plans(dataset_json, fingerprint, preset="resenc-l")`` is the content of ``nnUNetResEncUNetLPlans.json``;
+`read_plans_file` understands any plans file of its, old or new, and `write_plans_file` writes one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from segfit.errors import InputError, nearest
 from segfit.fingerprint.fingerprint import IntensityStatistics
 from segfit.planning.design import Budget, design_dataset
 from segfit.planning.presets import RULES
-from segfit.planning.reference_plans import channel_names_of
+from segfit.planning.reference_plans import PlansFile, channel_names_of, read_plans_file, write_plans_file
 from segfit.planning.reference_writer import write_reference_plans
 
-__all__ = ["plans"]
+__all__ = ["PlansFile", "plans", "read_plans_file", "write_plans_file"]
 
 _READERS = {
     ".png": "NaturalImage2DIO",

@@ -18,7 +18,7 @@ from segfit.planning.memory import feature_map_elements
 from segfit.planning.plan import Configuration, Plan
 from segfit.planning.planner import derive
 from segfit.planning.presets import RULES
-from segfit.planning.reference_plans import read_reference_plans
+from segfit.planning.reference_plans import read_plans_file, read_reference_plans, write_plans_file
 
 pytestmark = pytest.mark.golden
 
@@ -187,6 +187,22 @@ def test_reference_plans_are_read_as_they_were_planned(datasets: list[dict[str, 
                 assert theirs.spacing_mm == pytest.approx(ours.spacing_mm, rel=1e-9)
                 kept = theirs.preprocessing.model_copy(update={"spacing_mm": ours.preprocessing.spacing_mm})
                 assert theirs.model_copy(update={"spacing_mm": ours.spacing_mm, "preprocessing": kept}) == ours
+
+
+def test_reference_plans_survive_a_round_trip(datasets: list[dict[str, Any]]) -> None:
+    for item in datasets:
+        if _scheme(item["dataset"]).ignore_value is not None:
+            continue
+        for plans in item["plans"].values():
+            read = read_plans_file(plans, item["dataset"])
+            written = write_plans_file(read)
+            assert read_plans_file(written, item["dataset"]) == read
+            for name, entry in plans["configurations"].items():
+                if "inherits_from" not in entry:
+                    assert written["configurations"][name] == entry
+            assert {key: value for key, value in written.items() if key != "configurations"} == {
+                key: value for key, value in plans.items() if key != "configurations"
+            }
 
 
 def test_trained_reference_models_are_read(golden: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
+from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint, IntensityStatistics
 from segfit.labels import LabelScheme
 
 STATISTICS = IntensityStatistics(mean=50, median=45, std=20, min=-10, max=200, percentile_00_5=-5, percentile_99_5=150)
@@ -23,6 +23,7 @@ def case(
     name: str = "case",
     voxels: Mapping[int, int] | None = None,
     centroids: Mapping[int, tuple[float, ...]] | None = None,
+    channels: Sequence[ChannelIntensities] = (),
 ) -> CaseFingerprint:
     return CaseFingerprint(
         case=name,
@@ -33,6 +34,7 @@ def case(
         relative_size_after_crop=1.0,
         label_voxels=dict(voxels or {}),
         label_centroids=dict(centroids or {}),
+        channels=tuple(channels),
     )
 
 

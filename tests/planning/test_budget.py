@@ -153,7 +153,7 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
         expected_steps={"3d_fullres": 1600},
         seconds_per_step={"3d_fullres": 0.33},
     )
-    result = budget.with_run(plan, {"3d_fullres": (narrow, recipe)}, run, asked={"time_s": 900.0})
+    result = budget.with_run(plan, {"3d_fullres": (narrow, recipe)}, run, asked={"time_s": 900.0}, memory_gb={})
     assert result.run == run
     assert result.configurations["3d_fullres"] == narrow
     assert result.training["3d_fullres"] == recipe
@@ -172,3 +172,15 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
         "3d_fullres: momentum 0.95 instead of 0.99",
     )
     assert Plan.model_validate_json(result.model_dump_json()) == result
+
+
+def test_the_batch_gives_way_before_the_patch() -> None:
+    planned = a_configuration(patch=(64, 64, 64), batch=9)
+    smaller = budget.reductions(planned, Options())
+    assert [item.batch_size for item in smaller[:3]] == [4, 2, 2]
+    assert [item.patch_size for item in smaller[:2]] == [planned.patch_size] * 2
+    voxels = [item.batch_size * prod(item.patch_size) for item in smaller]
+    assert voxels == sorted(voxels, reverse=True)
+    assert all(n % d == 0 for item in smaller for n, d in zip(item.patch_size, item.network.divisor, strict=True))
+    fixed = Options.model_validate({"planning": {"batch_size": 9, "patch_size": [64, 64, 64]}})
+    assert budget.reductions(planned, fixed) == ()

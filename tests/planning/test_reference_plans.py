@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,6 +76,59 @@ def test_the_old_format_is_the_new_one_in_other_words() -> None:
     }
     plans["foreground_intensity_properties_by_modality"] = plans.pop("foreground_intensity_properties_per_channel")
     assert read_reference_plans(plans, _DATASET, ["3d_fullres"]) == expected
+    _round_trip(plans)
+
+
+def _round_trip(plans: dict[str, Any]) -> tuple[nnunet.PlansFile, dict[str, Any]]:
+    read = nnunet.read_plans_file(plans, _DATASET)
+    written = nnunet.write_plans_file(read)
+    json.dumps(written)
+    assert nnunet.read_plans_file(written, _DATASET) == read
+    return read, written
+
+
+def test_a_round_trip_changes_nothing() -> None:
+    plans = _plans()
+    _, written = _round_trip(plans)
+    full = plans["configurations"]["3d_fullres"]
+    plans["configurations"]["3d_cascade_fullres"] = full | {"previous_stage": "3d_lowres"}  # nothing is inherited now
+    assert written == plans
+
+
+def test_custom_configurations_and_two_cascades_survive() -> None:
+    plans = _plans()
+    configurations = plans["configurations"]
+    configurations["3d_big"] = {"inherits_from": "3d_fullres", "batch_size": 40, "data_identifier": "mine"}
+    configurations["3d_cascade_big"] = {"inherits_from": "3d_big", "previous_stage": "3d_lowres"}
+    configurations["3d_lowres"]["next_stage"] = ["3d_cascade_fullres", "3d_cascade_big"]
+    read, written = _round_trip(plans)
+    assert read.identifiers["3d_cascade_big"] == "mine"
+    assert written["configurations"]["3d_lowres"]["next_stage"] == ["3d_cascade_fullres", "3d_cascade_big"]
+    assert written["configurations"]["3d_cascade_big"]["batch_size"] == 40
+    assert "next_stage" not in written["configurations"]["3d_fullres"]
+
+
+def test_other_resamplers_survive() -> None:
+    plans = _plans()
+    plans["configurations"]["3d_fullres"] |= {
+        "resampling_fn_data": "resample_torch_fornnunet",
+        "resampling_fn_data_kwargs": {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False},
+        "resampling_fn_seg": "no_resampling_hack",
+        "resampling_fn_seg_kwargs": {},
+    }
+    _, written = _round_trip(plans)
+    entry = written["configurations"]["3d_fullres"]
+    assert entry == plans["configurations"]["3d_fullres"]
+
+
+def test_axes_the_reference_does_not_know_are_refused() -> None:
+    read = nnunet.read_plans_file(_plans(), _DATASET)
+    full = read.configurations["3d_fullres"]
+    turned = full.model_copy(
+        update={"preprocessing": full.preprocessing.model_copy(update={"orientation": "canonical"})}
+    )
+    with pytest.raises(InputError, match=r"3d_fullres sees canonical axes.*--preset stock"):
+        nnunet.write_plans_file(replace(read, configurations={"3d_fullres": turned}))
 
 
 def test_other_resamplers_and_module_paths() -> None:

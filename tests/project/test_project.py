@@ -118,7 +118,7 @@ def test_the_plan_keeps_what_was_measured(finished: Project) -> None:
     assert run is not None
     assert (run.configurations, run.folds, run.steps) == (("3d_fullres",), (0,), 6)
     assert run.seconds_per_step["3d_fullres"] > 0
-    assert set(run.forecast_s) == {"preprocess", "train", "validate", "predict", "report"}
+    assert set(run.forecast) == {"size", "preprocess", "train", "validate", "predict", "report"}
 
 
 def test_other_options_put_the_old_training_aside_and_bring_it_back(
@@ -176,7 +176,9 @@ def test_few_cases(tmp_path: Path, cases: int, tiny: list[str]) -> None:
 
 def test_a_budget_too_small_says_how_much_is_needed(tmp_path: Path, volumes: Path) -> None:
     project = Project.create(tmp_path / "p", volumes, settings=["time_s=3"])
-    with pytest.raises(InputError, match=r"too short for 3d_fullres.*at least .* more with --time"):
+    with pytest.raises(
+        InputError, match=r"3.0 s are too short for 3d_fullres.*the smallest budget that works here is --time \d+m"
+    ):
         project.train()
     assert not project.folder.runs.exists()
 
@@ -188,7 +190,7 @@ def test_time_sizes_the_run(tmp_path: Path, volumes: Path) -> None:
     assert plan.run is not None
     assert plan.run.seconds_per_training is not None
     assert 100 < plan.run.seconds_per_training * len(plan.run.folds) < 180
-    assert sum(plan.run.forecast_s.values()) < 180
+    assert plan.run.total.seconds < 180.5
     assert any(decision.bound == "time budget" for decision in plan.decisions)
     assert project.size() == plan
 

@@ -17,6 +17,7 @@ from segfit.planning.plan import (
     Plan,
     PreprocessingSpec,
     RunSpec,
+    StageForecast,
     TrainingSpec,
 )
 from segfit.report.data import (
@@ -75,11 +76,23 @@ def make_report_data() -> ReportData:
             make_overlay(rng, kind, rank) for kind in ("validation", "test") for rank in ("best", "median", "worst")
         ),
         resources=(
-            StageUse(name="measure", forecast_s=20, used_s=14.2, peak_memory_gb=0.6),
-            StageUse(name="preprocess", forecast_s=60, used_s=71, peak_memory_gb=1.4, disk_gb=0.3),
-            StageUse(name="train 3d_fullres", forecast_s=5400, used_s=5391, peak_memory_gb=6.9, disk_gb=0.2),
-            StageUse(name="train 2d", forecast_s=1200, used_s=1180, peak_memory_gb=2.2, disk_gb=0.2),
-            StageUse(name="select", forecast_s=300, used_s=412, peak_memory_gb=2.0),
+            StageUse(name="measure", forecast=_forecast(20), used_s=14.2, peak_memory_gb=0.6),
+            StageUse(
+                name="preprocess",
+                forecast=_forecast(60, memory_gb=1.3, disk_gb=0.25),
+                used_s=71,
+                peak_memory_gb=1.4,
+                disk_gb=0.3,
+            ),
+            StageUse(
+                name="train 3d_fullres",
+                forecast=_forecast(5400, memory_gb=7.0),
+                used_s=5391,
+                peak_memory_gb=6.9,
+                disk_gb=0.2,
+            ),
+            StageUse(name="train 2d", forecast=_forecast(1200), used_s=1180, peak_memory_gb=2.2, disk_gb=0.2),
+            StageUse(name="select", forecast=_forecast(300), used_s=412, peak_memory_gb=2.0),
         ),
         environment={
             "machine": "Xeon Platinum 8488C, 2 threads, 30 GB memory",
@@ -92,6 +105,10 @@ def make_report_data() -> ReportData:
         file_ending=".nii.gz",
         warnings=("Only 3 of 5 folds were trained in the time there was.",),
     )
+
+
+def _forecast(seconds: float, **amounts: float) -> StageForecast:
+    return StageForecast(seconds=seconds, **amounts)
 
 
 def _dice(rng: np.random.Generator) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from segfit.errors import Problem
 from segfit.progress import Progress, Task
-from segfit.report.words import dice, duration
+from segfit.words import dice, duration
 
 if TYPE_CHECKING:
     from rich.console import Console

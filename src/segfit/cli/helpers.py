@@ -76,7 +76,7 @@ def _diagnosis(device: str) -> list[tuple[str, str, str]]:
 
 def _machine(device: str) -> list[tuple[str, str, str]]:
     from segfit.device import measure_hardware
-    from segfit.report.words import duration
+    from segfit.words import duration
 
     machine = measure_hardware(device)
     memory = machine.free_memory_gb

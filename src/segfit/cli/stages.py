@@ -114,10 +114,14 @@ def plan(
     dataset: DatasetArgument = None,
     out: Out = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why every value is what it is.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure steps on this machine; size and forecast the run.")
+    ] = False,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="Compare two projects or plan files.")
     ] = None,
     time: Time = None,
+    steps: Steps = None,
     preset: Preset = None,
     memory: Memory = None,
     device: Device = None,
@@ -129,13 +133,14 @@ def plan(
     Resampling, normalisation, patch, network, batch and recipe, each with its rule and what would change it.
     """
     from segfit.planning.explain import explain as in_words
-    from segfit.planning.explain import explain_json
+    from segfit.planning.explain import explain_json, forecast_rows
 
     if compare is not None:
         _print_comparison(*compare, as_json=as_json)
         return
-    given = settings_from(time=time, preset=preset, memory=memory, device=device, settings=settings)
-    result = open_project(dataset, out, given).plan()
+    given = settings_from(time=time, steps=steps, preset=preset, memory=memory, device=device, settings=settings)
+    project = open_project(dataset, out, given)
+    result = project.size() if probe else project.plan()
     if as_json:
         print_json(explain_json(result) if explain else result.model_dump(mode="json"))
         return
@@ -155,6 +160,10 @@ def plan(
     table(("configuration", "spacing (mm)", "patch", "batch", "network"), rows, sys.stdout)
     for warning in result.warnings:
         sys.stdout.write(f"warning: {warning}\n")
+    if result.run is not None:
+        sys.stdout.write("\n")
+        table(("forecast", "time", "RAM", "device memory", "disk"), forecast_rows(result.run), sys.stdout, numbers=True)
+        sys.stdout.write("\n")
     sys.stdout.write("segfit plan --explain says why\n")
 
 

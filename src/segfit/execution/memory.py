@@ -3,21 +3,71 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
-__all__ = ["process_bytes", "process_peak_bytes", "reset_process_peak"]
+__all__ = ["PeakWatch", "limit_growth", "process_bytes", "process_peak_bytes"]
 
 
-def reset_process_peak() -> None:
-    """Let Linux count the peak anew; elsewhere the peak of the whole life of the process stays."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+@contextmanager
+def limit_growth(num_bytes: float) -> Iterator[None]:
+    """Let allocations fail, on Linux, where this process would grow by more than `num_bytes`.
+
+    Without it the system would promise any amount and kill the process when the promise falls due. Elsewhere nothing
+    is limited.
+    """
+    data = _status_bytes("VmData")
+    if not data:
+        yield
         return
+    import resource  # exists on Unix only
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [data + max(0, int(num_bytes)), *(n for n in (soft, hard) if n != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+class PeakWatch:
+    """The peak of this process's memory over a while: exact where it is a new high of its life, sampled otherwise.
+
+    ``with PeakWatch() as watch: ...; watch.peak_bytes()``. The system's own peak is left alone, so that those who watch
+    this process from outside see the true one.
+    """
+
+    def __init__(self, interval_s: float = 0.1) -> None:
+        self._before = process_peak_bytes()
+        self._sampled = process_bytes()
+        self._interval = interval_s
+        self._over = Event()
+        self._thread = Thread(target=self._watch, name="segfit-memory", daemon=True)
+
+    def __enter__(self) -> PeakWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def peak_bytes(self) -> int:
+        """Return the peak so far."""
+        highest = process_peak_bytes()
+        self._sampled = max(self._sampled, process_bytes())
+        return highest if highest > self._before else self._sampled
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._interval):
+            self._sampled = max(self._sampled, process_bytes())
 
 
 def process_peak_bytes() -> int:
-    """Peak resident memory of this process."""
+    """Peak resident memory of this process, over its life."""
     return _status_bytes("VmHWM") or _life_peak_bytes()
 
 

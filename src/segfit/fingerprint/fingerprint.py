@@ -6,7 +6,7 @@ from typing import Literal
 
 from segfit.files import Document, Record
 
-__all__ = ["CaseFingerprint", "Fingerprint", "IntensityStatistics"]
+__all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint", "IntensityStatistics"]
 
 
 class IntensityStatistics(Record):
@@ -21,6 +21,15 @@ class IntensityStatistics(Record):
     percentile_99_5: float
 
 
+class ChannelIntensities(Record):
+    """One channel of one case."""
+
+    min: float  # of the whole image
+    max: float
+    foreground_mean: float | None = None  # None in a case without foreground
+    foreground_std: float | None = None
+
+
 class CaseFingerprint(Record):
     """One case. Axis order: array order after the fingerprint's orientation; spacing in mm."""
 
@@ -32,6 +41,7 @@ class CaseFingerprint(Record):
     relative_size_after_crop: float
     label_voxels: dict[int, int]  # voxels per label value inside the crop, zero counts included for declared labels
     label_centroids: dict[int, tuple[float, ...]]  # centre of mass per present foreground label, 0..1 of the crop
+    channels: tuple[ChannelIntensities, ...] = ()
 
 
 class Fingerprint(Document):

@@ -19,7 +19,7 @@ from segfit.errors import InputError
 from segfit.execution.pool import map_cases
 from segfit.files import content_hash, write_file
 from segfit.fingerprint.contents import FileHashes
-from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
+from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
 from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_label
@@ -29,7 +29,7 @@ from segfit.progress import SILENT, Progress
 __all__ = ["measure"]
 
 _SLAB = 1 << 20  # voxels looked at a time where work would need much memory at once
-_VERSION = 1  # of what is measured; a change makes cached measurements stale
+_VERSION = 2  # of what is measured; a change makes cached measurements stale
 
 Orientation = Literal["canonical", "stored"]
 
@@ -133,7 +133,8 @@ def _measure_case(case: Case, content: str, dataset: Dataset, orientation: Orien
         raise InputError(
             f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {len(dataset.channel_names)}"
         )
-    if not (np.isfinite(image.array.min()) and np.isfinite(image.array.max())):
+    extremes = [(float(channel.min()), float(channel.max())) for channel in image.array]
+    if not np.isfinite(extremes).all():
         raise InputError(f"case {case.id} contains NaN or infinite values; replace them in the image file")
     if label.grid.shape != image.grid.shape:
         raise InputError(f"case {case.id}: the label has shape {label.grid.shape}, the image {image.grid.shape}")
@@ -143,6 +144,7 @@ def _measure_case(case: Case, content: str, dataset: Dataset, orientation: Orien
     voxels, values = voxels[(slice(None), *slices(box))], values[slices(box)]
     shape = tuple(image.grid.shape[axis] for axis in axes.order)
     foreground = values > 0
+    found = tuple(ChannelDistribution.of(channel[foreground]) for channel in voxels) if foreground.any() else ()
     record = CaseFingerprint(
         case=case.id,
         content=content,
@@ -152,10 +154,17 @@ def _measure_case(case: Case, content: str, dataset: Dataset, orientation: Orien
         relative_size_after_crop=float(np.prod(values.shape) / np.prod(shape)),
         label_voxels=_count(values, _declared(dataset.labels)),
         label_centroids=_centroids(values, dataset.labels.foreground_values),
+        channels=tuple(
+            ChannelIntensities(min=low, max=high, **({} if not found else _moments(found[channel])))
+            for channel, (low, high) in enumerate(extremes)
+        ),
     )
-    if not foreground.any():
-        return _Measured(record, ())
-    return _Measured(record, tuple(ChannelDistribution.of(channel[foreground]) for channel in voxels))
+    return _Measured(record, found)
+
+
+def _moments(channel: ChannelDistribution) -> dict[str, float]:
+    mean, variance = channel.moments[:2]
+    return {"foreground_mean": float(mean), "foreground_std": float(np.sqrt(variance))}
 
 
 def _count(labels: NDArray[np.integer[Any]], declared: Sequence[int]) -> dict[int, int]:

@@ -24,6 +24,7 @@ __all__ = [
     "candidates",
     "choose_configurations",
     "choose_trainings",
+    "reductions",
     "short_recipe",
     "shrunk",
     "with_run",
@@ -42,6 +43,7 @@ LONG_STEPS = 10_000
 
 _WIDTHS = (8, 12, 16, 24, 32)  # features of the first stage, narrow to wide
 _SMALL_BATCH = 2
+_REDUCTION = 0.8  # of the patch's voxels, from one version to the next that needs less memory
 _SHORT_MOMENTUM = 0.95
 _ORDER = ("3d_fullres", "2d", "3d_lowres")  # which configuration is trained first
 
@@ -107,6 +109,23 @@ def shrunk(configuration: Configuration, share: float) -> Configuration | None:
     return configuration.model_copy(update={"patch_size": tuple(patch)})
 
 
+def reductions(configuration: Configuration, options: Options) -> tuple[Configuration, ...]:
+    """Return versions of a configuration that need less and less memory, for a device that cannot hold the planned one.
+
+    First smaller batches, then the smallest batch with smaller patches. What the user fixed stays fixed.
+    """
+    asked = options.planning
+    result = []
+    current = configuration
+    while asked.batch_size is None and current.batch_size > _SMALL_BATCH:
+        current = current.model_copy(update={"batch_size": max(_SMALL_BATCH, current.batch_size // 2)})
+        result.append(current)
+    while asked.patch_size is None and (smaller := shrunk(current, _REDUCTION)) is not None:
+        current = smaller
+        result.append(current)
+    return tuple(result)
+
+
 def choose_trainings(
     seconds: float, step_seconds: Sequence[float], num_folds: int, *, folds: int | None = None
 ) -> tuple[int, int]:
@@ -145,7 +164,12 @@ def short_recipe(recipe: TrainingSpec, options: Options) -> TrainingSpec:
 
 
 def with_run(
-    plan: Plan, sized: Mapping[str, tuple[Configuration, TrainingSpec]], run: RunSpec, *, asked: Mapping[str, Any]
+    plan: Plan,
+    sized: Mapping[str, tuple[Configuration, TrainingSpec]],
+    run: RunSpec,
+    *,
+    asked: Mapping[str, Any],
+    memory_gb: Mapping[str, float | None],
 ) -> Plan:
     """Return the plan with what was sized to the budget, a reason for each, and how that differs from before.
 
@@ -153,20 +177,26 @@ def with_run(
     ----------
     sized : by name of the configuration, those that are trained
     asked : what the user asked for (time, steps, folds, ...), the inputs of the decisions
+    memory_gb : by name of the configuration, the memory that a measured step had to be reduced to; None: it fitted
     """
     decided = {item.key: item for item in plan.decisions}
     changes = list(plan.changes)
     for name, (configuration, recipe) in sized.items():
         before, measured = plan.configurations[name], run.seconds_per_step.get(name)
+        limit = memory_gb.get(name)
         inputs = {**asked, "seconds_per_step": measured, "expected_steps": run.expected_steps.get(name)}
         for key, old, new, rule, change in _sized_values(before, configuration):
+            if limit is not None and key != "network.features":
+                rule = "the largest whose training step, measured, fits into the memory that is free, smaller batches "
+                rule += "before smaller patches"
+                change = "more free memory, or the option planning." + key
             if new != old:
                 decided[f"{name}.{key}"] = Decision(
                     key=f"{name}.{key}",
                     value=new,
                     rule=rule,
                     inputs=inputs | {"by_rule_of_the_preset": old},
-                    bound="time budget",
+                    bound="time budget" if limit is None else f"{limit:.1f} GB of free memory",
                     source="segfit, docs/decisions/time-budget.md",
                     would_change=change,
                 )

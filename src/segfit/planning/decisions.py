@@ -13,6 +13,7 @@ from typing import Any
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.design import LOWRES_SHARE, Budget, DatasetDesign, Design, design
 from segfit.planning.mirroring import AxisEvidence
+from segfit.planning.normalization import ChannelScheme, scheme_of
 from segfit.planning.plan import Configuration, Decision, Normalization, TrainingSpec
 
 __all__ = [
@@ -115,20 +116,28 @@ def _lowres_decision(fingerprint: Fingerprint, dataset: DatasetDesign) -> Decisi
 
 
 def normalization_decisions(
-    channel_names: Sequence[str], normalization: Sequence[Normalization], relative_size: float
+    fingerprint: Fingerprint, normalization: Sequence[Normalization], schemes: Sequence[ChannelScheme]
 ) -> Iterator[Decision]:
     """Why each channel is normalised as it is."""
-    for index, (name, how) in enumerate(zip(channel_names, normalization, strict=True)):
+    for index, (name, how, found) in enumerate(zip(fingerprint.channel_names, normalization, schemes, strict=True)):
+        by_values = how.scheme != scheme_of(name)
         yield _decision(
             f"normalization.{index}",
             how.scheme + (" inside the non-zero mask" if how.use_mask else ""),
-            "the channel's name decides: ct clips and scales by the foreground of all cases, rgb_to_0_1, "
+            "the channel's values decide, because they contradict its name: Hounsfield units are clipped and scaled by "
+            "the foreground of all cases, values without a common scale are z-scored per case"
+            if by_values
+            else "the channel's name decides: ct clips and scales by the foreground of all cases, rgb_to_0_1, "
             "rescale_to_0_1 and nonorm do what they say, any other name is z-scored per case, inside the non-zero mask "
             "where cropping removes more than a quarter",
-            inputs={"channel": name, "median_relative_size_after_crop": relative_size},
+            inputs={
+                "channel": name,
+                "median_relative_size_after_crop": fingerprint.median_relative_size_after_crop,
+                **({"remark": found.remark} if found.remark else {}),
+            },
             bound="data",
-            source=f"{_REFERENCE}, normalisation",
-            would_change="another channel name in the dataset",
+            source="segfit preset auto" if by_values else f"{_REFERENCE}, normalisation",
+            would_change="another channel name in the dataset (ct, zscore, nonorm, rescale_to_0_1 or rgb_to_0_1)",
         )
 
 

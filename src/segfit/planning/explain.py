@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segfit.planning.plan import Decision, Plan
+from segfit.planning.plan import Decision, Plan, RunSpec
+from segfit.words import duration, gigabytes
 
-__all__ = ["compare", "explain", "explain_json"]
+__all__ = ["compare", "explain", "explain_json", "forecast_rows"]
 
 _WIDTH = 110
 _GENERAL = "dataset"
@@ -27,7 +28,35 @@ def explain(plan: Plan) -> str:
         lines += [title.capitalize() if group == _GENERAL else title, "-" * len(title)]
         for decision in decisions:
             lines += [*_paragraph(decision, group), ""]
+    if plan.run is not None:
+        lines += ["Forecast, from steps measured on this machine", *_forecast(plan.run)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def forecast_rows(run: RunSpec) -> list[tuple[str, ...]]:
+    """Return the forecast as rows of words: stage, time, RAM, device memory, disk; the last row is the whole run."""
+    return [
+        (
+            stage,
+            duration(item.seconds),
+            gigabytes(item.memory_gb),
+            gigabytes(item.device_memory_gb),
+            gigabytes(item.disk_gb),
+        )
+        for stage, item in {**run.forecast, "in all": run.total}.items()
+    ]
+
+
+def _forecast(run: RunSpec) -> list[str]:
+    steps = [
+        f"  {name}: {duration(run.seconds_per_step[name])} and {gigabytes(run.peak_memory_gb[name])} per step, about "
+        f"{run.expected_steps[name]} steps per training"
+        for name in run.configurations
+    ]
+    rows = [("stage", "time", "RAM", "device memory", "disk"), *forecast_rows(run)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [*steps, *(line.rstrip() for line in table)]
 
 
 def explain_json(plan: Plan) -> dict[str, Any]:
@@ -37,6 +66,7 @@ def explain_json(plan: Plan) -> dict[str, Any]:
         "preset": plan.preset,
         "stock": plan.stock,
         "changes": list(plan.changes),
+        "run": None if plan.run is None else plan.run.model_dump(mode="json"),
         "warnings": list(plan.warnings),
         "decisions": {
             group: [decision.model_dump(mode="json") for decision in decisions]

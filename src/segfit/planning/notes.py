@@ -1,7 +1,8 @@
-"""Remarks on the data that a person should read before training."""
+"""Remarks on the data that a person should read before training: what is odd, and what follows from it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 import numpy as np
@@ -9,33 +10,107 @@ import numpy as np
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.planning.mirroring import value_names
+from segfit.words import listing
 
 __all__ = ["dataset_notes"]
 
 FEW_CASES = 10
 RARE_SHARE = 1e-4
+"""Labels with a smaller share of all voxels are rare."""
+TINY_VOXELS = 50
+"""Structures whose median size is below this are tiny."""
 SPACING_RATIO = 3.0
+EXTENT_RATIO = 3.0
+OUTLIER = 8.0
+"""Cases whose mean foreground intensity is further from the median than this many robust deviations are odd."""
 
 
 def dataset_notes(fingerprint: Fingerprint, labels: LabelScheme) -> tuple[str, ...]:
-    """Return remarks: few cases, labels that are absent or rare, spacings that vary strongly."""
+    """Return remarks on few cases, absent, rare and tiny labels, and cases that differ much, with the consequence."""
+    return (*_amount(fingerprint), *_labels(fingerprint, labels), *_sizes(fingerprint), *_intensities(fingerprint))
+
+
+def _amount(fingerprint: Fingerprint) -> Iterator[str]:
     cases = fingerprint.cases
-    notes: list[str] = []
     if len(cases) < FEW_CASES:
-        notes.append(f"only {len(cases)} training cases: expect results to differ much from case to case")
+        yield (
+            f"only {len(cases)} training cases: results differ much from case to case, and cross-validation tells "
+            "little about new ones"
+        )
+    empty = [case.case for case in cases if case.label_voxels and not any(_foreground(case.label_voxels))]
+    if empty:
+        yield (
+            f"{len(empty)} of {len(cases)} cases have no foreground ({listing(empty)}): they teach background only, "
+            "and have a Dice only where something is predicted"
+        )
+
+
+def _foreground(voxels: dict[int, int]) -> Iterator[int]:
+    return (count for value, count in voxels.items() if value > 0)
+
+
+def _labels(fingerprint: Fingerprint, labels: LabelScheme) -> Iterator[str]:
+    cases = fingerprint.cases
     voxels = sum(prod(case.shape_after_crop) for case in cases)
     for value, name in sorted(value_names(labels).items()):
         counts = [case.label_voxels.get(value, 0) for case in cases]
-        present = sum(count > 0 for count in counts)
-        if present == 0:
-            notes.append(f'label "{name}" ({value}) occurs in no case: it cannot be learned')
-        elif present < len(cases) / 2:
-            notes.append(f'label "{name}" ({value}) is absent in {len(cases) - present} of {len(cases)} cases')
-        if present and sum(counts) < RARE_SHARE * voxels:
-            notes.append(f'label "{name}" ({value}) is rare: {sum(counts) / voxels:.1g} of all voxels')
+        present = [count for count in counts if count > 0]
+        label = f'label "{name}" ({value})'
+        if not present:
+            yield f"{label} occurs in no case: it cannot be learned"
+            continue
+        if len(present) < len(cases) / 2:
+            yield (
+                f"{label} is absent in {len(cases) - len(present)} of {len(cases)} cases: it is learned from the other "
+                f"{len(present)} alone"
+            )
+        if np.median(present) < TINY_VOXELS:
+            yield (
+                f"{label} is tiny, {np.median(present):g} voxels in the median case that has it: a few voxels decide "
+                "its Dice, and a coarser spacing may lose it"
+            )
+        if sum(counts) < RARE_SHARE * voxels:
+            yield (
+                f"{label} is rare, {sum(counts) / voxels:.1g} of all voxels: it is seen mostly in the third of the "
+                "patches that are forced to hold foreground, and needs longer training"
+            )
+
+
+def _sizes(fingerprint: Fingerprint) -> Iterator[str]:
+    cases, axes = fingerprint.cases, "zyx"[-fingerprint.ndim :]
     spacings = np.array([case.spacing_mm for case in cases])
-    for axis, (low, high) in enumerate(zip(spacings.min(0), spacings.max(0), strict=True)):
+    for name, low, high in zip(axes, spacings.min(0), spacings.max(0), strict=True):
         if high > SPACING_RATIO * low:
-            name = "zyx"[-fingerprint.ndim :][axis]
-            notes.append(f"spacing along {name} varies from {low:.3g} to {high:.3g} mm between cases")
-    return tuple(notes)
+            yield (
+                f"spacing along {name} varies from {low:.3g} to {high:.3g} mm between cases: fine ones lose detail, "
+                "coarse ones are interpolated"
+            )
+    extents = spacings * np.array([case.shape_after_crop for case in cases])
+    for name, low, high in zip(axes, extents.min(0), extents.max(0), strict=True):
+        if high > EXTENT_RATIO * low:
+            yield (
+                f"the extent along {name} varies from {low:.3g} to {high:.3g} mm between cases: a patch sees all of "
+                "some cases and little of others"
+            )
+
+
+def _intensities(fingerprint: Fingerprint) -> Iterator[str]:
+    """Name cases whose foreground is far brighter or darker than that of the others, where there are enough to tell."""
+    for channel, name in enumerate(fingerprint.channel_names):
+        means = {
+            case.case: case.channels[channel].foreground_mean
+            for case in fingerprint.cases
+            if len(case.channels) > channel
+        }
+        known = {case: mean for case, mean in means.items() if mean is not None}
+        if len(known) < FEW_CASES:
+            continue
+        values = np.array(list(known.values()))
+        centre = np.median(values)
+        deviation = 1.4826 * np.median(np.abs(values - centre))
+        odd = [case for case, mean in known.items() if deviation > 0 and abs(mean - centre) > OUTLIER * deviation]
+        if odd:
+            yield (
+                f'channel "{name}": the foreground of {listing(odd)} is far from the usual {centre:.4g} ± '
+                f"{deviation:.3g}: look at {'it' if len(odd) == 1 else 'them'}, wrong units or labels look like that"
+            )

@@ -24,6 +24,7 @@ __all__ = [
     "PreprocessingSpec",
     "ResamplingSpec",
     "RunSpec",
+    "StageForecast",
     "TrainingSpec",
 ]
 
@@ -192,6 +193,15 @@ class TrainingSpec(Record):
     augmentation: AugmentationSpec = AugmentationSpec()
 
 
+class StageForecast(Record):
+    """What one stage is expected to need; None where nobody can tell."""
+
+    seconds: float
+    memory_gb: float | None = None  # RAM of the process at its peak
+    device_memory_gb: float | None = None  # of a GPU
+    disk_gb: float | None = None  # of the files that it leaves
+
+
 class RunSpec(Record):
     """What is trained with the time there is: decided by rule from a measured step."""
 
@@ -201,8 +211,22 @@ class RunSpec(Record):
     seconds_per_training: float | None = None  # wall-clock budget of each training, or None: by steps
     expected_steps: dict[str, int] = {}  # per training, by configuration
     seconds_per_step: dict[str, float] = {}  # measured, by configuration
-    peak_memory_gb: dict[str, float] = {}  # measured, by configuration
-    forecast_s: dict[str, float] = {}  # by stage
+    peak_memory_gb: dict[str, float] = {}  # of a step, measured, by configuration: RAM on a CPU, device memory else
+    forecast: dict[str, StageForecast] = {}  # by stage, the whole run
+
+    @property
+    def total(self) -> StageForecast:
+        """The forecast of the whole run: sums of seconds and disk, the largest memory."""
+
+        def known(name: str) -> list[float]:
+            return [value for item in self.forecast.values() if (value := getattr(item, name)) is not None]
+
+        return StageForecast(
+            seconds=sum(known("seconds")),
+            memory_gb=max(known("memory_gb"), default=None),
+            device_memory_gb=max(known("device_memory_gb"), default=None),
+            disk_gb=sum(known("disk_gb")) if known("disk_gb") else None,
+        )
 
 
 class Plan(Document):

@@ -18,7 +18,7 @@ from segfit.planning import decisions as why
 from segfit.planning.augmentation import augmentation_for
 from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
 from segfit.planning.mirroring import AxisEvidence, axis_evidence
-from segfit.planning.normalization import normalization_of
+from segfit.planning.normalization import channel_schemes, normalization_of, scheme_of
 from segfit.planning.notes import dataset_notes
 from segfit.planning.plan import (
     AugmentationSpec,
@@ -59,9 +59,8 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
     dataset = design_dataset(
         spacings, shapes, fingerprint.num_training, budget, target_mm=target, patch_size=asked.patch_size
     )
-    normalization = normalization_of(
-        fingerprint.channel_names, fingerprint.median_relative_size_after_crop, fingerprint.intensities
-    )
+    schemes = channel_schemes(fingerprint, propose=options.preset == "auto")
+    normalization = normalization_of(schemes, fingerprint)
     designs = _designs(dataset)
     built = _configurations(fingerprint, labels, options, rules, dataset, designs, normalization)
     configurations, dropped = _chosen(built, options)
@@ -72,9 +71,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         *reasons,
         why.orientation_decision(fingerprint.orientation, asked=asked.orientation is not None, preset=options.preset),
         *why.dataset_decisions(fingerprint, dataset, asked=target is not None),
-        *why.normalization_decisions(
-            fingerprint.channel_names, normalization, fingerprint.median_relative_size_after_crop
-        ),
+        *why.normalization_decisions(fingerprint, normalization, schemes),
         why.mirroring_decision(mirrored, fingerprint.ndim, evidence, asked=asked.mirror_axes is not None),
     ]
     for name, item in configurations.items():
@@ -97,6 +94,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         decisions=tuple(decided),
         warnings=(
             *dataset_notes(fingerprint, labels),
+            *(item.remark for item in schemes if item.remark),
             *dropped,
             *_memory_warnings(configurations, budget, hardware),
         ),
@@ -343,6 +341,11 @@ def _changes(
         changes.append(
             f"only {', '.join(configurations)} {'is' if len(configurations) == 1 else 'are'} planned, as asked"
         )
+    for name, how in zip(
+        fingerprint.channel_names, next(iter(configurations.values())).preprocessing.normalization, strict=True
+    ):
+        if how.scheme != scheme_of(name):
+            changes.append(f'channel "{name}" is normalised as {how.scheme}, not as {scheme_of(name)}')
     if mirrored != tuple(range(fingerprint.ndim)):
         names = ", ".join("zyx"[-fingerprint.ndim :][axis] for axis in mirrored) or "no axis"
         changes.append(f"only {names} is mirrored" if len(mirrored) < 2 else f"only {names} are mirrored")

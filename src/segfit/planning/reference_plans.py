@@ -6,7 +6,9 @@ produce; architectures and functions that segfit does not have are refused by na
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,12 +18,55 @@ from segfit.fingerprint.fingerprint import IntensityStatistics
 from segfit.labels import LabelScheme
 from segfit.planning.memory import feature_map_elements
 from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec
-from segfit.planning.reference_writer import NETWORK_CLASSES, SCHEME_CLASSES, reference_layers
+from segfit.planning.reference_writer import (
+    NETWORK_CLASSES,
+    SCHEME_CLASSES,
+    configuration_entry,
+    reference_layers,
+)
 
-__all__ = ["channel_names_of", "read_reference_plans"]
+__all__ = ["PlansFile", "channel_names_of", "read_plans_file", "read_reference_plans", "write_plans_file"]
 
 _MARKER_RATIO = 500
 """The reference marks 2D images by a first spacing 999 times the others; medians over cases come near to that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlansFile:
+    """A plans file of the reference, read: its configurations are ours, whatever the file's format was."""
+
+    header: Mapping[str, Any]  # everything beside the configurations, as it is in the file
+    configurations: Mapping[str, Configuration]
+    identifiers: Mapping[str, str]  # by configuration, the name of its preprocessed data
+
+
+def read_plans_file(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> PlansFile:
+    """Return the content of a plans file; arguments and errors as in `read_reference_plans`."""
+    configurations = read_reference_plans(plans, dataset_json)
+    entries = {name: _inherited(plans["configurations"], name) for name in configurations}
+    default = _get(plans, "plans_name", str, "the plans") if "plans_name" in plans else "nnUNetPlans"
+    return PlansFile(
+        header={key: value for key, value in plans.items() if key != "configurations"},
+        configurations=configurations,
+        identifiers={name: str(entry.get("data_identifier", f"{default}_{name}")) for name, entry in entries.items()},
+    )
+
+
+def write_plans_file(file: PlansFile) -> dict[str, Any]:
+    """Return the content of a plans file in the present format; every configuration is complete in itself.
+
+    Reading it again gives an equal `PlansFile`. Raises `InputError` for configurations on canonical axes.
+    """
+    entries: dict[str, Any] = {}
+    for name, item in file.configurations.items():
+        entry = configuration_entry(item, file.identifiers[name])
+        following = [other.name for other in file.configurations.values() if other.previous_stage == name]
+        if following:
+            entry["next_stage"] = following[0] if len(following) == 1 else following
+        if item.previous_stage is not None:
+            entry["previous_stage"] = item.previous_stage
+        entries[name] = entry
+    return copy.deepcopy({**file.header, "configurations": entries})
 
 
 def channel_names_of(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
@@ -175,7 +220,7 @@ def _network(entry: Mapping[str, Any], where: str, *, ndim: int, in_channels: in
     kind, encoder_key = kinds[class_name]
     kwargs = dict(_get(architecture, "arch_kwargs", Mapping, where))
     stages = _get(kwargs, "n_stages", int, where)
-    _checkreference_layers(kwargs, where, ndim)
+    _check_layers(kwargs, where, ndim)
 
     def per_stage(key: str, count: int) -> tuple[int, ...]:
         if isinstance(kwargs.get(key), int):  # one number stands for all stages
@@ -209,7 +254,7 @@ def _network(entry: Mapping[str, Any], where: str, *, ndim: int, in_channels: in
     return spec
 
 
-def _checkreference_layers(kwargs: Mapping[str, Any], where: str, ndim: int) -> None:
+def _check_layers(kwargs: Mapping[str, Any], where: str, ndim: int) -> None:
     """Refuse layers other than those the reference's planners write."""
     _get(kwargs, "conv_op", str, where)
     expected = {"conv_op": f"torch.nn.modules.conv.Conv{ndim}d", **reference_layers(ndim)}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from segfit.execution.memory import process_peak_bytes, reset_process_peak
+from segfit.execution.memory import PeakWatch
 from segfit.files import Record
 
 __all__ = ["Accounts", "StageRecord"]
@@ -34,23 +34,23 @@ class Accounts:
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
         """Account for a stage, also when it is interrupted; a killed one leaves no line."""
-        reset_process_peak()
         started, clock, processor = time.time(), time.perf_counter(), time.process_time()
         finished = False
-        try:
-            yield
-            finished = True
-        finally:
-            record = StageRecord(
-                stage=stage,
-                started=round(started, 3),
-                seconds=round(time.perf_counter() - clock, 3),
-                cpu_seconds=round(time.process_time() - processor, 3),
-                peak_memory_gb=round(process_peak_bytes() / 2**30, 3),
-                finished=finished,
-            )
-            with self._path.open("a", encoding="utf-8") as handle:
-                handle.write(record.model_dump_json() + "\n")
+        with PeakWatch() as memory:
+            try:
+                yield
+                finished = True
+            finally:
+                record = StageRecord(
+                    stage=stage,
+                    started=round(started, 3),
+                    seconds=round(time.perf_counter() - clock, 3),
+                    cpu_seconds=round(time.process_time() - processor, 3),
+                    peak_memory_gb=round(memory.peak_bytes() / 2**30, 3),
+                    finished=finished,
+                )
+                with self._path.open("a", encoding="utf-8") as handle:
+                    handle.write(record.model_dump_json() + "\n")
 
     def records(self) -> list[StageRecord]:
         """Return all records; a line torn by a crash is left out."""

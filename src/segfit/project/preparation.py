@@ -26,15 +26,13 @@ from segfit.preprocessing.store import CaseStore, preprocess_dataset
 from segfit.progress import SILENT, Progress
 from segfit.project.accounts import Accounts
 from segfit.project.folder import CheckFile, Marks, ProjectFile, ProjectFolder, listing_hash
-from segfit.report.words import duration, listing
+from segfit.words import duration, gigabytes, listing
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
 
 __all__ = ["Preparation", "load"]
-
-_PROBED_CASES = 4  # preprocessed ahead to forecast the time of all
 
 
 class Preparation:
@@ -145,35 +143,42 @@ class Preparation:
 
     def _sized(self, plan: Plan) -> Plan:
         """Return the plan with its run."""
-        from segfit.project.sizing import DEFAULT_SECONDS, Workload, size_run
+        from segfit.project.forecast import Workload, probe_preprocessing
+        from segfit.project.sizing import DEFAULT_SECONDS, size_run
 
         options = self.options
         if options.time_s is not None and options.training.steps is not None:
             raise InputError("a run is limited by --time or by --steps, not by both; leave one out")
-        seconds = None
-        if options.training.steps is None:
-            budget = options.time_s or DEFAULT_SECONDS[self.hardware.kind]
-            if options.time_s is None:
-                self.progress.note(f"no --time was given: this run is planned for {budget / 3600:g} h")
-            seconds = budget
+        budget = options.time_s or DEFAULT_SECONDS[self.hardware.kind]
+        if options.time_s is None and options.training.steps is None:
+            self.progress.note(f"no --time was given: this run is planned for {budget / 3600:g} h")
         splits = self.splits()
         workload = Workload(
             num_folds=len(splits.folds),
             validation_cases=max(len(fold.validation) for fold in splits.folds),
             test_cases=len(self.dataset.test),
         )
+        fingerprint, labels = self.fingerprint(), self.dataset.labels
+        first = choose_configurations(list(plan.configurations), options)[0]
         with self.stage("size"):
-            ahead = self._forecast_preprocessing(plan)
-            left = None if seconds is None else seconds - (perf_counter() - self._started)
+            cost = probe_preprocessing(
+                self.dataset.training,
+                fingerprint,
+                plan.configurations[first].preprocessing,
+                labels,
+                CaseStore(self.folder.cases),
+                workers=options.workers,
+            )
             plan = size_run(
                 plan,
-                self.fingerprint(),
-                self.dataset.labels,
+                fingerprint,
+                labels,
                 options,
                 resolve_device(options.device),
                 workload,
-                seconds=left,
-                forecast_s={"preprocess": ahead},
+                cost,
+                budget=budget,
+                spent=perf_counter() - self._started,
                 progress=self.progress,
             )
             plan.save(self.folder.plan)
@@ -286,31 +291,18 @@ class Preparation:
             _move([folder.earlier / plan.basis / part.name for part in parts], folder.root)
             self.marks.set("plan", plan.basis)
 
-    def _forecast_preprocessing(self, plan: Plan) -> float:
-        """Preprocess a few cases of the first configuration, and return the seconds that the others will take."""
-        cases = self.dataset.training
-        name = choose_configurations(list(plan.configurations), self.options)[0]
-        started = perf_counter()
-        preprocess_dataset(
-            cases[:_PROBED_CASES],
-            plan.configurations[name].preprocessing,
-            self.dataset.labels,
-            CaseStore(self.folder.cases),
-            workers=self.options.workers,
-        )
-        seconds = perf_counter() - started
-        return round(seconds / min(_PROBED_CASES, len(cases)) * max(0, len(cases) - _PROBED_CASES), 1)
-
 
 def _forecast(run: RunSpec) -> str:
     """Say what is going to be done and how long it will take."""
     trainings = listing([f"{name} (about {run.expected_steps[name]} steps)" for name in run.configurations])
-    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in run.forecast_s.items())
-    memory = max(run.peak_memory_gb.values())
+    stages = ", ".join(f"{stage} {duration(item.seconds)}" for stage, item in run.forecast.items())
+    total = run.total
     folds = listing([str(fold) for fold in run.folds])
+    amounts = [f"{duration(total.seconds)} in all"]
+    for value, kind in ((total.memory_gb, "RAM"), (total.device_memory_gb, "device memory"), (total.disk_gb, "disk")):
+        amounts += [f"{gigabytes(value)} of {kind}"] if value is not None else []
     return (
-        f"forecast: {trainings}, {'fold' if len(run.folds) == 1 else 'folds'} {folds}; {stages}; "
-        f"{duration(sum(run.forecast_s.values()))} in all; training holds {memory:.1f} GB"
+        f"forecast: {trainings}, {'fold' if len(run.folds) == 1 else 'folds'} {folds}; {stages}; {', '.join(amounts)}"
     )
 
 

@@ -32,7 +32,7 @@ from segfit.report.data import (
 )
 from segfit.selection.select import CandidateScores, Selection
 from segfit.training.events import read_events
-from segfit.training.loop import EVENTS
+from segfit.training.loop import EVENTS, RESULT
 from segfit.training.result import TrainingResult
 
 __all__ = ["case_scores", "report_data"]
@@ -194,32 +194,36 @@ def _selection(selection: Selection) -> SelectionSummary:
 
 def _resources(folder: ProjectFolder, run: RunSpec | None, records: Sequence[StageRecord]) -> tuple[StageUse, ...]:
     """Return one row per stage: its last execution; training over all interruptions, as its results say."""
-    forecast = run.forecast_s if run is not None else {}
-    disk = {"preprocess": folder.cases, "train": folder.root / "runs", "predict": folder.predictions}
+    forecast = run.forecast if run is not None else {}
+    disk = {"preprocess": folder.cases, "train": folder.runs, "predict": folder.predictions}
+    trained = _trainings(folder, run) if run is not None else []
     found = []
     for stage in _STAGES:
         own = [record for record in records if record.stage == stage]
         if not own:
             continue
-        used = own[-1].seconds
-        if stage == "train" and run is not None:
-            trained = _training_seconds(folder, run)
-            used = max(used, trained)
+        used, memory = own[-1].seconds, max(record.peak_memory_gb for record in own)
+        if stage == "train":
+            used = max(used, sum(result.seconds for result in trained))
+        if stage == "size" and stage in forecast:  # its probes count their peaks for themselves
+            memory = max(memory, forecast[stage].memory_gb or 0.0)
+        on_device = [result.peak_memory_gb for result in trained if stage == "train" and result.device != "cpu"]
         found.append(
             StageUse(
                 name=stage,
-                forecast_s=forecast.get(stage),
+                forecast=forecast.get(stage),
                 used_s=used,
-                peak_memory_gb=max(record.peak_memory_gb for record in own),
+                peak_memory_gb=memory,
+                device_memory_gb=max(on_device, default=None),
                 disk_gb=_size_gb(disk[stage]) if stage in disk else None,
             )
         )
     return tuple(found)
 
 
-def _training_seconds(folder: ProjectFolder, run: RunSpec) -> float:
-    paths = [folder.training(name, fold) / "training.json" for name in run.configurations for fold in run.folds]
-    return sum(TrainingResult.load(path).seconds for path in paths if path.exists())
+def _trainings(folder: ProjectFolder, run: RunSpec) -> list[TrainingResult]:
+    paths = [folder.training(name, fold) / RESULT for name in run.configurations for fold in run.folds]
+    return [TrainingResult.load(path) for path in paths if path.exists()]
 
 
 def _size_gb(folder: Path) -> float:

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, prod
+from dataclasses import dataclass, replace
+from math import ceil, inf, prod
+from time import perf_counter
 
 import torch
 
 from segfit.device import measure_hardware
-from segfit.errors import InputError
+from segfit.errors import InputError, MemoryShortageError
+from segfit.execution.memory import process_bytes
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.inference.tiles import mirror_subsets, tile_starts
 from segfit.labels import LabelScheme
@@ -27,35 +29,35 @@ from segfit.planning.budget import (
     candidates,
     choose_configurations,
     choose_trainings,
+    reductions,
     short_recipe,
     shrunk,
     with_run,
 )
-from segfit.planning.plan import AugmentationSpec, Configuration, Plan, RunSpec, TrainingSpec
+from segfit.planning.plan import AugmentationSpec, Configuration, Plan, RunSpec, StageForecast, TrainingSpec
 from segfit.progress import SILENT, Progress
-from segfit.report.words import duration
-from segfit.training.probe import StepCost, probe_forward, probe_step
+from segfit.project.forecast import (
+    CASE_SECONDS,
+    CASE_SECONDS_PER_MEGAVOXEL,
+    REPORT_SECONDS,
+    PreprocessingCost,
+    TrainingCost,
+    Workload,
+    forecast_preprocessing,
+    forecast_stages,
+)
+from segfit.training.probe import StepCost, TileCost, memory_limited, probe_forward, probe_step
+from segfit.words import duration
 
-__all__ = ["DEFAULT_SECONDS", "Workload", "size_run"]
+__all__ = ["DEFAULT_SECONDS", "size_run"]
 
 DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
 """Time budget of a run when the user names none, by kind of device."""
 
 _SLACK = 1.15  # measured steps are alone on the machine and without reading data
-_CASE_SECONDS = 0.05  # export, writing and scoring of a small case, beside the networks
-_CASE_SECONDS_PER_MEGAVOXEL = 0.25
-_REPORT_SECONDS = 12.0
+_FREE_SHARE = 0.9  # of the free memory may be taken
 _ARITHMETIC_SHARE = 0.3  # of the patch is enough to compare precisions and memory layouts
 _SHRINKING = 0.6  # a patch that is too slow is reduced to this share of its voxels at most, then measured again
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """How much there is to predict around the trainings."""
-
-    num_folds: int
-    validation_cases: int  # of the largest fold
-    test_cases: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,14 @@ class _Measured:
     configuration: Configuration
     recipe: TrainingSpec
     step: StepCost
+    tile: TileCost
     case_seconds: float  # predicting one case with one network
+    memory_gb: float | None = None  # what it was reduced to; None: the planned one fits
 
     def seconds(self, networks: int, workload: Workload) -> float:
         """Return the time of all predictions for `networks` trainings."""
         cases = networks * workload.validation_cases + networks * workload.test_cases
-        return cases * self.case_seconds + (workload.test_cases + networks * workload.validation_cases) * _CASE_SECONDS
+        return cases * self.case_seconds + (workload.test_cases + networks * workload.validation_cases) * CASE_SECONDS
 
 
 class _Sizer:
@@ -83,7 +87,11 @@ class _Sizer:
         device: torch.device,
         workload: Workload,
         progress: Progress,
+        *,
+        budget: float,
+        shares: int,
     ) -> None:
+        """`budget` is all the time there is in seconds, divided among `shares` trainings that were asked for."""
         self._plan = plan
         self._fingerprint = fingerprint
         self._labels = labels
@@ -91,20 +99,62 @@ class _Sizer:
         self._device = device
         self._workload = workload
         self._progress = progress
+        self._budget, self._shares = budget, shares
+        self.peak_gb = 0.0  # of everything that was measured
+
+    def available_gb(self) -> float:
+        """Return the memory that this process may hold: nine tenths of what is free, and no more than was asked for.
+
+        The memory target of a named preset belongs to its rules and limits nothing here.
+        """
+        hardware = measure_hardware(str(self._device))
+        mine = process_bytes() / 2**30 if self._device.type == "cpu" else 0.0
+        free = mine + _FREE_SHARE * hardware.free_memory_gb
+        asked = self._options.memory_gb if self._options.preset == "auto" else None
+        return free if asked is None else min(free, asked)
 
     def measure(self, configuration: Configuration, recipe: TrainingSpec) -> _Measured:
-        """Run a few steps and tiles."""
-        step = probe_step(configuration, recipe, self._labels, self._device)
-        tile = probe_forward(configuration, recipe, self._labels, self._device)
+        """Run a few steps and tiles; raise `MemoryShortageError` where they take more memory than there is."""
+        with memory_limited(self._device, self.available_gb()):
+            step = probe_step(configuration, recipe, self._labels, self._device)
+            tile = probe_forward(configuration, recipe, self._labels, self._device)
+        self.peak_gb = max(self.peak_gb, step.peak_memory_gb)
         views = _tiles(configuration, self._fingerprint, self._options.inference.tile_step)
         views *= len(mirror_subsets(recipe.augmentation.mirror_axes if self.mirrors else ()))
         voxels = prod(_typical_shape(self._fingerprint)) / 1e6
-        export = voxels * _CASE_SECONDS_PER_MEGAVOXEL * configuration.network.num_outputs / 2
+        export = voxels * CASE_SECONDS_PER_MEGAVOXEL * configuration.network.num_outputs / 2
         self._progress.note(
-            f"{configuration.name}: {configuration.network.features[0]} features, batch {configuration.batch_size}, "
-            f"patch {'x'.join(map(str, configuration.patch_size))}: {duration(step.seconds_per_step)} per step"
+            f"{_words(configuration)}: {duration(step.seconds_per_step)} per step, {step.peak_memory_gb:.2f} GB"
         )
-        return _Measured(configuration, recipe, step, views * tile + export)
+        return _Measured(configuration, recipe, step, tile, views * tile.seconds + export)
+
+    def fitting(self, configuration: Configuration, recipe: TrainingSpec) -> _Measured:
+        """Measure a configuration, or the largest reduction of it that fits into memory, found by bisection."""
+        try:
+            return self.measure(configuration, recipe)
+        except MemoryShortageError:
+            limit = self.available_gb()
+            self._progress.note(f"{_words(configuration)}: does not fit into {limit:.1f} GB")
+        smaller = reductions(configuration, self._options)
+        best: _Measured | None = None
+        low, high = 0, len(smaller)  # the first that fits is among them
+        while low < high:
+            middle = (low + high) // 2
+            item = smaller[middle]
+            try:
+                tried = self.measure(item, recipe.model_copy(update={"augmentation": _augmentation(recipe, item)}))
+            except MemoryShortageError:
+                self._progress.note(f"{_words(item)}: does not fit into {limit:.1f} GB")
+                low = middle + 1
+            else:
+                best, high = tried, middle
+        if best is None:
+            least = _words(smaller[-1] if smaller else configuration)
+            raise InputError(
+                f"not even {least} fits into {limit:.1f} GB of memory; free memory, raise --memory, or leave "
+                "planning.patch_size, planning.batch_size and planning.base_features to the planner"
+            )
+        return replace(best, memory_gb=limit)
 
     @property
     def mirrors(self) -> bool:
@@ -131,11 +181,21 @@ class _Sizer:
         small = shrunk(configuration, _ARITHMETIC_SHARE) or configuration
 
         def seconds(item: TrainingSpec) -> float:
-            augmentation = _augmentation(item, small)
-            item = item.model_copy(update={"augmentation": augmentation})
-            return probe_step(small, item, self._labels, self._device).seconds_per_step
+            item = item.model_copy(update={"augmentation": _augmentation(item, small)})
+            try:
+                with memory_limited(self._device, self.available_gb()):
+                    cost = probe_step(small, item, self._labels, self._device)
+            except MemoryShortageError:
+                return inf  # the patch will be reduced further
+            self.peak_gb = max(self.peak_gb, cost.peak_memory_gb)
+            return cost.seconds_per_step
 
         return min(tried, key=seconds)
+
+    def planned(self, name: str) -> _Measured:
+        """Return the planned configuration, reduced only where memory demands it."""
+        configuration = self._plan.configurations[name]
+        return self.fitting(configuration, self.arithmetic(configuration, self._plan.training[name]))
 
     def widest(self, name: str, seconds: float) -> _Measured:
         """Return the largest candidate of a configuration that still gets enough steps in `seconds`."""
@@ -150,7 +210,10 @@ class _Sizer:
         for candidate in ladder[1:]:
             if self._steps(best, seconds) < WANTED_STEPS * 1.1:
                 break
-            tried = self.measure(candidate, recipe)
+            try:
+                tried = self.measure(candidate, recipe)
+            except MemoryShortageError:
+                return replace(best, memory_gb=self.available_gb())
             if self._steps(tried, seconds) < WANTED_STEPS:
                 break
             best = tried
@@ -160,22 +223,22 @@ class _Sizer:
         self, configuration: Configuration, recipe: TrainingSpec, seconds: float, *, shrink: bool
     ) -> _Measured:
         """Return the first candidate, its patch reduced until there are enough steps; refuse a budget below that."""
-        best = self.measure(configuration, recipe)
+        best = self.fitting(configuration, recipe)
         while shrink and (steps := self._steps(best, seconds)) < TOLERABLE_STEPS:
             smaller = shrunk(best.configuration, max(_SHRINKING, min(0.95, steps / TOLERABLE_STEPS)))
             if smaller is None:
                 break
             tried = self.measure(smaller, recipe.model_copy(update={"augmentation": _augmentation(recipe, smaller)}))
+            tried = replace(tried, memory_gb=best.memory_gb)
             if self._steps(tried, seconds) <= steps:
                 break  # smaller patches mean more tiles to predict
             best = tried
         if self._steps(best, seconds) < FEWEST_STEPS:
             needed = best.seconds(1, self._workload) + FEWEST_STEPS * best.step.seconds_per_step * _SLACK
-            short = needed - seconds
+            smallest = self._budget + (needed - seconds) * self._shares
             raise InputError(
-                f"the time budget is too short for {configuration.name}: after {duration(max(0, seconds))} of training "
-                f"and prediction there would be fewer than {FEWEST_STEPS} steps; give at least "
-                f"{duration(60 * ceil(short / 60 + 0.5))} more with --time"
+                f"{duration(self._budget)} are too short for {configuration.name}: fewer than {FEWEST_STEPS} training "
+                f"steps would be left; the smallest budget that works here is --time {ceil(smallest / 60 + 0.5)}m"
             )
         return best
 
@@ -191,22 +254,24 @@ def size_run(
     options: Options,
     device: torch.device,
     workload: Workload,
+    preprocessing: PreprocessingCost,
     *,
-    seconds: float | None,
-    forecast_s: dict[str, float],
+    budget: float,
+    spent: float,
     progress: Progress = SILENT,
 ) -> Plan:
     """Return the plan with `run` decided.
 
     Parameters
     ----------
-    seconds : what is left of the time budget for everything from here on; None: `options.training.steps` decides
-    forecast_s : seconds of the stages before training that are still to come, by stage
+    preprocessing : what was measured of it
+    budget, spent : seconds of the whole run, and how many of them have gone; `options.training.steps` decides instead
+        if it is given
 
-    Raises `InputError` if the budget is too small for anything, `StageError` if nothing fits into memory.
+    Raises `InputError` if the budget is too small for anything or nothing fits into memory.
     """
+    started = perf_counter()
     names = choose_configurations(list(plan.configurations), options)
-    sizer = _Sizer(plan, fingerprint, labels, options, device, workload, progress)
     asked_folds = options.planning.folds
     folds = tuple(asked_folds) if asked_folds is not None else tuple(range(workload.num_folds))
     unknown = [fold for fold in folds if not 0 <= fold < workload.num_folds]
@@ -214,101 +279,107 @@ def size_run(
         raise InputError(
             f"planning.folds must be among 0 to {workload.num_folds - 1} for this dataset, got {list(folds)}"
         )
-    if seconds is None:
-        return _by_steps(plan, sizer, names, folds, options, workload, forecast_s)
-    left = seconds - sum(forecast_s.values()) - _REPORT_SECONDS
-    share = left / (len(folds) if asked_folds is not None else 1)
-    if options.planning.configurations is not None:
-        share /= len(names)
-    measured = [sizer.widest(names[0], share)]
-    enough = ENOUGH_STEPS * workload.num_folds * measured[0].step.seconds_per_step
-    if len(names) > 1 and (options.planning.configurations is not None or left > enough):
-        measured += [
-            sizer.widest(name, left if options.planning.configurations is None else share) for name in names[1:]
-        ]
-    costs = [item.step.seconds_per_step * _SLACK for item in measured]
-    count, fold_count = choose_trainings(
-        left, costs, workload.num_folds, folds=None if asked_folds is None else len(folds)
-    )
-    if options.planning.configurations is not None:
-        count = len(names)
-    chosen, folds = measured[:count], folds[:fold_count]
-    networks = len(folds)
-    predicting = sum(item.seconds(networks, workload) for item in chosen)
-    per_training = (left - predicting) / (networks * len(chosen))
-    steps = {item.configuration.name: int(per_training / item.step.seconds_per_step / _SLACK) for item in chosen}
-    return _decided(
-        plan, chosen, folds, options, workload, forecast_s, steps=steps, seconds_per_training=round(per_training, 1)
-    )
-
-
-def _by_steps(
-    plan: Plan,
-    sizer: _Sizer,
-    names: Sequence[str],
-    folds: tuple[int, ...],
-    options: Options,
-    workload: Workload,
-    forecast_s: dict[str, float],
-) -> Plan:
-    """Train the planned networks for a number of steps: the first configuration, or those asked for."""
-    steps = options.training.steps
-    assert steps is not None
-    chosen = []
-    for name in names if options.planning.configurations is not None else names[:1]:
-        recipe = sizer.arithmetic(plan.configurations[name], plan.training[name])
-        chosen.append(sizer.measure(plan.configurations[name], recipe))
-    return _decided(
-        plan,
-        chosen,
-        folds,
-        options,
-        workload,
-        forecast_s,
-        steps=dict.fromkeys((m.configuration.name for m in chosen), steps),
-    )
-
-
-def _decided(
-    plan: Plan,
-    chosen: Sequence[_Measured],
-    folds: tuple[int, ...],
-    options: Options,
-    workload: Workload,
-    forecast_s: dict[str, float],
-    *,
-    steps: dict[str, int],
-    seconds_per_training: float | None = None,
-) -> Plan:
-    sized = {}
-    for item in chosen:
-        recipe = item.recipe
-        if options.preset == "auto" and steps[item.configuration.name] < LONG_STEPS:
-            recipe = short_recipe(recipe, options)
-        sized[item.configuration.name] = (item.configuration, recipe)
-    training = sum(
-        seconds_per_training or steps[item.configuration.name] * item.step.seconds_per_step * _SLACK for item in chosen
-    )
-    validating = sum(workload.validation_cases * (item.case_seconds + _CASE_SECONDS) for item in chosen)
-    testing = workload.test_cases * (_CASE_SECONDS + len(folds) * sum(item.case_seconds for item in chosen))
+    every = options.planning.configurations is not None  # all that were asked for are trained
+    shares = (1 if asked_folds is None else len(folds)) * (len(names) if every else 1)
+    sizer = _Sizer(plan, fingerprint, labels, options, device, workload, progress, budget=budget, shares=shares)
+    if options.training.steps is not None:
+        chosen = [sizer.planned(name) for name in (names if every else names[:1])]
+        seconds = {
+            item.configuration.name: options.training.steps * item.step.seconds_per_step * _SLACK for item in chosen
+        }
+        steps = dict.fromkeys(seconds, options.training.steps)
+        per_training = None
+    else:
+        ahead = forecast_preprocessing(preprocessing, fingerprint, [plan.configurations[names[0]].preprocessing])
+        left = budget - spent - ahead.seconds - REPORT_SECONDS
+        chosen, folds = _for_time(sizer, names, folds, left, shares, workload, options)
+        predicting = sum(item.seconds(len(folds), workload) for item in chosen)
+        left -= perf_counter() - started
+        per_training = round((left - predicting) / (len(folds) * len(chosen)), 1)
+        steps = {item.configuration.name: int(per_training / item.step.seconds_per_step / _SLACK) for item in chosen}
+        seconds = dict.fromkeys(steps, per_training)
+    costs = [
+        TrainingCost(
+            configuration=item.configuration,
+            seconds=seconds[item.configuration.name] * len(folds),
+            case_seconds=item.case_seconds,
+            steps=steps[item.configuration.name],
+            step_memory_gb=item.step.peak_memory_gb,
+            tile_memory_gb=item.tile.peak_memory_gb,
+            state_gb=item.step.state_gb,
+        )
+        for item in chosen
+    ]
+    specs = [item.configuration.preprocessing for item in chosen]
+    on_cpu = device.type == "cpu"
     run = RunSpec(
         configurations=tuple(item.configuration.name for item in chosen),
         folds=folds,
         steps=options.training.steps,
-        seconds_per_training=seconds_per_training,
+        seconds_per_training=per_training,
         expected_steps=steps,
         seconds_per_step={item.configuration.name: round(item.step.seconds_per_step, 4) for item in chosen},
         peak_memory_gb={item.configuration.name: round(item.step.peak_memory_gb, 3) for item in chosen},
-        forecast_s={
-            **forecast_s,
-            "train": round(training * len(folds), 1),
-            "validate": round(validating * len(folds), 1),
-            **({"predict": round(testing, 1)} if workload.test_cases else {}),
-            "report": _REPORT_SECONDS,
+        forecast={
+            "size": StageForecast(
+                seconds=round(perf_counter() - started, 1),
+                **{"memory_gb" if on_cpu else "device_memory_gb": round(sizer.peak_gb, 3)},
+            ),
+            "preprocess": forecast_preprocessing(preprocessing, fingerprint, specs),
+            **forecast_stages(costs, len(folds), workload, fingerprint, on_cpu=on_cpu),
         },
     )
+    return _with_run(plan, chosen, run, options)
+
+
+def _for_time(
+    sizer: _Sizer,
+    names: Sequence[str],
+    folds: tuple[int, ...],
+    left: float,
+    shares: int,
+    workload: Workload,
+    options: Options,
+) -> tuple[list[_Measured], tuple[int, ...]]:
+    """Return the configurations and folds that are trained in the seconds that are left."""
+    every = options.planning.configurations is not None
+    measured = [sizer.widest(names[0], left / shares)]
+    enough = ENOUGH_STEPS * workload.num_folds * measured[0].step.seconds_per_step
+    if every or left > enough:
+        measured += [sizer.widest(name, left / shares if every else left) for name in names[1:]]
+    count, fold_count = choose_trainings(
+        left,
+        [item.step.seconds_per_step * _SLACK for item in measured],
+        workload.num_folds,
+        folds=None if options.planning.folds is None else len(folds),
+    )
+    return measured[: len(names) if every else count], folds[:fold_count]
+
+
+def _with_run(plan: Plan, chosen: Sequence[_Measured], run: RunSpec, options: Options) -> Plan:
+    """Return the plan with the run and what was sized for it."""
+    sized = {}
+    for item in chosen:
+        recipe = item.recipe
+        if options.preset == "auto" and run.expected_steps[item.configuration.name] < LONG_STEPS:
+            recipe = short_recipe(recipe, options)
+        sized[item.configuration.name] = (item.configuration, recipe)
     asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}
-    return with_run(plan, sized, run, asked={key: value for key, value in asked.items() if value is not None})
+    return with_run(
+        plan,
+        sized,
+        run,
+        asked={key: value for key, value in asked.items() if value is not None},
+        memory_gb={item.configuration.name: item.memory_gb for item in chosen},
+    )
+
+
+def _words(configuration: Configuration) -> str:
+    patch = "x".join(map(str, configuration.patch_size))
+    return (
+        f"{configuration.name}: {configuration.network.features[0]} features, batch {configuration.batch_size}, "
+        f"patch {patch}"
+    )
 
 
 def _augmentation(recipe: TrainingSpec, configuration: Configuration) -> AugmentationSpec:

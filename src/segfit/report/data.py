@@ -14,7 +14,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from segfit.fingerprint.fingerprint import Fingerprint
-from segfit.planning.plan import Plan
+from segfit.planning.plan import Plan, StageForecast
 
 __all__ = [
     "Candidate",
@@ -138,9 +138,10 @@ class StageUse:
     """What one stage was forecast to need and what it used."""
 
     name: str
-    forecast_s: float | None = None
+    forecast: StageForecast | None = None
     used_s: float | None = None
-    peak_memory_gb: float | None = None
+    peak_memory_gb: float | None = None  # RAM of the process
+    device_memory_gb: float | None = None
     disk_gb: float | None = None
 
 

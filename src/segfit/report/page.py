@@ -16,7 +16,7 @@ from markupsafe import Markup
 from segfit.files import write_text
 from segfit.report import results, sections
 from segfit.report.data import CaseScore, ReportData, foreground_mean, mean_by_target
-from segfit.report.words import count, dice, duration, listing
+from segfit.words import count, dice, duration, listing
 
 __all__ = ["render", "write_report"]
 

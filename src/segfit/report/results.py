@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from segfit.planning.plan import StageForecast
 from segfit.report import figures, overlays
 from segfit.report.data import CaseScore, ReportData, StageUse, TrainingCurve, foreground_mean, mean_by_target
-from segfit.report.words import count, dice, duration, number
+from segfit.words import count, dice, duration, gigabytes, number
 
 __all__ = ["examples", "found", "resources", "scores", "training"]
 
@@ -148,29 +149,49 @@ def examples(data: ReportData) -> dict[str, Any] | None:
 
 
 def resources(stages: Sequence[StageUse]) -> dict[str, Any] | None:
-    """Return one row per stage with bars on a common time scale, and the totals."""
+    """Return one row per stage with bars on a common time scale, and the totals: forecast and used side by side."""
     if not stages:
         return None
-    longest = max((v for s in stages for v in (s.forecast_s, s.used_s) if v), default=0.0) or 1.0
-    forecast, used = (_total(s.forecast_s for s in stages), _total(s.used_s for s in stages))
+    known = [stage.forecast for stage in stages if stage.forecast is not None]
+    longest = max((*(f.seconds for f in known), *(s.used_s or 0.0 for s in stages)), default=0.0) or 1.0
+    amounts = [_amounts(stage) for stage in stages]
+    kinds = [kind for kind in ("RAM", "Device memory", "Disk") if any(v is not None for a in amounts for v in a[kind])]
+    total = {
+        kind: [_combined([a[kind][side] for a in amounts], add=kind == "Disk") for side in (0, 1)] for kind in kinds
+    }
     return {
+        "kinds": kinds,
         "stages": [
             {
                 "name": stage.name,
-                "forecast": duration(stage.forecast_s),
+                "forecast": duration(stage.forecast.seconds if stage.forecast else None),
                 "used": duration(stage.used_s),
-                "forecast_bar": f"{100 * (stage.forecast_s or 0) / longest:.1f}",
+                "forecast_bar": f"{100 * (stage.forecast.seconds if stage.forecast else 0) / longest:.1f}",
                 "used_bar": f"{100 * (stage.used_s or 0) / longest:.1f}",
-                "memory": _gigabytes(stage.peak_memory_gb),
-                "disk": _gigabytes(stage.disk_gb),
+                "amounts": [gigabytes(value) for kind in kinds for value in amount[kind]],
             }
-            for stage in stages
+            for stage, amount in zip(stages, amounts, strict=True)
         ],
-        "forecast": duration(forecast),
-        "used": duration(used),
-        "memory": _gigabytes(max((s.peak_memory_gb for s in stages if s.peak_memory_gb is not None), default=None)),
-        "disk": _gigabytes(_total(s.disk_gb for s in stages)),
+        "forecast": duration(_combined([f.seconds for f in known], add=True)),
+        "used": duration(_combined([stage.used_s for stage in stages], add=True)),
+        "amounts": [gigabytes(value) for kind in kinds for value in total[kind]],
     }
+
+
+def _amounts(stage: StageUse) -> dict[str, tuple[float | None, float | None]]:
+    """Return what was forecast and what was used, by kind."""
+    forecast = stage.forecast or StageForecast(seconds=0)
+    return {
+        "RAM": (forecast.memory_gb, stage.peak_memory_gb),
+        "Device memory": (forecast.device_memory_gb, stage.device_memory_gb),
+        "Disk": (forecast.disk_gb, stage.disk_gb),
+    }
+
+
+def _combined(values: Sequence[float | None], *, add: bool) -> float | None:
+    """Return the sum or the maximum of what is known."""
+    known = [value for value in values if value is not None]
+    return (sum(known) if add else max(known)) if known else None
 
 
 def _hardest(curves: Sequence[TrainingCurve], targets: Sequence[str]) -> list[str]:
@@ -193,12 +214,3 @@ def _median(values: Sequence[float]) -> float | None:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}" if math.isfinite(value) else "0"
-
-
-def _total(values: Iterator[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _gigabytes(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} GB"

@@ -13,7 +13,7 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import Options
 from segfit.planning.plan import Configuration, Decision, Plan, TrainingSpec
 from segfit.report import figures
-from segfit.report.words import duration, extent, listing, number, plain
+from segfit.words import duration, extent, gigabytes, listing, number, plain
 
 __all__ = ["asked", "derived", "measured"]
 
@@ -243,5 +243,5 @@ def _run_facts(plan: Plan) -> list[tuple[str, str]]:
         ("Length of each training", length),
     ]
     facts += [(f"Measured step, {name}", duration(value)) for name, value in run.seconds_per_step.items()]
-    facts += [(f"Measured peak memory, {name}", f"{value:.1f} GB") for name, value in run.peak_memory_gb.items()]
+    facts += [(f"Measured memory of a step, {name}", gigabytes(value)) for name, value in run.peak_memory_gb.items()]
     return facts

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segfit.augmentation.policy import apply, draw
-from segfit.errors import StageError
+from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet, build_network
 from segfit.planning.plan import Configuration, TrainingSpec
@@ -191,7 +191,7 @@ class _WeightAverage:
 
 @contextmanager
 def training_on(configuration: Configuration, device: torch.device) -> Iterator[None]:
-    """Work on a device: running out of its memory becomes one sentence (`StageError`).
+    """Work on a device: running out of its memory becomes one sentence (`MemoryShortageError`).
 
     On a GPU cuDNN chooses its kernels by trying them meanwhile, since every batch has the same shape.
     """
@@ -199,14 +199,22 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
     torch.backends.cudnn.benchmark = benchmark or device.type == "cuda"
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
         patch = "x".join(str(size) for size in configuration.patch_size)
-        raise StageError(
+        raise MemoryShortageError(
             f"{configuration.name} (patch {patch}, batch {configuration.batch_size}) does not fit into the memory of "
-            f"{device}; free memory on the device or plan again with a smaller --set memory_gb"
+            f"{device}; free memory there, or plan again with a smaller --memory"
         ) from None
     finally:
         torch.backends.cudnn.benchmark = benchmark
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: torch has an exception of its own for GPUs only."""
+    words = ("can't allocate memory", "out of memory", "could not create a memory object")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def _optimizer(recipe: TrainingSpec, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:

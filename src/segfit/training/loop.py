@@ -220,6 +220,7 @@ class _Training:
                 pin_memory=self._device.type == "cuda" and reader_threads > 0,
             ) as batches,
             Interruption() as interruption,
+            self._memory,
         ):
             self._clock.start()
             saved = perf_counter()

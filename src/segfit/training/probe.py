@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
 import torch
 
-from segfit.execution.memory import process_peak_bytes, reset_process_peak
+from segfit.errors import MemoryShortageError
+from segfit.execution.memory import PeakWatch, limit_growth, process_bytes
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.learner import Learner, training_on
 from segfit.training.sampler import stream
 
-__all__ = ["PeakMemory", "StepCost", "probe_forward", "probe_step"]
+__all__ = ["PeakMemory", "StepCost", "TileCost", "memory_limited", "probe_forward", "probe_step"]
 
+_SAMPLED_S = 0.005  # between two looks at the memory
+_LEAST_GROWTH = 64 << 20  # bytes without which the interpreter itself could not go on
 _LONG_S = 10.0  # of probing: what takes longer is measured well enough by fewer repetitions
 
 
@@ -25,6 +29,15 @@ class StepCost:
     """The cost of one training step: augmentation, forward, backward, optimiser; not reading the data."""
 
     seconds_per_step: float
+    peak_memory_gb: float  # of the device; on a CPU of the process
+    state_gb: float = 0.0  # weights and optimiser, as they are saved
+
+
+@dataclass(frozen=True, slots=True)
+class TileCost:
+    """The cost of one tile of prediction."""
+
+    seconds: float
     peak_memory_gb: float  # of the device; on a CPU of the process
 
 
@@ -39,53 +52,85 @@ def probe_step(
 ) -> StepCost:
     """Run one step to warm up and `steps` more on random data; return their median time and the peak memory.
 
-    Raises `StageError` when the configuration does not fit into the device's memory.
+    Raises `MemoryShortageError` when the configuration does not fit into the device's memory.
     """
     size = recipe.augmentation.sample_patch or configuration.patch_size
     generator = torch.Generator().manual_seed(seed)
     batch, channels = configuration.batch_size, configuration.network.in_channels
     image = torch.randn((batch, channels, *size), generator=generator)
     target = torch.randint(max(labels.all_values) + 1, (batch, 1, *size), generator=generator, dtype=torch.int16)
-    with training_on(configuration, device):
-        memory = PeakMemory(device)
+    with training_on(configuration, device), PeakMemory(device, _SAMPLED_S) as memory:
         learner = Learner(configuration, recipe, labels, device, seed=seed)
 
         def step(index: int) -> None:
             learner.step(image, target, learning_rate=recipe.learning_rate, rng=stream(seed, "augmentation", index))
 
         seconds = _median_seconds(step, device, steps)
-        return StepCost(seconds, memory.peak_gb())
+        state = sum(tensor.nbytes for tensor in learner.tensors().values()) / 2**30
+        return StepCost(seconds, memory.peak_gb(), state)
 
 
 def probe_forward(
     configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, *, tiles: int = 3
-) -> float:
-    """Return the seconds that one tile takes through the network in prediction, the median of `tiles`.
+) -> TileCost:
+    """Return what one tile costs in prediction, its time the median of `tiles`.
 
-    Raises `StageError` when the configuration does not fit into the device's memory.
+    Raises `MemoryShortageError` when the configuration does not fit into the device's memory.
     """
-    with training_on(configuration, device):
+    with training_on(configuration, device), PeakMemory(device, _SAMPLED_S) as memory:
         learner = Learner(configuration, recipe, labels, device, seed=0)
         tile = learner.to_device(torch.zeros((1, configuration.network.in_channels, *configuration.patch_size)))
         with learner.evaluating() as network, learner.precision():
-            return _median_seconds(lambda _: network(tile), device, tiles)
+            seconds = _median_seconds(lambda _: network(tile), device, tiles)
+        return TileCost(seconds, memory.peak_gb())
+
+
+@contextmanager
+def memory_limited(device: torch.device, gb: float) -> Iterator[None]:
+    """Let what is done here on a device fail with `MemoryShortageError` where it would take more than `gb` GiB.
+
+    `gb` is all that this process takes: of the RAM on a CPU (Linux only), of the device's memory on CUDA.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gb * 2**30 / total), device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+    elif device.type == "cpu":
+        growth = gb * 2**30 - process_bytes()
+        if growth < _LEAST_GROWTH:
+            raise MemoryShortageError(f"this process holds {process_bytes() / 2**30:.2f} GB already, of {gb:.2f} GB")
+        with limit_growth(growth):
+            yield
+    else:
+        yield
 
 
 class PeakMemory:
-    """Peak memory since this was made: of the device, or of the process on a CPU."""
+    """Peak memory between ``with`` and its end: of the device, or of the process on a CPU."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, interval_s: float = 0.1) -> None:
         self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        self._watch = None if device.type == "cuda" else PeakWatch(interval_s)
+
+    def __enter__(self) -> PeakMemory:
+        if self._watch is None:
+            torch.cuda.reset_peak_memory_stats(self._device)
         else:
-            reset_process_peak()
+            self._watch.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._watch is not None:
+            self._watch.__exit__()
 
     def peak_gb(self) -> float:
-        """Return the peak in GiB."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self._device) / 2**30
-        return process_peak_bytes() / 2**30
+        """Return the peak so far in GiB."""
+        taken = torch.cuda.max_memory_reserved(self._device) if self._watch is None else self._watch.peak_bytes()
+        return taken / 2**30
 
 
 def _median_seconds(work: Callable[[int], object], device: torch.device, repeats: int) -> float:

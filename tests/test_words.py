@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segfit.report.words import count, dice, duration, extent, listing, number, plain
+from segfit.words import count, dice, duration, extent, listing, number, plain
 
 
 @pytest.mark.parametrize(

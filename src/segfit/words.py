@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["count", "dice", "duration", "extent", "listing", "number", "plain"]
+__all__ = ["count", "dice", "duration", "extent", "gigabytes", "listing", "number", "plain"]
 
 _MISSING = "–"
 
@@ -32,6 +32,15 @@ def duration(seconds: float | None) -> str:
 def _pair(amount: int, size: int, large: str, small: str) -> str:
     rest = amount % size
     return f"{amount // size} {large}" + (f" {rest} {small}" if rest else "")
+
+
+def gigabytes(value: float | None) -> str:
+    """Return ``40 MB``, ``0.73 GB`` or ``12 GB`` for a number of GiB; a dash if unknown."""
+    if value is None or not math.isfinite(value):
+        return _MISSING
+    if value < 0.0995:
+        return f"{1024 * value:.2g} MB" if value < 0.01 else f"{1024 * value:.0f} MB"
+    return f"{value:.2f} GB" if value < 9.95 else f"{value:.0f} GB"
 
 
 def dice(value: float | None) -> str:

@@ -1,0 +1,184 @@
+"""What the stages of a run are going to need, told before they begin: seconds, RAM, device memory, disk.
+
+Time and memory of networks and of preprocessing are measured on this machine; the rest is counted from sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, prod
+from time import perf_counter
+
+from segfit.dataset.manifest import Case
+from segfit.device import free_memory_gb
+from segfit.execution.memory import PeakWatch, process_bytes
+from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
+from segfit.labels import LabelScheme
+from segfit.planning.plan import Configuration, PreprocessingSpec, StageForecast
+from segfit.preprocessing.store import CaseStore, preprocess_dataset
+from segfit.resampling import new_shape
+
+__all__ = [
+    "PreprocessingCost",
+    "TrainingCost",
+    "Workload",
+    "forecast_preprocessing",
+    "forecast_stages",
+    "largest_case",
+    "probe_preprocessing",
+]
+
+REPORT_SECONDS = 4.0
+CASE_SECONDS = 0.05  # export, writing and scoring of a small case, beside the networks
+CASE_SECONDS_PER_MEGAVOXEL = 0.25
+_PROBED_CASES = 4  # preprocessed ahead
+_PREDICTION_ARRAYS = 3  # float32 arrays per channel and output that predicting a case holds at its peak
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How much there is to predict around the trainings."""
+
+    num_folds: int
+    validation_cases: int  # of the largest fold
+    test_cases: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessingCost:
+    """What was measured on a few cases."""
+
+    seconds_per_voxel: float  # read or written
+    bytes_per_voxel: float  # written
+    memory_gb: float  # of the process, the largest case among those in work
+    done: int  # voxels that need not be done again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCost:
+    """What trainings of one configuration and their predictions cost, measured."""
+
+    configuration: Configuration
+    seconds: float  # of all trainings
+    case_seconds: float  # predicting one case with one network
+    steps: int  # of one training
+    step_memory_gb: float  # of the device; on a CPU of the process
+    tile_memory_gb: float
+    state_gb: float
+
+
+def probe_preprocessing(
+    cases: Sequence[Case],
+    fingerprint: Fingerprint,
+    spec: PreprocessingSpec,
+    labels: LabelScheme,
+    store: CaseStore,
+    *,
+    workers: int | None = None,
+) -> PreprocessingCost:
+    """Preprocess a few cases, the largest one among them, and return what that cost."""
+    sizes = {case.case: _work(case, spec) for case in fingerprint.cases}
+    ordered = sorted(cases, key=lambda case: -sizes[case.id])
+    step = max(1, len(ordered) // _PROBED_CASES)
+    probed = ordered[::step][:_PROBED_CASES]
+    with PeakWatch() as memory:
+        keys = preprocess_dataset(probed[:1], spec, labels, store, workers=workers)  # the first one pays for imports
+        started = perf_counter()
+        keys |= preprocess_dataset(probed[1:], spec, labels, store, workers=workers)
+        seconds = perf_counter() - started
+        peak = memory.peak_bytes()
+    stored = sum(file.stat().st_size for key in keys.values() for file in (store.root / key).iterdir())
+    written = {case.case: _voxels(case, spec) for case in fingerprint.cases}
+    timed = sum(sizes[case.id] for case in probed[1:])
+    return PreprocessingCost(
+        seconds_per_voxel=seconds / timed if timed else 0.0,
+        bytes_per_voxel=stored / sum(written[case.id] for case in probed),
+        memory_gb=peak / 2**30,
+        done=timed + sizes[probed[0].id],
+    )
+
+
+def forecast_preprocessing(
+    cost: PreprocessingCost, fingerprint: Fingerprint, specs: Sequence[PreprocessingSpec]
+) -> StageForecast:
+    """Return what preprocessing all cases for all `specs` is going to need, the probed cases excepted."""
+    different = list(dict.fromkeys(specs))
+    work = sum(_work(case, spec) for case in fingerprint.cases for spec in different)
+    written = sum(_voxels(case, spec) for case in fingerprint.cases for spec in different)
+    return StageForecast(
+        seconds=round(cost.seconds_per_voxel * max(0, work - cost.done), 1),
+        memory_gb=round(cost.memory_gb, 3),
+        disk_gb=round(cost.bytes_per_voxel * written / 2**30, 4),
+    )
+
+
+def forecast_stages(
+    costs: Sequence[TrainingCost],
+    folds: int,
+    workload: Workload,
+    fingerprint: Fingerprint,
+    *,
+    on_cpu: bool,
+) -> Mapping[str, StageForecast]:
+    """Return what training, validation, prediction and report are going to need.
+
+    Parameters
+    ----------
+    on_cpu : the networks run in RAM
+    """
+    base = process_bytes() / 2**30
+    kept = max(_kept_gb(cost, fingerprint) for cost in costs)
+    arrays = max(_arrays_gb(cost.configuration, fingerprint) for cost in costs)
+    step, tile = max(cost.step_memory_gb for cost in costs), max(cost.tile_memory_gb for cost in costs)
+    weights = sum(cost.state_gb / 2 for cost in costs) * folds  # the other half is the optimiser's
+    device = {} if on_cpu else {"device_memory_gb": round(step, 3)}
+    predicting = {"memory_gb": round((tile if on_cpu else base) + arrays, 3), **device}
+    validated = sum(workload.validation_cases * (cost.case_seconds + CASE_SECONDS) for cost in costs) * folds
+    tested = workload.test_cases * (CASE_SECONDS + folds * sum(cost.case_seconds for cost in costs))
+    stages = {
+        "train": StageForecast(
+            seconds=round(sum(cost.seconds for cost in costs), 1),
+            memory_gb=round((step if on_cpu else base) + kept, 3),
+            disk_gb=round(weights, 4),
+            **device,
+        ),
+        "validate": StageForecast(seconds=round(validated, 1), **predicting),
+    }
+    if workload.test_cases:
+        stages["predict"] = StageForecast(seconds=round(tested, 1), **predicting)
+    return stages | {"report": StageForecast(seconds=REPORT_SECONDS)}
+
+
+def largest_case(fingerprint: Fingerprint, spec: PreprocessingSpec) -> int:
+    """Return the voxels of the largest preprocessed case."""
+    return max(_voxels(case, spec) for case in fingerprint.cases)
+
+
+def _voxels(case: CaseFingerprint, spec: PreprocessingSpec) -> int:
+    """Return the voxels of a case after resampling."""
+    shape = [case.shape_after_crop[axis] for axis in spec.transpose]
+    spacing = [case.spacing_mm[axis] for axis in spec.transpose]
+    return prod(new_shape(shape, spacing, spec.spacing_mm))
+
+
+def _work(case: CaseFingerprint, spec: PreprocessingSpec) -> int:
+    """Return the voxels that are read and written for a case."""
+    return prod(case.shape) + _voxels(case, spec)
+
+
+def _kept_gb(cost: TrainingCost, fingerprint: Fingerprint) -> float:
+    """Return the RAM that training takes to keep cases it has seen, at most half of what is free."""
+    configuration = cost.configuration
+    cases = fingerprint.cases
+    voxels = sum(_voxels(case, configuration.preprocessing) for case in cases)
+    seen = 1 - exp(-cost.steps * configuration.batch_size / len(cases))
+    whole = voxels * (4 * configuration.network.in_channels + 2) / 2**30
+    return min(seen * whole, free_memory_gb() / 2)
+
+
+def _arrays_gb(configuration: Configuration, fingerprint: Fingerprint) -> float:
+    """Return the RAM that the arrays of the largest case take in prediction."""
+    network = configuration.network
+    voxels = largest_case(fingerprint, configuration.preprocessing)
+    return voxels * 4 * _PREDICTION_ARRAYS * (network.in_channels + network.num_outputs) / 2**30
