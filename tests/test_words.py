@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segfit.words import count, dice, duration, extent, listing, number, plain
+from segfit.words import count, dice, duration, extent, gigabytes, listing, number, plain
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,25 @@ from segfit.words import count, dice, duration, extent, listing, number, plain
 )
 def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0.0, "0 KB"),
+        (38 / 2**20, "38 KB"),
+        (1.4 / 1024, "1.4 MB"),
+        (40 / 1024, "40 MB"),
+        (0.0994, "102 MB"),
+        (0.726, "0.73 GB"),
+        (9.94, "9.94 GB"),
+        (12.3, "12 GB"),
+    ],
+)
+def test_gigabytes(value: float | None, text: str) -> None:
+    assert gigabytes(value) == text
 
 
 @pytest.mark.parametrize(

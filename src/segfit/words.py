@@ -35,11 +35,14 @@ def _pair(amount: int, size: int, large: str, small: str) -> str:
 
 
 def gigabytes(value: float | None) -> str:
-    """Return ``40 MB``, ``0.73 GB`` or ``12 GB`` for a number of GiB; a dash if unknown."""
+    """Return ``38 KB``, ``1.4 MB``, ``40 MB``, ``0.73 GB`` or ``12 GB`` for a number of GiB; a dash if unknown."""
     if value is None or not math.isfinite(value):
         return _MISSING
     if value < 0.0995:
-        return f"{1024 * value:.2g} MB" if value < 0.01 else f"{1024 * value:.0f} MB"
+        megabytes = 1024 * value
+        if megabytes < 0.995:
+            return f"{1024 * megabytes:.0f} KB"
+        return f"{megabytes:.1f} MB" if megabytes < 9.95 else f"{megabytes:.0f} MB"
     return f"{value:.2f} GB" if value < 9.95 else f"{value:.0f} GB"
 
 

@@ -282,8 +282,15 @@ def test_unusable_fingerprints_are_refused() -> None:
         derive(fingerprint([case((10, 10, 10), (1, 0, 1))]), _LABELS, _options())
     with pytest.raises(InputError, match="statistics of 1 channels for 2 names"):
         derive(_small().model_copy(update={"channel_names": ("a", "b")}), _LABELS, _options())
-    with pytest.raises(InputError, match="too small to segment"):
+    with pytest.raises(InputError, match=r"nothing to train: the images have .* voxels, too few for a network"):
         derive(fingerprint([case((5, 6, 6), (1, 1, 1))]), _LABELS, _options())
+
+
+def test_impossible_memory_targets_are_refused() -> None:
+    with pytest.raises(InputError, match=r"0\.0001 GB leave a patch of .* voxels, too small for a network; raise"):
+        derive(_small(), _LABELS, Options(preset="stock", memory_gb=1e-4))
+    with pytest.raises(InputError, match=r"does not fit into 1e-07 GB"):
+        derive(_small(), _LABELS, Options(preset="stock", memory_gb=1e-7))
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ class Predictor:
             layout = torch.channels_last if configuration.ndim == 2 else torch.channels_last_3d
         self.layout = layout
         self.networks = [network.to(device, memory_format=layout).eval() for network in networks]  # type: ignore[call-overload]
-        self.batch = batch or _default_batch(configuration, device)
+        self.batch = batch or default_batch(configuration, device)
 
     @torch.inference_mode()
     def logits(self, image: NDArray[np.float32], *, progress: Progress = SILENT) -> Tensor:
@@ -214,7 +214,7 @@ def _supported_dtype(precision: Precision, device: torch.device) -> torch.dtype 
     return None
 
 
-def _default_batch(configuration: Configuration, device: torch.device) -> int:
+def default_batch(configuration: Configuration, device: torch.device) -> int:
     """Return how many views go through the network at once.
 
     A device that trains on `batch_size` patches holds at least twice as many without gradients.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.planning.mirroring import value_names
+from segfit.planning.plan import Normalization
 from segfit.words import listing
 
 __all__ = ["dataset_notes"]
@@ -22,12 +23,21 @@ TINY_VOXELS = 50
 SPACING_RATIO = 3.0
 EXTENT_RATIO = 3.0
 OUTLIER = 8.0
-"""Cases whose mean foreground intensity is further from the median than this many robust deviations are odd."""
+"""Cases whose mean foreground intensity is further from the median than this many robust deviations are odd,"""
+ODD_SHARE = 0.1
+"""unless there are more of them than this."""
 
 
-def dataset_notes(fingerprint: Fingerprint, labels: LabelScheme) -> tuple[str, ...]:
+def dataset_notes(
+    fingerprint: Fingerprint, labels: LabelScheme, normalization: Sequence[Normalization]
+) -> tuple[str, ...]:
     """Return remarks on few cases, absent, rare and tiny labels, and cases that differ much, with the consequence."""
-    return (*_amount(fingerprint), *_labels(fingerprint, labels), *_sizes(fingerprint), *_intensities(fingerprint))
+    return (
+        *_amount(fingerprint),
+        *_labels(fingerprint, labels),
+        *_sizes(fingerprint),
+        *_intensities(fingerprint, normalization),
+    )
 
 
 def _amount(fingerprint: Fingerprint) -> Iterator[str]:
@@ -94,22 +104,23 @@ def _sizes(fingerprint: Fingerprint) -> Iterator[str]:
             )
 
 
-def _intensities(fingerprint: Fingerprint) -> Iterator[str]:
-    """Name cases whose foreground is far brighter or darker than that of the others, where there are enough to tell."""
-    for channel, name in enumerate(fingerprint.channel_names):
-        means = {
-            case.case: case.channels[channel].foreground_mean
-            for case in fingerprint.cases
-            if len(case.channels) > channel
-        }
-        known = {case: mean for case, mean in means.items() if mean is not None}
+def _intensities(fingerprint: Fingerprint, normalization: Sequence[Normalization]) -> Iterator[str]:
+    """Name the few cases whose foreground is far brighter or darker than that of the others.
+
+    Z-scored channels may have any scale in any case; elsewhere a case with another one is a mistake.
+    """
+    for channel, (name, how) in enumerate(zip(fingerprint.channel_names, normalization, strict=True)):
+        if how.scheme == "zscore":
+            continue
+        measured = [(case.case, case.channels[channel]) for case in fingerprint.cases if len(case.channels) > channel]
+        known = {case: item.foreground_mean for case, item in measured if item.foreground_mean is not None}
         if len(known) < FEW_CASES:
             continue
         values = np.array(list(known.values()))
         centre = np.median(values)
         deviation = 1.4826 * np.median(np.abs(values - centre))
         odd = [case for case, mean in known.items() if deviation > 0 and abs(mean - centre) > OUTLIER * deviation]
-        if odd:
+        if 0 < len(odd) <= ODD_SHARE * len(known):
             yield (
                 f'channel "{name}": the foreground of {listing(odd)} is far from the usual {centre:.4g} ± '
                 f"{deviation:.3g}: look at {'it' if len(odd) == 1 else 'them'}, wrong units or labels look like that"

@@ -63,7 +63,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
     normalization = normalization_of(schemes, fingerprint)
     designs = _designs(dataset)
     built = _configurations(fingerprint, labels, options, rules, dataset, designs, normalization)
-    configurations, dropped = _chosen(built, options)
+    configurations, dropped = _chosen(built, designs, budget, options)
     mirrored, evidence = _mirrored(fingerprint, labels, options)
     training = {name: _recipe(item, _network_axes(mirrored, item), options) for name, item in configurations.items()}
 
@@ -93,7 +93,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         training=training,
         decisions=tuple(decided),
         warnings=(
-            *dataset_notes(fingerprint, labels),
+            *dataset_notes(fingerprint, labels, normalization),
             *(item.remark for item in schemes if item.remark),
             *dropped,
             *_memory_warnings(configurations, budget, hardware),
@@ -249,16 +249,17 @@ def _preprocessing(
     )
 
 
-def _chosen(built: dict[str, Configuration], options: Options) -> tuple[dict[str, Configuration], tuple[str, ...]]:
+def _chosen(
+    built: dict[str, Configuration], designs: dict[str, Design], budget: Budget, options: Options
+) -> tuple[dict[str, Configuration], tuple[str, ...]]:
     """Return the configurations that were asked for and can be trained, and a remark on each that cannot."""
     usable = {name: item for name, item in built.items() if item.network.num_stages > 1}
-    dropped = tuple(
-        f"{name} is left out: its images have {list(item.median_shape)} voxels, too few for a network"
-        for name, item in built.items()
-        if name not in usable
-    )
+    too_small = {
+        name: _too_small(designs[name], item, budget) for name, item in built.items() if item.network.num_stages == 1
+    }
+    dropped = tuple(f"{name} is left out: {reason}" for name, reason in too_small.items())
     if not usable:
-        raise InputError("the images are too small to segment: at least one axis needs 8 voxels or more")
+        raise InputError(f"there is nothing to train: {'; '.join(dict.fromkeys(too_small.values()))}")
     asked = options.planning.configurations
     if asked is None:
         return usable, dropped
@@ -275,6 +276,17 @@ def _chosen(built: dict[str, Configuration], options: Options) -> tuple[dict[str
         name: item if item.next_stage in chosen else item.model_copy(update={"next_stage": None})
         for name, item in chosen.items()
     }, dropped
+
+
+def _too_small(this: Design, item: Configuration, budget: Budget) -> str:
+    """Say why a patch leaves nothing to halve."""
+    patch = _by_axis(item.patch_size)
+    if this.patch_bound == "memory":
+        return f"{budget.memory_gb:g} GB leave a patch of {patch} voxels, too small for a network; raise --memory"
+    if this.patch_bound == "fixed":
+        return f"the patch of {patch} voxels that was asked for is too small for a network; one axis needs 8 or more"
+    size = "x".join(f"{n:g}" for n in item.median_shape)
+    return f"the images have {size} voxels, too few for a network; at least one axis needs 8 or more"
 
 
 def _mirrored(

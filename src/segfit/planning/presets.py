@@ -108,7 +108,11 @@ def choose_rules(options: Options, hardware: Hardware | None) -> tuple[Rules, fl
         rules = RULES[options.preset]
         memory = options.memory_gb or rules.memory_gb
         why = "the preset that was asked for"
-        return rules, memory, (_preset(options.preset, rules, why), _memory(memory, options, "the preset's own target"))
+        decisions = (
+            _preset(options.preset, rules, why, "asked for"),
+            _memory(memory, options, "the preset's own target"),
+        )
+        return rules, memory, decisions
 
     accelerated = hardware is not None and hardware.kind != "cpu"
     if options.memory_gb is not None:
@@ -129,17 +133,18 @@ def choose_rules(options: Options, hardware: Hardware | None) -> tuple[Rules, fl
     else:
         rules, why = RULES["stock"], f"there are less than {AUTO_MEDIUM_GB} GB of device memory"
     memory = min(there, AUTO_MOST_GB)
-    return rules, memory, (_preset(options.preset, rules, why), _memory(memory, options, source))
+    bound = "device memory" if accelerated else "no GPU"
+    return rules, memory, (_preset(options.preset, rules, why, bound), _memory(memory, options, source))
 
 
-def _preset(preset: Preset, rules: Rules, why: str) -> Decision:
+def _preset(preset: Preset, rules: Rules, why: str, bound: str) -> Decision:
     others = ", ".join(name for name in RULES if name != rules.name)
     return Decision(
         key="preset",
         value=rules.name,
         rule=f"planning rules of {rules.planner}: {why}",
         inputs={"preset": preset},
-        bound="device memory" if preset == "auto" else "asked for",
+        bound=bound,
         source="nnU-Net 2.8.1 planner presets" if preset != "auto" else "segfit preset auto",
         would_change=f"another preset ({others})" + (", or another memory target" if preset == "auto" else ""),
     )

@@ -108,7 +108,7 @@ def forecast_preprocessing(
     written = sum(_voxels(case, spec) for case in fingerprint.cases for spec in different)
     return StageForecast(
         seconds=round(cost.seconds_per_voxel * max(0, work - cost.done), 1),
-        memory_gb=round(cost.memory_gb, 3),
+        memory_gb=round(max(cost.memory_gb, process_bytes() / 2**30), 3),  # what sizing took may stay
         disk_gb=round(cost.bytes_per_voxel * written / 2**30, 4),
     )
 

@@ -12,6 +12,7 @@ import torch
 
 from segfit.errors import MemoryShortageError
 from segfit.execution.memory import PeakWatch, limit_growth, process_bytes
+from segfit.inference.predictor import default_batch
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.learner import Learner, training_on
@@ -35,7 +36,7 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True)
 class TileCost:
-    """The cost of one tile of prediction."""
+    """The cost of one tile of prediction, a batch of them at a time as the predictor takes them."""
 
     seconds: float
     peak_memory_gb: float  # of the device; on a CPU of the process
@@ -79,10 +80,11 @@ def probe_forward(
     """
     with training_on(configuration, device), PeakMemory(device, _SAMPLED_S) as memory:
         learner = Learner(configuration, recipe, labels, device, seed=0)
-        tile = learner.to_device(torch.zeros((1, configuration.network.in_channels, *configuration.patch_size)))
+        batch = default_batch(configuration, device)
+        tile = learner.to_device(torch.zeros((batch, configuration.network.in_channels, *configuration.patch_size)))
         with learner.evaluating() as network, learner.precision():
             seconds = _median_seconds(lambda _: network(tile), device, tiles)
-        return TileCost(seconds, memory.peak_gb())
+        return TileCost(seconds / batch, memory.peak_gb())
 
 
 @contextmanager
