@@ -18,6 +18,7 @@ from segfit.files import Record
 __all__ = [
     "AugmentationOptions",
     "InferenceOptions",
+    "NormalizationScheme",
     "Options",
     "PlanningOptions",
     "Preset",
@@ -25,6 +26,7 @@ __all__ = [
     "parse_seconds",
 ]
 
+NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
 
 
@@ -37,6 +39,14 @@ class PlanningOptions(Record):
     patch_size: tuple[int, ...] | None = Field(None, description="patch size in voxels, array order")
     batch_size: int | None = Field(None, ge=1, description="batch size")
     base_features: int | None = Field(None, ge=2, description="features of the first network stage")
+    features: tuple[int, ...] | None = Field(None, description="features per network stage, full resolution first")
+    strides: tuple[tuple[int, ...], ...] | None = Field(None, description="strides per stage, [[1,1,1],[2,2,2],...]")
+    kernels: tuple[tuple[int, ...], ...] | None = Field(None, description="kernel sizes per stage, [[1,3,3],...]")
+    encoder_convs: tuple[int, ...] | None = Field(None, description="convolutions or blocks per encoder stage")
+    decoder_convs: tuple[int, ...] | None = Field(None, description="convolutions per decoder level, lowest first")
+    batch_dice: bool | None = Field(None, description="Dice over the whole batch instead of each sample")
+    normalization: tuple[NormalizationScheme, ...] | None = Field(None, description="scheme of every channel")
+    transpose: tuple[int, ...] | None = Field(None, description="order in which the network sees the axes")
     orientation: Literal["canonical", "stored"] | None = Field(None, description="axes seen by the network")
     mirror_axes: tuple[int, ...] | None = Field(None, description="spatial axes flipped in training and prediction")
 

@@ -8,8 +8,9 @@ from planning_fakes import case, fingerprint, scheme
 
 from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities
 from segfit.labels import LabelScheme
+from segfit.options import NormalizationScheme
 from segfit.planning.notes import dataset_notes
-from segfit.planning.plan import Normalization, NormalizationScheme
+from segfit.planning.plan import Normalization
 
 _MANY = 12
 

@@ -74,7 +74,7 @@ def candidates(configuration: Configuration, options: Options) -> tuple[Configur
     """
     planned = configuration.network.features[0]
     asked = options.planning
-    widths = [planned] if asked.base_features else [*(w for w in _WIDTHS if w < planned), planned]
+    widths = [planned] if asked.base_features or asked.features else [*(w for w in _WIDTHS if w < planned), planned]
     small = min(configuration.batch_size, _SMALL_BATCH)
     batches = [configuration.batch_size]
     if asked.batch_size is None:

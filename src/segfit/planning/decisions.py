@@ -116,28 +116,36 @@ def _lowres_decision(fingerprint: Fingerprint, dataset: DatasetDesign) -> Decisi
 
 
 def normalization_decisions(
-    fingerprint: Fingerprint, normalization: Sequence[Normalization], schemes: Sequence[ChannelScheme]
+    fingerprint: Fingerprint, normalization: Sequence[Normalization], schemes: Sequence[ChannelScheme], *, asked: bool
 ) -> Iterator[Decision]:
     """Why each channel is normalised as it is."""
     for index, (name, how, found) in enumerate(zip(fingerprint.channel_names, normalization, schemes, strict=True)):
-        by_values = how.scheme != scheme_of(name)
+        by_values = not asked and how.scheme != scheme_of(name)
+        rule = (
+            "the channel's name decides: ct clips and scales by the foreground of all cases, rgb_to_0_1, "
+            "rescale_to_0_1 and nonorm do what they say, any other name is z-scored per case, inside the non-zero mask "
+            "where cropping removes more than a quarter"
+        )
+        if asked:
+            rule = "the scheme that was asked for"
+        elif by_values:
+            rule = (
+                "the channel's values decide, because they contradict its name: Hounsfield units are clipped and "
+                "scaled by the foreground of all cases, values without a common scale are z-scored per case"
+            )
         yield _decision(
             f"normalization.{index}",
             how.scheme + (" inside the non-zero mask" if how.use_mask else ""),
-            "the channel's values decide, because they contradict its name: Hounsfield units are clipped and scaled by "
-            "the foreground of all cases, values without a common scale are z-scored per case"
-            if by_values
-            else "the channel's name decides: ct clips and scales by the foreground of all cases, rgb_to_0_1, "
-            "rescale_to_0_1 and nonorm do what they say, any other name is z-scored per case, inside the non-zero mask "
-            "where cropping removes more than a quarter",
+            rule,
             inputs={
                 "channel": name,
                 "median_relative_size_after_crop": fingerprint.median_relative_size_after_crop,
                 **({"remark": found.remark} if found.remark else {}),
             },
-            bound="data",
+            bound=_ASKED if asked else "data",
             source="segfit preset auto" if by_values else f"{_REFERENCE}, normalisation",
-            would_change="another channel name in the dataset (ct, zscore, nonorm, rescale_to_0_1 or rgb_to_0_1)",
+            would_change="the option planning.normalization, or another channel name in the dataset: ct, zscore, "
+            "nonorm, rescale_to_0_1 or rgb_to_0_1",
         )
 
 

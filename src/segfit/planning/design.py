@@ -160,6 +160,7 @@ def design_dataset(
     *,
     target_mm: tuple[float, ...] | None = None,
     patch_size: tuple[int, ...] | None = None,
+    transpose: tuple[int, ...] | None = None,
 ) -> DatasetDesign:
     """Return the design of every configuration the rules ask for.
 
@@ -170,9 +171,10 @@ def design_dataset(
     num_training : declared number of training cases; the batch-size cap uses it
     target_mm : target spacing in array order that replaces the derived one
     patch_size : patch in array order that replaces the derived one, of the 3D (3 entries) or 2D (2) configurations
+    transpose : order of axes that replaces the derived one
     """
     target = target_mm or target_spacing(spacings, shapes)
-    transpose = axis_order(target)
+    transpose = transpose or axis_order(target)
     in_order = median_shape(spacings, shapes, target)
     if min(in_order) < 1:
         raise InputError(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
-from segfit.planning.plan import Normalization, NormalizationScheme
+from segfit.options import NormalizationScheme
+from segfit.planning.plan import Normalization
 
 __all__ = ["ChannelScheme", "channel_schemes", "normalization_of", "scheme_of"]
 
@@ -57,15 +59,26 @@ def scheme_of(channel_name: str) -> NormalizationScheme:
     return _BY_NAME.get(channel_name.casefold(), "zscore")
 
 
-def channel_schemes(fingerprint: Fingerprint, *, propose: bool) -> tuple[ChannelScheme, ...]:
+def channel_schemes(
+    fingerprint: Fingerprint, *, propose: bool, asked: Sequence[NormalizationScheme] | None = None
+) -> tuple[ChannelScheme, ...]:
     """Return the scheme of every channel: the one its name asks for, or with `propose` the one its values ask for.
+
+    Schemes that were asked for, one per channel, are taken as they are; another number of them is an `InputError`.
 
     Values overrule a name in three cases: Hounsfield units under an unknown name are CT; a channel called CT that holds
     none, and whose cases have no scale in common, is z-scored; values outside 0 to 255 are not scaled as 8-bit colour.
     """
+    names = fingerprint.channel_names
+    if asked is not None:
+        if len(asked) != len(names):
+            raise InputError(
+                f"planning.normalization needs one scheme for each of the channels {', '.join(names)}, "
+                f"got {', '.join(asked)}"
+            )
+        return tuple(ChannelScheme(scheme) for scheme in asked)
     return tuple(
-        _decide(name, _values(fingerprint.cases, channel), propose=propose)
-        for channel, name in enumerate(fingerprint.channel_names)
+        _decide(name, _values(fingerprint.cases, channel), propose=propose) for channel, name in enumerate(names)
     )
 
 

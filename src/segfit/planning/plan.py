@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from segfit.files import Document, Record
 from segfit.fingerprint.fingerprint import IntensityStatistics
+from segfit.options import NormalizationScheme
 
 __all__ = [
     "AugmentationSpec",
@@ -19,7 +20,6 @@ __all__ = [
     "Decision",
     "NetworkSpec",
     "Normalization",
-    "NormalizationScheme",
     "Plan",
     "PreprocessingSpec",
     "ResamplingSpec",
@@ -27,8 +27,6 @@ __all__ = [
     "StageForecast",
     "TrainingSpec",
 ]
-
-NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 
 
 class Decision(Record):

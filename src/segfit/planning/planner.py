@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
 from segfit.planning.mirroring import AxisEvidence, axis_evidence
 from segfit.planning.normalization import channel_schemes, normalization_of, scheme_of
 from segfit.planning.notes import dataset_notes
+from segfit.planning.overrides import asked_decisions, overridden
 from segfit.planning.plan import (
     AugmentationSpec,
     Configuration,
@@ -57,13 +59,20 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
     budget = Budget(rules=rules, memory_gb=memory_gb, heads=labels.num_declared)
     spacings, shapes, target = _volumes(fingerprint, asked.target_spacing_mm)
     dataset = design_dataset(
-        spacings, shapes, fingerprint.num_training, budget, target_mm=target, patch_size=asked.patch_size
+        spacings,
+        shapes,
+        fingerprint.num_training,
+        budget,
+        target_mm=target,
+        patch_size=asked.patch_size,
+        transpose=asked.transpose,
     )
-    schemes = channel_schemes(fingerprint, propose=options.preset == "auto")
+    schemes = channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.normalization)
     normalization = normalization_of(schemes, fingerprint)
     designs = _designs(dataset)
     built = _configurations(fingerprint, labels, options, rules, dataset, designs, normalization)
-    configurations, dropped = _chosen(built, designs, budget, options)
+    planned, dropped = _chosen(built, designs, budget, options)
+    configurations = {name: overridden(item, asked, budget.heads) for name, item in planned.items()}
     mirrored, evidence = _mirrored(fingerprint, labels, options)
     training = {name: _recipe(item, _network_axes(mirrored, item), options) for name, item in configurations.items()}
 
@@ -71,7 +80,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         *reasons,
         why.orientation_decision(fingerprint.orientation, asked=asked.orientation is not None, preset=options.preset),
         *why.dataset_decisions(fingerprint, dataset, asked=target is not None),
-        *why.normalization_decisions(fingerprint, normalization, schemes),
+        *why.normalization_decisions(fingerprint, normalization, schemes, asked=asked.normalization is not None),
         why.mirroring_decision(mirrored, fingerprint.ndim, evidence, asked=asked.mirror_axes is not None),
     ]
     for name, item in configurations.items():
@@ -91,7 +100,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         channel_names=fingerprint.channel_names,
         configurations=configurations,
         training=training,
-        decisions=tuple(decided),
+        decisions=tuple(asked_decisions(decided, asked)),
         warnings=(
             *dataset_notes(fingerprint, labels, normalization),
             *(item.remark for item in schemes if item.remark),
@@ -131,6 +140,8 @@ def _check(fingerprint: Fingerprint, options: Options) -> None:
         _check_length("patch_size", asked.patch_size, (2, 3) if ndim == 3 else (2,))
         if min(asked.patch_size) < 1:
             raise InputError(f"planning.patch_size must be above zero, got {asked.patch_size}")
+    if asked.transpose is not None and (ndim == 2 or sorted(asked.transpose) != [0, 1, 2]):
+        raise InputError(f"planning.transpose is an order of the axes 0,1,2 of volumes, got {list(asked.transpose)}")
     for axis in asked.mirror_axes or ():
         if not 0 <= axis < ndim:
             raise InputError(f"planning.mirror_axes are numbered 0 to {ndim - 1} in array order, got {axis}")
@@ -349,6 +360,9 @@ def _changes(
         changes.append(f"batch size {asked.batch_size} was asked for")
     if asked.base_features is not None:
         changes.append(f"{asked.base_features} base features were asked for")
+    for key in ("features", "strides", "kernels", "encoder_convs", "decoder_convs", "batch_dice", "transpose"):
+        if getattr(asked, key) is not None:
+            changes.append(f"{key} {json.dumps(getattr(asked, key), separators=(',', ':'))} asked for")
     if asked.configurations is not None:
         changes.append(
             f"only {', '.join(configurations)} {'is' if len(configurations) == 1 else 'are'} planned, as asked"
@@ -357,7 +371,8 @@ def _changes(
         fingerprint.channel_names, next(iter(configurations.values())).preprocessing.normalization, strict=True
     ):
         if how.scheme != scheme_of(name):
-            changes.append(f'channel "{name}" is normalised as {how.scheme}, not as {scheme_of(name)}')
+            why = ", as asked" if asked.normalization is not None else ""
+            changes.append(f'channel "{name}" is normalised as {how.scheme}, not as {scheme_of(name)}{why}')
     if mirrored != tuple(range(fingerprint.ndim)):
         names = ", ".join("zyx"[-fingerprint.ndim :][axis] for axis in mirrored) or "no axis"
         changes.append(f"only {names} is mirrored" if len(mirrored) < 2 else f"only {names} are mirrored")

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import InputError
+from segfit.options import NormalizationScheme
 from segfit.planning.design import DatasetDesign, Design
 from segfit.planning.normalization import MASK_BELOW, scheme_of
-from segfit.planning.plan import Configuration, NormalizationScheme, ResamplingSpec
+from segfit.planning.plan import Configuration, ResamplingSpec
 from segfit.planning.presets import Rules
 
 __all__ = ["NETWORK_CLASSES", "SCHEME_CLASSES", "configuration_entry", "reference_layers", "write_reference_plans"]
