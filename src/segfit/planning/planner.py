@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -17,9 +16,10 @@ from segfit.labels import LabelScheme
 from segfit.options import Options
 from segfit.planning import decisions as why
 from segfit.planning.augmentation import augmentation_for
+from segfit.planning.changes import changes_of
 from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
 from segfit.planning.mirroring import AxisEvidence, axis_evidence
-from segfit.planning.normalization import channel_schemes, normalization_of, scheme_of
+from segfit.planning.normalization import channel_schemes, normalization_of
 from segfit.planning.notes import dataset_notes
 from segfit.planning.overrides import asked_decisions, overridden
 from segfit.planning.plan import (
@@ -90,7 +90,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
             decided += why.cascade_decisions(item, len(labels.foreground_values))
         decided += why.training_decisions(name, training[name], _asked_training(options), item.network.num_stages)
 
-    changes = _changes(fingerprint, options, mirrored, configurations, training)
+    changes = changes_of(fingerprint, options, mirrored, configurations, training, _asked_training(options))
     return Plan(
         dataset=fingerprint.dataset,
         preset=options.preset,
@@ -291,7 +291,7 @@ def _chosen(
 
 def _too_small(this: Design, item: Configuration, budget: Budget) -> str:
     """Say why a patch leaves nothing to halve."""
-    patch = _by_axis(item.patch_size)
+    patch = "x".join(map(str, item.patch_size))
     if this.patch_bound == "memory":
         return f"{budget.memory_gb:g} GB leave a patch of {patch} voxels, too small for a network; raise --memory"
     if this.patch_bound == "fixed":
@@ -338,70 +338,6 @@ def _recipe(configuration: Configuration, mirror_axes: tuple[int, ...], options:
     supervised = configuration.network.num_stages >= _FEWEST_SUPERVISED_STAGES
     recipe = TrainingSpec(deep_supervision=supervised, augmentation=augmentation)
     return recipe.model_copy(update=_asked_training(options))
-
-
-def _changes(
-    fingerprint: Fingerprint,
-    options: Options,
-    mirrored: tuple[int, ...],
-    configurations: dict[str, Configuration],
-    training: dict[str, TrainingSpec],
-) -> tuple[str, ...]:
-    """Say how the plan differs from what the reference decides for the same rules and memory."""
-    asked = options.planning
-    changes: list[str] = []
-    if fingerprint.ndim == 3 and fingerprint.orientation == "canonical":
-        changes.append("axes are brought to the canonical orientation")
-    if asked.target_spacing_mm is not None:
-        changes.append(f"target spacing {list(asked.target_spacing_mm)} mm was asked for")
-    if asked.patch_size is not None:
-        changes += _patch_changes(asked.patch_size, configurations)
-    if asked.batch_size is not None:
-        changes.append(f"batch size {asked.batch_size} was asked for")
-    if asked.base_features is not None:
-        changes.append(f"{asked.base_features} base features were asked for")
-    for key in ("features", "strides", "kernels", "encoder_convs", "decoder_convs", "batch_dice", "transpose"):
-        if getattr(asked, key) is not None:
-            changes.append(f"{key} {json.dumps(getattr(asked, key), separators=(',', ':'))} asked for")
-    if asked.configurations is not None:
-        changes.append(
-            f"only {', '.join(configurations)} {'is' if len(configurations) == 1 else 'are'} planned, as asked"
-        )
-    for name, how in zip(
-        fingerprint.channel_names, next(iter(configurations.values())).preprocessing.normalization, strict=True
-    ):
-        if how.scheme != scheme_of(name):
-            why = ", as asked" if asked.normalization is not None else ""
-            changes.append(f'channel "{name}" is normalised as {how.scheme}, not as {scheme_of(name)}{why}')
-    if mirrored != tuple(range(fingerprint.ndim)):
-        names = ", ".join("zyx"[-fingerprint.ndim :][axis] for axis in mirrored) or "no axis"
-        changes.append(f"only {names} is mirrored" if len(mirrored) < 2 else f"only {names} are mirrored")
-    changes += [f"training.{key} = {value}" for key, value in _asked_training(options).items()]
-    if options.augmentation.strength == "none":
-        changes.append("there is no augmentation")
-    changes += [
-        f"{name} is trained without deep supervision: it has only {item.network.num_stages} stages"
-        for name, item in configurations.items()
-        if not training[name].deep_supervision
-    ]
-    return tuple(changes)
-
-
-def _patch_changes(asked: tuple[int, ...], configurations: dict[str, Configuration]) -> list[str]:
-    changes = []
-    for name, item in configurations.items():
-        if item.ndim == len(asked):
-            axes = item.preprocessing.transpose if len(item.preprocessing.transpose) == item.ndim else (0, 1)
-            wanted = tuple(asked[axis] for axis in axes)
-            text = f"{name}: patch size {_by_axis(wanted)} was asked for"
-            if wanted != item.patch_size:
-                text += f" and rounded up to {_by_axis(item.patch_size)}, multiples of {_by_axis(item.network.divisor)}"
-            changes.append(text)
-    return changes
-
-
-def _by_axis(values: Sequence[int]) -> str:
-    return "x".join(map(str, values))
 
 
 def _memory_warnings(configurations: dict[str, Configuration], budget: Budget, hardware: Hardware | None) -> list[str]:
