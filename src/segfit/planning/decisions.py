@@ -232,8 +232,20 @@ def configuration_decisions(configuration: Configuration, this: Design, budget: 
         inputs={"kind": network.kind},
         bound="preset",
         source=f"{_REFERENCE}, network",
-        would_change="another preset",
+        would_change="another preset, or the option planning.encoder_convs",
     )
+    yield _decision(
+        f"{name}.network.decoder_convs",
+        network.decoder_convs,
+        "one convolution per decoder level beside a residual encoder"
+        if network.kind == "residual"
+        else "two convolutions per decoder level",
+        inputs={"kind": network.kind},
+        bound="preset",
+        source=f"{_REFERENCE}, network",
+        would_change="another preset, or the option planning.decoder_convs",
+    )
+    yield _resampling_decision(configuration)
     yield _decision(
         f"{name}.batch_dice",
         configuration.batch_dice,
@@ -251,6 +263,22 @@ def configuration_decisions(configuration: Configuration, this: Design, budget: 
         bound="patch size",
         source=f"{_REFERENCE}, memory estimate",
         would_change="another patch size or preset",
+    )
+
+
+def _resampling_decision(configuration: Configuration) -> Decision:
+    spec = configuration.preprocessing
+    kinds = {"image": spec.resample_image, "label": spec.resample_label, "scores": spec.resample_scores}
+    return _decision(
+        f"{configuration.name}.resampling",
+        {kind: f"{how.method} of order {how.order}" for kind, how in kinds.items()},
+        "cubic splines for images, linear for scores and for each label; where the spacing of a case or the target is "
+        f"more than {spec.resample_image.separate_threshold:g} times coarser along one axis, that axis is resampled by "
+        "itself to the nearest slice",
+        inputs={"target_spacing_mm": [v if v is not None else "as it is" for v in spec.spacing_mm]},
+        bound="preset",
+        source="nnU-Net 2.8.1 preprocessing, resampling",
+        would_change="nothing but the target spacing",
     )
 
 
