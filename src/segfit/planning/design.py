@@ -61,6 +61,11 @@ class Budget:
             heads=self.heads,
         )
 
+    def most_voxels(self, ndim: int) -> float:
+        """Return a bound that no patch within the budget exceeds: the first stage's encoder alone would fill it."""
+        single = Topology(strides=((1,) * ndim,), kernels=((3,) * ndim,), divisor=(1,) * ndim, patch=(1,) * ndim)
+        return self.elements(ndim) * _reference_batch(ndim) / _SMALLEST_BATCH / self.estimate(single)
+
     def exceeded(self, ndim: int, estimate: int) -> bool:
         """Whether the patch is still too large. The plain network's 2D patches may fill the memory at batch size 2."""
         if self.rules.kind == "residual":
@@ -240,6 +245,7 @@ def _lower_resolution(
     spacing = list(target)
     voxels = prod(median)
     patch_voxels = float(prod(fullres.patch))
+    most = budget.most_voxels(len(target))
     lowres: Design | None = None
     while patch_voxels / voxels < LOWRES_SHARE:
         coarsest = max(spacing)
@@ -247,6 +253,8 @@ def _lower_resolution(
         spacing = [s * _LOWRES_STEP if f or not any(finer) else s for s, f in zip(spacing, finer, strict=True)]
         size = [t / s * m for t, s, m in zip(target, spacing, median, strict=True)]
         voxels = prod(size)
+        if fixed_patch is None and most / voxels < LOWRES_SHARE:
+            continue  # too large for any patch: no need to design one
         rounded = tuple(float(max(1, round(n))) for n in size)
         lowres = design(tuple(spacing), rounded, voxels * num_training, budget, fixed_patch)
         patch_voxels = prod(lowres.patch)
