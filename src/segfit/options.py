@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -35,6 +36,9 @@ class PlanningOptions(Record):
 
     configurations: tuple[str, ...] | None = Field(None, description="configurations to train, e.g. 3d_fullres,2d")
     folds: tuple[int, ...] | None = Field(None, description="folds to train, e.g. 0,1,2,3,4")
+    splits: Literal["balanced", "reference"] | Path | None = Field(
+        None, description="how cases are split into folds: balanced, reference, or a file of folds"
+    )
     target_spacing_mm: tuple[float, ...] | None = Field(None, description="target spacing, array order z,y,x")
     patch_size: tuple[int, ...] | None = Field(None, description="patch size in voxels, array order")
     batch_size: int | None = Field(None, ge=1, description="batch size")

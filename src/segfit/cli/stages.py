@@ -18,6 +18,7 @@ from segfit.cli.common import (
     Preset,
     Seed,
     Set,
+    Split,
     Steps,
     Time,
     Workers,
@@ -46,6 +47,7 @@ def run(
     time: Time = None,
     steps: Steps = None,
     preset: Preset = None,
+    splits: Split = None,
     memory: Memory = None,
     device: Device = None,
     seed: Seed = None,
@@ -55,8 +57,8 @@ def run(
 ) -> None:
     """Do everything, from the check to the report."""
     given = settings_from(
-        time=time, steps=steps, preset=preset, memory=memory, device=device, seed=seed, workers=workers,
-        settings=settings,
+        time=time, steps=steps, preset=preset, splits=splits, memory=memory, device=device, seed=seed,
+        workers=workers, settings=settings,
     )  # fmt: skip
     project = open_project(dataset, out, given)
     project.run()
@@ -123,6 +125,7 @@ def plan(
     time: Time = None,
     steps: Steps = None,
     preset: Preset = None,
+    splits: Split = None,
     memory: Memory = None,
     device: Device = None,
     settings: Set = None,
@@ -138,7 +141,9 @@ def plan(
     if compare is not None:
         _print_comparison(*compare, as_json=as_json)
         return
-    given = settings_from(time=time, steps=steps, preset=preset, memory=memory, device=device, settings=settings)
+    given = settings_from(
+        time=time, steps=steps, preset=preset, splits=splits, memory=memory, device=device, settings=settings
+    )
     project = open_project(dataset, out, given)
     result = project.size() if probe else project.plan()
     if as_json:
