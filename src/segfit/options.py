@@ -18,6 +18,7 @@ from segfit.files import Record
 
 __all__ = [
     "AugmentationOptions",
+    "DatasetOptions",
     "InferenceOptions",
     "NormalizationScheme",
     "Options",
@@ -29,6 +30,12 @@ __all__ = [
 
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
+
+
+class DatasetOptions(Record):
+    """How the files of a dataset are taken."""
+
+    resample_labels: bool = Field(False, description="bring labels that lie on another grid onto that of their image")
 
 
 class PlanningOptions(Record):
@@ -91,6 +98,7 @@ class Options(Record):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     seed: int = Field(0, ge=0, description="seed of all random streams")
     workers: int | None = Field(None, ge=1, description="parallel cases; from the CPU affinity when absent")
+    dataset: DatasetOptions = DatasetOptions()
     planning: PlanningOptions = PlanningOptions()
     training: TrainingOptions = TrainingOptions()
     augmentation: AugmentationOptions = AugmentationOptions()

@@ -259,3 +259,22 @@ def test_folds_can_be_chosen(
     assert len(json.loads((tmp_path / "p" / "splits.json").read_text())["folds"]) == 5
     assert run(["plan", "--out", "p", "--splits", "referense"]) == 2
     assert "referense is none (did you mean 'reference'?)" in capsys.readouterr().err
+
+
+def test_labels_can_be_resampled(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = copy(dataset, tmp_path)
+    label = root / "labelsTr" / "phantom_tr_003.nii.gz"
+    image = nib.load(label)
+    moved = image.affine.copy()  # type: ignore[attr-defined]
+    moved[0, 3] += 3 * moved[0, 0]
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), moved), label)  # type: ignore[no-untyped-call, attr-defined]
+    assert run(["check", str(root)]) == 2
+    assert "--resample-labels" in capsys.readouterr().out
+    assert run(["check", str(root), "--resample-labels", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["case"], told["fatal"]) == ("phantom_tr_003", False)
+    assert "it lies 3.0 voxels" in told["problem"]
+    assert run(["plan", str(root), "--out", str(tmp_path / "p")]) == 2
+    assert run(["plan", str(root), "--out", str(tmp_path / "p"), "--resample-labels"]) == 0
+    assert run(["check", "--out", str(tmp_path / "p")]) == 0  # the project remembers
+    assert run(["check", "--out", str(tmp_path / "p"), "--no-resample-labels"]) == 2

@@ -22,6 +22,7 @@ __all__ = [
     "Memory",
     "Out",
     "Preset",
+    "Resample",
     "Seed",
     "Set",
     "Split",
@@ -45,6 +46,10 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Optimiser steps per 
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Planning rules: auto, stock, resenc-m, resenc-l or resenc-xl.")
 ]
+Resample = Annotated[
+    bool | None,
+    typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
+]
 Split = Annotated[
     str | None, typer.Option("--splits", help="Folds: balanced, reference, or a splits_final.json or splits.json.")
 ]
@@ -65,6 +70,7 @@ def settings_from(
     steps: int | None = None,
     preset: str | None = None,
     splits: str | None = None,
+    resample_labels: bool | None = None,
     memory: float | None = None,
     device: str | None = None,
     seed: int | None = None,
@@ -86,6 +92,8 @@ def settings_from(
         given += [f"training.steps={steps}", "time_s=null"]
     if splits is not None:
         given.append(f"planning.splits={json.dumps(_method_or_file(splits))}")
+    if resample_labels is not None:
+        given.append(f"dataset.resample_labels={json.dumps(resample_labels)}")
     for key, value in (
         ("preset", preset),
         ("memory_gb", memory),

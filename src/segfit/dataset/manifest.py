@@ -25,6 +25,7 @@ class Case(Record):
     group: str | None = None
     site: str | None = None
     weight: float = Field(1.0, ge=0)
+    resample_label: bool = False  # onto the grid of the image, where it lies on another
 
 
 class Dataset(Record):
@@ -39,6 +40,14 @@ class Dataset(Record):
     num_training: int
     training: tuple[Case, ...]
     test: tuple[Case, ...] = ()  # labels are None where the dataset has none
+
+    def resampling_labels(self, wanted: bool = True) -> Dataset:
+        """Return the dataset with labels that are, or are not, brought onto the grid of their image when read."""
+        training, test = (
+            tuple(case.model_copy(update={"resample_label": wanted}) for case in cases)
+            for cases in (self.training, self.test)
+        )
+        return self.model_copy(update={"training": training, "test": test})
 
     def case(self, case_id: str) -> Case:
         """Return a training case by its id; raise KeyError if there is none."""

@@ -42,12 +42,18 @@ class Preparation:
         self.folder = ProjectFolder(root)
         self.dataset = dataset
         self.options = options
+        self._adopt(options)
         self.progress = progress
         self.marks = Marks(self.folder.runs / "marks.json")  # of what comes after the trainings; moves with them
         self._measured = Marks(self.folder.cache / "marks.json")
         self.accounts = Accounts(self.folder.stages)
         self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
         self._started = perf_counter()
+
+    def _adopt(self, options: Options) -> None:
+        """Take options; some of them say how the dataset is read."""
+        self.options = options
+        self.dataset = self.dataset.resampling_labels(options.dataset.resample_labels)
 
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
@@ -62,6 +68,7 @@ class Preparation:
             listing = listing_hash(self.dataset)
         except OSError as error:
             raise InputError(f"{error.filename} cannot be read ({error.strerror}); restore it") from None
+        listing = content_hash([listing, self.options.dataset.model_dump()])
         if self.folder.check.exists():
             known = CheckFile.load(self.folder.check)
             if known.listing == listing:
@@ -115,7 +122,7 @@ class Preparation:
         if preset is not None:
             changes.append(f"preset={preset}")
         if changes:
-            self.options = self.options.with_settings(changes)
+            self._adopt(self.options.with_settings(changes))
             self.save_options()
         fingerprint = self.fingerprint()
         splits = self.splits()

@@ -97,9 +97,7 @@ class Project(Preparation):
     def evaluate(self) -> Summary | None:
         """Score the predictions of the test images; None if there are none with labels."""
         paths = {path.name.removesuffix(self.dataset.file_ending): path for path in self.predict()}
-        pairs = [
-            Pair.of_files(case.id, paths[case.id], case.label) for case in self.dataset.test if case.label is not None
-        ]
+        pairs = [Pair.of_case(case, paths[case.id]) for case in self.dataset.test if case.label is not None]
         if not pairs:
             return None
         known = load(Summary, self.folder.predictions / "summary.json")
