@@ -28,6 +28,7 @@ from segfit.files import Document, Record, content_hash, read_json
 from segfit.words import listing
 
 __all__ = [
+    "MAX_FOLDS",
     "SPLITS_FILE",
     "Fold",
     "Splits",

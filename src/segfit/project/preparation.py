@@ -19,6 +19,7 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import measure
 from segfit.options import Options, parse_seconds
 from segfit.planning.budget import choose_configurations
+from segfit.planning.folds import folds_decision
 from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of, splits_of
@@ -136,8 +137,12 @@ class Preparation:
             plan = load(Plan, self.folder.earlier / basis / "plan.json")
             if plan is None:
                 plan = derive(fingerprint, self.dataset.labels, self.options, self.hardware)
-                warnings = (*plan.warnings, *faults_of(splits, self.dataset.training))
-                plan = plan.model_copy(update={"basis": basis, "warnings": warnings})
+                cases = self.dataset.training
+                told = {
+                    "decisions": (*plan.decisions, folds_decision(splits, cases)),
+                    "warnings": (*plan.warnings, *faults_of(splits, cases)),
+                }
+                plan = plan.model_copy(update={"basis": basis} | told)
             plan.save(self.folder.plan)
         return plan
 
@@ -214,10 +219,11 @@ class Preparation:
 
     def _split(self) -> Splits:
         """Split the cases as asked for; a file of folds in the dataset's folder counts as asked for."""
-        cases = self.dataset.training
+        fingerprint = self.fingerprint()
+        cases, root = self.dataset.training, self.dataset.root
         ids = [case.id for case in cases]
         asked = splits_of(self.options)
-        beside = self.dataset.root / SPLITS_FILE
+        beside = (root if root.is_dir() else root.parent) / SPLITS_FILE
         if self.options.planning.splits is None and beside.is_file():
             asked = beside
         if asked == "reference":
@@ -225,7 +231,7 @@ class Preparation:
         if asked == "balanced":
             present = {
                 case.case: [value for value, voxels in case.label_voxels.items() if value > 0 and voxels]
-                for case in self.fingerprint().cases
+                for case in fingerprint.cases
             }
             return balanced_splits(cases, present).sealed(asked)
         return read_splits(asked, ids).sealed(str(asked))
