@@ -184,7 +184,7 @@ def test_corner_distance_without_a_place() -> None:
         assert grid.corner_distance(wider) == CornerDistance(pytest.approx(1.1), pytest.approx(2.2))
         assert grid.mismatch(wider).startswith("its spacing is (2, ")
         close = Grid(shape, (*spacing[:-1], 2.02))
-        assert (grid.mismatch(close), grid.snapped(close)) == ("", "0.11 voxels (0.22 mm)")
+        assert (grid.mismatch(close), grid.snapped(close)) == ("", "0.11 voxels away (0.22 mm)")
 
 
 OBLIQUE = np.eye(4)
@@ -212,13 +212,13 @@ def shifted(*voxels: float) -> np.ndarray:
         ((40, 50, 60), OBLIQUE, "", ""),
         ((512, 512, 512), OBLIQUE.astype(np.float32).astype(np.float64), "", ""),
         ((512, 512, 512), turned(1e-9), "", ""),
-        ((40, 50, 60), turned(1e-3), "", "0.19 voxels (0.17 mm)"),
-        ((40, 512, 512), turned(1e-3), "it lies 0.93 voxels (1.1 mm) away", ""),
+        ((40, 50, 60), turned(1e-3), "", "0.19 voxels away (0.17 mm)"),
+        ((40, 512, 512), turned(1e-3), "it lies 0.93 voxels away (1.1 mm)", ""),
         ((40, 50, 60), shifted(0.009, 0, 0), "", ""),
-        ((40, 50, 60), shifted(0, 0.02, 0), "", "0.02 voxels (0.018 mm)"),
-        ((40, 50, 60), shifted(0.49, -0.49, 0.49), "", "0.49 voxels (1.6 mm)"),
-        ((40, 50, 60), shifted(0, 0, 0.51), "it lies 0.51 voxels (1.5 mm) away", ""),
-        ((40, 50, 60), shifted(0, -100, 0), "it lies 100.0 voxels (90 mm) away", ""),
+        ((40, 50, 60), shifted(0, 0.02, 0), "", "0.02 voxels away (0.018 mm)"),
+        ((40, 50, 60), shifted(0.49, -0.49, 0.49), "", "0.49 voxels away (1.6 mm)"),
+        ((40, 50, 60), shifted(0, 0, 0.51), "it lies 0.51 voxels away (1.5 mm)", ""),
+        ((40, 50, 60), shifted(0, -100, 0), "it lies 100.0 voxels away (90 mm)", ""),
         ((40, 50, 60), OBLIQUE * [1, 1, 1.5, 1], "its spacing is (4.5, 0.9, 0.8) mm, expected (3, 0.9, 0.8) mm", ""),
         ((40, 50, 60), OBLIQUE * [-1, 1, 1, 1], "its axes point elsewhere", ""),
     ],
@@ -254,7 +254,7 @@ def test_mismatch_says_what_differs() -> None:
     assert grid.mismatch(grid) == ""
     assert grid.mismatch(moved(grid, 0.4)) == ""
     assert grid.mismatch(Grid((4, 10, 10), (3.0, 1.0, 1.0))) == ""  # nothing to compare with but the spacing
-    assert grid.mismatch(moved(grid, 7.5)) == "it lies 7.5 voxels (7.5 mm) away"
+    assert grid.mismatch(moved(grid, 7.5)) == "it lies 7.5 voxels away (7.5 mm)"
     assert grid.snapped(Grid((4, 10, 9), (3.0, 1.0, 1.0), affine)) == ""
     assert grid.mismatch(Grid((4, 10, 9), (3.0, 1.0, 1.0), affine)) == (
         "its shape is (4, 10, 9), expected (4, 10, 10) (array order)"

@@ -111,7 +111,7 @@ class Grid:
             return f"its spacing is {_numbers(other.spacing_mm)} mm, expected {_numbers(self.spacing_mm)} mm"
         if canonical_map(self) != canonical_map(other):
             return "its axes point elsewhere"
-        return f"it lies {distance} away"
+        return f"it lies {distance}"
 
     def snapped(self, other: Grid) -> str:
         """Say how far `other` is moved to lie on this grid, or return an empty string where it is not.
@@ -133,7 +133,9 @@ class CornerDistance:
     mm: float  # in space
 
     def __str__(self) -> str:
-        return f"{self.voxels:.{1 if self.voxels >= 1 else 2}f} voxels ({self.mm:.2g} mm)"
+        voxels = f"{self.voxels:.1f}" if self.voxels >= 1 else f"{self.voxels:.2f}"
+        mm = f"{self.mm:.0f}" if self.mm >= 10 else f"{self.mm:.2g}"
+        return f"{voxels} voxels away ({mm} mm)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def test_labels_that_cannot_be_placed(tmp_path: Path) -> None:
         on_image_grid(case, a_label(labels()[1:], None))
     away = AFFINE.copy()
     away[0, 3] += 500
-    with pytest.raises(InputError, match=r"\(it lies .* voxels \(.* mm\) away\) .*: nothing that is labelled lies in"):
+    with pytest.raises(InputError, match=r"\(it lies .* voxels away \(.* mm\)\) .*: nothing that is labelled lies in"):
         on_image_grid(case, a_label(labels(), away))
     empty = on_image_grid(case, a_label(np.zeros(SHAPE, np.int16), away))  # nothing is lost
     assert not empty.array.any()
@@ -127,10 +127,10 @@ def test_check_notes_what_is_snapped(tmp_path: Path) -> None:
         affine[1, 3] += shift
         nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), root / name)
     action = "nothing if the voxels correspond; resample it if not"
-    near, nearer = "0.30 voxels (0.3 mm)", "0.02 voxels (0.02 mm)"
+    near, nearer = "0.30 voxels away (0.3 mm)", "0.02 voxels away (0.02 mm)"
     assert check_dataset(root) == (
-        Problem("c", f"c.nii.gz lies {near} away from c_0000.nii.gz and is taken as lying on it", action, False),
-        Problem("d", f"d_0001.nii.gz lies {nearer} away from d_0000.nii.gz and is taken as lying on it", action, False),
+        Problem("c", f"c.nii.gz lies {near} and is taken as lying on c_0000.nii.gz", action, False),
+        Problem("d", f"d_0001.nii.gz lies {nearer} and is taken as lying on d_0000.nii.gz", action, False),
     )
 
 

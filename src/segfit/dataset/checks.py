@@ -149,7 +149,7 @@ def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path
     if difference:
         return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
     if moved:
-        problem = f"{path.name} lies {moved} away from {first.name} and is taken as lying on it"
+        problem = f"{path.name} lies {moved} and is taken as lying on {first.name}"
         return [Problem(case.id, problem, "nothing if the voxels correspond; resample it if not", fatal=False)]
     return []
 
