@@ -42,7 +42,6 @@ class Preparation:
     def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = SILENT) -> None:
         self.folder = ProjectFolder(root)
         self.dataset = dataset
-        self.options = options
         self._adopt(options)
         self.progress = progress
         self.marks = Marks(self.folder.runs / "marks.json")  # of what comes after the trainings; moves with them
@@ -69,7 +68,7 @@ class Preparation:
             listing = listing_hash(self.dataset)
         except OSError as error:
             raise InputError(f"{error.filename} cannot be read ({error.strerror}); restore it") from None
-        listing = content_hash([listing, self.options.dataset.model_dump()])
+        listing = content_hash([listing, self.options.dataset.resample_labels])
         if self.folder.check.exists():
             known = CheckFile.load(self.folder.check)
             if known.listing == listing:
