@@ -109,12 +109,11 @@ def test_check_offers_and_tells_it(tmp_path: Path) -> None:
     told = Problem(
         "b", f"{problem}; its labels are resampled onto that image", "look at some of them in the report", False
     )
-    assert check_dataset(root, resample_labels=True) == (told,)
     assert check_dataset(open_dataset(root).resampling_labels()) == (told,)
     far = np.eye(4)
     far[2, 3] = 99
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 3, 2), np.uint8), far), root / "labelsTr" / "b.nii.gz")
-    (lost,) = check_dataset(root, resample_labels=True)
+    (lost,) = check_dataset(open_dataset(root).resampling_labels())
     assert lost.fatal
     assert lost.problem.endswith("cannot be resampled: nothing that is labelled lies in the image")
 
