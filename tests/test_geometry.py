@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from segfit.geometry import AxisMap, Grid, canonical_map, is_invertible
+from segfit.geometry import AxisMap, CornerDistance, Grid, canonical_map, is_invertible
 
 MAPS = [AxisMap(order, flip) for order in permutations(range(3)) for flip in product((False, True), repeat=3)]
 
@@ -162,15 +162,90 @@ def moved(grid: Grid, mm: float) -> Grid:
     return Grid(grid.shape, grid.spacing_mm, affine)
 
 
-def test_corner_distance_is_in_voxels() -> None:
+def test_corner_distance_by_hand() -> None:
     grid = Grid((5, 5, 11), (2.0, 2.0, 2.0), np.diag([2.0, 2.0, 2.0, 1.0]))
-    assert grid.corner_distance_voxels(grid) == 0
-    assert grid.corner_distance_voxels(moved(grid, 3.0)) == pytest.approx(1.5)
+    assert grid.corner_distance(grid) == CornerDistance(0, 0)
+    assert grid.corner_distance(moved(grid, 3.0)) == CornerDistance(pytest.approx(1.5), pytest.approx(3.0))
+    # The volume begins half a voxel before the first voxel's centre and ends half a voxel behind the last one's.
     wider = Grid((5, 5, 11), (2.0, 2.0, 2.2), np.diag([2.2, 2.0, 2.0, 1.0]))
-    assert grid.corner_distance_voxels(wider) == pytest.approx(1.0)  # 10 steps of 0.2 mm
-    # Without affines: the extent of 11 voxels is 10 % longer.
-    plain = Grid((5, 5, 11), (2.0, 2.0, 2.0))
-    assert plain.corner_distance_voxels(Grid((5, 5, 11), (2.0, 2.0, 2.2))) == pytest.approx(1.1)
+    assert grid.corner_distance(wider) == CornerDistance(pytest.approx(1.05), pytest.approx(2.1))
+    # Each voxel axis is judged by itself: 1 mm is half a voxel of 2 mm, and a fifth of a slice of 5 mm.
+    flat = Grid((4, 10, 10), (5.0, 2.0, 2.0), np.diag([2.0, 2.0, 5.0, 1.0]))
+    shifted = flat.affine + np.array([[0, 0, 0, 1.0], [0] * 4, [0, 0, 0, 1.0], [0] * 4])  # type: ignore[operator]
+    apart = flat.corner_distance(Grid(flat.shape, flat.spacing_mm, shifted))
+    assert apart == CornerDistance(pytest.approx(0.5), pytest.approx(np.sqrt(2)))
+
+
+def test_corner_distance_without_a_place() -> None:
+    """Only the extents count: 11 voxels that are 10 % longer, laid on each other at the first corner."""
+    for shape, spacing in (((5, 5, 11), (2.0, 2.0, 2.0)), ((5, 11), (2.0, 2.0))):
+        grid = Grid(shape, spacing)
+        wider = Grid(shape, (*spacing[:-1], 2.2))
+        assert grid.corner_distance(wider) == CornerDistance(pytest.approx(1.1), pytest.approx(2.2))
+        assert grid.mismatch(wider).startswith("its spacing is (2, ")
+        close = Grid(shape, (*spacing[:-1], 2.02))
+        assert (grid.mismatch(close), grid.snapped(close)) == ("", "0.11 voxels away (0.22 mm)")
+
+
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = rotation((0.3, -0.2, 0.1)) * [0.8, 0.9, 3.0]  # x, y, z
+OBLIQUE[:3, 3] = (-110.3, 84.2, -500.7)
+
+
+def turned(radians: float) -> np.ndarray:
+    """Turn the oblique axes about their first voxel."""
+    result = OBLIQUE.copy()
+    result[:3, :3] = rotation((radians, radians, radians)) @ OBLIQUE[:3, :3]
+    return result
+
+
+def shifted(*voxels: float) -> np.ndarray:
+    """Shift the oblique axes by voxels (x, y, z)."""
+    result = OBLIQUE.copy()
+    result[:3, 3] += OBLIQUE[:3, :3] @ voxels
+    return result
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "mismatch", "snapped"),
+    [
+        ((40, 50, 60), OBLIQUE, "", ""),
+        ((512, 512, 512), OBLIQUE.astype(np.float32).astype(np.float64), "", ""),
+        ((512, 512, 512), turned(1e-9), "", ""),
+        ((40, 50, 60), turned(1e-3), "", "0.19 voxels away (0.17 mm)"),
+        ((40, 512, 512), turned(1e-3), "it lies 0.93 voxels away (1.1 mm)", ""),
+        ((40, 50, 60), shifted(0.009, 0, 0), "", ""),
+        ((40, 50, 60), shifted(0, 0.02, 0), "", "0.02 voxels away (0.018 mm)"),
+        ((40, 50, 60), shifted(0.49, -0.49, 0.49), "", "0.49 voxels away (1.6 mm)"),
+        ((40, 50, 60), shifted(0, 0, 0.51), "it lies 0.51 voxels away (1.5 mm)", ""),
+        ((40, 50, 60), shifted(0, -100, 0), "it lies 100.0 voxels away (90 mm)", ""),
+        ((40, 50, 60), OBLIQUE * [1, 1, 1.5, 1], "its spacing is (4.5, 0.9, 0.8) mm, expected (3, 0.9, 0.8) mm", ""),
+        ((40, 50, 60), OBLIQUE * [-1, 1, 1, 1], "its axes point elsewhere", ""),
+    ],
+)
+def test_verdicts_on_two_files_of_a_case(
+    shape: tuple[int, int, int], affine: np.ndarray, mismatch: str, snapped: str
+) -> None:
+    grid = Grid(shape, (3.0, 0.9, 0.8), OBLIQUE)
+    spacing = tuple(float(f"{n:.6g}") for n in np.linalg.norm(affine[:3, :3], axis=0)[::-1])
+    other = Grid(shape, spacing, affine)
+    assert (grid.mismatch(other), grid.snapped(other)) == (mismatch, snapped)
+
+
+@settings(deadline=None)
+@given(maps, grids(), st.tuples(*[st.floats(-0.6, 0.6)] * 3))
+def test_the_verdict_does_not_depend_on_how_a_volume_is_stored(
+    axes: AxisMap, grid: Grid, shift: tuple[float, float, float]
+) -> None:
+    assert grid.affine is not None
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ shift
+    other = Grid(grid.shape, grid.spacing_mm, affine)
+    apart = grid.corner_distance(other)
+    assert apart.voxels == pytest.approx(max(map(abs, shift)), abs=1e-6)
+    stored = axes.apply_grid(grid).corner_distance(axes.apply_grid(other))
+    assert stored.voxels == pytest.approx(apart.voxels, abs=1e-6)
+    assert stored.mm == pytest.approx(apart.mm, abs=1e-6)
 
 
 def test_mismatch_says_what_differs() -> None:
@@ -179,7 +254,8 @@ def test_mismatch_says_what_differs() -> None:
     assert grid.mismatch(grid) == ""
     assert grid.mismatch(moved(grid, 0.4)) == ""
     assert grid.mismatch(Grid((4, 10, 10), (3.0, 1.0, 1.0))) == ""  # nothing to compare with but the spacing
-    assert grid.mismatch(moved(grid, 7.5)) == "it lies 7.5 voxels away"
+    assert grid.mismatch(moved(grid, 7.5)) == "it lies 7.5 voxels away (7.5 mm)"
+    assert grid.snapped(Grid((4, 10, 9), (3.0, 1.0, 1.0), affine)) == ""
     assert grid.mismatch(Grid((4, 10, 9), (3.0, 1.0, 1.0), affine)) == (
         "its shape is (4, 10, 9), expected (4, 10, 10) (array order)"
     )

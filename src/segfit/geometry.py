@@ -7,17 +7,30 @@ Arrays are stored ``(z, y, x)``; `Grid` follows array order in `shape` and `spac
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_CORNER_DISTANCE_VOXELS", "AxisMap", "Grid", "canonical_map", "is_invertible"]
+__all__ = [
+    "MAX_CORNER_DISTANCE_VOXELS",
+    "NOTED_CORNER_DISTANCE_VOXELS",
+    "AxisMap",
+    "CornerDistance",
+    "Grid",
+    "canonical_map",
+    "is_invertible",
+]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
-# Files of one case may differ by rounding in their headers; half a voxel is where voxels no longer correspond.
 MAX_CORNER_DISTANCE_VOXELS = 0.5
+"""Volumes of equal shape whose corners are this close, along each voxel axis, are the same grid: files of one case may
+differ by rounding in their headers, and half a voxel is where the nearest voxel becomes another one."""
+NOTED_CORNER_DISTANCE_VOXELS = 0.01
+"""Up to here nothing is said: an affine in single precision moves the corners of a volume of 1000 voxels by a twentieth
+of it (measured). Beyond it one of the headers was changed, and somebody may want to know."""
 _SMALLEST_DETERMINANT = 1e-4  # of unit axes: axes closer to one plane than this are no geometry
 
 
@@ -67,19 +80,22 @@ class Grid:
         """Number of spatial axes."""
         return len(self.shape)
 
-    def corner_distance_voxels(self, other: Grid) -> float:
-        """Return how far apart the volume corners of two grids of equal shape are, in voxels of this grid.
+    def corner_distance(self, other: Grid) -> CornerDistance:
+        """Return how far the corners of two volumes of equal shape are apart.
 
-        Without affines only the spacings are compared (relative extent difference along the worst axis).
+        Where a file does not say where it lies (pictures, unknown geometry) the first corners are laid on each other,
+        so that only the extents are compared.
         """
+        assert self.shape == other.shape, (self.shape, other.shape)
+        size = np.array(self.shape[::-1], dtype=np.float64)
         if self.affine is None or other.affine is None:
-            axes = zip(other.spacing_mm, self.spacing_mm, self.shape, strict=True)
-            return max(abs(a / b - 1) * n for a, b, n in axes)
-        size = np.array(self.shape[::-1], dtype=float) - 1
-        corners = np.array(np.meshgrid(*[(0.0, s) for s in size], indexing="ij")).reshape(3, -1)
-        homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
-        difference = ((other.affine - self.affine) @ homogeneous)[:3]
-        return float(np.linalg.norm(difference, axis=0).max() / min(self.spacing_mm))
+            spacing = np.array(self.spacing_mm[::-1])
+            apart_mm = size * (np.array(other.spacing_mm[::-1]) - spacing)
+            return CornerDistance(float(np.abs(apart_mm / spacing).max()), float(np.linalg.norm(apart_mm)))
+        corners = np.array(list(product(*((-0.5, n - 0.5) for n in size), (1.0,)))).T  # outer ones, not voxel centres
+        apart_mm = ((other.affine - self.affine) @ corners)[:3]
+        apart_voxels = np.linalg.solve(self.affine[:3, :3], apart_mm)
+        return CornerDistance(float(np.abs(apart_voxels).max()), float(np.linalg.norm(apart_mm, axis=0).max()))
 
     def mismatch(self, other: Grid) -> str:
         """Say how `other` differs from this grid, or return an empty string where voxels lie on each other.
@@ -88,14 +104,38 @@ class Grid:
         """
         if self.shape != other.shape:
             return f"its shape is {other.shape}, expected {self.shape} (array order)"
-        distance = self.corner_distance_voxels(other)
-        if distance <= MAX_CORNER_DISTANCE_VOXELS:
+        distance = self.corner_distance(other)
+        if distance.voxels <= MAX_CORNER_DISTANCE_VOXELS:
             return ""
         if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=1e-3):
             return f"its spacing is {_numbers(other.spacing_mm)} mm, expected {_numbers(self.spacing_mm)} mm"
         if canonical_map(self) != canonical_map(other):
             return "its axes point elsewhere"
-        return f"it lies {distance:.1f} voxels away"
+        return f"it lies {distance}"
+
+    def snapped(self, other: Grid) -> str:
+        """Say how far `other` is moved to lie on this grid, or return an empty string where it is not.
+
+        Nothing is said of rounding (`NOTED_CORNER_DISTANCE_VOXELS`); grids that differ are not moved (`mismatch`).
+        """
+        if self.shape != other.shape:
+            return ""
+        distance = self.corner_distance(other)
+        noted = NOTED_CORNER_DISTANCE_VOXELS < distance.voxels <= MAX_CORNER_DISTANCE_VOXELS
+        return str(distance) if noted else ""
+
+
+@dataclass(frozen=True, slots=True)
+class CornerDistance:
+    """How far the corners of two volumes are apart, at the corner where it is most."""
+
+    voxels: float  # along the voxel axis of the first grid on which it is most
+    mm: float  # in space
+
+    def __str__(self) -> str:
+        voxels = f"{self.voxels:.1f}" if self.voxels >= 1 else f"{self.voxels:.2f}"
+        mm = f"{self.mm:.0f}" if self.mm >= 10 else f"{self.mm:.2g}"
+        return f"{voxels} voxels away ({mm} mm)"
 
 
 @dataclass(frozen=True, slots=True)

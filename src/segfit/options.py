@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -17,6 +18,7 @@ from segfit.files import Record
 
 __all__ = [
     "AugmentationOptions",
+    "DatasetOptions",
     "InferenceOptions",
     "NormalizationScheme",
     "Options",
@@ -30,11 +32,20 @@ NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
 
 
+class DatasetOptions(Record):
+    """How the files of a dataset are taken."""
+
+    resample_labels: bool = Field(False, description="bring labels that lie on another grid onto that of their image")
+
+
 class PlanningOptions(Record):
     """Overrides of values that the planner derives."""
 
     configurations: tuple[str, ...] | None = Field(None, description="configurations to train, e.g. 3d_fullres,2d")
     folds: tuple[int, ...] | None = Field(None, description="folds to train, e.g. 0,1,2,3,4")
+    splits: Literal["balanced", "reference"] | Path | None = Field(
+        None, description="how cases are split into folds: balanced, reference, or a file of folds"
+    )
     target_spacing_mm: tuple[float, ...] | None = Field(None, description="target spacing, array order z,y,x")
     patch_size: tuple[int, ...] | None = Field(None, description="patch size in voxels, array order")
     batch_size: int | None = Field(None, ge=1, description="batch size")
@@ -87,6 +98,7 @@ class Options(Record):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     seed: int = Field(0, ge=0, description="seed of all random streams")
     workers: int | None = Field(None, ge=1, description="parallel cases; from the CPU affinity when absent")
+    dataset: DatasetOptions = DatasetOptions()
     planning: PlanningOptions = PlanningOptions()
     training: TrainingOptions = TrainingOptions()
     augmentation: AugmentationOptions = AugmentationOptions()

@@ -242,3 +242,39 @@ def test_a_truncated_image_does_not_stop_the_others(
     assert run(["predict", *arguments]) == 2
     assert "phantom_ts_000" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["phantom_ts_001.nii.gz"]
+
+
+def test_folds_can_be_chosen(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [f"phantom_tr_{number:03d}" for number in range(5)]
+    folds = [{"train": cases[1:], "val": cases[:1]}, {"train": cases[:-1], "val": cases[-1:]}]
+    (tmp_path / "my folds, new.json").write_text(json.dumps(folds))
+    monkeypatch.chdir(tmp_path)
+    assert run(["plan", str(dataset), "--out", "p", "--splits", "my folds, new.json"]) == 0
+    kept = json.loads((tmp_path / "p" / "splits.json").read_text())
+    assert kept["source"] == str(tmp_path / "my folds, new.json")
+    assert [fold["validation"] for fold in kept["folds"]] == [cases[:1], cases[-1:]]
+    assert run(["plan", "--out", "p", "--splits", "reference"]) == 0
+    assert len(json.loads((tmp_path / "p" / "splits.json").read_text())["folds"]) == 5
+    assert run(["plan", "--out", "p", "--splits", "referense"]) == 2
+    assert "referense is none (did you mean 'reference'?)" in capsys.readouterr().err
+
+
+def test_labels_can_be_resampled(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = copy(dataset, tmp_path)
+    label = root / "labelsTr" / "phantom_tr_003.nii.gz"
+    image = nib.load(label)
+    moved = image.affine.copy()  # type: ignore[attr-defined]
+    moved[0, 3] += 3 * moved[0, 0]
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), moved), label)  # type: ignore[no-untyped-call, attr-defined]
+    assert run(["check", str(root)]) == 2
+    assert "--resample-labels" in capsys.readouterr().out
+    assert run(["check", str(root), "--resample-labels"]) == 0
+    out = capsys.readouterr().out
+    assert "0 error(s), 1 warning(s): the dataset can be used" in out
+    assert "phantom_tr_003" in out
+    assert run(["plan", str(root), "--out", str(tmp_path / "p")]) == 2
+    assert run(["plan", str(root), "--out", str(tmp_path / "p"), "--resample-labels"]) == 0
+    assert run(["check", "--out", str(tmp_path / "p")]) == 0  # the project remembers
+    assert run(["check", "--out", str(tmp_path / "p"), "--no-resample-labels"]) == 2

@@ -1,14 +1,25 @@
-"""Folds: every case validates once, and the number of folds follows the number of cases."""
+"""Folds: every case validates once, groups stay together, kinds are spread, equal wherever they are made."""
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from segfit.dataset.splits import Fold, Splits, fallback_split, make_splits, read_reference_splits
+from segfit.dataset.manifest import Case
+from segfit.dataset.splits import (
+    Fold,
+    Splits,
+    balanced_splits,
+    fallback_split,
+    faults_of,
+    read_splits,
+    reference_splits,
+)
 from segfit.errors import InputError
 from segfit.files import write_json
 
@@ -18,7 +29,7 @@ def names(count: int) -> list[str]:
 
 
 def test_five_folds_of_twelve_cases() -> None:
-    folds = make_splits(names(12)).folds
+    folds = reference_splits(names(12)).folds
     validation = [[int(name[1:]) for name in fold.validation] for fold in folds]
     assert validation == [[0, 3, 8], [7, 10, 11], [6, 9], [1, 4], [2, 5]]  # the reference's
 
@@ -26,7 +37,7 @@ def test_five_folds_of_twelve_cases() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(2, 7))
 def test_every_case_validates_once(count: int, num_folds: int) -> None:
-    splits = make_splits(names(count), num_folds)
+    splits = reference_splits(names(count), num_folds)
     assert len(splits.folds) == min(count, num_folds)
     assert sorted(name for fold in splits.folds for name in fold.validation) == names(count)
     for fold in splits.folds:
@@ -39,20 +50,20 @@ def test_every_case_validates_once(count: int, num_folds: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_few_cases_are_left_out_one_by_one(count: int) -> None:
-    splits = make_splits(names(count))
+    splits = reference_splits(names(count))
     assert len(splits.folds) == count
     assert all(len(fold.validation) == 1 for fold in splits.folds)
 
 
-def test_one_case_and_none() -> None:
-    assert make_splits(["only"]).folds == (Fold(train=("only",), validation=("only",)),)
+def test_one_case_and_none_like_the_reference() -> None:
+    assert reference_splits(["only"]).folds == (Fold(train=("only",), validation=("only",)),)
     with pytest.raises(InputError, match="at least one case"):
-        make_splits([])
+        reference_splits([])
 
 
 def test_order_of_cases_does_not_matter() -> None:
-    assert make_splits(names(9)[::-1]) == make_splits(names(9))
-    assert make_splits(names(9), seed=1) != make_splits(names(9))
+    assert reference_splits(names(9)[::-1]) == reference_splits(names(9))
+    assert reference_splits(names(9), seed=1) != reference_splits(names(9))
 
 
 def test_fallback_is_four_to_one() -> None:
@@ -63,11 +74,11 @@ def test_fallback_is_four_to_one() -> None:
 
 
 def test_files_of_both_kinds(tmp_path: Path) -> None:
-    splits = make_splits(names(7))
+    splits = reference_splits(names(7))
     splits.save(tmp_path / "splits.json")
     assert Splits.load(tmp_path / "splits.json") == splits
     write_json(tmp_path / "splits_final.json", splits.to_reference())
-    assert read_reference_splits(tmp_path / "splits_final.json", names(7)) == splits
+    assert read_splits(tmp_path / "splits_final.json", names(7)) == splits
 
 
 @pytest.mark.parametrize(
@@ -88,4 +99,169 @@ def test_files_of_both_kinds(tmp_path: Path) -> None:
 def test_wrong_reference_splits_are_explained(tmp_path: Path, content: object, message: str) -> None:
     write_json(tmp_path / "splits_final.json", content)
     with pytest.raises(InputError, match=message):
-        read_reference_splits(tmp_path / "splits_final.json", names(3))
+        read_splits(tmp_path / "splits_final.json", names(3))
+
+
+def case(name: str, group: str | None = None, site: str | None = None) -> Case:
+    return Case(id=name, images=(Path(f"{name}.nii.gz"),), group=group, site=site)
+
+
+def parts(splits: Splits) -> list[tuple[str, ...]]:
+    return [fold.validation for fold in splits.folds]
+
+
+@st.composite
+def datasets(draw: st.DrawFn, grouped: bool = True) -> tuple[list[Case], dict[str, list[int]]]:
+    """Up to 30 cases with groups, sites and structures; the groups are named like cases to confuse."""
+    count = draw(st.integers(1, 30))
+    groups = st.none() | st.sampled_from(names(8)) if grouped else st.none()
+    sites = st.none() | st.sampled_from(["A", "B", "C"])
+    cases = [case(name, draw(groups), draw(sites)) for name in names(count)]
+    return cases, {name: draw(st.lists(st.integers(1, 4), unique=True)) for name in names(count)}
+
+
+def groups_of(cases: list[Case]) -> Counter[tuple[str, str]]:
+    return Counter(("case", case.id) if case.group is None else ("group", case.group) for case in cases)
+
+
+@settings(max_examples=200, deadline=None)
+@given(datasets())
+def test_balanced_folds_keep_groups_together(dataset: tuple[list[Case], dict[str, list[int]]]) -> None:
+    cases, classes = dataset
+    splits, ids = balanced_splits(cases, classes), sorted(case.id for case in cases)
+    sizes = groups_of(cases)
+    assert len(splits.folds) == min(5, len(sizes))
+    assert sorted(name for part in parts(splits) for name in part) == ids
+    if len(sizes) == 1:
+        assert splits.folds == (Fold(train=tuple(ids), validation=tuple(ids)),)
+        return
+    for fold in splits.folds:
+        assert fold.train
+        assert fold.validation
+        assert sorted((*fold.train, *fold.validation)) == ids
+        assert list(fold.train) == sorted(fold.train)
+        assert list(fold.validation) == sorted(fold.validation)
+        inside, outside = ([case for case in cases if case.id in part] for part in (fold.validation, fold.train))
+        assert not groups_of(inside).keys() & groups_of(outside).keys()
+    lengths = [len(part) for part in parts(splits)]
+    assert max(lengths) - min(lengths) <= max(sizes.values())
+    assert faults_of(splits, cases) == ()
+
+
+@settings(max_examples=200, deadline=None)
+@given(datasets(), st.randoms(use_true_random=False))
+def test_balanced_folds_do_not_depend_on_the_order(dataset: tuple[list[Case], dict[str, list[int]]], random) -> None:  # type: ignore[no-untyped-def]
+    cases, classes = dataset
+    shuffled, keys = list(cases), list(classes)
+    random.shuffle(shuffled)
+    random.shuffle(keys)
+    again = balanced_splits(shuffled, {key: classes[key][::-1] for key in keys})
+    assert again == balanced_splits(cases, classes)
+
+
+@settings(max_examples=200, deadline=None)
+@given(datasets(grouped=False))
+def test_the_rarest_kind_is_spread_as_evenly_as_possible(dataset: tuple[list[Case], dict[str, list[int]]]) -> None:
+    cases, classes = dataset
+    kinds = {case.id: [*map(str, classes[case.id]), *([case.site] if case.site else [])] for case in cases}
+    totals = Counter(kind for found in kinds.values() for kind in found)
+    splits = balanced_splits(cases, classes)
+    lengths = [len(part) for part in parts(splits)]
+    assert max(lengths) - min(lengths) <= 1
+    if totals:
+        fewest = min(totals.values())
+        rarest = [kind for kind, total in totals.items() if total == fewest]
+        counts = {kind: [sum(kind in kinds[name] for name in part) for part in parts(splits)] for kind in rarest}
+        assert any(max(found) - min(found) <= 1 for found in counts.values())
+
+
+def test_two_rare_structures_and_two_sites() -> None:
+    """20 cases; structure 2 in five of them, 3 in two, of which one has both; 4 of 20 from another site."""
+    cases = [case(name, site="B" if number % 5 == 0 else "A") for number, name in enumerate(names(20))]
+    classes = {name: [1] for name in names(20)}
+    for number in (1, 2, 3, 4, 6):
+        classes[names(20)[number]] = [1, 2]
+    classes["c06"], classes["c07"] = [1, 2, 3], [1, 3]
+    splits = balanced_splits(cases, classes)
+
+    def counts(wanted: set[str]) -> list[int]:
+        return sorted(len(wanted & set(part)) for part in parts(splits))
+
+    assert counts(set(names(20))) == [4] * 5
+    assert counts({"c01", "c02", "c03", "c04", "c06"}) == [1] * 5
+    assert counts({"c06", "c07"}) == [0, 0, 0, 1, 1]
+    assert counts({"c00", "c05", "c10", "c15"}) == [0, 1, 1, 1, 1]
+
+
+def test_every_structure_can_be_learned_in_every_fold() -> None:
+    """Each of five structures occurs in two of ten cases: never may both validate together."""
+    pairs = {name: [1 + number // 2] for number, name in enumerate(names(10))}
+    splits = balanced_splits([case(name) for name in names(10)], pairs)
+    for fold, structure in product(splits.folds, range(1, 6)):
+        assert any(structure in pairs[name] for name in fold.train)
+
+
+def test_patients_of_very_different_size() -> None:
+    sizes = {"a": 9, "b": 5, "c": 4, "d": 4, "e": 3, "f": 2, "g": 1, "h": 1, "i": 1}
+    cases = [case(f"{group}{number}", group) for group, count in sizes.items() for number in range(count)]
+    splits = balanced_splits(cases, {})
+    patients = sorted("".join(sorted({name[0] for name in part})) for part in parts(splits))
+    assert patients == [
+        "a",
+        "bh",
+        "cg",
+        "di",
+        "ef",
+    ]
+
+
+def test_balanced_folds_are_the_same_everywhere() -> None:
+    """Written down once: a machine, an interpreter or a numpy that splits otherwise is found here."""
+    cases = [case(f"scan {n}", f"patient {n // 2}" if n < 6 else None, "ÄB"[n % 2]) for n in range(12)]
+    splits = balanced_splits(cases, {f"scan {n}": [1, 2][: 1 + (n % 4 == 0)] for n in range(12)})
+    numbers = [[int(name[5:]) for name in part] for part in parts(splits)]
+    assert numbers == [
+        [0, 1, 9],
+        [10, 4, 5],
+        [2, 3],
+        [7, 8],
+        [11, 6],
+    ]
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_few_cases(count: int) -> None:
+    splits = balanced_splits([case(name) for name in names(count)], {})
+    assert sorted(map(len, parts(splits))) == [1] * min(4, count) + ([2] if count == 6 else [1] * (count == 5))
+    assert bool(faults_of(splits, [case(name) for name in names(count)])) == (count == 1)
+
+
+def test_no_case_cannot_be_split() -> None:
+    with pytest.raises(InputError, match="at least one case"):
+        balanced_splits([], {})
+
+
+def test_doubtful_folds_are_told() -> None:
+    cases = [case(name, group="P1" if name in ("c00", "c01") else None) for name in names(9)]
+    splits = Splits(
+        folds=(Fold(train=("c00", "c02"), validation=("c01", "c02")), Fold(train=("c02",), validation=("c01",)))
+    )
+    assert faults_of(splits, cases) == (
+        "fold 0 trains and validates on c02 and P1: its scores will be too good",
+        "no fold has c03, c04, c05 and 3 more: nothing is learned from them",
+    )
+    assert faults_of(splits, cases[:4])[1:] == ("no fold has c03: nothing is learned from it",)
+    assert faults_of(reference_splits(names(9)), [case(name) for name in names(9)]) == ()
+
+
+def test_a_seal_breaks_when_folds_change(tmp_path: Path) -> None:
+    splits = reference_splits(names(7)).sealed("reference")
+    splits.save(tmp_path / "splits.json")
+    kept = Splits.load(tmp_path / "splits.json")
+    assert kept == splits
+    assert kept.intact
+    assert not kept.model_copy(update={"folds": kept.folds[:4]}).intact
+    assert not reference_splits(names(7)).intact
+    assert read_splits(tmp_path / "splits.json", names(7)).folds == splits.folds
+    with pytest.raises(InputError, match=r"of .*splits\.json names the case 'c00', which the dataset lacks"):
+        read_splits(tmp_path / "splits.json", [name for name in names(7) if name != "c00"])

@@ -71,7 +71,7 @@ def test_channels_must_share_a_grid(tmp_path: Path) -> None:
     affine = np.diag([1.0, 1.0, 3.0, 1.0])
     affine[2, 3] = 6
     nifti.write(second, ARRAY, Grid(GRID.shape, GRID.spacing_mm, affine))
-    with pytest.raises(InputError, match=r"does not fit a_0000\.nii\.gz: it lies 6\.0 voxels away"):
+    with pytest.raises(InputError, match=r"does not fit a_0000\.nii\.gz: it lies 2\.0 voxels away \(6 mm\)"):
         read_case([first, second])
 
 

@@ -193,7 +193,11 @@ def test_auto_is_canonical_and_leaves_out_telling_axes() -> None:
     assert plan.configurations["3d_fullres"].preprocessing.orientation == "canonical"
     assert plan.training["3d_fullres"].augmentation.mirror_axes == (0, 2)
     assert plan.training["2d"].augmentation.mirror_axes == (1,)
-    assert plan.changes == ("axes are brought to the canonical orientation", "only z, x are mirrored")
+    assert plan.changes == (
+        "axes are brought to the canonical orientation",
+        "folds are balanced over groups, sites and structures",
+        "only z, x are mirrored",
+    )
     item = _decision(plan, "mirror_axes")
     assert item.value == [0, 2]
     assert '"Anterior" lies 40% of the extent beyond "Posterior"' in item.inputs["y is not flipped"]

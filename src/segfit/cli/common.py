@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segfit.cli.console import console_progress
-from segfit.errors import InputError
+from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from segfit.project import Project
@@ -22,8 +22,10 @@ __all__ = [
     "Memory",
     "Out",
     "Preset",
+    "Resample",
     "Seed",
     "Set",
+    "Split",
     "Steps",
     "Time",
     "Workers",
@@ -44,6 +46,13 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Optimiser steps per 
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Planning rules: auto, stock, resenc-m, resenc-l or resenc-xl.")
 ]
+Resample = Annotated[
+    bool | None,
+    typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
+]
+Split = Annotated[
+    str | None, typer.Option("--splits", help="Folds: balanced, reference, or a splits_final.json or splits.json.")
+]
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory target of a training in GB.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
@@ -60,6 +69,8 @@ def settings_from(
     time: str | None = None,
     steps: int | None = None,
     preset: str | None = None,
+    splits: str | None = None,
+    resample_labels: bool | None = None,
     memory: float | None = None,
     device: str | None = None,
     seed: int | None = None,
@@ -79,6 +90,10 @@ def settings_from(
         given += [f"time_s={parse_seconds(time)}", "training.steps=null"]
     if steps is not None:
         given += [f"training.steps={steps}", "time_s=null"]
+    if splits is not None:
+        given.append(f"planning.splits={json.dumps(_method_or_file(splits))}")
+    if resample_labels is not None:
+        given.append(f"dataset.resample_labels={json.dumps(resample_labels)}")
     for key, value in (
         ("preset", preset),
         ("memory_gb", memory),
@@ -89,6 +104,17 @@ def settings_from(
         if value is not None:
             given.append(f"{key}={value}")
     return given + (settings or [])
+
+
+def _method_or_file(splits: str) -> str:
+    """Return a way to split, or the absolute path of a file of folds: a project may be opened from anywhere."""
+    ways = ("balanced", "reference")
+    if splits in ways:
+        return splits
+    path = Path(splits).expanduser().absolute()
+    if path.is_file():
+        return str(path)
+    raise InputError(f"--splits is balanced, reference or a file of folds, and {splits} is none{nearest(splits, ways)}")
 
 
 def open_project(dataset: Path | None, out: Path | None, settings: list[str]) -> Project:

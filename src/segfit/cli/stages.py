@@ -16,8 +16,10 @@ from segfit.cli.common import (
     Memory,
     Out,
     Preset,
+    Resample,
     Seed,
     Set,
+    Split,
     Steps,
     Time,
     Workers,
@@ -46,6 +48,8 @@ def run(
     time: Time = None,
     steps: Steps = None,
     preset: Preset = None,
+    splits: Split = None,
+    resample_labels: Resample = None,
     memory: Memory = None,
     device: Device = None,
     seed: Seed = None,
@@ -55,15 +59,18 @@ def run(
 ) -> None:
     """Do everything, from the check to the report."""
     given = settings_from(
-        time=time, steps=steps, preset=preset, memory=memory, device=device, seed=seed, workers=workers,
-        settings=settings,
+        time=time, steps=steps, preset=preset, splits=splits, resample_labels=resample_labels, memory=memory,
+        device=device, seed=seed, workers=workers, settings=settings,
     )  # fmt: skip
     project = open_project(dataset, out, given)
     project.run()
     print_outcome(project, as_json=as_json)
 
 
-def check(dataset: DatasetArgument = None, out: Out = None, workers: Workers = None, as_json: AsJson = False) -> int:
+def check(
+    dataset: DatasetArgument = None, out: Out = None, resample_labels: Resample = None, workers: Workers = None,
+    as_json: AsJson = False,
+) -> int:  # fmt: skip
     """Read every file and list all problems.
 
     The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
@@ -72,9 +79,11 @@ def check(dataset: DatasetArgument = None, out: Out = None, workers: Workers = N
     from segfit.dataset.checks import check_dataset
 
     if dataset is None or out is not None:
-        problems = open_project(dataset, out, settings_from(workers=workers)).check()
+        problems = open_project(dataset, out, settings_from(resample_labels=resample_labels, workers=workers)).check()
     else:
-        problems = check_dataset(dataset, workers=workers, progress=console_progress())
+        problems = check_dataset(
+            dataset, resample_labels=bool(resample_labels), workers=workers, progress=console_progress()
+        )
     fatal = sum(problem.fatal for problem in problems)
     if as_json:
         print_json([{"case": p.case, "problem": p.problem, "action": p.action, "fatal": p.fatal} for p in problems])
@@ -123,6 +132,8 @@ def plan(
     time: Time = None,
     steps: Steps = None,
     preset: Preset = None,
+    splits: Split = None,
+    resample_labels: Resample = None,
     memory: Memory = None,
     device: Device = None,
     settings: Set = None,
@@ -138,7 +149,10 @@ def plan(
     if compare is not None:
         _print_comparison(*compare, as_json=as_json)
         return
-    given = settings_from(time=time, steps=steps, preset=preset, memory=memory, device=device, settings=settings)
+    given = settings_from(
+        time=time, steps=steps, preset=preset, splits=splits, resample_labels=resample_labels, memory=memory,
+        device=device, settings=settings,
+    )  # fmt: skip
     project = open_project(dataset, out, given)
     result = project.size() if probe else project.plan()
     if as_json:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from segfit.dataset.layouts import inspect_dataset
 from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.placement import on_image_grid
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.pool import map_cases
 from segfit.geometry import Grid
 from segfit.images.formats import read_image, read_label, split_ending
-from segfit.images.image import FileError
+from segfit.images.image import FileError, Image
 from segfit.images.tiff import spacing_file
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
@@ -29,7 +30,11 @@ _SHOWN_VALUES = 8  # label values written out in a message
 
 
 def check_dataset(
-    dataset: Dataset | Path | str, *, workers: int | None = None, progress: Progress = SILENT
+    dataset: Dataset | Path | str,
+    *,
+    resample_labels: bool = False,
+    workers: int | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Problem, ...]:
     """Return every problem of a dataset, fatal ones and warnings: its structure first, then case by case.
 
@@ -40,6 +45,8 @@ def check_dataset(
     opened = dataset if isinstance(dataset, Dataset) else found
     if opened is None:
         return problems
+    if resample_labels:
+        opened = opened.resampling_labels()
     incomplete = frozenset(problem.case for problem in problems if problem.fatal)
     cases = (*opened.training, *opened.test)
     work = map_cases(
@@ -111,7 +118,7 @@ def _check_case(case: Case, dataset: Dataset, *, complete: bool) -> _Finding:
             values = _label_values(label.array)
             problems += _check_values(case, case.label, values, dataset.labels)
             if grid is not None:
-                problems += _check_grid(case, case.label, grid, label.grid, case.images[0])
+                problems += _check_label_grid(case, case.label, grid, label)
     return _Finding(tuple(problems), None if grid is None else grid.ndim, values)
 
 
@@ -137,11 +144,30 @@ def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
 
 
 def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path) -> list[Problem]:
-    difference = expected.mismatch(found)
-    if not difference:
-        return []
+    difference, moved = expected.mismatch(found), expected.snapped(found)
     action = "resample it to that image, or copy that image's header if the voxels already correspond"
-    return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
+    if difference:
+        return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
+    if moved:
+        problem = f"{path.name} lies {moved} and is taken as lying on {first.name}"
+        return [Problem(case.id, problem, "nothing if the voxels correspond; resample it if not", fatal=False)]
+    return []
+
+
+def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> list[Problem]:
+    """Compare a label map with its image; what does not fit may be resampled if that was asked for."""
+    difference, first = expected.mismatch(label.grid), case.images[0]
+    problems = _check_grid(case, path, expected, label.grid, first)
+    if not difference:
+        return problems
+    if not case.resample_label:
+        return [replace(item, action=f"{item.action}; or give --resample-labels") for item in problems]
+    try:
+        on_image_grid(case, label)
+    except InputError as error:
+        return [_from_error(case, path, error)]
+    problem = f"{path.name} does not fit {first.name}: {difference}; its labels are resampled onto that image"
+    return [Problem(case.id, problem, "look at some of them in the report", fatal=False)]
 
 
 def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from segfit.files import Record
 from segfit.labels import LabelScheme
 
@@ -11,11 +13,19 @@ __all__ = ["Case", "Dataset"]
 
 
 class Case(Record):
-    """One case: its channel files in channel order and, if there is one, its label file."""
+    """One case: its channel files in channel order and, if there is one, its label file.
+
+    Cases of one `group` (a patient, a specimen) belong together when the data are split; `site` says where a case
+    comes from; `weight` says how often it is drawn in training, relative to the others.
+    """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
+    group: str | None = None
+    site: str | None = None
+    weight: float = Field(1.0, ge=0)
+    resample_label: bool = False  # onto the grid of the image, where it lies on another
 
 
 class Dataset(Record):
@@ -30,6 +40,14 @@ class Dataset(Record):
     num_training: int
     training: tuple[Case, ...]
     test: tuple[Case, ...] = ()  # labels are None where the dataset has none
+
+    def resampling_labels(self, wanted: bool = True) -> Dataset:
+        """Return the dataset with labels that are, or are not, brought onto the grid of their image when read."""
+        training, test = (
+            tuple(case.model_copy(update={"resample_label": wanted}) for case in cases)
+            for cases in (self.training, self.test)
+        )
+        return self.model_copy(update={"training": training, "test": test})
 
     def case(self, case_id: str) -> Case:
         """Return a training case by its id; raise KeyError if there is none."""

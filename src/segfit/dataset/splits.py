@@ -1,24 +1,49 @@
 """Which cases train and which validate.
 
-The reference's splits, exactly: five folds of scikit-learn's shuffled ``KFold`` on the sorted case ids, seed 12345
-(``splits_final.json``). Where it gives up (fewer than five cases), fewer folds are made.
+Two ways to make folds, and one to read them:
+
+balanced    segfit's own. Cases of one group stay together, sites and structures are spread evenly, there are as many
+            folds as there are groups, at most five. Whole-number arithmetic and SHA-256 decide, so that the same
+            dataset is split alike on every machine, in whichever order its cases come.
+reference   five folds of scikit-learn's shuffled ``KFold`` on the sorted case ids, seed 12345, exactly
+            (``splits_final.json``). Where the reference gives up (fewer than five cases), fewer folds are made.
+a file      the reference's ``splits_final.json``, or a ``splits.json`` of segfit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from segfit.dataset.manifest import Case
 from segfit.errors import InputError
-from segfit.files import Document, Record, read_json
+from segfit.files import Document, Record, content_hash, read_json
+from segfit.words import listing
 
-__all__ = ["Fold", "Splits", "fallback_split", "make_splits", "read_reference_splits"]
+__all__ = [
+    "MAX_FOLDS",
+    "SPLITS_FILE",
+    "Fold",
+    "Splits",
+    "balanced_splits",
+    "fallback_split",
+    "faults_of",
+    "read_splits",
+    "reference_splits",
+]
 
+SPLITS_FILE = "splits_final.json"  # the reference's name; one in the dataset's folder is used
+MAX_FOLDS = 5  # the reference's
 _SEED = 12345  # the reference's
 _FALLBACK_SHARE = 0.8  # the reference's share of training cases for a fold that its file does not list
+_SCALE = 10**12  # of the weights of `_deal`, which are whole numbers
 
 
 class Fold(Record):
@@ -29,33 +54,136 @@ class Fold(Record):
 
 
 class Splits(Document):
-    """The folds of a dataset."""
+    """The folds of a dataset.
+
+    `source` is the way they were made, "balanced" or "reference", or the file they were read from; `seal` is a hash of
+    the folds, by which an edit by hand is noticed. Both are empty in folds that never were in a project.
+    """
 
     folds: tuple[Fold, ...]
+    source: str = ""
+    seal: str = ""
+
+    def sealed(self, source: str) -> Splits:
+        """Return the folds as a project keeps them."""
+        return self.model_copy(update={"source": source, "seal": self._hash()})
+
+    @property
+    def intact(self) -> bool:
+        """Whether the folds are those that were sealed."""
+        return self.seal == self._hash()
+
+    def _hash(self) -> str:
+        return content_hash(self.model_dump(mode="json", include={"folds"}))
 
     def to_reference(self) -> list[dict[str, list[str]]]:
         """Return the content of the reference's ``splits_final.json``."""
         return [{"train": list(fold.train), "val": list(fold.validation)} for fold in self.folds]
 
 
-def make_splits(case_ids: Sequence[str], num_folds: int = 5, seed: int = _SEED) -> Splits:
-    """Return `num_folds` folds; every case validates in exactly one of them.
+def balanced_splits(cases: Sequence[Case], classes: Mapping[str, Collection[int]]) -> Splits:
+    """Return folds in which every case validates exactly once and no group is on both sides.
+
+    Parameters
+    ----------
+    cases : training cases, in any order; a case without `group` is a group of its own
+    classes : label values that occur in a case, by case id; nothing is known of cases that are absent
+
+    There are as many folds as groups, at most `MAX_FOLDS`; a single group trains and validates itself. Folds differ by
+    no more cases than the largest group has: by one if there are no groups. Raises `InputError` without any case.
+
+    Groups are dealt in rounds, one to each fold: large groups before small ones, those with a rare structure or site
+    first among equals. Of all ways to deal a round the one is taken that brings the fewest cases of a kind (structure,
+    site, any) together in a fold; a kind counts with the inverse square of its cases, so that rare ones matter most.
+    """
+    if not cases:
+        raise InputError("a split needs at least one case; the dataset has none")
+    groups = _groups(cases, classes)
+    num_folds = min(MAX_FOLDS, len(groups))
+    members: list[list[str]] = [[] for _ in range(num_folds)]
+    dealt: list[Counter[_Kind]] = [Counter() for _ in range(num_folds)]
+    totals = sum((group.kinds for group in groups), Counter[_Kind]())
+    weights = {kind: _SCALE // total**2 for kind, total in totals.items()}
+    groups.sort(key=lambda group: (-len(group.cases), min((totals[kind], kind) for kind in group.kinds), group.lot))
+    for start in range(0, len(groups), num_folds):
+        group_round = groups[start : start + num_folds]
+        for group, fold in zip(group_round, _deal(group_round, dealt, weights), strict=True):
+            members[fold] += group.cases
+            dealt[fold] += group.kinds
+    return _folds_of(members)
+
+
+_Kind = tuple[str, str]
+"""What is spread evenly: ("case", ""), ("site", name) or ("class", label value)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    cases: tuple[str, ...]
+    kinds: Counter[_Kind]  # cases of each kind
+    lot: str  # a hash: decides where nothing else does
+
+
+def _group_of(case: Case) -> tuple[str, str]:
+    """Return what a case must not be parted from; a group may be named like a case of another."""
+    return ("case", case.id) if case.group is None else ("group", case.group)
+
+
+def _groups(cases: Sequence[Case], classes: Mapping[str, Collection[int]]) -> list[_Group]:
+    members: dict[tuple[str, str], list[Case]] = defaultdict(list)
+    for case in cases:
+        members[_group_of(case)].append(case)
+    result = []
+    for name, together in members.items():
+        kinds: Counter[_Kind] = Counter()
+        for case in together:
+            kinds["case", ""] += 1
+            kinds.update(("class", str(value)) for value in set(classes.get(case.id, ())))
+            if case.site is not None:
+                kinds["site", case.site] += 1
+        lot = hashlib.sha256("\0".join(name).encode()).hexdigest()
+        result.append(_Group(tuple(case.id for case in together), kinds, lot))
+    return result
+
+
+def _deal(groups: Sequence[_Group], dealt: Sequence[Counter[_Kind]], weights: Mapping[_Kind, int]) -> tuple[int, ...]:
+    """Return a fold of its own for each group, given what the folds have; the first of equally good ways is taken.
+
+    A sum of squares over the folds measures how unevenly a kind is spread. Putting x cases where c are raises it by
+    2 c x + x^2, of which only c x depends on the fold.
+    """
+    costs = [
+        [sum(weights[kind] * have[kind] * count for kind, count in group.kinds.items()) for have in dealt]
+        for group in groups
+    ]
+    ways = permutations(range(len(dealt)), len(groups))
+    return min(ways, key=lambda way: sum(cost[fold] for cost, fold in zip(costs, way, strict=True)))
+
+
+def _folds_of(validation: Sequence[Sequence[str]]) -> Splits:
+    """Return the folds with these validation cases; a single one trains on its own."""
+    everything = sorted(case for part in validation for case in part)
+    if len(validation) == 1:
+        return Splits(folds=(Fold(train=tuple(everything), validation=tuple(everything)),))
+    folds = []
+    for part in map(set, validation):
+        train = tuple(case for case in everything if case not in part)
+        folds.append(Fold(train=train, validation=tuple(sorted(part))))
+    return Splits(folds=tuple(folds))
+
+
+def reference_splits(case_ids: Sequence[str], num_folds: int = MAX_FOLDS, seed: int = _SEED) -> Splits:
+    """Return the reference's `num_folds` folds; every case validates in exactly one of them.
 
     With fewer cases than folds each case is left out once; a single case trains and validates itself. The order of
     `case_ids` does not matter. Raises `InputError` without any case.
     """
     ids = _sorted_unique(case_ids)
-    if len(ids) == 1:
-        return Splits(folds=(Fold(train=ids, validation=ids),))
     # Legacy generator: only it reproduces the reference's folds.
     shuffled = np.arange(len(ids))
     np.random.RandomState(seed).shuffle(shuffled)
-    folds: list[Fold] = []
-    for part in np.array_split(shuffled, min(num_folds, len(ids))):
-        chosen = set(part.tolist())
-        train = tuple(name for i, name in enumerate(ids) if i not in chosen)
-        folds.append(Fold(train=train, validation=tuple(ids[i] for i in sorted(chosen))))
-    return Splits(folds=tuple(folds))
+    parts = np.array_split(shuffled, min(num_folds, len(ids)))
+    return _folds_of([[ids[i] for i in part.tolist()] for part in parts])
 
 
 def fallback_split(case_ids: Sequence[str], fold: int, seed: int = _SEED) -> Fold:
@@ -67,12 +195,14 @@ def fallback_split(case_ids: Sequence[str], fold: int, seed: int = _SEED) -> Fol
     return Fold(train=train, validation=tuple(name for name in ids if name not in set(train)))
 
 
-def read_reference_splits(path: Path, case_ids: Sequence[str]) -> Splits:
-    """Read a ``splits_final.json`` that came with a dataset, with any number of folds.
+def read_splits(path: Path, case_ids: Collection[str]) -> Splits:
+    """Read folds that somebody made: the reference's ``splits_final.json`` or a ``splits.json``, any number of folds.
 
-    Raises `InputError` if it is not in the reference's form, names unknown cases, or has an empty part.
+    Raises `InputError` if the file is in neither form, names unknown cases, or has an empty part.
     """
     raw: Any = read_json(path)
+    if isinstance(raw, dict) and "folds" in raw:
+        raw = Splits.load(path).to_reference()
     form = '[{"train": [CASE, ...], "val": [CASE, ...]}, ...]'
     known = set(case_ids)
     folds: list[Fold] = []
@@ -88,6 +218,25 @@ def read_reference_splits(path: Path, case_ids: Sequence[str]) -> Splits:
     if not folds:
         raise InputError(f"{path} must hold folds like {form}; correct it or delete the file")
     return Splits(folds=tuple(folds))
+
+
+def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[str, ...]:
+    """Return what makes the scores of folds doubtful, in sentences; none for `balanced_splits` of several groups.
+
+    Told are groups (and cases) that a fold trains on and validates with, and cases that are in no fold.
+    """
+    faults: list[str] = []
+    groups = {case.id: _group_of(case) for case in cases}
+    for number, fold in enumerate(splits.folds):
+        shared = sorted({groups[case] for case in fold.train} & {groups[case] for case in fold.validation})
+        if shared:
+            names = listing([name for _, name in shared], 4)
+            faults.append(f"fold {number} trains and validates on {names}: its scores will be too good")
+    used = {case for fold in splits.folds for case in (*fold.train, *fold.validation)}
+    left = sorted(set(groups) - used)
+    if left:
+        faults.append(f"no fold has {listing(left, 4)}: nothing is learned from {'it' if len(left) == 1 else 'them'}")
+    return tuple(faults)
 
 
 def _sorted_unique(case_ids: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.dataset.manifest import Case
+from segfit.dataset.placement import on_image_grid
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Scores, case_metrics
 from segfit.execution.pool import map_cases
@@ -61,6 +63,19 @@ class Pair:
             lambda: read_label(reference).array[0],
             prediction.as_posix(),
             reference.as_posix(),
+        )
+
+    @classmethod
+    def of_case(cls, case: Case, prediction: Path) -> Pair:
+        """Return the pair of a predicted label file and the label of a case that has one."""
+        label = case.label
+        assert label is not None, case.id
+        return cls(
+            case.id,
+            lambda: read_label(prediction).array[0],
+            lambda: on_image_grid(case, read_label(label)).array[0],
+            prediction.as_posix(),
+            label.as_posix(),
         )
 
     def load(self) -> tuple[NDArray[Any], NDArray[Any]]:

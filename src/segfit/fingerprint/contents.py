@@ -39,6 +39,7 @@ class FileHashes:
                 "images": [self.file(path) for path in case.images],
                 "label": None if case.label is None else self.file(case.label),
                 "spacing": [self.file(path) if path.is_file() else None for path in beside],
+                **({"resample_label": True} if case.resample_label else {}),
             }
         )
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from segfit.cropping import bounding_box, slices
 from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.placement import on_image_grid
 from segfit.errors import InputError
 from segfit.execution.pool import map_cases
 from segfit.files import content_hash, write_file
@@ -128,7 +129,7 @@ def _declared(scheme: LabelScheme) -> tuple[int, ...]:
 def _measure_case(case: Case, content: str, dataset: Dataset, orientation: Orientation) -> _Measured:
     if case.label is None:
         raise InputError(f"case {case.id} has no label; add it or move the images to the test cases")
-    image, label = read_case(case.images), read_label(case.label)
+    image, label = read_case(case.images), on_image_grid(case, read_label(case.label))
     if image.array.shape[0] != len(dataset.channel_names):
         raise InputError(
             f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {len(dataset.channel_names)}"

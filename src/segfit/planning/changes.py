@@ -10,6 +10,7 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import Options
 from segfit.planning.normalization import scheme_of
 from segfit.planning.plan import Configuration, TrainingSpec
+from segfit.planning.presets import splits_of
 
 __all__ = ["changes_of"]
 
@@ -33,6 +34,8 @@ def changes_of(
     changes: list[str] = []
     if fingerprint.ndim == 3 and fingerprint.orientation == "canonical":
         changes.append("axes are brought to the canonical orientation")
+    if splits_of(options) == "balanced":
+        changes.append("folds are balanced over groups, sites and structures")
     if asked.target_spacing_mm is not None:
         changes.append(f"target spacing {list(asked.target_spacing_mm)} mm was asked for")
     if asked.patch_size is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from segfit.device import Hardware
 from segfit.options import Options, Preset
 from segfit.planning.plan import Decision
 
-__all__ = ["RULES", "Rules", "choose_rules", "orientation_of"]
+__all__ = ["RULES", "Rules", "choose_rules", "orientation_of", "splits_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,11 @@ the published gain is small and the training time is not."""
 def orientation_of(options: Options) -> Literal["canonical", "stored"]:
     """Return the orientation in which the fingerprint is to be measured for these options."""
     return options.planning.orientation or ("canonical" if options.preset == "auto" else "stored")
+
+
+def splits_of(options: Options) -> Literal["balanced", "reference"] | Path:
+    """Return how the cases are to be split into folds for these options."""
+    return options.planning.splits or ("balanced" if options.preset == "auto" else "reference")
 
 
 def choose_rules(options: Options, hardware: Hardware | None) -> tuple[Rules, float, tuple[Decision, ...]]:

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.dataset.manifest import Case
+from segfit.dataset.placement import on_image_grid
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, StageError
 from segfit.execution.pool import available_workers, map_cases
@@ -336,7 +337,7 @@ def preprocess_dataset(
             progress.warn(f"preprocessed case {case.id} was damaged on disk; it is made anew")
             store.discard(key)
         image = read_case(case.images)
-        label = None if case.label is None else read_label(case.label)
+        label = None if case.label is None else on_image_grid(case, read_label(case.label))
         sources = (*case.images, *(() if case.label is None else (case.label,)))
         done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
         store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.manifest import Dataset
-from segfit.dataset.splits import Splits, make_splits
+from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, faults_of, read_splits, reference_splits
 from segfit.device import Hardware, measure_hardware, resolve_device
 from segfit.errors import InputError, Problem, StageError
 from segfit.files import Document, content_hash
@@ -19,9 +19,10 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import measure
 from segfit.options import Options, parse_seconds
 from segfit.planning.budget import choose_configurations
+from segfit.planning.folds import folds_decision
 from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
-from segfit.planning.presets import orientation_of
+from segfit.planning.presets import orientation_of, splits_of
 from segfit.preprocessing.store import CaseStore, preprocess_dataset
 from segfit.progress import SILENT, Progress
 from segfit.project.accounts import Accounts
@@ -41,13 +42,18 @@ class Preparation:
     def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = SILENT) -> None:
         self.folder = ProjectFolder(root)
         self.dataset = dataset
-        self.options = options
+        self._adopt(options)
         self.progress = progress
         self.marks = Marks(self.folder.runs / "marks.json")  # of what comes after the trainings; moves with them
         self._measured = Marks(self.folder.cache / "marks.json")
         self.accounts = Accounts(self.folder.stages)
         self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
         self._started = perf_counter()
+
+    def _adopt(self, options: Options) -> None:
+        """Take options; some of them say how the dataset is read."""
+        self.options = options
+        self.dataset = self.dataset.resampling_labels(options.dataset.resample_labels)
 
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
@@ -62,6 +68,7 @@ class Preparation:
             listing = listing_hash(self.dataset)
         except OSError as error:
             raise InputError(f"{error.filename} cannot be read ({error.strerror}); restore it") from None
+        listing = content_hash([listing, self.options.dataset.resample_labels])
         if self.folder.check.exists():
             known = CheckFile.load(self.folder.check)
             if known.listing == listing:
@@ -115,10 +122,11 @@ class Preparation:
         if preset is not None:
             changes.append(f"preset={preset}")
         if changes:
-            self.options = self.options.with_settings(changes)
+            self._adopt(self.options.with_settings(changes))
             self.save_options()
         fingerprint = self.fingerprint()
-        basis = self._plan_basis(fingerprint)
+        splits = self.splits()
+        basis = self._plan_basis(fingerprint, splits)
         known = load(Plan, self.folder.plan)
         if known is not None and known.basis == basis:
             return known
@@ -128,9 +136,13 @@ class Preparation:
             plan = load(Plan, self.folder.earlier / basis / "plan.json")
             if plan is None:
                 plan = derive(fingerprint, self.dataset.labels, self.options, self.hardware)
-                plan = plan.model_copy(update={"basis": basis})
+                cases = self.dataset.training
+                told = {
+                    "decisions": (*plan.decisions, folds_decision(splits, cases)),
+                    "warnings": (*plan.warnings, *faults_of(splits, cases)),
+                }
+                plan = plan.model_copy(update={"basis": basis} | told)
             plan.save(self.folder.plan)
-            self.splits()
         return plan
 
     def size(self) -> Plan:
@@ -187,11 +199,41 @@ class Preparation:
         return plan
 
     def splits(self) -> Splits:
-        """Return which cases train and which validate, and write it down."""
-        splits = make_splits([case.id for case in self.dataset.training])
-        if load(Splits, self.folder.splits) != splits:
-            splits.save(self.folder.splits)
+        """Return which cases train and which validate, and write it down.
+
+        Raises `InputError` if ``splits.json`` was edited: its folds are used when the option names the file.
+        """
+        splits, path = self._split(), self.folder.splits
+        known = load(Splits, path)
+        if known == splits:
+            return splits
+        if known is not None and known.folds != splits.folds and not known.intact:
+            raise InputError(
+                f"{path} was edited or comes from another version of segfit; give --splits {path} to use its folds, or "
+                "delete it to have them made anew"
+            )
+        with self.stage("splits", unless=True):
+            splits.save(path)
         return splits
+
+    def _split(self) -> Splits:
+        """Split the cases as asked for; a file of folds in the dataset's folder counts as asked for."""
+        fingerprint = self.fingerprint()
+        cases, root = self.dataset.training, self.dataset.root
+        ids = [case.id for case in cases]
+        asked = splits_of(self.options)
+        beside = (root if root.is_dir() else root.parent) / SPLITS_FILE
+        if self.options.planning.splits is None and beside.is_file():
+            asked = beside
+        if asked == "reference":
+            return reference_splits(ids).sealed(asked)
+        if asked == "balanced":
+            present = {
+                case.case: [value for value, voxels in case.label_voxels.items() if value > 0 and voxels]
+                for case in fingerprint.cases
+            }
+            return balanced_splits(cases, present).sealed(asked)
+        return read_splits(asked, ids).sealed(str(asked))
 
     def preprocess(self) -> dict[str, dict[str, str]]:
         """Preprocess all cases; return the key of every case in ``cases/`` by configuration and case id.
@@ -267,12 +309,12 @@ class Preparation:
         assert run is not None
         return run
 
-    def _plan_basis(self, fingerprint: Fingerprint) -> str:
+    def _plan_basis(self, fingerprint: Fingerprint, splits: Splits) -> str:
         """Return the hash of everything that a plan is derived from."""
         asked = self.options.model_dump(
             mode="json", exclude_defaults=True, exclude={"workers": True, "training": {"checkpoint_seconds"}}
         )
-        return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), asked])
+        return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), splits.seal, asked])
 
     def _results_of(self, plan: Plan) -> None:
         """See that what was trained belongs to this plan: put that of another aside, bring back what there was.

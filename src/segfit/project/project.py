@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.manifest import Dataset
+from segfit.dataset.splits import Splits
 from segfit.errors import DatasetError, InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.fingerprint.fingerprint import Fingerprint
@@ -96,9 +97,7 @@ class Project(Preparation):
     def evaluate(self) -> Summary | None:
         """Score the predictions of the test images; None if there are none with labels."""
         paths = {path.name.removesuffix(self.dataset.file_ending): path for path in self.predict()}
-        pairs = [
-            Pair.of_files(case.id, paths[case.id], case.label) for case in self.dataset.test if case.label is not None
-        ]
+        pairs = [Pair.of_case(case, paths[case.id]) for case in self.dataset.test if case.label is not None]
         if not pairs:
             return None
         known = load(Summary, self.folder.predictions / "summary.json")
@@ -115,6 +114,8 @@ class Project(Preparation):
         from segfit.report.page import write_report
 
         with self.stage("report"):
+            splits = load(Splits, self.folder.splits)
+            folds = () if splits is None else splits.folds
             data = report_data(
                 self.folder,
                 self.dataset,
@@ -123,7 +124,7 @@ class Project(Preparation):
                 plan=load(Plan, self.folder.plan),
                 selection=load(Selection, self.folder.selection),
                 validation=load(Summary, self.folder.validation_summary),
-                folds={case: number for number, fold in enumerate(self.splits().folds) for case in fold.validation},
+                folds={case: number for number, fold in enumerate(folds) for case in fold.validation},
                 test=load(Summary, self.folder.predictions / "summary.json"),
                 records=self.accounts.records(),
                 hardware=self.hardware,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.placement import on_image_grid
 from segfit.device import Hardware
 from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
@@ -146,7 +147,7 @@ def _overlays(
                 rank=rank,
                 dice=score.mean,
                 image=axes.apply(image.array),
-                reference=axes.apply(read_label(case.label).array)[0],
+                reference=axes.apply(on_image_grid(case, read_label(case.label)).array)[0],
                 prediction=axes.apply(read_label(prediction).array)[0],
                 spacing_mm=oriented.spacing_mm,
                 canonical=image.grid.ndim == 3 and image.grid.affine is not None,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.files import write_file
@@ -76,19 +76,12 @@ def validate_fold(
 
 def validation_pairs(dataset: Dataset, folder: Path, case_ids: Sequence[str]) -> list[Pair]:
     """Return predictions and references of validation cases."""
-    return [
-        Pair.of_files(name, folder / f"{name}{dataset.file_ending}", _label(dataset.case(name))) for name in case_ids
-    ]
+    return [Pair.of_case(dataset.case(name), folder / f"{name}{dataset.file_ending}") for name in case_ids]
 
 
 def probabilities_path(folder: Path, case_id: str) -> Path:
     """Where the probabilities of a validation case lie."""
     return folder / "probabilities" / f"{case_id}.npy"
-
-
-def _label(case: Case) -> Path:
-    assert case.label is not None, case.id  # a training case has one: the check saw to it
-    return case.label
 
 
 def _finished(folder: Path, wanted: Sequence[str], *, probabilities: bool) -> Summary | None:

@@ -1,0 +1,49 @@
+"""Labels that lie on another grid than their image, brought onto it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from segfit.dataset.manifest import Case
+from segfit.geometry import Grid
+from segfit.images.formats import read_grid
+from segfit.images.image import FileError, Image
+
+__all__ = ["on_image_grid"]
+
+
+def on_image_grid(case: Case, label: Image) -> Image:
+    """Return the label map of a case on the grid of its image.
+
+    A case whose labels are not to be resampled (`Case.resample_label`), and one whose labels lie on that grid already,
+    keeps its label map. Otherwise every voxel of the image gets the value of the nearest voxel of the label map, and 0
+    outside of it. Raises `InputError` if a file does not say where it lies, or if nothing that is labelled lies inside
+    the image.
+    """
+    if not case.resample_label:
+        return label
+    grid = read_grid(case.images[0])
+    difference = grid.mismatch(label.grid)
+    if not difference:
+        return label
+    files = case.label or case.images[0], case.images[0].name
+    problem = f"does not fit {files[1]} ({difference}) and cannot be resampled"
+    if grid.affine is None or label.grid.affine is None:
+        raise FileError(files[0], f"{problem}: they do not both say where they lie", "make it on the image's grid")
+    result = _resampled(label, grid)
+    if label.array.any() and not result.array.any():
+        raise FileError(files[0], f"{problem}: nothing that is labelled lies in the image", "correct its header")
+    return result
+
+
+def _resampled(label: Image, grid: Grid) -> Image:
+    """Return the nearest values of a label map (1, *spatial) on another grid, 0 outside."""
+    from scipy.ndimage import affine_transform
+
+    assert label.grid.affine is not None
+    assert grid.affine is not None
+    way = np.linalg.solve(label.grid.affine, grid.affine)  # from voxels (x, y, z) of the image to those of the label
+    values = affine_transform(
+        label.array[0], way[:3, :3][::-1, ::-1], way[:3, 3][::-1], grid.shape, order=0, mode="grid-constant"
+    )
+    return Image(values[None], grid)

@@ -1,0 +1,127 @@
+"""Which folds a project uses, and that nobody's folds are overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segfit.dataset.layouts import open_dataset
+from segfit.dataset.phantom import make_phantom
+from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, reference_splits
+from segfit.errors import InputError
+from segfit.files import read_json, write_json
+from segfit.planning.plan import Plan
+from segfit.project import Project
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return make_phantom(tmp_path / "Dataset001_Seven", cases=7, test_cases=0, shape=(8, 16, 16))
+
+
+def ids(project: Project) -> list[str]:
+    return [case.id for case in project.dataset.training]
+
+
+def by_hand(project: Project, folder: Path, name: str = SPLITS_FILE) -> Path:
+    """Write two folds in the reference's form."""
+    names = ids(project)
+    write_json(folder / name, [{"train": names[2:], "val": names[:2]}, {"train": names[:5], "val": names[5:]}])
+    return folder / name
+
+
+def test_presets_choose_how_to_split(tmp_path: Path, dataset: Path) -> None:
+    auto = Project.create(tmp_path / "auto", dataset)
+    present = {case.case: [v for v in (1, 2) if case.label_voxels[v]] for case in auto.fingerprint().cases}
+    assert auto.splits() == balanced_splits(auto.dataset.training, present).sealed("balanced")
+    assert "folds are balanced over groups, sites and structures" in auto.plan().changes
+    for preset in ("stock", "resenc-m"):
+        project = Project.create(tmp_path / preset, dataset, settings=[f"preset={preset}"])
+        assert project.splits() == reference_splits(ids(project)).sealed("reference")
+        assert not any("folds" in change for change in project.plan().changes)
+    asked = Project.create(tmp_path / "asked", dataset, settings=["preset=stock", "planning.splits=balanced"])
+    assert asked.splits() == auto.splits()
+    assert asked.plan().changes == ("folds are balanced over groups, sites and structures",)
+    assert Splits.load(asked.folder.splits) == asked.splits()
+
+
+def test_patients_stay_together(tmp_path: Path, dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    cases = tuple(
+        case.model_copy(update={"group": f"patient {number // 3}"}) for number, case in enumerate(opened.training)
+    )
+    opened = opened.model_copy(update={"training": cases})
+    project = Project.create(tmp_path / "p", opened)
+    names = [case.id for case in cases]
+    assert sorted(fold.validation for fold in project.splits().folds) == [
+        tuple(names[:3]),
+        tuple(names[3:6]),
+        tuple(names[6:]),
+    ]
+    assert not any("validates on" in text for text in project.plan().warnings)
+    reference = Project.create(tmp_path / "q", opened, settings=["planning.splits=reference"])
+    warned = [text for text in reference.plan().warnings if "trains and validates on" in text]
+    assert warned
+    assert "patient" in warned[0]
+
+
+def test_folds_in_the_datasets_folder_are_used(tmp_path: Path, dataset: Path) -> None:
+    project = Project.create(tmp_path / "p", dataset)
+    path = by_hand(project, dataset)
+    assert project.splits().to_reference() == read_json(path)
+    assert project.splits().source == str(path)
+    assert [text for text in project.plan().warnings if "no fold" in text] == []
+    other = Project.create(tmp_path / "q", dataset, settings=["planning.splits=reference"])
+    assert other.splits() == reference_splits(ids(other)).sealed("reference")
+
+
+def test_a_file_of_folds_can_be_asked_for(tmp_path: Path, dataset: Path) -> None:
+    project = Project.create(tmp_path / "p", dataset)
+    before = project.plan()
+    path = by_hand(project, tmp_path, "mine.json")
+    again = Project.open(tmp_path / "p", settings=[f"planning.splits={json.dumps(str(path))}"])
+    assert again.splits().to_reference() == read_json(path)
+    assert again.plan().basis != before.basis
+    assert Splits.load(again.folder.splits).source == str(path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"mine\.json is missing"):
+        Project.open(tmp_path / "p").splits()
+
+
+def test_edited_folds_are_never_overwritten(tmp_path: Path, dataset: Path) -> None:
+    project = Project.create(tmp_path / "p", dataset)
+    project.plan()
+    path = project.folder.splits
+    content = read_json(path)
+    content["folds"] = content["folds"][:2]
+    write_json(path, content)
+    edited = path.read_text()
+    with pytest.raises(InputError, match=rf"splits\.json was edited .*; give --splits {path} to use its folds, or del"):
+        Project.open(tmp_path / "p").plan()
+    assert path.read_text() == edited
+
+    asked = Project.open(tmp_path / "p", settings=[f"planning.splits={path}"])
+    assert len(asked.splits().folds) == 2
+    assert asked.splits().to_reference() == [
+        {"train": fold["train"], "val": fold["validation"]} for fold in content["folds"]
+    ]
+    assert Project.open(tmp_path / "p").splits() == asked.splits()
+
+    path.unlink()
+    anew = Project.open(tmp_path / "p", settings=["planning.splits=null"])
+    assert len(anew.splits().folds) == 5
+
+
+def test_folds_that_segfit_wrote_follow_the_options(tmp_path: Path, dataset: Path) -> None:
+    project = Project.create(tmp_path / "p", dataset)
+    first = project.plan()
+    kept = project.splits()
+    other = Project.open(tmp_path / "p", settings=["planning.splits=reference"])
+    assert other.plan().basis != first.basis
+    assert Splits.load(other.folder.splits).source == "reference"
+    back = Project.open(tmp_path / "p", settings=["planning.splits=null"])
+    assert back.plan() == first
+    assert back.splits() == kept
+    assert Plan.load(back.folder.plan).basis == first.basis
