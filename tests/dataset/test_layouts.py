@@ -336,6 +336,7 @@ def test_files_to_predict(tmp_path: Path) -> None:
         (["a.nii.gz", "b_0000.nii.gz", "scan_2021.nii.gz"], 1, ["a", "b", "scan_2021"]),
         (["b.png", "a_0000.png"], 3, ["a", "b"]),  # colour pictures
         (["a_0000.png", "a_0001.png", "a_0002.png"], 3, ["a"]),  # one file per channel
+        (["a.nii.gz", "b.nrrd", "c.ome.zarr"], 3, ["a", "b", "c"]),  # whole cases: 4D, components, channel axis
     ],
 )
 def test_names_of_files_to_predict(tmp_path: Path, names: list[str], channels: int, expected: list[str]) -> None:
@@ -348,11 +349,11 @@ def test_names_of_files_to_predict(tmp_path: Path, names: list[str], channels: i
     ("names", "channels", "message"),
     [
         (["a_0000.nii.gz"], 2, "a: expected 2 channel files, missing a_0001; add the missing file"),
-        (["a.nii.gz"], 2, "a.nii.gz: has no channel number in its name; name 2 channel files like a_0000.nii.gz"),
+        (["a.nii.gz", "a_0000.nii.gz"], 2, "a: a_0000.nii.gz and a.nii.gz are the same channel; remove one of them"),
         (["a_0000.png", "a_0001.png"], 3, "a: expected 3 channel files, missing a_0002"),
         (["a.nii.gz", "a_0000.nii.gz"], 1, "a: a_0000.nii.gz and a.nii.gz are the same channel; remove one of them"),
         (["one/a.nii.gz", "two/a.nii.gz"], 1, "a: is both in one and two; give every case a name of its own"),
-        (["a.nrrd"], 1, "a.nrrd: the file ending '.nrrd' is not known"),
+        (["a.minc"], 1, "a.minc: the file ending '.minc' is not known"),
     ],
 )
 def test_incomplete_files_to_predict(names: list[str], channels: int, message: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image as Pillow
@@ -14,6 +16,11 @@ from segfit.geometry import AxisMap, Grid
 from segfit.images import nifti
 from segfit.images.formats import (
     ENDINGS,
+    FOLDER,
+    files_of,
+    find_format,
+    is_image_folder,
+    label_ending,
     read_case,
     read_grid,
     read_image,
@@ -21,7 +28,7 @@ from segfit.images.formats import (
     split_ending,
     write_labels,
 )
-from segfit.images.image import Image
+from segfit.images.image import Image, mm_per_unit
 
 GRID = Grid((2, 3, 4), (3.0, 1.0, 1.0), np.diag([1.0, 1.0, 3.0, 1.0]))
 ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -34,13 +41,16 @@ ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
         ("a.b_0000.nii", ("a.b_0000", ".nii")),
         ("A.PNG", ("A", ".PNG")),
         ("a.tiff", ("a", ".tiff")),
+        ("a.ome.zarr", ("a", ".ome.zarr")),
+        ("a.zarr", ("a", ".zarr")),
+        ("1.2.840/", ("1.2.840", "/")),
     ],
 )
 def test_endings(name: str, expected: tuple[str, str]) -> None:
     assert split_ending(name) == expected
 
 
-@pytest.mark.parametrize("name", ["a.nrrd", "a", ".nii.gz", "a.nii.g"])
+@pytest.mark.parametrize("name", ["a.minc", "a", ".nii.gz", "a.nii.g", "/"])
 def test_unknown_endings_name_the_known_ones(name: str) -> None:
     with pytest.raises(InputError, match=r"is not known.*; known are \.nii\.gz, \.nii, \.png"):
         split_ending(name)
@@ -140,6 +150,84 @@ def test_written_labels_come_back(tmp_path: Path, ending: str, highest: int, dty
     assert np.array_equal(read_label(path).array, labels[None])
     assert read_image(path).array.dtype == dtype
     assert read_grid(path).mismatch(grid) == ""
+
+
+def test_a_4d_file_is_a_whole_case_and_no_label(tmp_path: Path) -> None:
+    array = np.arange(72, dtype=np.int16).reshape(4, 3, 2, 3)  # (x, y, z, t)
+    nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0])).to_filename(tmp_path / "a.nii")
+    image = read_case([tmp_path / "a.nii"])
+    assert np.array_equal(image.array, array.T)
+    assert image.grid.mismatch(GRID) == ""
+    with pytest.raises(InputError, match=r"a\.nii has 3 channels; save labels as one channel of label values"):
+        read_label(tmp_path / "a.nii")
+    write_labels(tmp_path / "b.nii", array.T[1], image.grid)
+    assert nibabel.load(tmp_path / "b.nii").shape == (4, 3, 2)
+    nibabel.Nifti1Image(array[..., :1], np.eye(4)).to_filename(tmp_path / "c.nii")
+    assert np.array_equal(read_label(tmp_path / "c.nii").array, array.T[:1])
+
+
+def test_folders_are_images_by_name_or_content(tmp_path: Path) -> None:
+    series, other = tmp_path / "1.2.840.10008", tmp_path / "images"
+    for folder in (series, other, tmp_path / "a.ome.zarr"):
+        folder.mkdir()
+    (series / "slice").write_bytes(bytes(128) + b"DICM")
+    (other / "a.txt").write_text("DICM")
+    assert split_ending(series) == ("1.2.840.10008", FOLDER)
+    assert split_ending(tmp_path / "a.ome.zarr") == ("a", ".ome.zarr")
+    assert find_format(series).name == "a DICOM series"
+    assert [is_image_folder(tmp_path / n) for n in ("1.2.840.10008", "a.ome.zarr", "images")] == [True, True, False]
+    assert not is_image_folder(other / "a.txt")
+    with pytest.raises(InputError, match=r"is a DICOM series, which is for images alone; save labels as \.nii\.gz"):
+        read_label(series)
+
+
+def test_every_format_has_an_ending_for_labels() -> None:
+    assert {ending: label_ending(ending) for ending in ENDINGS if label_ending(ending) != ending} == {
+        ".jpg": ".png",
+        ".jpeg": ".png",
+        FOLDER: ".nii.gz",
+    }
+    assert label_ending(".PNG") == ".PNG"
+    assert all(ENDINGS[label_ending(ending)].write is not None for ending in ENDINGS)
+
+
+def test_files_of_an_image(tmp_path: Path) -> None:
+    write_labels(tmp_path / "a.mhd", ARRAY, GRID)
+    assert files_of(tmp_path / "a.mhd") == (tmp_path / "a.mhd", tmp_path / "a.zraw")
+    assert files_of(tmp_path / "b.nii.gz") == (tmp_path / "b.nii.gz",)
+    (tmp_path / "s" / "t").mkdir(parents=True)
+    for name in ("2", "1", "t/3"):
+        (tmp_path / "s" / name).touch()
+    assert files_of(tmp_path / "s") == tuple(tmp_path / "s" / name for name in ("1", "2", "t/3"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "module", "extra"), [(".nrrd", "SimpleITK", "itk"), (".zarr", "zarr", "zarr"), ("", "pydicom", "dicom")]
+)
+def test_a_missing_package_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, module: str, extra: str
+) -> None:
+    path = tmp_path / f"a{ending}"
+    path.mkdir()
+    monkeypatch.setitem(sys.modules, module, None)
+    for read in (read_image, read_grid):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        assert str(caught.value) == f'{path} needs {module}, which is not installed; pip install "segfit[{extra}]"'
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("micrometer", 1e-3), ("Micrometre", 1e-3), ("µm", 1e-3), ("\u03bcm", 1e-3), ("micron", 1e-3), ("nm", 1e-6),
+     ("angstrom", 1e-7), ("Å", 1e-7), ("millimeter", 1.0), ("cm", 10.0), ("meter", 1e3), ("inch", 25.4)],
+)  # fmt: skip
+def test_units_of_length(name: str, factor: float) -> None:
+    assert mm_per_unit(name) == factor
+
+
+@pytest.mark.parametrize("name", ["pixel", "", "second"])
+def test_other_units_are_none(name: str) -> None:
+    assert mm_per_unit(name) is None
 
 
 def test_images_know_their_grid() -> None:

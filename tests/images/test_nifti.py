@@ -133,6 +133,13 @@ def test_units_become_mm(tmp_path: Path, code: int, factor: float) -> None:
 def test_dimensions(tmp_path: Path) -> None:
     one_slice = nifti.read(save(tmp_path / "a.nii", np.zeros((6, 5, 1), np.uint8)))
     assert one_slice.array.shape == (1, 1, 5, 6)
+    volumes = np.arange(360, dtype=np.int16).reshape(6, 5, 4, 3)
+    times = nifti.read(save(tmp_path / "t.nii.gz", volumes))
+    assert np.array_equal(times.array, volumes.T)
+    assert nifti.read_grid(tmp_path / "t.nii.gz") == times.grid
+    assert times.grid.shape == (4, 5, 6)
+    vectors = nifti.read(save(tmp_path / "v.nii", volumes[:, :, :, None]))  # components in the fifth axis, as ITK does
+    assert np.array_equal(vectors.array, volumes.T)
     one_time = nifti.read(save(tmp_path / "b.nii", np.zeros((6, 5, 2, 1), np.uint8)))
     assert one_time.array.shape == (1, 2, 5, 6)
     flat = nifti.read(save(tmp_path / "c.nii", np.arange(30, dtype=np.uint8).reshape(6, 5)))
@@ -171,8 +178,8 @@ def broken(folder: Path, what: str) -> Path:
             return patch(plain, pixdim=(1, 1, 0, 1, 1, 1, 1, 1))
         case "nan spacing":
             return patch(plain, pixdim=(1, 1, np.nan, 1, 1, 1, 1, 1))
-        case "4D":
-            return save(folder / "b.nii", np.zeros((6, 5, 4, 3), np.int16))
+        case "5D":
+            return save(folder / "b.nii", np.zeros((6, 5, 4, 3, 2), np.int16))
         case "complex":
             return save(folder / "b.nii", np.zeros((6, 5, 4), np.complex64))
         case "colour":
@@ -203,7 +210,7 @@ def broken(folder: Path, what: str) -> Path:
         ("header cut", "is truncated (its header is incomplete)", "copy or export it again"),
         ("zero spacing", "has the voxel size (1.0, 0.0, 1.0) mm (x, y, z)", "write the true positive sizes"),
         ("nan spacing", "has the voxel size (1.0, nan, 1.0) mm (x, y, z)", "write the true positive sizes"),
-        ("4D", "is 4D (6x5x4x3)", "split it into one file per channel"),
+        ("5D", "is 5D (6x5x4x3x2)", "split it into one file per channel"),
         ("complex", "holds voxels of type complex64", "export each colour or component"),
         ("colour", "holds voxels of type [('R', 'u1')", "export each colour or component"),
         ("singular", "has a singular orientation matrix", "export it again with a valid sform"),

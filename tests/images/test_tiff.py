@@ -90,6 +90,65 @@ def test_spacing_stands_beside_the_stack(tmp_path: Path) -> None:
         assert tiff.read(tmp_path / name).grid == Grid((4, 5, 6), (3.0, 0.5, 0.25))
 
 
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [("um", 1e-3), ("micron", 1e-3), ("\\u00B5m", 1e-3), ("mm", 1.0), ("cm", 10.0), ("pixel", 1.0), (None, 1.0)],
+)
+def test_imagej_stacks_have_their_own_spacing(tmp_path: Path, unit: str | None, factor: float) -> None:
+    about = {"axes": "ZYX", "spacing": 3.0} | ({} if unit is None else {"unit": unit})
+    tifffile.imwrite(tmp_path / "case.tif", STACK, imagej=True, resolution=(1 / 0.25, 1 / 0.5), metadata=about)
+    expected = (3.0 * factor, 0.5 * factor, 0.25 * factor)  # tifffile's resolution is x before y
+    assert tiff.read_grid(tmp_path / "case.tif").spacing_mm == pytest.approx(expected, rel=1e-6)
+    assert tiff.read(tmp_path / "case.tif").grid == tiff.read_grid(tmp_path / "case.tif")
+    write_json(tmp_path / "case.json", {"spacing": [5, 1, 1]})
+    assert tiff.read(tmp_path / "case.tif").grid.spacing_mm == (5.0, 1.0, 1.0)
+
+
+def test_ome_stacks_have_their_own_spacing(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 500.0, "PhysicalSizeYUnit": "nm"}
+    about |= {"PhysicalSizeZ": 0.003, "PhysicalSizeZUnit": "mm"}
+    tifffile.imwrite(tmp_path / "case.ome.tif", STACK, photometric="minisblack", metadata=about)
+    image = tiff.read(tmp_path / "case.ome.tif")
+    assert np.array_equal(image.array, STACK[None])
+    assert image.grid.spacing_mm == pytest.approx((0.003, 0.0005, 0.00025))  # µm where no unit stands
+    assert tiff.read_grid(tmp_path / "case.ome.tif") == image.grid
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"imagej": True, "metadata": {"axes": "ZYX", "unit": "um"}, "resolution": (2, 2)},
+        {"imagej": True, "metadata": {"axes": "ZYX", "unit": "um", "spacing": 0.0}, "resolution": (2, 2)},
+        {"imagej": True, "metadata": {"axes": "ZYX", "unit": "um", "spacing": 3.0}, "resolution": (0, 0)},
+        {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}},
+        {"ome": True, "metadata": {"axes": "ZYX", **{f"PhysicalSize{axis}": 2.0 for axis in "XYZ"},
+                                   "PhysicalSizeZUnit": "pixel"}},
+        {"resolution": (300, 300), "resolutionunit": "INCH"},
+    ],
+)  # fmt: skip
+def test_half_a_calibration_is_none(tmp_path: Path, metadata: Any) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK, photometric="minisblack", **metadata)
+    assert tiff.read_grid(tmp_path / "a.tif").spacing_mm == (1.0, 1.0, 1.0)
+
+
+def test_colour_tables_are_not_applied(tmp_path: Path) -> None:
+    indices = (STACK[0] % 5).astype(np.uint8)
+    table = np.zeros((3, 256), np.uint16)
+    table[1] = np.arange(256) * 256
+    tifffile.imwrite(tmp_path / "a.tif", indices, photometric="palette", colormap=table)
+    assert np.array_equal(tiff.read(tmp_path / "a.tif").array, indices[None])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_four_colours(tmp_path: Path, dtype: Any) -> None:
+    rgba = STACK.astype(dtype).transpose(1, 2, 0)
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    image = tiff.read(tmp_path / "a.tif")
+    assert image.array.dtype == dtype
+    assert np.array_equal(image.array, STACK.astype(dtype))
+    assert image.grid.spacing_mm == (1.0, 1.0)
+
+
 @pytest.mark.parametrize("content", ['{"spacing": [3, 1]}', '{"spacing": [3, 1, 0]}', '{"spacing": "3"}', "[3, 1, 1]"])
 def test_wrong_spacing_files_are_explained(tmp_path: Path, content: str) -> None:
     tifffile.imwrite(tmp_path / "case_0000.tif", STACK, photometric="minisblack")

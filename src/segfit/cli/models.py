@@ -65,6 +65,7 @@ def predict(
         raise InputError("predict needs the images with -i and a folder for the results with -o")
     inputs = [*inputs, *(more or [])]
     from segfit.dataset.layouts import cases_from_files, find_cases
+    from segfit.images.formats import is_image_folder
     from segfit.inference.model import load_model, predict_folder
 
     loaded = load_model(
@@ -78,7 +79,7 @@ def predict(
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path} does not exist; correct the path given with -i")
-    if len(inputs) == 1 and inputs[0].is_dir():
+    if len(inputs) == 1 and inputs[0].is_dir() and not is_image_folder(inputs[0]):
         cases = find_cases(inputs[0], loaded.file_ending, channels)
     else:
         cases = cases_from_files(inputs, channels)

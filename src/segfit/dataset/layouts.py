@@ -88,8 +88,8 @@ def find_cases(folder: Path | str, ending: str, channels: int) -> tuple[Case, ..
     """Return the cases of a folder to predict, in order of their ids; nothing is required to have a label.
 
     Files are ``CASE_0000.ENDING``, one per channel; with one channel, or where one file holds all channels (colour
-    pictures), ``CASE.ENDING`` is accepted too. Raises `InputError` if there is nothing to predict, and `DatasetError`
-    with all incomplete cases.
+    pictures, 4D volumes), ``CASE.ENDING`` is accepted too. Raises `InputError` if there is nothing to predict, and
+    `DatasetError` with all incomplete cases.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -110,19 +110,11 @@ def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, 
     groups: dict[tuple[Path, str], _Group] = {}
     problems: list[Problem] = []
     for path in map(Path, paths):
-        stem, ending = split_ending(path.name)
+        stem, ending = split_ending(path)
         match = _CHANNEL_NUMBER.fullmatch(stem)
-        holds_all = channels == 1 or ENDINGS[ending.lower()].multichannel
-        if match and int(match[2]) < channels:
-            name, number = match[1], int(match[2])
-        elif holds_all:
-            name, number = stem, 0
-        else:
-            example = f"{stem}_0000{ending}"
-            problems.append(
-                Problem(path.name, "has no channel number in its name", f"name {channels} channel files like {example}")
-            )
-            continue
+        numbered = match is not None and int(match[2]) < channels
+        name, number = (match[1], int(match[2])) if match and numbered else (stem, 0)
+        holds_all = not numbered or ENDINGS[ending.lower()].multichannel
         group = groups.setdefault((path.parent, name), _Group(holds_all and channels > 1))
         if number in group.files:
             other = group.files[number].name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from threading import Lock
 
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError
 from segfit.files import content_hash, hash_file, read_json, write_json
+from segfit.images.formats import files_of
 
 __all__ = ["FileHashes"]
 
@@ -36,12 +38,19 @@ class FileHashes:
         beside = [case.images[0].with_name(f"{case.id}.json"), *(path.with_suffix(".json") for path in case.images)]
         return content_hash(
             {
-                "images": [self.file(path) for path in case.images],
-                "label": None if case.label is None else self.file(case.label),
+                "images": [self.image(path) for path in case.images],
+                "label": None if case.label is None else self.image(case.label),
                 "spacing": [self.file(path) if path.is_file() else None for path in beside],
                 **({"resample_label": True} if case.resample_label else {}),
             }
         )
+
+    def image(self, path: Path) -> str:
+        """Return the hash of an image: its file's, or of all files it consists of with their places."""
+        files = files_of(path)
+        if files == (path,):
+            return self.file(path)
+        return content_hash({os.path.relpath(file, path.parent): self.file(file) for file in files})
 
     def file(self, path: Path) -> str:
         """Return the SHA-256 of one file, read only if it changed since it was last asked for."""

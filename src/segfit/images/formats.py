@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
-from segfit.images import nifti, picture, tiff
+from segfit.images import dicom, itk, nifti, omezarr, picture, tiff
 from segfit.images.image import FileError, Image
 
 __all__ = [
     "ENDINGS",
+    "FOLDER",
     "Format",
+    "files_of",
     "find_format",
+    "is_image_folder",
+    "label_ending",
     "read_case",
     "read_grid",
     "read_image",
@@ -30,14 +34,29 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How files of one kind are read and written."""
+    """How images of one kind are read and written.
+
+    Parameters
+    ----------
+    name : for messages
+    read, read_grid : from a path; see `read_image` and `read_grid`
+    read_label : where labels are decoded otherwise than images; None: by `read`
+    write : label map (spatial array, its grid) to a path; None: this format is not for labels, for the reason in
+        `unfit`, and labels of its images have the ending `label_ending`
+    multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
+        channel, and the volumes of a 4D file are channels where there is one file alone
+    files : every file on which what is read depends
+    """
 
     name: str
     read: Callable[[Path], Image]
     read_grid: Callable[[Path], Grid]
-    read_label: Callable[[Path], Image]
-    write: Callable[[Path, NDArray[Any], Grid], None] | None  # None: lossy, labels would change
-    multichannel: bool  # whether one file can hold several channels
+    read_label: Callable[[Path], Image] | None = None
+    write: Callable[[Path, NDArray[Any], Grid], None] | None = None
+    unfit: str = ""
+    label_ending: str = ".nii.gz"
+    multichannel: bool = False
+    files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
 
 
 def _write_picture(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -46,13 +65,18 @@ def _write_picture(path: Path, array: NDArray[Any], grid: Grid) -> None:
     picture.write(path, array)
 
 
-_NIFTI = Format(
-    name="NIfTI",
-    read=nifti.read,
-    read_grid=nifti.read_grid,
-    read_label=nifti.read,
-    write=nifti.write,
-    multichannel=False,
+def _inside(path: Path) -> tuple[Path, ...]:
+    """Return all files of a folder, in order."""
+    return tuple(sorted(part for part in path.rglob("*") if part.is_file()))
+
+
+_NIFTI = Format(name="NIfTI", read=nifti.read, read_grid=nifti.read_grid, write=nifti.write)
+_ITK = Format(
+    name="NRRD or MetaImage",
+    read=itk.read,
+    read_grid=itk.read_grid,
+    write=itk.write,
+    files=lambda path: (path, *itk.companions(path)),
 )
 _PICTURE = Format(
     name="picture",
@@ -62,18 +86,25 @@ _PICTURE = Format(
     write=_write_picture,
     multichannel=True,
 )
-_JPEG = Format(
-    name="JPEG",
-    read=picture.read,
-    read_grid=picture.read_grid,
-    read_label=picture.read_label,
-    write=None,
+_JPEG = replace(_PICTURE, name="JPEG", write=None, unfit="which changes label values", label_ending=".png")
+_TIFF = Format(name="TIFF", read=tiff.read, read_grid=tiff.read_grid, write=tiff.write, multichannel=True)
+_OMEZARR = Format(
+    name="OME-Zarr",
+    read=omezarr.read,
+    read_grid=omezarr.read_grid,
+    write=omezarr.write,
     multichannel=True,
+    files=_inside,
 )
-_TIFF = Format(
-    name="TIFF", read=tiff.read, read_grid=tiff.read_grid, read_label=tiff.read, write=tiff.write, multichannel=True
+_DICOM = Format(
+    name="a DICOM series",
+    read=dicom.read,
+    read_grid=dicom.read_grid,
+    unfit="which is for images alone",
+    files=_inside,
 )
 
+FOLDER = "/"  # stands for the ending of folders whose name has none
 ENDINGS: dict[str, Format] = {
     ".nii.gz": _NIFTI,
     ".nii": _NIFTI,
@@ -83,29 +114,62 @@ ENDINGS: dict[str, Format] = {
     ".tiff": _TIFF,
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
+    ".nrrd": _ITK,
+    ".nhdr": _ITK,
+    ".mha": _ITK,
+    ".mhd": _ITK,
+    ".ome.zarr": _OMEZARR,
+    ".zarr": _OMEZARR,
+    FOLDER: _DICOM,
 }
+_NAMED = tuple(ending for ending in ENDINGS if ending != FOLDER)
 
 
-def split_ending(name: str) -> tuple[str, str]:
-    """Return ``(stem, ending)`` of a file name, the ending as written; `InputError` for an unknown ending."""
-    for ending in ENDINGS:  # .nii.gz cannot be taken for .gz, and no ending is the tail of another
+def split_ending(name: str | Path) -> tuple[str, str]:
+    """Return ``(stem, ending)`` of a name, the ending as written; `InputError` for an unknown ending.
+
+    The path of a folder without a known ending has the ending `FOLDER`; so has a name that ends in it.
+    """
+    if isinstance(name, Path):
+        name = name.name + (FOLDER if name.is_dir() and not name.name.lower().endswith(_NAMED) else "")
+    for ending in ENDINGS:  # the longer one of two that end alike stands first
         if name.lower().endswith(ending) and len(name) > len(ending):
             return name[: -len(ending)], name[-len(ending) :]
     found = Path(name).suffix
     raise InputError(
-        f"{name}: the file ending {found!r} is not known{nearest(found, list(ENDINGS))}; known are {', '.join(ENDINGS)}"
+        f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}; known are {', '.join(_NAMED)}"
     )
 
 
 def find_format(path: Path) -> Format:
-    """Return the format that the name of a file asks for; `InputError` for an unknown ending."""
-    return ENDINGS[split_ending(path.name)[1].lower()]
+    """Return the format that the name of a file or folder asks for; `InputError` for an unknown ending."""
+    return ENDINGS[split_ending(path)[1].lower()]
+
+
+def label_ending(ending: str) -> str:
+    """Return the ending of label maps that belong to images with a known `ending`: the same where it can hold them."""
+    format_ = ENDINGS[ending.lower()]
+    return ending if format_.write is not None else format_.label_ending
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return every file that an image consists of: itself, what its header points to, or what its folder holds.
+
+    Files beside it that may exist or not (the spacing file of a TIFF stack) are not among them. Raises `InputError` for
+    an unknown ending and a header that cannot be read.
+    """
+    return find_format(path).files(path)
+
+
+def is_image_folder(path: Path) -> bool:
+    """Return whether a folder is one image (OME-Zarr, or DICOM slices directly inside), not a folder of images."""
+    return path.is_dir() and (path.name.lower().endswith(_NAMED) or dicom.holds_slices(path))
 
 
 def read_image(path: Path) -> Image:
     """Read one file: channels first, dtype as stored (float32 where the file scales its values).
 
-    NIfTI gives (1, z, y, x); pictures (1, y, x), (3, y, x) or (4, y, x); TIFF stacks (c, z, y, x). Raises `InputError`
+    Volumes are (c, z, y, x), the volumes of a 4D file being its channels; pictures (c, y, x). Raises `InputError`
     saying what is wrong with the file and what to do.
     """
     return find_format(path).read(path)
@@ -143,8 +207,8 @@ def read_label(path: Path) -> Image:
     """
     format_ = find_format(path)
     if format_.write is None:
-        raise FileError(path, f"is {format_.name}, which changes label values", "save labels as .png")
-    image = format_.read_label(path)
+        raise FileError(path, f"is {format_.name}, {format_.unfit}", f"save labels as {format_.label_ending}")
+    image = (format_.read_label or format_.read)(path)
     array = image.array
     if array.shape[0] != 1:
         raise FileError(path, f"has {array.shape[0]} channels", "save labels as one channel of label values")
@@ -168,11 +232,11 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], grid: Grid) -> No
     ----------
     labels : spatial integer array in the grid's (stored) order, values 0 to 65535; written as uint8 if all are below
         255, else as uint16, as the reference does
-    grid : as read from the source file; NIfTI outputs get its header geometry back exactly
+    grid : as read from the source file; outputs of the same format get its geometry back exactly
     """
     format_ = find_format(path)
     if format_.write is None:
-        raise FileError(path, f"would be {format_.name}, which changes label values", "write .png instead")
+        raise FileError(path, f"would be {format_.name}, {format_.unfit}", f"write {format_.label_ending} instead")
     assert labels.shape == grid.shape, (labels.shape, grid.shape)
     low, high = int(labels.min()), int(labels.max())
     assert low >= 0, low

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,20 @@ from numpy.typing import NDArray
 from segfit.errors import InputError
 from segfit.geometry import AxisMap, Grid
 
-__all__ = ["FileError", "Image", "reading"]
+__all__ = ["FileError", "Image", "mm_per_unit", "optional_package", "reading"]
+
+# Lengths as files name them: OME-Zarr (UDUNITS-2 names), OME-XML (symbols), ImageJ (both, and "micron").
+_MM_PER_UNIT = {
+    **dict.fromkeys(("angstrom", "å"), 1e-7),
+    **dict.fromkeys(("picometer", "pm"), 1e-9),
+    **dict.fromkeys(("nanometer", "nm"), 1e-6),
+    **dict.fromkeys(("micrometer", "micron", "microns", "um", "µm", "μm"), 1e-3),  # micro sign and Greek mu
+    **dict.fromkeys(("millimeter", "mm"), 1.0),
+    **dict.fromkeys(("centimeter", "cm"), 10.0),
+    **dict.fromkeys(("decimeter", "dm"), 100.0),
+    **dict.fromkeys(("meter", "m"), 1000.0),
+    **dict.fromkeys(("inch", "in"), 25.4),
+}
 
 
 class FileError(InputError):
@@ -37,6 +51,20 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         raise FileError(path, f"cannot be read ({reason})", "copy or export it again, or remove the case") from error
+
+
+def optional_package(path: Path, module: str, package: str, extra: str) -> Any:
+    """Import a package that only some formats need; `FileError` naming the extra where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise FileError(path, f"needs {package}, which is not installed", f'pip install "segfit[{extra}]"') from None
+
+
+def mm_per_unit(unit: str) -> float | None:
+    """Return how many millimetres a named unit of length has, None for a name that is none."""
+    name = unit.strip().lower().replace("metre", "meter")
+    return _MM_PER_UNIT.get(name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

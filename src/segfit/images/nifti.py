@@ -1,7 +1,8 @@
-"""NIfTI-1 and NIfTI-2 single files, plain or gzipped, two or three spatial axes.
+"""NIfTI-1 and NIfTI-2 single files, plain or gzipped; the volumes of a 4D file are channels.
 
-Voxels run x fastest in the file, so the array in C order is ``(z, y, x)`` without moving a byte. The header is parsed
-with nibabel; voxels are decoded here because one pass over the bytes shows truncation before anything is computed.
+Voxels run x fastest in the file, so the array in C order is ``(c, z, y, x)`` without moving a byte. The header is
+parsed with nibabel; voxels are decoded here because one pass over the bytes shows truncation before anything is
+computed.
 
 Field names and codes: NIfTI-1.1 header, https://nifti.nimh.nih.gov/nifti-1 (xyzt_units, sform_code, qform_code,
 scl_slope).
@@ -39,26 +40,26 @@ _GEOMETRY_FIELDS = (
 
 
 def read(path: Path) -> Image:
-    """Read a file as (1, z, y, x), or (1, y, x) if its header has two axes.
+    """Read a file as (1, z, y, x), (c, z, y, x) if it is 4D, or (1, y, x) if its header has two axes.
 
     The dtype is the file's, in native byte order; float32 where the header scales (``scl_slope``). Raises `FileError`
-    for missing, truncated or foreign files, 4D and colour volumes and impossible spacings.
+    for missing, truncated or foreign files, several series of volumes, colour volumes and impossible spacings.
     """
     with reading(path):
         content = path.read_bytes()
         if content[:2] == _GZIP_MAGIC:
             content = gzip.decompress(content)
         header, raw = _parse(path, content)
-        grid = _grid(path, header, raw)
+        grid, volumes = _grid(path, header, raw)
         dtype: np.dtype[Any] = header.get_data_dtype()
         if dtype.fields is not None or dtype.kind not in "iuf":
             raise FileError(path, f"holds voxels of type {dtype}", "export each colour or component as a channel file")
+        count = volumes * math.prod(grid.shape)
         offset = max(int(header["vox_offset"]), len(raw) + 4)
-        count = math.prod(grid.shape)
         found, expected = max(0, len(content) - offset), count * dtype.itemsize
         if found < expected:
             raise FileError(path, f"is truncated ({found} of {expected} bytes of voxels)", "copy or export it again")
-        stored = np.frombuffer(content, dtype, count, offset).reshape(1, *grid.shape)
+        stored = np.frombuffer(content, dtype, count, offset).reshape(volumes, *grid.shape)
         slope, intercept = header.get_slope_inter()
         if slope is not None and (slope, intercept) != (1.0, 0.0):
             scaled = stored * np.float64(slope) + np.float64(intercept)
@@ -76,7 +77,7 @@ def read_grid(path: Path) -> Grid:
                 content = unpacked.read(_LARGEST_HEADER)
         else:
             content = handle.read(_LARGEST_HEADER)
-        return _grid(path, *_parse(path, content))
+        return _grid(path, *_parse(path, content))[0]
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -98,13 +99,9 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
 
 def _parse(path: Path, content: bytes) -> tuple[Any, bytes]:
     """Return nibabel's header and its raw bytes."""
-    from nibabel.nifti1 import Nifti1Header
-    from nibabel.nifti2 import Nifti2Header
-
     if not content:
         raise FileError(path, "is empty", "copy or export it again, or remove the case")
-    sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
-    kind = Nifti1Header if 348 in sizes else Nifti2Header if 540 in sizes else None
+    kind = _header_kind(content)
     if kind is None:
         raise FileError(path, "is not a NIfTI file", "export it as NIfTI or correct its ending")
     raw = content[: kind.sizeof_hdr]
@@ -113,15 +110,24 @@ def _parse(path: Path, content: bytes) -> tuple[Any, bytes]:
     return kind(raw, check=False), raw
 
 
-def _grid(path: Path, header: Any, raw: bytes) -> Grid:
+def _header_kind(content: bytes) -> Any:
+    """Return nibabel's class for the header at the start of `content`, None if there is none."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
+    return Nifti1Header if 348 in sizes else Nifti2Header if 540 in sizes else None
+
+
+def _grid(path: Path, header: Any, raw: bytes) -> tuple[Grid, int]:
+    """Return the grid of one volume and how many volumes the file has."""
     sizes = [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]]
-    while len(sizes) > 3 and sizes[-1] == 1:
-        sizes.pop()
-    if len(sizes) > 3:
-        shape = "x".join(map(str, sizes))
-        raise FileError(path, f"is {len(sizes)}D ({shape})", "split it into one file per channel or time point")
     if len(sizes) < 2 or any(n < 1 for n in sizes):
         raise FileError(path, f"has no voxels (dimensions {sizes})", "export it again or remove the case")
+    sizes, series = sizes[:3], [n for n in sizes[3:] if n > 1]
+    if len(series) > 1:
+        shape = "x".join(map(str, [*sizes, *series]))
+        raise FileError(path, f"is {3 + len(series)}D ({shape})", "split it into one file per channel or time point")
     unit = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     spacing = tuple(float(abs(size)) * unit for size in header["pixdim"][1 : 1 + len(sizes)])
     if not all(math.isfinite(s) and s > 0 for s in spacing):
@@ -129,7 +135,7 @@ def _grid(path: Path, header: Any, raw: bytes) -> Grid:
             path, f"has the voxel size {spacing} mm (x, y, z)", "write the true positive sizes into its header (pixdim)"
         )
     affine = _affine(path, header, unit) if len(sizes) == 3 else None
-    return Grid(tuple(sizes[::-1]), spacing[::-1], affine, raw)
+    return Grid(tuple(sizes[::-1]), spacing[::-1], affine, raw), math.prod(series)
 
 
 def _affine(path: Path, header: Any, unit: float) -> NDArray[np.float64] | None:
@@ -151,11 +157,10 @@ def _affine(path: Path, header: Any, unit: float) -> NDArray[np.float64] | None:
 def _header(grid: Grid) -> Any:
     """Return a fresh header with the geometry of `grid`: the source's fields, or sform and qform from the affine."""
     from nibabel.nifti1 import Nifti1Header
-    from nibabel.nifti2 import Nifti2Header
 
     ndim = grid.ndim
-    if grid.header is not None and len(grid.header) in (Nifti1Header.sizeof_hdr, Nifti2Header.sizeof_hdr):
-        kind = Nifti1Header if len(grid.header) == Nifti1Header.sizeof_hdr else Nifti2Header
+    kind = None if grid.header is None else _header_kind(grid.header)
+    if kind is not None:
         source, header = kind(grid.header, check=False), kind()
         for field in _GEOMETRY_FIELDS:
             header[field] = source[field]

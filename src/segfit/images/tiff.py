@@ -1,7 +1,7 @@
-"""TIFF: pictures (grey, RGB, named channels) and 3D stacks with their spacing in a JSON file beside them.
+"""TIFF: pictures (grey, RGB, named channels) and 3D stacks with their spacing.
 
 Spacing file, as in the reference: image ``CASE_0000.tif`` and label ``CASE.tif`` share ``CASE.json`` with
-``{"spacing": [z, y, x]}`` in array order.
+``{"spacing": [z, y, x]}`` in array order and mm. Without one, a stack's own calibration counts (OME-XML, ImageJ).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import io
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from segfit.errors import InputError
 from segfit.files import read_json, write_bytes, write_json
 from segfit.geometry import Grid
-from segfit.images.image import FileError, Image, reading
+from segfit.images.image import FileError, Image, mm_per_unit, reading
 
 __all__ = ["read", "read_grid", "spacing_file", "write"]
 
@@ -32,7 +33,8 @@ def read(path: Path) -> Image:
     """Read a picture as (c, y, x) or a stack as (c, z, y, x); dtype as stored.
 
     Colours (samples per pixel) and named channel axes become channels; any other third axis is z; axes of length 1
-    other than y and x are dropped. Raises `FileError` for more axes than that.
+    other than y and x are dropped. Colour tables (often a display setting) are not applied. Raises `FileError` for more
+    axes than that.
     """
     with _opened(path) as file:
         series = file.series[0]
@@ -43,13 +45,14 @@ def read(path: Path) -> Image:
                 raise
             pixels = _decode_by_pillow(path).reshape(series.shape)
         channels, spatial = _axes(path, series)
+        grid = _grid(path, file, tuple(series.shape[axis] for axis in spatial))
     order = [*channels, *spatial]
     dropped = tuple(axis for axis in range(pixels.ndim) if axis not in order)
     array = pixels.transpose(*dropped, *order).reshape(
         math.prod(pixels.shape[axis] for axis in channels), *[pixels.shape[axis] for axis in spatial]
     )
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    return Image(array.astype(np.uint8) if array.dtype == bool else array, _grid(path, array.shape[1:]))
+    return Image(array.astype(np.uint8) if array.dtype == bool else array, grid)
 
 
 def read_grid(path: Path) -> Grid:
@@ -57,7 +60,7 @@ def read_grid(path: Path) -> Grid:
     with _opened(path) as file:
         series = file.series[0]
         _, spatial = _axes(path, series)
-        return _grid(path, tuple(series.shape[axis] for axis in spatial))
+        return _grid(path, file, tuple(series.shape[axis] for axis in spatial))
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -138,12 +141,13 @@ def _decode_by_pillow(path: Path) -> NDArray[Any]:
         return np.stack([np.array(page) for page in ImageSequence.Iterator(file)])
 
 
-def _grid(path: Path, shape: tuple[int, ...]) -> Grid:
+def _grid(path: Path, file: Any, shape: tuple[int, ...]) -> Grid:
+    """Return the grid of a stack: spacing from the file beside it, or of its own, or 1 mm where nothing is said."""
     if len(shape) == 2:
         return Grid(shape, (1.0, 1.0))
     source = spacing_file(path)
     if not source.exists():
-        return Grid(shape, (1.0, 1.0, 1.0))
+        return Grid(shape, _ome_spacing(file) or _imagej_spacing(file) or (1.0, 1.0, 1.0))
     try:
         content = read_json(source)
     except InputError as error:
@@ -155,3 +159,42 @@ def _grid(path: Path, shape: tuple[int, ...]) -> Grid:
             source, f'must hold {{"spacing": [z, y, x]}} with positive numbers, got {content!r}', "correct it"
         )
     return Grid(shape, tuple(float(v) for v in spacing))  # type: ignore[union-attr]
+
+
+def _ome_spacing(file: Any) -> tuple[float, float, float] | None:
+    """Return (z, y, x) in mm as OME-XML has it, None unless all three are given.
+
+    OME schema 2016-06, Pixels: PhysicalSizeX and so on, in PhysicalSizeXUnit, which is µm where it is absent.
+    """
+    if not file.is_ome:
+        return None
+    try:
+        root = ElementTree.fromstring(file.ome_metadata)
+    except ElementTree.ParseError:
+        return None
+    pixels = next((element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"), None)
+    if pixels is None:
+        return None
+    sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
+    units = [mm_per_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "ZYX"]
+    return _usable([size and unit and float(size) * unit for size, unit in zip(sizes, units, strict=True)])
+
+
+def _imagej_spacing(file: Any) -> tuple[float, float, float] | None:
+    """Return (z, y, x) in mm as ImageJ has it, None unless all three are given.
+
+    ImageJ writes ``spacing`` (z) and ``unit`` into its description, and pixels per unit into the resolution tags.
+    Units that are no length (pixel) count as mm, so that the proportions are kept.
+    """
+    if not file.is_imagej:
+        return None
+    about, tags = file.imagej_metadata or {}, file.pages[0].tags
+    unit = str(about.get("unit", "")).replace("\\u00B5", "µ").replace("\\u00b5", "µ")
+    per_unit = [tags[name].value if name in tags else (0, 1) for name in ("YResolution", "XResolution")]
+    sizes = [about.get("spacing"), *(below / above if above else None for above, below in per_unit)]
+    return _usable([size and abs(float(size)) * (mm_per_unit(unit) or 1.0) for size in sizes])
+
+
+def _usable(sizes: Sequence[float | str | None]) -> tuple[float, float, float] | None:
+    numbers = [size for size in sizes if isinstance(size, float) and math.isfinite(size) and size > 0]
+    return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None

@@ -27,7 +27,7 @@ from segfit.device import resolve_device
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import write_file
 from segfit.geometry import Grid
-from segfit.images.formats import write_labels
+from segfit.images.formats import label_ending, write_labels
 from segfit.images.image import FileError, Image
 from segfit.inference.export import ScoreField, merged_labels, merged_probabilities
 from segfit.inference.predictor import Precision, Predictor
@@ -267,7 +267,7 @@ def predict_folder(
 
     Parameters
     ----------
-    ending : of the outputs; None: as the model's training data
+    ending : of the outputs; None: as the model's training data, or .nii.gz for images whose format holds no labels
     overwrite : predict again what is there already; by default it is left as it is
     save_probabilities : also write ``<case id>.npz``
     previous_stage : folder with the label maps of the previous stage of a cascade
@@ -275,13 +275,13 @@ def predict_folder(
 
     Cases that cannot be used do not stop the others; `DatasetError` names all of them at the end.
     """
-    ending = ending or model.file_ending
+    ending = ending or label_ending(model.file_ending)
     paths = {case.id: output / f"{case.id}{ending}" for case in cases}
     scores = {case.id: output / f"{case.id}.npz" for case in cases}
     waiting = [
         case
         for case in cases
-        if overwrite or not paths[case.id].is_file() or (save_probabilities and not scores[case.id].is_file())
+        if overwrite or not paths[case.id].exists() or (save_probabilities and not scores[case.id].is_file())
     ]
     problems: list[Problem] = []
 

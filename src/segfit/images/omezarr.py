@@ -1,0 +1,223 @@
+"""OME-Zarr images (extra ``zarr``): a folder of chunks with metadata, versions 0.4 and 0.5, first resolution level.
+
+Metadata keys: OME-NGFF specification, https://ngff.openmicroscopy.org (multiscales, axes, coordinateTransformations).
+The format knows spacing but no patient axes, so grids have no affine. A chunk that is absent means empty space, as the
+format has it: chunks lost in copying cannot be told from those.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.geometry import Grid
+from segfit.images.image import FileError, Image, mm_per_unit, optional_package, reading
+
+__all__ = ["read", "read_grid", "write"]
+
+_VERSION = "0.4"  # of what is written: the one that most programs read
+_CHUNK_VOXELS = (64, 256, 256)  # of what is written; 4 MiB of uint8
+_TYPE_BY_NAME = {"t": "time", "c": "channel"}  # where an axis does not say; others are in space
+_MARK = b"OME-Zarr "  # our `Grid.header`: the placement as JSON behind it
+
+
+def read(path: Path, region: Sequence[slice] | None = None) -> Image:
+    """Read the first resolution level as (c, z, y, x), or (c, y, x) if it has one plane; dtype as stored.
+
+    `region` (one slice per spatial axis) reads the chunks it touches and no others. Raises `FileError` for folders that
+    are no OME-Zarr image, several time points, damaged chunks, and where zarr is not installed.
+    """
+    level = _open(path)
+    region = [slice(None)] * level.grid.ndim if region is None else list(region)
+    index: list[int | slice] = [0] * level.array.ndim
+    for axis, part in zip(level.spatial, region, strict=True):
+        index[axis] = part
+    if level.channel is not None:
+        index[level.channel] = slice(None)
+    with reading(path):
+        voxels = np.asarray(level.array[tuple(index)])
+    kept = [axis for axis, part in enumerate(index) if isinstance(part, slice)]  # in the order of the file
+    wanted = [*([] if level.channel is None else [level.channel]), *level.spatial]
+    voxels = voxels.transpose([kept.index(axis) for axis in wanted])
+    if level.channel is None:
+        voxels = voxels[None]
+    dtype = np.dtype(np.uint8) if voxels.dtype == bool else voxels.dtype.newbyteorder("=")
+    if dtype.kind not in "iuf":
+        raise FileError(path, f"holds values of type {dtype}", "export real numbers")
+    shape = voxels.shape[1:]
+    if 0 in shape:
+        raise ValueError(f"the region {region} of {path} holds no voxels")
+    return Image(np.ascontiguousarray(voxels, dtype=dtype), Grid(shape, level.grid.spacing_mm, None, level.grid.header))
+
+
+def read_grid(path: Path) -> Grid:
+    """Read the metadata alone; raises `FileError` as `read` does."""
+    return _open(path).grid
+
+
+def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
+    """Write a spatial array as a folder with one resolution level; it appears whole and replaces what was there.
+
+    If `grid` comes from an OME-Zarr image, its axes, scale and translation are written back as they were.
+    """
+    zarr = _package(path)
+    axes: list[dict[str, str]] = [{"name": n, "type": "space", "unit": "millimeter"} for n in "zyx"[-grid.ndim :]]
+    placement = {"axes": axes, "scale": list(grid.spacing_mm), "translation": [0.0] * grid.ndim}
+    if grid.header is not None and grid.header.startswith(_MARK):
+        placement = json.loads(grid.header[len(_MARK) :])
+    transformations = [{"type": name, name: placement[name]} for name in ("scale", "translation")]
+    multiscale = {
+        "version": _VERSION,
+        "axes": placement["axes"],
+        "datasets": [{"path": "0", "coordinateTransformations": transformations}],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    try:
+        group = zarr.create_group(str(partial), zarr_format=2, overwrite=True, attributes={"multiscales": [multiscale]})
+        group.create_array(
+            "0",
+            data=array,
+            chunks=tuple(map(min, _CHUNK_VOXELS[-array.ndim :], array.shape)),
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )
+        partial.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """The array of one resolution, nothing of it read yet."""
+
+    array: Any  # zarr.Array
+    channel: int | None  # its axis of channels
+    spatial: tuple[int, ...]  # its axes (z,) y, x
+    grid: Grid
+
+
+def _package(path: Path) -> Any:
+    return optional_package(path, "zarr", "zarr", "zarr")
+
+
+def _fault(path: Path, problem: str) -> FileError:
+    return FileError(path, problem, "export it again as OME-Zarr 0.4 or 0.5")
+
+
+def _open(path: Path) -> _Level:
+    zarr = _package(path)
+    with reading(path):
+        if not path.exists():
+            raise FileNotFoundError(path)
+        try:
+            group = zarr.open_group(str(path), mode="r")
+        except (FileNotFoundError, NotADirectoryError):
+            raise _fault(path, "is no Zarr group") from None
+        multiscale, dataset = _metadata(path, dict(group.attrs))
+        name = str(dataset.get("path"))
+        if name not in group:
+            raise FileError(path, f"has lost its resolution level {name!r}", "copy or export it again")
+        array = group[name]
+        if not hasattr(array, "shape"):
+            raise _fault(path, f"has no array at {name!r}")
+    return _level(path, array, multiscale, dataset)
+
+
+def _metadata(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the description of the image and of its first resolution level."""
+    described = attributes.get("ome", attributes)  # 0.5 has it one floor deeper
+    multiscales = described.get("multiscales") if isinstance(described, dict) else None
+    if not multiscales:
+        collection = isinstance(described, dict) and {"plate", "well", "bioformats2raw.layout"} & set(described)
+        if collection:
+            raise FileError(path, "holds several images", f"give the folder of one of them, such as {path.name}/0")
+        raise _fault(path, 'has no "multiscales" in its metadata')
+    try:
+        multiscale = multiscales[0]
+        dataset = multiscale["datasets"][0]
+        usable = all(isinstance(axis, dict) and "name" in axis for axis in multiscale["axes"])
+    except (KeyError, IndexError, TypeError):
+        usable = False
+    if not usable:
+        raise _fault(path, 'does not describe its "axes" and "datasets"')
+    return multiscale, dataset
+
+
+def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mapping[str, Any]) -> _Level:
+    axes: list[Mapping[str, Any]] = multiscale["axes"]
+    if len(axes) != array.ndim:
+        raise _fault(path, f"names {len(axes)} axes for an array of {array.ndim}")
+    kinds = [str(axis.get("type") or _TYPE_BY_NAME.get(axis["name"], "space")) for axis in axes]
+    channels = [number for number, kind in enumerate(kinds) if kind == "channel"]
+    spatial = [number for number, kind in enumerate(kinds) if kind == "space"]
+    for number, kind in enumerate(kinds):
+        if kind not in ("channel", "space") and array.shape[number] != 1:
+            what = "time points" if kind == "time" else f"steps along {axes[number]['name']}"
+            raise FileError(path, f"has {array.shape[number]} {what}", "give each an image of its own")
+    if len(channels) > 1 or len(spatial) not in (2, 3):
+        found = ", ".join(str(axis["name"]) for axis in axes)
+        raise _fault(path, f"has the axes {found}; expected are z, y, x or y, x, with channels or without")
+    if 0 in array.shape:
+        raise _fault(path, f"has no voxels (shape {array.shape})")
+    names = [str(axes[number]["name"]) for number in spatial]
+    if sorted(names) == sorted("zyx"[-len(names) :]):
+        spatial.sort(key=lambda number: "zyx".index(axes[number]["name"]))
+    if len(spatial) == 3 and array.shape[spatial[0]] == 1:
+        spatial = spatial[1:]  # one plane is a picture, as in TIFF
+    scale, translation = _transformations(path, array.ndim, multiscale, dataset)
+    spacing = tuple(scale[number] * _unit(path, axes[number]) for number in spatial)
+    if not all(math.isfinite(s) and s > 0 for s in spacing):
+        raise FileError(path, f"has the voxel size {spacing} mm (array order)", 'write its true "scale"')
+    placement = {
+        "axes": [axes[number] for number in spatial],
+        "scale": [scale[number] for number in spatial],
+        "translation": [translation[number] for number in spatial],
+    }
+    shape = tuple(array.shape[number] for number in spatial)
+    grid = Grid(shape, spacing, None, _MARK + json.dumps(placement).encode())
+    return _Level(array, channels[0] if channels else None, tuple(spatial), grid)
+
+
+def _unit(path: Path, axis: Mapping[str, Any]) -> float:
+    """Return the millimetres of an axis's unit; without a unit, numbers are taken as mm."""
+    unit = axis.get("unit")
+    factor = 1.0 if unit is None else mm_per_unit(str(unit))
+    if factor is None:
+        raise FileError(path, f"measures the axis {axis['name']} in {unit!r}", 'use "micrometer" or "millimeter"')
+    return factor
+
+
+def _transformations(
+    path: Path, ndim: int, multiscale: Mapping[str, Any], dataset: Mapping[str, Any]
+) -> tuple[list[float], list[float]]:
+    """Return scale and translation per axis: those of the level, then those of the image."""
+    scale, translation = [1.0] * ndim, [0.0] * ndim
+    for source in (dataset, multiscale):
+        for entry in source.get("coordinateTransformations") or []:
+            kind = entry.get("type") if isinstance(entry, dict) else None
+            if kind == "identity":
+                continue
+            values = entry.get(kind) if kind in ("scale", "translation") else None
+            if not isinstance(values, list) or len(values) != ndim:
+                raise _fault(
+                    path, f"has the coordinate transformation {entry!r}, expected is a scale of {ndim} numbers"
+                )
+            if kind == "scale":
+                scale = [float(a * b) for a, b in zip(scale, values, strict=True)]
+                translation = [float(a * b) for a, b in zip(translation, values, strict=True)]
+            else:
+                translation = [float(a + b) for a, b in zip(translation, values, strict=True)]
+    return scale, translation
