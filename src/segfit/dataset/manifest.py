@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from segfit.files import Record
 from segfit.labels import LabelScheme
 
@@ -11,11 +13,18 @@ __all__ = ["Case", "Dataset"]
 
 
 class Case(Record):
-    """One case: its channel files in channel order and, if there is one, its label file."""
+    """One case: its channel files in channel order and, if there is one, its label file.
+
+    Cases of one `group` (a patient, a specimen) belong together when the data are split; `site` says where a case
+    comes from; `weight` says how often it is drawn in training, relative to the others.
+    """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
+    group: str | None = None
+    site: str | None = None
+    weight: float = Field(1.0, ge=0)
 
 
 class Dataset(Record):
