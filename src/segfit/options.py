@@ -17,6 +17,7 @@ from segfit.files import Record
 
 __all__ = [
     "AugmentationOptions",
+    "DatasetOptions",
     "InferenceOptions",
     "NormalizationScheme",
     "Options",
@@ -28,6 +29,12 @@ __all__ = [
 
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
+
+
+class DatasetOptions(Record):
+    """How the dataset is taken."""
+
+    skip_incomplete: bool = Field(False, description="leave out cases with missing or unusable files")
 
 
 class PlanningOptions(Record):
@@ -87,6 +94,7 @@ class Options(Record):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     seed: int = Field(0, ge=0, description="seed of all random streams")
     workers: int | None = Field(None, ge=1, description="parallel cases; from the CPU affinity when absent")
+    dataset: DatasetOptions = DatasetOptions()
     planning: PlanningOptions = PlanningOptions()
     training: TrainingOptions = TrainingOptions()
     augmentation: AugmentationOptions = AugmentationOptions()

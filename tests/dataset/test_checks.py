@@ -222,7 +222,9 @@ def tiff_dataset(root: Path, shapes: list[tuple[int, ...]], channels: int = 1) -
     for case, shape in zip("abcdefg", shapes, strict=False):
         for folder, name in (("imagesTr", f"{case}_0000.tif"), ("labelsTr", f"{case}.tif")):
             (root / folder).mkdir(parents=True, exist_ok=True)
-            pixels = np.arange(np.prod(shape)).reshape(shape) % (200 if "images" in folder else 2)
+            pixels = np.arange(np.prod(shape)).reshape(shape) % 2
+            if folder == "imagesTr":
+                pixels += np.arange(shape[-1]) + ord(case)
             tifffile.imwrite(root / folder / name, pixels.astype(np.uint8), photometric="minisblack")
             if len(shape) == 3:
                 write_json(root / folder / f"{case}.json", {"spacing": [2, 1, 1]})

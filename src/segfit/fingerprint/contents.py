@@ -37,7 +37,8 @@ class FileHashes:
         return content_hash(
             {
                 "images": [self.file(path) for path in case.images],
-                "label": None if case.label is None else self.file(case.label),
+                "label": [self.file(path) for path in case.label_files],
+                "structures": [mask.value for mask in case.masks],
                 "spacing": [self.file(path) if path.is_file() else None for path in beside],
             }
         )

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 from segfit.dataset.checks import check_dataset, require_usable
+from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Dataset
 from segfit.dataset.splits import Splits, make_splits
 from segfit.device import Hardware, measure_hardware, resolve_device
@@ -40,7 +41,7 @@ class Preparation:
 
     def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = SILENT) -> None:
         self.folder = ProjectFolder(root)
-        self.dataset = dataset
+        self.dataset = self._found = dataset  # narrowed by `check`; as it was found
         self.options = options
         self.progress = progress
         self.marks = Marks(self.folder.runs / "marks.json")  # of what comes after the trainings; moves with them
@@ -57,9 +58,20 @@ class Preparation:
                 file.save(self.folder.project)
 
     def check(self) -> tuple[Problem, ...]:
-        """Read every file once and return all problems; unchanged files are not read again."""
+        """Read every file once and return all problems; unchanged files are not read again.
+
+        With the option dataset.skip_incomplete the cases with fatal problems are left out of `dataset` from here on.
+        """
+        problems = self._problems()
+        if not self.options.dataset.skip_incomplete:
+            return problems
+        self.dataset, problems = leave_out(self._found, problems)
+        return problems
+
+    def _problems(self) -> tuple[Problem, ...]:
+        """Return the problems of all cases that were found."""
         try:
-            listing = listing_hash(self.dataset)
+            listing = listing_hash(self._found)
         except OSError as error:
             raise InputError(f"{error.filename} cannot be read ({error.strerror}); restore it") from None
         if self.folder.check.exists():
@@ -67,7 +79,7 @@ class Preparation:
             if known.listing == listing:
                 return known.found()
         with self.stage("check"):
-            problems = check_dataset(self.dataset, workers=self.options.workers, progress=self.progress)
+            problems = check_dataset(self._found, workers=self.options.workers, progress=self.progress)
             CheckFile.of(listing, problems).save(self.folder.check)
         return problems
 
@@ -270,7 +282,9 @@ class Preparation:
     def _plan_basis(self, fingerprint: Fingerprint) -> str:
         """Return the hash of everything that a plan is derived from."""
         asked = self.options.model_dump(
-            mode="json", exclude_defaults=True, exclude={"workers": True, "training": {"checkpoint_seconds"}}
+            mode="json",
+            exclude_defaults=True,
+            exclude={"workers": True, "dataset": {"skip_incomplete"}, "training": {"checkpoint_seconds"}},
         )
         return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), asked])
 

@@ -53,16 +53,17 @@ class Project(Preparation):
         unusable dataset.
         """
         root = Path(folder).expanduser().absolute()
-        opened = dataset if isinstance(dataset, Dataset) else _opened(dataset)
         before = load(ProjectFile, ProjectFolder(root).project)
+        options = (options or (before.options if before is not None else Options())).with_settings(settings)
+        skip = options.dataset.skip_incomplete
+        opened = dataset if isinstance(dataset, Dataset) else _opened(dataset, skip_incomplete=skip)
         if before is not None and before.dataset != opened.root:
             raise InputError(
                 f"{root} is a project on {before.dataset}, not on {opened.root}; choose another folder with --out"
             )
         if before is None and root.exists() and (not root.is_dir() or _holds_something(root)):
             raise InputError(f"{root} is not empty and not a segfit project; choose another folder with --out")
-        options = options or (before.options if before is not None else Options())
-        project = cls(root, opened, options.with_settings(settings), progress=progress)
+        project = cls(root, opened, options, progress=progress)
         project.save_options()
         return project
 
@@ -97,7 +98,7 @@ class Project(Preparation):
         """Score the predictions of the test images; None if there are none with labels."""
         paths = {path.name.removesuffix(self.dataset.file_ending): path for path in self.predict()}
         pairs = [
-            Pair.of_files(case.id, paths[case.id], case.label) for case in self.dataset.test if case.label is not None
+            Pair.of_case(case, paths[case.id], self.dataset.labels) for case in self.dataset.test if case.label_files
         ]
         if not pairs:
             return None
@@ -155,10 +156,10 @@ def _holds_something(folder: Path) -> bool:
     return any(path.name != ".lock" and not path.name.startswith(".partial-") for path in folder.iterdir())
 
 
-def _opened(path: Path | str) -> Dataset:
+def _opened(path: Path | str, *, skip_incomplete: bool) -> Dataset:
     """Open a dataset; where its structure is at fault, look into the files too and tell everything at once."""
     try:
-        return open_dataset(path)
+        return open_dataset(path, skip_incomplete=skip_incomplete)
     except DatasetError:
         require_usable(check_dataset(path))
         raise

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.files import write_file
@@ -67,7 +67,7 @@ def validate_fold(
                 if probabilities:
                     _write_array(scores, export_probabilities(logits, case.properties, configuration, dataset.labels))
                 labels = export_labels(logits, case.properties, configuration, dataset.labels)
-                write_labels(path, labels, read_grid(dataset.case(case.id).images[0]))
+                write_labels(path, dataset.labels.to_stored(labels), read_grid(dataset.case(case.id).images[0]))
             task.advance(1, case.id)
     summary = evaluate(validation_pairs(dataset, folder, wanted), dataset.labels, workers=workers, progress=progress)
     summary.save(folder / SUMMARY)
@@ -77,18 +77,13 @@ def validate_fold(
 def validation_pairs(dataset: Dataset, folder: Path, case_ids: Sequence[str]) -> list[Pair]:
     """Return predictions and references of validation cases."""
     return [
-        Pair.of_files(name, folder / f"{name}{dataset.file_ending}", _label(dataset.case(name))) for name in case_ids
+        Pair.of_case(dataset.case(name), folder / f"{name}{dataset.file_ending}", dataset.labels) for name in case_ids
     ]
 
 
 def probabilities_path(folder: Path, case_id: str) -> Path:
     """Where the probabilities of a validation case lie."""
     return folder / "probabilities" / f"{case_id}.npy"
-
-
-def _label(case: Case) -> Path:
-    assert case.label is not None, case.id  # a training case has one: the check saw to it
-    return case.label
 
 
 def _finished(folder: Path, wanted: Sequence[str], *, probabilities: bool) -> Summary | None:
