@@ -97,8 +97,9 @@ def channel_problems(name: str, numbered: Mapping[int, Path], expected: int) -> 
 
 def declaration_of(root: Path) -> Mapping[str, Any]:
     """Return the content of ``dataset.json``; empty if there is none that is legible."""
+    path = root / "dataset.json"
     try:
-        raw = read_json(root / "dataset.json")
+        raw = read_json(path) if path.is_file() else {}
     except InputError:
         return {}
     return raw if isinstance(raw, dict) else {}
