@@ -153,9 +153,8 @@ class LabelScheme(Record):
         """Turn inner values, as `to_labels` gives them, into those on disk; uint8, or uint16 where values need it."""
         if self.stored is None:
             return labels
-        table: NDArray[np.unsignedinteger[Any]] = np.asarray(
-            self.stored, dtype=np.uint8 if max(self.stored) < 255 else np.uint16
-        )
+        dtype = np.uint8 if max(self.stored) < 255 else np.uint16
+        table: NDArray[np.unsignedinteger[Any]] = np.asarray(self.stored, dtype=dtype)
         return np.take(table, labels)
 
     def to_labels(
