@@ -24,7 +24,7 @@ def write_volume(path: Path, array: np.ndarray | None = None, spacing: float = 1
 
 def a_label(*values: int) -> np.ndarray:
     """Return a label map whose first voxels hold `values`."""
-    labels = np.zeros(SHAPE, np.uint8)
+    labels = np.zeros(SHAPE, np.uint8 if max(values, default=0) < 256 else np.uint16)
     labels.flat[: len(values)] = values
     return labels
 

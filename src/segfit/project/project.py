@@ -115,6 +115,7 @@ class Project(Preparation):
         from segfit.project.reporting import report_data
         from segfit.report.page import write_report
 
+        problems = self.check()  # first: it decides which cases count
         with self.stage("report"):
             data = report_data(
                 self.folder,
@@ -128,7 +129,7 @@ class Project(Preparation):
                 test=load(Summary, self.folder.predictions / "summary.json"),
                 records=self.accounts.records(),
                 hardware=self.hardware,
-                warnings=[f"{item.case}: {item.problem}; {item.action}" for item in self.check() if not item.fatal],
+                warnings=[f"{item.case}: {item.problem}; {item.action}" for item in problems if not item.fatal],
             )
             write_report(data, self.folder.report)
         return self.folder.report
