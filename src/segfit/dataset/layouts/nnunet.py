@@ -97,7 +97,7 @@ def _read_declaration(root: Path, problems: list[Problem]) -> Mapping[str, Any] 
         try:
             raw = read_json(root / "dataset.json")
         except InputError as error:
-            fail(str(error).partition("; ")[0], "correct it in an editor")
+            fail(str(error).removeprefix(f"{root}{os.sep}").partition("; ")[0], "correct it in an editor")
             return None
         if isinstance(raw, dict):
             return raw

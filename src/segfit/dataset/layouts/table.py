@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str,
         try:
             content = read_json(path)
         except InputError as error:
-            problems.append(Problem(WHOLE, str(error).partition("; ")[0], "correct it in an editor"))
+            problem = str(error).removeprefix(f"{path.parent}{os.sep}").partition("; ")[0]
+            problems.append(Problem(WHOLE, problem, "correct it in an editor"))
             return [], {}
         listed = content.get("cases") if isinstance(content, dict) else content
         if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed) or not listed:
