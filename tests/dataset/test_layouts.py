@@ -320,7 +320,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     root = build(tmp_path)
     with pytest.raises(DatasetError, match=r"the folder .*none does not exist; correct the path"):
         open_dataset(tmp_path / "none")
-    with pytest.raises(DatasetError, match="is a file; give the folder that holds dataset"):
+    with pytest.raises(DatasetError, match="is a file; give the folder of the dataset, or a table"):
         open_dataset(root / "dataset.json")
     with pytest.raises(DatasetError, match="give one of the folders inside that has one: Dataset001_Test"):
         open_dataset(tmp_path)

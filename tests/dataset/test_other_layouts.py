@@ -88,7 +88,7 @@ def test_a_decathlon_file_may_hold_several_channels(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).channel_names == ("FLAIR", "T1w")
     assert found(tmp_path) == []
     (tmp_path / "dataset.json").write_text(json.dumps(content | {"training": names, "modality": {"0": "FLAIR"}}))
-    assert found(tmp_path)[0] == ("a", "a.tif: 2 channels in all, dataset.json names 1", True)
+    assert found(tmp_path)[0] == ("a", "a.tif: 2 channels in all, the dataset has 1", True)
 
 
 def test_nnunet_v1_has_a_file_per_channel_behind_the_listed_name(tmp_path: Path) -> None:

@@ -123,8 +123,8 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
     readable = not any(problem.fatal for problem in problems)
     if complete and readable and channels != expected:
         files = ", ".join(path.name for path in case.images)
-        problem = f"{files}: {channels} channels in all, dataset.json names {expected}"
-        problems.append(Problem(case.id, problem, 'correct "channel_names" or the files'))
+        problem = f"{files}: {channels} channels in all, the dataset has {expected}"
+        problems.append(Problem(case.id, problem, "declare as many channels as the files hold, or correct the files"))
     values: frozenset[int] | None = None
     if case.label_files:
         last = case.label_files[-1]

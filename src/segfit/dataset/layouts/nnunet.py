@@ -31,6 +31,7 @@ __all__ = ["compare_sizes", "read", "recognises"]
 
 _EXPECTED = (
     "expected is a folder with dataset.json, imagesTr/CASE_0000.ENDING (one file per channel) and labelsTr/CASE.ENDING"
+    ", a folder with images/CASE.ENDING and labels/CASE.ENDING, or a table cases.csv"
 )
 _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
@@ -88,7 +89,7 @@ def _read_declaration(root: Path, problems: list[Problem]) -> Mapping[str, Any] 
     if not root.exists():
         fail(f"the folder {root} does not exist", "correct the path")
     elif not root.is_dir():
-        fail(f"{root} is a file", "give the folder that holds dataset.json")
+        fail(f"{root} is a file", "give the folder of the dataset, or a table of cases (.csv, .json)")
     elif not (root / "dataset.json").is_file():
         inside = sorted(path.parent.name for path in root.glob("*/dataset.json"))
         action = f"give one of the folders inside that has one: {', '.join(inside[:5])}" if inside else _EXPECTED
