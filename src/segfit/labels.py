@@ -1,6 +1,9 @@
 """What the labels of a dataset mean: names, values, regions, the ignore value, and the network's outputs.
 
-Rules and error cases follow the reference's ``dataset.json`` (label semantics). Pure numpy; no file is touched.
+Rules and error cases follow the reference's ``dataset.json`` (label semantics), except that values on disk need not be
+consecutive. Two kinds of values exist: *stored* ones, in files and in what users see, and *inner* ones, consecutive
+from 0, everywhere else. `LabelScheme.to_inner` and `LabelScheme.to_stored` are the way there and back. Pure numpy; no
+file is touched.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ class Target(Record):
     """One structure that is predicted and evaluated: a label, or a region made of several labels."""
 
     name: str
-    values: tuple[int, ...]  # label values whose union is the structure
+    values: tuple[int, ...]  # inner label values whose union is the structure
+
+
+_HIGHEST = 2**16 - 1  # the largest label value that every format for labels can hold
 
 
 class LabelScheme(Record):
@@ -31,11 +37,14 @@ class LabelScheme(Record):
     `labels` keeps the declaration order of ``dataset.json``: a name with one value, or (regions) with several.
     Background is always 0. With at least one entry of more than one value the dataset is region based: each region
     is one sigmoid output, and `region_order` says which value is painted for each, later over earlier.
+
+    All values here are inner ones: consecutive from 0, the ignore value last.
     """
 
     labels: tuple[Target, ...]  # everything declared except the ignore label, background included
     region_order: tuple[int, ...] | None = None
     ignore_value: int | None = None
+    stored: tuple[int, ...] | None = None  # the value on disk of each inner value; None: the same
 
     @classmethod
     def from_declaration(
@@ -43,54 +52,40 @@ class LabelScheme(Record):
     ) -> LabelScheme:
         """Build the scheme from the `labels` and `regions_class_order` entries of a ``dataset.json``.
 
-        Raises `InputError` with one sentence for every rule that is broken.
+        The values declared there are those on disk, whole numbers from 0 to 65535 with gaps if need be. Raises
+        `InputError` with one sentence for every rule that is broken.
         """
         if not isinstance(labels, Mapping) or not labels:
             raise InputError('"labels" must map names to values, for example {"background": 0, "tumour": 1}')
         if labels.get("background") != 0 or isinstance(labels.get("background"), bool):
             raise InputError('"labels" must contain "background": 0')
-        targets: list[Target] = []
-        ignore: int | None = None
-        for name, value in labels.items():
-            if name == "ignore":
-                if not isinstance(value, int) or isinstance(value, bool):
-                    raise InputError(f'the label "ignore" must be one integer, got {value!r}')
-                ignore = value
-                continue
-            values = tuple(value) if isinstance(value, list | tuple) else (value,)
-            if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-                raise InputError(f'label "{name}" must be an integer or a list of integers, got {value!r}')
-            targets.append(Target(name=name, values=values))
-        if all(set(target.values) == {0} for target in targets):
+        declared = {name: _values(name, value) for name, value in labels.items() if name != "ignore"}
+        if all(set(values) == {0} for values in declared.values()):
             raise InputError('"labels" must declare at least one structure besides "background"')
-        highest = max(v for target in targets for v in target.values)
-        if ignore is not None and ignore != highest + 1:
-            raise InputError(f'the label "ignore" must be the highest value + 1 = {highest + 1}, got {ignore}')
-        has_regions = any(len(target.values) > 1 for target in targets)
+        stored = tuple(sorted({value for values in declared.values() for value in values}))
+        ignore = labels.get("ignore")
+        if "ignore" in labels:
+            if not isinstance(ignore, int) or isinstance(ignore, bool):
+                raise InputError(f'the label "ignore" must be one integer, got {ignore!r}')
+            if ignore in stored:
+                raise InputError(f'the label "ignore" must have a value of its own, {ignore} is that of a structure')
+            stored += _values("ignore", ignore)
+        inner = {value: index for index, value in enumerate(stored)}
         order: tuple[int, ...] | None = None
-        if has_regions:
-            foreground = [target for target in targets if set(target.values) != {0}]
-            if regions_class_order is None or len(regions_class_order) != len(foreground):
-                got = "nothing" if regions_class_order is None else f"{len(regions_class_order)} values"
-                raise InputError(
-                    f'"regions_class_order" must list one value for each of the {len(foreground)} regions, got {got}'
-                )
-            declared = {v for target in targets for v in target.values}
-            unknown = [v for v in regions_class_order if isinstance(v, bool) or v not in declared]
-            if unknown:
-                raise InputError(f'"regions_class_order" must list declared label values, got {unknown[0]!r}')
-            order = tuple(regions_class_order)
+        if any(len(values) > 1 for values in declared.values()):
+            order = _region_order(declared, regions_class_order)
         else:
             owner: dict[int, str] = {}
-            for target in targets:
-                first = owner.setdefault(target.values[0], target.name)
-                if first != target.name:
-                    raise InputError(f'labels "{first}" and "{target.name}" share the value {target.values[0]}')
-        scheme = cls(labels=tuple(targets), region_order=order, ignore_value=ignore)
-        values = scheme.all_values + ((ignore,) if ignore is not None else ())
-        if values != tuple(range(len(values))):
-            raise InputError(f"label values must be consecutive from 0, got {list(values)}")
-        return scheme
+            for name, values in declared.items():
+                first = owner.setdefault(values[0], name)
+                if first != name:
+                    raise InputError(f'labels "{first}" and "{name}" share the value {values[0]}')
+        return cls(
+            labels=tuple(Target(name=n, values=tuple(inner[v] for v in values)) for n, values in declared.items()),
+            region_order=None if order is None else tuple(inner[value] for value in order),
+            ignore_value=None if ignore is None else inner[ignore],
+            stored=None if stored == tuple(range(len(stored))) else stored,
+        )
 
     @model_validator(mode="after")
     def _check(self) -> LabelScheme:
@@ -102,6 +97,12 @@ class LabelScheme(Record):
     def has_regions(self) -> bool:
         """Whether outputs are overlapping regions (sigmoid) instead of exclusive labels (softmax)."""
         return any(len(target.values) > 1 for target in self.labels)
+
+    @property
+    def stored_values(self) -> tuple[int, ...]:
+        """The values on disk in the order of the inner ones: background first, the ignore value last."""
+        ignore = () if self.ignore_value is None else (self.ignore_value,)
+        return self.stored if self.stored is not None else (*self.all_values, *ignore)
 
     @property
     def all_values(self) -> tuple[int, ...]:
@@ -134,6 +135,28 @@ class LabelScheme(Record):
         """Entries in ``dataset.json``'s `labels`, ignore included: what the reference's memory estimate counts."""
         return len(self.labels) + (self.ignore_value is not None)
 
+    def to_inner(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+        """Turn values on disk into inner ones, of any shape.
+
+        A value that was not declared becomes one that no structure has: the highest inner value + 1.
+        """
+        if self.stored is None:
+            return labels
+        unknown, top = len(self.stored), max(self.stored)
+        table: NDArray[np.integer[Any]] = np.full(top + 2, unknown, dtype=np.int16 if unknown < 2**15 else np.int32)
+        table[list(self.stored)] = np.arange(unknown)
+        index = labels.astype(np.int64)
+        index[(index < 0) | (index > top)] = top + 1
+        return np.take(table, index)
+
+    def to_stored(self, labels: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+        """Turn inner values, as `to_labels` gives them, into those on disk; uint8, or uint16 where values need it."""
+        if self.stored is None:
+            return labels
+        dtype = np.uint8 if max(self.stored) < 255 else np.uint16
+        table: NDArray[np.unsignedinteger[Any]] = np.asarray(self.stored, dtype=dtype)
+        return np.take(table, labels)
+
     def to_labels(
         self, scores: NDArray[np.floating[Any]], *, activated: bool = False
     ) -> NDArray[np.unsignedinteger[Any]]:
@@ -157,3 +180,27 @@ class LabelScheme(Record):
         for score, value in zip(scores, self.region_order, strict=True):
             result[score > threshold] = value
         return result
+
+
+def _values(name: str, value: object) -> tuple[int, ...]:
+    """Return the values declared for a name; `InputError` unless they are label values."""
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise InputError(f'label "{name}" must be an integer or a list of integers, got {value!r}')
+    outside = [v for v in values if not 0 <= v <= _HIGHEST]
+    if outside:
+        raise InputError(f'label "{name}" must have values from 0 to {_HIGHEST}, got {outside[0]}')
+    return values
+
+
+def _region_order(declared: Mapping[str, Sequence[int]], order: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the stored value painted for each foreground region; `InputError` unless there is one for each."""
+    regions = sum(set(values) != {0} for values in declared.values())
+    if order is None or len(order) != regions:
+        got = "nothing" if order is None else f"{len(order)} values"
+        raise InputError(f'"regions_class_order" must list one value for each of the {regions} regions, got {got}')
+    known = {value for values in declared.values() for value in values}
+    unknown = [value for value in order if isinstance(value, bool) or value not in known]
+    if unknown:
+        raise InputError(f'"regions_class_order" must list declared label values, got {unknown[0]!r}')
+    return tuple(order)

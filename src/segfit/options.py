@@ -35,6 +35,7 @@ Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
 class DatasetOptions(Record):
     """How the files of a dataset are taken."""
 
+    skip_incomplete: bool = Field(False, description="leave out cases with missing or unusable files")
     resample_labels: bool = Field(False, description="bring labels that lie on another grid onto that of their image")
 
 

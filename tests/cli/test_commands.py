@@ -278,3 +278,96 @@ def test_labels_can_be_resampled(dataset: Path, tmp_path: Path, capsys: pytest.C
     assert run(["plan", str(root), "--out", str(tmp_path / "p"), "--resample-labels"]) == 0
     assert run(["check", "--out", str(tmp_path / "p")]) == 0  # the project remembers
     assert run(["check", "--out", str(tmp_path / "p"), "--no-resample-labels"]) == 2
+
+
+def broken_pair(dataset: Path, folder: Path) -> Path:
+    """Copy a dataset, one label missing and one image unreadable."""
+    broken = copy(dataset, folder)
+    (broken / "labelsTr" / "phantom_tr_000.nii.gz").unlink()
+    (broken / "imagesTr" / "phantom_tr_003_0000.nii.gz").write_bytes(b"")
+    return broken
+
+
+def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", str(dataset)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "nnU-Net v2 folder: 5 training cases, 2 test cases",
+        "1 channel: MRI; labels (.nii.gz): organ = 1, lesion = 2",
+        "no problem found: the dataset can be used",
+    ]
+    pairs = tmp_path / "paired folders"
+    for new, old in (("images", "imagesTs"), ("labels", "labelsTs")):
+        shutil.copytree(dataset / old, pairs / new)
+    assert run(["check", str(pairs), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["dataset"] == {
+        "name": "paired folders",
+        "layout": "paired",
+        "channels": ["image"],
+        "structures": {"label 1": [1], "label 2": [2]},
+        "training_cases": 2,
+        "test_cases": 0,
+        "file_ending": ".nii.gz",
+    }
+    assert [item["problem"] for item in told["problems"]] == ["2 training cases, 5 or more are needed for five folds"]
+    assert run(["info", str(pairs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["structures"] == "label 1, label 2"
+
+
+def test_incomplete_cases_can_be_skipped(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = broken_pair(dataset, tmp_path)
+    assert run(["check", str(broken)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "2 error(s), 0 warning(s): the dataset cannot be used as it is",
+        "--skip-incomplete leaves out the cases with errors",
+    ]
+    assert run(["check", str(broken), "--skip-incomplete"]) == 0
+    out = capsys.readouterr().out
+    assert "nnU-Net v2 folder: 3 training cases, 2 test cases" in out
+    assert "left out: its label labelsTr/phantom_tr_000.nii.gz is missing" in out
+    assert out.splitlines()[-1] == "0 error(s), 2 warning(s): the dataset can be used"
+    project = tmp_path / "p"
+    assert run(["fingerprint", str(broken), "--out", str(project), "--skip-incomplete", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [case["case"] for case in told["cases"]] == [f"phantom_tr_00{number}" for number in (1, 2, 4)]
+    assert told["num_training"] == 3
+    assert run(["check", "--out", str(project), "--json"]) == 0  # the project remembers it
+    assert json.loads(capsys.readouterr().out)["dataset"]["training_cases"] == 3
+
+
+def test_problems_stand_together(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = broken_pair(dataset, tmp_path)
+    (broken / "imagesTr" / "phantom_tr_000_0000.nii.gz").write_bytes(b"")
+    declared = json.loads((broken / "dataset.json").read_text())
+    declared |= {"channel_names": {"1": "MRI"}}
+    (broken / "dataset.json").write_text(json.dumps(declared))
+    (broken / "labelsTr" / ".hidden").touch()
+    assert run(["check", str(broken)]) == 2
+    told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert told == [["error", "dataset"], ["error", "phantom_tr_000"], ["warning", "dataset"]]
+    declared |= {"channel_names": {"0": "MRI"}}
+    (broken / "dataset.json").write_text(json.dumps(declared))
+    assert run(["check", str(broken)]) == 2
+    told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[3:-2]]
+    assert told == [
+        ["error", "phantom_tr_000"],
+        ["error", "phantom_tr_000"],
+        ["error", "phantom_tr_003"],
+        ["warning", "dataset"],
+    ]
+
+
+def test_export_for_nnunet(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken, out = broken_pair(dataset, tmp_path), tmp_path / "Dataset012_Copy"
+    assert run(["export-nnunet", "--dataset", str(broken), "--out", str(out)]) == 2
+    assert "its label labelsTr/phantom_tr_000.nii.gz is missing" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(["export-nnunet", "--dataset", str(broken), "--out", str(out), "--skip-incomplete"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert sorted(path.name for path in (out / "labelsTr").iterdir()) == [
+        f"phantom_tr_00{number}.nii.gz" for number in (1, 2, 4)
+    ]
+    assert run(["check", str(out)]) == 0
+    assert run(["export-nnunet", "--dataset", str(dataset), "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def write_volume(path: Path, array: np.ndarray | None = None, spacing: float = 1
 
 def a_label(*values: int) -> np.ndarray:
     """Return a label map whose first voxels hold `values`."""
-    labels = np.zeros(SHAPE, np.uint8)
+    labels = np.zeros(SHAPE, np.uint8 if max(values, default=0) < 256 else np.uint16)
     labels.flat[: len(values)] = values
     return labels
 
@@ -41,7 +41,8 @@ def build(folder: Path, cases: int = 5, channels: int = 2) -> Path:
     root.mkdir()
     for case in "abcdefgh"[:cases]:
         for channel in range(channels):
-            write_volume(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
+            ramp = np.arange(24, dtype=np.int16).reshape(SHAPE) + ord(case)  # no two cases have the same image
+            write_volume(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz", ramp)
         write_volume(root / "labelsTr" / f"{case}.nii.gz", a_label(1, 2))
     declaration = {
         "channel_names": {str(i): name for i, name in enumerate(("T1", "T2", "CT")[:channels])},

@@ -222,7 +222,9 @@ def tiff_dataset(root: Path, shapes: list[tuple[int, ...]], channels: int = 1) -
     for case, shape in zip("abcdefg", shapes, strict=False):
         for folder, name in (("imagesTr", f"{case}_0000.tif"), ("labelsTr", f"{case}.tif")):
             (root / folder).mkdir(parents=True, exist_ok=True)
-            pixels = np.arange(np.prod(shape)).reshape(shape) % (200 if "images" in folder else 2)
+            pixels = np.arange(np.prod(shape)).reshape(shape) % 2
+            if folder == "imagesTr":
+                pixels += np.arange(shape[-1]) + ord(case)
             tifffile.imwrite(root / folder / name, pixels.astype(np.uint8), photometric="minisblack")
             if len(shape) == 3:
                 write_json(root / folder / f"{case}.json", {"spacing": [2, 1, 1]})
@@ -246,7 +248,7 @@ def test_flat_and_deep_images_do_not_mix(tmp_path: Path) -> None:
 def test_channels_are_counted_in_the_files(tmp_path: Path) -> None:
     problems = check_dataset(tiff_dataset(tmp_path, [(4, 5)] * 5, channels=3))
     assert [item.problem for item in problems] == [
-        f"{case}_0000.tif: 1 channels in all, dataset.json names 3" for case in "abcde"
+        f"{case}_0000.tif: 1 channels in all, the dataset has 3" for case in "abcde"
     ]
 
 

@@ -12,7 +12,7 @@ from dataset_builder import a_label, build, edit, write_volume
 from PIL import Image as Pillow
 
 from segfit.dataset.layouts import cases_from_files, find_cases, inspect_dataset, open_dataset
-from segfit.errors import DatasetError, InputError
+from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import write_json
 
 
@@ -40,7 +40,14 @@ def test_hidden_and_foreign_files_are_nobodys_images(tmp_path: Path) -> None:
     root = build(tmp_path)
     for name in ("imagesTr/._a_0000.nii.gz", "imagesTr/.DS_Store", "labelsTr/._a.nii.gz", "imagesTr/readme.txt"):
         (root / name).write_text("x")
-    assert inspect_dataset(root)[1] == ()
+    assert inspect_dataset(root)[1] == (
+        Problem(
+            "dataset",
+            "3 hidden files left by a system: imagesTr/.DS_Store, imagesTr/._a_0000.nii.gz, labelsTr/._a.nii.gz",
+            "nothing, hidden files are not looked at; delete them if you like",
+            False,
+        ),
+    )
     assert len(open_dataset(root).training) == 5
 
 
@@ -135,9 +142,9 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
         FATAL,
     ),
     (
-        change(labels={"background": 0, "organ": 2}),
+        change(labels={"background": 0, "organ": 70000}),
         "dataset",
-        "in dataset.json, label values must be consecutive from 0, got [0, 2]",
+        'in dataset.json, label "organ" must have values from 0 to 65535, got 70000',
         "correct dataset.json",
         FATAL,
     ),
@@ -313,7 +320,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     root = build(tmp_path)
     with pytest.raises(DatasetError, match=r"the folder .*none does not exist; correct the path"):
         open_dataset(tmp_path / "none")
-    with pytest.raises(DatasetError, match="is a file; give the folder that holds dataset"):
+    with pytest.raises(DatasetError, match="is a file; give the folder of the dataset, or a table"):
         open_dataset(root / "dataset.json")
     with pytest.raises(DatasetError, match="give one of the folders inside that has one: Dataset001_Test"):
         open_dataset(tmp_path)

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from segfit.dataset.checks import check_dataset
 from segfit.images.formats import read_grid, read_label
 from segfit.project import Project
 
@@ -49,6 +50,35 @@ def test_nuclei(data: Path, tmp_path: Path) -> None:
 def test_a_dataset_as_it_was_found_is_refused_with_all_its_problems(data: Path, tmp_path: Path) -> None:
     from segfit.errors import DatasetError
 
-    with pytest.raises(DatasetError, match=r"dataset\.json"):
+    with pytest.raises(DatasetError) as caught:
         Project.create(tmp_path / "p", data / "hippocampus_as_found")
+    assert [(item.case, item.problem) for item in caught.value.problems] == [
+        ("hippocampus_118", "its label labels/hippocampus_118 is missing")
+    ]
     assert not (tmp_path / "p").exists()
+
+
+def test_a_dataset_as_it_was_found_is_diagnosed_and_usable(data: Path, tmp_path: Path) -> None:
+    root = data / "hippocampus_as_found"
+    assert [(item.case, item.problem, item.fatal) for item in check_dataset(root)] == [
+        ("hippocampus_118", "its label labels/hippocampus_118 is missing", True),
+        ("hippocampus_010", "its label lies in labels, but no image in images", False),
+        ("hippocampus_281", "its label lies in labels, but no image in images", False),
+        ("dataset", "1 hidden file left by a system: images/.DS_Store", False),
+    ]
+    project = Project.create(tmp_path / "p", root, settings=[*SETTINGS, "dataset.skip_incomplete=true"])
+    assert project.run() is None  # there are no test images
+    assert [case.id[-3:] for case in project.dataset.training] == [
+        "001",
+        "003",
+        "004",
+        "006",
+        "007",
+        "008",
+        "011",
+        "014",
+    ]
+    assert project.fingerprint().num_training == 8
+    for name in project.splits().folds[0].validation:
+        path = project.folder.validation("3d_fullres", 0) / f"{name}.nii.gz"
+        assert read_label(path).array.shape == read_label(root / "labels" / path.name).array.shape

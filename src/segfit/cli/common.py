@@ -13,6 +13,7 @@ from segfit.cli.console import console_progress
 from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from segfit.dataset.manifest import Dataset
     from segfit.project import Project
 
 __all__ = [
@@ -25,10 +26,12 @@ __all__ = [
     "Resample",
     "Seed",
     "Set",
+    "SkipIncomplete",
     "Split",
     "Steps",
     "Time",
     "Workers",
+    "dataset_facts",
     "open_project",
     "print_json",
     "settings_from",
@@ -61,6 +64,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set any option, e.g. planning.patch_size=64,96,96. Repeatable."),
 ]
+SkipIncomplete = Annotated[
+    bool | None,
+    typer.Option("--skip-incomplete/--no-skip-incomplete", help="Leave out cases with missing or unusable files."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -75,6 +82,7 @@ def settings_from(
     device: str | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    skip_incomplete: bool | None = None,
     settings: list[str] | None = None,
 ) -> list[str]:
     """Return what was given on the command line as ``key=value`` settings; what was not given stays as it was.
@@ -100,6 +108,7 @@ def settings_from(
         ("device", device),
         ("seed", seed),
         ("workers", workers),
+        ("dataset.skip_incomplete", None if skip_incomplete is None else str(skip_incomplete).lower()),
     ):
         if value is not None:
             given.append(f"{key}={value}")
@@ -130,6 +139,20 @@ def open_project(dataset: Path | None, out: Path | None, settings: list[str]) ->
         return Project.open(out, settings=settings, progress=progress)
     folder = out or Path(f"segfit-{dataset.resolve().name}")
     return Project.create(folder, dataset, settings=settings, progress=progress)
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what is known of a dataset without reading its files."""
+    stored = dataset.labels.stored_values
+    return {
+        "name": dataset.name,
+        "layout": dataset.layout,
+        "channels": list(dataset.channel_names),
+        "structures": {target.name: [stored[value] for value in target.values] for target in dataset.labels.targets},
+        "training_cases": len(dataset.training),
+        "test_cases": len(dataset.test),
+        "file_ending": dataset.file_ending,
+    }
 
 
 def print_json(value: Any) -> None:

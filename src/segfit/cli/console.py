@@ -174,8 +174,12 @@ def _make_bars(console: Console) -> Bars:
 
 
 def problem_table(problems: Sequence[Problem], stream: TextIO | None = None) -> None:
-    """Print problems, fatal ones first: case, what is wrong, what to do; `stream` is stderr by default."""
-    ordered = sorted(problems, key=lambda problem: not problem.fatal)
+    """Print problems: case, what is wrong, what to do; `stream` is stderr by default.
+
+    Fatal ones come first, those of the whole dataset before its cases, and those of a case stand together.
+    """
+    place = {case: number for number, case in enumerate(dict.fromkeys(problem.case for problem in problems))}
+    ordered = sorted(problems, key=lambda item: (not item.fatal, item.case != "dataset", place[item.case]))
     rows = [("error" if p.fatal else "warning", p.case, p.problem, p.action) for p in ordered]
     table(("", "case", "problem", "what to do"), rows, sys.stderr if stream is None else stream)
 

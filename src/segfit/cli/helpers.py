@@ -1,4 +1,4 @@
-"""The verbs that help to start: ``demo`` and ``doctor``."""
+"""The verbs that help: ``export-nnunet``, ``demo`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from segfit.cli.common import AsJson, Device, open_project, print_json
+from segfit.cli.common import AsJson, Device, SkipIncomplete, Workers, open_project, print_json
 from segfit.cli.console import table
 from segfit.cli.stages import print_outcome
-from segfit.errors import InputError, SegfitError
+from segfit.errors import DatasetError, InputError, SegfitError
 
 __all__ = ["add_to"]
 
@@ -20,8 +20,33 @@ _DEMO_SECONDS = 150
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
-    for verb in (demo, doctor):
+    for verb in (export_nnunet, demo, doctor):
         app.command()(verb)
+
+
+def export_nnunet(
+    dataset: Annotated[Path, typer.Option("--dataset", help="Dataset of any layout.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make, e.g. nnUNet_raw/Dataset123_Name.")],
+    workers: Workers = None,
+    skip_incomplete: SkipIncomplete = None,
+) -> None:
+    """Write a dataset as nnU-Net v2 reads it.
+
+    One file per channel, consecutive labels, dataset.json.
+    """
+    from segfit.cli.console import console_progress
+    from segfit.dataset.checks import check_files, require_usable
+    from segfit.dataset.export import export_nnunet as export
+    from segfit.dataset.layouts import inspect_dataset, leave_out
+
+    progress = console_progress()
+    opened, problems = inspect_dataset(dataset)
+    if opened is None:
+        raise DatasetError([problem for problem in problems if problem.fatal])
+    if skip_incomplete:
+        opened, problems = leave_out(opened, check_files(opened, problems, workers=workers, progress=progress))
+    require_usable(problems)
+    sys.stdout.write(f"{export(opened, out, workers=workers, progress=progress)}\n")
 
 
 def demo(

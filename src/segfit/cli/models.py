@@ -159,6 +159,7 @@ def info(
 ) -> None:
     """Say what a folder is."""
     from segfit.bundle.bundle import MANIFEST, card, open_bundle
+    from segfit.dataset.layouts import LAYOUTS, open_dataset
 
     if (path / MANIFEST).is_file():
         manifest = open_bundle(path, verify=False).manifest
@@ -169,9 +170,7 @@ def info(
         return
     if (path / "project.json").is_file():
         facts = _project_facts(path)
-    elif (path / "dataset.json").is_file():
-        from segfit.dataset.layouts import open_dataset
-
+    elif any(layout.recognises(path.absolute()) for layout in LAYOUTS.values()):
         dataset = open_dataset(path)
         facts = {
             "dataset": dataset.name,

@@ -19,10 +19,12 @@ from segfit.cli.common import (
     Resample,
     Seed,
     Set,
+    SkipIncomplete,
     Split,
     Steps,
     Time,
     Workers,
+    dataset_facts,
     open_project,
     print_json,
     settings_from,
@@ -30,6 +32,7 @@ from segfit.cli.common import (
 from segfit.cli.console import problem_table, score_table, table
 
 if TYPE_CHECKING:
+    from segfit.dataset.manifest import Dataset
     from segfit.evaluation.summary import Summary
     from segfit.project import Project
 
@@ -54,13 +57,14 @@ def run(
     device: Device = None,
     seed: Seed = None,
     workers: Workers = None,
+    skip_incomplete: SkipIncomplete = None,
     settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Do everything, from the check to the report."""
     given = settings_from(
-        time=time, steps=steps, preset=preset, splits=splits, resample_labels=resample_labels, memory=memory,
-        device=device, seed=seed, workers=workers, settings=settings,
+        time=time, steps=steps, preset=preset, splits=splits, skip_incomplete=skip_incomplete,
+        resample_labels=resample_labels, memory=memory, device=device, seed=seed, workers=workers, settings=settings,
     )  # fmt: skip
     project = open_project(dataset, out, given)
     project.run()
@@ -68,40 +72,51 @@ def run(
 
 
 def check(
-    dataset: DatasetArgument = None, out: Out = None, resample_labels: Resample = None, workers: Workers = None,
-    as_json: AsJson = False,
+    dataset: DatasetArgument = None, out: Out = None, skip_incomplete: SkipIncomplete = None,
+    resample_labels: Resample = None, workers: Workers = None, as_json: AsJson = False,
 ) -> int:  # fmt: skip
     """Read every file and list all problems.
 
-    The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
+    Says first what was understood. The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
     """
     from segfit.cli.console import console_progress
-    from segfit.dataset.checks import check_dataset
+    from segfit.dataset.checks import check_files
+    from segfit.dataset.layouts import describe, inspect_dataset, leave_out
 
     if dataset is None or out is not None:
-        problems = open_project(dataset, out, settings_from(resample_labels=resample_labels, workers=workers)).check()
+        given = settings_from(skip_incomplete=skip_incomplete, resample_labels=resample_labels, workers=workers)
+        project = open_project(dataset, out, given)
+        problems = project.check()
+        found: Dataset | None = project.dataset
     else:
-        problems = check_dataset(
-            dataset, resample_labels=bool(resample_labels), workers=workers, progress=console_progress()
-        )
+        found, problems = inspect_dataset(dataset)
+        if found is not None:
+            found = found.resampling_labels(bool(resample_labels))
+            problems = check_files(found, problems, workers=workers, progress=console_progress())
+            if skip_incomplete:
+                found, problems = leave_out(found, problems)
     fatal = sum(problem.fatal for problem in problems)
     if as_json:
-        print_json([{"case": p.case, "problem": p.problem, "action": p.action, "fatal": p.fatal} for p in problems])
+        told = [{"case": p.case, "problem": p.problem, "action": p.action, "fatal": p.fatal} for p in problems]
+        print_json({"dataset": None if found is None else dataset_facts(found), "problems": told})
     else:
+        sys.stdout.writelines(f"{line}\n" for line in (() if found is None else describe(found)))
         if problems:
             problem_table(problems, sys.stdout)
-        warnings = len(problems) - fatal
-        found = f"{fatal} error(s), {warnings} warning(s)" if problems else "no problem found"
-        sys.stdout.write(f"{found}: the dataset {'cannot be used as it is' if fatal else 'can be used'}\n")
+        counts = f"{fatal} error(s), {len(problems) - fatal} warning(s)" if problems else "no problem found"
+        sys.stdout.write(f"{counts}: the dataset {'cannot be used as it is' if fatal else 'can be used'}\n")
+        if fatal and all(problem.case != "dataset" for problem in problems if problem.fatal):
+            sys.stdout.write("--skip-incomplete leaves out the cases with errors\n")
     return 2 if fatal else 0
 
 
 def fingerprint(
     dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
-    settings: Set = None, as_json: AsJson = False,
+    skip_incomplete: SkipIncomplete = None, settings: Set = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure sizes, spacings, labels, intensities."""
-    project = open_project(dataset, out, settings_from(preset=preset, workers=workers, settings=settings))
+    given = settings_from(preset=preset, workers=workers, skip_incomplete=skip_incomplete, settings=settings)
+    project = open_project(dataset, out, given)
     result = project.fingerprint()
     if as_json:
         print_json(result.model_dump(mode="json"))
@@ -136,6 +151,7 @@ def plan(
     resample_labels: Resample = None,
     memory: Memory = None,
     device: Device = None,
+    skip_incomplete: SkipIncomplete = None,
     settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -150,8 +166,8 @@ def plan(
         _print_comparison(*compare, as_json=as_json)
         return
     given = settings_from(
-        time=time, steps=steps, preset=preset, splits=splits, resample_labels=resample_labels, memory=memory,
-        device=device, settings=settings,
+        time=time, steps=steps, preset=preset, splits=splits, skip_incomplete=skip_incomplete,
+        resample_labels=resample_labels, memory=memory, device=device, settings=settings,
     )  # fmt: skip
     project = open_project(dataset, out, given)
     result = project.size() if probe else project.plan()
@@ -197,10 +213,11 @@ def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
 
 def preprocess(
     dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
-    settings: Set = None,
+    skip_incomplete: SkipIncomplete = None, settings: Set = None,
 ) -> None:  # fmt: skip
     """Crop, normalise and resample all cases."""
-    project = open_project(dataset, out, settings_from(preset=preset, workers=workers, settings=settings))
+    given = settings_from(preset=preset, workers=workers, skip_incomplete=skip_incomplete, settings=settings)
+    project = open_project(dataset, out, given)
     for name, keys in project.preprocess().items():
         sys.stdout.write(f"{name}: {len(keys)} cases in {project.folder.cases}\n")
 
@@ -215,12 +232,13 @@ def train(
     device: Device = None,
     seed: Seed = None,
     workers: Workers = None,
+    skip_incomplete: SkipIncomplete = None,
     settings: Set = None,
 ) -> None:
     """Train what fits the time; goes on if stopped."""
     given = settings_from(
         time=time, steps=steps, preset=preset, memory=memory, device=device, seed=seed, workers=workers,
-        settings=settings,
+        skip_incomplete=skip_incomplete, settings=settings,
     )  # fmt: skip
     project = open_project(dataset, out, given)
     results = project.train()
@@ -232,9 +250,12 @@ def train(
     table(("configuration", "fold", "steps", "seconds", "Dice on patches"), rows, sys.stdout, numbers=True)
 
 
-def select(dataset: DatasetArgument = None, out: Out = None, settings: Set = None, as_json: AsJson = False) -> None:
+def select(
+    dataset: DatasetArgument = None, out: Out = None, skip_incomplete: SkipIncomplete = None, settings: Set = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Validate, compare, choose, write the model."""
-    project = open_project(dataset, out, settings_from(settings=settings))
+    project = open_project(dataset, out, settings_from(skip_incomplete=skip_incomplete, settings=settings))
     selection = project.select()
     if as_json:
         print_json(selection.model_dump(mode="json"))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.dataset.annotation import distinct_values, merged_masks
 from segfit.dataset.layouts import inspect_dataset
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.placement import on_image_grid
@@ -23,50 +27,52 @@ from segfit.images.tiff import spacing_file
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 
-__all__ = ["MIN_CASES", "check_dataset", "require_usable"]
+__all__ = ["MIN_CASES", "check_dataset", "check_files", "require_usable"]
 
 MIN_CASES = 5  # the reference needs them for its five folds; with fewer, fewer folds are made
 _SHOWN_VALUES = 8  # label values written out in a message
+_VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
 
 def check_dataset(
-    dataset: Dataset | Path | str,
-    *,
-    resample_labels: bool = False,
-    workers: int | None = None,
-    progress: Progress = SILENT,
+    dataset: Dataset | Path | str, *, workers: int | None = None, progress: Progress = SILENT
 ) -> tuple[Problem, ...]:
     """Return every problem of a dataset, fatal ones and warnings: its structure first, then case by case.
 
-    Each image and label file is read once, in parallel; what is wrong with test cases is a warning. A path is
-    inspected first, so that a dataset which `open_dataset` refuses is reported together with what its files hold.
+    A path is inspected first, so that a dataset which `open_dataset` refuses is reported together with what its files
+    hold. Otherwise as `check_files`.
     """
     found, problems = inspect_dataset(dataset.root if isinstance(dataset, Dataset) else dataset)
     opened = dataset if isinstance(dataset, Dataset) else found
-    if opened is None:
-        return problems
-    if resample_labels:
-        opened = opened.resampling_labels()
+    return problems if opened is None else check_files(opened, problems, workers=workers, progress=progress)
+
+
+def check_files(
+    dataset: Dataset, problems: Sequence[Problem] = (), *, workers: int | None = None, progress: Progress = SILENT
+) -> tuple[Problem, ...]:
+    """Return `problems`, those of the dataset's structure, and after them all that its files show.
+
+    Each image and label file is read once, in parallel; what is wrong with test cases is a warning.
+    """
     incomplete = frozenset(problem.case for problem in problems if problem.fatal)
-    cases = (*opened.training, *opened.test)
     work = map_cases(
-        lambda number: _check_case(cases[number], opened, complete=cases[number].id not in incomplete),
-        range(len(cases)),
+        partial(_check_item, labels=dataset.labels, channels=len(dataset.channel_names), incomplete=incomplete),
+        list(enumerate((*dataset.training, *dataset.test))),
         description="Checking cases",
-        name=lambda number: cases[number].id,
+        name=_item_name,
         workers=workers,
         progress=progress,
     )
-    by_number = dict(work)
-    findings = [by_number[number] for number in range(len(cases))]
-    training, test = findings[: len(opened.training)], findings[len(opened.training) :]
+    by_number = {number: finding for (number, _), finding in work}
+    findings = [by_number[number] for number in range(len(by_number))]
+    training, test = findings[: len(dataset.training)], findings[len(dataset.training) :]
     content = [item for finding in training for item in finding.problems]
     content += [
         replace(item, problem=f"test case: {item.problem}", fatal=False)
         for finding in test
         for item in finding.problems
     ]
-    return (*problems, *_check_whole(opened, training), *content)
+    return (*problems, *_check_whole(dataset, training), *_check_same(dataset, findings), *content)
 
 
 def require_usable(problems: Sequence[Problem]) -> None:
@@ -82,14 +88,25 @@ class _Finding:
 
     problems: tuple[Problem, ...]
     ndim: int | None  # None: no image could be read
-    label_values: frozenset[int] | None  # None: no label could be read
+    label_values: frozenset[int] | None  # as stored on disk; None: no label could be read
+    digest: str | None  # of all voxels of all channels; None: not all could be read
 
 
-def _check_case(case: Case, dataset: Dataset, *, complete: bool) -> _Finding:
+def _item_name(item: tuple[int, Case]) -> str:
+    return item[1].id
+
+
+def _check_item(item: tuple[int, Case], *, labels: LabelScheme, channels: int, incomplete: Set[str]) -> _Finding:
+    case = item[1]
+    return _check_case(case, labels, channels, complete=case.id not in incomplete)
+
+
+def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool) -> _Finding:
     """Read the files of a case; `complete` says that no file is known to be missing."""
     problems: list[Problem] = []
     grid: Grid | None = None
     channels = 0
+    digest = hashlib.sha256()
     for path in case.images:
         try:
             image = read_image(path)
@@ -97,6 +114,7 @@ def _check_case(case: Case, dataset: Dataset, *, complete: bool) -> _Finding:
             problems.append(_from_error(case, path, error))
             continue
         channels += image.array.shape[0]
+        digest.update(repr(image.array.shape).encode() + np.ascontiguousarray(image.array).tobytes())
         problems += _check_voxels(case, path, image.array)
         if grid is None:
             grid = image.grid
@@ -104,22 +122,26 @@ def _check_case(case: Case, dataset: Dataset, *, complete: bool) -> _Finding:
         else:
             problems += _check_grid(case, path, grid, image.grid, case.images[0])
     readable = not any(problem.fatal for problem in problems)
-    if complete and readable and channels != len(dataset.channel_names):
+    if complete and readable and channels != expected:
         files = ", ".join(path.name for path in case.images)
-        problem = f"{files}: {channels} channels in all, dataset.json names {len(dataset.channel_names)}"
-        problems.append(Problem(case.id, problem, 'correct "channel_names" or the files'))
+        problem = f"{files}: {channels} channels in all, the dataset has {expected}"
+        problems.append(Problem(case.id, problem, "declare as many channels as the files hold, or correct the files"))
     values: frozenset[int] | None = None
-    if case.label is not None:
+    if case.label_files:
+        last = case.label_files[-1]
         try:
-            label = read_label(case.label)
+            label = merged_masks(case) if case.masks else read_label(last)
         except InputError as error:
-            problems.append(_from_error(case, case.label, error))
+            problems.append(_from_error(case, last, error))
         else:
-            values = _label_values(label.array)
-            problems += _check_values(case, case.label, values, dataset.labels)
+            values = distinct_values(label.array)
+            if case.masks:
+                values = frozenset(labels.stored_values[value] for value in values)
+            problems += _check_values(case, last, values, labels)
             if grid is not None:
-                problems += _check_label_grid(case, case.label, grid, label)
-    return _Finding(tuple(problems), None if grid is None else grid.ndim, values)
+                problems += _check_label_grid(case, last, grid, label)
+    whole = complete and readable and bool(case.images)
+    return _Finding(tuple(problems), None if grid is None else grid.ndim, values, digest.hexdigest() if whole else None)
 
 
 def _from_error(case: Case, path: Path, error: InputError) -> Problem:
@@ -179,27 +201,17 @@ def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
 
 
 def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme) -> list[Problem]:
-    declared = set(labels.all_values) | ({labels.ignore_value} if labels.ignore_value is not None else set())
+    declared = set(labels.stored_values)
     unknown = sorted(values - declared)
     if unknown:
         shown = ", ".join(map(str, unknown[:_SHOWN_VALUES])) + (", ..." if len(unknown) > _SHOWN_VALUES else "")
         expected = ", ".join(map(str, sorted(declared)))
         problem = f"{path.name} holds the undeclared value{'s' * (len(unknown) > 1)} {shown}; declared are {expected}"
         return [Problem(case.id, problem, 'correct the label or declare the value in "labels"')]
-    if not values & set(labels.foreground_values):
+    if not values & {labels.stored_values[value] for value in labels.foreground_values}:
         problem = f"{path.name} is empty: no structure is labelled"
         return [Problem(case.id, problem, "nothing if that is right; label the case or remove it if not", fatal=False)]
     return []
-
-
-def _label_values(array: NDArray[np.integer[Any]]) -> frozenset[int]:
-    """Return the distinct values; a look-up table is much faster than sorting where the range is small."""
-    low, high = int(array.min()), int(array.max())
-    if high - low >= 2**16:
-        return frozenset(int(value) for value in np.unique(array))
-    present = np.zeros(high - low + 1, dtype=bool)
-    present[array.ravel().astype(np.int32) - low] = True
-    return frozenset(int(value) + low for value in np.flatnonzero(present))
 
 
 def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
@@ -215,13 +227,40 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
         cases = [case.id for case, finding in zip(dataset.training, findings, strict=True) if finding.ndim == rare]
         problem = f"{kinds[2]} cases are 2D and {kinds[3]} are 3D (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make a dataset of each kind"))
+    stored = dataset.labels.stored_values
     seen = [finding.label_values for finding in findings if finding.label_values is not None]
     absent = [
         target.name
         for target in dataset.labels.targets
-        if seen and not any(set(target.values) & values for values in seen)
+        if seen and not any({stored[value] for value in target.values} & values for values in seen)
     ]
     for name in absent:
         problem = f'the structure "{name}" occurs in no label file'
         problems.append(Problem("dataset", problem, 'correct its value in "labels" or remove it', fatal=False))
+    return problems
+
+
+def _check_same(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
+    """Return warnings about images that are there twice, and about cases that look like visits of one patient."""
+    problems: list[Problem] = []
+    cases = (*dataset.training, *dataset.test)
+    first: dict[str, int] = {}
+    for number, finding in enumerate(findings):
+        earlier = number if finding.digest is None else first.setdefault(finding.digest, number)
+        if earlier != number:
+            kinds = ["training" if n < len(dataset.training) else "test" for n in (number, earlier)]
+            problem = f"the images of this {kinds[0]} case are those of {kinds[1]} case {cases[earlier].id}"
+            action = "remove one; the same image on both sides of a split makes scores too good"
+            problems.append(Problem(cases[number].id, problem, action, fatal=False))
+    visits: dict[str, list[str]] = {}
+    for case in dataset.training:
+        match = _VISIT.fullmatch(case.id)
+        if match and case.group is None:
+            visits.setdefault(match[1], []).append(case.id)
+    patients = [ids for ids in visits.values() if len(ids) > 1]
+    if patients:
+        more = f" and {len(patients) - 1} more patients" if len(patients) > 1 else ""
+        problem = f"the cases {', '.join(patients[0])} look like visits of one patient{more}"
+        action = 'if they are, give the patient in a column "group" of a table of cases, so that no split divides them'
+        problems.append(Problem("dataset", problem, action, fatal=False))
     return problems

@@ -9,11 +9,21 @@ from pydantic import Field
 from segfit.files import Record
 from segfit.labels import LabelScheme
 
-__all__ = ["Case", "Dataset"]
+__all__ = ["Case", "Dataset", "Mask"]
+
+
+class Mask(Record):
+    """A label file of one structure: it is where the file is not 0."""
+
+    path: Path
+    value: int  # inner label value of the structure
 
 
 class Case(Record):
-    """One case: its channel files in channel order and, if there is one, its label file.
+    """One case: its channel files in channel order and, if there is one, its annotation.
+
+    That is one label file, or one mask per structure: those are merged in their order, later ones over earlier. What
+    `segfit.dataset.annotation.read_labels` makes of them is what all stages see.
 
     Cases of one `group` (a patient, a specimen) belong together when the data are split; `site` says where a case
     comes from; `weight` says how often it is drawn in training, relative to the others.
@@ -22,21 +32,27 @@ class Case(Record):
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
+    masks: tuple[Mask, ...] = ()
     group: str | None = None
     site: str | None = None
     weight: float = Field(1.0, ge=0)
     resample_label: bool = False  # onto the grid of the image, where it lies on another
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """The files of the annotation; none in a case without."""
+        return tuple(mask.path for mask in self.masks) if self.label is None else (self.label,)
 
 
 class Dataset(Record):
     """A dataset that was understood; `segfit.dataset.layouts.open_dataset` makes it."""
 
     name: str
-    root: Path
-    layout: str  # "nnunet-v2", ...
+    root: Path  # what `open_dataset` opens again: the folder, or the table
+    layout: str  # a key of `segfit.dataset.layouts.LAYOUTS`
     channel_names: tuple[str, ...]
     labels: LabelScheme
-    file_ending: str  # of images and labels, with the leading dot
+    file_ending: str  # of labels, with the leading dot
     num_training: int
     training: tuple[Case, ...]
     test: tuple[Case, ...] = ()  # labels are None where the dataset has none

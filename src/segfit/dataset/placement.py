@@ -26,7 +26,7 @@ def on_image_grid(case: Case, label: Image) -> Image:
     difference = grid.mismatch(label.grid)
     if not difference:
         return label
-    files = case.label or case.images[0], case.images[0].name
+    files = case.label_files[0], case.images[0].name
     problem = f"does not fit {files[1]} ({difference}) and cannot be resampled"
     if grid.affine is None or label.grid.affine is None:
         raise FileError(files[0], f"{problem}: they do not both say where they lie", "make it on the image's grid")

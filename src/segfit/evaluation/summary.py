@@ -6,14 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
-from segfit.dataset.placement import on_image_grid
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Scores, case_metrics
 from segfit.execution.pool import map_cases
@@ -55,27 +56,25 @@ class Pair:
     reference_file: str = ""
 
     @classmethod
-    def of_files(cls, case: str, prediction: Path, reference: Path) -> Pair:
-        """Return the pair of two label files."""
+    def of_files(cls, case: str, prediction: Path, reference: Path, scheme: LabelScheme | None = None) -> Pair:
+        """Return the pair of two label files; without `scheme` their values are taken as inner ones."""
         return cls(
             case,
-            lambda: read_label(prediction).array[0],
-            lambda: read_label(reference).array[0],
+            partial(_inner_values, prediction, scheme),
+            partial(_inner_values, reference, scheme),
             prediction.as_posix(),
             reference.as_posix(),
         )
 
     @classmethod
-    def of_case(cls, case: Case, prediction: Path) -> Pair:
-        """Return the pair of a predicted label file and the label of a case that has one."""
-        label = case.label
-        assert label is not None, case.id
+    def of_case(cls, case: Case, prediction: Path, scheme: LabelScheme) -> Pair:
+        """Return the pair of a predicted label file and the annotation of a case that has one."""
         return cls(
             case.id,
-            lambda: read_label(prediction).array[0],
-            lambda: on_image_grid(case, read_label(label)).array[0],
+            partial(_inner_values, prediction, scheme),
+            partial(_annotation, case, scheme),
             prediction.as_posix(),
-            label.as_posix(),
+            ", ".join(path.as_posix() for path in case.label_files),
         )
 
     def load(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -221,12 +220,24 @@ def evaluate_folder(
     missing = sorted(set(expected) - set(predicted))
     if missing and require_all:
         raise InputError(f"{predictions} lacks the prediction of {_listed(missing)}; predict first or allow a part")
-    pairs = [Pair.of_files(name.removesuffix(ending), predicted[name], expected[name]) for name in sorted(predicted)]
+    pairs = [
+        Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
+    ]
     summary = evaluate(pairs, scheme, workers=workers, progress=progress)
     apart = [name for name in sorted(predicted) if _lie_apart(predicted[name], expected[name])]
     if apart:
         progress.warn(f"prediction and reference of {_listed(apart)} lie apart in space; voxels were compared by index")
     return summary
+
+
+def _inner_values(path: Path, scheme: LabelScheme | None) -> NDArray[Any]:
+    values: NDArray[Any] = read_label(path).array[0]
+    return values if scheme is None else scheme.to_inner(values)
+
+
+def _annotation(case: Case, scheme: LabelScheme) -> NDArray[Any]:
+    values: NDArray[Any] = read_labels(case, scheme).array[0]
+    return values
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:

@@ -39,7 +39,8 @@ class FileHashes:
         return content_hash(
             {
                 "images": [self.image(path) for path in case.images],
-                "label": None if case.label is None else self.image(case.label),
+                "label": [self.image(path) for path in case.label_files],
+                "structures": [mask.value for mask in case.masks],
                 "spacing": [self.file(path) if path.is_file() else None for path in beside],
                 **({"resample_label": True} if case.resample_label else {}),
             }

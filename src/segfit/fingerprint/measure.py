@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segfit.cropping import bounding_box, slices
+from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case, Dataset
-from segfit.dataset.placement import on_image_grid
 from segfit.errors import InputError
 from segfit.execution.pool import map_cases
 from segfit.files import content_hash, write_file
@@ -23,7 +23,7 @@ from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
 from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.geometry import AxisMap, canonical_map
-from segfit.images.formats import read_case, read_label
+from segfit.images.formats import read_case
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 
@@ -112,7 +112,7 @@ def _measure_or_recall(
     if cache is None:
         return _measure_case(case, content, dataset, orientation)
     scheme = dataset.labels
-    meaning = [len(dataset.channel_names), _declared(scheme), scheme.foreground_values]
+    meaning = [len(dataset.channel_names), _declared(scheme), scheme.foreground_values, scheme.stored]
     key = content_hash([_VERSION, case.id, content, orientation, meaning])
     path = cache / f"{key}.npz"
     measured = _recall(path, content)
@@ -127,9 +127,9 @@ def _declared(scheme: LabelScheme) -> tuple[int, ...]:
 
 
 def _measure_case(case: Case, content: str, dataset: Dataset, orientation: Orientation) -> _Measured:
-    if case.label is None:
+    if not case.label_files:
         raise InputError(f"case {case.id} has no label; add it or move the images to the test cases")
-    image, label = read_case(case.images), on_image_grid(case, read_label(case.label))
+    image, label = read_case(case.images), read_labels(case, dataset.labels)
     if image.array.shape[0] != len(dataset.channel_names):
         raise InputError(
             f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {len(dataset.channel_names)}"

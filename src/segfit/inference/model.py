@@ -201,7 +201,7 @@ class Model:
         image, name = read_source(source, ndim)
         earlier: Image | None = None
         if previous_stage is not None:
-            earlier = read_previous_stage(previous_stage, image.grid, name)
+            earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
         warnings = []
         if image.array.size and image.array.min() == image.array.max():
             warnings.append(f"{name} has the same value everywhere")
@@ -246,9 +246,9 @@ class Model:
         warnings: Sequence[str] = (),
     ) -> Prediction:
         """Bring the scores back to the grid of the image and decide: the last step of `predict`; any thread."""
-        labels = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
+        inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
         kept = merged_probabilities(fields, self.labels) if probabilities else None
-        return Prediction(labels, prepared.grid, kept, (*prepared.warnings, *warnings))
+        return Prediction(self.labels.to_stored(inner), prepared.grid, kept, (*prepared.warnings, *warnings))
 
 
 def predict_folder(

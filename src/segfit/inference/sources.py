@@ -13,6 +13,7 @@ from segfit.errors import InputError
 from segfit.geometry import Grid
 from segfit.images.formats import read_case, read_label
 from segfit.images.image import Image
+from segfit.labels import LabelScheme
 
 __all__ = ["Geometry", "Source", "read_previous_stage", "read_source"]
 
@@ -66,17 +67,19 @@ def _grid(shape: tuple[int, ...], geometry: Geometry | None) -> Grid:
         raise InputError(f"the geometry of the image is unusable: {error}") from None
 
 
-def read_previous_stage(source: str | Path | NDArray[np.integer[Any]], grid: Grid, name: str) -> Image:
-    """Return the label map of the previous stage; `InputError` unless it lies on the grid of the image `name`."""
+def read_previous_stage(
+    source: str | Path | NDArray[np.integer[Any]], grid: Grid, name: str, labels: LabelScheme
+) -> Image:
+    """Return the inner labels of the previous stage; `InputError` unless it lies on the grid of the image `name`."""
     if isinstance(source, np.ndarray):
         if source.shape != grid.shape or source.dtype.kind not in "iu":
             raise InputError(
                 f"the previous stage of {name} must be integer labels of shape {grid.shape}, "
                 f"got {source.dtype} of shape {source.shape}"
             )
-        return Image(source[None], grid)
+        return Image(labels.to_inner(source[None]), grid)
     image = read_label(Path(source))
     difference = grid.mismatch(image.grid)
     if difference:
         raise InputError(f"{source} does not lie on the grid of {name}: {difference}; predict that stage again")
-    return image
+    return Image(labels.to_inner(image.array), image.grid)

@@ -43,7 +43,7 @@ class AxisEvidence:
 
 def value_names(labels: LabelScheme) -> dict[int, str]:
     """Return a readable name for every foreground label value."""
-    names = {value: f"label {value}" for value in labels.foreground_values}
+    names = {value: f"label {labels.stored_values[value]}" for value in labels.foreground_values}
     names |= {target.values[0]: target.name for target in labels.labels if len(target.values) == 1}
     names.pop(0, None)
     return names

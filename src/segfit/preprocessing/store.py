@@ -31,15 +31,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
-from segfit.dataset.placement import on_image_grid
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, StageError
 from segfit.execution.pool import available_workers, map_cases
 from segfit.files import Document, Record, content_hash, hash_file
 from segfit.fingerprint.contents import FileHashes
 from segfit.geometry import AxisMap, canonical_map
-from segfit.images.formats import read_case, read_grid, read_label
+from segfit.images.formats import read_case, read_grid
 from segfit.labels import LabelScheme
 from segfit.planning.plan import PreprocessingSpec
 from segfit.preprocessing.pipeline import CaseProperties, Preprocessed, preprocess
@@ -337,8 +337,8 @@ def preprocess_dataset(
             progress.warn(f"preprocessed case {case.id} was damaged on disk; it is made anew")
             store.discard(key)
         image = read_case(case.images)
-        label = None if case.label is None else on_image_grid(case, read_label(case.label))
-        sources = (*case.images, *(() if case.label is None else (case.label,)))
+        label = read_labels(case, scheme) if case.label_files else None
+        sources = (*case.images, *case.label_files)
         done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
         store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
         return key

@@ -63,9 +63,10 @@ class CheckFile(Document):
 
 def listing_hash(dataset: Dataset) -> str:
     """Return a hash of names, sizes and times of all files of a dataset: equal while nobody touched them."""
-    files = [dataset.root / "dataset.json"]
+    declared = (dataset.root / name for name in ("dataset.json", "cases.csv", "cases.json"))
+    files = [path for path in (dataset.root, *declared) if path.is_file()]
     for case in (*dataset.training, *dataset.test):
-        files += [*case.images, *([] if case.label is None else [case.label])]
+        files += [*case.images, *case.label_files]
     return content_hash([[str(path), status.st_size, status.st_mtime_ns] for path in files if (status := path.stat())])
 
 

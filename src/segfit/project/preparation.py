@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 from segfit.dataset.checks import check_dataset, require_usable
+from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Dataset
 from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, faults_of, read_splits, reference_splits
 from segfit.device import Hardware, measure_hardware, resolve_device
@@ -41,7 +42,7 @@ class Preparation:
 
     def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = SILENT) -> None:
         self.folder = ProjectFolder(root)
-        self.dataset = dataset
+        self._found = dataset
         self._adopt(options)
         self.progress = progress
         self.marks = Marks(self.folder.runs / "marks.json")  # of what comes after the trainings; moves with them
@@ -53,7 +54,8 @@ class Preparation:
     def _adopt(self, options: Options) -> None:
         """Take options; some of them say how the dataset is read."""
         self.options = options
-        self.dataset = self.dataset.resampling_labels(options.dataset.resample_labels)
+        self._found = self._found.resampling_labels(options.dataset.resample_labels)  # all cases
+        self.dataset = self._found  # narrowed by `check`
 
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
@@ -63,9 +65,20 @@ class Preparation:
                 file.save(self.folder.project)
 
     def check(self) -> tuple[Problem, ...]:
-        """Read every file once and return all problems; unchanged files are not read again."""
+        """Read every file once and return all problems; unchanged files are not read again.
+
+        With the option dataset.skip_incomplete the cases with fatal problems are left out of `dataset` from here on.
+        """
+        problems = self._problems()
+        if not self.options.dataset.skip_incomplete:
+            return problems
+        self.dataset, problems = leave_out(self._found, problems)
+        return problems
+
+    def _problems(self) -> tuple[Problem, ...]:
+        """Return the problems of all cases that were found."""
         try:
-            listing = listing_hash(self.dataset)
+            listing = listing_hash(self._found)
         except OSError as error:
             raise InputError(f"{error.filename} cannot be read ({error.strerror}); restore it") from None
         listing = content_hash([listing, self.options.dataset.resample_labels])
@@ -74,7 +87,7 @@ class Preparation:
             if known.listing == listing:
                 return known.found()
         with self.stage("check"):
-            problems = check_dataset(self.dataset, workers=self.options.workers, progress=self.progress)
+            problems = check_dataset(self._found, workers=self.options.workers, progress=self.progress)
             CheckFile.of(listing, problems).save(self.folder.check)
         return problems
 
@@ -312,7 +325,9 @@ class Preparation:
     def _plan_basis(self, fingerprint: Fingerprint, splits: Splits) -> str:
         """Return the hash of everything that a plan is derived from."""
         asked = self.options.model_dump(
-            mode="json", exclude_defaults=True, exclude={"workers": True, "training": {"checkpoint_seconds"}}
+            mode="json",
+            exclude_defaults=True,
+            exclude={"workers": True, "dataset": {"skip_incomplete"}, "training": {"checkpoint_seconds"}},
         )
         return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), splits.seal, asked])
 

@@ -54,16 +54,17 @@ class Project(Preparation):
         unusable dataset.
         """
         root = Path(folder).expanduser().absolute()
-        opened = dataset if isinstance(dataset, Dataset) else _opened(dataset)
         before = load(ProjectFile, ProjectFolder(root).project)
+        options = (options or (before.options if before is not None else Options())).with_settings(settings)
+        skip = options.dataset.skip_incomplete
+        opened = dataset if isinstance(dataset, Dataset) else _opened(dataset, skip_incomplete=skip)
         if before is not None and before.dataset != opened.root:
             raise InputError(
                 f"{root} is a project on {before.dataset}, not on {opened.root}; choose another folder with --out"
             )
         if before is None and root.exists() and (not root.is_dir() or _holds_something(root)):
             raise InputError(f"{root} is not empty and not a segfit project; choose another folder with --out")
-        options = options or (before.options if before is not None else Options())
-        project = cls(root, opened, options.with_settings(settings), progress=progress)
+        project = cls(root, opened, options, progress=progress)
         project.save_options()
         return project
 
@@ -97,7 +98,9 @@ class Project(Preparation):
     def evaluate(self) -> Summary | None:
         """Score the predictions of the test images; None if there are none with labels."""
         paths = {path.name.removesuffix(self.dataset.file_ending): path for path in self.predict()}
-        pairs = [Pair.of_case(case, paths[case.id]) for case in self.dataset.test if case.label is not None]
+        pairs = [
+            Pair.of_case(case, paths[case.id], self.dataset.labels) for case in self.dataset.test if case.label_files
+        ]
         if not pairs:
             return None
         known = load(Summary, self.folder.predictions / "summary.json")
@@ -113,6 +116,7 @@ class Project(Preparation):
         from segfit.project.reporting import report_data
         from segfit.report.page import write_report
 
+        problems = self.check()  # first: it decides which cases count
         with self.stage("report"):
             splits = load(Splits, self.folder.splits)
             folds = () if splits is None else splits.folds
@@ -128,7 +132,7 @@ class Project(Preparation):
                 test=load(Summary, self.folder.predictions / "summary.json"),
                 records=self.accounts.records(),
                 hardware=self.hardware,
-                warnings=[f"{item.case}: {item.problem}; {item.action}" for item in self.check() if not item.fatal],
+                warnings=[f"{item.case}: {item.problem}; {item.action}" for item in problems if not item.fatal],
             )
             write_report(data, self.folder.report)
         return self.folder.report
@@ -156,10 +160,10 @@ def _holds_something(folder: Path) -> bool:
     return any(path.name != ".lock" and not path.name.startswith(".partial-") for path in folder.iterdir())
 
 
-def _opened(path: Path | str) -> Dataset:
+def _opened(path: Path | str, *, skip_incomplete: bool) -> Dataset:
     """Open a dataset; where its structure is at fault, look into the files too and tell everything at once."""
     try:
-        return open_dataset(path)
+        return open_dataset(path, skip_incomplete=skip_incomplete)
     except DatasetError:
         require_usable(check_dataset(path))
         raise

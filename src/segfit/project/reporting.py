@@ -9,13 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case, Dataset
-from segfit.dataset.placement import on_image_grid
 from segfit.device import Hardware
 from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.geometry import canonical_map
 from segfit.images.formats import read_case, read_label
+from segfit.labels import LabelScheme
 from segfit.options import Options
 from segfit.planning.mirroring import value_names
 from segfit.planning.plan import Plan, RunSpec
@@ -81,12 +82,14 @@ def report_data(
     first = selection.winner[0] if selection is not None else ""
     overlays = (
         *_overlays(
+            dataset.labels,
             "validation",
             validated,
             {case.id: case for case in dataset.training},
             lambda score: folder.validation(first, score.fold or 0) / f"{score.case}{dataset.file_ending}",
         ),
         *_overlays(
+            dataset.labels,
             "test",
             tested,
             {case.id: case for case in dataset.test},
@@ -127,6 +130,7 @@ def case_scores(summary: Summary, folds: Mapping[str, int]) -> tuple[CaseScore, 
 
 
 def _overlays(
+    labels: LabelScheme,
     kind: Literal["validation", "test"],
     scores: Sequence[CaseScore],
     cases: Mapping[str, Case],
@@ -135,7 +139,7 @@ def _overlays(
     found = []
     for rank, score in choose_examples(scores).items():
         case, prediction = cases.get(score.case), prediction_of(score)
-        if case is None or case.label is None or not prediction.is_file():
+        if case is None or not case.label_files or not prediction.is_file():
             continue
         image = read_case(case.images)
         axes = canonical_map(image.grid)
@@ -147,8 +151,8 @@ def _overlays(
                 rank=rank,
                 dice=score.mean,
                 image=axes.apply(image.array),
-                reference=axes.apply(on_image_grid(case, read_label(case.label)).array)[0],
-                prediction=axes.apply(read_label(prediction).array)[0],
+                reference=axes.apply(read_labels(case, labels).array)[0],
+                prediction=axes.apply(labels.to_inner(read_label(prediction).array))[0],
                 spacing_mm=oriented.spacing_mm,
                 canonical=image.grid.ndim == 3 and image.grid.affine is not None,
             )

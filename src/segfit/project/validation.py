@@ -67,7 +67,7 @@ def validate_fold(
                 if probabilities:
                     _write_array(scores, export_probabilities(logits, case.properties, configuration, dataset.labels))
                 labels = export_labels(logits, case.properties, configuration, dataset.labels)
-                write_labels(path, labels, read_grid(dataset.case(case.id).images[0]))
+                write_labels(path, dataset.labels.to_stored(labels), read_grid(dataset.case(case.id).images[0]))
             task.advance(1, case.id)
     summary = evaluate(validation_pairs(dataset, folder, wanted), dataset.labels, workers=workers, progress=progress)
     summary.save(folder / SUMMARY)
@@ -76,7 +76,9 @@ def validate_fold(
 
 def validation_pairs(dataset: Dataset, folder: Path, case_ids: Sequence[str]) -> list[Pair]:
     """Return predictions and references of validation cases."""
-    return [Pair.of_case(dataset.case(name), folder / f"{name}{dataset.file_ending}") for name in case_ids]
+    return [
+        Pair.of_case(dataset.case(name), folder / f"{name}{dataset.file_ending}", dataset.labels) for name in case_ids
+    ]
 
 
 def probabilities_path(folder: Path, case_id: str) -> Path:

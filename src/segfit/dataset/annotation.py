@@ -1,0 +1,59 @@
+"""The annotation of a case as inner label values, from one label file or from one mask per structure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.dataset.manifest import Case
+from segfit.dataset.placement import on_image_grid
+from segfit.images.formats import read_label
+from segfit.images.image import FileError, Image
+from segfit.labels import LabelScheme
+
+__all__ = ["distinct_values", "merged_masks", "read_labels"]
+
+
+def read_labels(case: Case, scheme: LabelScheme) -> Image:
+    """Return the inner label values (1, *spatial) of a case that has an annotation, as all stages see them.
+
+    Where that was asked for (`Case.resample_label`) they lie on the grid of the image. Raises `InputError` for a file
+    that cannot be read, and for masks of one case on different grids.
+    """
+    if case.label is None:
+        return on_image_grid(case, merged_masks(case))
+    image = read_label(case.label)
+    return on_image_grid(case, Image(scheme.to_inner(image.array), image.grid))
+
+
+def merged_masks(case: Case) -> Image:
+    """Return the inner label values of a case with one mask per structure, on the grid of the masks.
+
+    Masks are painted in their order: where two overlap, the later one wins.
+    """
+    assert case.masks, case.id
+    first: Image | None = None
+    for mask in case.masks:
+        image = read_label(mask.path)
+        if first is None:
+            first = Image(np.zeros(image.array.shape, dtype=np.int16), image.grid)
+        difference = first.grid.mismatch(image.grid)
+        if difference:
+            raise FileError(
+                mask.path, f"does not fit {case.masks[0].path.name}: {difference}", "resample it to that file's grid"
+            )
+        first.array[image.array != 0] = mask.value
+    assert first is not None
+    return first
+
+
+def distinct_values(array: NDArray[np.integer[Any]]) -> frozenset[int]:
+    """Return the distinct values; a look-up table is much faster than sorting where the range is small."""
+    low, high = int(array.min()), int(array.max())
+    if high - low >= 2**16:
+        return frozenset(int(value) for value in np.unique(array))
+    present = np.zeros(high - low + 1, dtype=bool)
+    present[array.ravel().astype(np.int32) - low] = True
+    return frozenset(int(value) + low for value in np.flatnonzero(present))

@@ -1,0 +1,118 @@
+"""Any dataset as a folder of nnU-Net v2: one file per channel, consecutive labels, ``dataset.json``."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from segfit.dataset.annotation import read_labels
+from segfit.dataset.manifest import Case, Dataset
+from segfit.errors import InputError, StageError
+from segfit.execution.pool import map_cases
+from segfit.files import write_json
+from segfit.geometry import Grid
+from segfit.images.formats import find_format, read_image, split_ending, write_labels
+from segfit.labels import LabelScheme
+from segfit.progress import SILENT, Progress
+
+__all__ = ["export_nnunet"]
+
+_ENDINGS = {".bmp": ".png", ".jpg": ".png", ".jpeg": ".png", ".png": ".png", ".tif": ".tif", ".tiff": ".tif"}
+"""Ending of the copy by ending of the original; everything else becomes .nii.gz."""
+
+
+def export_nnunet(
+    dataset: Dataset, folder: Path | str, *, workers: int | None = None, progress: Progress = SILENT
+) -> Path:
+    """Write a dataset as nnU-Net v2 reads it, into a folder that must not exist yet; return the folder.
+
+    Channels that share a file are split, label values become consecutive, masks are merged; voxels and geometry stay
+    as they are. The folder appears when it is complete. Raises `InputError` for a file that cannot be read, and if the
+    folder is there; `StageError` if it cannot be written.
+    """
+    target = Path(folder).expanduser().absolute()
+    if target.exists():
+        raise InputError(f"{target} exists already; remove it or choose another folder with --out")
+    if not dataset.training:
+        raise InputError(f"dataset {dataset.name} has no training case; there is nothing to write")
+    ending = _ENDINGS.get(split_ending(dataset.training[0].images[0].name)[1].lower(), ".nii.gz")
+    items = [("Tr", case) for case in dataset.training] + [("Ts", case) for case in dataset.test]
+    partial_folder: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial_folder = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
+        work = partial(_write_case, folder=partial_folder, labels=dataset.labels, ending=ending)
+        for _ in map_cases(
+            work, items, description="Writing cases", name=_item_name, workers=workers, progress=progress
+        ):
+            pass
+        write_json(partial_folder / "dataset.json", _declaration(dataset, ending))
+        partial_folder.chmod(0o755)
+        partial_folder.rename(target)
+    except OSError as error:
+        raise StageError(
+            f"{target} cannot be written ({error.strerror}); make room or choose another folder with --out"
+        ) from error
+    finally:
+        if partial_folder is not None:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+    return target
+
+
+def _declaration(dataset: Dataset, ending: str) -> dict[str, Any]:
+    """Return the content of ``dataset.json``."""
+    scheme = dataset.labels
+    labels: dict[str, Any] = {
+        item.name: item.values[0] if len(item.values) == 1 else list(item.values) for item in scheme.labels
+    }
+    if scheme.ignore_value is not None:
+        labels["ignore"] = scheme.ignore_value
+    result: dict[str, Any] = {
+        "name": dataset.name,
+        "channel_names": {str(number): name for number, name in enumerate(dataset.channel_names)},
+        "labels": labels,
+        "numTraining": len(dataset.training),
+        "file_ending": ending,
+    }
+    if scheme.region_order is not None:
+        result["regions_class_order"] = list(scheme.region_order)
+    return result
+
+
+def _item_name(item: tuple[str, Case]) -> str:
+    return item[1].id
+
+
+def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, ending: str) -> None:
+    part, case = item
+    images, annotated = folder / f"images{part}", folder / f"labels{part}"
+    images.mkdir(exist_ok=True)
+    number = 0
+    for path in case.images:
+        image = read_image(path)
+        as_it_is = image.array.shape[0] == 1 and split_ending(path.name)[1].lower() == ending
+        for channel in image.array:
+            target = images / f"{case.id}_{number:04d}{ending}"
+            number += 1
+            if as_it_is:
+                shutil.copyfile(path, target)
+            else:
+                _write(target, channel, image.grid)
+        if ending == ".tif" and image.grid.ndim == 3:  # one spacing file for all channels, as the reference reads it
+            write_json(images / f"{case.id}.json", {"spacing": list(image.grid.spacing_mm)})
+    if case.label_files:
+        label = read_labels(case, labels)
+        write_labels(annotated / f"{case.id}{ending}", label.array[0], label.grid)
+
+
+def _write(path: Path, channel: NDArray[Any], grid: Grid) -> None:
+    write = find_format(path).write
+    assert write is not None, path
+    write(path, channel, grid)
+    if path.suffix == ".tif":
+        path.with_suffix(".json").unlink(missing_ok=True)

@@ -1,0 +1,118 @@
+"""From files to cases: one visible table of layouts for training, and files or folders to predict.
+
+A new layout is a module with two functions, ``recognises(path)`` and ``read(path, problems)``, and a line in `LAYOUTS`.
+What the image files hold is looked at by `segfit.dataset.checks`. Nothing is copied or renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segfit.dataset.layouts import decathlon, nnunet, paired, table
+from segfit.dataset.layouts.common import WHOLE, plural
+from segfit.dataset.layouts.loose import cases_from_files, find_cases
+from segfit.dataset.manifest import Dataset
+from segfit.errors import DatasetError, Problem
+
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "cases_from_files",
+    "describe",
+    "find_cases",
+    "inspect_dataset",
+    "leave_out",
+    "open_dataset",
+]
+
+_SHOWN = 8  # names written out in a description
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A way to lay out a dataset."""
+
+    title: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, list[Problem]], Dataset | None]  # adds to the problems; None: nothing can be made of it
+
+
+LAYOUTS: dict[str, Layout] = {  # asked in this order
+    "table": Layout("table of cases", table.recognises, table.read),
+    "decathlon": Layout("Decathlon / nnU-Net v1 folder", decathlon.recognises, decathlon.read),
+    "paired": Layout("paired folders", paired.recognises, paired.read),
+    "nnunet-v2": Layout("nnU-Net v2 folder", nnunet.recognises, nnunet.read),
+}
+
+
+def open_dataset(path: Path | str, *, skip_incomplete: bool = False) -> Dataset:
+    """Understand a dataset; raise `DatasetError` with every fatal problem of its structure at once.
+
+    `skip_incomplete` leaves cases with missing files out instead; what their files hold only a check can tell.
+    """
+    dataset, problems = inspect_dataset(path)
+    if skip_incomplete and dataset is not None:
+        dataset, problems = leave_out(dataset, problems)
+    fatal = [problem for problem in problems if problem.fatal]
+    if fatal:
+        raise DatasetError(fatal)
+    assert dataset is not None
+    return dataset
+
+
+def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ...]]:
+    """Understand a dataset as far as possible, without raising.
+
+    Returns the dataset, or None if nothing can be made of it, and all problems of its structure. Incomplete cases are
+    in the dataset with the files they have, so that a check can look into those too.
+    """
+    root = Path(path).expanduser().absolute()
+    problems: list[Problem] = []
+    layout = next((item for item in LAYOUTS.values() if item.recognises(root)), LAYOUTS["nnunet-v2"])
+    return layout.read(root, problems), tuple(problems)
+
+
+def leave_out(dataset: Dataset, problems: Sequence[Problem]) -> tuple[Dataset, tuple[Problem, ...]]:
+    """Return the dataset without the cases that have fatal problems, and the problems, those now warnings.
+
+    Problems of the whole dataset stay as they are; that no case is left is one more.
+    """
+    unusable = {problem.case for problem in problems if problem.fatal} - {WHOLE}
+    told = tuple(
+        replace(item, problem=f"left out: {item.problem}", fatal=False) if item.fatal and item.case != WHOLE else item
+        for item in problems
+    )
+    kept = tuple(case for case in dataset.training if case.id not in unusable)
+    if not unusable:
+        return dataset, told
+    if not kept:
+        told += (Problem(WHOLE, "every case was left out", "mend the cases; the warnings say what they lack"),)
+    return dataset.model_copy(update={"training": kept, "num_training": len(kept)}), told
+
+
+def describe(dataset: Dataset) -> tuple[str, str]:
+    """Say in two lines what was understood: layout and cases, then channels and structures."""
+    cases = f"{plural(len(dataset.training), 'training case')}, {plural(len(dataset.test), 'test case')}"
+    extra = []
+    for what in ("group", "site"):
+        number = len({getattr(case, what) for case in dataset.training} - {None})
+        extra += [plural(number, what)] if number else []
+    if any(case.masks for case in dataset.training):
+        extra.append("one label file per structure, later ones painted over earlier ones")
+    stored = dataset.labels.stored_values
+    structures = [
+        f"{target.name} = {', '.join(str(stored[value]) for value in target.values)}"
+        for target in dataset.labels.targets
+    ]
+    if dataset.labels.ignore_value is not None:
+        structures.append(f"ignore = {stored[dataset.labels.ignore_value]}")
+    first = "; ".join((f"{LAYOUTS[dataset.layout].title}: {cases}", *extra))
+    channels = f"{plural(len(dataset.channel_names), 'channel')}: {_shown(dataset.channel_names)}"
+    return first, f"{channels}; labels ({dataset.file_ending}): {_shown(structures)}"
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,207 @@
+"""What the layouts share: names of files, channels of a case, and what the label files say where nobody declared it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segfit.dataset.annotation import distinct_values
+from segfit.dataset.manifest import Case
+from segfit.errors import InputError, Problem
+from segfit.execution.pool import map_cases
+from segfit.files import read_json
+from segfit.images.formats import ENDINGS, find_format, read_image, read_label, split_ending
+from segfit.labels import LabelScheme
+
+__all__ = [
+    "CHANNEL_NUMBER",
+    "WHOLE",
+    "channel_problems",
+    "declaration_of",
+    "declared_channels",
+    "declared_labels",
+    "endings_found",
+    "found_channels",
+    "found_labels",
+    "hidden_files",
+    "is_count",
+    "label_ending",
+    "plural",
+    "visible_files",
+]
+
+CHANNEL_NUMBER = re.compile(r"(.+)_(\d{4})")
+WHOLE = "dataset"  # the `case` of problems of the whole dataset
+_MOST_STRUCTURES = 1000  # more distinct values are an image or an instance map, not structures (assumption)
+_COLOURS = ("R", "G", "B", "A")
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files of a folder by name; hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+
+
+def hidden_files(folders: Iterable[Path]) -> list[Problem]:
+    """Return one warning that names the hidden files of some folders, if there are any."""
+    found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if path.name[0] == "."]
+    if not found:
+        return []
+    shown = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:3]) + (", ..." if len(found) > 3 else "")
+    problem = f"{plural(len(found), 'hidden file')} left by a system: {shown}"
+    return [Problem(WHOLE, problem, "nothing, hidden files are not looked at; delete them if you like", False)]
+
+
+def endings_found(paths: Sequence[Path]) -> str:
+    """Say which endings some files have, or nothing for no file."""
+    counts: Counter[str] = Counter()
+    for path in paths:
+        try:
+            counts[split_ending(path.name)[1]] += 1
+        except InputError:
+            counts[path.suffix or path.name] += 1
+    return f" (found {', '.join(f'{n} {ending}' for ending, n in counts.most_common(3))})" if counts else ""
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 case`` or ``2 cases``."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of a JSON file is a number of things."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def channel_problems(name: str, numbered: Mapping[int, Path], expected: int) -> list[Problem]:
+    """Return what is missing or too much among the channel files of one case."""
+    problems: list[Problem] = []
+    missing = [number for number in range(expected) if number not in numbered]
+    extra = [path.name for number, path in sorted(numbered.items()) if number >= expected]
+    if missing:
+        files = ", ".join(f"{name}_{number:04d}" for number in missing)
+        problem = f"expected {plural(expected, 'channel file')}, missing {files}"
+        problems.append(Problem(name, problem, "add the missing file or remove the case"))
+    if extra:
+        problem = f"expected {plural(expected, 'channel file')}, found also {', '.join(extra)}"
+        problems.append(Problem(name, problem, "remove the file or declare its channel in dataset.json"))
+    return problems
+
+
+# ── what is declared ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def declaration_of(root: Path) -> Mapping[str, Any]:
+    """Return the content of ``dataset.json``; empty if there is none that is legible."""
+    path = root / "dataset.json"
+    try:
+        raw = read_json(path) if path.is_file() else {}
+    except InputError:
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def declared_labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelScheme | None:
+    """Return what "labels" of a ``dataset.json`` means; None, with a problem, if it means nothing."""
+    labels = raw.get("labels")
+    action = 'declare {"background": 0, NAME: VALUE, ...}'
+    if labels is None:
+        problems.append(Problem(WHOLE, 'dataset.json has no "labels"', action))
+        return None
+    if isinstance(labels, dict) and labels and all(k.isdigit() and isinstance(v, str) for k, v in labels.items()):
+        problems.append(Problem(WHOLE, "dataset.json maps label values to names", f"turn it round: {action}"))
+        return None
+    try:
+        return LabelScheme.from_declaration(labels, raw.get("regions_class_order"))
+    except InputError as error:
+        problems.append(Problem(WHOLE, f"in dataset.json, {error}", "correct dataset.json"))
+        return None
+
+
+def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[str, ...] | None:
+    """Return the channel names in file order, as the reference takes them; numbers out of order are refused."""
+    names = raw.get("channel_names", raw.get("modality"))
+    action = 'declare "channel_names": {"0": NAME, "1": NAME, ...}'
+    if names is None:
+        problems.append(Problem(WHOLE, 'dataset.json has no "channel_names"', action))
+        return None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        problem = f'"channel_names" in dataset.json must map numbers to names, got {names!r}'
+        problems.append(Problem(WHOLE, problem, action))
+        return None
+    if list(names) != [str(number) for number in range(len(names))]:
+        found = ", ".join(names)
+        problems.append(Problem(WHOLE, f'"channel_names" must be numbered 0, 1, ... in order, got {found}', action))
+        return None
+    return tuple(names.values())
+
+
+# ── what the files say where nothing is declared ─────────────────────────────────────────────────────────────────────
+
+
+def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme | None:
+    """Return a scheme with a structure "label V" for every value V in the label files of some cases.
+
+    Every file is read; those that cannot be read say nothing here, the check tells.
+    """
+    files = [case.label for case in cases if case.label is not None]
+    values = {0}
+    for _, found in map_cases(_values_of, files, description="Reading labels", name=_name):
+        values |= found
+    declare = 'name the structures: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
+    if values == {0}:
+        if files:
+            problems.append(Problem(WHOLE, "no label file holds a value above 0", "label at least one structure"))
+        return None
+    if len(values) > _MOST_STRUCTURES:
+        problem = f"the label files hold {len(values)} different values, which cannot be structures"
+        problems.append(Problem(WHOLE, problem, "give label maps of structures, not images or maps of single objects"))
+        return None
+    names = {f"label {value}": value for value in sorted(values) if value != 0}
+    try:
+        return LabelScheme.from_declaration({"background": 0, **names})
+    except InputError as error:
+        problems.append(Problem(WHOLE, f"in the label files, {error}", declare))
+        return None
+
+
+def _values_of(path: Path) -> frozenset[int]:
+    try:
+        return distinct_values(read_label(path).array)
+    except InputError:
+        return frozenset()
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+def found_channels(cases: Sequence[Case]) -> tuple[str, ...]:
+    """Return channel names from the first case that can be read: "image", or R, G, B of colour pictures."""
+    for case in cases:
+        try:
+            count = sum(read_image(path).array.shape[0] for path in case.images)
+        except InputError:
+            continue
+        if count == 1:
+            return ("image",)
+        if len(case.images) == 1 and find_format(case.images[0]).name in ("picture", "JPEG") and count <= len(_COLOURS):
+            return _COLOURS[:count]
+        return tuple(f"channel {number}" for number in range(count))
+    return ("image",)
+
+
+def label_ending(cases: Sequence[Case], problems: list[Problem]) -> str | None:
+    """Return the ending that most label files have; None, with a problem, if there is none or it is lossy."""
+    counts = Counter(split_ending(path.name)[1] for case in cases for path in case.label_files)
+    if not counts:
+        return None
+    ending = counts.most_common(1)[0][0]
+    if ENDINGS[ending.lower()].write is None:
+        problem = f"{ending} changes label values when it is saved"
+        problems.append(Problem(WHOLE, problem, "convert the labels to .png"))
+    return ending

@@ -1,0 +1,77 @@
+"""Files and folders to predict: cases from file names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segfit.dataset.layouts.common import CHANNEL_NUMBER, channel_problems, endings_found, visible_files
+from segfit.dataset.manifest import Case
+from segfit.errors import DatasetError, InputError, Problem
+from segfit.images.formats import ENDINGS, split_ending
+
+__all__ = ["cases_from_files", "find_cases"]
+
+
+def find_cases(folder: Path | str, ending: str, channels: int) -> tuple[Case, ...]:
+    """Return the cases of a folder to predict, in order of their ids; nothing is required to have a label.
+
+    Files are ``CASE_0000.ENDING``, one per channel; with one channel, or where one file holds all channels (colour
+    pictures, 4D volumes), ``CASE.ENDING`` is accepted too. Raises `InputError` if there is nothing to predict, and
+    `DatasetError` with all incomplete cases.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the folder that holds the images")
+    visible = visible_files(folder)
+    files = [path for path in visible if path.name.endswith(ending)]
+    if not files:
+        raise InputError(f"{folder} holds no {ending} image{endings_found(visible)}; the model reads {ending} files")
+    return cases_from_files(files, channels)
+
+
+def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, ...]:
+    """Group image files into cases by their names, in order of the ids; rules and errors as in `find_cases`.
+
+    A number behind the last underscore counts as a channel only if it is below `channels`, so that ``scan_2021.png``
+    keeps its name where one channel is expected.
+    """
+    groups: dict[tuple[Path, str], _Group] = {}
+    problems: list[Problem] = []
+    for path in map(Path, paths):
+        stem, ending = split_ending(path)
+        match = CHANNEL_NUMBER.fullmatch(stem)
+        numbered = match is not None and int(match[2]) < channels
+        name, number = (match[1], int(match[2])) if match and numbered else (stem, 0)
+        holds_all = not numbered or ENDINGS[ending.lower()].multichannel
+        group = groups.setdefault((path.parent, name), _Group(holds_all and channels > 1))
+        if number in group.files:
+            other = group.files[number].name
+            problems.append(Problem(name, f"{path.name} and {other} are the same channel", "remove one of them"))
+        group.files.setdefault(number, path)
+    seen: dict[str, Path] = {}
+    for (folder, name), group in sorted(groups.items(), key=lambda item: item[0][1]):
+        problems += channel_problems(name, group.files, 1 if group.complete else channels)
+        if name in seen:
+            problems.append(Problem(name, f"is both in {seen[name]} and {folder}", "give every case a name of its own"))
+        seen[name] = folder
+    if problems:
+        raise DatasetError(problems)
+    return tuple(
+        Case(id=name, images=tuple(path for _, path in sorted(group.files.items())))
+        for (_, name), group in sorted(groups.items(), key=lambda item: item[0][1])
+    )
+
+
+@dataclass(slots=True)
+class _Group:
+    """Channel files of one case while they are collected."""
+
+    holds_all: bool = False  # whether a single file may hold all channels
+    files: dict[int, Path] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the single file there is may hold all channels."""
+        return self.holds_all and set(self.files) == {0}

@@ -1,0 +1,284 @@
+"""The folder layout of nnU-Net v2: ``dataset.json``, ``imagesTr/CASE_0000.END``, ``labelsTr/CASE.END``.
+
+Layout and keys: the reference's dataset format (folder names, ``dataset.json``, explicit file lists).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segfit.dataset.layouts.common import (
+    CHANNEL_NUMBER,
+    WHOLE,
+    channel_problems,
+    declared_channels,
+    declared_labels,
+    endings_found,
+    hidden_files,
+    is_count,
+    visible_files,
+)
+from segfit.dataset.manifest import Case, Dataset
+from segfit.errors import InputError, Problem, nearest
+from segfit.files import read_json
+from segfit.images.formats import ENDINGS, split_ending
+
+__all__ = ["compare_sizes", "read", "recognises"]
+
+_EXPECTED = (
+    "expected is a folder with dataset.json, imagesTr/CASE_0000.ENDING (one file per channel) and labelsTr/CASE.ENDING"
+    ", a folder with images/CASE.ENDING and labels/CASE.ENDING, or a table cases.csv"
+)
+_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+
+
+def recognises(path: Path) -> bool:
+    """Whether a folder has a ``dataset.json``; asked last, because other layouts have one too."""
+    return (path / "dataset.json").is_file()
+
+
+def read(root: Path, problems: list[Problem]) -> Dataset | None:
+    """Understand the folder as far as possible; None if ``dataset.json`` is unusable."""
+    raw = _read_declaration(root, problems)
+    if raw is None:
+        return None
+    labels, channels, ending = declared_labels(raw, problems), declared_channels(raw, problems), _ending(raw, problems)
+    training: tuple[Case, ...] = ()
+    test: tuple[Case, ...] = ()
+    if ending is not None:
+        if "dataset" in raw:
+            training = _listed_cases(root, raw["dataset"], channels, ending, problems)
+        else:
+            training = _folder_cases(root, channels, ending, problems)
+        test = _test_cases(root, channels, ending, problems)
+        compare_sizes(raw, len(training), problems)
+    if raw.get("overwrite_image_reader_writer") not in (None, "None"):
+        reader = raw["overwrite_image_reader_writer"]
+        action = "nothing, or convert the images if that reader did more than read"
+        problems.append(
+            Problem(WHOLE, f"dataset.json asks for the image reader {reader}, not used here", action, False)
+        )
+    problems += hidden_files(root / name for name in _FOLDERS)
+    if labels is None or channels is None or ending is None:
+        return None
+    declared = raw.get("numTraining")
+    return Dataset(
+        name=root.name,
+        root=root,
+        layout="nnunet-v2",
+        channel_names=channels,
+        labels=labels,
+        file_ending=ending,
+        num_training=declared if is_count(declared) else len(training),
+        training=training,
+        test=test,
+    )
+
+
+# ── dataset.json ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read_declaration(root: Path, problems: list[Problem]) -> Mapping[str, Any] | None:
+    def fail(problem: str, action: str) -> None:
+        problems.append(Problem(WHOLE, problem, action))
+
+    if not root.exists():
+        fail(f"the folder {root} does not exist", "correct the path")
+    elif not root.is_dir():
+        fail(f"{root} is a file", "give the folder of the dataset, or a table of cases (.csv, .json)")
+    elif not (root / "dataset.json").is_file():
+        inside = sorted(path.parent.name for path in root.glob("*/dataset.json"))
+        action = f"give one of the folders inside that has one: {', '.join(inside[:5])}" if inside else _EXPECTED
+        fail(f"{root} holds no dataset.json", action)
+    else:
+        try:
+            raw = read_json(root / "dataset.json")
+        except InputError as error:
+            fail(str(error).removeprefix(f"{root}{os.sep}").partition("; ")[0], "correct it in an editor")
+            return None
+        if isinstance(raw, dict):
+            return raw
+        fail('dataset.json must hold an object {"labels": ..., ...}', "correct it in an editor")
+    return None
+
+
+def _ending(raw: Mapping[str, Any], problems: list[Problem]) -> str | None:
+    ending = raw.get("file_ending")
+    known = ", ".join(ENDINGS)
+    action = f'set "file_ending" to the ending of your images; known are {known}'
+    if ending is None:
+        problems.append(Problem(WHOLE, 'dataset.json has no "file_ending"', action))
+        return None
+    if not isinstance(ending, str) or ending.lower() not in ENDINGS:
+        hint = nearest(ending.lower(), list(ENDINGS)) if isinstance(ending, str) else ""
+        problems.append(Problem(WHOLE, f'the "file_ending" {ending!r} in dataset.json is not known{hint}', action))
+        return None
+    if ENDINGS[ending.lower()].write is None:
+        problems.append(
+            Problem(WHOLE, f"{ending} changes label values when it is saved", "convert images and labels to .png")
+        )
+    return ending
+
+
+def compare_sizes(raw: Mapping[str, Any], count: int, problems: list[Problem]) -> None:
+    """Warn if "numTraining" is not the number of training cases that were found."""
+    declared = raw.get("numTraining")
+    if is_count(declared):
+        if declared != count and count:
+            problem = f'dataset.json says "numTraining": {declared}, found {count} training cases'
+            action = "correct the number (the largest batch size depends on it) or add the missing cases"
+            problems.append(Problem(WHOLE, problem, action, fatal=False))
+    else:
+        came = "nothing" if declared is None else repr(declared)
+        action = f'write "numTraining": {count} into dataset.json'
+        problems.append(Problem(WHOLE, f'"numTraining" must be the number of cases, got {came}', action, fatal=False))
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _folder_cases(
+    root: Path, channels: tuple[str, ...] | None, ending: str, problems: list[Problem]
+) -> tuple[Case, ...]:
+    """Return the cases of imagesTr and labelsTr; every deviation becomes a problem."""
+    images, labels = root / "imagesTr", root / "labelsTr"
+    missing = [folder for folder in (images, labels) if not folder.is_dir()]
+    for folder in missing:
+        problems.append(Problem(WHOLE, f"the folder {folder.name} is missing", _EXPECTED))
+    if images in missing:
+        return ()
+    files, nameless = _channel_files(images, ending)
+    if not files and not nameless:
+        found = endings_found(visible_files(images))
+        problems.append(
+            Problem(WHOLE, f"imagesTr holds no {ending} image{found}", 'add images or correct "file_ending"')
+        )
+    problems += [_misnamed(path, ending) for path in nameless]
+    for folder in (images, labels) if files or nameless else ():
+        problems += _other_endings(folder, ending)
+    expected = _expected_files(files, channels, ending)
+    known = {path.name for path in visible_files(labels)}
+    cases: list[Case] = []
+    for name, numbered in sorted(files.items()):
+        problems += channel_problems(name, numbered, expected)
+        label = labels / f"{name}{ending}"
+        if label.name not in known and labels not in missing:
+            numbered_label = f"{name}_0000{ending}"
+            action = f"add labelsTr/{label.name} or remove the case"
+            if numbered_label in known:
+                action = f"rename labelsTr/{numbered_label} to {label.name}"
+            problems.append(Problem(name, f"its label labelsTr/{label.name} is missing", action))
+        cases.append(_case(name, numbered, label if label.name in known else None))
+    used = {f"{name}{suffix}{ending}" for name in files for suffix in ("", "_0000")}
+    for label_name in sorted(known - used):
+        if label_name.endswith(ending) and not any(label_name == path.name for path in nameless):
+            name = label_name[: -len(ending)]
+            problem = f"labelsTr/{label_name} has no image in imagesTr"
+            problems.append(Problem(name, problem, "add the image; without it the label is not used", fatal=False))
+    return tuple(cases)
+
+
+def _misnamed(path: Path, ending: str) -> Problem:
+    """Say what is wrong with the name of an image file without a channel number."""
+    stem = path.name[: -len(ending)]
+    if _has_ending(stem):
+        return Problem(path.name, "carries its ending twice", f"rename it to {stem}")
+    return Problem(path.name, "has no channel number in its name", f"rename it to {stem}_0000{ending} (first channel)")
+
+
+def _other_endings(folder: Path, ending: str) -> list[Problem]:
+    """Return a warning for every image file of a folder that has another ending than the dataset."""
+    others = [path for path in visible_files(folder) if not path.name.endswith(ending) and _has_ending(path.name)]
+    action = "convert it, or remove it if it is not needed"
+    return [
+        Problem(path.name, f"lies in {folder.name} but does not end in {ending}; it is not used", action, False)
+        for path in others
+    ]
+
+
+def _has_ending(name: str) -> bool:
+    """Whether a name ends like an image file."""
+    try:
+        return bool(split_ending(name))
+    except InputError:
+        return False
+
+
+def _test_cases(root: Path, channels: tuple[str, ...] | None, ending: str, problems: list[Problem]) -> tuple[Case, ...]:
+    """Return the complete cases of imagesTs; incomplete ones are left out with a warning."""
+    files, _ = _channel_files(root / "imagesTs", ending)
+    expected = _expected_files(files, channels, ending)
+    cases: list[Case] = []
+    for name, numbered in sorted(files.items()):
+        wrong = channel_problems(name, numbered, expected)
+        problems += [
+            Problem(item.case, f"test case left out: {item.problem}", item.action, fatal=False) for item in wrong
+        ]
+        label = root / "labelsTs" / f"{name}{ending}"
+        if not wrong:
+            cases.append(_case(name, numbered, label if label.is_file() else None))
+    return tuple(cases)
+
+
+def _channel_files(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Path]]:
+    """Return case -> channel number -> file, and the files whose name has no channel number."""
+    cases: dict[str, dict[int, Path]] = {}
+    nameless: list[Path] = []
+    for path in visible_files(folder):
+        if not path.name.endswith(ending):
+            continue
+        match = CHANNEL_NUMBER.fullmatch(path.name[: -len(ending)])
+        if match:
+            cases.setdefault(match[1], {})[int(match[2])] = path
+        else:
+            nameless.append(path)
+    return cases, nameless
+
+
+def _expected_files(files: Mapping[str, Mapping[int, Path]], channels: tuple[str, ...] | None, ending: str) -> int:
+    """Return how many files a case has: one per channel, or what most cases have if one file can hold several."""
+    if channels is not None and not ENDINGS[ending.lower()].multichannel:
+        return len(channels)
+    return Counter(max(numbered) + 1 for numbered in files.values()).most_common(1)[0][0] if files else 1
+
+
+def _case(name: str, numbered: Mapping[int, Path], label: Path | None) -> Case:
+    return Case(id=name, images=tuple(path for _, path in sorted(numbered.items())), label=label)
+
+
+def _listed_cases(
+    root: Path, listed: object, channels: tuple[str, ...] | None, ending: str, problems: list[Problem]
+) -> tuple[Case, ...]:
+    """Return the cases of the explicit file list in dataset.json, in its order."""
+    form = 'write "dataset": {CASE: {"images": [PATH, ...], "label": PATH}, ...}'
+    if not isinstance(listed, dict) or not listed:
+        problems.append(Problem(WHOLE, 'the "dataset" list in dataset.json is empty or not an object', form))
+        return ()
+    cases: list[Case] = []
+    for name, entry in listed.items():
+        images = entry.get("images") if isinstance(entry, dict) else None
+        label = entry.get("label") if isinstance(entry, dict) else None
+        right = isinstance(images, list) and images and all(isinstance(p, str) for p in images)
+        if not right or not isinstance(label, str) or name != Path(name).name:
+            problems.append(Problem(name, "its entry in dataset.json is not understood", form))
+            continue
+        paths = [_resolve(root, text) for text in (*images, label)]  # type: ignore[misc]
+        for path in paths:
+            if not path.is_file():
+                problems.append(Problem(name, f"the listed file {path} is missing", "add it or correct its path"))
+        numbered = dict(enumerate(paths[:-1]))
+        if channels is not None and not ENDINGS[ending.lower()].multichannel and len(numbered) != len(channels):
+            problem = f"lists {len(numbered)} image files, dataset.json names {len(channels)} channels"
+            problems.append(Problem(name, problem, "list one file per channel"))
+        present = {number: path for number, path in numbered.items() if path.is_file()}
+        cases.append(_case(name, present, paths[-1] if paths[-1].is_file() else None))
+    return tuple(cases)
+
+
+def _resolve(root: Path, text: str) -> Path:
+    """Return a listed path: variables expanded as the format allows, relative to the dataset's folder."""
+    return root / os.path.expandvars(text)

@@ -1,0 +1,193 @@
+"""Paired folders: images in one, labels in another, matched by their names.
+
+``images/CASE.END`` and ``labels/CASE.END``, of any known endings; the folders may have other usual names. A name may
+end in ``_image`` or ``_0000`` on the one side and in ``_seg``, ``_label`` or ``_mask`` on the other. Instead of one
+label file a case may have a folder ``labels/CASE/`` with one file per structure.
+
+A ``dataset.json`` beside the folders may name channels and structures (keys "channel_names" and "labels", as in the
+nnU-Net v2 layout); without it the channel is called "image" and the structures "label 1", "label 2", ... after the
+values that the label files hold.
+
+Files of one structure each are merged so: they are painted in the order of the declared structures (without a
+declaration: by name), later ones over earlier ones, each where it is not 0. A structure without a file is absent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segfit.dataset.layouts.common import (
+    CHANNEL_NUMBER,
+    WHOLE,
+    channel_problems,
+    declaration_of,
+    declared_channels,
+    declared_labels,
+    endings_found,
+    found_channels,
+    found_labels,
+    hidden_files,
+    label_ending,
+    visible_files,
+)
+from segfit.dataset.manifest import Case, Dataset, Mask
+from segfit.errors import InputError, Problem
+from segfit.images.formats import split_ending
+from segfit.labels import LabelScheme
+
+__all__ = ["masks_of", "names_as_labels", "read", "recognises"]
+
+_IMAGES = ("images", "image", "imgs", "img", "scans", "volumes", "imagestr")
+_LABELS = (
+    *("labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg"),
+    *("annotations", "annotation", "ground_truth", "gt", "labelstr"),
+)
+_IMAGE_SUFFIX = re.compile(r"(.+?)[_-](?:image|img|scan|volume)", re.IGNORECASE)
+_LABEL_SUFFIX = re.compile(
+    r"(.+?)[_-](?:labels?|masks?|segs?|segmentations?|gt|annotations?|ground_?truth)", re.IGNORECASE
+)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a folder holds one folder of images and one of labels, under any of the usual names.
+
+    imagesTr and labelsTr count too, but only without a ``dataset.json`` and without channel numbers.
+    """
+    found = _folders(path)
+    if found is None or not set(declaration_of(path)) <= {"labels", "channel_names", "regions_class_order", "name"}:
+        return False
+    if found[0].name.lower() == "imagestr":
+        stems = [_stem(file) for file in visible_files(found[0])]
+        return not (path / "dataset.json").exists() and not any(
+            stem and CHANNEL_NUMBER.fullmatch(stem) for stem in stems
+        )
+    return True
+
+
+def read(root: Path, problems: list[Problem]) -> Dataset | None:
+    """Match images with labels; None if no structure or channel can be told."""
+    folders = _folders(root)
+    assert folders is not None
+    images, labels = folders
+    raw = declaration_of(root)
+    numbered, annotated = _image_files(images), _label_files(labels, problems)
+    if not numbered:
+        found = endings_found(visible_files(images))
+        problems.append(Problem(WHOLE, f"{images.name} holds no image that can be read{found}", "add images"))
+    structures = list(dict.fromkeys(name for entry in annotated.values() if isinstance(entry, dict) for name in entry))
+    scheme = _scheme(raw, sorted(structures), problems)
+    expected = max((len(files) for files in numbered.values()), default=1)
+    cases: list[Case] = []
+    for name, files in sorted(numbered.items()):
+        problems += channel_problems(name, files, expected)
+        label = annotated.get(name)
+        if label is None:
+            problems.append(Problem(name, f"its label {labels.name}/{name} is missing", "add it or remove the case"))
+        paths = tuple(path for _, path in sorted(files.items()))
+        if isinstance(label, dict):
+            cases.append(Case(id=name, images=paths, masks=masks_of(name, label, scheme, problems)))
+        else:
+            cases.append(Case(id=name, images=paths, label=label))
+    for name in sorted(set(annotated) - set(numbered)):
+        problem = f"its label lies in {labels.name}, but no image in {images.name}"
+        problems.append(Problem(name, problem, "add the image; without it the label is not used", fatal=False))
+    problems += hidden_files((images, labels))
+    if scheme is None and "labels" not in raw:
+        scheme = found_labels(cases, problems)
+    channels = declared_channels(raw, problems) if "channel_names" in raw else found_channels(cases)
+    ending = label_ending(cases, problems)
+    if scheme is None or channels is None or ending is None:
+        return None
+    return Dataset(
+        name=root.name,
+        root=root,
+        layout="paired",
+        channel_names=channels,
+        labels=scheme,
+        file_ending=ending,
+        num_training=len(cases),
+        training=tuple(cases),
+    )
+
+
+def masks_of(
+    case: str, files: Mapping[str, Path], scheme: LabelScheme | None, problems: list[Problem]
+) -> tuple[Mask, ...]:
+    """Return the masks of a case in the order in which they are painted: that of the declared structures."""
+    if scheme is None:
+        return ()
+    values = {target.name: target.values[0] for target in scheme.labels if len(target.values) == 1}
+    for name in sorted(set(files) - set(values)):
+        problem = f'{files[name].name} is of the structure "{name}", which is not declared'
+        problems.append(Problem(case, problem, f"declare it or remove it; declared are {', '.join(values)}"))
+    return tuple(Mask(path=files[name], value=value) for name, value in values.items() if name in files)
+
+
+def names_as_labels(names: Sequence[str]) -> LabelScheme:
+    """Return the scheme of structures that have nothing but names: values 1, 2, ... in their order."""
+    return LabelScheme.from_declaration({"background": 0} | {name: value for value, name in enumerate(names, 1)})
+
+
+def _scheme(raw: Mapping[str, Any], structures: Sequence[str], problems: list[Problem]) -> LabelScheme | None:
+    """Return the declared structures, or those that have files of their own; None: the label files must tell."""
+    if "labels" in raw:
+        return declared_labels(raw, problems)
+    return names_as_labels(structures) if structures else None
+
+
+def _folders(root: Path) -> tuple[Path, Path] | None:
+    """Return the folders of images and of labels, if there is one of each."""
+    if not root.is_dir():
+        return None
+    inside = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    images = [inside[name] for name in _IMAGES if name in inside]
+    labels = [inside[name] for name in _LABELS if name in inside]
+    return (images[0], labels[0]) if images and labels else None
+
+
+def _stem(path: Path) -> str | None:
+    """Return the name of an image file without its ending; None for other files."""
+    try:
+        return split_ending(path.name)[0]
+    except InputError:
+        return None
+
+
+def _image_files(folder: Path) -> dict[str, dict[int, Path]]:
+    """Return case -> channel number -> file; numbers count as channels if all files have one."""
+    stems = {path: stem for path in visible_files(folder) if (stem := _stem(path)) is not None}
+    matches = {path: CHANNEL_NUMBER.fullmatch(stem) for path, stem in stems.items()}
+    cases: dict[str, dict[int, Path]] = {}
+    numbers = {int(match[2]) for match in matches.values() if match}
+    channels = bool(stems) and all(matches.values()) and numbers == set(range(len(numbers)))
+    for path, stem in stems.items():
+        match = matches[path]
+        if channels and match:
+            cases.setdefault(match[1], {})[int(match[2])] = path
+        else:
+            suffix = _IMAGE_SUFFIX.fullmatch(stem)
+            cases.setdefault(suffix[1] if suffix else stem, {})[0] = path
+    return cases
+
+
+def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path | dict[str, Path]]:
+    """Return case -> label file, or case -> structure -> file."""
+    cases: dict[str, Path | dict[str, Path]] = {}
+    for path in visible_files(folder):
+        stem = _stem(path)
+        if stem is None:
+            continue
+        suffix = _LABEL_SUFFIX.fullmatch(stem)
+        name = suffix[1] if suffix else stem
+        if name in cases:
+            problem = f"has two label files in {folder.name}: {path.name} is the second"
+            problems.append(Problem(name, problem, "remove one of them"))
+        cases.setdefault(name, path)
+    for inside in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
+        masks = {stem: path for path in visible_files(inside) if (stem := _stem(path)) is not None}
+        if masks:
+            cases.setdefault(inside.name, masks)
+    return cases

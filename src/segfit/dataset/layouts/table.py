@@ -1,0 +1,222 @@
+"""A table that lists the cases: a CSV or JSON file, or a folder with ``cases.csv`` or ``cases.json``.
+
+Columns: ``case``; one per channel, whose header is the channel's name; ``label``, or ``label:NAME`` for one file per
+structure; and if wanted ``group`` (patient), ``site``, ``weight`` and ``set`` ("training", the default, or "test").
+Paths are relative to the table. A JSON table is a list of objects with these keys, or ``{"cases": [...], "labels":
+{"background": 0, NAME: VALUE, ...}}``. For a CSV table a ``dataset.json`` beside it may hold "labels"; undeclared
+structures are called "label 1", ... after the values in the files, or as in the columns ``label:NAME``.
+
+Files of one structure each are merged so: they are painted in the order of the declared structures (without a
+declaration: of the columns), later ones over earlier ones, each where it is not 0. An empty cell: the structure is
+absent.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segfit.dataset.layouts.common import (
+    WHOLE,
+    declaration_of,
+    declared_labels,
+    found_channels,
+    found_labels,
+    label_ending,
+)
+from segfit.dataset.layouts.paired import masks_of, names_as_labels
+from segfit.dataset.manifest import Case, Dataset
+from segfit.errors import InputError, Problem
+from segfit.files import read_json
+from segfit.images.formats import split_ending
+from segfit.labels import LabelScheme
+
+__all__ = ["read", "recognises"]
+
+_FILES = ("cases.csv", "cases.json")
+_OTHER = ("case", "label", "group", "site", "weight", "set")  # columns that are no channel
+_MASK = "label:"
+_Row = Mapping[str, str]
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is a table or a folder that holds one."""
+    return _table(path) is not None
+
+
+def read(root: Path, problems: list[Problem]) -> Dataset | None:
+    """Understand the table; None if it has no usable case or no structure can be told."""
+    path = _table(root)
+    assert path is not None
+    rows, declared = _rows(path, problems)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    channels = tuple(name for name in columns if name not in _OTHER and not name.startswith(_MASK))
+    structures = [name.removeprefix(_MASK) for name in columns if name.startswith(_MASK)]
+    if rows:
+        problems += _column_problems(path, columns, channels, structures)
+    scheme = declared_labels(declared, problems) if "labels" in declared else None
+    if scheme is None and "labels" not in declared and structures:
+        scheme = names_as_labels(structures)
+    training: dict[str, Case] = {}
+    test: dict[str, Case] = {}
+    for number, row in enumerate(rows, 1):
+        name = row.get("case", "").strip()
+        if not name or name != Path(name).name:
+            problem = f'row {number} of {path.name} has the case "{name}", which cannot be the name of a file'
+            problems.append(Problem(WHOLE, problem, "give every case a name of its own"))
+            continue
+        if name in training or name in test:
+            problems.append(Problem(name, f"stands twice in {path.name}", "give every case a name of its own"))
+            continue
+        kept = test if row.get("set", "").strip().lower() == "test" else training
+        kept[name] = _case(path, name, row, channels, scheme, problems, labelled=kept is training)
+    cases = tuple(training.values())
+    if scheme is None and "labels" not in declared:
+        scheme = found_labels(cases, problems)
+    ending = label_ending(cases, problems)
+    if scheme is None or ending is None or not channels:
+        return None
+    return Dataset(
+        name=path.stem if path.name not in _FILES else path.parent.name,
+        root=root,
+        layout="table",
+        channel_names=_channel_names(channels, cases),
+        labels=scheme,
+        file_ending=ending,
+        num_training=len(cases),
+        training=cases,
+        test=tuple(case for case in test.values() if len(case.images) == len(channels)),
+    )
+
+
+def _table(path: Path) -> Path | None:
+    if path.is_dir():
+        return next((path / name for name in _FILES if (path / name).is_file()), None)
+    is_table = path.suffix.lower() in (".csv", ".tsv", ".json") and path.name != "dataset.json"
+    return path if is_table and path.is_file() else None
+
+
+def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str, Any]]:
+    """Return the rows, as text, and what is declared beside them."""
+    rows: list[_Row]
+    form = 'write a list of {"case": ID, CHANNEL: PATH, ..., "label": PATH}'
+    if path.suffix.lower() == ".json":
+        try:
+            content = read_json(path)
+        except InputError as error:
+            problem = str(error).removeprefix(f"{path.parent}{os.sep}").partition("; ")[0]
+            problems.append(Problem(WHOLE, problem, "correct it in an editor"))
+            return [], {}
+        listed = content.get("cases") if isinstance(content, dict) else content
+        if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed) or not listed:
+            problems.append(Problem(WHOLE, f"{path.name} does not list cases", form))
+            return [], {}
+        rows = [{str(key): "" if value is None else str(value) for key, value in row.items()} for row in listed]
+        return rows, content if isinstance(content, dict) and "labels" in content else declaration_of(path.parent)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        problems.append(Problem(WHOLE, f"{path.name} is not UTF-8 text", "save it as CSV in UTF-8"))
+        return [], {}
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), restval="")
+    rows = [{key.strip(): value for key, value in row.items() if key} for row in reader if any(row.values())]
+    if not rows:
+        problems.append(Problem(WHOLE, f"{path.name} lists no case", "write one row per case below the header"))
+    return rows, declaration_of(path.parent)
+
+
+def _column_problems(
+    path: Path, columns: Sequence[str], channels: Sequence[str], structures: Sequence[str]
+) -> list[Problem]:
+    found = f"{path.name} has the columns {', '.join(columns)}"
+    problems = []
+    if "case" not in columns:
+        problems.append(Problem(WHOLE, f'{found}, but no column "case"', "add it: a name for every case"))
+    if not channels:
+        action = "add one column per channel, its header the channel's name"
+        problems.append(Problem(WHOLE, f"{found}, but none of a channel", action))
+    if "label" not in columns and not structures:
+        action = 'add "label", or "label:NAME" for each structure'
+        problems.append(Problem(WHOLE, f'{found}, but no column "label"', action))
+    if "label" in columns and structures:
+        action = "keep one of the two kinds"
+        problems.append(Problem(WHOLE, f'{found}, both "label" and "label:NAME"', action))
+    return problems
+
+
+def _case(
+    path: Path,
+    name: str,
+    row: _Row,
+    channels: Sequence[str],
+    scheme: LabelScheme | None,
+    problems: list[Problem],
+    *,
+    labelled: bool,
+) -> Case:
+    """Return the case of a row with the files that are there; what is missing is a problem, test cases a warning."""
+    wrong: list[Problem] = []
+
+    def file(column: str, *, needed: bool) -> Path | None:
+        text = row.get(column, "").strip()
+        if not text:
+            if needed:
+                wrong.append(Problem(name, f'has no file in the column "{column}" of {path.name}', "add it"))
+            return None
+        found = path.parent / Path(text).expanduser()
+        if not found.is_file():
+            wrong.append(Problem(name, f"the listed file {text} is missing", "add it or correct its path"))
+            return None
+        try:
+            split_ending(found.name)
+        except InputError as error:
+            wrong.append(Problem(name, str(error), "convert the file"))
+            return None
+        return found
+
+    images = tuple(found for channel in channels if (found := file(channel, needed=True)) is not None)
+    files = {
+        column.removeprefix(_MASK): found
+        for column in row
+        if column.startswith(_MASK) and (found := file(column, needed=False)) is not None
+    }
+    label = None if files else file("label", needed=labelled and not any(c.startswith(_MASK) for c in row))
+    if labelled and label is None and not files and not wrong:
+        wrong.append(Problem(name, f"has no label in {path.name}", "add one or remove the case"))
+    masks = masks_of(name, files, scheme, wrong)
+    weight = _weight(row.get("weight", "").strip(), name, path, wrong)
+    problems += wrong if labelled else [Problem(p.case, f"test case: {p.problem}", p.action, False) for p in wrong]
+    return Case(
+        id=name,
+        images=images,
+        label=label,
+        masks=masks,
+        group=row.get("group", "").strip() or None,
+        site=row.get("site", "").strip() or None,
+        weight=weight,
+    )
+
+
+def _channel_names(columns: Sequence[str], cases: Sequence[Case]) -> tuple[str, ...]:
+    """Return the headers, or the names of the channels in the files of a single column."""
+    inside = found_channels(cases) if len(columns) == 1 else ()
+    return inside if len(inside) > 1 else tuple(columns)
+
+
+def _weight(text: str, name: str, path: Path, problems: list[Problem]) -> float:
+    if not text:
+        return 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
+        problems.append(Problem(name, f"has the weight {text!r} in {path.name}", "write a number of 0 or more"))
+        return 1.0
+    return weight
