@@ -103,6 +103,14 @@ def test_with_an_ignore_label_free_samples_come_from_annotated_voxels() -> None:
     assert len({nothing.draw(step, 0)[1] for step in range(30)}) > 20
 
 
+def test_cases_are_drawn_by_their_weights() -> None:
+    cases = [numbered_case((9, 12)) for _ in range(3)]
+    cut = sampler(cases, foreground_share=0.0, weights=[1.0, 0.0, 3.0])
+    drawn = [next(i for i, case in enumerate(cases) if case is cut.draw(step, 0)[0]) for step in range(2000)]
+    assert drawn.count(1) == 0
+    assert 0.7 < drawn.count(2) / len(drawn) < 0.8
+
+
 def test_cases_are_drawn_uniformly() -> None:
     cases = disc_cases(3)
     cut = sampler(cases, foreground_share=0.0)

@@ -57,12 +57,14 @@ def _train(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> 
     plan, run = project.plan(), project.run_plan()
     split = project.splits().folds[fold]
     train, validation = _cases(project, split, keys)
+    weights = [project.dataset.case(case).weight for case in split.train]
     return train_fold(
         configuration=plan.configurations[name],
         recipe=plan.training[name],
         labels=project.dataset.labels,
         cases_train=train,
         cases_validation=validation,
+        weights=None if len(set(weights)) == 1 else weights,
         folder=project.folder.training(name, fold),
         device=resolve_device(project.options.device),
         seed=project.options.seed,

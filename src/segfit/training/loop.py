@@ -92,6 +92,7 @@ def train_fold(
     folder: Path,
     device: torch.device,
     seed: int,
+    weights: Sequence[float] | None = None,
     seconds: float | None = None,
     steps: int | None = None,
     checkpoint_seconds: float = 60.0,
@@ -106,6 +107,7 @@ def train_fold(
     Parameters
     ----------
     cases_validation : for the online validation only; may be empty
+    weights : how often each training case is drawn, relative to the others; alike when absent
     seconds, steps : the budget, one of them. Seconds count what was spent training, over all interruptions; the loop
         ends before the step that would exceed them. The learning rate falls with the used share of the budget.
     checkpoint_seconds : time between two saved states
@@ -122,6 +124,10 @@ def train_fold(
     budget = Budget(seconds, steps)
     if not cases_train:
         raise InputError(f"{title or configuration.name}: there is no case to train on")
+    if weights is not None and not any(weights):
+        raise InputError(
+            f"{title or configuration.name}: all training cases have the weight 0; give one a weight above"
+        )
     identity = content_hash(
         {
             "configuration": configuration.model_dump(mode="json"),
@@ -131,7 +137,7 @@ def train_fold(
             "validation": [case.id for case in cases_validation],
             "budget": asdict(budget),
             "seed": seed,
-            "data": identity,
+            "data": identity if weights is None else [identity, list(weights)],
         }
     )
     finished = _finished_result(folder, identity)
@@ -146,7 +152,7 @@ def train_fold(
         reader_threads = 0 if device.type == "cpu" else min(_MOST_READERS, available_workers())
     with training_on(configuration, device), _told_of_files(folder):
         training = _Training(
-            configuration, recipe, labels, kept[: len(cases_train)], kept[len(cases_train) :],
+            configuration, recipe, labels, kept[: len(cases_train)], kept[len(cases_train) :], weights,
             budget=budget, folder=folder, device=device, seed=seed, identity=identity, progress=progress,
         )  # fmt: skip
         return training.run(title or f"training {configuration.name}", checkpoint_seconds, reader_threads)
@@ -162,6 +168,7 @@ class _Training:
         labels: LabelScheme,
         train: Sequence[TrainingCase],
         validation: Sequence[TrainingCase],
+        weights: Sequence[float] | None,
         *,
         budget: Budget,
         folder: Path,
@@ -183,7 +190,7 @@ class _Training:
         self._learner = Learner(configuration, recipe, labels, device, seed=seed)
         self._checkpoints = Checkpoints(folder / "state", identity)
         sample_patch = recipe.augmentation.sample_patch or configuration.patch_size
-        self._sampler = self._patches("training", train, sample_patch)
+        self._sampler = self._patches("training", train, sample_patch, weights)
         self._validation_sampler = (
             self._patches("validation", validation, configuration.patch_size) if validation else None
         )
@@ -245,7 +252,11 @@ class _Training:
         return self._finish()
 
     def _patches(
-        self, purpose: Literal["training", "validation"], cases: Sequence[TrainingCase], sample_patch: Sequence[int]
+        self,
+        purpose: Literal["training", "validation"],
+        cases: Sequence[TrainingCase],
+        sample_patch: Sequence[int],
+        weights: Sequence[float] | None = None,
     ) -> PatchSampler:
         configuration = self._configuration
         return PatchSampler(
@@ -258,6 +269,7 @@ class _Training:
             foreground_share=self._recipe.foreground_share,
             seed=self._seed,
             purpose=purpose,
+            weights=weights,
         )
 
     # ----------------------------------------------------------------------------------------------- the loop

@@ -125,7 +125,8 @@ class PatchSampler:
 
     Parameters
     ----------
-    cases : drawn from uniformly, with replacement
+    cases : drawn from with replacement
+    weights : how often each case is drawn, relative to the others; alike when absent
     labels : names the targets that forced foreground chooses from
     channels : image channels
     sample_patch, patch : what is cut out and what the network sees of it; one axis less than the cases have when a
@@ -145,9 +146,11 @@ class PatchSampler:
         foreground_share: float,
         seed: int,
         purpose: Literal["training", "validation"] = "training",
+        weights: Sequence[float] | None = None,
     ) -> None:
         assert cases, "a sampler needs at least one case"
         self._cases = tuple(cases)
+        self._shares = None if weights is None else np.cumsum(weights) / np.sum(weights)
         slice_axis = (1,) * (len(cases[0].shape) - len(patch))
         self._cut = (*slice_axis, *sample_patch)
         self._seen = (*slice_axis, *patch)
@@ -162,7 +165,7 @@ class PatchSampler:
     def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:
         """Return the case and the lower corner (may be negative) of one sample of one step."""
         rng = stream(self._seed, self._purpose, step, sample)
-        case = self._cases[rng.integers(len(self._cases))]
+        case = self._cases[self._number(rng)]
         lowest, highest = corner_bounds(case.shape, self._cut, self._seen)
         voxel = self._centre(case, rng, forced=self._forced[sample])
         if voxel is None:
@@ -170,6 +173,12 @@ class PatchSampler:
         # Only the lower side is held at its bound, as in the reference: patches around foreground may hang over the
         # upper border much further than others, and its results depend on it.
         return case, tuple(max(low, int(v) - cut // 2) for low, v, cut in zip(lowest, voxel, self._cut, strict=True))
+
+    def _number(self, rng: np.random.Generator) -> int:
+        """Return the number of the case to draw from."""
+        if self._shares is None:
+            return int(rng.integers(len(self._cases)))
+        return int(np.searchsorted(self._shares, rng.random(), side="right"))
 
     def _centre(self, case: TrainingCase, rng: np.random.Generator, *, forced: bool) -> NDArray[np.int32] | None:
         """Return the voxel around which the patch is cut, or None where any position will do."""
