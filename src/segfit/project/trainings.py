@@ -64,7 +64,7 @@ def _train(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> 
         labels=project.dataset.labels,
         cases_train=train,
         cases_validation=validation,
-        weights=None if len(set(weights)) == 1 else weights,
+        weights=None if len(set(weights)) == 1 and weights[0] else weights,
         folder=project.folder.training(name, fold),
         device=resolve_device(project.options.device),
         seed=project.options.seed,
