@@ -259,6 +259,16 @@ def test_stacks_without_spacing_are_a_warning(tmp_path: Path) -> None:
     ]
 
 
+def test_stacks_with_a_spacing_of_their_own_need_no_file(tmp_path: Path) -> None:
+    root = tiff_dataset(tmp_path, [(3, 4, 5)] * 5)
+    for path in (root / "imagesTr" / "c_0000.tif", root / "labelsTr" / "c.tif"):
+        path.with_name("c.json").unlink(missing_ok=True)
+        voxels = tifffile.imread(path).astype(np.uint8)
+        about = {"axes": "ZYX", "spacing": 3, "unit": "mm"}
+        tifffile.imwrite(path, voxels, imagej=True, resolution=(2, 2), metadata=about)
+    assert not [item for item in check_dataset(root) if "spacing" in item.problem]
+
+
 def test_progress_counts_the_cases(tmp_path: Path) -> None:
     from contextlib import contextmanager
 
