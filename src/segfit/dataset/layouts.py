@@ -17,7 +17,7 @@ from typing import Any
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import DatasetError, InputError, Problem, nearest
 from segfit.files import read_json
-from segfit.images.formats import ENDINGS, split_ending
+from segfit.images.formats import ENDINGS, is_image_folder, split_ending
 from segfit.labels import LabelScheme
 
 __all__ = ["cases_from_files", "find_cases", "inspect_dataset", "open_dataset"]
@@ -248,10 +248,14 @@ def _compare_sizes(raw: Mapping[str, Any], training: Sequence[Case], problems: l
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    """Return the files of a folder by name; hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images."""
+    """Return the files and image folders of a folder by name.
+
+    Hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images.
+    """
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in visible if path.is_file() or is_image_folder(path))
 
 
 def _endings_found(paths: Sequence[Path]) -> str:
@@ -259,7 +263,7 @@ def _endings_found(paths: Sequence[Path]) -> str:
     counts: Counter[str] = Counter()
     for path in paths:
         try:
-            counts[split_ending(path.name)[1]] += 1
+            counts[split_ending(path)[1]] += 1
         except InputError:
             counts[path.suffix or path.name] += 1
     return f" (found {', '.join(f'{n} {ending}' for ending, n in counts.most_common(3))})" if counts else ""
