@@ -16,6 +16,7 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 print(json.dumps({
     "heavy": sorted({"torch", "matplotlib", "nibabel", "blosc2", "cc3d", "scipy.ndimage"} & set(sys.modules)),
+    "optional": sorted({"SimpleITK", "pydicom", "gdcm", "zarr"} & set(sys.modules)),
     "environment": environment == dict(os.environ),
     "threads": threading.active_count(),
 }))
@@ -48,12 +49,16 @@ def test_the_package_prints_nothing() -> None:
 
 def test_light_modules_load_nothing_heavy_and_change_nothing() -> None:
     told = json.loads(fresh(_PROBE, *LIGHT))
-    assert told == {"heavy": [], "environment": True, "threads": 1}
+    assert told == {"heavy": [], "optional": [], "environment": True, "threads": 1}
 
 
 @pytest.mark.parametrize("module", ["segfit.evaluation.summary", "segfit.selection.select", "segfit.components"])
 def test_evaluation_and_selection_need_no_torch(module: str) -> None:
     assert "torch" not in json.loads(fresh(_PROBE, module))["heavy"]
+
+
+def test_formats_load_no_optional_package_before_a_file_needs_it() -> None:
+    assert json.loads(fresh(_PROBE, "segfit.images.formats"))["optional"] == []
 
 
 def test_exported_names_exist() -> None:

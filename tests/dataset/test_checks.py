@@ -14,6 +14,7 @@ from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
 from segfit.errors import DatasetError, Problem
 from segfit.files import write_json
+from segfit.images.formats import read_image, write_labels
 
 FATAL, WARNING = True, False
 
@@ -259,6 +260,35 @@ def test_stacks_without_spacing_are_a_warning(tmp_path: Path) -> None:
     assert [(item.problem, item.fatal) for item in problems if "spacing file" in item.problem] == [
         ("c_0000.tif has no spacing file c.json beside it, voxels are taken as 1 mm cubes", WARNING)
     ]
+
+
+def test_stacks_with_a_spacing_of_their_own_need_no_file(tmp_path: Path) -> None:
+    root = tiff_dataset(tmp_path, [(3, 4, 5)] * 5)
+    for path in (root / "imagesTr" / "c_0000.tif", root / "labelsTr" / "c.tif"):
+        path.with_name("c.json").unlink(missing_ok=True)
+        voxels = tifffile.imread(path).astype(np.uint8)
+        about = {"axes": "ZYX", "spacing": 3, "unit": "mm"}
+        tifffile.imwrite(path, voxels, imagej=True, resolution=(2, 2), metadata=about)
+    assert not [item for item in check_dataset(root) if "spacing" in item.problem]
+
+
+def test_images_may_be_folders(tmp_path: Path) -> None:
+    root = build(tmp_path, channels=1)
+    edit(root, file_ending=".zarr")
+    for path in [*root.glob("*/*.nii.gz")]:
+        image = read_image(path)
+        write_labels(path.with_name(path.name.replace(".nii.gz", ".zarr")), image.array[0], image.grid)
+        path.unlink()
+    (root / "imagesTr" / "notes").mkdir()  # a folder that is no image
+    dataset = open_dataset(root)
+    assert [case.images[0].name for case in dataset.training] == [f"{case}_0000.zarr" for case in "abcde"]
+    assert check_dataset(root) == ()
+    chunk = root / "imagesTr" / "c_0000.zarr" / "0" / "0" / "0" / "0"
+    chunk.write_bytes(b"rubbish")
+    problem, *others = check_dataset(root)
+    assert not others
+    assert (problem.case, problem.fatal) == ("c", FATAL)
+    assert problem.problem.startswith("c_0000.zarr cannot be read (")
 
 
 def test_progress_counts_the_cases(tmp_path: Path) -> None:

@@ -7,18 +7,27 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
+import zarr
 from PIL import Image as Picture
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from segfit.bundle.bundle import Member
 from segfit.components import PostprocessingStep, keep_largest
+from segfit.dataset.layouts import cases_from_files
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap, Grid
-from segfit.images.formats import read_label
+from segfit.images.formats import read_grid, read_label
 from segfit.images.image import Image
 from segfit.inference.model import Model, load_model, predict_folder
 from segfit.planning.plan import Configuration
 
+MULTISCALE = {
+    "axes": [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"],
+    "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [2250.0, 900.0, 1250.0]}]}],
+}
 AFFINE = np.array([[1.1, 0, 0, -5], [0, 0.9, 0, 3], [0, 0, 2.2, 7], [0, 0, 0, 1.0]])
 
 
@@ -225,6 +234,49 @@ def test_predict_folder(model: Model, tmp_path: Path) -> None:
     assert [i for i in range(6) if again[i] != stamps[i]] == [2]
     predict_folder(model, cases[:1], output, overwrite=True)
     assert paths[0].stat().st_mtime_ns != stamps[0]
+
+
+def write_series(folder: Path, array: np.ndarray) -> Path:
+    """Write (z, y, x) integers as a DICOM series of 2.25 mm slices with pixels of 0.9 x 1.25 mm."""
+    folder.mkdir()
+    for number, pixels in enumerate(array):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+        dataset.Rows, dataset.Columns = pixels.shape
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 1
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+        dataset.PixelSpacing, dataset.ImageOrientationPatient = [0.9, 1.25], [1, 0, 0, 0, 1, 0]
+        dataset.ImagePositionPatient = [5, -3, 7 + 2.25 * number]
+        dataset.PixelData = pixels.astype(np.int16).tobytes()
+        dataset.save_as(folder / f"slice{number}", enforce_file_format=True)
+    return folder
+
+
+def test_other_formats_predict_alike(model: Model, tmp_path: Path) -> None:
+    array = voxels().round()
+    affine = np.array([[-1.25, 0, 0, -5], [0, -0.9, 0, 3], [0, 0, 2.25, 7], [0, 0, 0, 1]])  # of the series, in RAS
+    source = write_case(tmp_path / "in", "a", array, affine).images[0]
+    expected = model.predict(source).labels
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(source)), str(tmp_path / "c.nrrd"))
+    attributes = {"ome": {"version": "0.5", "multiscales": [MULTISCALE]}}
+    group = zarr.create_group(tmp_path / "d.ome.zarr", attributes=attributes)
+    group.create_array("0", data=array)
+    inputs = [write_series(tmp_path / "1.2.840", array), tmp_path / "c.nrrd", tmp_path / "d.ome.zarr"]
+    paths = predict_folder(model, cases_from_files(inputs, 1), tmp_path / "out")
+    assert [path.name for path in paths] == ["1.2.840.nii.gz", "c.nii.gz", "d.nii.gz"]
+    for path in paths[:2]:
+        label = read_label(path)
+        np.testing.assert_array_equal(label.array[0], expected)
+        assert read_grid(source).mismatch(label.grid) == ""
+    unplaced = model.predict((array, (2.25, 0.9, 1.25))).labels  # OME-Zarr has no orientation
+    np.testing.assert_array_equal(read_label(paths[2]).array[0], unplaced)
+    again = predict_folder(model, cases_from_files(inputs[2:], 1), tmp_path / "zarr", ending=".zarr")
+    np.testing.assert_array_equal(read_label(again[0]).array[0], unplaced)
+    written = (again[0] / ".zattrs").stat().st_mtime_ns
+    predict_folder(model, cases_from_files(inputs[2:], 1), tmp_path / "zarr", ending=".zarr")
+    assert (again[0] / ".zattrs").stat().st_mtime_ns == written  # what is there is left as it is
 
 
 def test_predict_folder_goes_on_after_a_bad_case(model: Model, tmp_path: Path) -> None:

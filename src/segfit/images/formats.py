@@ -45,7 +45,7 @@ class Format:
         `unfit`, and labels of its images have the ending `label_ending`
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
-    files : every file on which what is read depends
+    files : every file that an image consists of; see `files_of`
     """
 
     name: str

@@ -1,0 +1,52 @@
+"""Hashes of cases: whatever an image consists of counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segfit.dataset.manifest import Case
+from segfit.errors import InputError
+from segfit.files import hash_file
+from segfit.fingerprint.contents import FileHashes
+from segfit.geometry import Grid
+from segfit.images.formats import write_labels
+
+GRID = Grid((2, 3, 4), (1.0, 1.0, 1.0))
+LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("ending", "part"), [(".mhd", "a.zraw"), (".nhdr", "a.raw.gz"), (".zarr", "a.zarr/0/0/0/0"), (".nrrd", "a.nrrd")]
+)
+def test_every_part_of_an_image_counts(tmp_path: Path, ending: str, part: str) -> None:
+    path = tmp_path / f"a{ending}"
+    write_labels(path, LABELS, GRID)
+    case = Case(id="a", images=(path,), label=path)
+    before, hashes = FileHashes().case(case), FileHashes()
+    assert hashes.case(case) == before
+    changed = tmp_path / part
+    changed.write_bytes(changed.read_bytes() + b"x")
+    assert hashes.case(case) != before
+    assert FileHashes().case(case) == hashes.case(case)
+
+
+def test_an_image_of_one_file_has_the_hash_of_the_file(tmp_path: Path) -> None:
+    write_labels(tmp_path / "a.nii.gz", LABELS, GRID)
+    assert FileHashes().image(tmp_path / "a.nii.gz") == hash_file(tmp_path / "a.nii.gz")
+
+
+def test_the_place_of_a_dataset_does_not_count(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_labels(tmp_path / folder / "a.zarr", LABELS, GRID)
+    hashes = FileHashes()
+    assert hashes.image(tmp_path / "one" / "a.zarr") == hashes.image(tmp_path / "two" / "a.zarr")
+
+
+def test_lost_files_are_explained(tmp_path: Path) -> None:
+    write_labels(tmp_path / "a.mhd", LABELS, GRID)
+    (tmp_path / "a.zraw").unlink()
+    with pytest.raises(InputError, match=r"a\.zraw cannot be read \(No such file or directory\); restore it"):
+        FileHashes().image(tmp_path / "a.mhd")
