@@ -46,6 +46,12 @@ def test_labels_absent_rare_and_tiny() -> None:
     )
 
 
+def test_values_are_those_on_disk() -> None:
+    cases = [case((20, 50, 50), (1, 1, 1), voxels={0: 49_000, 1: 1000, 2: 0}) for _ in range(_MANY)]
+    labels = LabelScheme.from_declaration({"background": 0, "liver": 7, "tumour": 500})
+    assert _notes(cases, labels) == ('label "tumour" (500) occurs in no case: it cannot be learned',)
+
+
 def test_cases_without_foreground() -> None:
     cases = [case((20, 50, 50), (1, 1, 1), name=f"c{i}", voxels={0: 49_000, 1: 1000 * (i > 1)}) for i in range(_MANY)]
     (note,) = _notes(cases, scheme("liver"))

@@ -173,7 +173,7 @@ def export_labels(
     configuration: Configuration,
     labels: LabelScheme,
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the label map on the stored grid: argmax, or the region rule of `labels`; 0 outside the crop."""
+    """Return the inner label values on the stored grid: argmax, or the region rule of `labels`; 0 outside the crop."""
     return merged_labels([ScoreField(logits, properties, configuration)], labels)
 
 
@@ -189,7 +189,7 @@ def export_probabilities(
 
 @torch.inference_mode()
 def merged_labels(fields: Sequence[ScoreField], labels: LabelScheme) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the label map on the stored grid; several configurations are merged as the mean of their probabilities."""
+    """Return the inner labels on the stored grid; several configurations are merged as the mean of probabilities."""
     dtype = np.uint8 if max(labels.all_values) < 255 else np.uint16
     result: NDArray[np.unsignedinteger[Any]] = np.zeros(fields[0].shape, dtype=dtype)
     if len(fields) == 1:

@@ -65,7 +65,7 @@ def _labels(fingerprint: Fingerprint, labels: LabelScheme) -> Iterator[str]:
     for value, name in sorted(value_names(labels).items()):
         counts = [case.label_voxels.get(value, 0) for case in cases]
         present = [count for count in counts if count > 0]
-        label = f'label "{name}" ({value})'
+        label = f'label "{name}" ({labels.stored_values[value]})'
         if not present:
             yield f"{label} occurs in no case: it cannot be learned"
             continue

@@ -26,6 +26,7 @@ __all__ = [
     "endings_found",
     "found_channels",
     "found_labels",
+    "has_ending",
     "hidden_files",
     "is_count",
     "label_ending",
@@ -40,10 +41,23 @@ _COLOURS = ("R", "G", "B", "A")
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Return the files of a folder by name; hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images."""
+    """Return the files of a folder by name, and the folders in it that are named like an image file.
+
+    Hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images.
+    """
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    return sorted(
+        path for path in folder.iterdir() if path.name[0] != "." and (path.is_file() or has_ending(path.name))
+    )
+
+
+def has_ending(name: str) -> bool:
+    """Whether a name ends like an image file."""
+    try:
+        return bool(split_ending(name))
+    except InputError:
+        return False
 
 
 def hidden_files(folders: Iterable[Path]) -> list[Problem]:

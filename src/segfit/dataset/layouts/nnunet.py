@@ -18,6 +18,7 @@ from segfit.dataset.layouts.common import (
     declared_channels,
     declared_labels,
     endings_found,
+    has_ending,
     hidden_files,
     is_count,
     visible_files,
@@ -25,7 +26,7 @@ from segfit.dataset.layouts.common import (
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
-from segfit.images.formats import ENDINGS, split_ending
+from segfit.images.formats import ENDINGS
 
 __all__ = ["compare_sizes", "read", "recognises"]
 
@@ -185,27 +186,19 @@ def _folder_cases(
 def _misnamed(path: Path, ending: str) -> Problem:
     """Say what is wrong with the name of an image file without a channel number."""
     stem = path.name[: -len(ending)]
-    if _has_ending(stem):
+    if has_ending(stem):
         return Problem(path.name, "carries its ending twice", f"rename it to {stem}")
     return Problem(path.name, "has no channel number in its name", f"rename it to {stem}_0000{ending} (first channel)")
 
 
 def _other_endings(folder: Path, ending: str) -> list[Problem]:
     """Return a warning for every image file of a folder that has another ending than the dataset."""
-    others = [path for path in visible_files(folder) if not path.name.endswith(ending) and _has_ending(path.name)]
+    others = [path for path in visible_files(folder) if not path.name.endswith(ending) and has_ending(path.name)]
     action = "convert it, or remove it if it is not needed"
     return [
         Problem(path.name, f"lies in {folder.name} but does not end in {ending}; it is not used", action, False)
         for path in others
     ]
-
-
-def _has_ending(name: str) -> bool:
-    """Whether a name ends like an image file."""
-    try:
-        return bool(split_ending(name))
-    except InputError:
-        return False
 
 
 def _test_cases(root: Path, channels: tuple[str, ...] | None, ending: str, problems: list[Problem]) -> tuple[Case, ...]:

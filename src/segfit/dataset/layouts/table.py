@@ -170,7 +170,7 @@ def _case(
                 wrong.append(Problem(name, f'has no file in the column "{column}" of {path.name}', "add it"))
             return None
         found = path.parent / Path(text).expanduser()
-        if not found.is_file():
+        if not found.exists():
             wrong.append(Problem(name, f"the listed file {text} is missing", "add it or correct its path"))
             return None
         try:
