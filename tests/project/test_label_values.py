@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from segfit.bundle.bundle import card
 from segfit.dataset.layouts import open_dataset
 from segfit.errors import DatasetError
 from segfit.evaluation.summary import Pair, evaluate
@@ -100,6 +101,8 @@ def test_the_model_answers_in_the_values_of_the_dataset(finished: Project, tmp_p
     assert set(np.unique(result.labels)) <= {0, 7, 500}
     result.save(tmp_path / "x.nii.gz")
     np.testing.assert_array_equal(read_label(tmp_path / "x.nii.gz").array[0], result.labels)
+    described = card(model.manifest).splitlines()
+    assert any("organ" in line and "500" in line for line in described), described
 
 
 def test_masks_per_structure_give_the_same_preprocessed_cases(volumes: Path, tmp_path: Path, tiny: list[str]) -> None:

@@ -195,7 +195,7 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     yield "| structure | label values | cross-validated Dice |\n| --- | --- | --- |"
     for target in manifest.labels.targets:
         score = manifest.scores.get(target.name)
-        values = ", ".join(str(value) for value in target.values)
+        values = ", ".join(str(manifest.labels.stored_values[value]) for value in target.values)
         yield f"| {target.name} | {values} | {'-' if score is None else f'{score:.3f}'} |"
     for step in manifest.postprocessing:
         yield f"\nAfterwards: {step.text}."
