@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import MPEG2MPML, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from segfit.dataset.checks import check_dataset
+from segfit.dataset.layouts import open_dataset
 from segfit.images import dicom, nifti
 from segfit.images.formats import read_case, read_grid, read_image, write_labels
 from segfit.images.image import FileError
@@ -50,7 +52,7 @@ def make(folder: Path, change: Callable[[list[FileDataset]], Any] = lambda slice
     """Write the series after `change`, the files named against their order."""
     slices = [slice_of(number, **kind) for number in range(len(VOXELS))]
     change(slices)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for number, dataset in enumerate(slices):
         dataset.save_as(folder / f"IM{99 - number}", enforce_file_format=True)
     return folder
@@ -121,7 +123,7 @@ def test_other_files_are_left_aside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["RLELossless", "JPEGLSLossless", "JPEGLosslessProcess14_1"])
 def test_compressed_series(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "compressed"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for path in make(tmp_path / "plain").iterdir():
         compress(path, folder / path.name, getattr(gdcm.TransferSyntax, name))
     assert pydicom.dcmread(folder / "IM99").file_meta.TransferSyntaxUID.is_compressed
@@ -303,3 +305,17 @@ def test_a_real_series_equals_what_itk_reads(data: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(image.grid.affine, twin.affine, atol=1e-6)  # type: ignore[arg-type]
     write_labels(tmp_path / "labels.nii.gz", (image.array[0] > 200).astype(np.uint8), image.grid)
     assert read_grid(tmp_path / "labels.nii.gz").mismatch(twin) == ""
+
+
+def test_series_in_paired_folders_are_cases(tmp_path: Path) -> None:
+    for case in "abcde":
+        series = make(tmp_path / "images" / case)
+        image = read_image(series)
+        labels = (image.array[0] > np.median(image.array)).astype(np.uint8)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        write_labels(tmp_path / "labels" / f"{case}.nii.gz", labels, image.grid)
+    dataset = open_dataset(tmp_path)
+    assert [case.id for case in dataset.training] == list("abcde")
+    assert dataset.training[0].images == (tmp_path / "images" / "a",)
+    assert (dataset.layout, dataset.file_ending) == ("paired", ".nii.gz")
+    assert not [problem for problem in check_dataset(dataset) if problem.fatal]

@@ -99,6 +99,13 @@ def png(width: int, height: int, colour_type: int, depth: int, rows: bytes) -> b
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+@pytest.mark.parametrize("width", [5, 53, 54])  # rows of 16, 160 and 164 bytes
+def test_bitmaps_of_any_width_are_read(tmp_path: Path, width: int) -> None:
+    pixels = np.arange(2 * width * 3, dtype=np.uint8).reshape(2, width, 3)
+    Pillow.fromarray(pixels).save(tmp_path / "a.bmp")
+    np.testing.assert_array_equal(picture.read(tmp_path / "a.bmp").array, np.moveaxis(pixels, -1, 0))
+
+
 def test_large_pictures_are_no_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Pillow.fromarray(GREY).save(tmp_path / "a.png")
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 5)  # pillow itself refuses twice that

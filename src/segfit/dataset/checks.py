@@ -194,7 +194,7 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
 
 def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
     unknown = grid.spacing_mm == (1.0, 1.0, 1.0) and not spacing_file(path).exists()
-    if not unknown or split_ending(path.name)[1].lower() not in (".tif", ".tiff"):
+    if not unknown or split_ending(path)[1].lower() not in (".tif", ".tiff"):
         return []
     problem = f"{path.name} has no spacing file {case.id}.json beside it, voxels are taken as 1 mm cubes"
     return [Problem(case.id, problem, 'write {"spacing": [z, y, x]} in mm if they are not', fatal=False)]

@@ -40,7 +40,7 @@ def export_nnunet(
         raise InputError(f"{target} exists already; remove it or choose another folder with --out")
     if not dataset.training:
         raise InputError(f"dataset {dataset.name} has no training case; there is nothing to write")
-    ending = _ENDINGS.get(split_ending(dataset.training[0].images[0].name)[1].lower(), ".nii.gz")
+    ending = _ENDINGS.get(split_ending(dataset.training[0].images[0])[1].lower(), ".nii.gz")
     items = [("Tr", case) for case in dataset.training] + [("Ts", case) for case in dataset.test]
     partial_folder: Path | None = None
     try:
@@ -95,7 +95,7 @@ def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, en
     number = 0
     for path in case.images:
         image = read_image(path)
-        as_it_is = image.array.shape[0] == 1 and split_ending(path.name)[1].lower() == ending
+        as_it_is = image.array.shape[0] == 1 and split_ending(path)[1].lower() == ending
         for channel in image.array:
             target = images / f"{case.id}_{number:04d}{ending}"
             number += 1

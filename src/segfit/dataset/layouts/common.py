@@ -13,7 +13,7 @@ from segfit.dataset.manifest import Case
 from segfit.errors import InputError, Problem
 from segfit.execution.pool import map_cases
 from segfit.files import read_json
-from segfit.images.formats import ENDINGS, find_format, read_image, read_label, split_ending
+from segfit.images.formats import ENDINGS, find_format, is_image_folder, read_image, read_label, split_ending
 from segfit.labels import LabelScheme
 
 __all__ = [
@@ -41,15 +41,14 @@ _COLOURS = ("R", "G", "B", "A")
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Return the files of a folder by name, and the folders in it that are named like an image file.
+    """Return the files of a folder by name, and the folders in it that are images (DICOM series, OME-Zarr).
 
     Hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images.
     """
     if not folder.is_dir():
         return []
-    return sorted(
-        path for path in folder.iterdir() if path.name[0] != "." and (path.is_file() or has_ending(path.name))
-    )
+    visible = (path for path in folder.iterdir() if path.name[0] != ".")
+    return sorted(path for path in visible if path.is_file() or is_image_folder(path))
 
 
 def has_ending(name: str) -> bool:
@@ -75,7 +74,7 @@ def endings_found(paths: Sequence[Path]) -> str:
     counts: Counter[str] = Counter()
     for path in paths:
         try:
-            counts[split_ending(path.name)[1]] += 1
+            counts[split_ending(path)[1]] += 1
         except InputError:
             counts[path.suffix or path.name] += 1
     return f" (found {', '.join(f'{n} {ending}' for ending, n in counts.most_common(3))})" if counts else ""

@@ -151,7 +151,7 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 def _stem(path: Path) -> str | None:
     """Return the name of an image file without its ending; None for other files."""
     try:
-        return split_ending(path.name)[0]
+        return split_ending(path)[0]
     except InputError:
         return None
 

@@ -174,7 +174,7 @@ def _case(
             wrong.append(Problem(name, f"the listed file {text} is missing", "add it or correct its path"))
             return None
         try:
-            split_ending(found.name)
+            split_ending(found)
         except InputError as error:
             wrong.append(Problem(name, str(error), "convert the file"))
             return None
