@@ -86,8 +86,6 @@ def _open(path: Path) -> Any:
     else:
         raise FileError(path, "is not a PNG, JPEG or BMP picture", "export it again or correct its ending")
     raw_modes = [tile[3] for tile in picture.tile if isinstance(tile[3], str)]  # PNG: "RGB;16B" has 16 bits per colour
-        tile[3] for tile in picture.tile if isinstance(tile[3], str)
-    ]  # of PNG; "RGB;16B" is 16 bits per colour
     if picture.mode in ("RGB", "RGBA", "LA") and any("16" in mode for mode in raw_modes):
         picture.close()
         raise FileError(path, "has 16 bits per colour, which cannot be read without loss", "export it as .tif")
