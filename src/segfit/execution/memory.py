@@ -71,15 +71,20 @@ def process_peak_bytes() -> int:
     return _status_bytes("VmHWM") or _life_peak_bytes()
 
 
-def process_bytes() -> int:
-    """Resident memory of this process now."""
+def process_bytes(pid: int | None = None) -> int:
+    """Resident memory of this process, or of another one, now; of another one 0 where the system does not tell."""
+    if pid is not None:
+        return _status_bytes("VmRSS", str(pid))
     return _status_bytes("VmRSS") or _life_peak_bytes()
 
 
-def _status_bytes(key: str) -> int:
+def _status_bytes(key: str, process: str = "self") -> int:
     """Return an entry of Linux's process status, 0 where there is none."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     return 0
