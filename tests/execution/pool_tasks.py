@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import time
 import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -130,3 +130,20 @@ def hold_alive(folder: str, number: int) -> None:
     """Say who this is and do not end."""
     (Path(folder) / str(number)).write_text(str(os.getpid()))
     time.sleep(3600)
+
+
+def hold_after_first(folder: str, number: int) -> None:
+    """Do not end, but for the first."""
+    if number:
+        hold_alive(folder, number)
+
+
+def die_if(folder: Path, case: str) -> str:
+    """Be killed with the cases b and e."""
+    if case in "be":
+        note_and_die(folder, case)
+    return case
+
+
+def note_and_die_in(folder: Path) -> NoReturn:
+    note_and_die(folder, "sick")

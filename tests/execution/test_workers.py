@@ -12,7 +12,7 @@ import pool_tasks
 import pytest
 
 from segfit.errors import DatasetError, Problem, StageError
-from segfit.execution.workers import WorkerLost, WorkerPool
+from segfit.execution.workers import LostCaseError, WorkerPool
 
 _PATIENCE_S = 30.0  # for what takes a second on an idle machine
 
@@ -49,19 +49,18 @@ def test_processes_start_when_they_are_needed() -> None:
         assert len({pool.submit(pool_tasks.process).result() for _ in range(5)}) <= 2
 
 
-def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segfit.execution.workers.available_workers", lambda: 8)
-    with WorkerPool(2) as pool:
-        assert pool.submit(pool_tasks.environment, "OPENBLAS_NUM_THREADS").result() == "4"
-    with WorkerPool(20) as pool:
-        assert pool.submit(pool_tasks.environment, "OMP_NUM_THREADS").result() == "1"
+def test_matrix_products_of_a_worker_take_one_thread() -> None:
+    with WorkerPool(1) as pool:
+        assert pool.submit(pool_tasks.environment, "OPENBLAS_NUM_THREADS").result(_PATIENCE_S) == "1"
+        assert pool.submit(pool_tasks.environment, "OMP_NUM_THREADS").result(_PATIENCE_S) == "1"
 
 
 def test_exception_brings_its_traceback() -> None:
     with WorkerPool(1) as pool:
         future = pool.submit_case("c7", pool_tasks.fail, 5)
-        with pytest.raises(ValueError, match="^5 is a bad number$") as caught:
+        with pytest.raises(ValueError, match="5 is a bad number") as caught:
             future.result(_PATIENCE_S)
+        assert caught.value.args == ("5 is a bad number",)
         (note,) = caught.value.__notes__
         assert note.startswith("case c7, in its worker:\nTraceback")
         assert 'pool_tasks.py", line' in note
@@ -102,7 +101,7 @@ def test_lost_worker_is_explained_and_the_others_finish(task: object, arguments:
         sick = pool.submit_case("sick", task, *arguments)  # type: ignore[arg-type]
         others = [pool.submit(pool_tasks.double, value) for value in range(6)]
         assert [other.result(_PATIENCE_S) for other in others] == [0, 2, 4, 6, 8, 10]
-        with pytest.raises(WorkerLost, match=f"^case sick: worker {told}"):
+        with pytest.raises(LostCaseError, match=f"^case sick: worker {told}"):
             sick.result(_PATIENCE_S)
     assert len(warnings) == 1
     assert warnings[0].endswith("it is tried again alone")
@@ -110,7 +109,7 @@ def test_lost_worker_is_explained_and_the_others_finish(task: object, arguments:
 
 @pytest.mark.parametrize(("workers", "attempts"), [(1, 2), (2, 2), (3, 2), (4, 3), (9, 3)])
 def test_attempts_are_counted(tmp_path: Path, workers: int, attempts: int) -> None:
-    with WorkerPool(workers) as pool, pytest.raises(WorkerLost):
+    with WorkerPool(workers) as pool, pytest.raises(LostCaseError):
         pool.submit_case("sick", pool_tasks.note_and_die, tmp_path, "sick").result(_PATIENCE_S)
     assert len(list(tmp_path.iterdir())) == attempts
 
@@ -138,7 +137,7 @@ def test_hung_worker_is_ended_and_a_busy_one_is_not() -> None:
     with WorkerPool(2, stall_s=1.0) as pool:
         started = time.monotonic()
         busy = pool.submit_case("busy", pool_tasks.compute, 2.5)
-        with pytest.raises(WorkerLost, match="case hung: worker hung: no processor time used for 1 s"):
+        with pytest.raises(LostCaseError, match="case hung: worker hung: no processor time used for 1 s"):
             pool.submit_case("hung", pool_tasks.sleep, 3600.0).result(_PATIENCE_S)
         assert time.monotonic() - started < _PATIENCE_S
         assert busy.result(_PATIENCE_S) == 2.5
@@ -156,7 +155,7 @@ def test_stop_ends_tasks_at_once_and_lets_them_tidy_up(tmp_path: Path) -> None:
     assert time.monotonic() - started < 10.0
     assert waiting.cancelled()
     for number, future in enumerate(long):
-        with pytest.raises(WorkerLost, match=f"case c{number}: worker stopped"):
+        with pytest.raises(LostCaseError, match=f"case c{number}: worker stopped"):
             future.result(0)
     assert not list(tmp_path.glob("*/unfinished"))
     _wait_until_gone([pid])
@@ -224,9 +223,14 @@ def test_script_without_guard_works_and_is_not_run_again(tmp_path: Path) -> None
     assert done.stderr == ""
 
 
+def _held() -> tuple[int, int]:
+    """Return how many threads and open files this process has."""
+    return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
+
+
 @pytest.mark.slow
 def test_two_hundred_pools_start_and_stop() -> None:
-    threads, files = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+    before = _held()
     pids = []
     for cycle in range(200):
         with WorkerPool(1) as pool:
@@ -234,5 +238,4 @@ def test_two_hundred_pools_start_and_stop() -> None:
             assert pool.submit(pool_tasks.double, cycle).result(_PATIENCE_S) == 2 * cycle
     assert len(set(pids)) == 200
     _wait_until_gone(pids)
-    assert len(os.listdir("/proc/self/task")) == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert _held() == before

@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.device import free_memory_gb
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Scores, case_metrics
 from segfit.execution.pool import map_cases
@@ -21,6 +23,8 @@ from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Progress
 
 __all__ = ["CaseScores", "MeanScores", "Pair", "Summary", "evaluate", "evaluate_folder", "summarize"]
+
+_BYTES_PER_VOXEL = 16  # two label maps, read and compared
 
 # Field of our records -> key of the reference.
 _REFERENCE_KEYS = {
@@ -33,6 +37,18 @@ _REFERENCE_KEYS = {
     "n_pred": "n_pred",
     "n_ref": "n_ref",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFile:
+    """Loads the label map of a file."""
+
+    path: Path
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the labels, (*spatial)."""
+        labels: NDArray[Any] = read_label(self.path).array[0]
+        return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +71,13 @@ class Pair:
     @classmethod
     def of_files(cls, case: str, prediction: Path, reference: Path) -> Pair:
         """Return the pair of two label files."""
-        return cls(
-            case,
-            lambda: read_label(prediction).array[0],
-            lambda: read_label(reference).array[0],
-            prediction.as_posix(),
-            reference.as_posix(),
-        )
+        return cls(case, LabelFile(prediction), LabelFile(reference), prediction.as_posix(), reference.as_posix())
+
+    def predicted_bytes(self) -> int:
+        """Return the memory that scoring takes, about; 0 for computed label maps, which stay in their process."""
+        if not isinstance(self.load_prediction, LabelFile) or not isinstance(self.load_reference, LabelFile):
+            return 0
+        return math.prod(read_grid(self.load_reference.path).shape) * _BYTES_PER_VOXEL
 
     def load(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return prediction and reference; raise `InputError` naming the case if their shapes differ."""
@@ -165,15 +181,22 @@ def evaluate(
 
     Raises `InputError` naming the case whose label maps cannot be compared.
     """
-
-    def score(pair: Pair) -> dict[str, Scores]:
-        return case_metrics(*pair.load(), scheme)
-
     results = map_cases(
-        score, pairs, description="evaluating", name=lambda pair: pair.case, workers=workers, progress=progress
+        partial(_score, scheme),
+        pairs,
+        description="evaluating",
+        name=lambda pair: pair.case,
+        size=Pair.predicted_bytes,
+        room=free_memory_gb() * 2**30,
+        workers=workers,
+        progress=progress,
     )
     found = {pair.case: scores for pair, scores in results}
     return summarize([pair.scored(found[pair.case]) for pair in pairs], scheme.targets)
+
+
+def _score(scheme: LabelScheme, pair: Pair) -> dict[str, Scores]:
+    return case_metrics(*pair.load(), scheme)
 
 
 def evaluate_folder(

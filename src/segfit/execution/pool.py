@@ -8,13 +8,13 @@ way, and one that the system kills for its memory costs its case another try ins
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from segfit.errors import StageError
 from segfit.execution.processors import available_workers
-from segfit.execution.workers import WorkerLost, WorkerPool
+from segfit.execution.workers import LostCaseError, WorkerPool
 from segfit.progress import SILENT, Progress
 
 __all__ = ["map_cases"]
@@ -47,12 +47,13 @@ def map_cases(
     Parameters
     ----------
     size : bytes that an item's work is predicted to take. It says that `work` may be done by processes: `work`, the
-        items and the results must be small and picklable. Processes do it if the sizes of all items sum up to 4 GiB
+        items and the results must be small and picklable. Processes do it if the sizes sum up to 4 GiB and none is 0,
+        which says that an item's work cannot leave this process
     room : bytes that the items in work may take together; one item is always in work. Needs `size`
     """
     waiting = [(item, 0 if size is None else size(item)) for item in items]
     workers = min(workers or available_workers(), max(1, len(waiting)))
-    own = _local_pool(workers, sum(taken for _, taken in waiting), progress) if executor is None else None
+    own = _local_pool(workers, [taken for _, taken in waiting], progress) if executor is None else None
     pool = executor or own
     assert pool is not None
     most = workers if room is not None else 2 * workers
@@ -79,7 +80,7 @@ def map_cases(
                     item, _ = running.pop(future)
                     try:
                         result = future.result()
-                    except WorkerLost as error:
+                    except LostCaseError as error:
                         lost.append(str(error))
                         task.advance(1, name(item))
                         continue
@@ -101,8 +102,8 @@ def map_cases(
         )
 
 
-def _local_pool(workers: int, taken: int, progress: Progress) -> Executor:
+def _local_pool(workers: int, sizes: Sequence[int], progress: Progress) -> Executor:
     """Return processes for large work and threads for small work, and where processes cannot be started."""
-    if taken >= _PROCESSES_FROM and sys.executable and sys.platform != "win32":
+    if sum(sizes) >= _PROCESSES_FROM and all(sizes) and sys.executable and sys.platform != "win32":
         return WorkerPool(workers, warn=progress.warn)
     return ThreadPoolExecutor(workers, thread_name_prefix="segfit")

@@ -23,10 +23,8 @@ def processor_quota(root: Path = Path("/")) -> float | None:
     A limit of any group above counts too, so containers and batch systems are seen. `root` is where the system's
     ``proc`` and ``sys`` are.
     """
-    limits = [
-        limit for folder in _group_folders(root) for limit in (_quota_v2(folder), _quota_v1(folder)) if limit is not None
-    ]
-    return min(limits, default=None)
+    limits = (read(folder) for folder in _group_folders(root) for read in (_quota_v2, _quota_v1))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _group_folders(root: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from subprocess import PIPE, Popen, TimeoutExpired
 from threading import Condition, Thread
@@ -26,13 +26,14 @@ from segfit.execution.memory import process_bytes
 from segfit.execution.processors import available_workers
 from segfit.execution.worker_main import GRACE_S, Answer
 
-__all__ = ["WorkerLost", "WorkerPool"]
+__all__ = ["LostCaseError", "WorkerPool"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 _LOOK_S = 0.1  # between looks at a worker: how precisely its memory is known, how late a stop is noticed
 _STALL_S = 600.0  # assumption: a file server may be away for minutes
+# One thread per worker: more would get in each other's way, and change results in the last digit with their number.
 _BLAS_THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -42,11 +43,11 @@ _BLAS_THREADS = (
 )
 
 
-class WorkerLost(StageError):
+class LostCaseError(StageError):
     """A case whose worker ended, hung or ran out of memory at every attempt."""
 
 
-class _Ended(Exception):
+class _EndedError(Exception):
     """A worker did not answer; the text says why, as in "killed by signal 9"."""
 
 
@@ -63,14 +64,10 @@ class _Task:
         return f"case {self.case}: worker {reason}{held}"
 
 
-@dataclass(eq=False)
 class _Worker:
     """A process and the connection to it."""
 
-    threads: int  # for matrix products; several workers with several threads each would get in each other's way
-    process: Popen[bytes] = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         self._connection, theirs = Pipe()
         with theirs:
             program = (
@@ -81,18 +78,18 @@ class _Worker:
                 [sys.executable, "-c", program],
                 stdin=PIPE,  # never written to: it closes when this process is gone
                 pass_fds=(theirs.fileno(),),
-                env=os.environ | dict.fromkeys(_BLAS_THREADS, str(self.threads)),
+                env=os.environ | dict.fromkeys(_BLAS_THREADS, "1"),
                 process_group=0,  # Ctrl-C is for the parent, who stops its workers
             )
 
     def do(self, task: _Task, stall_s: float, stopped: Callable[[], bool]) -> Answer:
-        """Return the answer to a task; raise `_Ended` if there will be none."""
+        """Return the answer to a task; raise `_EndedError` if there will be none."""
         pid, used, since = self.process.pid, -1.0, monotonic()
         try:
             self._connection.send_bytes(task.payload)
             while not self._connection.poll(_LOOK_S):
                 if stopped():
-                    raise _Ended("stopped")
+                    raise _EndedError("stopped")
                 if self.process.poll() is not None and not self._connection.poll():
                     raise EOFError
                 task.held = max(task.held, process_bytes(pid))
@@ -100,10 +97,10 @@ class _Worker:
                 if now > used:
                     used, since = now, monotonic()
                 elif monotonic() - since > stall_s:
-                    raise _Ended(f"hung: no processor time used for {stall_s:g} s")
+                    raise _EndedError(f"hung: no processor time used for {stall_s:g} s")
             return Answer(*pickle.loads(self._connection.recv_bytes()))
         except (EOFError, OSError):
-            raise _Ended(self._end()) from None
+            raise _EndedError(self._end()) from None
 
     def stop(self) -> None:
         """End the process: politely, so that it removes unfinished files, then by force."""
@@ -130,7 +127,7 @@ class WorkerPool(Executor):
     """An executor of worker processes that tells which case a process died with, and tries it again.
 
     A case whose worker was killed, hung or ran out of memory is tried once with half the workers, then alone; then its
-    future fails with `WorkerLost`. An exception in a task is raised by its future, with the worker's traceback as a
+    future fails with `LostCaseError`. An exception in a task is raised by its future, with the worker's traceback as a
     note. Functions, arguments and results cross by pickle; functions must be importable, so not from a script.
 
     Parameters
@@ -150,7 +147,6 @@ class WorkerPool(Executor):
     ) -> None:
         self.workers = workers or available_workers()
         self._limits = (self.workers, *sorted({max(1, self.workers // 2), 1}, reverse=True))  # per attempt
-        self._threads_each = max(1, available_workers() // self.workers)
         self._stall_s = stall_s
         self._warn = warn
         self._changed = Condition()
@@ -203,7 +199,7 @@ class WorkerPool(Executor):
     def _cancel_waiting(self) -> None:
         for task in self._queue:
             if not task.future.cancel():  # one that is to be tried again
-                task.future.set_exception(WorkerLost(task.obituary("stopped")))
+                task.future.set_exception(LostCaseError(task.obituary("stopped")))
         self._queue.clear()
 
     def _supervise(self) -> None:
@@ -211,11 +207,11 @@ class WorkerPool(Executor):
         worker: _Worker | None = None
         while (task := self._next()) is not None:
             try:
-                worker = worker or _Worker(self._threads_each)
+                worker = worker or _Worker()
                 answer = worker.do(task, self._stall_s, lambda: self._stopped)
                 if answer.out_of_memory:
-                    raise _Ended("ran out of memory")
-            except (_Ended, OSError) as error:  # OSError: no process could be started
+                    raise _EndedError("ran out of memory")
+            except (_EndedError, OSError) as error:  # OSError: no process could be started
                 if worker is not None:
                     worker.stop()
                 worker = None
@@ -259,7 +255,7 @@ class WorkerPool(Executor):
             most = self._limits[task.attempt]
             self._warn(f"{told}; it is tried again {'alone' if most == 1 else f'with {most} cases at once'}")
         else:
-            self._settle(task, Answer(error=WorkerLost(told)))
+            self._settle(task, Answer(error=LostCaseError(told)))
 
     def _settle(self, task: _Task, answer: Answer) -> None:
         with self._changed:
