@@ -310,10 +310,13 @@ def _compress(array: NDArray[Any], axes: int, *, slicewise: bool) -> bytes:
     lead, spatial = (1,) * (array.ndim - axes), array.shape[array.ndim - axes :]
     block = _block_shape(spatial, slicewise=slicewise)
     chunk = tuple(min(n, _CHUNK_BLOCKS * b) for n, b in zip(spatial, block, strict=True))
-    # Labels compress well; images hardly do, but must be read fast.
-    codec, level = (blosc2.Codec.ZSTD, 3) if array.dtype == np.int16 else (blosc2.Codec.LZ4, 5)
+    # Labels compress well. Images hardly do: measured on CT and MR, higher levels win 1 % and take 10 times as long.
     parameters = blosc2.CParams(
-        codec=codec, clevel=level, filters=[blosc2.Filter.SHUFFLE], typesize=array.itemsize, nthreads=1
+        codec=blosc2.Codec.ZSTD,
+        clevel=3 if array.dtype == np.int16 else 1,
+        filters=[blosc2.Filter.SHUFFLE],
+        typesize=array.itemsize,
+        nthreads=1,
     )
     packed = blosc2.asarray(
         np.ascontiguousarray(array), chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=parameters
