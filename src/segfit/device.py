@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segfit.errors import InputError
-from segfit.execution.pool import available_workers
+from segfit.execution.processors import available_workers
 
 if TYPE_CHECKING:
     import torch

@@ -52,6 +52,9 @@ class DatasetError(InputError):
         lines = [f"{item.case}: {item.problem}; {item.action}" for item in self.problems]
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[type[DatasetError], tuple[tuple[Problem, ...]]]:
+        return DatasetError, (self.problems,)  # so that it crosses processes
+
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string."""

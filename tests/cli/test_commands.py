@@ -79,6 +79,27 @@ def test_run_prints_scores_model_and_report(project: Path, capsys: pytest.Captur
     assert f"report: {project / 'report.html'}" in out
 
 
+def test_stored_cases_are_verified(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["preprocess", "--out", str(project), "--verify"]) == 0
+    total = len([path for path in (project / "cases").iterdir() if path.is_dir()])
+    assert capsys.readouterr().out == f"{total} of {total} stored cases are what was written\n"
+    image = next((project / "cases").glob("*/image.b2nd"))
+    content = bytearray(image.read_bytes())
+    content[-100] ^= 4
+    image.write_bytes(content)
+    case = json.loads((image.parent / "case.json").read_text())["properties"]["case"]
+    assert run(["preprocess", "--out", str(project), "--verify"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"case {case}: image.b2nd is not what was written ({image.parent})",
+        f"{total - 1} of {total} stored cases are what was written",
+        "segfit preprocess makes those that the plan uses anew; the others may be deleted",
+    ]
+    assert run(["preprocess", "--out", str(project)]) == 0
+    captured = capsys.readouterr()
+    assert f"preprocessed case {case} was damaged on disk; it was made anew" in captured.err
+    assert run(["preprocess", "--out", str(project), "--verify"]) == 0
+
+
 def test_run_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["run", "--out", str(project), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -13,6 +13,7 @@ import pytest
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Scores
 from segfit.evaluation.summary import CaseScores, Pair, Summary, evaluate, evaluate_folder, summarize
+from segfit.execution import pool
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.labels import LabelScheme, Target
@@ -146,6 +147,14 @@ def test_a_folder_is_scored_file_by_file(folders: tuple[Path, Path]) -> None:
     assert [item.scores["a"].dice for item in summary.cases] == [1.0, 2 / 3]
     assert summary.cases[0].prediction_file == (folders[0] / "case_a.nii.gz").as_posix()
     assert notes.warnings == []
+
+
+def test_processes_score_the_same(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
+    monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
+    assert evaluate_folder(*folders, TWO, ending=".nii.gz", workers=2) == expected
+    ones = np.ones((2, 2), int)  # label maps that are not in files stay here
+    assert evaluate([Pair("a", lambda: ones, lambda: ones)], TWO).mean_dice == 1.0
 
 
 def test_missing_counterparts_are_named(folders: tuple[Path, Path]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel
@@ -8,6 +9,7 @@ import pytest
 
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
+from segfit.execution import pool
 from segfit.fingerprint import measure as measure_module
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import measure
@@ -98,6 +100,23 @@ def test_case_order_workers_and_cache_change_nothing(tmp_path: Path) -> None:
     assert measure(dataset, "stored", workers=2, cache=cache) == first
     first.save(tmp_path / "fingerprint.json")
     assert Fingerprint.load(tmp_path / "fingerprint.json") == first
+
+
+def test_processes_measure_the_same_and_remember_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    dataset = _dataset(tmp_path, [(rng.uniform(1, 9, (5, 6, 7)), rng.integers(0, 4, (5, 6, 7))) for _ in range(4)])
+    first = measure(dataset, "stored")
+    monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
+    cache = tmp_path / "cache"
+    assert measure(dataset, "stored", workers=2, cache=cache) == first
+    assert len(list(cache.glob("*.npz"))) == 4
+    hashes = json.loads((cache / "hashes.json").read_text())
+    assert {Path(name).name for name in hashes} == {
+        f"c{i}{end}" for i in range(4) for end in ("_0000.nii.gz", ".nii.gz")
+    }
+    dataset.training[2].images[0].write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"c2_0000\.nii\.gz"):
+        measure(dataset, "stored", workers=2)
 
 
 def test_cache_is_keyed_by_content_and_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

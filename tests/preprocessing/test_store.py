@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Lock
 
 import nibabel
 import numpy as np
@@ -239,7 +239,7 @@ def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
     path.write_bytes(content)
     warnings = _Warnings()
     assert preprocess_dataset(cases, _SPEC, _SCHEME, store, progress=warnings) == keys
-    assert warnings.messages == ["preprocessed case c1 was damaged on disk; it is made anew"]
+    assert warnings.messages == ["preprocessed case c1 was damaged on disk; it was made anew"]
     np.testing.assert_array_equal(store.open(keys["c1"]).image(), expected)
     assert store.verify(keys["c1"])
 
@@ -263,9 +263,33 @@ def test_missing_file_is_named_and_finished_cases_stay(tmp_path: Path) -> None:
     assert store.has(keys["c0"])
 
 
+def test_memory_is_predicted_from_headers(tmp_path: Path) -> None:
+    (case,) = _dataset(tmp_path, 1)
+    need = 4 * store_module._WORKING_COPIES
+    assert store_module._predicted_bytes(case, _SPEC) == 15 * 11 * 12 * need  # after resampling
+    coarse = _SPEC.model_copy(update={"spacing_mm": (6.0, 4.0, 4.0)})
+    assert store_module._predicted_bytes(case, coarse) == 10 * 11 * 12 * need  # as stored
+
+
 def test_memory_limits_the_cases_in_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = _dataset(tmp_path, 1)
-    need = 1980 * 4 * store_module._WORKING_COPIES / 2**30  # 15 * 11 * 12 voxels after resampling
-    for free, expected in ((0.5 * need, 1), (2.5 * need, 2), (100 * need, 8)):
+    cases = _dataset(tmp_path, 6)
+    need = store_module._predicted_bytes(cases[0], _SPEC) / 2**30
+    lock, at_work, most = Lock(), 0, 0
+
+    def watched(*arguments: object, **named: object) -> Preprocessed:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.05)
+        result = preprocess(*arguments, **named)  # type: ignore[arg-type]
+        with lock:
+            at_work -= 1
+        return result
+
+    monkeypatch.setattr(store_module, "preprocess", watched)
+    for free, expected in ((0.5 * need, 1), (2.5 * need, 2), (100 * need, 3)):
         monkeypatch.setattr(store_module, "free_memory_gb", lambda free=free: free)
-        assert store_module._affordable_workers(cases, _SPEC, 8) == expected
+        most = 0
+        preprocess_dataset(cases, _SPEC, _SCHEME, CaseStore(tmp_path / f"cases-{expected}"), workers=3)
+        assert most == expected

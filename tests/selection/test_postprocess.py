@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from segfit.components import PostprocessingStep, apply_steps, keep_largest
 from segfit.evaluation.summary import Pair, Summary, evaluate
+from segfit.execution import pool
+from segfit.geometry import Grid
+from segfit.images.formats import write_labels
 from segfit.labels import LabelScheme
 from segfit.selection.postprocess import decide_postprocessing
 
@@ -123,3 +127,16 @@ def test_equals_rewriting_the_predictions(scheme: LabelScheme) -> None:
         assert evaluate(applied, scheme, workers=1) == decision.after
         taken += len(expected)
     assert taken > 0
+
+
+def test_processes_decide_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = []
+    for case, (prediction, reference) in {"x": ("11.1.22", "11...22"), "y": ("11...2.", "11...2.")}.items():
+        files = [tmp_path / f"{case}-{kind}.nii.gz" for kind in ("prediction", "reference")]
+        for file, text in zip(files, (prediction, reference), strict=True):
+            write_labels(file, row(text)[None], Grid((1, 1, len(text)), (1.0, 1.0, 1.0)))
+        pairs.append(Pair.of_files(case, *files))
+    expected = decide_postprocessing(pairs, TWO)
+    assert values(expected.steps) == [(1,)]
+    monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
+    assert decide_postprocessing(pairs, TWO, workers=2) == expected

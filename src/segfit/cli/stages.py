@@ -214,12 +214,35 @@ def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
 def preprocess(
     dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
     skip_incomplete: SkipIncomplete = None, settings: Set = None,
-) -> None:  # fmt: skip
-    """Crop, normalise and resample all cases."""
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only read what is stored against its checksums.")
+    ] = False,
+) -> int:  # fmt: skip
+    """Crop, normalise and resample all cases.
+
+    With --verify the exit code is 1 if a stored case is damaged.
+    """
     given = settings_from(preset=preset, workers=workers, skip_incomplete=skip_incomplete, settings=settings)
     project = open_project(dataset, out, given)
+    if verify:
+        return _verify(project)
     for name, keys in project.preprocess().items():
         sys.stdout.write(f"{name}: {len(keys)} cases in {project.folder.cases}\n")
+    return 0
+
+
+def _verify(project: Project) -> int:
+    from segfit.preprocessing.store import CaseStore, verify_store
+
+    store = CaseStore(project.folder.cases)
+    damaged = verify_store(store, workers=project.options.workers, progress=project.progress)
+    for case in damaged:
+        sys.stdout.write(f"case {case.name}: {case.problem} ({case.folder})\n")
+    total = len(store.keys())
+    sys.stdout.write(f"{total - len(damaged)} of {total} stored cases are what was written\n")
+    if damaged:
+        sys.stdout.write("segfit preprocess makes those that the plan uses anew; the others may be deleted\n")
+    return 1 if damaged else 0
 
 
 def train(

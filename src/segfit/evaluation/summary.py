@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
+from segfit.device import free_memory_gb
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Scores, case_metrics
 from segfit.execution.pool import map_cases
@@ -24,6 +25,8 @@ from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Progress
 
 __all__ = ["CaseScores", "MeanScores", "Pair", "Summary", "evaluate", "evaluate_folder", "summarize"]
+
+_BYTES_PER_VOXEL = 16  # two label maps, read and compared
 
 # Field of our records -> key of the reference.
 _REFERENCE_KEYS = {
@@ -36,6 +39,37 @@ _REFERENCE_KEYS = {
     "n_pred": "n_pred",
     "n_ref": "n_ref",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """Loads the label map of a file; without `scheme` its values are taken as inner ones."""
+
+    path: Path
+    scheme: LabelScheme | None
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the inner label values, (*spatial)."""
+        labels: NDArray[Any] = read_label(self.path).array[0]
+        return labels if self.scheme is None else self.scheme.to_inner(labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Annotation:
+    """Loads the annotation of a case."""
+
+    case: Case
+    scheme: LabelScheme
+
+    @property
+    def path(self) -> Path:
+        """Its first file."""
+        return self.case.label_files[0]
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the inner label values, (*spatial)."""
+        labels: NDArray[Any] = read_labels(self.case, self.scheme).array[0]
+        return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +94,8 @@ class Pair:
         """Return the pair of two label files; without `scheme` their values are taken as inner ones."""
         return cls(
             case,
-            partial(_inner_values, prediction, scheme),
-            partial(_inner_values, reference, scheme),
+            _File(prediction, scheme),
+            _File(reference, scheme),
             prediction.as_posix(),
             reference.as_posix(),
         )
@@ -71,11 +105,17 @@ class Pair:
         """Return the pair of a predicted label file and the annotation of a case that has one."""
         return cls(
             case.id,
-            partial(_inner_values, prediction, scheme),
-            partial(_annotation, case, scheme),
+            _File(prediction, scheme),
+            _Annotation(case, scheme),
             prediction.as_posix(),
             ", ".join(path.as_posix() for path in case.label_files),
         )
+
+    def predicted_bytes(self) -> int:
+        """Return the memory that scoring takes, about; 0 for computed label maps, which stay in their process."""
+        if not isinstance(self.load_prediction, _File) or not isinstance(self.load_reference, _File | _Annotation):
+            return 0
+        return math.prod(read_grid(self.load_reference.path).shape) * _BYTES_PER_VOXEL
 
     def load(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return prediction and reference; raise `InputError` naming the case if their shapes differ."""
@@ -179,15 +219,22 @@ def evaluate(
 
     Raises `InputError` naming the case whose label maps cannot be compared.
     """
-
-    def score(pair: Pair) -> dict[str, Scores]:
-        return case_metrics(*pair.load(), scheme)
-
     results = map_cases(
-        score, pairs, description="evaluating", name=lambda pair: pair.case, workers=workers, progress=progress
+        partial(_score, scheme),
+        pairs,
+        description="evaluating",
+        name=lambda pair: pair.case,
+        size=Pair.predicted_bytes,
+        room=free_memory_gb() * 2**30,
+        workers=workers,
+        progress=progress,
     )
     found = {pair.case: scores for pair, scores in results}
     return summarize([pair.scored(found[pair.case]) for pair in pairs], scheme.targets)
+
+
+def _score(scheme: LabelScheme, pair: Pair) -> dict[str, Scores]:
+    return case_metrics(*pair.load(), scheme)
 
 
 def evaluate_folder(
@@ -228,16 +275,6 @@ def evaluate_folder(
     if apart:
         progress.warn(f"prediction and reference of {_listed(apart)} lie apart in space; voxels were compared by index")
     return summary
-
-
-def _inner_values(path: Path, scheme: LabelScheme | None) -> NDArray[Any]:
-    values: NDArray[Any] = read_label(path).array[0]
-    return values if scheme is None else scheme.to_inner(values)
-
-
-def _annotation(case: Case, scheme: LabelScheme) -> NDArray[Any]:
-    values: NDArray[Any] = read_labels(case, scheme).array[0]
-    return values
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -34,15 +34,16 @@ def limit_growth(num_bytes: float) -> Iterator[None]:
 
 
 class PeakWatch:
-    """The peak of this process's memory over a while: exact where it is a new high of its life, sampled otherwise.
+    """The peak of the memory of this process and of those it started, over a while.
 
+    Exact where this process alone makes a new high of its life, sampled otherwise:
     ``with PeakWatch() as watch: ...; watch.peak_bytes()``. The system's own peak is left alone, so that those who watch
     this process from outside see the true one.
     """
 
     def __init__(self, interval_s: float = 0.1) -> None:
         self._before = process_peak_bytes()
-        self._sampled = process_bytes()
+        self._sampled = _family_bytes()
         self._interval = interval_s
         self._over = Event()
         self._thread = Thread(target=self._watch, name="segfit-memory", daemon=True)
@@ -58,12 +59,12 @@ class PeakWatch:
     def peak_bytes(self) -> int:
         """Return the peak so far."""
         highest = process_peak_bytes()
-        self._sampled = max(self._sampled, process_bytes())
-        return highest if highest > self._before else self._sampled
+        self._sampled = max(self._sampled, _family_bytes())
+        return max(highest, self._sampled) if highest > self._before else self._sampled
 
     def _watch(self) -> None:
         while not self._over.wait(self._interval):
-            self._sampled = max(self._sampled, process_bytes())
+            self._sampled = max(self._sampled, _family_bytes())
 
 
 def process_peak_bytes() -> int:
@@ -71,15 +72,29 @@ def process_peak_bytes() -> int:
     return _status_bytes("VmHWM") or _life_peak_bytes()
 
 
-def process_bytes() -> int:
-    """Resident memory of this process now."""
+def process_bytes(pid: int | None = None) -> int:
+    """Resident memory of this process, or of another one, now; of another one 0 where the system does not tell."""
+    if pid is not None:
+        return _status_bytes("VmRSS", str(pid))
     return _status_bytes("VmRSS") or _life_peak_bytes()
 
 
-def _status_bytes(key: str) -> int:
+def _family_bytes() -> int:
+    """Resident memory of this process and of those it started; what they share is counted for each."""
+    children: list[str] = []
+    for path in Path("/proc/self/task").glob("*/children"):  # not every kernel tells
+        with suppress(OSError):
+            children += path.read_text().split()
+    return process_bytes() + sum(process_bytes(int(child)) for child in children)
+
+
+def _status_bytes(key: str, process: str = "self") -> int:
     """Return an entry of Linux's process status, 0 where there is none."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     return 0

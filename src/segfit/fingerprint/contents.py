@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -35,13 +36,12 @@ class FileHashes:
 
         Raises `InputError` if a file is missing or cannot be read.
         """
-        beside = [case.images[0].with_name(f"{case.id}.json"), *(path.with_suffix(".json") for path in case.images)]
         return content_hash(
             {
                 "images": [self.image(path) for path in case.images],
                 "label": [self.image(path) for path in case.label_files],
                 "structures": [mask.value for mask in case.masks],
-                "spacing": [self.file(path) if path.is_file() else None for path in beside],
+                "spacing": [self.file(path) if path.is_file() else None for path in _beside(case)],
                 **({"resample_label": True} if case.resample_label else {}),
             }
         )
@@ -53,9 +53,34 @@ class FileHashes:
             return self.file(path)
         return content_hash({os.path.relpath(file, path.parent): self.file(file) for file in files})
 
+    def of(self, case: Case) -> FileHashes:
+        """Return what is known of a case's files, small enough for another process; see `learn`."""
+        part = FileHashes()
+        paths = _beside(case)
+        for image in (*case.images, *case.label_files):
+            with suppress(InputError):  # told when the case is read
+                paths += files_of(image)
+        with self._lock:
+            part._known = {key: self._known[key] for path in paths if (key := _key(path)) in self._known}
+        return part
+
+    def learn(self, other: FileHashes) -> None:
+        """Remember what `other` found out."""
+        if other._changed:
+            with self._lock:
+                self._known.update(other._known)
+                self._changed = True
+
+    def __getstate__(self) -> tuple[Path | None, dict[str, _Entry], bool]:
+        return self._path, self._known, self._changed
+
+    def __setstate__(self, state: tuple[Path | None, dict[str, _Entry], bool]) -> None:
+        self._lock = Lock()
+        self._path, self._known, self._changed = state
+
     def file(self, path: Path) -> str:
         """Return the SHA-256 of one file, read only if it changed since it was last asked for."""
-        key = str(path.absolute())
+        key = _key(path)
         try:
             status = path.stat()
             with self._lock:
@@ -70,10 +95,13 @@ class FileHashes:
         return digest
 
     def save(self) -> None:
-        """Write what is new to the file, together with what other processes wrote meanwhile."""
+        """Write what is new to the file, together with what other processes wrote meanwhile.
+
+        Where that fails, as on a full disk, files will have to be read again and nothing else is lost.
+        """
         if self._path is None or not self._changed:
             return
-        with self._lock:
+        with self._lock, suppress(OSError):
             write_json(self._path, self._load() | self._known)
             self._changed = False
 
@@ -86,3 +114,12 @@ class FileHashes:
             }
         except (InputError, AttributeError, TypeError, ValueError):
             return {}  # only a memory: what is not legible is measured again
+
+
+def _key(path: Path) -> str:
+    return str(path.absolute())
+
+
+def _beside(case: Case) -> list[Path]:
+    """Return the files that may tell the spacing of a case's TIFF stacks."""
+    return [case.images[0].with_name(f"{case.id}.json"), *(path.with_suffix(".json") for path in case.images)]

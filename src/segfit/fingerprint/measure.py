@@ -6,6 +6,8 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -16,6 +18,7 @@ from pydantic import ValidationError
 from segfit.cropping import bounding_box, slices
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case, Dataset
+from segfit.device import free_memory_gb
 from segfit.errors import InputError
 from segfit.execution.pool import map_cases
 from segfit.files import content_hash, write_file
@@ -23,16 +26,31 @@ from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
 from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.geometry import AxisMap, canonical_map
-from segfit.images.formats import read_case
+from segfit.images.formats import read_case, read_grid
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 
 __all__ = ["measure"]
 
 _SLAB = 1 << 20  # voxels looked at a time where work would need much memory at once
+_WORKING_COPIES = 4  # arrays of a case's size that measuring holds at its peak
 _VERSION = 2  # of what is measured; a change makes cached measurements stale
 
 Orientation = Literal["canonical", "stored"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What a dataset says of all its cases."""
+
+    channels: int
+    labels: LabelScheme
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every label value, the ignore label included."""
+        scheme = self.labels
+        return scheme.all_values if scheme.ignore_value is None else (*scheme.all_values, scheme.ignore_value)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,17 +85,17 @@ def measure(
     order = iter(dataset.training)
     following = next(order, None)
 
-    def one(case: Case) -> _Measured:
-        return _measure_or_recall(case, dataset, orientation, hashes, cache)
-
-    for case, measured in map_cases(
-        one,
-        dataset.training,
+    for (case, _), (measured, found) in map_cases(
+        partial(_measure_or_recall, _Declared(len(dataset.channel_names), dataset.labels), orientation, cache),
+        [(case, hashes.of(case)) for case in dataset.training],
         description="fingerprint",
-        name=lambda case: case.id,
+        name=lambda item: item[0].id,
+        size=lambda item: prod(read_grid(item[0].images[0]).shape) * len(dataset.channel_names) * 4 * _WORKING_COPIES,
+        room=free_memory_gb() * 2**30,
         workers=workers,
         progress=progress,
     ):
+        hashes.learn(found)
         early[case.id] = measured
         while following is not None and following.id in early:  # sums are formed in dataset order
             ready = early.pop(following.id)
@@ -106,33 +124,31 @@ def measure(
 
 
 def _measure_or_recall(
-    case: Case, dataset: Dataset, orientation: Orientation, hashes: FileHashes, cache: Path | None
-) -> _Measured:
+    declared: _Declared, orientation: Orientation, cache: Path | None, item: tuple[Case, FileHashes]
+) -> tuple[_Measured, FileHashes]:
+    """Return what a case is like, and the hashes of its files."""
+    case, hashes = item
     content = hashes.case(case)
     if cache is None:
-        return _measure_case(case, content, dataset, orientation)
-    scheme = dataset.labels
-    meaning = [len(dataset.channel_names), _declared(scheme), scheme.foreground_values, scheme.stored]
+        return _measure_case(case, content, declared, orientation), hashes
+    scheme = declared.labels
+    meaning = [declared.channels, declared.values, scheme.foreground_values, scheme.stored]
     key = content_hash([_VERSION, case.id, content, orientation, meaning])
     path = cache / f"{key}.npz"
     measured = _recall(path, content)
     if measured is None:
-        measured = _measure_case(case, content, dataset, orientation)
+        measured = _measure_case(case, content, declared, orientation)
         _remember(path, measured)
-    return measured
+    return measured, hashes
 
 
-def _declared(scheme: LabelScheme) -> tuple[int, ...]:
-    return scheme.all_values if scheme.ignore_value is None else (*scheme.all_values, scheme.ignore_value)
-
-
-def _measure_case(case: Case, content: str, dataset: Dataset, orientation: Orientation) -> _Measured:
+def _measure_case(case: Case, content: str, declared: _Declared, orientation: Orientation) -> _Measured:
     if not case.label_files:
         raise InputError(f"case {case.id} has no label; add it or move the images to the test cases")
-    image, label = read_case(case.images), read_labels(case, dataset.labels)
-    if image.array.shape[0] != len(dataset.channel_names):
+    image, label = read_case(case.images), read_labels(case, declared.labels)
+    if image.array.shape[0] != declared.channels:
         raise InputError(
-            f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {len(dataset.channel_names)}"
+            f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {declared.channels}"
         )
     extremes = [(float(channel.min()), float(channel.max())) for channel in image.array]
     if not np.isfinite(extremes).all():
@@ -153,8 +169,8 @@ def _measure_case(case: Case, content: str, dataset: Dataset, orientation: Orien
         spacing_mm=axes.permute(image.grid.spacing_mm),
         shape_after_crop=values.shape,
         relative_size_after_crop=float(np.prod(values.shape) / np.prod(shape)),
-        label_voxels=_count(values, _declared(dataset.labels)),
-        label_centroids=_centroids(values, dataset.labels.foreground_values),
+        label_voxels=_count(values, declared.values),
+        label_centroids=_centroids(values, declared.labels.foreground_values),
         channels=tuple(
             ChannelIntensities(min=low, max=high, **({} if not found else _moments(found[channel])))
             for channel, (low, high) in enumerate(extremes)

@@ -5,7 +5,7 @@ A case is a folder named after the content it was made from::
     <root>/<key>/image.b2nd       (c, *spatial) float32
                  labels.b2nd      (*spatial) int16, if there is a label
                  locations.npy    (n, axes) int32, the targets one after the other
-                 case.json        properties and the SHA-256 of the other files
+                 case.json        properties, the SHA-256 of the other files, and a hash of all that
     <root>/hashes.json            hashes of source files by path, size and time
 
 It is written under a hidden name and renamed when complete, so that killed and competing processes do no harm: a
@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, StageError
-from segfit.execution.pool import available_workers, map_cases
-from segfit.files import Document, Record, content_hash, hash_file
+from segfit.execution.pool import map_cases
+from segfit.files import Document, Record, content_hash, hash_file, read_json
 from segfit.fingerprint.contents import FileHashes
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid
@@ -46,12 +47,12 @@ from segfit.preprocessing.pipeline import CaseProperties, Preprocessed, preproce
 from segfit.progress import SILENT, Progress
 from segfit.resampling import new_shape
 
-__all__ = ["CaseStore", "Region", "StoredCase", "preprocess_dataset"]
+__all__ = ["CaseStore", "DamagedCase", "Region", "StoredCase", "preprocess_dataset", "verify_store"]
 
 Region = tuple[slice, ...]
 """One slice per spatial axis."""
 
-_VERSION = 1  # of what preprocessing computes; a change makes stored cases stale
+_VERSION = 2  # of what preprocessing computes and stores; a change makes stored cases stale
 _PARTIAL_PREFIX = ".partial-"
 _LEFTOVER_S = 3600  # a hidden folder untouched for so long has no living writer
 _BLOCK = 1 << 15  # elements that are decompressed together: what a processor core has close at hand
@@ -71,6 +72,20 @@ class _CaseFile(Document):
     channels: int
     location_counts: dict[str, int]  # rows of locations.npy per target, in order
     files: dict[str, _StoredFile]
+    seal: str = ""  # hash of everything above
+
+    def sealed(self) -> _CaseFile:
+        """Return the record with its seal."""
+        return self.model_copy(update={"seal": content_hash(self.model_dump(mode="json", exclude={"seal"}))})
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedCase:
+    """A folder of a store that does not hold what was written."""
+
+    name: str  # case id, or the key where that is not legible
+    folder: Path
+    problem: str
 
 
 @contextmanager
@@ -123,9 +138,9 @@ class StoredCase:
 class CaseStore:
     """A folder of preprocessed cases, shared by all plans that preprocess alike. Safe for several processes."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, hashes: FileHashes | None = None) -> None:
         self.root = root
-        self.hashes = FileHashes(root / "hashes.json")
+        self.hashes = FileHashes(root / "hashes.json") if hashes is None else hashes
 
     def key(self, case: Case, spec: PreprocessingSpec, scheme: LabelScheme) -> str:
         """Return what names a preprocessed case: a hash of its files, the preprocessing, and the labels' meaning."""
@@ -145,13 +160,28 @@ class CaseStore:
 
     def verify(self, key: str) -> bool:
         """Return whether a case is there and every byte of it is what was written."""
+        return self.damage(key) is None
+
+    def damage(self, key: str) -> DamagedCase | None:
+        """Read every byte of a case and return what is wrong with it, if anything is."""
+        folder = self.root / key
         record = self._load(key)
         if record is None:
-            return False
-        try:
-            return all(hash_file(self.root / key / name) == file.sha256 for name, file in record.files.items())
-        except OSError:
-            return False
+            return DamagedCase(_legible_name(folder), folder, "it is incomplete or case.json is damaged")
+        for name, file in record.files.items():
+            try:
+                same = hash_file(folder / name) == file.sha256
+            except OSError as error:
+                return DamagedCase(record.properties.case, folder, f"{name} cannot be read ({error.strerror})")
+            if not same:
+                return DamagedCase(record.properties.case, folder, f"{name} is not what was written")
+        return None
+
+    def keys(self) -> list[str]:
+        """Return the keys of all cases, whole and damaged ones."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != ".")
 
     def open(self, key: str) -> StoredCase:
         """Open a case; raise `StageError` if it is not there."""
@@ -218,7 +248,7 @@ class CaseStore:
             complete = all((folder / name).stat().st_size == file.size for name, file in record.files.items())
         except (InputError, OSError):
             return None
-        return record if complete else None
+        return record if complete and record == record.sealed() else None
 
     def _move_in(self, partial: Path, key: str) -> None:
         """Rename a complete folder to its place, unless another process was first."""
@@ -257,7 +287,7 @@ def _write_case(folder: Path, case: Preprocessed, *, slicewise: bool) -> None:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
-    record.save(folder / "case.json")
+    record.sealed().save(folder / "case.json")
     _flush_folder(folder)
 
 
@@ -281,10 +311,13 @@ def _compress(array: NDArray[Any], axes: int, *, slicewise: bool) -> bytes:
     lead, spatial = (1,) * (array.ndim - axes), array.shape[array.ndim - axes :]
     block = _block_shape(spatial, slicewise=slicewise)
     chunk = tuple(min(n, _CHUNK_BLOCKS * b) for n, b in zip(spatial, block, strict=True))
-    # Level 1 packs images smaller than LZ4HC at its best, five times as fast; labels compress well (measured).
-    level = 3 if array.dtype == np.int16 else 1
+    # Labels compress well. Images hardly do: measured on CT and MR, higher levels win 1 % and take 10 times as long.
     parameters = blosc2.CParams(
-        codec=blosc2.Codec.ZSTD, clevel=level, filters=[blosc2.Filter.SHUFFLE], typesize=array.itemsize, nthreads=1
+        codec=blosc2.Codec.ZSTD,
+        clevel=3 if array.dtype == np.int16 else 1,
+        filters=[blosc2.Filter.SHUFFLE],
+        typesize=array.itemsize,
+        nthreads=1,
     )
     packed = blosc2.asarray(
         np.ascontiguousarray(array), chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=parameters
@@ -322,53 +355,81 @@ def preprocess_dataset(
 ) -> dict[str, str]:
     """Preprocess every case that is not in the store yet, and return the key of each case by its id.
 
-    Cases that are there are verified byte for byte; damaged ones are made anew. At most as many cases are in work as
+    Cases that are there are verified byte for byte; damaged ones are made anew. As many cases are in work at once as
     fit into free memory. A case without label file is stored without labels. Raises `InputError` for unusable files
     and `StageError` if a case cannot be stored; what was finished before stays.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     store.remove_leftovers()
-
-    def one(case: Case) -> str:
-        key = store.key(case, spec, scheme)
-        if store.verify(key):
-            return key
-        if (store.root / key).exists():
-            progress.warn(f"preprocessed case {case.id} was damaged on disk; it is made anew")
-            store.discard(key)
-        image = read_case(case.images)
-        label = read_labels(case, scheme) if case.label_files else None
-        sources = (*case.images, *case.label_files)
-        done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
-        store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
-        return key
-
     keys: dict[str, str] = {}
     try:
-        for case, key in map_cases(
-            one,
-            cases,
+        for (case, _), done in map_cases(
+            partial(_preprocess_case, store.root, spec, scheme),
+            [(case, store.hashes.of(case)) for case in cases],
             description="preprocess",
-            name=lambda case: case.id,
-            workers=_affordable_workers(cases, spec, workers or available_workers()),
+            name=lambda item: item[0].id,
+            size=lambda item: _predicted_bytes(item[0], spec),
+            room=free_memory_gb() * 2**30,
+            workers=workers,
             progress=progress,
         ):
-            keys[case.id] = key
+            keys[case.id] = done.key
+            store.hashes.learn(done.hashes)
+            if done.was_damaged:
+                progress.warn(f"preprocessed case {case.id} was damaged on disk; it was made anew")
     finally:
         store.hashes.save()
     return {case.id: keys[case.id] for case in cases}
 
 
-def _affordable_workers(cases: Sequence[Case], spec: PreprocessingSpec, wanted: int) -> int:
-    """Return how many cases may be in work at once: the largest one must fit that often into free memory."""
-    largest = 0.0
-    for case in cases:
-        grid = read_grid(case.images[0])
-        if grid.ndim != spec.image_ndim:
-            continue  # refused later, with the case's name
-        if spec.orientation == "canonical":
-            grid = canonical_map(grid).apply_grid(grid)
-        grid = AxisMap(spec.transpose, (False,) * grid.ndim).apply_grid(grid)
-        voxels = max(prod(grid.shape), prod(new_shape(grid.shape, grid.spacing_mm, spec.spacing_mm)))
-        largest = max(largest, voxels * len(spec.normalization) * 4 * _WORKING_COPIES / 2**30)
-    return max(1, min(wanted, int(free_memory_gb() / largest))) if largest else wanted
+@dataclass(frozen=True, slots=True, eq=False)
+class _Done:
+    key: str
+    hashes: FileHashes  # of the case's files
+    was_damaged: bool = False
+
+
+def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, item: tuple[Case, FileHashes]) -> _Done:
+    """See that a case is in the store at `root`."""
+    case, hashes = item
+    store = CaseStore(root, hashes)
+    key = store.key(case, spec, scheme)
+    was_there = (root / key).exists()
+    if was_there and store.verify(key):
+        return _Done(key, hashes)
+    if was_there:
+        store.discard(key)
+    image = read_case(case.images)
+    label = read_labels(case, scheme) if case.label_files else None
+    sources = (*case.images, *case.label_files)
+    done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
+    store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
+    return _Done(key, hashes, was_there)
+
+
+def _predicted_bytes(case: Case, spec: PreprocessingSpec) -> int:
+    """Return the memory that preprocessing a case takes, about."""
+    grid = read_grid(case.images[0])
+    if grid.ndim != spec.image_ndim:
+        return 1  # refused later, with the case's name
+    if spec.orientation == "canonical":
+        grid = canonical_map(grid).apply_grid(grid)
+    grid = AxisMap(spec.transpose, (False,) * grid.ndim).apply_grid(grid)
+    voxels = max(prod(grid.shape), prod(new_shape(grid.shape, grid.spacing_mm, spec.spacing_mm)))
+    return voxels * len(spec.normalization) * 4 * _WORKING_COPIES
+
+
+def verify_store(
+    store: CaseStore, *, workers: int | None = None, progress: Progress = SILENT
+) -> tuple[DamagedCase, ...]:
+    """Read every case of a store against its checksums and return the damaged ones, by name."""
+    results = map_cases(store.damage, store.keys(), description="verify", workers=workers, progress=progress)
+    return tuple(sorted((damaged for _, damaged in results if damaged is not None), key=lambda one: one.name))
+
+
+def _legible_name(folder: Path) -> str:
+    """Return the case id that a damaged record still tells, or the name of its folder."""
+    try:
+        return str(read_json(folder / "case.json")["properties"]["case"])
+    except (InputError, OSError, KeyError, TypeError):
+        return folder.name

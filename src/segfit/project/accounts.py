@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ class Accounts:
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
         """Account for a stage, also when it is interrupted; a killed one leaves no line."""
-        started, clock, processor = time.time(), time.perf_counter(), time.process_time()
+        started, clock, processor = time.time(), time.perf_counter(), _processor_seconds()
         finished = False
         with PeakWatch() as memory:
             try:
@@ -45,7 +46,7 @@ class Accounts:
                     stage=stage,
                     started=round(started, 3),
                     seconds=round(time.perf_counter() - clock, 3),
-                    cpu_seconds=round(time.process_time() - processor, 3),
+                    cpu_seconds=round(_processor_seconds() - processor, 3),
                     peak_memory_gb=round(memory.peak_bytes() / 2**30, 3),
                     finished=finished,
                 )
@@ -63,3 +64,8 @@ class Accounts:
             except ValueError:
                 continue
         return found
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of those that it started and that ended."""
+    return sum(os.times()[:4])

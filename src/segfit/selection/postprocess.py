@@ -8,13 +8,15 @@ column, so every candidate is scored from counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segfit.components import PostprocessingStep, apply_steps, label_boxes, strays
+from segfit.device import free_memory_gb
 from segfit.evaluation.metrics import joint_histogram, scores_from_histogram
 from segfit.evaluation.summary import MeanScores, Pair, Summary, summarize
 from segfit.execution.pool import map_cases
@@ -95,13 +97,14 @@ def _count(
     progress: Progress,
 ) -> list[_Counts]:
     """Return every case's histograms: the prediction after `steps`, and what the disjoint candidates remove from it."""
-    work = _counter(scheme, tuple(steps), candidates)
     tried = candidates[0].name if len(candidates) == 1 else f"{len(candidates)} structures"
     results = map_cases(
-        work,
+        partial(_count_case, scheme, tuple(steps), tuple(candidates)),
         pairs,
         description=f"post-processing {tried}",
         name=lambda pair: pair.case,
+        size=Pair.predicted_bytes,
+        room=free_memory_gb() * 2**30,
         workers=workers,
         progress=progress,
     )
@@ -109,23 +112,20 @@ def _count(
     return [found[pair.case] for pair in pairs]
 
 
-def _counter(
-    scheme: LabelScheme, steps: Sequence[PostprocessingStep], candidates: Sequence[Target]
-) -> Callable[[Pair], _Counts]:
-    def count(pair: Pair) -> _Counts:
-        loaded, reference = pair.load()
-        prediction = apply_steps(loaded, steps)
-        kept = joint_histogram(prediction, reference, scheme)
-        removed = np.zeros_like(kept)
-        boxes = label_boxes(prediction)
-        for target in candidates:
-            found = strays(prediction, target.values, boxes)
-            if found is not None:
-                box, mask = found
-                removed += joint_histogram(prediction[box][mask], reference[box][mask], scheme)
-        return _Counts(kept, removed)
-
-    return count
+def _count_case(
+    scheme: LabelScheme, steps: Sequence[PostprocessingStep], candidates: Sequence[Target], pair: Pair
+) -> _Counts:
+    loaded, reference = pair.load()
+    prediction = apply_steps(loaded, steps)
+    kept = joint_histogram(prediction, reference, scheme)
+    removed = np.zeros_like(kept)
+    boxes = label_boxes(prediction)
+    for target in candidates:
+        found = strays(prediction, target.values, boxes)
+        if found is not None:
+            box, mask = found
+            removed += joint_histogram(prediction[box][mask], reference[box][mask], scheme)
+    return _Counts(kept, removed)
 
 
 def _disjoint_runs(targets: Sequence[Target]) -> list[list[Target]]:

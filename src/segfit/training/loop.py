@@ -24,7 +24,7 @@ import torch
 
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, StageError
-from segfit.execution.pool import available_workers
+from segfit.execution.processors import available_workers
 from segfit.files import content_hash, remove_leftovers
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, TrainingSpec

@@ -1,0 +1,61 @@
+"""How many processors this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["available_workers", "processor_quota"]
+
+
+def available_workers() -> int:
+    """Return how many processors this process may use: its affinity, within its cgroup's limit; never below 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = processor_quota()
+    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+
+
+def processor_quota(root: Path = Path("/")) -> float | None:
+    """Return the processors that Linux's control groups grant this process, for example 1.5; None without a limit.
+
+    A limit of any group above counts too, so containers and batch systems are seen. `root` is where the system's
+    ``proc`` and ``sys`` are.
+    """
+    limits = (read(folder) for folder in _group_folders(root) for read in (_quota_v2, _quota_v1))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _group_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's groups that may limit processors, and those above them."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / ("cpu" if controllers else "")):
+            folder = mount / group.lstrip("/")
+            yield from (mount, *(above for above in (folder, *folder.parents) if mount in above.parents))
+
+
+def _quota_v2(folder: Path) -> float | None:
+    """Read ``cpu.max``: "max 100000" or "150000 100000"."""
+    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    return float(quota) / float(period) if quota.isdigit() and period.strip().isdigit() else None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    """Read ``cpu.cfs_quota_us``, -1 for none, and its period."""
+    quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+    return float(quota) / float(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

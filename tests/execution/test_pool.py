@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pool_tasks
+import pytest
+
+from segfit.errors import StageError
+from segfit.execution import pool as pool_module
+from segfit.execution.pool import map_cases
+from segfit.execution.workers import WorkerPool
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every sized work done by processes."""
+    monkeypatch.setattr(pool_module, "_PROCESSES_FROM", 1)
+
+
+def _one(_: int) -> int:
+    return 1
+
+
+def test_small_work_is_done_by_threads_and_large_work_by_processes() -> None:
+    small = dict(map_cases(pool_tasks.process, range(3), description="x", size=lambda _: 1 << 30))
+    assert set(small.values()) == {os.getpid()}
+    large = dict(map_cases(pool_tasks.process, range(4), description="x", size=lambda _: 1 << 30))
+    assert os.getpid() not in large.values()
+    assert large.keys() == {0, 1, 2, 3}
+
+
+@pytest.mark.usefixtures("processes")
+def test_what_has_no_size_stays_in_this_process() -> None:
+    own = dict(map_cases(lambda _: os.getpid(), range(3), description="x"))
+    mixed = dict(map_cases(lambda _: os.getpid(), range(3), description="x", size=lambda item: item << 40))
+    assert {*own.values(), *mixed.values()} == {os.getpid()}
+
+
+@pytest.mark.parametrize("size", [None, _one])
+@pytest.mark.usefixtures("processes")
+def test_every_item_comes_once_with_its_result(size: object) -> None:
+    found = list(map_cases(pool_tasks.double, range(50), description="x", workers=3, size=size))  # type: ignore[arg-type]
+    assert sorted(found) == [(value, 2 * value) for value in range(50)]
+    assert list(map_cases(pool_tasks.double, [], description="x", size=size)) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("room", [0.0, 2.0, 3.5, 100.0])
+def test_items_in_work_fit_into_the_room(room: float) -> None:
+    lock, taken, most = threading.Lock(), 0, 0
+
+    def work(size: int) -> None:
+        nonlocal taken, most
+        with lock:
+            taken += size
+            most = max(most, taken)
+        time.sleep(0.02)
+        with lock:
+            taken -= size
+
+    sizes = [1, 1, 1, 3, 2, 1, 1, 1, 1]
+    done = list(map_cases(work, sizes, description="x", workers=4, size=lambda size: size, room=room))
+    assert len(done) == len(sizes)
+    assert most <= max(room, 3)  # one item is always in work
+    if room == 100.0:
+        assert most > 3
+
+
+@pytest.mark.usefixtures("processes")
+def test_lost_cases_are_named_at_the_end_and_the_others_are_done(tmp_path: Path) -> None:
+    work = partial(pool_tasks.die_if, tmp_path)
+    results = map_cases(work, "abcdef", description="measure", name=lambda case: f"case-{case}", size=_one)
+    assert sorted(itertools.islice(results, 4)) == [("a", "a"), ("c", "c"), ("d", "d"), ("f", "f")]
+    with pytest.raises(StageError) as caught:
+        next(results)
+    message = str(caught.value)
+    assert message.startswith("measure: 2 of 6 cases failed, the others are done: case case-")
+    for case in ("case-b", "case-e"):
+        assert f"case {case}: worker killed by signal 9 (Killed)" in message
+
+
+@pytest.mark.parametrize("size", [None, _one])
+@pytest.mark.usefixtures("processes")
+def test_first_exception_ends_the_work(size: object) -> None:
+    with pytest.raises(ValueError, match="is a bad number"):
+        list(map_cases(pool_tasks.fail, range(9), description="x", size=size))  # type: ignore[arg-type]
+
+
+def test_an_executor_from_outside_is_used_and_left_open(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as threads, WorkerPool(1) as workers:
+        for executor in (threads, workers):
+            assert dict(map_cases(pool_tasks.double, [3], description="x", executor=executor)) == {3: 6}
+            assert executor.submit(pool_tasks.double, 4).result() == 8
+        with pytest.raises(StageError, match="case sick: worker killed by signal 9"):
+            list(map_cases(pool_tasks.note_and_die_in, [tmp_path], description="x", name=lambda _: "sick",
+                           executor=workers))  # fmt: skip
+
+
+@pytest.mark.usefixtures("processes")
+def test_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
+    results = map_cases(partial(pool_tasks.hold_after_first, str(tmp_path)), range(4), description="x", workers=2,
+                        size=_one)  # fmt: skip
+    next(results)
+    started = time.monotonic()
+    results.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 10.0
+
+
+_SCRIPT = """
+import sys
+sys.path.insert(0, {folder!r})
+from functools import partial
+import pool_tasks
+from segfit.execution.pool import map_cases
+try:
+    list(map_cases(partial(pool_tasks.hold_alive, {marks!r}), range(2), description="x", size=lambda _: 4 << 30))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_interrupt_ends_the_workers_promptly(tmp_path: Path) -> None:
+    program = _SCRIPT.format(folder=str(Path(__file__).parent), marks=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as parent:
+        while len([path for path in tmp_path.iterdir() if path.read_text()]) < 2:
+            assert parent.poll() is None
+            time.sleep(0.02)
+        parent.send_signal(signal.SIGINT)
+        output, errors = parent.communicate(timeout=20)
+    assert (output, errors) == (b"interrupted\n", b"")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)

@@ -1,0 +1,205 @@
+"""Kills, full disks, damage and competition: no case is lost or wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from store_tasks import SCHEME, SPEC, cases_of, check_whole, fill, fill_at, fill_with_small_files
+
+from segfit.dataset.phantom import make_phantom
+from segfit.errors import StageError
+from segfit.execution import pool as pool_module
+from segfit.execution.workers import WorkerPool
+from segfit.preprocessing.store import CaseStore, preprocess_dataset, verify_store
+
+_PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom(tmp_path_factory.mktemp("faults") / "phantom", cases=8, test_cases=0, shape=(16, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def expected(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> CaseStore:
+    """A store filled without any fault."""
+    root = tmp_path_factory.mktemp("faults") / "expected"
+    fill(dataset, root)
+    return CaseStore(root)
+
+
+def _assert_complete(root: Path, expected: CaseStore) -> None:
+    """Check that nothing is missing, damaged, different or left over."""
+    store = CaseStore(root)
+    assert store.keys() == expected.keys()
+    check_whole(store, store.keys())
+    for key in expected.keys():  # noqa: SIM118 - a list
+        ours, theirs = store.open(key), expected.open(key)
+        assert ours.id == theirs.id
+        # Workers multiply matrices with one thread, which rounds differently.
+        np.testing.assert_allclose(ours.image(), theirs.image(), atol=1e-5)
+        np.testing.assert_array_equal(ours.labels(), theirs.labels())
+
+
+def _names(root: Path) -> set[str]:
+    return {path.name for path in root.iterdir()}
+
+
+def _run(program: str) -> subprocess.Popen[bytes]:
+    lines = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n{program}"
+    return subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE)
+
+
+def test_thirty_kills_lose_nothing(dataset: Path, expected: CaseStore, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    call = f"store_tasks.kill_at_random_moments(Path({str(dataset)!r}), Path({str(root)!r}), 30)"
+    with _run(f"import store_tasks\n{call}") as process:
+        output, _ = process.communicate(timeout=_PATIENCE_S)
+    assert process.returncode == 0
+    assert int(output) >= 30
+    fill(dataset, root)
+    _assert_complete(root, expected)
+    for leftover in _names(root) - set(expected.keys()) - {"hashes.json"}:
+        os.utime(root / leftover, (0, 0))
+    fill(dataset, root)
+    assert _names(root) == {*expected.keys(), "hashes.json"}
+
+
+def test_kill_of_the_parent_of_processes_loses_nothing(dataset: Path, expected: CaseStore, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    program = (
+        "import store_tasks; from segfit.execution import pool; pool._PROCESSES_FROM = 1\n"
+        f"store_tasks.fill(Path({str(dataset)!r}), Path({str(root)!r}))"
+    )
+    for cases in (1, 4):
+        with _run(program) as process:
+            end = time.monotonic() + _PATIENCE_S
+            while len(CaseStore(root).keys()) < cases:
+                assert time.monotonic() < end
+                time.sleep(0.005)
+            process.kill()
+            # The workers hold the other end of standard output.
+            assert process.stdout is not None
+            process.stdout.read()
+        check_whole(CaseStore(root), CaseStore(root).keys())
+    fill(dataset, root)
+    _assert_complete(root, expected)
+
+
+def test_killed_worker_costs_no_case(
+    dataset: Path, expected: CaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_PROCESSES_FROM", 1)
+    root = tmp_path / "store"
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed:
+            if root.is_dir() and any(root.glob(".partial-*/image.b2nd")):  # somebody is writing
+                killed.append(_children()[0])
+                os.kill(killed[0], signal.SIGKILL)
+
+    thread = Thread(target=kill_one, daemon=True)
+    thread.start()
+    fill(dataset, root)
+    thread.join(_PATIENCE_S)
+    assert killed
+    _assert_complete(root, expected)
+
+
+def _children() -> list[int]:
+    """Return the processes that this one started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == os.getpid():
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_two_processes_fill_one_empty_store(dataset: Path, expected: CaseStore, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with WorkerPool(2) as pool:
+        moment = time.time() + 2.0
+        both = [pool.submit(fill_at, dataset, root, moment) for _ in range(2)]
+        first, second = (future.result(_PATIENCE_S) for future in both)
+    assert first == second
+    _assert_complete(root, expected)
+    assert _names(root) == {*expected.keys(), "hashes.json"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "segfit-test", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small file system; the limit of file size below tests the same")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_is_one_message_and_no_partial_file(dataset: Path, expected: CaseStore, small_disk: Path) -> None:
+    root = small_disk / "store"
+    with pytest.raises(
+        StageError, match=r"^case phantom_tr_00\d cannot be stored in .*\(the disk is full\); make room"
+    ):
+        fill(dataset, root)
+    stored = CaseStore(root).keys()
+    assert 0 < len(stored) < 8
+    check_whole(CaseStore(root), stored)
+    assert _names(root) <= {*expected.keys(), "hashes.json"}
+    subprocess.run(["mount", "-o", "remount,size=32m", small_disk], check=True)
+    fill(dataset, root)
+    _assert_complete(root, expected)
+
+
+def test_limit_of_file_size_is_one_message_and_no_partial_file(dataset: Path, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with WorkerPool(1) as pool:
+        message = pool.submit(fill_with_small_files, dataset, root, 8000).result(_PATIENCE_S)
+    assert message.startswith("case phantom_tr_00")
+    assert "(File too large); make room or choose another folder, then start again" in message
+    assert _names(root) <= {"hashes.json"}
+
+
+def test_any_flipped_bit_is_found_and_the_case_made_anew(dataset: Path, expected: CaseStore, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    keys = fill(dataset, root)
+    names = {key: case for case, key in keys.items()}
+    generator = random.Random(1)
+    files = sorted(path for key in keys.values() for path in (root / key).iterdir())
+    assert len(files) == 8 * 4
+    for path in files:
+        content = bytearray(path.read_bytes())
+        position, bit = generator.randrange(len(content)), generator.randrange(8)
+        content[position] ^= 1 << bit
+        path.write_bytes(content)
+        (damaged,) = verify_store(CaseStore(root))
+        assert (damaged.folder, path.name in damaged.problem) == (path.parent, True), (position, bit)
+        if path.name != "case.json":
+            assert damaged.name == names[path.parent.name]
+        content[position] ^= 1 << bit
+        path.write_bytes(content)
+    assert verify_store(CaseStore(root)) == ()
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[generator.randrange(len(content))] ^= 1
+        path.write_bytes(content)
+    assert len(verify_store(CaseStore(root))) == 8
+    preprocess_dataset(cases_of(dataset), SPEC, SCHEME, CaseStore(root))
+    _assert_complete(root, expected)
