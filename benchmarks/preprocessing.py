@@ -214,7 +214,7 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> Co
     assert process.stderr is not None
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr.read().decode()[-2000:]}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, max(peak, usage.ru_maxrss * 1024) / 2**30)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, peak / 2**30)
 
 
 def tree_bytes(root: int) -> int:

@@ -32,6 +32,7 @@ Method = Literal["spline", "torch", "none"]
 _POLE = np.sqrt(3.0) - 2.0  # of the cubic B-spline prefilter
 _REACH = 16  # samples on each side that the prefilter looks at; what is left out is below 1e-9 of the range
 _ROWS = 32  # output samples per matrix product: wide enough for BLAS, narrow enough to stay near the band
+_SLAB_BYTES = 1 << 22  # of output that is worked on at a time
 _CHUNK = 1 << 18  # mixed label voxels decided at a time
 
 
@@ -104,6 +105,15 @@ class AxisOperator:
         matrix = np.zeros((self.new, self.old))
         matrix[:, low:high] = band
         return matrix
+
+    def part(self, array: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+        """Return the outputs [start, stop) of interpolating `array` along its first axis; dtypes as in `apply`."""
+        if self.order == 0:
+            chosen: NDArray[Any] = array[self.starts[start:stop]]
+            return chosen
+        low, high, matrix = self.rows(start, stop)
+        lines: NDArray[Any] = matrix.astype(array.dtype) @ array[low:high].reshape(high - low, -1)
+        return lines.reshape(stop - start, *array.shape[1:])
 
     def apply(self, array: NDArray[Any], axis: int) -> NDArray[Any]:
         """Interpolate `array` along `axis`, one block of the band at a time.
@@ -208,37 +218,70 @@ def resample_image(
         return _torch_image(array, shape, separate)
     result = np.empty((array.shape[0], *shape), dtype=array.dtype)
     for channel, target in zip(array, result, strict=True):
-        volume = channel if channel.dtype == np.float64 else channel.astype(np.float32)
+        volume = channel if channel.dtype == np.float64 else channel.astype(np.float32, copy=False)
         if separate is None:
-            target[...] = _resize(volume, shape, order, tuple(range(volume.ndim)))
+            _resize(volume, target, order, tuple(range(volume.ndim)))
         else:
-            target[...] = _resize_slices(volume, shape, order, order_separate_axis, separate)
+            _resize_slices(volume, target, order, order_separate_axis, separate)
     return result
 
 
 def _resize(
-    volume: NDArray[np.floating[Any]], shape: tuple[int, ...], order: int, axes: tuple[int, ...]
-) -> NDArray[np.floating[Any]]:
-    """Resize `axes`, those that shrink most first, and clip to the range each sub-array along `axes` had."""
-    result = volume
-    for axis in sorted(axes, key=lambda a: shape[a] / volume.shape[a]):
-        result = axis_operator(volume.shape[axis], shape[axis], order).apply(result, axis)
-    if order > 0 and result is not volume:
-        low, high = volume.min(axis=axes, keepdims=True), volume.max(axis=axes, keepdims=True)
-        np.clip(result, low, high, out=result)
-    return result
+    volume: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]], order: int, axes: tuple[int, ...]
+) -> None:
+    """Resize `axes` into `out` and clip to the range that each sub-array along `axes` had.
+
+    The work goes slab by slab along the first axis, so that what lies between two axes stays in the processor's cache.
+    The first axis comes first where it shrinks and last where it grows; the others in the order of their shrinking.
+    """
+    operators = {axis: axis_operator(volume.shape[axis], out.shape[axis], order) for axis in axes}
+    inner = sorted((axis for axis in axes if axis > 0), key=lambda a: out.shape[a] / volume.shape[a])
+    first = operators[0] if 0 in axes and not operators[0].is_identity else None
+    grows = first is not None and first.new > first.old
+    low = volume.min(axis=axes, keepdims=True) if order > 0 else None
+    high = volume.max(axis=axes, keepdims=True) if order > 0 else None
+
+    def within(part: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        for axis in inner:
+            part = operators[axis].apply(part, axis)
+        return part
+
+    middle = np.empty((volume.shape[0], *out.shape[1:]), dtype=volume.dtype) if grows else out
+    if first is None or grows:
+        for start, stop in _slabs(middle):
+            middle[start:stop] = within(volume[start:stop])
+    if first is not None:
+        for start, stop in _slabs(out):
+            part = first.part(middle if grows else volume, start, stop)
+            out[start:stop] = part if grows else within(part)
+    if low is not None and high is not None:
+        for start, stop in _slabs(out):
+            rows = slice(start, stop) if low.shape[0] > 1 else slice(None)
+            np.clip(out[start:stop], low[rows], high[rows], out=out[start:stop])
 
 
 def _resize_slices(
-    volume: NDArray[np.floating[Any]], shape: tuple[int, ...], order: int, order_across: int, across: int
-) -> NDArray[np.floating[Any]]:
+    volume: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]], order: int, order_across: int, across: int
+) -> None:
     """Resize every slice in its plane, then along the axis `across`."""
     plane = tuple(axis for axis in range(volume.ndim) if axis != across)
-    operator = axis_operator(volume.shape[across], shape[across], order_across)
+    operator = axis_operator(volume.shape[across], out.shape[across], order_across)
     if order_across == 0 and operator.new < operator.old:  # choose the slices before resizing them: same result
-        volume = operator.apply(volume, across)
-        return _resize(volume, shape, order, plane)
-    return operator.apply(_resize(volume, shape, order, plane), across)
+        _resize(operator.apply(volume, across), out, order, plane)
+        return
+    if operator.is_identity:
+        _resize(volume, out, order, plane)
+        return
+    resized = np.empty([volume.shape[a] if a == across else n for a, n in enumerate(out.shape)], dtype=volume.dtype)
+    _resize(volume, resized, order, plane)
+    out[...] = operator.apply(resized, across)
+
+
+def _slabs(array: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Yield ranges along the first axis of about `_SLAB_BYTES`."""
+    rows = max(1, _SLAB_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        yield start, min(start + rows, len(array))
 
 
 def resample_labels(
@@ -294,17 +337,23 @@ def _linear_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> N
     if not axes:
         return labels
     corners = {axis: _corners(labels.shape[axis], shape[axis]) for axis in axes}
-    low = high = labels
-    for axis in sorted(axes, key=lambda a: shape[a] / labels.shape[a]):
-        below, above, _ = corners[axis]
-        low = np.minimum(low.take(below, axis), low.take(above, axis))
-        high = np.maximum(high.take(below, axis), high.take(above, axis))
-    result = low
-    mixed = np.flatnonzero(low != high)
-    del high
-    for start in range(0, mixed.size, _CHUNK):
-        flat = mixed[start : start + _CHUNK]
-        result.ravel()[flat] = _vote(labels, shape, np.unravel_index(flat, shape), corners)
+    order = sorted(axes, key=lambda a: shape[a] / labels.shape[a])
+    result = np.empty(shape, dtype=labels.dtype)
+    for start, stop in _slabs(result):
+        source, bounds = slice(start, stop), {axis: corners[axis][:2] for axis in axes}
+        if 0 in bounds:
+            below, above = (index[start:stop] for index in bounds[0])
+            source = slice(int(below[0]), int(above[-1]) + 1)
+            bounds[0] = below - source.start, above - source.start
+        low = high = labels[source]
+        for axis in order:
+            low = np.minimum(*(low.take(index, axis) for index in bounds[axis]))
+            high = np.maximum(*(high.take(index, axis) for index in bounds[axis]))
+        result[start:stop] = low
+        mixed = np.flatnonzero(low != high) + start * low[0].size
+        for first in range(0, mixed.size, _CHUNK):
+            flat = mixed[first : first + _CHUNK]
+            result.ravel()[flat] = _vote(labels, shape, np.unravel_index(flat, shape), corners)
     return result
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import igzip
 from numpy.typing import NDArray
 
 from segfit.files import write_bytes
@@ -48,7 +49,7 @@ def read(path: Path) -> Image:
     with reading(path):
         content = path.read_bytes()
         if content[:2] == _GZIP_MAGIC:
-            content = gzip.decompress(content)
+            content = igzip.decompress(content)  # type: ignore[no-untyped-call] # twice as fast as gzip's
         header, raw = _parse(path, content)
         grid, volumes = _grid(path, header, raw)
         dtype: np.dtype[Any] = header.get_data_dtype()

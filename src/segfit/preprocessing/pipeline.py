@@ -156,7 +156,8 @@ def _crop(image: NDArray[np.float32], label: NDArray[Any] | None) -> tuple[Box, 
     inside = slices(box)
     mask = mask[inside]
     marked = np.zeros(mask.shape, dtype=np.int16) if label is None else label[inside].astype(np.int16)
-    marked[~mask & (marked == 0)] = -1
+    if not mask.all():
+        marked[~mask & (marked == 0)] = -1
     return box, image[(slice(None), *inside)], marked
 
 
