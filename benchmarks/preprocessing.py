@@ -4,9 +4,9 @@
 
 Without `--dataset` two sets are made: eight CT-like volumes of about 512x512x120 whose spacings differ by case, and
 four anisotropic MR pairs. `--reference-python` belongs to an environment with nnunetv2 2.8.1. For each set the whole
-way (fingerprint, plan, preprocessing, each program's own commands, start-up included) and the preprocessing alone are
-measured: seconds, CPU seconds, and the peak memory of all processes together. Ratios are reference / segfit, above 1
-means that segfit needs less. The last line of stdout is JSON.
+way (check, fingerprint, plan and preprocessing, by each program's own commands, start-up included) and preprocessing
+alone are measured: seconds, CPU seconds, and the peak memory of all processes together. Ratios are reference / segfit,
+above 1 means that segfit needs less. The last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -47,7 +47,21 @@ def main() -> None:
             make_mr(work / "raw" / "Dataset902_MR", 4),
         ]
         figures = {path.name: compare(path, work, arguments.reference_python) for path in datasets}
-    print(json.dumps(figures))
+    print(json.dumps(figures | {"all": {part: overall(figures, part) for part in ("preprocessing", "whole")}}))
+
+
+def overall(figures: dict[str, Any], part: str) -> dict[str, float]:
+    """Return the ratios of all sets together: sums of time, the largest memory."""
+
+    def cost(program: str) -> Cost:
+        each = [one[part] for one in figures.values()]
+        return Cost(
+            sum(item[f"{program}_wall_s"] for item in each),
+            sum(item[f"{program}_cpu_s"] for item in each),
+            max(item[f"{program}_memory_gb"] for item in each),
+        )
+
+    return ratios(cost("reference"), cost("segfit"))
 
 
 # ── what is compared ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -60,14 +74,18 @@ def compare(dataset: Path, work: Path, reference_python: Path) -> dict[str, Any]
     segfit = [sys.executable, "-m", "segfit"]
     common = ["--out", str(project), "--preset", "stock", "--set", "planning.configurations=3d_fullres"]
     planning_theirs = reference.plan()
-    planning_ours = run([*segfit, "plan", str(dataset), *common, "--set", f"workers={_WORKERS}"])
+    run([*segfit, "plan", str(dataset), *common, "--set", f"workers={_WORKERS}"])
     take_statistics(project / "plan.json", reference.plans())
     theirs = reference.preprocess()
     ours = run([*segfit, "preprocess", "--out", str(project), "--workers", str(_WORKERS)])
+    fresh = project.with_name(project.name + "-whole")
+    shutil.rmtree(fresh, ignore_errors=True)
+    whole = [*segfit, "preprocess", str(dataset), "--out", str(fresh), *common[2:], "--workers", str(_WORKERS)]
+    whole_ours = run(whole)
     voxels, difference, labels_differ = differences(project, reference.folder())
     figures: dict[str, Any] = {
         "preprocessing": ratios(theirs, ours),
-        "whole": ratios(planning_theirs + theirs, planning_ours + ours),
+        "whole": ratios(planning_theirs + theirs, whole_ours),
         "voxels": voxels,
         "max_difference": difference,
         "labels_differ": labels_differ,

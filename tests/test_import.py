@@ -64,3 +64,14 @@ def test_formats_load_no_optional_package_before_a_file_needs_it() -> None:
 def test_exported_names_exist() -> None:
     code = "import segfit\nfor name in getattr(segfit, '__all__', ()): getattr(segfit, name)"
     assert fresh(code) == ""
+
+
+def test_torch_is_not_loaded_to_see_that_there_is_only_a_processor() -> None:
+    program = """
+import sys
+from segfit import device
+device._may_have_accelerator = lambda: False
+assert device.measure_hardware("auto").kind == device.measure_hardware("cpu").kind == "cpu"
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

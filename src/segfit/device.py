@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,8 +58,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def measure_hardware(name: str = "auto") -> Hardware:
-    """Look at the machine; `name` as in `resolve_device`. Where torch is not installed, only the CPU is seen."""
-    if name in ("auto", "cpu") and find_spec("torch") is None:
+    """Look at the machine; `name` as in `resolve_device`. Where torch is not installed, only the CPU is seen.
+
+    torch is not loaded to find out that there is nothing but a CPU.
+    """
+    if name == "cpu" or (name == "auto" and (find_spec("torch") is None or not _may_have_accelerator())):
         return _processor()
     import torch
 
@@ -74,6 +78,13 @@ def measure_hardware(name: str = "auto") -> Hardware:
             fast_bf16=fast,
         )
     return _processor() if device.type == "cpu" else replace(_processor(), device=str(device), fast_bf16=False)
+
+
+def _may_have_accelerator() -> bool:
+    """Whether torch could find an accelerator: on Linux each has a device file."""
+    if sys.platform != "linux":
+        return True
+    return any(any(Path("/dev").glob(pattern)) for pattern in ("nvidia*", "nvhost*", "kfd", "dxg"))
 
 
 def _processor() -> Hardware:
