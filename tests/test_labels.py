@@ -72,13 +72,26 @@ def test_consecutive_values_are_left_alone() -> None:
     assert scheme.to_inner(labels) is labels
 
 
-@given(st.sets(st.integers(1, 65535), min_size=1, max_size=300), st.randoms(use_true_random=False))
+@given(
+    st.sets(st.integers(1, 65535), min_size=1, max_size=300)
+    | st.sets(st.integers(-(2**31), 2**31 - 1).filter(bool), min_size=1, max_size=20),
+    st.randoms(use_true_random=False),
+)
 def test_the_way_there_and_back_is_the_identity(values: set[int], random: Any) -> None:
     scheme = LabelScheme.from_declaration({"background": 0} | {f"s{value}": value for value in values})
     stored = np.array([random.choice([0, *sorted(values)]) for _ in range(20)], np.int32)
     inner = scheme.to_inner(stored)
     assert inner.max() <= len(values)
     assert np.array_equal(scheme.to_stored(inner.astype(np.uint16)), stored)
+
+
+def test_values_below_zero_and_unknown_ones() -> None:
+    scheme = LabelScheme.from_declaration({"background": 0, "a": -7, "b": 100_000})
+    assert scheme.stored_values == (0, -7, 100_000)
+    assert scheme.to_inner(np.array([0, -7, 100_000, 5, -8], np.int32)).tolist() == [0, 1, 2, 3, 3]
+    painted = scheme.to_stored(np.array([2, 0, 1], np.uint8))
+    assert painted.dtype == np.int32
+    assert painted.tolist() == [100_000, 0, -7]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +110,12 @@ def test_the_way_there_and_back_is_the_identity(values: set[int], random: Any) -
         ({"background": 0, "tumour": []}, None, r"must be an integer or a list of integers, got \[\]"),
         ({"background": 0, "tumour": 1, "ignore": [2]}, None, r'"ignore" must be one integer, got \[2\]'),
         ({"background": 0, "tumour": 1, "ignore": 1}, None, "a value of its own, 1 is that of a structure"),
-        ({"background": 0, "tumour": 1, "ignore": 65536}, None, '"ignore" must have values from 0 to 65535, got 65536'),
-        ({"background": 0, "a": 1, "b": -1}, None, 'label "b" must have values from 0 to 65535, got -1'),
+        (
+            {"background": 0, "tumour": 1, "ignore": 2**31},
+            None,
+            '"ignore" must have values from -2147483648 to 2147483647, got',
+        ),
+        ({"background": 0, "a": 1, "b": -(2**32)}, None, 'label "b" must have values from -2147483648 to'),
         ({"background": 0, "a": 1, "b": 1}, None, 'labels "a" and "b" share the value 1'),
         (REGIONS, None, "one value for each of the 3 regions, got nothing"),
         (REGIONS, [1, 2], "one value for each of the 3 regions, got 2 values"),

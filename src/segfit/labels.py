@@ -18,7 +18,7 @@ from pydantic import model_validator
 from segfit.errors import InputError
 from segfit.files import Record
 
-__all__ = ["LabelScheme", "Target"]
+__all__ = ["LabelScheme", "Target", "smallest_dtype"]
 
 
 class Target(Record):
@@ -28,7 +28,8 @@ class Target(Record):
     values: tuple[int, ...]  # inner label values whose union is the structure
 
 
-_HIGHEST = 2**16 - 1  # the largest label value that every format for labels can hold
+_LOWEST, _HIGHEST = -(2**31), 2**31 - 1  # label values that files can hold
+_TABLE = 2**16  # up to this value a table tells the inner one, which is faster than searching
 
 
 class LabelScheme(Record):
@@ -52,7 +53,7 @@ class LabelScheme(Record):
     ) -> LabelScheme:
         """Build the scheme from the `labels` and `regions_class_order` entries of a ``dataset.json``.
 
-        The values declared there are those on disk, whole numbers from 0 to 65535 with gaps if need be. Raises
+        The values declared there are those on disk, whole numbers of 32 bits with gaps if need be. Raises
         `InputError` with one sentence for every rule that is broken.
         """
         if not isinstance(labels, Mapping) or not labels:
@@ -62,7 +63,7 @@ class LabelScheme(Record):
         declared = {name: _values(name, value) for name, value in labels.items() if name != "ignore"}
         if all(set(values) == {0} for values in declared.values()):
             raise InputError('"labels" must declare at least one structure besides "background"')
-        stored = tuple(sorted({value for values in declared.values() for value in values}))
+        stored = (0, *sorted({value for values in declared.values() for value in values if value != 0}))
         ignore = labels.get("ignore")
         if "ignore" in labels:
             if not isinstance(ignore, int) or isinstance(ignore, bool):
@@ -143,18 +144,24 @@ class LabelScheme(Record):
         if self.stored is None:
             return labels
         unknown, top = len(self.stored), max(self.stored)
+        if min(self.stored) < 0 or top >= _TABLE:
+            order = np.argsort(self.stored)
+            known = np.asarray(self.stored)[order]
+            place = np.searchsorted(known, labels).clip(max=unknown - 1)
+            return np.where(known[place] == labels, order[place], unknown).astype(np.int32)
         table: NDArray[np.integer[Any]] = np.full(top + 2, unknown, dtype=np.int16 if unknown < 2**15 else np.int32)
         table[list(self.stored)] = np.arange(unknown)
         index = labels.astype(np.int64)
         index[(index < 0) | (index > top)] = top + 1
         return np.take(table, index)
 
-    def to_stored(self, labels: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
-        """Turn inner values, as `to_labels` gives them, into those on disk; uint8, or uint16 where values need it."""
+    def to_stored(self, labels: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.integer[Any]]:
+        """Turn inner values, as `to_labels` gives them, into those on disk; uint8, uint16 or int32 as values need."""
         if self.stored is None:
             return labels
-        dtype = np.uint8 if max(self.stored) < 255 else np.uint16
-        table: NDArray[np.unsignedinteger[Any]] = np.asarray(self.stored, dtype=dtype)
+        table: NDArray[np.integer[Any]] = np.asarray(
+            self.stored, dtype=smallest_dtype(min(self.stored), max(self.stored))
+        )
         return np.take(table, labels)
 
     def to_labels(
@@ -182,14 +189,21 @@ class LabelScheme(Record):
         return result
 
 
+def smallest_dtype(low: int, high: int) -> type[np.integer[Any]]:
+    """Return what label maps with these extreme values are written as: uint8 and uint16 as the reference, or int32."""
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        return np.int32
+    return np.uint8 if high < 255 else np.uint16
+
+
 def _values(name: str, value: object) -> tuple[int, ...]:
     """Return the values declared for a name; `InputError` unless they are label values."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
         raise InputError(f'label "{name}" must be an integer or a list of integers, got {value!r}')
-    outside = [v for v in values if not 0 <= v <= _HIGHEST]
+    outside = [v for v in values if not _LOWEST <= v <= _HIGHEST]
     if outside:
-        raise InputError(f'label "{name}" must have values from 0 to {_HIGHEST}, got {outside[0]}')
+        raise InputError(f'label "{name}" must have values from {_LOWEST} to {_HIGHEST}, got {outside[0]}')
     return values
 
 

@@ -142,9 +142,9 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
         FATAL,
     ),
     (
-        change(labels={"background": 0, "organ": 70000}),
+        change(labels={"background": 0, "organ": 2**40}),
         "dataset",
-        'in dataset.json, label "organ" must have values from 0 to 65535, got 70000',
+        'in dataset.json, label "organ" must have values from -2147483648 to 2147483647, got 1099511627776',
         "correct dataset.json",
         FATAL,
     ),

@@ -134,14 +134,20 @@ def test_labels_have_one_channel_and_no_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [ending for ending, format_ in ENDINGS.items() if format_.write])
-@pytest.mark.parametrize(("highest", "dtype"), [(254, np.uint8), (255, np.uint16), (65535, np.uint16)])
+@pytest.mark.parametrize(
+    ("highest", "dtype"), [(254, np.uint8), (255, np.uint16), (65535, np.uint16), (70000, np.int32)]
+)
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_written_labels_come_back(tmp_path: Path, ending: str, highest: int, dtype: Any, ndim: int) -> None:
     grid = GRID if ndim == 3 else Grid((3, 4), (1.0, 1.0))
     labels = np.zeros(grid.shape, np.int64)
     labels.flat[:2] = (highest, 1)
     path = tmp_path / f"case{ending}"
-    if (ending in (".png", ".bmp") and ndim == 3) or (ending == ".bmp" and highest > 254):
+    if (
+        (ending in (".png", ".bmp") and ndim == 3)
+        or (ending == ".bmp" and highest > 254)
+        or (ending == ".png" and highest > 65535)
+    ):
         with pytest.raises(InputError, match="cannot hold"):
             write_labels(path, labels, grid)
         assert not path.exists()

@@ -14,6 +14,7 @@ from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
 from segfit.images import dicom, itk, nifti, omezarr, picture, tiff
 from segfit.images.image import FileError, Image
+from segfit.labels import smallest_dtype
 
 __all__ = [
     "ENDINGS",
@@ -230,8 +231,8 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], grid: Grid) -> No
 
     Parameters
     ----------
-    labels : spatial integer array in the grid's (stored) order, values 0 to 65535; written as uint8 if all are below
-        255, else as uint16, as the reference does
+    labels : spatial integer array in the grid's (stored) order, 32 bits; written as uint8 if all are below 255, as
+        uint16 up to 65535, as the reference does, else as int32, which pictures cannot hold
     grid : as read from the source file; outputs of the same format get its geometry back exactly
     """
     format_ = find_format(path)
@@ -239,6 +240,4 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], grid: Grid) -> No
         raise FileError(path, f"would be {format_.name}, {format_.unfit}", f"write {format_.label_ending} instead")
     assert labels.shape == grid.shape, (labels.shape, grid.shape)
     low, high = int(labels.min()), int(labels.max())
-    assert low >= 0, low
-    assert high <= np.iinfo(np.uint16).max, high
-    format_.write(path, np.ascontiguousarray(labels, dtype=np.uint8 if high < 255 else np.uint16), grid)
+    format_.write(path, np.ascontiguousarray(labels, dtype=smallest_dtype(low, high)), grid)

@@ -54,6 +54,8 @@ def write(path: Path, array: NDArray[Any]) -> None:
     from PIL import Image as Pillow
 
     ending = path.suffix.lower()
+    if array.dtype not in (np.uint8, np.uint16):
+        raise FileError(path, "cannot hold label values below 0 or above 65535", "write .tif or .nii.gz instead")
     if ending == ".bmp" and array.dtype != np.uint8:
         raise FileError(path, "cannot hold values above 254", "write .png or .tif instead")
     buffer = io.BytesIO()

@@ -54,7 +54,7 @@ class Prediction:
     warnings : what the user should know about this result
     """
 
-    labels: NDArray[np.unsignedinteger[Any]]
+    labels: NDArray[np.integer[Any]]
     grid: Grid
     probabilities: NDArray[np.float32] | None = None
     warnings: tuple[str, ...] = ()

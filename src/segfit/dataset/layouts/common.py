@@ -168,7 +168,7 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
     declare = 'name the structures: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
     if values == {0}:
         if files:
-            problems.append(Problem(WHOLE, "no label file holds a value above 0", "label at least one structure"))
+            problems.append(Problem(WHOLE, "no label file holds a value but 0", "label at least one structure"))
         return None
     if len(values) > _MOST_STRUCTURES:
         problem = f"the label files hold {len(values)} different values, which cannot be structures"
