@@ -25,7 +25,6 @@ __all__ = [
     "Workload",
     "forecast_preprocessing",
     "forecast_stages",
-    "largest_case",
     "probe_preprocessing",
 ]
 
@@ -150,11 +149,6 @@ def forecast_stages(
     return stages | {"report": StageForecast(seconds=REPORT_SECONDS)}
 
 
-def largest_case(fingerprint: Fingerprint, spec: PreprocessingSpec) -> int:
-    """Return the voxels of the largest preprocessed case."""
-    return max(_voxels(case, spec) for case in fingerprint.cases)
-
-
 def _voxels(case: CaseFingerprint, spec: PreprocessingSpec) -> int:
     """Return the voxels of a case after resampling."""
     shape = [case.shape_after_crop[axis] for axis in spec.transpose]
@@ -180,5 +174,5 @@ def _kept_gb(cost: TrainingCost, fingerprint: Fingerprint) -> float:
 def _arrays_gb(configuration: Configuration, fingerprint: Fingerprint) -> float:
     """Return the RAM that the arrays of the largest case take in prediction."""
     network = configuration.network
-    voxels = largest_case(fingerprint, configuration.preprocessing)
+    voxels = max(_voxels(case, configuration.preprocessing) for case in fingerprint.cases)
     return voxels * 4 * _PREDICTION_ARRAYS * (network.in_channels + network.num_outputs) / 2**30

@@ -150,7 +150,8 @@ class PatchSampler:
     ) -> None:
         assert cases, "a sampler needs at least one case"
         self._cases = tuple(cases)
-        self._shares = None if weights is None else np.cumsum(weights) / np.sum(weights)
+        # The last share is exactly 1, which no random number reaches.
+        self._shares = None if weights is None else np.cumsum(weights) / np.cumsum(weights)[-1]
         slice_axis = (1,) * (len(cases[0].shape) - len(patch))
         self._cut = (*slice_axis, *sample_patch)
         self._seen = (*slice_axis, *patch)
