@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, prod
+from statistics import median
 from time import perf_counter
 
 from segfit.dataset.manifest import Case
@@ -26,9 +27,11 @@ __all__ = [
     "forecast_preprocessing",
     "forecast_stages",
     "probe_preprocessing",
+    "report_seconds",
 ]
 
-REPORT_SECONDS = 4.0
+REPORT_SECONDS = 1.1
+REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # three cases are read again for their pictures
 CASE_SECONDS = 0.05  # export, writing and scoring of a small case, beside the networks
 CASE_SECONDS_PER_MEGAVOXEL = 0.25
 _PROBED_CASES = 4  # preprocessed ahead
@@ -146,7 +149,13 @@ def forecast_stages(
     }
     if workload.test_cases:
         stages["predict"] = StageForecast(seconds=round(tested, 1), **predicting)
-    return stages | {"report": StageForecast(seconds=REPORT_SECONDS)}
+    return stages | {"report": StageForecast(seconds=report_seconds(fingerprint))}
+
+
+def report_seconds(fingerprint: Fingerprint) -> float:
+    """Return the seconds that writing the report takes."""
+    megavoxels = median(prod(case.shape) for case in fingerprint.cases) / 1e6
+    return round(REPORT_SECONDS + REPORT_SECONDS_PER_MEGAVOXEL * megavoxels, 1)
 
 
 def _voxels(case: CaseFingerprint, spec: PreprocessingSpec) -> int:

@@ -39,12 +39,12 @@ from segfit.progress import SILENT, Progress
 from segfit.project.forecast import (
     CASE_SECONDS,
     CASE_SECONDS_PER_MEGAVOXEL,
-    REPORT_SECONDS,
     PreprocessingCost,
     TrainingCost,
     Workload,
     forecast_preprocessing,
     forecast_stages,
+    report_seconds,
 )
 from segfit.training.probe import StepCost, TileCost, memory_limited, probe_forward, probe_step
 from segfit.words import duration
@@ -55,6 +55,7 @@ DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
 """Time budget of a run when the user names none, by kind of device."""
 
 _SLACK = 1.15  # measured steps are alone on the machine and without reading data
+_AROUND_SECONDS = 3.0  # starting, selecting and leaving
 _FREE_SHARE = 0.9  # of the free memory may be taken
 _ARITHMETIC_SHARE = 0.3  # of the patch is enough to compare precisions and memory layouts
 _SHRINKING = 0.6  # a patch that is too slow is reduced to this share of its voxels at most, then measured again
@@ -291,7 +292,7 @@ def size_run(
         per_training = None
     else:
         ahead = forecast_preprocessing(preprocessing, fingerprint, [plan.configurations[names[0]].preprocessing])
-        left = budget - spent - ahead.seconds - REPORT_SECONDS
+        left = budget - spent - ahead.seconds - report_seconds(fingerprint) - _AROUND_SECONDS
         chosen, folds = _for_time(sizer, names, folds, left, shares, workload, options)
         predicting = sum(item.seconds(len(folds), workload) for item in chosen)
         left -= perf_counter() - started
