@@ -279,6 +279,30 @@ def test_series_predict_as_the_same_volume_stored_otherwise(model: Model, tmp_pa
         np.testing.assert_allclose(label.grid.affine, affine_of(), atol=1e-6)
 
 
+@pytest.mark.real_data
+def test_a_real_series_predicts_as_the_file_that_itk_makes_of_it(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    model = make_model(member(configuration(orientation="canonical", spacing=(2.0, 8.0, 8.0), patch=(8, 32, 32))))
+    (tmp_path / "in" / "patient").mkdir(parents=True)
+    series = tmp_path / "in" / "patient" / "series"
+    series.symlink_to(data / "ct_example" / "example_ct_dicom")
+    paths = predict_folder(model, find_cases(tmp_path / "in", model.image_ending, 1), tmp_path / "out")
+    assert [path.name for path in paths] == ["patient.nii.gz"]
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    SimpleITK.WriteImage(SimpleITK.Flip(reader.Execute(), [False, True, False]), str(tmp_path / "a.nii.gz"))
+    expected = model.predict(tmp_path / "a.nii.gz").labels[:, ::-1]
+    found = read_label(paths[0])
+    assert len(np.unique(expected)) == 3
+    np.testing.assert_array_equal(found.array[0], expected)
+    assert read_grid(series).mismatch(found.grid) == ""
+
+
 def test_predict_folder_names_series_that_are_none(model: Model, tmp_path: Path) -> None:
     array = voxels((5, 6, 7)).round()
     folder = tmp_path / "in"

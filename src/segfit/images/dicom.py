@@ -40,9 +40,7 @@ _PLACING = (
 def holds_slices(folder: Path, *, nested: bool = True) -> bool:
     """Return whether a folder has DICOM files directly inside; `nested`: or in a folder inside."""
     try:
-        return next(_dicom_files(folder), None) is not None or (
-            nested and any(holds_slices(inside, nested=False) for inside in _folders(folder))
-        )
+        return _has_slices(folder) or (nested and any(_has_slices(inside) for inside in _folders(folder)))
     except OSError:  # whoever reads the folder is told
         return False
 
@@ -104,15 +102,19 @@ def _dicom_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _has_slices(folder: Path) -> bool:
+    return next(_dicom_files(folder), None) is not None
+
+
 def _folders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.name[0] != "." and path.is_dir()]
 
 
 def _slices_folder(path: Path) -> Path:
     """Return the folder that has the slices directly inside: `path`, or the only such folder in it."""
-    if holds_slices(path, nested=False):
+    if _has_slices(path):
         return path
-    inside = [folder for folder in _folders(path) if holds_slices(folder, nested=False)]
+    inside = [folder for folder in _folders(path) if _has_slices(folder)]
     if len(inside) > 1:  # structure sets and the like may lie in folders of their own
         pydicom = _package(path)
         inside = [folder for folder in inside if any(_is_picture(_header(pydicom, f)) for f in _dicom_files(folder))]
