@@ -341,6 +341,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
         "training_cases": 2,
         "test_cases": 0,
         "file_ending": ".nii.gz",
+        "image_ending": ".nii.gz",
     }
     assert [item["problem"] for item in told["problems"]] == ["2 training cases, 5 or more are needed for five folds"]
     assert run(["info", str(pairs), "--json"]) == 0

@@ -201,10 +201,10 @@ def test_files_of_an_image(tmp_path: Path) -> None:
     write_labels(tmp_path / "a.mhd", ARRAY, GRID)
     assert files_of(tmp_path / "a.mhd") == (tmp_path / "a.mhd", tmp_path / "a.zraw")
     assert files_of(tmp_path / "b.nii.gz") == (tmp_path / "b.nii.gz",)
-    (tmp_path / "s" / "t").mkdir(parents=True)
+    (tmp_path / "s.zarr" / "t").mkdir(parents=True)
     for name in ("2", "1", "t/3"):
-        (tmp_path / "s" / name).touch()
-    assert files_of(tmp_path / "s") == tuple(tmp_path / "s" / name for name in ("1", "2", "t/3"))
+        (tmp_path / "s.zarr" / name).touch()
+    assert files_of(tmp_path / "s.zarr") == tuple(tmp_path / "s.zarr" / name for name in ("1", "2", "t/3"))
 
 
 @pytest.mark.parametrize(

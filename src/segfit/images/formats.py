@@ -20,8 +20,10 @@ __all__ = [
     "ENDINGS",
     "FOLDER",
     "Format",
+    "described",
     "files_of",
     "find_format",
+    "full_name",
     "is_image_folder",
     "label_ending",
     "read_case",
@@ -102,7 +104,7 @@ _DICOM = Format(
     read=dicom.read,
     read_grid=dicom.read_grid,
     unfit="which is for images alone",
-    files=_inside,
+    files=dicom.files,
 )
 
 FOLDER = "/"  # stands for the ending of folders whose name has none
@@ -124,6 +126,17 @@ ENDINGS: dict[str, Format] = {
     FOLDER: _DICOM,
 }
 _NAMED = tuple(ending for ending in ENDINGS if ending != FOLDER)
+_SLICES = (".dcm", ".dicom", ".ima")  # how archives name single slices
+
+
+def full_name(path: Path) -> str:
+    """Return the name of a file or folder with its ending: that of a folder without a known one is `FOLDER`."""
+    return path.name + (FOLDER if path.is_dir() and not path.name.lower().endswith(_NAMED) else "")
+
+
+def described(ending: str, noun: str = "") -> str:
+    """Say what images with an ending are, for messages: ``.png``, ``.png files`` with a noun, ``DICOM series``."""
+    return "DICOM series" if ending == FOLDER else f"{ending} {noun}".strip()
 
 
 def split_ending(name: str | Path) -> tuple[str, str]:
@@ -132,11 +145,13 @@ def split_ending(name: str | Path) -> tuple[str, str]:
     The path of a folder without a known ending has the ending `FOLDER`; so has a name that ends in it.
     """
     if isinstance(name, Path):
-        name = name.name + (FOLDER if name.is_dir() and not name.name.lower().endswith(_NAMED) else "")
+        name = full_name(name)
     for ending in ENDINGS:  # the longer one of two that end alike stands first
         if name.lower().endswith(ending) and len(name) > len(ending):
             return name[: -len(ending)], name[-len(ending) :]
     found = Path(name).suffix
+    if found.lower() in _SLICES:
+        raise InputError(f"{name} is a slice of a DICOM series; give the folder of the series")
     raise InputError(
         f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}; known are {', '.join(_NAMED)}"
     )
@@ -162,9 +177,13 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return find_format(path).files(path)
 
 
-def is_image_folder(path: Path) -> bool:
-    """Return whether a folder is one image (OME-Zarr, or DICOM slices directly inside), not a folder of images."""
-    return path.is_dir() and (path.name.lower().endswith(_NAMED) or dicom.holds_slices(path))
+def is_image_folder(path: Path, *, nested: bool = True) -> bool:
+    """Return whether a folder is one image: OME-Zarr, or a DICOM series.
+
+    `nested`: the series may lie in a folder inside. Where a folder of images may be given too, only slices directly
+    inside tell the two apart.
+    """
+    return path.is_dir() and (path.name.lower().endswith(_NAMED) or dicom.holds_slices(path, nested=nested))
 
 
 def read_image(path: Path) -> Image:

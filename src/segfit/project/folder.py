@@ -22,6 +22,7 @@ from pathlib import Path
 from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError, Problem
 from segfit.files import Document, Record, content_hash, read_json, write_json
+from segfit.images.formats import files_of
 from segfit.options import Options
 
 __all__ = ["CheckFile", "Marks", "ProjectFile", "ProjectFolder", "listing_hash"]
@@ -66,8 +67,17 @@ def listing_hash(dataset: Dataset) -> str:
     declared = (dataset.root / name for name in ("dataset.json", "cases.csv", "cases.json"))
     files = [path for path in (dataset.root, *declared) if path.is_file()]
     for case in (*dataset.training, *dataset.test):
-        files += [*case.images, *case.label_files]
+        for path in (*case.images, *case.label_files):
+            files += [path, *_parts(path)]
     return content_hash([[str(path), status.st_size, status.st_mtime_ns] for path in files if (status := path.stat())])
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the other files that an image consists of, as far as they can be told and are there."""
+    try:
+        return [part for part in files_of(path) if part != path and part.exists()]
+    except InputError:
+        return []  # told by the check
 
 
 class ProjectFolder:

@@ -154,6 +154,7 @@ def _write_model(project: Preparation, selection: Selection, steps: list[int]) -
         labels=dataset.labels,
         channel_names=dataset.channel_names,
         file_ending=dataset.file_ending,
+        image_ending=dataset.image_ending,
         members=tuple(members),
         postprocessing=selection.steps,
         scores=chosen.per_target,

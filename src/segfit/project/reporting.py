@@ -113,6 +113,7 @@ def report_data(
         environment=_environment(hardware),
         model_path=str(folder.model) if folder.model.is_dir() else "",
         file_ending=dataset.file_ending,
+        image_ending=dataset.image_ending,
         warnings=tuple(warnings),
     )
 
