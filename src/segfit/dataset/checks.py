@@ -167,6 +167,9 @@ def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
 
 def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path) -> list[Problem]:
     difference, moved = expected.mismatch(found), expected.snapped(found)
+    if difference and expected.turn(found) is not None:
+        problem = f"{path.name} stores its axes in another order or direction than {first.name} and is turned onto it"
+        return [Problem(case.id, problem, "nothing if its header is right", fatal=False)]
     action = "resample it to that image, or copy that image's header if the voxels already correspond"
     if difference:
         return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
@@ -180,7 +183,7 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
     """Compare a label map with its image; what does not fit may be resampled if that was asked for."""
     difference, first = expected.mismatch(label.grid), case.images[0]
     problems = _check_grid(case, path, expected, label.grid, first)
-    if not difference:
+    if not any(problem.fatal for problem in problems):
         return problems
     if not case.resample_label:
         return [replace(item, action=f"{item.action}; or give --resample-labels") for item in problems]

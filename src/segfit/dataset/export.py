@@ -93,9 +93,12 @@ def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, en
     images, annotated = folder / f"images{part}", folder / f"labels{part}"
     images.mkdir(exist_ok=True)
     number = 0
+    grid: Grid | None = None
     for path in case.images:
-        image = read_image(path)
-        as_it_is = image.array.shape[0] == 1 and split_ending(path)[1].lower() == ending
+        stored = read_image(path)
+        grid = grid or stored.grid
+        image = stored.turned_to(grid)
+        as_it_is = image is stored and image.array.shape[0] == 1 and split_ending(path)[1].lower() == ending
         for channel in image.array:
             target = images / f"{case.id}_{number:04d}{ending}"
             number += 1
@@ -106,7 +109,7 @@ def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, en
         if ending == ".tif" and image.grid.ndim == 3:  # one spacing file for all channels, as the reference reads it
             write_json(images / f"{case.id}.json", {"spacing": list(image.grid.spacing_mm)})
     if case.label_files:
-        label = read_labels(case, labels)
+        label = read_labels(case, labels, grid)
         write_labels(annotated / f"{case.id}{ending}", label.array[0], label.grid)
 
 

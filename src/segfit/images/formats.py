@@ -203,12 +203,15 @@ def read_grid(path: Path) -> Grid:
 def read_case(paths: Sequence[Path]) -> Image:
     """Read the channel files of one case and stack them as float32 (c, *spatial); the grid is the first file's.
 
-    Raises `InputError` if a file cannot be read or the files do not share one grid (`Grid.mismatch`).
+    Files that store the same voxels in another order of axes are turned (`Grid.turn`). Raises `InputError` if a file
+    cannot be read or the files do not share one grid (`Grid.mismatch`).
     """
     assert paths
     images: list[Image] = []
     for path in paths:
         image = read_image(path)
+        if images:
+            image = image.turned_to(images[0].grid)
         difference = images[0].grid.mismatch(image.grid) if images else ""
         if difference:
             raise FileError(path, f"does not fit {paths[0].name}: {difference}", "resample it to that file's grid")

@@ -89,3 +89,8 @@ class Image:
         if axes.is_identity:
             return self
         return Image(np.ascontiguousarray(axes.apply(self.array)), axes.apply_grid(self.grid))
+
+    def turned_to(self, grid: Grid) -> Image:
+        """Return the image with its axes ordered as in `grid` if that lays it on `grid` (`Grid.turn`), else itself."""
+        axes = None if not grid.mismatch(self.grid) else grid.turn(self.grid)
+        return self if axes is None else self.reoriented(axes)

@@ -400,7 +400,7 @@ def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, i
     if was_there:
         store.discard(key)
     image = read_case(case.images)
-    label = read_labels(case, scheme) if case.label_files else None
+    label = read_labels(case, scheme, image.grid) if case.label_files else None
     sources = (*case.images, *case.label_files)
     done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
     store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
