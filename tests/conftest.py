@@ -22,10 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for marker, option in (("golden", "--golden"), ("real_data", "--data")):
         folder: Path = config.getoption(option)
-        if not folder.is_dir():
-            for item in items:
-                if item.get_closest_marker(marker):
-                    item.add_marker(pytest.mark.skip(reason=f"no folder {folder} ({option})"))
+        for item in items:
+            found = item.get_closest_marker(marker)
+            if found and not folder.joinpath(*found.args).exists():
+                item.add_marker(pytest.mark.skip(reason=f"{folder.joinpath(*found.args)} does not exist ({option})"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with the marker `golden_each` for whatever the golden data hold, whichever names they have."""
+    marker = metafunc.definition.get_closest_marker("golden_each")
+    if marker:
+        folder: Path = metafunc.config.getoption("--golden")
+        paths = sorted(folder.glob(marker.args[0]))
+        metafunc.parametrize("path", paths, ids=[path.relative_to(folder).as_posix() for path in paths])
 
 
 @pytest.fixture(scope="session")

@@ -290,6 +290,12 @@ def test_unusable_fingerprints_are_refused() -> None:
         derive(fingerprint([case((5, 6, 6), (1, 1, 1))]), _LABELS, _options())
 
 
+def test_images_whose_finest_axis_is_short_say_so() -> None:
+    """One fine axis of 8 to 11 voxels is never halved, and the coarser ones not before it."""
+    with pytest.raises(InputError, match=r"too few for a network: .* finest with 0\.4 mm, has 10 of the 12 it needs"):
+        derive(fingerprint([case((10, 100, 120), (0.4, 4, 4))]), _LABELS, _options())
+
+
 def test_impossible_memory_targets_are_refused() -> None:
     with pytest.raises(InputError, match=r"0\.0001 GB leave a patch of .* voxels, too small for a network; raise"):
         derive(_small(), _LABELS, Options(preset="stock", memory_gb=1e-4))

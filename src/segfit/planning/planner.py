@@ -33,6 +33,7 @@ from segfit.planning.plan import (
     TrainingSpec,
 )
 from segfit.planning.presets import Rules, choose_rules, orientation_of
+from segfit.planning.topology import SMALLEST_MAP
 
 __all__ = ["SLICE_SPACING_MM", "derive"]
 
@@ -297,7 +298,15 @@ def _too_small(this: Design, item: Configuration, budget: Budget) -> str:
     if this.patch_bound == "fixed":
         return f"the patch of {patch} voxels that was asked for is too small for a network; one axis needs 8 or more"
     size = "x".join(f"{n:g}" for n in item.median_shape)
-    return f"the images have {size} voxels, too few for a network; at least one axis needs 8 or more"
+    axes = zip(item.spacing_mm, item.patch_size, strict=True)
+    long_enough = [(spacing, voxels) for spacing, voxels in axes if voxels >= 2 * SMALLEST_MAP]
+    if long_enough:  # and yet nothing was halved
+        spacing, voxels = min(long_enough)
+        return (
+            f"the images have {size} voxels, too few for a network: the axis to be halved first, the finest with "
+            f"{spacing:g} mm, has {voxels} of the {3 * SMALLEST_MAP} it needs; set a coarser planning.target_spacing_mm"
+        )
+    return f"the images have {size} voxels, too few for a network; at least one axis needs {2 * SMALLEST_MAP} or more"
 
 
 def _mirrored(
