@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, optional_package, reading
 
-__all__ = ["holds_slices", "read", "read_grid"]
+__all__ = ["holds_slices", "num_voxels", "read", "read_grid"]
 
 # How far a distance between slices may be from the usual one (assumptions): a share of it, or what positions written
 # with two decimals make of it, but never so much that another distance could be meant.
@@ -71,6 +72,19 @@ def read_grid(path: Path) -> Grid:
     pydicom = _package(path)
     with reading(path):
         return _series(path, _datasets(pydicom, path, headers_only=True))[1]
+
+
+def num_voxels(path: Path) -> int:
+    """Return the voxels if all files of the folder are slices like the first; raises `FileError` as `read` does."""
+    pydicom = _package(path)
+    with reading(path):
+        files = [file for file in sorted(path.iterdir()) if file.name[0] != "." and file.is_file()]
+        for file in files:
+            if _is_dicom(file):
+                first = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+                if "Rows" in first and "Columns" in first:
+                    return len(files) * int(first.Rows) * int(first.Columns)
+    return prod(read_grid(path).shape)
 
 
 def _package(path: Path) -> Any:
