@@ -27,7 +27,7 @@ __all__ = ["export_nnunet"]
 _ENDINGS = {".bmp": ".png", ".jpg": ".png", ".jpeg": ".png", ".png": ".png", ".tif": ".tif", ".tiff": ".tif"}
 """Ending of the copy by ending of the original; everything else becomes .nii.gz."""
 
-_BYTES_PER_VOXEL = 24  # of a channel, that reading a file and writing its channels takes
+_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading a file and writing its channels takes (measured)
 
 
 def export_nnunet(

@@ -57,7 +57,7 @@ def map_cases(
     """
     waiting = [(item, 0 if size is None else size(item)) for item in items]
     workers = min(workers or available_workers(), max(1, len(waiting)))
-    most = workers if room is not None else 2 * workers
+    most = 2 * workers  # so that nobody waits for the next item
     room = float("inf") if room is None else room
     running: dict[Future[_Result], tuple[_Item, int]] = {}
     failed: list[LostCaseError] = []
