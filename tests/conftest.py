@@ -7,6 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from segfit.execution import pool
+
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # Machines are shared: how long an example takes says nothing.
@@ -47,3 +49,18 @@ def golden(request: pytest.FixtureRequest) -> Path:
 def data(request: pytest.FixtureRequest) -> Path:
     """The folder of real datasets; tests that use it carry the marker `real_data`."""
     return Path(request.config.getoption("--data"))
+
+
+@pytest.fixture
+def done_by_processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have all work that may be done by processes done by them; the names of the cases they were given."""
+    cases: list[str] = []
+
+    class Recording(pool.WorkerPool):
+        def submit_case(self, case, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+            cases.append(case)
+            return super().submit_case(case, fn, *args, **kwargs)
+
+    monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
+    monkeypatch.setattr(pool, "WorkerPool", Recording)
+    return cases

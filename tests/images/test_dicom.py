@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from segfit.dataset.checks import check_dataset
 from segfit.dataset.layouts import open_dataset
 from segfit.errors import InputError
 from segfit.images import dicom, nifti
-from segfit.images.formats import files_of, is_image_folder, read_case, read_grid, read_image, write_labels
+from segfit.images.formats import (
+    files_of,
+    is_image_folder,
+    num_voxels,
+    read_case,
+    read_grid,
+    read_image,
+    write_labels,
+)
 from segfit.images.image import FileError
 from series_builder import clutter
 
@@ -390,3 +399,10 @@ def test_series_in_paired_folders_are_cases(tmp_path: Path) -> None:
     assert dataset.training[0].images == (tmp_path / "images" / "a",)
     assert (dataset.layout, dataset.file_ending) == ("paired", ".nii.gz")
     assert not [problem for problem in check_dataset(dataset) if problem.fatal]
+
+
+def test_voxels_are_counted_from_the_first_slice(tmp_path: Path) -> None:
+    folder = make(tmp_path / "series")
+    assert num_voxels(folder) == prod(read_grid(folder).shape) > 1
+    (tmp_path / "empty").mkdir()
+    assert num_voxels(tmp_path / "empty") == 1

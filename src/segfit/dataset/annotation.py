@@ -14,7 +14,9 @@ from segfit.images.formats import read_label
 from segfit.images.image import FileError, Image
 from segfit.labels import LabelScheme
 
-__all__ = ["distinct_values", "merged_masks", "read_labels"]
+__all__ = ["LABEL_BYTES_PER_VOXEL", "distinct_values", "merged_masks", "read_labels"]
+
+LABEL_BYTES_PER_VOXEL = 10  # that reading a label map and finding its values takes (measured)
 
 
 def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Image:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, optional_package, reading
 
-__all__ = ["files", "holds_slices", "read", "read_grid"]
+__all__ = ["files", "holds_slices", "num_voxels", "read", "read_grid"]
 
 # How far a distance between slices may be from the usual one (assumptions): a share of it, or what positions written
 # with two decimals make of it, but never so much that another distance could be meant.
@@ -84,6 +85,15 @@ def read_grid(path: Path) -> Grid:
     pydicom = _package(path)
     with reading(path):
         return _series(path, _datasets(pydicom, path, headers_only=True))[1]
+
+
+def num_voxels(path: Path) -> int:
+    """Return the voxels if all files of the series are slices like the first; raises `FileError` as `read` does."""
+    slices = files(path)
+    first = _header(_package(path), slices[0])
+    if "Rows" in first and "Columns" in first:
+        return len(slices) * int(first.Rows) * int(first.Columns)
+    return prod(read_grid(path).shape)
 
 
 def _package(path: Path) -> Any:

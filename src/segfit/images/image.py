@@ -38,6 +38,9 @@ class FileError(InputError):
         self.path, self.problem, self.action = path, problem, action
         super().__init__(f"{path} {problem}; {action}")
 
+    def __reduce__(self) -> tuple[type[FileError], tuple[Path, str, str]]:
+        return FileError, (self.path, self.problem, self.action)  # so that it crosses processes
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:

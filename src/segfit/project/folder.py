@@ -17,6 +17,7 @@ my-project/
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from segfit.dataset.manifest import Dataset
@@ -40,6 +41,7 @@ class _ProblemRecord(Record):
     problem: str
     action: str
     fatal: bool
+    transient: bool = False
 
 
 class CheckFile(Document):
@@ -51,15 +53,11 @@ class CheckFile(Document):
     @classmethod
     def of(cls, listing: str, problems: tuple[Problem, ...]) -> CheckFile:
         """Keep problems."""
-        records = [
-            _ProblemRecord(case=item.case, problem=item.problem, action=item.action, fatal=item.fatal)
-            for item in problems
-        ]
-        return cls(listing=listing, problems=tuple(records))
+        return cls(listing=listing, problems=tuple(_ProblemRecord(**asdict(item)) for item in problems))
 
     def found(self) -> tuple[Problem, ...]:
         """Return the problems again."""
-        return tuple(Problem(item.case, item.problem, item.action, item.fatal) for item in self.problems)
+        return tuple(Problem(**item.model_dump()) for item in self.problems)
 
 
 def listing_hash(dataset: Dataset) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp, prod
 from statistics import median
 from time import perf_counter
@@ -17,7 +18,7 @@ from segfit.execution.memory import PeakWatch, process_bytes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, PreprocessingSpec, StageForecast
-from segfit.preprocessing.store import CaseStore, preprocess_dataset
+from segfit.preprocessing.store import CaseStore, preprocess_dataset, preprocessing_pool
 from segfit.resampling import new_shape
 
 __all__ = [
@@ -79,15 +80,16 @@ def probe_preprocessing(
     *,
     workers: int | None = None,
 ) -> PreprocessingCost:
-    """Preprocess a few cases, the largest one among them, and return what that cost."""
+    """Preprocess a few cases, the largest one among them, as all will be, and return what that cost."""
     sizes = {case.case: _work(case, spec) for case in fingerprint.cases}
     ordered = sorted(cases, key=lambda case: -sizes[case.id])
     step = max(1, len(ordered) // _PROBED_CASES)
     probed = ordered[::step][:_PROBED_CASES]
-    with PeakWatch() as memory:
-        keys = preprocess_dataset(probed[:1], spec, labels, store, workers=workers)  # the first one pays for imports
+    with PeakWatch() as memory, preprocessing_pool(cases, spec, workers=workers) as pool:
+        do = partial(preprocess_dataset, spec=spec, scheme=labels, store=store, workers=workers, executor=pool)
+        keys = do(probed[:1])  # the first one pays for imports
         started = perf_counter()
-        keys |= preprocess_dataset(probed[1:], spec, labels, store, workers=workers)
+        keys |= do(probed[1:])
         seconds = perf_counter() - started
         peak = memory.peak_bytes()
     stored = sum(file.stat().st_size for key in keys.values() for file in (store.root / key).iterdir())

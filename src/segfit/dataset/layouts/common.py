@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segfit.dataset.annotation import distinct_values
+from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, distinct_values
 from segfit.dataset.manifest import Case
+from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem
 from segfit.execution.pool import map_cases
 from segfit.files import read_json
@@ -20,6 +21,7 @@ from segfit.images.formats import (
     find_format,
     full_name,
     is_image_folder,
+    num_voxels,
     read_image,
     read_label,
     split_ending,
@@ -176,7 +178,15 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
     """
     files = [case.label for case in cases if case.label is not None]
     values = {0}
-    for _, found in map_cases(_values_of, files, description="Reading labels", name=_name):
+    for _, found in map_cases(
+        _values_of,
+        files,
+        description="Reading labels",
+        name=_name,
+        size=lambda path: num_voxels(path) * LABEL_BYTES_PER_VOXEL,
+        room=free_memory_gb() * 2**30,
+        lost=lambda *_: frozenset(),
+    ):
         values |= found
     declare = 'name the structures: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
     if values == {0}:
