@@ -204,7 +204,8 @@ class _Sizer:
         sized = options.preset == "auto"
         ladder = candidates(planned, options) if sized else (planned,)
         recipe = self.arithmetic(ladder[len(ladder) // 2], self._plan.training[name])
-        best = self._cheapest(ladder[0], recipe, seconds, shrink=sized and options.planning.patch_size is None)
+        free = sized and options.planning.of(name).patch_size is None
+        best = self._cheapest(ladder[0], recipe, seconds, shrink=free)
         if best.configuration.patch_size != planned.patch_size:
             return best
         for candidate in ladder[1:]:
