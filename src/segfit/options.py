@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from segfit.errors import InputError, nearest
 from segfit.files import Record
@@ -34,8 +34,17 @@ __all__ = [
     "parse_seconds",
 ]
 
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1]:
+        raise ValueError("a range is a smallest and a largest value, none below zero")
+    return value
+
+
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
+_Probability = Annotated[float, Field(ge=0, le=1)]
+_Range = Annotated[tuple[float, float], Field(description="smallest and largest value"), AfterValidator(_ascending)]
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
 
 CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = get_args(ConfigurationName)
@@ -148,6 +157,12 @@ class TrainingOptions(Record):
     learning_rate: float | None = Field(None, gt=0, description="initial learning rate")
     momentum: float | None = Field(None, ge=0, lt=1, description="momentum (SGD) or beta1 (AdamW)")
     weight_decay: float | None = Field(None, ge=0, description="weight decay")
+    poly_exponent: float | None = Field(None, gt=0, description="exponent of the falling learning rate")
+    warmup_share: float | None = Field(None, ge=0, lt=1, description="share of the training with a rising rate")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    deep_supervision: bool | None = Field(None, description="a loss at every decoder level but the lowest")
+    weight_average: float | None = Field(None, ge=0, lt=1, description="decay of the averaged weights; 0 is off")
+    validation_share: float | None = Field(None, ge=0, lt=1, description="share of the time spent on validation")
     foreground_share: float | None = Field(None, ge=0, le=1, description="share of samples forced to hold foreground")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="arithmetic of the forward pass")
     channels_last: bool | None = Field(None, description="memory layout of the network; measured when absent")
@@ -155,9 +170,40 @@ class TrainingOptions(Record):
 
 
 class AugmentationOptions(Record):
-    """Overrides of the augmentation."""
+    """Overrides of the augmentation: all of it, or single values under the names of the plan."""
 
     strength: Literal["none", "stock"] | None = Field(None, description="augmentation family")
+    rotation_degrees: float | None = Field(None, ge=0, le=180, description="largest angle; the patch cut out follows")
+    dummy_2d: bool | None = Field(None, description="transform volumes in their plane only")
+    rotation_probability: _Probability | None = None
+    scaling_probability: _Probability | None = None
+    noise_probability: _Probability | None = None
+    blur_probability: _Probability | None = None
+    blur_channel_probability: _Probability | None = None
+    brightness_probability: _Probability | None = None
+    contrast_probability: _Probability | None = None
+    low_resolution_probability: _Probability | None = None
+    low_resolution_channel_probability: _Probability | None = None
+    inverted_gamma_probability: _Probability | None = None
+    gamma_probability: _Probability | None = None
+    scaling_range: _Range | None = None
+    noise_std_range: _Range | None = None
+    blur_sigma_range: _Range | None = None
+    brightness_range: _Range | None = None
+    contrast_range: _Range | None = None
+    low_resolution_range: _Range | None = None
+    gamma_range: _Range | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What was set, by name, without `strength`."""
+        return self.model_dump(exclude={"strength"}, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentationOptions:
+        if self.strength == "none" and self.values:
+            raise ValueError(f"strength none leaves nothing of {', '.join(self.values)}; leave one of them out")
+        return self
 
 
 class InferenceOptions(Record):
@@ -209,7 +255,9 @@ class Options(Record):
         except ValidationError as error:
             first = error.errors()[0]
             parts = [str(part) for part in first["loc"] if not isinstance(part, int) and part != "by_configuration"]
-            raise InputError(f"option {'.'.join(parts)}: {first['msg']}, got {first['input']!r}") from None
+            message = first["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+            raise InputError(f"option {'.'.join(parts)}: {message}{got}") from None
 
     @classmethod
     def known_keys(cls) -> list[str]:

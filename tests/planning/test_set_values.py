@@ -12,7 +12,7 @@ from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import Options
 from segfit.planning.explain import compare, explain, explain_json
-from segfit.planning.plan import Decision, Plan, ResamplingSpec
+from segfit.planning.plan import AugmentationSpec, Decision, Plan, ResamplingSpec, TrainingSpec
 from segfit.planning.planner import derive
 
 _LABELS = scheme("liver", "tumour")
@@ -337,3 +337,67 @@ def test_own_values_lie_over_those_of_all() -> None:
     assert (asked.of("2d").batch_size, asked.of("3d_lowres").batch_size) == (4, 4)
     assert (asked.of("3d_fullres").batch_size, asked.of("3d_cascade_fullres").batch_size) == (5, 5)
     assert asked.of("2d").resample_image.model_dump(exclude_none=True) == {"order": 0, "separate_threshold": 2.0}
+
+
+_RECIPE = {
+    "training": ("poly_exponent=0.8", "warmup_share=0.1", "gradient_clip=1", "weight_average=0.99"),
+    "augmentation": ("rotation_degrees=10", "gamma_probability=0.5", "scaling_range=0.8,1.2", "dummy_2d=true"),
+}
+
+
+def test_every_value_of_the_recipe_can_be_set() -> None:
+    keys = Options.known_keys()
+    derived = {"mirror_axes", "masked_channels", "sample_patch"}  # of the plan; of the normalisation; of the angle
+    for field in set(AugmentationSpec.model_fields) - derived:
+        assert f"augmentation.{field}" in keys
+    for field in set(TrainingSpec.model_fields) - {"augmentation"}:
+        assert f"training.{field}" in keys
+    settings = [f"{group}.{setting}" for group, values in _RECIPE.items() for setting in values]
+    options = Options().with_settings(["preset=stock", "training.deep_supervision=false", *settings])
+    plan = derive(_large(), _LABELS, options)
+    recipe = plan.training["3d_fullres"]
+    assert (recipe.poly_exponent, recipe.warmup_share, recipe.gradient_clip, recipe.weight_average) == (
+        0.8,
+        0.1,
+        1,
+        0.99,
+    )
+    assert not recipe.deep_supervision
+    augmentation = recipe.augmentation
+    assert (augmentation.rotation_degrees, augmentation.gamma_probability) == (10, 0.5)
+    assert (augmentation.scaling_range, augmentation.dummy_2d) == ((0.8, 1.2), True)
+    assert not plan.stock
+    assert "augmentation.rotation_degrees = 10.0" in plan.changes
+    assert "training.deep_supervision = False" in plan.changes
+    assert _decision(plan, "3d_fullres.augmentation").bound == "asked for"
+    assert _decision(plan, "3d_fullres.augmentation").value["gamma_probability"] == 0.5
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["augmentation.scaling_range=1.2,0.8"],
+            "augmentation.scaling_range: a range is a smallest and a largest value",
+        ),
+        (
+            ["augmentation.strength=none", "augmentation.gamma_probability=1"],
+            "strength none leaves nothing of gamma_prob",
+        ),
+        (["augmentation.gamma_probability=2"], "option augmentation.gamma_probability: Input should be less than"),
+    ],
+)
+def test_recipes_that_contradict_themselves(settings: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Options().with_settings(settings)
+    assert message in str(caught.value)
+
+
+def test_deep_supervision_needs_three_stages() -> None:
+    with pytest.raises(InputError, match=r"training.deep_supervision cannot be had in 2d, a network of 2 stages"):
+        derive(
+            fingerprint([case((12, 12, 12), (1, 1, 1))] * 20),
+            _LABELS,
+            Options().with_settings(["preset=stock", "training.deep_supervision=true"]),
+        )

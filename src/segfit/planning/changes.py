@@ -50,11 +50,12 @@ def changes_of(
         names = ", ".join("zyx"[-fingerprint.ndim :][axis] for axis in mirrored) or "no axis"
         changes.append(f"only {names} is mirrored" if len(mirrored) < 2 else f"only {names} are mirrored")
     changes += [f"training.{key} = {value}" for key, value in asked_training.items()]
+    changes += [f"augmentation.{key} = {value}" for key, value in options.augmentation.values.items()]
     if options.augmentation.strength == "none":
         changes.append("there is no augmentation")
     changes += [
         f"{name} is trained without deep supervision: it has only {item.network.num_stages} stages"
         for name, item in configurations.items()
-        if not training[name].deep_supervision
+        if not training[name].deep_supervision and "deep_supervision" not in asked_training
     ]
     return tuple(changes)

@@ -314,8 +314,10 @@ def cascade_decisions(configuration: Configuration, num_foreground: int) -> Iter
     )
 
 
-def training_decisions(name: str, recipe: TrainingSpec, asked: Mapping[str, Any], stages: int) -> Iterator[Decision]:
-    """Why the recipe of one configuration is what it is."""
+def training_decisions(
+    name: str, recipe: TrainingSpec, asked: Mapping[str, Any], changed: Mapping[str, Any], stages: int
+) -> Iterator[Decision]:
+    """Why the recipe of one configuration is what it is; `asked` and `changed` of recipe and augmentation were set."""
     augmentation = recipe.augmentation
     yield _decision(
         f"{name}.training",
@@ -331,7 +333,7 @@ def training_decisions(name: str, recipe: TrainingSpec, asked: Mapping[str, Any]
         recipe.deep_supervision,
         "every decoder level but the lowest is supervised; with fewer than three stages that leaves nothing to add",
         inputs={"stages": stages},
-        bound="topology",
+        bound=_ASKED if "deep_supervision" in asked else "topology",
         source="nnU-Net 2.8.1 training",
         would_change="larger images",
     )
@@ -342,10 +344,12 @@ def training_decisions(name: str, recipe: TrainingSpec, asked: Mapping[str, Any]
             "dummy_2d": augmentation.dummy_2d,
             "sample_patch": augmentation.sample_patch,
             "mirror_axes": augmentation.mirror_axes,
+            **{key: getattr(augmentation, key) for key in changed},
         },
         "a patch more than three times flatter than wide is transformed in its plane only; the patch that is cut out "
         "is large enough for the rotation (axes as the network sees them)",
-        bound="patch size",
+        inputs=changed,
+        bound=_ASKED if changed else "patch size",
         source="nnU-Net 2.8.1 training, patch geometry",
         would_change="another patch size, or the options planning.mirror_axes and augmentation.strength",
     )

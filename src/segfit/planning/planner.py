@@ -40,6 +40,7 @@ SLICE_SPACING_MM = 999.0
 """Spacing of the single slice that 2D images get while the rules, which know three axes, are evaluated."""
 
 _FEWEST_SUPERVISED_STAGES = 3
+_GEOMETRY = ("rotation_degrees", "dummy_2d")  # which the patch that is cut out depends on
 
 
 def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None = None) -> Plan:
@@ -109,7 +110,9 @@ def _derived(fingerprint: Fingerprint, labels: LabelScheme, options: Options, ha
             decided += why.configuration_decisions(item, designs[name])
         if item.previous_stage is not None:
             decided += why.cascade_decisions(item, len(labels.foreground_values))
-        decided += why.training_decisions(name, training[name], _asked_training(options), item.network.num_stages)
+        decided += why.training_decisions(
+            name, training[name], _asked_training(options), options.augmentation.values, item.network.num_stages
+        )
 
     changes = changes_of(
         fingerprint,
@@ -411,13 +414,21 @@ def _asked_training(options: Options) -> dict[str, Any]:
 
 def _recipe(configuration: Configuration, mirror_axes: tuple[int, ...], options: Options) -> TrainingSpec:
     masked = [c for c, how in enumerate(configuration.preprocessing.normalization) if how.use_mask]
-    augmentation = augmentation_for(configuration.patch_size, mirror_axes, masked)
+    asked = options.augmentation
+    augmentation = augmentation_for(
+        configuration.patch_size, mirror_axes, masked, dummy_2d=asked.dummy_2d, degrees=asked.rotation_degrees
+    ).model_copy(update={key: value for key, value in asked.values.items() if key not in _GEOMETRY})
     if options.augmentation.strength == "none":
         none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
         augmentation = augmentation.model_copy(
             update={**none, "mirror_axes": (), "sample_patch": configuration.patch_size}
         )
     supervised = configuration.network.num_stages >= _FEWEST_SUPERVISED_STAGES
+    if options.training.deep_supervision and not supervised:
+        raise InputError(
+            f"training.deep_supervision cannot be had in {configuration.name}, a network of "
+            f"{configuration.network.num_stages} stages; it needs {_FEWEST_SUPERVISED_STAGES} or more"
+        )
     recipe = TrainingSpec(deep_supervision=supervised, augmentation=augmentation)
     return recipe.model_copy(update=_asked_training(options))
 
