@@ -190,6 +190,17 @@ def test_a_spacing_of_the_lower_resolution_calls_for_one() -> None:
     assert _decision(plan, "3d_lowres.spacing_mm").rule == "the value that you set; the rules give none"
 
 
+def test_a_spacing_of_all_is_told_once() -> None:
+    told = "target_spacing_mm 2x1x1 set by you instead of 1x0.75x0.75"
+    plan = _plan("target_spacing_mm=2,1,1")
+    assert plan.changes == (told,)
+    assert _decision(plan, "target_spacing_mm").inputs["by_rule"] == [1, 0.75, 0.75]
+    assert _decision(plan, "3d_fullres.spacing_mm").bound == "set by you"
+    assert _decision(plan, "3d_lowres.spacing_mm").bound == "patch size"
+    alone = _plan("target_spacing_mm=2,1,1", "configurations=3d_lowres")
+    assert alone.changes == ("only 3d_lowres is planned, as asked", told)
+
+
 def test_the_lower_resolution_follows_the_full_one() -> None:
     assert list(_plan("3d_fullres.patch_size=320,320,320").configurations) == ["2d", "3d_fullres"]  # sees enough
     stock = _plan().configurations["3d_lowres"]

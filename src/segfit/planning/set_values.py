@@ -104,17 +104,19 @@ def _set_values(plan: Plan, by_rule: Plan | None, planning: PlanningOptions) -> 
 
 def _changes(values: Sequence[_SetValue], plan: Plan, by_rule: Plan | None, planning: PlanningOptions) -> Iterator[str]:
     """Yield a sentence for every value that differs, once for all configurations in which it does so alike."""
-    if by_rule is not None and planning.orientation is not None:
-        now, before = (_decided(one, "orientation") for one in (plan, by_rule))
-        if now != before:
-            yield f"orientation {now} {SET} instead of {before}"
+    for key in ("orientation", "target_spacing_mm"):
+        if getattr(planning, key) is not None:
+            now, before = _decided(plan, key), None if by_rule is None else _decided(by_rule, key)
+            if now != before:
+                yield f"{key} {_words(now, key)} {SET}{_instead(before, key)}"
     said: dict[str, list[str]] = {}
     for item in values:
-        if item.has_rule and item.value == item.by_rule:
+        of_all = item.leaf == "target_spacing_mm" and not item.own  # told above
+        if of_all or (item.has_rule and item.value == item.by_rule):
             continue
         rounded = _rounding(plan.configurations[item.configuration], planning) if item.leaf == "patch_size" else ""
-        rule = f" instead of {_words(item.by_rule, item.leaf)}" if item.has_rule else "; the rules give none"
-        sentence = f"{item.leaf} {_words(item.value, item.leaf)}{rounded} {SET}{rule}"
+        instead = _instead(item.by_rule if item.has_rule else None, item.leaf)
+        sentence = f"{item.leaf} {_words(item.value, item.leaf)}{rounded} {SET}{instead}"
         said.setdefault(sentence, []).append(item.configuration)
     for sentence, names in said.items():
         everywhere = len(names) == len(plan.configurations) > 1
@@ -212,6 +214,10 @@ def _rounding(item: Configuration, planning: PlanningOptions) -> str:
     if tuple(wanted) == item.patch_size:
         return ""
     return f" ({_words(wanted, 'patch_size')} rounded up to multiples of {_words(item.network.divisor, 'patch_size')})"
+
+
+def _instead(by_rule: Any, name: str) -> str:
+    return "; the rules give none" if by_rule is None else f" instead of {_words(by_rule, name)}"
 
 
 def _words(value: Any, name: str) -> str:
