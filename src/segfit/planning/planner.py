@@ -169,7 +169,7 @@ def _designed(fingerprint: Fingerprint, budget: Budget, asked: PlanningOptions) 
             transpose=values.transpose,
         )
 
-    own = {name: wish(asked.of(name)) for name in asked.by_configuration}
+    own: dict[str, Wish] = {name: wish(asked.of(name)) for name in asked.by_configuration}
     lowres = asked.by_configuration.get("3d_lowres")
     if lowres is not None and lowres.target_spacing_mm is None:  # that of all belongs to the full resolution
         own["3d_lowres"] = replace(own["3d_lowres"], target_mm=None)
