@@ -70,7 +70,7 @@ def test_loss_normalization_and_order_of_axes() -> None:
     assert item.preprocessing.transpose == (2, 0, 1)
     assert item.median_shape == (35, 36, 50)
     assert plan.changes == (
-        'normalization ["ct"] set by you instead of ["zscore"]',
+        "normalization ct set by you instead of zscore",
         "transpose [2,0,1] set by you instead of [0,1,2]",
         "3d_fullres: batch_dice true set by you instead of false",
     )

@@ -223,6 +223,10 @@ def _instead(by_rule: Any, name: str) -> str:
 def _words(value: Any, name: str) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(entry, key)}" for key, entry in value.items())
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return ", ".join(value)
     if name in _SIZES:
         return "x".join(f"{entry:g}" for entry in value)
     return json.dumps(value, separators=(",", ":"))
