@@ -243,6 +243,12 @@ def test_clipping_of_ct_can_be_set() -> None:
     assert mri.statistics is None
 
 
+def test_no_axis_may_be_flipped() -> None:
+    plan = _plan("mirror_axes=[]", "configurations=2d")
+    assert plan.training["2d"].augmentation.mirror_axes == ()
+    assert plan.changes[1] == "2d: mirror_axes none set by you instead of [1,2]"
+
+
 def test_masks_reach_the_augmentation() -> None:
     plan = _plan("use_mask=false,true")
     assert plan.training["3d_fullres"].augmentation.masked_channels == (1,)

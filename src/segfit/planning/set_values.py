@@ -226,7 +226,7 @@ def _words(value: Any, name: str) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_words(entry, key)}" for key, entry in value.items())
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-        return ", ".join(value)
+        return ", ".join(value) or "none"
     if name in _SIZES:
         return "x".join(f"{entry:g}" for entry in value)
     return json.dumps(value, separators=(",", ":"))
