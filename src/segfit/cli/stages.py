@@ -192,6 +192,9 @@ def plan(
         for name, item in result.configurations.items()
     ]
     table(("configuration", "spacing (mm)", "patch", "batch", "network"), rows, sys.stdout)
+    sys.stdout.write(f"stock: {'yes' if result.stock else 'no'}\n")
+    for change in result.changes:
+        sys.stdout.write(f"  - {change}\n")
     for warning in result.warnings:
         sys.stdout.write(f"warning: {warning}\n")
     if result.run is not None:

@@ -11,10 +11,10 @@ from math import prod
 from typing import Any
 
 from segfit.fingerprint.fingerprint import Fingerprint
-from segfit.planning.design import LOWRES_SHARE, Budget, DatasetDesign, Design, design
+from segfit.planning.design import LOWRES_SHARE, Budget, DatasetDesign, Design, batch_size, design
 from segfit.planning.mirroring import AxisEvidence
 from segfit.planning.normalization import ChannelScheme, scheme_of
-from segfit.planning.plan import Configuration, Decision, Normalization, TrainingSpec
+from segfit.planning.plan import Configuration, Decision, Normalization, ResamplingSpec, TrainingSpec
 
 __all__ = [
     "cascade_decisions",
@@ -30,7 +30,7 @@ _REFERENCE = "nnU-Net 2.8.1 planning rules"
 _ASKED = "asked for"
 
 
-def orientation_decision(orientation: str, *, asked: bool, preset: str) -> Decision:
+def orientation_decision(orientation: str, *, preset: str) -> Decision:
     """Why images are (or are not) brought to the canonical axes."""
     rule = (
         "volumes are brought to the closest RAS+ axes on reading, so that an axis means the same in every case"
@@ -42,29 +42,29 @@ def orientation_decision(orientation: str, *, asked: bool, preset: str) -> Decis
         orientation,
         rule,
         inputs={"preset": preset},
-        bound=_ASKED if asked else "preset",
+        bound="preset",
         source="segfit" if orientation == "canonical" else "nnU-Net 2.8.1",
         would_change="the option planning.orientation",
     )
 
 
-def dataset_decisions(fingerprint: Fingerprint, dataset: DatasetDesign, *, asked: bool) -> Iterator[Decision]:
+def dataset_decisions(
+    fingerprint: Fingerprint, dataset: DatasetDesign, configurations: Sequence[str]
+) -> Iterator[Decision]:
     """Why this target spacing, this order of axes, and these configurations."""
     axes = slice(-fingerprint.ndim, None)
     spacings = [case.spacing_mm for case in fingerprint.cases]
     yield _decision(
         "target_spacing_mm",
         dataset.target_mm[axes],
-        "the spacing that was asked for, in array order"
-        if asked
-        else "the median spacing of the cases; along an axis more than three times coarser than the others the 10th "
+        "the median spacing of the cases; along an axis more than three times coarser than the others the 10th "
         "percentile (array order)",
         inputs={
             "cases": len(spacings),
             "finest_mm": [min(axis) for axis in zip(*spacings, strict=True)],
             "coarsest_mm": [max(axis) for axis in zip(*spacings, strict=True)],
         },
-        bound=_ASKED if asked else "data",
+        bound="data",
         source=f"{_REFERENCE}, target spacing",
         would_change="cases of other resolution, or the option planning.target_spacing_mm",
     )
@@ -78,11 +78,10 @@ def dataset_decisions(fingerprint: Fingerprint, dataset: DatasetDesign, *, asked
             source=f"{_REFERENCE}, transposition",
             would_change="another target spacing",
         )
-    yield _lowres_decision(fingerprint, dataset)
+    yield _lowres_decision(fingerprint, dataset, configurations)
 
 
-def _lowres_decision(fingerprint: Fingerprint, dataset: DatasetDesign) -> Decision:
-    names = ["2d"]
+def _lowres_decision(fingerprint: Fingerprint, dataset: DatasetDesign, configurations: Sequence[str]) -> Decision:
     full = dataset.fullres
     inputs: dict[str, Any] = {"axes": fingerprint.ndim}
     if full is None:
@@ -90,9 +89,9 @@ def _lowres_decision(fingerprint: Fingerprint, dataset: DatasetDesign) -> Decisi
     else:
         share = prod(full.patch) / prod(full.median_shape)
         inputs["patch_share_of_median_image"] = round(share, 4)
-        names += ["3d_fullres"]
-        if dataset.lowres is not None:
-            names += ["3d_lowres", "3d_cascade_fullres"]
+        if dataset.lowres is not None and share >= LOWRES_SHARE:
+            rule = "a target spacing was set for 3d_lowres: a configuration of lower resolution and a cascade are added"
+        elif dataset.lowres is not None:
             rule = (
                 f"one patch sees {share:.1%} of the median image, less than {LOWRES_SHARE:.0%}: a configuration of "
                 "lower resolution and a cascade are added"
@@ -106,7 +105,7 @@ def _lowres_decision(fingerprint: Fingerprint, dataset: DatasetDesign) -> Decisi
             rule = f"one patch sees {share:.1%} of the median image, {LOWRES_SHARE:.0%} or more: no lower resolution"
     return _decision(
         "configurations",
-        sorted(names),
+        sorted(configurations),
         rule,
         inputs=inputs,
         bound="data" if full is None else "patch size",
@@ -116,19 +115,17 @@ def _lowres_decision(fingerprint: Fingerprint, dataset: DatasetDesign) -> Decisi
 
 
 def normalization_decisions(
-    fingerprint: Fingerprint, normalization: Sequence[Normalization], schemes: Sequence[ChannelScheme], *, asked: bool
+    fingerprint: Fingerprint, normalization: Sequence[Normalization], schemes: Sequence[ChannelScheme]
 ) -> Iterator[Decision]:
     """Why each channel is normalised as it is."""
     for index, (name, how, found) in enumerate(zip(fingerprint.channel_names, normalization, schemes, strict=True)):
-        by_values = not asked and how.scheme != scheme_of(name)
+        by_values = how.scheme != scheme_of(name)
         rule = (
             "the channel's name decides: ct clips and scales by the foreground of all cases, rgb_to_0_1, "
             "rescale_to_0_1 and nonorm do what they say, any other name is z-scored per case, inside the non-zero mask "
             "where cropping removes more than a quarter"
         )
-        if asked:
-            rule = "the scheme that was asked for"
-        elif by_values:
+        if by_values:
             rule = (
                 "the channel's values decide, because they contradict its name: Hounsfield units are clipped and "
                 "scaled by the foreground of all cases, values without a common scale are z-scored per case"
@@ -142,20 +139,18 @@ def normalization_decisions(
                 "median_relative_size_after_crop": fingerprint.median_relative_size_after_crop,
                 **({"remark": found.remark} if found.remark else {}),
             },
-            bound=_ASKED if asked else "data",
+            bound="data",
             source="segfit preset auto" if by_values else f"{_REFERENCE}, normalisation",
             would_change="the option planning.normalization, or another channel name in the dataset: ct, zscore, "
             "nonorm, rescale_to_0_1 or rgb_to_0_1",
         )
 
 
-def mirroring_decision(axes: Sequence[int], ndim: int, evidence: Sequence[AxisEvidence], *, asked: bool) -> Decision:
+def mirroring_decision(axes: Sequence[int], ndim: int, evidence: Sequence[AxisEvidence]) -> Decision:
     """Why these axes (array order) are flipped."""
     names = "zyx"[-ndim:]
     kept = {names[item.axis]: item.reason for item in evidence if item.reason}
-    if asked:
-        rule = "the axes that were asked for are flipped"
-    elif evidence:
+    if evidence:
         rule = (
             "an axis is flipped unless label names tell left from right, or two labels keep their order along it in "
             "the cases (array order)"
@@ -167,15 +162,15 @@ def mirroring_decision(axes: Sequence[int], ndim: int, evidence: Sequence[AxisEv
         list(axes),
         rule,
         inputs={f"{name} is not flipped": reason for name, reason in kept.items()},
-        bound=_ASKED if asked else "data" if kept else "all axes",
+        bound="data" if kept else "all axes",
         source="segfit preset auto" if evidence else "nnU-Net 2.8.1 training",
         would_change="the option planning.mirror_axes",
     )
 
 
-def configuration_decisions(configuration: Configuration, this: Design, budget: Budget) -> Iterator[Decision]:
+def configuration_decisions(configuration: Configuration, this: Design) -> Iterator[Decision]:
     """Why the numbers of one configuration are what they are."""
-    name, network = configuration.name, configuration.network
+    name, network, budget = configuration.name, configuration.network, this.budget
     yield _decision(
         f"{name}.spacing_mm",
         configuration.spacing_mm,
@@ -196,6 +191,15 @@ def configuration_decisions(configuration: Configuration, this: Design, budget: 
     )
     yield _patch_decision(configuration, this, budget)
     yield _batch_decision(configuration, this, budget)
+    yield _decision(
+        f"{name}.network.kind",
+        network.kind,
+        "the preset's network: plain convolutions, or a residual encoder",
+        inputs={"planner": budget.rules.planner},
+        bound="preset",
+        source=f"{_REFERENCE}, network",
+        would_change="another preset, or the option planning.kind",
+    )
     yield _decision(
         f"{name}.network.strides",
         network.strides,
@@ -245,7 +249,7 @@ def configuration_decisions(configuration: Configuration, this: Design, budget: 
         source=f"{_REFERENCE}, network",
         would_change="another preset, or the option planning.decoder_convs",
     )
-    yield _resampling_decision(configuration)
+    yield from _resampling_decisions(configuration)
     yield _decision(
         f"{name}.batch_dice",
         configuration.batch_dice,
@@ -266,20 +270,27 @@ def configuration_decisions(configuration: Configuration, this: Design, budget: 
     )
 
 
-def _resampling_decision(configuration: Configuration) -> Decision:
+_RESAMPLING = {
+    "resample_image": "cubic splines",
+    "resample_label": "linear interpolation of each label, the largest share wins",
+    "resample_scores": "linear interpolation",
+}
+
+
+def _resampling_decisions(configuration: Configuration) -> Iterator[Decision]:
     spec = configuration.preprocessing
-    kinds = {"image": spec.resample_image, "label": spec.resample_label, "scores": spec.resample_scores}
-    return _decision(
-        f"{configuration.name}.resampling",
-        {kind: f"{how.method} of order {how.order}" for kind, how in kinds.items()},
-        "cubic splines for images, linear for scores and for each label; where the spacing of a case or the target is "
-        f"more than {spec.resample_image.separate_threshold:g} times coarser along one axis, that axis is resampled by "
-        "itself to the nearest slice",
-        inputs={"target_spacing_mm": [v if v is not None else "as it is" for v in spec.spacing_mm]},
-        bound="preset",
-        source="nnU-Net 2.8.1 preprocessing, resampling",
-        would_change="nothing but the target spacing",
-    )
+    for kind, how in _RESAMPLING.items():
+        value: ResamplingSpec = getattr(spec, kind)
+        yield _decision(
+            f"{configuration.name}.{kind}",
+            value.model_dump() | {"force_separate": "auto" if value.force_separate is None else value.force_separate},
+            f"{how}; where the spacing of a case or the target is more than {value.separate_threshold:g} times coarser "
+            "along one axis, that axis is resampled by itself to the nearest slice",
+            inputs={"target_spacing_mm": [v if v is not None else "as it is" for v in spec.spacing_mm]},
+            bound="preset",
+            source="nnU-Net 2.8.1 preprocessing, resampling",
+            would_change=f"the option planning.{kind}",
+        )
 
 
 def cascade_decisions(configuration: Configuration, num_foreground: int) -> Iterator[Decision]:
@@ -303,8 +314,10 @@ def cascade_decisions(configuration: Configuration, num_foreground: int) -> Iter
     )
 
 
-def training_decisions(name: str, recipe: TrainingSpec, asked: Mapping[str, Any], stages: int) -> Iterator[Decision]:
-    """Why the recipe of one configuration is what it is."""
+def training_decisions(
+    name: str, recipe: TrainingSpec, asked: Mapping[str, Any], changed: Mapping[str, Any], stages: int
+) -> Iterator[Decision]:
+    """Why the recipe of one configuration is what it is; `asked` and `changed` of recipe and augmentation were set."""
     augmentation = recipe.augmentation
     yield _decision(
         f"{name}.training",
@@ -320,7 +333,7 @@ def training_decisions(name: str, recipe: TrainingSpec, asked: Mapping[str, Any]
         recipe.deep_supervision,
         "every decoder level but the lowest is supervised; with fewer than three stages that leaves nothing to add",
         inputs={"stages": stages},
-        bound="topology",
+        bound=_ASKED if "deep_supervision" in asked else "topology",
         source="nnU-Net 2.8.1 training",
         would_change="larger images",
     )
@@ -331,10 +344,12 @@ def training_decisions(name: str, recipe: TrainingSpec, asked: Mapping[str, Any]
             "dummy_2d": augmentation.dummy_2d,
             "sample_patch": augmentation.sample_patch,
             "mirror_axes": augmentation.mirror_axes,
+            **{key: getattr(augmentation, key) for key in changed},
         },
         "a patch more than three times flatter than wide is transformed in its plane only; the patch that is cut out "
         "is large enough for the rotation (axes as the network sees them)",
-        bound="patch size",
+        inputs=changed,
+        bound=_ASKED if changed else "patch size",
         source="nnU-Net 2.8.1 training, patch geometry",
         would_change="another patch size, or the options planning.mirror_axes and augmentation.strength",
     )
@@ -389,17 +404,15 @@ def _batch_decision(configuration: Configuration, this: Design, budget: Budget) 
         "dataset coverage": f"at most {budget.rules.coverage:.0%} of the dataset's voxels in one batch",
         "minimum": "smallest batch size",
     }
-    asked = configuration.batch_size != this.batch_size
+    _, bound = batch_size(configuration.patch_size, configuration.memory_estimate, this.dataset_voxels, budget)
     return _decision(
         f"{configuration.name}.batch_size",
         configuration.batch_size,
-        "the batch size that was asked for"
-        if asked
-        else "as many samples as fit into memory, no more than the dataset's size supports, at least two",
-        inputs={"memory_estimate": this.estimate, "dataset_voxels": this.dataset_voxels, "by_rule": this.batch_size},
-        bound=_ASKED if asked else bounds[this.batch_bound],
+        "as many samples as fit into memory, no more than the dataset's size supports, at least two",
+        inputs={"memory_estimate": configuration.memory_estimate, "dataset_voxels": this.dataset_voxels},
+        bound=bounds[bound],
         source=f"{_REFERENCE}, batch size",
-        would_change="the option planning.batch_size" if asked else outlook[this.batch_bound],
+        would_change=outlook[bound],
     )
 
 

@@ -20,7 +20,7 @@ _SIZES = ("spacing", "shape", "patch", "start", "finest", "coarsest", "strides",
 def explain(plan: Plan) -> str:
     """Return the plan as readable text, grouped by configuration."""
     kind = "differs from the reference" if plan.changes else "every decision is the reference's"
-    lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", ""]
+    lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", f"stock: {_text(plan.stock, 'stock')}", ""]
     lines += _bullets("How it differs", plan.changes)
     lines += _bullets("Remarks on the data", plan.warnings)
     for group, decisions in _groups(plan).items():

@@ -143,7 +143,7 @@ class _Sizer:
             middle = (low + high) // 2
             item = smaller[middle]
             try:
-                tried = self.measure(item, recipe.model_copy(update={"augmentation": _augmentation(recipe, item)}))
+                tried = self.measure(item, self._adapted(recipe, item))
             except MemoryShortageError:
                 self._progress.note(f"{_words(item)}: does not fit into {limit:.1f} GB")
                 low = middle + 1
@@ -156,6 +156,11 @@ class _Sizer:
                 "planning.patch_size, planning.batch_size and planning.base_features to the planner"
             )
         return replace(best, memory_gb=limit)
+
+    def _adapted(self, recipe: TrainingSpec, configuration: Configuration) -> TrainingSpec:
+        """Return the recipe for another patch."""
+        augmentation = _augmentation(recipe, configuration, self._options)
+        return recipe.model_copy(update={"augmentation": augmentation})
 
     @property
     def mirrors(self) -> bool:
@@ -182,7 +187,7 @@ class _Sizer:
         small = shrunk(configuration, _ARITHMETIC_SHARE) or configuration
 
         def seconds(item: TrainingSpec) -> float:
-            item = item.model_copy(update={"augmentation": _augmentation(item, small)})
+            item = self._adapted(item, small)
             try:
                 with memory_limited(self._device, self.available_gb()):
                     cost = probe_step(small, item, self._labels, self._device)
@@ -205,7 +210,8 @@ class _Sizer:
         sized = options.preset == "auto"
         ladder = candidates(planned, options) if sized else (planned,)
         recipe = self.arithmetic(ladder[len(ladder) // 2], self._plan.training[name])
-        best = self._cheapest(ladder[0], recipe, seconds, shrink=sized and options.planning.patch_size is None)
+        free = sized and options.planning.of(name).patch_size is None
+        best = self._cheapest(ladder[0], recipe, seconds, shrink=free)
         if best.configuration.patch_size != planned.patch_size:
             return best
         for candidate in ladder[1:]:
@@ -229,7 +235,7 @@ class _Sizer:
             smaller = shrunk(best.configuration, max(_SHRINKING, min(0.95, steps / TOLERABLE_STEPS)))
             if smaller is None:
                 break
-            tried = self.measure(smaller, recipe.model_copy(update={"augmentation": _augmentation(recipe, smaller)}))
+            tried = self.measure(smaller, self._adapted(recipe, smaller))
             tried = replace(tried, memory_gb=best.memory_gb)
             if self._steps(tried, seconds) <= steps:
                 break  # smaller patches mean more tiles to predict
@@ -383,10 +389,16 @@ def _words(configuration: Configuration) -> str:
     )
 
 
-def _augmentation(recipe: TrainingSpec, configuration: Configuration) -> AugmentationSpec:
-    """Return the augmentation of another patch; what was switched off stays off."""
-    before = recipe.augmentation
-    after = augmentation_for(configuration.patch_size, before.mirror_axes, before.masked_channels)
+def _augmentation(recipe: TrainingSpec, configuration: Configuration, options: Options) -> AugmentationSpec:
+    """Return the augmentation of another patch; what was switched off stays off, what was set stays."""
+    before, asked = recipe.augmentation, options.augmentation
+    after = augmentation_for(
+        configuration.patch_size,
+        before.mirror_axes,
+        before.masked_channels,
+        dummy_2d=asked.dummy_2d,
+        degrees=asked.rotation_degrees,
+    )
     geometry = {"rotation_degrees", "dummy_2d", "sample_patch"}
     if before.rotation_probability == before.scaling_probability == 0:
         return before.model_copy(update={"sample_patch": configuration.patch_size})
