@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.transform import resize
 
+from segfit import resampling
 from segfit.errors import InputError
 from segfit.resampling import axis_operator, new_shape, resample_image, resample_labels, separate_axis
 
@@ -99,15 +100,24 @@ def test_equals_an_independent_resize(shape: tuple[int, ...], new: tuple[int, ..
     np.testing.assert_allclose(single, expected, atol=1e-5 * max(np.ptp(array), 1e-9))
 
 
-@given(st.tuples(*[st.integers(1, 12)] * 3), st.tuples(*[st.integers(1, 17)] * 3), st.integers(1, 6), st.booleans())
-@settings(max_examples=40)
+@given(
+    st.tuples(*[st.integers(1, 12)] * 3),
+    st.tuples(*[st.integers(1, 17)] * 3),
+    st.integers(1, 6),
+    st.booleans(),
+    st.tuples(*[st.tuples(st.integers(0, 6), st.integers(0, 6))] * 3),
+)
+@settings(max_examples=80)
 def test_labels_equal_one_vote_per_indicator(
-    shape: tuple[int, ...], new: tuple[int, ...], count: int, separate: bool
+    shape: tuple[int, ...], new: tuple[int, ...], count: int, separate: bool, around: tuple[tuple[int, int], ...]
 ) -> None:
     rng = np.random.default_rng(sum(shape) + count)
-    labels = rng.integers(-1, count, shape).astype(np.int16)
+    labels = np.pad(rng.integers(-1, count, shape).astype(np.int16), around)
+    shape = labels.shape
     spacing = (5.0, 1.0, 1.0) if separate else _ISOTROPIC
-    result = resample_labels(labels, new, spacing, spacing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resampling, "_SLAB_BYTES", 1024)
+        result = resample_labels(labels, new, spacing, spacing)
     assert result.dtype == labels.dtype
     if shape == new:
         assert result is labels

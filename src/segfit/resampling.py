@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.cropping import bounding_box
 from segfit.errors import InputError
 
 if TYPE_CHECKING:
@@ -246,18 +247,19 @@ def _resize(
             part = operators[axis].apply(part, axis)
         return part
 
-    middle = np.empty((volume.shape[0], *out.shape[1:]), dtype=volume.dtype) if grows else out
-    if first is None or grows:
-        for start, stop in _slabs(middle):
-            middle[start:stop] = within(volume[start:stop])
-    if first is not None:
-        for start, stop in _slabs(out):
-            part = first.part(middle if grows else volume, start, stop)
-            out[start:stop] = part if grows else within(part)
-    if low is not None and high is not None:
-        for start, stop in _slabs(out):
+    source = volume
+    if grows:
+        source = np.empty((volume.shape[0], *out.shape[1:]), dtype=volume.dtype)
+        for start, stop in _slabs(source):
+            source[start:stop] = within(volume[start:stop])
+    for start, stop in _slabs(out):
+        part = source[start:stop] if first is None else first.part(source, start, stop)
+        part = part if grows else within(part)
+        if low is None or high is None:
+            out[start:stop] = part
+        else:
             rows = slice(start, stop) if low.shape[0] > 1 else slice(None)
-            np.clip(out[start:stop], low[rows], high[rows], out=out[start:stop])
+            np.clip(part, low[rows], high[rows], out=out[start:stop])
 
 
 def _resize_slices(
@@ -331,7 +333,8 @@ def _linear_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> N
     """Resize by the vote of the surrounding voxels, without an indicator per label.
 
     An output voxel depends on 2^d corners. Where they agree the result is known; elsewhere, a thin layer around the
-    boundaries, each corner's label collects the weights of the corners that share it.
+    boundaries, each corner's label collects the weights of the corners that share it. Most slabs have one label all
+    around the structures: they are looked at inside the box of what differs from it.
     """
     axes = [axis for axis in range(labels.ndim) if labels.shape[axis] != shape[axis]]
     if not axes:
@@ -345,15 +348,31 @@ def _linear_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> N
             below, above = (index[start:stop] for index in bounds[0])
             source = slice(int(below[0]), int(above[-1]) + 1)
             bounds[0] = below - source.start, above - source.start
-        low = high = labels[source]
+        slab = labels[source]
+        around = slab.flat[0]
+        result[start:stop] = around
+        differs = slab != around
+        if not differs.any():
+            continue
+        target, taken = [slice(start, stop)], [slice(None)]
+        for axis, (first, last) in enumerate(bounding_box(differs)[1:], start=1):
+            inside = slice(first, last)
+            if axis in bounds:
+                below, above = bounds[axis]
+                inside = slice(int(np.searchsorted(above, first)), int(np.searchsorted(below, last)))
+                bounds[axis] = below[inside], above[inside]
+            target.append(inside)
+            taken.append(slice(None) if axis in bounds else inside)
+        low = high = slab[tuple(taken)]
         for axis in order:
             low = np.minimum(*(low.take(index, axis) for index in bounds[axis]))
             high = np.maximum(*(high.take(index, axis) for index in bounds[axis]))
-        result[start:stop] = low
-        mixed = np.flatnonzero(low != high) + start * low[0].size
-        for first in range(0, mixed.size, _CHUNK):
-            flat = mixed[first : first + _CHUNK]
-            result.ravel()[flat] = _vote(labels, shape, np.unravel_index(flat, shape), corners)
+        result[tuple(target)] = low
+        mixed = np.flatnonzero(low != high)
+        for begin in range(0, mixed.size, _CHUNK):
+            flat = np.unravel_index(mixed[begin : begin + _CHUNK], low.shape)
+            points = tuple(index + part.start for index, part in zip(flat, target, strict=True))
+            result[points] = _vote(labels, shape, points, corners)
     return result
 
 
