@@ -33,6 +33,7 @@ def map_cases(
     description: str,
     name: Callable[[_Item], str] = str,
     size: Callable[[_Item], int] | None = None,
+    largest_first: bool = False,
     room: float | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -49,9 +50,12 @@ def map_cases(
     size : bytes that an item's work is predicted to take. It says that `work` may be done by processes: `work`, the
         items and the results must be small and picklable. Processes do it if the sizes sum up to 4 GiB and none is 0,
         which says that an item's work cannot leave this process
+    largest_first : begin with the items of the largest size, so that no worker is left alone with one at the end
     room : bytes that the items in work may take together; one item is always in work. Needs `size`
     """
     waiting = [(item, 0 if size is None else size(item)) for item in items]
+    if largest_first:
+        waiting.sort(key=lambda pair: pair[1], reverse=True)
     workers = min(workers or available_workers(), max(1, len(waiting)))
     own = _local_pool(workers, [taken for _, taken in waiting], progress) if executor is None else None
     pool = executor or own

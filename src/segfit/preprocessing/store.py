@@ -369,6 +369,7 @@ def preprocess_dataset(
             description="preprocess",
             name=lambda item: item[0].id,
             size=lambda item: _predicted_bytes(item[0], spec),
+            largest_first=True,
             room=free_memory_gb() * 2**30,
             workers=workers,
             progress=progress,
