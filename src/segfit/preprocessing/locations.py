@@ -60,13 +60,14 @@ def _boxes(labels: NDArray[np.integer[Any]]) -> dict[int, _Region]:
         return {}
     around = slices(bounding_box(foreground))
     values = np.where(foreground[around], labels[around], 0).astype(np.uint32)
-    found = cc3d.statistics(values)
+    if values.max() < values.size:  # what cc3d can do
+        found = cc3d.statistics(values)
+        boxes = {v: box for v, box in enumerate(found["bounding_boxes"]) if v and found["voxel_counts"][v]}
+    else:
+        boxes = {int(v): slices(bounding_box(values == v)) for v in np.unique(values) if v}
     return {
-        value: tuple(
-            slice(part.start + outer.start, part.stop + outer.start) for part, outer in zip(box, around, strict=True)
-        )
-        for value, box in enumerate(found["bounding_boxes"])
-        if value and found["voxel_counts"][value]
+        value: tuple(slice(outer.start + p.start, outer.start + p.stop) for p, outer in zip(box, around, strict=True))
+        for value, box in boxes.items()
     }
 
 
