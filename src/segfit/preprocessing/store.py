@@ -403,7 +403,7 @@ def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, i
     image = read_case(case.images)
     label = read_labels(case, scheme) if case.label_files else None
     sources = (*case.images, *case.label_files)
-    done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
+    done = preprocess(image, label, spec, scheme, case.id, source_files=sources, overwrite=True)
     store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
     return _Done(key, hashes, was_there)
 
