@@ -1,8 +1,4 @@
-"""Resampling to another grid size: separable spline interpolation as small banded matrices.
-
-Along one axis, interpolation from `old` to `new` samples is linear, hence a matrix (new, old). For the cubic spline it
-is the product of the B-spline weights and the inverse of the B-spline prefilter, whose entries fall off as
-(2 - sqrt 3)^k, so that the matrix is banded. It is built once per (old, new, order) and applied axis by axis.
+"""Resampling to another grid size: separable interpolation, axis by axis (see `segfit.interpolation`).
 
 Rules follow the reference's default resampler (spec: preprocessing, sections 3, 5 and 6): half-pixel centres, edge
 values repeated, no anti-aliasing, a strongly anisotropic axis resampled on its own by nearest neighbour.
@@ -13,26 +9,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.cropping import bounding_box
 from segfit.errors import InputError
+from segfit.interpolation import FAR_REACH, REACH, axis_operator
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AxisOperator", "Method", "axis_operator", "new_shape", "resample_image", "resample_labels", "separate_axis"]
+__all__ = ["Method", "new_shape", "resample_image", "resample_labels", "separate_axis"]
 
 Method = Literal["spline", "torch", "none"]
 
-_POLE = np.sqrt(3.0) - 2.0  # of the cubic B-spline prefilter
-_REACH = 16  # samples on each side that the prefilter looks at; what is left out is below 1e-9 of the range
-_FAR_REACH = 24  # and below 1e-13, for work in float64
-_ROWS = 32  # output samples per matrix product: wide enough for BLAS, narrow enough to stay near the band
 _SLAB_BYTES = 1 << 22  # of output that is worked on at a time
 _CHUNK = 1 << 18  # mixed label voxels decided at a time
 _LARGE, _FAR = 128, 16  # beyond this value, and this many times the range, float32 rounds visibly: see `_working`
@@ -72,126 +64,6 @@ def separate_axis(
         return None
     coarsest = [axis for axis, value in enumerate(spacing) if value == max(spacing)]
     return coarsest[0] if len(coarsest) == 1 else None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AxisOperator:
-    """The interpolation matrix (new, old) of one axis, stored as its band.
-
-    Output sample j is ``weights[j] @ x[starts[j] : starts[j] + width]``. Rows sum to 1; `starts` never decreases, so
-    a run of output samples depends on one contiguous run of inputs. Arrays are read-only and shared.
-    """
-
-    old: int
-    new: int
-    order: int
-    starts: NDArray[np.intp]  # (new,)
-    weights: NDArray[np.float64]  # (new, width)
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether nothing changes: interpolation at the samples themselves."""
-        return self.old == self.new
-
-    def rows(self, start: int, stop: int) -> tuple[int, int, NDArray[np.float64]]:
-        """Return ``(low, high, matrix)``: outputs [start, stop) are ``matrix @ x[low:high]``."""
-        low, high = int(self.starts[start]), int(self.starts[stop - 1]) + self.weights.shape[1]
-        matrix = np.zeros((stop - start, high - low))
-        columns = self.starts[start:stop, None] - low + np.arange(self.weights.shape[1])
-        np.put_along_axis(matrix, columns, self.weights[start:stop], axis=1)
-        return low, high, matrix
-
-    def dense(self) -> NDArray[np.float64]:
-        """Return the whole matrix, (new, old)."""
-        low, high, band = self.rows(0, self.new)
-        matrix = np.zeros((self.new, self.old))
-        matrix[:, low:high] = band
-        return matrix
-
-    def part(self, array: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
-        """Return the outputs [start, stop) of interpolating `array` along its first axis; dtypes as in `apply`."""
-        if self.order == 0:
-            chosen: NDArray[Any] = array[self.starts[start:stop]]
-            return chosen
-        low, high, matrix = self.rows(start, stop)
-        lines: NDArray[Any] = matrix.astype(array.dtype) @ array[low:high].reshape(high - low, -1)
-        return lines.reshape(stop - start, *array.shape[1:])
-
-    def apply(self, array: NDArray[Any], axis: int) -> NDArray[Any]:
-        """Interpolate `array` along `axis`, one block of the band at a time.
-
-        The dtype is kept: float32 or float64, for order 0 any.
-        """
-        if self.is_identity:
-            return array
-        axis %= array.ndim
-        if self.order == 0:
-            return array.take(self.starts, axis=axis)
-        lead, trail = array.shape[:axis], array.shape[axis + 1 :]
-        source = np.ascontiguousarray(array).reshape(-1, self.old, int(np.prod(trail)))
-        result = np.empty((source.shape[0], self.new, source.shape[2]), dtype=array.dtype)
-        for start in range(0, self.new, _ROWS):
-            stop = min(start + _ROWS, self.new)
-            low, high, matrix = self.rows(start, stop)
-            matrix = matrix.astype(array.dtype)
-            if trail:
-                np.matmul(matrix, source[:, low:high], out=result[:, start:stop])
-            else:  # the last axis: one product for all lines at once
-                np.matmul(source[:, low:high, 0], matrix.T, out=result[:, start:stop, 0])
-        return result.reshape(*lead, self.new, *trail)
-
-
-@lru_cache(maxsize=64)
-def axis_operator(old: int, new: int, order: int, reach: int = _REACH) -> AxisOperator:
-    """Return the matrix that interpolates `old` samples at the centres of `new` ones.
-
-    Parameters
-    ----------
-    order : 0 nearest (ties go up), 1 linear, 3 interpolating cubic B-spline; beyond the ends the edge values repeat
-
-    The cubic spline prefilter sees an endless repetition of the edge; the reference repeats it 12 times and mirrors
-    that, which differs by less than 1e-11 of the range.
-    """
-    if order not in (0, 1, 3):
-        raise InputError(f"resampling knows the orders 0, 1 and 3, got {order}; change the plan's resampling order")
-    centres = (np.arange(new) + 0.5) * (old / new) - 0.5
-    if order == 0:
-        first = np.floor(centres + 0.5)
-        kernel = np.ones((new, 1))
-    elif order == 1:
-        centres = centres.clip(0, old - 1)
-        first = np.floor(centres)
-        kernel = np.stack([1.0 - (centres - first), centres - first], axis=1)
-    else:
-        first = np.floor(centres)
-        kernel = _cardinal_spline(centres - first, reach)
-        first = first - 1 - reach
-    taps = kernel.shape[1]
-    width = min(taps, old)
-    first = first.astype(np.intp)
-    starts = first.clip(0, old - width)
-    columns = (first[:, None] + np.arange(taps)).clip(0, old - 1) - starts[:, None]
-    weights = np.zeros((new, width))
-    np.add.at(weights, (np.arange(new)[:, None], columns), kernel)
-    if order == 3:
-        weights /= weights.sum(axis=1, keepdims=True)  # a constant stays that constant
-    starts.flags.writeable = False
-    weights.flags.writeable = False
-    return AxisOperator(old, new, order, starts, weights)
-
-
-def _cardinal_spline(fraction: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """Return the weights of samples -1 - reach ... 2 + reach for a point at `fraction` between samples 0 and 1.
-
-    The prefilter's impulse response is sqrt(3) * pole^|k|; it is summed over the four B-splines around the point.
-    """
-    taps = np.arange(-1 - reach, 3 + reach)
-    kernel = np.zeros((fraction.size, taps.size))
-    for knot in (-1, 0, 1, 2):
-        distance = np.abs(fraction - knot)
-        spline = np.where(distance < 1, (4 - 6 * distance**2 + 3 * distance**3) / 6, (2 - distance) ** 3 / 6)
-        kernel += spline[:, None] * (np.sqrt(3.0) * _POLE ** np.abs(taps - knot))
-    return kernel
 
 
 def resample_image(
@@ -250,7 +122,7 @@ def _resize(
     The work goes slab by slab along the first axis, so that what lies between two axes stays in the processor's cache.
     The first axis comes first where it shrinks and last where it grows; the others in the order of their shrinking.
     """
-    reach = _FAR_REACH if volume.dtype == np.float64 else _REACH
+    reach = FAR_REACH if volume.dtype == np.float64 else REACH
     operators = {axis: axis_operator(volume.shape[axis], out.shape[axis], order, reach) for axis in axes}
     inner = sorted((axis for axis in axes if axis > 0), key=lambda a: out.shape[a] / volume.shape[a])
     first = operators[0] if 0 in axes and not operators[0].is_identity else None
@@ -263,18 +135,19 @@ def _resize(
             part = operators[axis].apply(part, axis)
         return part
 
-    middle = np.empty((volume.shape[0], *out.shape[1:]), dtype=volume.dtype) if grows else out
-    if first is None or grows:
-        for start, stop in _slabs(middle):
-            middle[start:stop] = within(volume[start:stop])
-    if first is not None:
-        for start, stop in _slabs(out):
-            part = first.part(middle if grows else volume, start, stop)
-            out[start:stop] = part if grows else within(part)
-    if low is not None and high is not None:
-        for start, stop in _slabs(out):
+    source = volume
+    if grows:
+        source = np.empty((volume.shape[0], *out.shape[1:]), dtype=volume.dtype)
+        for start, stop in _slabs(source):
+            source[start:stop] = within(volume[start:stop])
+    for start, stop in _slabs(out):
+        part = source[start:stop] if first is None else first.part(source, start, stop)
+        part = part if grows else within(part)
+        if low is None or high is None:
+            out[start:stop] = part
+        else:
             rows = slice(start, stop) if low.shape[0] > 1 else slice(None)
-            np.clip(out[start:stop], low[rows], high[rows], out=out[start:stop])
+            np.clip(part, low[rows], high[rows], out=out[start:stop])
 
 
 def _resize_slices(
@@ -348,7 +221,8 @@ def _linear_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> N
     """Resize by the vote of the surrounding voxels, without an indicator per label.
 
     An output voxel depends on 2^d corners. Where they agree the result is known; elsewhere, a thin layer around the
-    boundaries, each corner's label collects the weights of the corners that share it.
+    boundaries, each corner's label collects the weights of the corners that share it. Most slabs have one label all
+    around the structures: they are looked at inside the box of what differs from it.
     """
     axes = [axis for axis in range(labels.ndim) if labels.shape[axis] != shape[axis]]
     if not axes:
@@ -362,15 +236,31 @@ def _linear_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> N
             below, above = (index[start:stop] for index in bounds[0])
             source = slice(int(below[0]), int(above[-1]) + 1)
             bounds[0] = below - source.start, above - source.start
-        low = high = labels[source]
+        slab = labels[source]
+        around = slab.flat[0]
+        result[start:stop] = around
+        differs = slab != around
+        if not differs.any():
+            continue
+        target, taken = [slice(start, stop)], [slice(None)]
+        for axis, (first, last) in enumerate(bounding_box(differs)[1:], start=1):
+            inside = slice(first, last)
+            if axis in bounds:
+                below, above = bounds[axis]
+                inside = slice(int(np.searchsorted(above, first)), int(np.searchsorted(below, last)))
+                bounds[axis] = below[inside], above[inside]
+            target.append(inside)
+            taken.append(slice(None) if axis in bounds else inside)
+        low = high = slab[tuple(taken)]
         for axis in order:
             low = np.minimum(*(low.take(index, axis) for index in bounds[axis]))
             high = np.maximum(*(high.take(index, axis) for index in bounds[axis]))
-        result[start:stop] = low
-        mixed = np.flatnonzero(low != high) + start * low[0].size
-        for first in range(0, mixed.size, _CHUNK):
-            flat = mixed[first : first + _CHUNK]
-            result.ravel()[flat] = _vote(labels, shape, np.unravel_index(flat, shape), corners)
+        result[tuple(target)] = low
+        mixed = np.flatnonzero(low != high)
+        for begin in range(0, mixed.size, _CHUNK):
+            flat = np.unravel_index(mixed[begin : begin + _CHUNK], low.shape)
+            points = tuple(index + part.start for index, part in zip(flat, target, strict=True))
+            result[points] = _vote(labels, shape, points, corners)
     return result
 
 

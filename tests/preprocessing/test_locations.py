@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from segfit.labels import LabelScheme
 from segfit.preprocessing import locations
@@ -38,6 +39,19 @@ def test_equals_the_plain_rule(monkeypatch: pytest.MonkeyPatch, slab: int) -> No
         for found, expected in zip(result.values(), _reference(labels, items), strict=True):
             assert found.dtype == np.int32
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(20, 21, 22), (30, 31)])
+@pytest.mark.parametrize(("highest", "far"), [(0, 0), (0, 1), (1, 2), (9, 12), (9, 30000)])
+def test_boxes_are_those_of_scipy(shape: tuple[int, ...], highest: int, far: int) -> None:
+    labels = np.zeros(shape, np.int16)
+    labels[3:9, 4:15] = np.random.default_rng(0).integers(-1, highest, (6, 11, *shape[2:]), endpoint=True)
+    labels[labels == 3] = 0
+    labels[0] = -1
+    labels[5, 7] = far
+    found = ndimage.find_objects(labels)
+    expected = {value: box for value, box in enumerate(found, start=1) if box is not None}
+    assert locations._boxes(labels) == expected
 
 
 def test_absent_structure_and_2d() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,23 @@ def test_crop_marks_the_outside_and_keeps_labels_that_are_there() -> None:
     assert {name: len(found) for name, found in result.locations.items()} == {"a": 0, "b": 1}
     np.testing.assert_array_equal(image, before[0])
     np.testing.assert_array_equal(labels, before[1])
+
+
+@pytest.mark.parametrize("scheme", ["zscore", "masked", "ct", "rescale_to_0_1", "rgb_to_0_1", "none"])
+@pytest.mark.parametrize("cropped", [True, False])
+def test_overwriting_the_inputs_changes_nothing_else(scheme: str, cropped: bool) -> None:
+    statistics = {"mean": 5, "median": 5, "std": 2, "min": 0, "max": 9, "percentile_00_5": 2, "percentile_99_5": 7}
+    how: dict[str, Any] = {"scheme": "zscore" if scheme == "masked" else scheme, "use_mask": scheme == "masked"}
+    if scheme == "ct":
+        how["statistics"] = statistics
+    spec = _spec(normalization=(how,), spacing_mm=(0.8, 1.3, 0.9))
+    image, labels = _blob()
+    if not cropped:
+        image[:, ::5, ::6, ::7] = 3
+    expected = preprocess(_image(image.copy()), _image(labels.copy()), spec, _SCHEME)
+    result = preprocess(_image(image.copy()), _image(labels.copy()), spec, _SCHEME, overwrite=True)
+    np.testing.assert_array_equal(result.image, expected.image)
+    np.testing.assert_array_equal(result.labels, expected.labels)
 
 
 def test_without_label_the_mask_alone_steers_normalisation() -> None:

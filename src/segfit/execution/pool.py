@@ -34,6 +34,7 @@ def map_cases(
     description: str,
     name: Callable[[_Item], str] = str,
     size: Callable[[_Item], int] | None = None,
+    largest_first: bool = False,
     room: float | None = None,
     lost: Callable[[_Item, LostCaseError], _Result] | None = None,
     workers: int | None = None,
@@ -51,11 +52,14 @@ def map_cases(
     size : bytes that an item's work is predicted to take. It says that `work` may be done by processes: `work`, the
         items and the results must be small and picklable. Processes do it if the sizes sum up to 4 GiB and none is 0,
         which says that an item's work cannot leave this process
+    largest_first : begin with the items of the largest size, so that no worker is left alone with one at the end
     room : bytes that the items in work may take together; one item is always in work. Needs `size`
     lost : makes the result of an item that was lost with its worker
     executor : does the work in place of a pool of its own, see `case_pool`; it is left open
     """
     waiting = [(item, 0 if size is None else size(item)) for item in items]
+    if largest_first:
+        waiting.sort(key=lambda pair: pair[1], reverse=True)
     workers = min(workers or available_workers(), max(1, len(waiting)))
     most = 2 * workers  # so that nobody waits for the next item
     room = float("inf") if room is None else room

@@ -14,8 +14,10 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from isal import igzip
@@ -29,6 +31,8 @@ __all__ = ["num_voxels", "read", "read_grid", "write"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _COMPRESSION_LEVEL = 3  # on label maps as fast as level 1 and smaller; level 6 takes four times as long (measured)
+_MOST_PACKED = 1032  # bytes that one byte of a gzipped file can stand for
+_PIECE = 1 << 18  # bytes unpacked at a time: what stays in the cache
 _LARGEST_HEADER = 540  # NIfTI-2; NIfTI-1 has 348
 _FIRST_BYTES = 4096  # of a gzipped file: the header is among them
 _MM_PER_UNIT = {1: 1e3, 3: 1e-3}  # metre, micrometre; everything else counts as mm
@@ -49,26 +53,42 @@ def read(path: Path) -> Image:
     The dtype is the file's, in native byte order; float32 where the header scales (``scl_slope``). Raises `FileError`
     for missing, truncated or foreign files, several series of volumes, colour volumes and impossible spacings.
     """
-    with reading(path):
-        content = path.read_bytes()
-        if content[:2] == _GZIP_MAGIC:
-            content = igzip.decompress(content)  # type: ignore[no-untyped-call] # twice as fast as gzip's
-        header, raw = _parse(path, content)
+    with reading(path), _unpacked(path) as stream:
+        start = stream.read(_LARGEST_HEADER)
+        header, raw = _parse(path, start)
         grid, volumes = _grid(path, header, raw)
         dtype: np.dtype[Any] = header.get_data_dtype()
         if dtype.fields is not None or dtype.kind not in "iuf":
             raise FileError(path, f"holds voxels of type {dtype}", "export each colour or component as a channel file")
-        count = volumes * math.prod(grid.shape)
         offset = max(int(header["vox_offset"]), len(raw) + 4)
-        found, expected = max(0, len(content) - offset), count * dtype.itemsize
+        expected = volumes * math.prod(grid.shape) * dtype.itemsize
+        if offset + expected > _MOST_PACKED * path.stat().st_size:
+            raise FileError(path, f"is truncated (it cannot hold {expected} bytes)", "copy or export it again")
+        start += stream.read(max(0, offset - len(start)))
+        stored = np.empty((volumes, *grid.shape), dtype)
+        found = _fill(stored, start[offset:], stream)
         if found < expected:
             raise FileError(path, f"is truncated ({found} of {expected} bytes of voxels)", "copy or export it again")
-        stored = np.frombuffer(content, dtype, count, offset).reshape(volumes, *grid.shape)
+        while stream.read(_PIECE):  # to the end, where the checksum is
+            pass
         slope, intercept = header.get_slope_inter()
         if slope is not None and (slope, intercept) != (1.0, 0.0):
             scaled = stored * np.float64(slope) + np.float64(intercept)
             return Image(scaled.astype(np.float32), grid)
-        return Image(stored.astype(dtype.newbyteorder("="), copy=True), grid)  # a writable copy
+        return Image(stored.astype(dtype.newbyteorder("="), copy=False), grid)
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, unpacked if it is gzipped."""
+    with path.open("rb") as handle:
+        start = handle.read(2)
+        handle.seek(0)
+        if start != _GZIP_MAGIC:
+            yield handle
+            return
+        with igzip.open(handle) as stream:  # type: ignore[no-untyped-call] # twice as fast as gzip's
+            yield stream
 
 
 def read_grid(path: Path) -> Grid:
@@ -113,6 +133,20 @@ def _start(path: Path) -> bytes:
     if content[:2] == _GZIP_MAGIC:
         content = zlib.decompressobj(wbits=31).decompress(content, _LARGEST_HEADER)
     return content[:_LARGEST_HEADER]
+
+
+def _fill(array: NDArray[Any], start: bytes, stream: BinaryIO) -> int:
+    """Fill an array with `start` and what follows; return the bytes there were.
+
+    Piece by piece: neither the packed nor the unpacked file is in memory as a whole.
+    """
+    target = memoryview(array.reshape(-1).view(np.uint8))
+    piece, found = start[: array.nbytes], 0
+    while piece:
+        target[found : found + len(piece)] = piece
+        found += len(piece)
+        piece = stream.read(min(_PIECE, array.nbytes - found))
+    return found
 
 
 def _parse(path: Path, content: bytes) -> tuple[Any, bytes]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from segfit.cropping import bounding_box, slices
 from segfit.labels import LabelScheme
 
 __all__ = ["ANNOTATED", "class_locations"]
@@ -35,7 +36,7 @@ def class_locations(labels: NDArray[np.integer[Any]], scheme: LabelScheme) -> di
     items = [(target.name, target.values) for target in scheme.targets]
     if scheme.ignore_value is not None:
         items.append((ANNOTATED, (-1, *scheme.all_values)))
-    regions = {value + 1: region for value, region in enumerate(ndimage.find_objects(labels)) if region is not None}
+    regions = _boxes(labels)
     counts = {value: _count(labels, value, regions) for value in {v for _, values in items for v in values}}
     legacy, modern = np.random.RandomState(_SEED), np.random.default_rng(_SEED)
     result: dict[str, NDArray[np.int32]] = {}
@@ -50,6 +51,24 @@ def class_locations(labels: NDArray[np.integer[Any]], scheme: LabelScheme) -> di
             ranks = modern.choice(total, size, replace=False)
         result[name] = _voxels(labels, values, ranks, counts, regions)
     return result
+
+
+def _boxes(labels: NDArray[np.integer[Any]]) -> dict[int, _Region]:
+    """Return the bounding box of every value above 0 that is there; only the box around all of them is searched."""
+    foreground = labels > 0
+    if not foreground.any():
+        return {}
+    around = slices(bounding_box(foreground))
+    values = np.where(foreground[around], labels[around], 0).astype(np.uint32)
+    if values.max() < values.size:  # what cc3d can do
+        found = cc3d.statistics(values)
+        boxes = {v: box for v, box in enumerate(found["bounding_boxes"]) if v and found["voxel_counts"][v]}
+    else:
+        boxes = {int(v): slices(bounding_box(values == v)) for v in np.unique(values) if v}
+    return {
+        value: tuple(slice(outer.start + p.start, outer.start + p.stop) for p, outer in zip(box, around, strict=True))
+        for value, box in boxes.items()
+    }
 
 
 def _region(labels: NDArray[Any], value: int, regions: dict[int, _Region]) -> _Region | None:

@@ -16,19 +16,24 @@ _SMALLEST = np.float32(1e-8)  # what is divided by is at least this
 
 
 def normalize(
-    image: NDArray[np.float32], labels: NDArray[np.int16], schemes: Sequence[Normalization]
+    image: NDArray[np.float32],
+    labels: NDArray[np.int16],
+    schemes: Sequence[Normalization],
+    *,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the image with every channel normalised; the input is left as it is.
+    """Return the image with every channel normalised; the input is left as it is unless it is `out`.
 
     Parameters
     ----------
     image : (c, *spatial), cropped
     labels : (*spatial); only whether a voxel is -1 (background outside the non-zero mask) matters, for masked z-scores
     schemes : one per channel
+    out : where the result goes, `image` itself if it is not needed any more; None: a new array
 
     Statistics are float32, as in the reference.
     """
-    result = np.empty_like(image)
+    result = np.empty_like(image) if out is None else out
     for index, (channel, scheme, target) in enumerate(zip(image, schemes, result, strict=True)):
         if scheme.scheme == "zscore":
             _zscore(channel, labels >= 0 if scheme.use_mask else None, target)
@@ -53,8 +58,9 @@ def normalize(
 def _zscore(channel: NDArray[np.float32], mask: NDArray[np.bool_] | None, target: NDArray[np.float32]) -> None:
     """Zero mean and unit deviation; with a mask, of and inside the mask, the rest as it was."""
     if mask is None:
-        np.subtract(channel, channel.mean(), out=target)
-        target /= max(channel.std(), _SMALLEST)
+        mean, deviation = channel.mean(), max(channel.std(), _SMALLEST)
+        np.subtract(channel, mean, out=target)
+        target /= deviation
         return
     target[...] = channel
     inside = channel[mask]

@@ -74,8 +74,9 @@ def preprocess(
     case: str = "",
     *,
     source_files: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> Preprocessed:
-    """Preprocess one case; inputs are left as they are.
+    """Preprocess one case; inputs are left as they are unless their voxels may be overwritten, which saves memory.
 
     `image` is float32 (c, *spatial) as `read_case` gives it, `label` has one integer channel on the same grid. Raises
     `InputError` if number of axes or channels is not the plan's, label and image differ in shape, or values are not
@@ -91,7 +92,7 @@ def preprocess(
     voxels = to_network(image.array.astype(np.float32, copy=False))
     spacing = transposition.permute(orientation.permute(image.grid.spacing_mm))
     given = None if label is None else to_network(label.array[0])
-    box, cropped, marked = _crop(voxels, given)
+    box, cropped, marked = _crop(voxels, given, overwrite=overwrite)
     shape_before_crop = voxels.shape[1:]
     del voxels, given
 
@@ -99,7 +100,8 @@ def preprocess(
     shape = new_shape(shape_after_crop, spacing, spec.spacing_mm)
     target = tuple(s if t is None else t for s, t in zip(spacing, spec.spacing_mm, strict=True))
     try:
-        cropped = normalize(cropped, marked, spec.normalization)
+        in_place = overwrite and cropped.flags.c_contiguous  # resampling reads parts of it many times
+        cropped = normalize(cropped, marked, spec.normalization, out=cropped if in_place else None)
     except InputError as error:
         raise InputError(f"{case or 'the image'}: {error}") from None
     final = resample_image(cropped, shape, spacing, target, **spec.resample_image.model_dump())
@@ -146,7 +148,9 @@ def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str
         )
 
 
-def _crop(image: NDArray[np.float32], label: NDArray[Any] | None) -> tuple[Box, NDArray[np.float32], NDArray[np.int16]]:
+def _crop(
+    image: NDArray[np.float32], label: NDArray[Any] | None, *, overwrite: bool
+) -> tuple[Box, NDArray[np.float32], NDArray[np.int16]]:
     """Return the box of the non-zero region, and image and label inside it.
 
     Background outside the non-zero mask becomes -1; without a label the mask alone is told, as 0 and -1.
@@ -155,7 +159,10 @@ def _crop(image: NDArray[np.float32], label: NDArray[Any] | None) -> tuple[Box, 
     box = bounding_box(mask)
     inside = slices(box)
     mask = mask[inside]
-    marked = np.zeros(mask.shape, dtype=np.int16) if label is None else label[inside].astype(np.int16)
+    if label is None:
+        marked = np.zeros(mask.shape, dtype=np.int16)
+    else:
+        marked = label[inside].astype(np.int16, copy=not overwrite)
     if not mask.all():
         marked[~mask & (marked == 0)] = -1
     return box, image[(slice(None), *inside)], marked

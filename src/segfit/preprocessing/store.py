@@ -381,6 +381,7 @@ def preprocess_dataset(
             description="preprocess",
             name=lambda item: item[0].id,
             size=lambda item: _predicted_bytes(item[0], spec),
+            largest_first=True,
             room=free_memory_gb() * 2**30,
             workers=workers,
             executor=executor,
@@ -422,7 +423,7 @@ def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, i
     image = read_case(case.images)
     label = read_labels(case, scheme, image.grid) if case.label_files else None
     sources = (*case.images, *case.label_files)
-    done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
+    done = preprocess(image, label, spec, scheme, case.id, source_files=sources, overwrite=True)
     store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
     return _Done(key, hashes, was_there)
 
