@@ -63,8 +63,9 @@ def read(path: Path) -> Image:
         stored = np.frombuffer(content, dtype, count, offset).reshape(volumes, *grid.shape)
         slope, intercept = header.get_slope_inter()
         if slope is not None and (slope, intercept) != (1.0, 0.0):
-            scaled = stored * np.float64(slope) + np.float64(intercept)
-            return Image(scaled.astype(np.float32), grid)
+            with np.errstate(over="ignore"):  # becomes infinite, which is told of all images
+                scaled = stored * np.float64(slope) + np.float64(intercept)
+                return Image(scaled.astype(np.float32), grid)
         return Image(stored.astype(dtype.newbyteorder("="), copy=True), grid)  # a writable copy
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "has_ending",
     "hidden_files",
     "is_count",
+    "is_there",
     "label_ending",
     "plural",
     "visible_files",
@@ -43,12 +44,25 @@ _COLOURS = ("R", "G", "B", "A")
 def visible_files(folder: Path) -> list[Path]:
     """Return the files of a folder by name, and the folders in it that are images (DICOM series, OME-Zarr).
 
-    Hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images.
+    Hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images. Links to nothing are among them: reading them
+    says so.
     """
     if not folder.is_dir():
         return []
     visible = (path for path in folder.iterdir() if path.name[0] != ".")
-    return sorted(path for path in visible if path.is_file() or is_image_folder(path))
+    return sorted(path for path in visible if path.is_file() or _leads_nowhere(path) or is_image_folder(path))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def is_there(path: Path) -> bool:
+    """Whether a listed file or image folder exists; a name that no file can have is not there."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def has_ending(name: str) -> bool:
@@ -125,14 +139,19 @@ def declared_labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelSch
     if labels is None:
         problems.append(Problem(WHOLE, 'dataset.json has no "labels"', action))
         return None
-    if isinstance(labels, dict) and labels and all(k.isdigit() and isinstance(v, str) for k, v in labels.items()):
+    if isinstance(labels, dict) and labels and all(k.isdecimal() and isinstance(v, str) for k, v in labels.items()):
         problems.append(Problem(WHOLE, "dataset.json maps label values to names", f"turn it round: {action}"))
         return None
     try:
-        return LabelScheme.from_declaration(labels, raw.get("regions_class_order"))
+        scheme = LabelScheme.from_declaration(labels, raw.get("regions_class_order"))
     except InputError as error:
         problems.append(Problem(WHOLE, f"in dataset.json, {error}", "correct dataset.json"))
         return None
+    for value, painted in scheme.lost_values():
+        problem = f'with this "regions_class_order" the label {value} would come back as {painted}, in other regions'
+        action = "list first what is painted for large regions, then for those inside them"
+        problems.append(Problem(WHOLE, problem, action, fatal=False))
+    return scheme
 
 
 def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[str, ...] | None:
@@ -142,7 +161,8 @@ def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[
     if names is None:
         problems.append(Problem(WHOLE, 'dataset.json has no "channel_names"', action))
         return None
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+    named = isinstance(names, dict) and all(isinstance(name, str) and name.strip() for name in names.values())
+    if not named or not names:
         problem = f'"channel_names" in dataset.json must map numbers to names, got {names!r}'
         problems.append(Problem(WHOLE, problem, action))
         return None

@@ -21,12 +21,13 @@ from segfit.dataset.layouts.common import (
     has_ending,
     hidden_files,
     is_count,
+    is_there,
     visible_files,
 )
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
-from segfit.images.formats import ENDINGS
+from segfit.images.formats import ENDINGS, FOLDER
 
 __all__ = ["compare_sizes", "read", "recognises"]
 
@@ -109,12 +110,12 @@ def _read_declaration(root: Path, problems: list[Problem]) -> Mapping[str, Any] 
 
 def _ending(raw: Mapping[str, Any], problems: list[Problem]) -> str | None:
     ending = raw.get("file_ending")
-    known = ", ".join(ENDINGS)
+    known = ", ".join(known for known in ENDINGS if known != FOLDER)
     action = f'set "file_ending" to the ending of your images; known are {known}'
     if ending is None:
         problems.append(Problem(WHOLE, 'dataset.json has no "file_ending"', action))
         return None
-    if not isinstance(ending, str) or ending.lower() not in ENDINGS:
+    if not isinstance(ending, str) or ending.lower() not in ENDINGS or ending == FOLDER:
         hint = nearest(ending.lower(), list(ENDINGS)) if isinstance(ending, str) else ""
         problems.append(Problem(WHOLE, f'the "file_ending" {ending!r} in dataset.json is not known{hint}', action))
         return None
@@ -256,19 +257,19 @@ def _listed_cases(
         images = entry.get("images") if isinstance(entry, dict) else None
         label = entry.get("label") if isinstance(entry, dict) else None
         right = isinstance(images, list) and images and all(isinstance(p, str) for p in images)
-        if not right or not isinstance(label, str) or name != Path(name).name:
+        if not right or not isinstance(label, str):
             problems.append(Problem(name, "its entry in dataset.json is not understood", form))
             continue
         paths = [_resolve(root, text) for text in (*images, label)]  # type: ignore[misc]
         for path in paths:
-            if not path.is_file():
+            if not is_there(path):
                 problems.append(Problem(name, f"the listed file {path} is missing", "add it or correct its path"))
         numbered = dict(enumerate(paths[:-1]))
         if channels is not None and not ENDINGS[ending.lower()].multichannel and len(numbered) != len(channels):
             problem = f"lists {len(numbered)} image files, dataset.json names {len(channels)} channels"
             problems.append(Problem(name, problem, "list one file per channel"))
-        present = {number: path for number, path in numbered.items() if path.is_file()}
-        cases.append(_case(name, present, paths[-1] if paths[-1].is_file() else None))
+        present = {number: path for number, path in numbered.items() if is_there(path)}
+        cases.append(_case(name, present, paths[-1] if is_there(paths[-1]) else None))
     return tuple(cases)
 
 
