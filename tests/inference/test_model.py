@@ -297,7 +297,12 @@ def test_predict_folder_refuses_a_lossy_ending(model: Model, tmp_path: Path) -> 
         predict_folder(model, cases, tmp_path / "out", ending=".jpg")
 
 
-def test_an_image_is_never_its_own_label_map(tmp_path: Path, make_model: Any, member: Any, configuration: Any) -> None:
+def test_an_image_is_never_its_own_label_map(
+    tmp_path: Path,
+    make_model: Callable[..., Model],
+    member: Callable[..., Member],
+    configuration: Callable[..., Configuration],
+) -> None:
     model = make_model(member(configuration()))
     path = tmp_path / "a.nii.gz"
     path.write_bytes(b"an image")
