@@ -165,3 +165,11 @@ def test_one_hot_scores_return_the_labels(count: int, random: Any) -> None:
 def test_survives_json() -> None:
     scheme = LabelScheme.from_declaration(REGIONS | {"ignore": 4}, [3, 1, 2])
     assert LabelScheme.model_validate_json(scheme.model_dump_json()) == scheme
+
+
+def test_values_that_regions_cannot_tell_are_known() -> None:
+    nested = {"background": 0, "core": [5], "whole": [3, 5]}
+    assert LabelScheme.from_declaration(nested, [5, 3]).lost_values() == ((5, 3),)
+    assert LabelScheme.from_declaration(dict(reversed(nested.items())), [3, 5]).lost_values() == ()
+    overlapping = {"background": 0, "a": [1, 2], "b": [2, 3]}
+    assert LabelScheme.from_declaration(overlapping, [1, 3]).lost_values() == ((2, 3),)

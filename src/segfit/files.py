@@ -37,7 +37,7 @@ def write_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     removed when the failure could be seen.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=_PARTIAL_PREFIX, suffix=path.name, dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=_PARTIAL_PREFIX, dir=path.parent)  # the name may be as long as allowed
     partial = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as handle:
@@ -71,13 +71,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raise `InputError` if it is missing or not JSON."""
+    """Read a JSON file in UTF-8, with a byte order mark or without.
+
+    Raises `InputError` if it is missing, cannot be read or is not JSON, and if an object has a key twice: all but the
+    last would be lost without a word.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); restore it or its permissions") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not valid JSON (it is no UTF-8 text); save it as UTF-8") from None
+    except RecursionError:
+        raise InputError(f"{path} is not valid JSON (too deeply nested); restore it or delete it") from None
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); restore it or delete it") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f'an object has the key "{twice}" twice')
+    return found
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -136,6 +136,22 @@ class LabelScheme(Record):
         """Entries in ``dataset.json``'s `labels`, ignore included: what the reference's memory estimate counts."""
         return len(self.labels) + (self.ignore_value is not None)
 
+    def lost_values(self) -> tuple[tuple[int, int], ...]:
+        """Return (value, value that it comes back as), as stored, where regions cannot tell a value.
+
+        A voxel of a value lies in some regions; painting these in `region_order` must end in a value of the same
+        regions. It does not where a large region is painted over a small one inside it.
+        """
+        if self.region_order is None:
+            return ()
+        regions = {value: [value in target.values for target in self.targets] for value in self.foreground_values}
+        lost = []
+        for value, inside in regions.items():
+            painted = [paint for paint, is_in in zip(self.region_order, inside, strict=True) if is_in]
+            if painted and regions.get(painted[-1]) != inside:
+                lost.append((self.stored_values[value], self.stored_values[painted[-1]]))
+        return tuple(lost)
+
     def to_inner(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
         """Turn values on disk into inner ones, of any shape.
 
@@ -210,11 +226,13 @@ def _values(name: str, value: object) -> tuple[int, ...]:
 def _region_order(declared: Mapping[str, Sequence[int]], order: Sequence[int] | None) -> tuple[int, ...]:
     """Return the stored value painted for each foreground region; `InputError` unless there is one for each."""
     regions = sum(set(values) != {0} for values in declared.values())
+    if order is not None and not isinstance(order, list | tuple):
+        raise InputError(f'"regions_class_order" must be a list of label values, got {order!r}')
     if order is None or len(order) != regions:
         got = "nothing" if order is None else f"{len(order)} values"
         raise InputError(f'"regions_class_order" must list one value for each of the {regions} regions, got {got}')
     known = {value for values in declared.values() for value in values}
-    unknown = [value for value in order if isinstance(value, bool) or value not in known]
+    unknown = [value for value in order if not isinstance(value, int) or isinstance(value, bool) or value not in known]
     if unknown:
         raise InputError(f'"regions_class_order" must list declared label values, got {unknown[0]!r}')
     return tuple(order)

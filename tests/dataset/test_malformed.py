@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from dataset_builder import SHAPE, a_label, build, edit, write_volume
@@ -81,6 +82,49 @@ def v1_keys(root: Path) -> None:
     labels = {"0": "background", "1": "organ", "2": "lesion"}
     edit(root, channel_names=None, modality={"0": "T1", "1": "T2"}, labels=labels, file_ending=None)
 
+
+def text(name: str, content: str, encoding: str = "utf-8") -> Spoil:
+    return lambda root: (root / name).write_text(content, encoding=encoding)
+
+
+def said_in_json(old: str, new: str) -> Spoil:
+    return lambda root: (root / "dataset.json").write_text((root / "dataset.json").read_text().replace(old, new))
+
+
+def link(name: str, target: str) -> Spoil:
+    return lambda root: [(root / name).unlink(missing_ok=True), (root / name).symlink_to(target)]
+
+
+def header(name: str, **fields: Any) -> Spoil:
+    """Change fields of a NIfTI header; an index may follow a name: ``pixdim_3``."""
+
+    def change(root: Path) -> None:
+        content = gzip.decompress((root / name).read_bytes())
+        changed = nibabel.Nifti1Header(content[:348], check=False)
+        for field, value in fields.items():
+            key, _, index = field.rpartition("_")
+            if index.isdigit():
+                changed[key][int(index)] = value
+            else:
+                changed[field] = value
+        (root / name).write_bytes(gzip.compress(changed.binaryblock + content[348:], 1))
+
+    return change
+
+
+def every(folder: str, array: np.ndarray) -> Spoil:
+    return lambda root: [write_volume(path, array) for path in sorted((root / folder).iterdir())]
+
+
+def listed(entries: dict[str, tuple[list[str], str]]) -> Spoil:
+    return declare(dataset={case: {"images": images, "label": label} for case, (images, label) in entries.items()})
+
+
+def files(case: str, label: str = "") -> tuple[list[str], str]:
+    return [f"imagesTr/{case}_000{channel}.nii.gz" for channel in range(2)], f"labelsTr/{label or case}.nii.gz"
+
+
+WHOLE_AND_CORE = {"background": 0, "whole": [1, 2], "core": [2]}
 
 CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     "suffix twice": (
@@ -230,6 +274,178 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
         declare(labels={"background": 0, "organ": 1, "lesion": 2, "vessel": 3}),
         *("dataset", 'the structure "vessel" occurs in no label file', "correct its value in", WARNING),
     ),
+    "UTF-16": (
+        text("dataset.json", "{}", "utf-16"),
+        *("dataset", "dataset.json is not valid JSON (it is no UTF-8 text)", "correct it in an editor", FATAL),
+    ),
+    "nested without end": (
+        text("dataset.json", "[" * 100_000),
+        *("dataset", "dataset.json is not valid JSON (too deeply nested)", "correct it in an editor", FATAL),
+    ),
+    "a number of 5000 digits": (
+        text("dataset.json", '{"numTraining": ' + "1" * 5000 + "}"),
+        *("dataset", "dataset.json is not valid JSON (Exceeds the limit", "correct it in an editor", FATAL),
+    ),
+    "a name twice": (
+        said_in_json('"lesion": 2', '"organ": 2'),
+        *("dataset", 'dataset.json is not valid JSON (an object has the key "organ" twice)', "correct it", FATAL),
+    ),
+    "region order is a number": (
+        declare(labels=WHOLE_AND_CORE, regions_class_order=1),
+        *("dataset", 'in dataset.json, "regions_class_order" must be a list of label values, got 1', "correct", FATAL),
+    ),
+    "region order holds lists": (
+        declare(labels=WHOLE_AND_CORE, regions_class_order=[[1], 2]),
+        *("dataset", 'in dataset.json, "regions_class_order" must list declared label values, got [1]', "c", FATAL),
+    ),
+    "large region over small one": (
+        declare(labels={"background": 0, "core": [2], "whole": [1, 2]}, regions_class_order=[2, 1]),
+        "dataset",
+        'with this "regions_class_order" the label 2 would come back as 1',
+        "list first what is painted for large regions",
+        WARNING,
+    ),
+    "nameless channel": (
+        declare(channel_names={"0": "", "1": "T2"}),
+        *("dataset", '"channel_names" in dataset.json must map numbers to names', 'declare "channel_names"', FATAL),
+    ),
+    "folders as ending": (
+        declare(file_ending="/"),
+        *("dataset", "imagesTr holds no DICOM series (found 10 .nii.gz)", "add images or correct", FATAL),
+    ),
+    "case without a name": (
+        listed({"": files("a"), "b": files("b")}),
+        *("", "its name is empty", "give the case another name", FATAL),
+    ),
+    "case called ..": (
+        listed({"..": files("a"), "b": files("b")}),
+        *("..", "its name is a path or would be a hidden file", "give the case another name", FATAL),
+    ),
+    "case with a line break": (
+        listed({"a\nb": files("a"), "b": files("b")}),
+        *(r"a\nb", "its name has control characters", "give the case another name", FATAL),
+    ),
+    "case with a name of 201 letters": (
+        listed({"e" * 201: files("a"), "b": files("b")}),
+        *("e" * 200, "its name is longer than 200 bytes", "give the case another name", FATAL),
+    ),
+    "capitals alone differ": (
+        listed({"b": files("b"), "B": files("c")}),
+        *("B", "differs from the case b in capitals", "rename one; on other file systems", WARNING),
+    ),
+    "accents alone differ": (
+        listed({"\u00fc": files("b"), "u\u0308": files("c")}),
+        *("u\u0308", "differs from the case \u00fc in capitals or in how accents are stored", "rename one", WARNING),
+    ),
+    "path longer than any name": (
+        listed({"a": (files("a")[0], "x" * 300 + ".nii.gz"), "b": files("b")}),
+        *("a", "the listed file ", "add it or correct its path", FATAL),
+    ),
+    "one label for two cases": (
+        listed({"a": files("a"), "b": files("b", label="a")}),
+        *("b", "a.nii.gz is its label and that of the case a", "correct one of them, unless it fits both", WARNING),
+    ),
+    "one file for two channels": (
+        listed({"a": files("a"), "b": (["imagesTr/b_0000.nii.gz"] * 2, "labelsTr/b.nii.gz")}),
+        *("b", "b_0000.nii.gz is given for two channels", "correct one of them", FATAL),
+    ),
+    "the image as label": (
+        listed({"a": files("a"), "b": (files("b")[0], "imagesTr/b_0000.nii.gz")}),
+        *("b", "b_0000.nii.gz is both its image and its label", "correct one of them", FATAL),
+    ),
+    "a link to nothing": (
+        link("imagesTr/b_0000.nii.gz", "/nowhere/b.nii.gz"),
+        *("b", "b_0000.nii.gz is missing", "add the file or correct its name", FATAL),
+    ),
+    "a link to itself": (
+        link("labelsTr/b.nii.gz", "b.nii.gz"),
+        *("b", "b.nii.gz cannot be read", "copy or export it again, or remove the case", FATAL),
+    ),
+    "a folder called like a file": (
+        both(drop("imagesTr/b_0000.nii.gz"), lambda root: (root / "imagesTr/b_0000.nii.gz").mkdir()),
+        *("b", "b_0000.nii.gz cannot be read (Is a directory)", "copy or export it again", FATAL),
+    ),
+    "a page of the web": (
+        raw("imagesTr/b_0000.nii.gz", b"<!DOCTYPE html><html><body>404 Not Found</body></html>" * 20),
+        *("b", "b_0000.nii.gz is not a NIfTI file", "export it as NIfTI or correct its ending", FATAL),
+    ),
+    "packed twice": (
+        lambda root: (root / "labelsTr/b.nii.gz").write_bytes(gzip.compress((root / "labelsTr/b.nii.gz").read_bytes())),
+        *("b", "b.nii.gz is not a NIfTI file", "export it as NIfTI or correct its ending", FATAL),
+    ),
+    "terabytes in a small file": (
+        header("imagesTr/b_0000.nii.gz", dim_1=32000, dim_2=32000, dim_3=32000),
+        *("b", "b_0000.nii.gz is truncated (it cannot hold 65536000000000 bytes)", "copy or export it", FATAL),
+    ),
+    "NaN in the orientation": (
+        header("labelsTr/b.nii.gz", srow_x=np.nan, qform_code=0),
+        *("b", "b.nii.gz has a singular orientation matrix", "export it again with a valid sform", FATAL),
+    ),
+    "no voxel size": (
+        header("imagesTr/b_0000.nii.gz", pixdim_2=0),
+        *("b", "b_0000.nii.gz has the voxel size (1.0, 0.0, 1.0) mm", "write the true positive sizes", FATAL),
+    ),
+    "two voxel sizes in one header": (
+        header("imagesTr/b_0000.nii.gz", pixdim_3=5),
+        "b",
+        "b_0000.nii.gz has voxels of (5, 1, 1) mm, but its orientation matrix says (1, 1, 1) mm",
+        "correct its header; the former is used",
+        WARNING,
+    ),
+    "metres taken for millimetres": (
+        both(
+            *(put(f"imagesTr/b_000{channel}.nii.gz", ramp() + channel, spacing=1000.0) for channel in range(2)),
+            put("labelsTr/b.nii.gz", a_label(1, 2), spacing=1000.0),
+        ),
+        "b",
+        "its voxels are (1000, 1000, 1000) mm in size, those of the dataset usually (1, 1, 1) mm",
+        "correct the voxel size in its header",
+        WARNING,
+    ),
+    "a scale that overflows": (
+        header("imagesTr/b_0000.nii.gz", scl_slope=3e38, scl_inter=0),
+        *("b", "b_0000.nii.gz has 24 NaN or infinite voxels", "replace them by a value such as 0", FATAL),
+    ),
+    "a mark of missing values": (
+        put("imagesTr/b_0000.nii.gz", ramp(-3.4e38)),
+        *("b", "b_0000.nii.gz holds values from -3.4e+38 to 70, too large to compute with", "replace them", FATAL),
+    ),
+    "numbers beyond single precision": (
+        put("imagesTr/b_0000.nii.gz", ramp(1e300, dtype=np.float64)),
+        *("b", "b_0000.nii.gz holds values from 4 to 1e+300, too large to compute with", "replace them", FATAL),
+    ),
+    "nearly an integer": (
+        put("labelsTr/b.nii.gz", a_label(1).astype(np.float32) * np.float32(1.0000001)),
+        *("b", "b.nii.gz holds 1.0000001 where labels must be integers", "round it or export it again", FATAL),
+    ),
+    "a label of 300 digits": (
+        put("labelsTr/b.nii.gz", a_label(1).astype(np.float64) * 1e300),
+        *("b", "b.nii.gz holds the label value 1e+300", "number labels from 0", FATAL),
+    ),
+    "negative label": (
+        put("labelsTr/b.nii.gz", -a_label(1).astype(np.int16)),
+        *("b", "b.nii.gz holds the undeclared value -1; declared are 0, 1, 2", "correct the label", FATAL),
+    ),
+    "a channel per class": (
+        put("labelsTr/b.nii.gz", np.stack([a_label(), a_label(1), a_label(0, 1)])),
+        *("b", "b.nii.gz has 3 channels", "save labels as one channel of label values", FATAL),
+    ),
+    "the image copied over the label": (
+        copy("imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"),
+        *("b", "b.nii.gz holds the undeclared values 98, 99, 100, 101, 102, 103, 104, 105, ...;", "correct", FATAL),
+    ),
+    "nothing is labelled": (
+        every("labelsTr", a_label()),
+        *("dataset", "no label file holds a structure: organ, lesion occur in none", "label some cases", FATAL),
+    ),
+    "complex numbers": (
+        put("imagesTr/b_0000.nii.gz", ramp(dtype=np.complex64)),
+        *("b", "b_0000.nii.gz holds voxels of type complex64", "export each colour or component", FATAL),
+    ),
+    "five axes": (
+        put("imagesTr/b_0000.nii.gz", np.zeros((2, 3, *SHAPE), np.int16)),
+        *("b", "b_0000.nii.gz is 5D (4x3x2x3x2)", "split it into one file per channel", FATAL),
+    ),
     "wrong count": (
         declare(numTraining=50),
         *("dataset", 'dataset.json says "numTraining": 50, found 5 training cases', "correct the number", WARNING),
@@ -252,7 +468,13 @@ def test_every_fault_is_named(tmp_path: Path, fault: str) -> None:
 
 
 def test_the_corpus_is_large_enough() -> None:
-    assert len(CORPUS) >= 25
+    assert len(CORPUS) >= 75
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    raw("dataset.json", b"\xef\xbb\xbf" + (root / "dataset.json").read_bytes())(root)
+    assert check_dataset(root) == ()
 
 
 def test_several_faults_are_told_in_one_run(tmp_path: Path) -> None:

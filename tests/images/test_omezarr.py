@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -253,3 +254,14 @@ def test_broken_folders_are_explained(tmp_path: Path, what: str, problem: str, a
     assert caught.value.action.startswith(action)
     if path.is_dir():
         shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("scale", [["0.5", "1", "1"], [None, 1, 1]])
+def test_a_scale_that_is_no_number_is_told(tmp_path: Path, scale: list[object]) -> None:
+    path = tmp_path / "a.ome.zarr"
+    omezarr.write(path, np.zeros((2, 3, 4), np.uint8), Grid((2, 3, 4), (1.0, 1.0, 1.0)))
+    metadata = json.loads((path / ".zattrs").read_text())
+    metadata["multiscales"][0]["datasets"][0]["coordinateTransformations"] = [{"type": "scale", "scale": scale}]
+    (path / ".zattrs").write_text(json.dumps(metadata))
+    with pytest.raises(FileError, match=r"a\.ome\.zarr cannot be read"):
+        omezarr.read_grid(path)

@@ -148,3 +148,21 @@ def test_cut_pictures_are_explained(tmp_path: Path, name: str, share: float) -> 
 def test_missing_picture(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"none\.png is missing"):
         picture.read(tmp_path / "none.png")
+
+
+def test_an_animated_picture_is_not_read_as_its_first_frame(tmp_path: Path) -> None:
+    frames = [Pillow.fromarray(np.full((4, 5), value, np.uint8)) for value in (0, 200)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    for read in (picture.read, picture.read_label):
+        with pytest.raises(FileError, match="is animated: it holds several pictures; save the one that is meant"):
+            read(tmp_path / "a.png")
+
+
+def test_a_picture_that_is_stored_turned_is_known(tmp_path: Path) -> None:
+    pixels = Pillow.fromarray(np.zeros((4, 5, 3), np.uint8))
+    exif = pixels.getexif()
+    exif[0x0112] = 6
+    pixels.save(tmp_path / "turned.jpg", exif=exif)
+    pixels.save(tmp_path / "upright.jpg")
+    assert picture.is_turned(tmp_path / "turned.jpg")
+    assert not picture.is_turned(tmp_path / "upright.jpg")

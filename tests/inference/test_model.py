@@ -350,3 +350,18 @@ def test_predict_folder_refuses_a_lossy_ending(model: Model, tmp_path: Path) -> 
     cases = [write_case(tmp_path / "in", f"case{i}", voxels(seed=i)) for i in range(5)]
     with pytest.raises(InputError, match="changes label values"):
         predict_folder(model, cases, tmp_path / "out", ending=".jpg")
+
+
+def test_an_image_is_never_its_own_label_map(
+    tmp_path: Path,
+    make_model: Callable[..., Model],
+    member: Callable[..., Member],
+    configuration: Callable[..., Configuration],
+) -> None:
+    model = make_model(member(configuration()))
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(b"an image")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is an image and would be its own label map; write to another folder"):
+            predict_folder(model, [Case(id="a", images=(path,))], tmp_path, overwrite=overwrite)
+    assert path.read_bytes() == b"an image"

@@ -137,8 +137,15 @@ def open_project(dataset: Path | None, out: Path | None, settings: list[str]) ->
         if out is None:
             raise InputError("give a dataset folder, or a project with --out")
         return Project.open(out, settings=settings, progress=progress)
-    folder = out or Path(f"segfit-{dataset.resolve().name}")
+    folder = out or Path(f"segfit-{_name_of(dataset)}")
     return Project.create(folder, dataset, settings=settings, progress=progress)
+
+
+def _name_of(dataset: Path) -> str:
+    try:
+        return dataset.resolve().name
+    except (OSError, RuntimeError):  # a link that leads back to itself; what is wrong is told when it is opened
+        return dataset.name
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:

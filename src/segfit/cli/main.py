@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -52,6 +53,9 @@ helpers.add_to(app)
 
 def main() -> None:
     """Run the command line and end the process: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text that can be printed
     sys.exit(run())
 
 
@@ -73,6 +77,13 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         result = _INTERRUPTED
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"segfit: {file}{error.strerror or error}; mend that and give the same command again\n")
+        return 1
+    except MemoryError as error:
+        sys.stderr.write(f"segfit: there is not enough memory ({str(error) or 'no size was told'})\n")
         return 1
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the command line

@@ -24,8 +24,9 @@ from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.pool import map_cases
 from segfit.execution.workers import LostCaseError
 from segfit.geometry import Grid
-from segfit.images.formats import num_voxels, read_image, read_label, split_ending
+from segfit.images.formats import find_format, num_voxels, read_image, read_label, split_ending
 from segfit.images.image import FileError, Image
+from segfit.images.picture import is_turned
 from segfit.images.tiff import spacing_file
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
@@ -34,6 +35,9 @@ __all__ = ["MIN_CASES", "check_dataset", "check_files", "require_usable"]
 
 MIN_CASES = 5  # the reference needs them for its five folds; with fewer, fewer folds are made
 _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking at an image takes (measured)
+_LARGEST_INTENSITY = 1e15  # the squares of 10^8 such values, which deviations need, can still be summed in float32
+_SPACING_TOLERANCE = 0.02  # between two places of a header; rounding in either is far below (assumption)
+_SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was mistaken (assumption)
 _SHOWN_VALUES = 8  # label values written out in a message
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
@@ -100,9 +104,14 @@ class _Finding:
     """What one case showed."""
 
     problems: tuple[Problem, ...]
-    ndim: int | None  # None: no image could be read
+    spacing_mm: tuple[float, ...] | None  # None: no image could be read
     label_values: frozenset[int] | None  # as stored on disk; None: no label could be read
     digest: str | None  # of all voxels of all channels; None: not all could be read
+
+    @property
+    def ndim(self) -> int | None:
+        """Number of axes of the images."""
+        return None if self.spacing_mm is None else len(self.spacing_mm)
 
 
 def _item_name(item: _Item) -> str:
@@ -145,7 +154,7 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         problems += _check_voxels(case, path, image.array)
         if grid is None:
             grid = image.grid
-            problems += _check_spacing_file(case, path, grid)
+            problems += _check_spacing_file(case, path, grid) + _check_header(case, path, grid)
         else:
             problems += _check_grid(case, path, grid, image.grid, case.images[0])
     readable = not any(problem.fatal for problem in problems)
@@ -168,7 +177,8 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
             if grid is not None:
                 problems += _check_label_grid(case, last, grid, label)
     whole = complete and readable and bool(case.images)
-    return _Finding(tuple(problems), None if grid is None else grid.ndim, values, digest.hexdigest() if whole else None)
+    spacing = None if grid is None else grid.spacing_mm
+    return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None)
 
 
 def _from_error(case: Case, path: Path, error: InputError) -> Problem:
@@ -183,6 +193,10 @@ def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
         if bad:
             problem = f"{path.name} has {bad} NaN or infinite voxel" + "s" * (bad > 1)
             return [Problem(case.id, problem, "replace them by a value such as 0, or remove the case")]
+    low, high = array.min(), array.max()
+    if max(-float(low), float(high)) > _LARGEST_INTENSITY:
+        problem = f"{path.name} holds values from {low:g} to {high:g}, too large to compute with in single precision"
+        return [Problem(case.id, problem, "replace them (often a mark of missing values), or scale the image")]
     problems: list[Problem] = []
     for number, channel in enumerate(array):
         if channel.min() == channel.max():
@@ -230,6 +244,22 @@ def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
     return [Problem(case.id, problem, 'write {"spacing": [z, y, x]} in mm if they are not', fatal=False)]
 
 
+def _check_header(case: Case, path: Path, grid: Grid) -> list[Problem]:
+    """Return warnings about what a header says in two ways, or says and is not followed here."""
+    problems: list[Problem] = []
+    if grid.affine is not None:
+        by_affine = np.linalg.norm(grid.affine[:3, :3], axis=0)[::-1]
+        if not np.allclose(by_affine, grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
+            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (grid.spacing_mm, by_affine)]
+            problem = f"{path.name} has voxels of ({sizes[0]}) mm, but its orientation matrix says ({sizes[1]}) mm"
+            problems.append(Problem(case.id, problem, "correct its header; the former is used", fatal=False))
+    if find_format(path).name in ("picture", "JPEG") and is_turned(path):
+        problem = f"{path.name} is stored turned or mirrored (EXIF orientation) and is used as it is stored"
+        action = "save it upright if its label was drawn as it is displayed"
+        problems.append(Problem(case.id, problem, action, fatal=False))
+    return problems
+
+
 def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme) -> list[Problem]:
     declared = set(labels.stored_values)
     unknown = sorted(values - declared)
@@ -257,6 +287,7 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
         cases = [case.id for case, finding in zip(dataset.training, findings, strict=True) if finding.ndim == rare]
         problem = f"{kinds[2]} cases are 2D and {kinds[3]} are 3D (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make a dataset of each kind"))
+    problems += _check_spacings(dataset, findings)
     stored = dataset.labels.stored_values
     seen = [finding.label_values for finding in findings if finding.label_values is not None]
     absent = [
@@ -264,9 +295,29 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
         for target in dataset.labels.targets
         if seen and not any({stored[value] for value in target.values} & values for values in seen)
     ]
+    if absent and len(absent) == len(dataset.labels.targets) and len(seen) == count:
+        problem = f"no label file holds a structure: {', '.join(absent)} occur{'s' * (len(absent) == 1)} in none"
+        return [*problems, Problem("dataset", problem, 'label some cases or correct the values in "labels"')]
     for name in absent:
         problem = f'the structure "{name}" occurs in no label file'
         problems.append(Problem("dataset", problem, 'correct its value in "labels" or remove it', fatal=False))
+    return problems
+
+
+def _check_spacings(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
+    """Return a warning for every case whose voxels have a size that no other case comes near to."""
+    known = [(case.id, one.spacing_mm) for case, one in zip(dataset.training, findings, strict=True) if one.spacing_mm]
+    if len(known) < 3 or len({len(spacing) for _, spacing in known}) > 1:
+        return []
+    usual = np.median(np.array([spacing for _, spacing in known]), axis=0)
+    problems: list[Problem] = []
+    for name, spacing in known:
+        ratios = np.array(spacing) / usual
+        if max(ratios.max(), 1 / ratios.min()) > _SPACING_RATIO:
+            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (spacing, usual)]
+            problem = f"its voxels are ({sizes[0]}) mm in size, those of the dataset usually ({sizes[1]}) mm"
+            action = "correct the voxel size in its header if the unit was mistaken"
+            problems.append(Problem(name, problem, action, fatal=False))
     return problems
 
 

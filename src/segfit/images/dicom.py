@@ -33,7 +33,7 @@ _INDEX = "DICOMDIR"  # lists the files of a medium: PS3.10, 8.6
 # What places and groups slices; with these alone a header is read quickly.
 _PLACING = (
     *("SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality"),
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PixelSpacing"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing"),
     *("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices"),
 )
 
@@ -209,7 +209,7 @@ def _require_slice(file: Path, dataset: Any) -> None:
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frames > 1:
         raise FileError(file, f"holds {frames} frames in one file", "convert it to NIfTI with a DICOM converter")
-    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+    if int(dataset.get("SamplesPerPixel", 1)) != 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise FileError(file, "holds a colour picture", "export it as .png or .tif")
     for name, length in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         value = dataset.get(name)

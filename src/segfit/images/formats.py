@@ -260,10 +260,11 @@ def read_label(path: Path) -> Image:
             whole = np.isfinite(array) & (array == np.rint(array))
         if not whole.all():
             example = array[~whole].flat[0]
-            raise FileError(path, f"holds {example:g} where labels must be integers", "round it or export it again")
+            raise FileError(path, f"holds {example!s} where labels must be integers", "round it or export it again")
     low, high = int(array.min()), int(array.max())
     if low < -(2**31) or high >= 2**31:
-        raise FileError(path, f"holds the label value {high if high >= 2**31 else low}", "number labels from 0")
+        outside = array.max() if high >= 2**31 else array.min()
+        raise FileError(path, f"holds the label value {outside:.15g}", "number labels from 0")
     small = low >= -(2**15) and high < 2**15
     return Image(array.astype(np.int16 if small else np.int32), image.grid)
 

@@ -73,8 +73,9 @@ def read(path: Path) -> Image:
             pass
         slope, intercept = header.get_slope_inter()
         if slope is not None and (slope, intercept) != (1.0, 0.0):
-            scaled = stored * np.float64(slope) + np.float64(intercept)
-            return Image(scaled.astype(np.float32), grid)
+            with np.errstate(over="ignore"):  # becomes infinite, which is told of all images
+                scaled = stored * np.float64(slope) + np.float64(intercept)
+                return Image(scaled.astype(np.float32), grid)
         return Image(stored.astype(dtype.newbyteorder("="), copy=False), grid)
 
 
@@ -130,9 +131,14 @@ def _start(path: Path) -> bytes:
     """Return the first bytes of what a file holds, a whole header if it has one."""
     with path.open("rb") as handle:
         content = handle.read(_FIRST_BYTES)
-    if content[:2] == _GZIP_MAGIC:
-        content = zlib.decompressobj(wbits=31).decompress(content, _LARGEST_HEADER)
-    return content[:_LARGEST_HEADER]
+    if content[:2] != _GZIP_MAGIC:
+        return content[:_LARGEST_HEADER]
+    start = b""
+    while content[:2] == _GZIP_MAGIC and len(start) < _LARGEST_HEADER:  # a gzip file may have several parts
+        part = zlib.decompressobj(wbits=31)
+        start += part.decompress(content, _LARGEST_HEADER - len(start))
+        content = part.unused_data
+    return start
 
 
 def _fill(array: NDArray[Any], start: bytes, stream: BinaryIO) -> int:
@@ -140,10 +146,10 @@ def _fill(array: NDArray[Any], start: bytes, stream: BinaryIO) -> int:
 
     Piece by piece: neither the packed nor the unpacked file is in memory as a whole.
     """
-    target = memoryview(array.reshape(-1).view(np.uint8))
+    target = array.reshape(-1).view(np.uint8)
     piece, found = start[: array.nbytes], 0
     while piece:
-        target[found : found + len(piece)] = piece
+        target[found : found + len(piece)] = np.frombuffer(piece, np.uint8)
         found += len(piece)
         piece = stream.read(min(_PIECE, array.nbytes - found))
     return found

@@ -133,7 +133,7 @@ def _open(path: Path) -> _Level:
         array = group[name]
         if not hasattr(array, "shape"):
             raise _fault(path, f"has no array at {name!r}")
-    return _level(path, array, multiscale, dataset)
+        return _level(path, array, multiscale, dataset)
 
 
 def _metadata(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -14,9 +14,10 @@ from segfit.files import write_bytes
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, reading
 
-__all__ = ["num_voxels", "read", "read_grid", "read_label", "write"]
+__all__ = ["is_turned", "num_voxels", "read", "read_grid", "read_label", "write"]
 
 _PNG_MAGIC = b"\x89PNG"
+_ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A: 1 is upright
 _PILLOW_FORMATS = {".png": "PNG", ".bmp": "BMP"}
 # Pillow's mode -> mode with the channels we hand out. Other modes (L, RGB, RGBA, I;16, I, F) stay as they are.
 _CONVERSION = {"1": "L", "LA": "L", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
@@ -48,6 +49,12 @@ def read_grid(path: Path) -> Grid:
     """Read the size alone."""
     with reading(path), _open(path) as picture:
         return _picture_grid((picture.height, picture.width))
+
+
+def is_turned(path: Path) -> bool:
+    """Return whether a picture asks to be turned or mirrored for display (EXIF), which is not done here."""
+    with reading(path), _open(path) as picture:
+        return picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
 
 
 def num_voxels(path: Path) -> int:
@@ -98,6 +105,9 @@ def _open(path: Path) -> Any:
             break
     else:
         raise FileError(path, "is not a PNG, JPEG or BMP picture", "export it again or correct its ending")
+    if getattr(picture, "n_frames", 1) > 1:
+        picture.close()
+        raise FileError(path, "is animated: it holds several pictures", "save the one that is meant")
     raw_modes = [tile[3] for tile in picture.tile if isinstance(tile[3], str)]  # PNG: "RGB;16B" has 16 bits per colour
     if picture.mode in ("RGB", "RGBA", "LA") and any("16" in mode for mode in raw_modes):
         picture.close()

@@ -282,6 +282,10 @@ def predict_folder(
     """
     ending = ending or label_ending(model.file_ending)
     paths = {case.id: output / f"{case.id}{ending}" for case in cases}
+    inputs = {path.resolve() for case in cases for path in case.images}
+    for path in paths.values():
+        if path.resolve() in inputs:
+            raise InputError(f"{path} is an image and would be its own label map; write to another folder")
     scores = {case.id: output / f"{case.id}.npz" for case in cases}
     waiting = [
         case

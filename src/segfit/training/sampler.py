@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segfit.errors import InputError
 from segfit.labels import LabelScheme
 from segfit.preprocessing.locations import ANNOTATED
 from segfit.training.schedule import forced_foreground
@@ -150,6 +151,8 @@ class PatchSampler:
     ) -> None:
         assert cases, "a sampler needs at least one case"
         self._cases = tuple(cases)
+        if weights is not None and not sum(weights) > 0:
+            raise InputError("all cases of a fold have the weight 0; give more cases a weight above 0")
         # The last share is exactly 1, which no random number reaches.
         self._shares = None if weights is None else np.cumsum(weights) / np.cumsum(weights)[-1]
         slice_axis = (1,) * (len(cases[0].shape) - len(patch))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segfit.dataset.layouts import decathlon, nnunet, paired, table
+from segfit.dataset.layouts.audit import name_problems, shared_files
 from segfit.dataset.layouts.common import WHOLE, plural
 from segfit.dataset.layouts.loose import cases_from_files, find_cases
 from segfit.dataset.manifest import Dataset
@@ -69,10 +70,20 @@ def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ..
     Returns the dataset, or None if nothing can be made of it, and all problems of its structure. Incomplete cases are
     in the dataset with the files they have, so that a check can look into those too.
     """
-    root = Path(path).expanduser().absolute()
-    problems: list[Problem] = []
-    layout = next((item for item in LAYOUTS.values() if item.recognises(root)), LAYOUTS["nnunet-v2"])
-    return layout.read(root, problems), tuple(problems)
+    root, problems = Path(path).absolute(), list[Problem]()
+    dataset: Dataset | None = None
+    try:
+        root = Path(path).expanduser().absolute()
+        layout = next((item for item in LAYOUTS.values() if item.recognises(root)), LAYOUTS["nnunet-v2"])
+        dataset = layout.read(root, problems)
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, a home folder of nobody
+        where, reason = (error.filename, error.strerror) if isinstance(error, OSError) else (root, error)
+        problems.append(Problem(WHOLE, f"{where} cannot be read ({reason})", "correct the path or its permissions"))
+    if dataset is not None:
+        problems += name_problems(dataset) + shared_files(dataset)
+    if (dataset is None or not dataset.training) and not any(problem.fatal for problem in problems):
+        problems.append(Problem(WHOLE, f"{root} has no training case", "add images with labels"))
+    return dataset, tuple(problems)
 
 
 def leave_out(dataset: Dataset, problems: Sequence[Problem]) -> tuple[Dataset, tuple[Problem, ...]]:

@@ -41,6 +41,7 @@ __all__ = [
     "has_ending",
     "hidden_files",
     "is_count",
+    "is_there",
     "label_ending",
     "plural",
     "visible_files",
@@ -56,14 +57,30 @@ def visible_files(folder: Path) -> list[Path]:
     """Return the files of a folder by name, and the folders in it that are images (DICOM series, OME-Zarr).
 
     Hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images. A folder without slices beside DICOM series is
-    taken for one too, so that whoever reads it says what it lacks.
+    taken for one too, and links to nothing are taken for files, so that whoever reads them says what they lack.
     """
     if not folder.is_dir():
         return []
     visible = sorted(path for path in folder.iterdir() if path.name[0] != ".")
     images = {path for path in visible if path.is_dir() and is_image_folder(path)}
     series = any(full_name(path).endswith(FOLDER) for path in images)
-    return [path for path in visible if path.is_file() or path in images or (series and path.is_dir())]
+    return [
+        path
+        for path in visible
+        if path.is_file() or _leads_nowhere(path) or path in images or (series and path.is_dir())
+    ]
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def is_there(path: Path) -> bool:
+    """Whether a listed file or image folder exists; a name that no file can have is not there."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def has_ending(name: str) -> bool:
@@ -140,14 +157,19 @@ def declared_labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelSch
     if labels is None:
         problems.append(Problem(WHOLE, 'dataset.json has no "labels"', action))
         return None
-    if isinstance(labels, dict) and labels and all(k.isdigit() and isinstance(v, str) for k, v in labels.items()):
+    if isinstance(labels, dict) and labels and all(k.isdecimal() and isinstance(v, str) for k, v in labels.items()):
         problems.append(Problem(WHOLE, "dataset.json maps label values to names", f"turn it round: {action}"))
         return None
     try:
-        return LabelScheme.from_declaration(labels, raw.get("regions_class_order"))
+        scheme = LabelScheme.from_declaration(labels, raw.get("regions_class_order"))
     except InputError as error:
         problems.append(Problem(WHOLE, f"in dataset.json, {error}", "correct dataset.json"))
         return None
+    for value, painted in scheme.lost_values():
+        problem = f'with this "regions_class_order" the label {value} would come back as {painted}, in other regions'
+        action = "list first what is painted for large regions, then for those inside them"
+        problems.append(Problem(WHOLE, problem, action, fatal=False))
+    return scheme
 
 
 def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[str, ...] | None:
@@ -157,7 +179,8 @@ def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[
     if names is None:
         problems.append(Problem(WHOLE, 'dataset.json has no "channel_names"', action))
         return None
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+    named = isinstance(names, dict) and all(isinstance(name, str) and name.strip() for name in names.values())
+    if not named or not names:
         problem = f'"channel_names" in dataset.json must map numbers to names, got {names!r}'
         problems.append(Problem(WHOLE, problem, action))
         return None

@@ -20,6 +20,7 @@ from segfit.dataset.layouts.common import (
     declared_channels,
     hidden_files,
     is_count,
+    is_there,
     label_ending,
     visible_files,
 )
@@ -70,7 +71,7 @@ def _labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelScheme | No
     """Return the meaning of ``{"0": "background", "1": NAME, ...}``; whatever 0 is called, it is background."""
     names = raw.get("labels")
     action = 'declare {"0": "background", "1": NAME, ...}'
-    if not isinstance(names, dict) or not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
+    if not isinstance(names, dict) or not all(k.isdecimal() and isinstance(v, str) for k, v in names.items()):
         problems.append(Problem(WHOLE, f'"labels" in dataset.json must map values to names, got {names!r}', action))
         return None
     if "0" not in names:
@@ -104,12 +105,12 @@ def _training(root: Path, listed: object, channels: int, problems: list[Problem]
         if name in cases:
             problems.append(Problem(name, "is listed twice in dataset.json", "remove one of the entries"))
             continue
-        if not label.exists():
+        if not is_there(label):
             problems.append(
                 Problem(name, f"its label {paths[1]} is missing", "add it or remove the case from the list")
             )
         if images:
-            cases[name] = Case(id=name, images=images, label=label if label.exists() else None)
+            cases[name] = Case(id=name, images=images, label=label if is_there(label) else None)
     return tuple(cases.values())
 
 
@@ -133,7 +134,7 @@ def _images(path: Path, channels: int) -> tuple[str, tuple[Path, ...], list[Prob
         name, ending = split_ending(path)
     except InputError as error:
         return path.name, (), [Problem(path.name, str(error).partition(": ")[2], "correct dataset.json")]
-    if path.exists():
+    if is_there(path):
         return name, (path,), []
     numbered: dict[int, Path] = {}
     for other in visible_files(path.parent):

@@ -24,6 +24,7 @@ from segfit.dataset.layouts.common import (
     has_ending,
     hidden_files,
     is_count,
+    is_there,
     visible_files,
 )
 from segfit.dataset.manifest import Case, Dataset
@@ -291,19 +292,19 @@ def _listed_cases(
         images = entry.get("images") if isinstance(entry, dict) else None
         label = entry.get("label") if isinstance(entry, dict) else None
         right = isinstance(images, list) and images and all(isinstance(p, str) for p in images)
-        if not right or not isinstance(label, str) or name != Path(name).name:
+        if not right or not isinstance(label, str):
             problems.append(Problem(name, "its entry in dataset.json is not understood", form))
             continue
         paths = [_resolve(root, text) for text in (*images, label)]  # type: ignore[misc]
         for path in paths:
-            if not path.exists():
+            if not is_there(path):
                 problems.append(Problem(name, f"the listed file {path} is missing", "add it or correct its path"))
         numbered = dict(enumerate(paths[:-1]))
         if channels is not None and not ENDINGS[ending.lower()].multichannel and len(numbered) != len(channels):
             problem = f"lists {len(numbered)} image files, dataset.json names {len(channels)} channels"
             problems.append(Problem(name, problem, "list one file per channel"))
-        present = {number: path for number, path in numbered.items() if path.exists()}
-        cases.append(_case(name, present, paths[-1] if paths[-1].exists() else None))
+        present = {number: path for number, path in numbered.items() if is_there(path)}
+        cases.append(_case(name, present, paths[-1] if is_there(paths[-1]) else None))
     return tuple(cases)
 
 

@@ -17,16 +17,20 @@ import csv
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from segfit.dataset.layouts.audit import fault_of_name
 from segfit.dataset.layouts.common import (
     WHOLE,
     declaration_of,
     declared_labels,
     found_channels,
     found_labels,
+    is_there,
     label_ending,
 )
 from segfit.dataset.layouts.paired import masks_of, names_as_labels
@@ -40,7 +44,9 @@ __all__ = ["read", "recognises"]
 
 _FILES = ("cases.csv", "cases.json")
 _OTHER = ("case", "label", "group", "site", "weight", "set")  # columns that are no channel
+_SETS = ("training", "train", "test")
 _MASK = "label:"
+_SHOWN_LETTERS = 40  # of a name in a message
 _Row = Mapping[str, str]
 
 
@@ -59,6 +65,8 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
     structures = [name.removeprefix(_MASK) for name in columns if name.startswith(_MASK)]
     if rows:
         problems += _column_problems(path, columns, channels, structures)
+    if "case" not in columns:
+        return None
     scheme = declared_labels(declared, problems) if "labels" in declared else None
     if scheme is None and "labels" not in declared and structures:
         scheme = names_as_labels(structures)
@@ -66,16 +74,25 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
     test: dict[str, Case] = {}
     for number, row in enumerate(rows, 1):
         name = row.get("case", "").strip()
-        if not name or name != Path(name).name:
-            problem = f'row {number} of {path.name} has the case "{name}", which cannot be the name of a file'
-            problems.append(Problem(WHOLE, problem, "give every case a name of its own"))
+        fault = fault_of_name(name)
+        if fault:
+            shown = f"{name[:_SHOWN_LETTERS]}..." if len(name) > _SHOWN_LETTERS else name
+            problem = f'row {number} of {path.name} has the case "{shown}", which cannot be the name of a file'
+            problems.append(Problem(WHOLE, f"{problem}: it {fault}", "give every case a name of its own"))
             continue
         if name in training or name in test:
             problems.append(Problem(name, f"stands twice in {path.name}", "give every case a name of its own"))
             continue
-        kept = test if row.get("set", "").strip().lower() == "test" else training
+        member = row.get("set", "").strip().lower() or "training"
+        if member not in _SETS:
+            problem = f'has "{member}" in the column "set" of {path.name}'
+            problems.append(Problem(name, problem, f"write {' or '.join(_SETS)}; segfit makes the folds itself"))
+        kept = test if member == "test" else training
         kept[name] = _case(path, name, row, channels, scheme, problems, labelled=kept is training)
     cases = tuple(training.values())
+    if len(cases) > 1 and sum(case.weight > 0 for case in cases) < 2:
+        problem = f"fewer than two training cases have a weight above 0 in {path.name}"
+        problems.append(Problem(WHOLE, problem, "give more cases a weight: every fold trains without some"))
     if scheme is None and "labels" not in declared:
         scheme = found_labels(cases, problems)
     ending = label_ending(cases, problems)
@@ -118,17 +135,38 @@ def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str,
             return [], {}
         rows = [{str(key): "" if value is None else str(value) for key, value in row.items()} for row in listed]
         return rows, content if isinstance(content, dict) and "labels" in content else declaration_of(path.parent)
+    return _csv_rows(path, problems), declaration_of(path.parent)
+
+
+def _csv_rows(path: Path, problems: list[Problem]) -> list[_Row]:
+    """Return the rows of a CSV table; none, with a problem, where they cannot be told for certain."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         problems.append(Problem(WHOLE, f"{path.name} is not UTF-8 text", "save it as CSV in UTF-8"))
-        return [], {}
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), restval="")
-    rows = [{key.strip(): value for key, value in row.items() if key} for row in reader if any(row.values())]
-    if not rows:
+        return []
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    try:
+        lines = [line for line in reader if any(cell.strip() for cell in line)]
+    except csv.Error as error:
+        problems.append(Problem(WHOLE, f"{path.name} is no CSV table ({error})", "save it again as CSV in UTF-8"))
+        return []
+    if len(lines) < 2:
         problems.append(Problem(WHOLE, f"{path.name} lists no case", "write one row per case below the header"))
-    return rows, declaration_of(path.parent)
+        return []
+    header = [name.strip() for name in lines[0]]
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        problem = f'{path.name} has two columns called "{twice[0]}"'
+        problems.append(Problem(WHOLE, problem, "give every column a name of its own"))
+        return []
+    for number, line in enumerate(lines[1:], 1):
+        if any(cell.strip() for cell in line[len(header) :]):
+            problem = f"row {number} of {path.name} has {len(line)} cells, the header {len(header)}"
+            problems.append(Problem(WHOLE, problem, 'add the missing names, or put "..." around cells with commas'))
+    filled = [dict(zip_longest(header, line[: len(header)], fillvalue="")) for line in lines[1:]]
+    return [{key: value for key, value in row.items() if key} for row in filled]
 
 
 def _column_problems(
@@ -169,8 +207,11 @@ def _case(
             if needed:
                 wrong.append(Problem(name, f'has no file in the column "{column}" of {path.name}', "add it"))
             return None
-        found = path.parent / Path(text).expanduser()
-        if not found.exists():
+        try:
+            found = path.parent / Path(text).expanduser()
+        except RuntimeError:  # the home folder of nobody
+            found = path.parent / text
+        if not is_there(found):
             wrong.append(Problem(name, f"the listed file {text} is missing", "add it or correct its path"))
             return None
         try:
