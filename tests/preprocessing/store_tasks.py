@@ -16,7 +16,8 @@ from segfit.dataset.manifest import Case
 from segfit.errors import StageError
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Normalization, PreprocessingSpec
-from segfit.preprocessing.store import CaseStore, DamagedCase, preprocess_dataset
+from segfit.preprocessing.dataset import preprocess_dataset
+from segfit.preprocessing.store import CaseStore, DamagedCase
 
 SCHEME = LabelScheme.from_declaration({"background": 0, "organ": 1, "lesion": 2})
 SPEC = PreprocessingSpec(

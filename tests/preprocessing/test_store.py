@@ -19,9 +19,11 @@ from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Normalization, PreprocessingSpec, ResamplingSpec
+from segfit.preprocessing import dataset as dataset_module
 from segfit.preprocessing import store as store_module
+from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.pipeline import Preprocessed, preprocess
-from segfit.preprocessing.store import CaseStore, preprocess_dataset
+from segfit.preprocessing.store import CaseStore
 from segfit.progress import SILENT, Task
 
 _SCHEME = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
@@ -265,15 +267,15 @@ def test_missing_file_is_named_and_finished_cases_stay(tmp_path: Path) -> None:
 
 def test_memory_is_predicted_from_headers(tmp_path: Path) -> None:
     (case,) = _dataset(tmp_path, 1)
-    need = 4 * store_module._WORKING_COPIES
-    assert store_module._predicted_bytes(case, _SPEC) == 15 * 11 * 12 * need  # after resampling
+    need = 4 * dataset_module._WORKING_COPIES
+    assert dataset_module._predicted_bytes(case, _SPEC) == 15 * 11 * 12 * need  # after resampling
     coarse = _SPEC.model_copy(update={"spacing_mm": (6.0, 4.0, 4.0)})
-    assert store_module._predicted_bytes(case, coarse) == 10 * 11 * 12 * need  # as stored
+    assert dataset_module._predicted_bytes(case, coarse) == 10 * 11 * 12 * need  # as stored
 
 
 def test_memory_limits_the_cases_in_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = _dataset(tmp_path, 6)
-    need = store_module._predicted_bytes(cases[0], _SPEC) / 2**30
+    need = dataset_module._predicted_bytes(cases[0], _SPEC) / 2**30
     lock, at_work, most = Lock(), 0, 0
 
     def watched(*arguments: object, **named: object) -> Preprocessed:
@@ -287,9 +289,9 @@ def test_memory_limits_the_cases_in_work(tmp_path: Path, monkeypatch: pytest.Mon
             at_work -= 1
         return result
 
-    monkeypatch.setattr(store_module, "preprocess", watched)
+    monkeypatch.setattr(dataset_module, "preprocess", watched)
     for free, expected in ((0.5 * need, 1), (2.5 * need, 2), (100 * need, 3)):
-        monkeypatch.setattr(store_module, "free_memory_gb", lambda free=free: free)
+        monkeypatch.setattr(dataset_module, "free_memory_gb", lambda free=free: free)
         most = 0
         preprocess_dataset(cases, _SPEC, _SCHEME, CaseStore(tmp_path / f"cases-{expected}"), workers=3)
         assert most == expected

@@ -29,8 +29,9 @@ from segfit.dataset.phantom import make_phantom
 from segfit.errors import StageError
 from segfit.execution import pool as pool_module
 from segfit.execution.workers import WorkerPool
-from segfit.preprocessing import store as store_module
-from segfit.preprocessing.store import CaseStore, preprocess_dataset, preprocessing_pool, verify_store
+from segfit.preprocessing import dataset as dataset_module
+from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_pool, verify_store
+from segfit.preprocessing.store import CaseStore
 
 _PATIENCE_S = 60.0
 
@@ -172,7 +173,7 @@ def test_a_case_that_no_worker_survives_is_not_verified(
     root = tmp_path / "store"
     keys = fill(dataset, root)
     (root / keys["phantom_tr_005"] / "sick").touch()
-    monkeypatch.setattr(store_module, "_damage", damage_or_be_killed)
+    monkeypatch.setattr(dataset_module, "_damage", damage_or_be_killed)
     (damaged,) = verify_store(CaseStore(root))
     assert (damaged.name, damaged.folder) == ("phantom_tr_005", root / keys["phantom_tr_005"])
     assert damaged.problem.startswith("it could not be read, even alone: worker killed by signal 9 (Killed)")
@@ -182,7 +183,7 @@ def test_parts_of_large_work_are_done_by_processes_too(
     dataset: Path, expected: CaseStore, tmp_path: Path, done_by_processes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases, root = cases_of(dataset), tmp_path / "store"
-    monkeypatch.setattr(pool_module, "_PROCESSES_FROM", sum(store_module._predicted_bytes(c, SPEC) for c in cases))
+    monkeypatch.setattr(pool_module, "_PROCESSES_FROM", sum(dataset_module._predicted_bytes(c, SPEC) for c in cases))
     with preprocessing_pool(cases, SPEC, workers=2) as executor:
         for part in (cases[:1], cases[1:]):
             preprocess_dataset(part, SPEC, SCHEME, CaseStore(root), executor=executor)

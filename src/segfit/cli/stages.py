@@ -242,7 +242,8 @@ def preprocess(
 
 
 def _verify(project: Project) -> int:
-    from segfit.preprocessing.store import CaseStore, verify_store
+    from segfit.preprocessing.dataset import verify_store
+    from segfit.preprocessing.store import CaseStore
 
     store = CaseStore(project.folder.cases)
     damaged = verify_store(store, workers=project.options.workers, progress=project.progress)

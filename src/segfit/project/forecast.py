@@ -18,7 +18,8 @@ from segfit.execution.memory import PeakWatch, process_bytes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, PreprocessingSpec, StageForecast
-from segfit.preprocessing.store import CaseStore, preprocess_dataset, preprocessing_pool
+from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_pool
+from segfit.preprocessing.store import CaseStore
 from segfit.resampling import new_shape
 
 __all__ = [

@@ -24,7 +24,8 @@ from segfit.planning.folds import folds_decision
 from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of, splits_of
-from segfit.preprocessing.store import CaseStore, preprocess_dataset
+from segfit.preprocessing.dataset import preprocess_dataset
+from segfit.preprocessing.store import CaseStore
 from segfit.progress import SILENT, Progress
 from segfit.project.accounts import Accounts
 from segfit.project.folder import CheckFile, Marks, ProjectFile, ProjectFolder, listing_hash

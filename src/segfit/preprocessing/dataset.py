@@ -1,0 +1,148 @@
+"""All cases of a dataset through the store: preprocessed in parallel, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+
+from segfit.dataset.annotation import read_labels
+from segfit.dataset.manifest import Case
+from segfit.device import free_memory_gb
+from segfit.execution.pool import case_pool, map_cases
+from segfit.execution.workers import LostCaseError
+from segfit.fingerprint.contents import FileHashes
+from segfit.geometry import AxisMap, canonical_map
+from segfit.images.formats import read_case, read_grid
+from segfit.labels import LabelScheme
+from segfit.planning.plan import PreprocessingSpec
+from segfit.preprocessing.pipeline import preprocess
+from segfit.preprocessing.store import CaseStore, DamagedCase, legible_name
+from segfit.progress import SILENT, Progress
+from segfit.resampling import new_shape
+
+__all__ = ["preprocess_dataset", "preprocessing_pool", "verify_store"]
+
+_WORKING_COPIES = 6  # arrays of a case's size that preprocessing holds at its peak
+
+
+def preprocess_dataset(
+    cases: Sequence[Case],
+    spec: PreprocessingSpec,
+    scheme: LabelScheme,
+    store: CaseStore,
+    *,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, str]:
+    """Preprocess every case that is not in the store yet, and return the key of each case by its id.
+
+    Cases that are there are verified byte for byte; damaged ones are made anew. As many cases are in work at once as
+    fit into free memory. A case without label file is stored without labels. Raises `InputError` for unusable files
+    and `StageError` if a case cannot be stored; what was finished before stays. `executor` does the work in place of a
+    pool of its own, see `preprocessing_pool`.
+    """
+    store.root.mkdir(parents=True, exist_ok=True)
+    store.remove_leftovers()
+    keys: dict[str, str] = {}
+    try:
+        for (case, _), done in map_cases(
+            partial(_preprocess_case, store.root, spec, scheme),
+            [(case, store.hashes.of(case)) for case in cases],
+            description="preprocess",
+            name=lambda item: item[0].id,
+            size=lambda item: _predicted_bytes(item[0], spec),
+            largest_first=True,
+            room=free_memory_gb() * 2**30,
+            workers=workers,
+            executor=executor,
+            progress=progress,
+        ):
+            keys[case.id] = done.key
+            store.hashes.learn(done.hashes)
+            if done.was_damaged:
+                progress.warn(f"preprocessed case {case.id} was damaged on disk; it was made anew")
+    finally:
+        store.hashes.save()
+    return {case.id: keys[case.id] for case in cases}
+
+
+def preprocessing_pool(
+    cases: Sequence[Case], spec: PreprocessingSpec, *, workers: int | None = None
+) -> AbstractContextManager[Executor]:
+    """Open the executor that suits preprocessing all these cases, for whoever preprocesses them in parts."""
+    return case_pool([_predicted_bytes(case, spec) for case in cases], workers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Done:
+    key: str
+    hashes: FileHashes  # of the case's files
+    was_damaged: bool = False
+
+
+def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, item: tuple[Case, FileHashes]) -> _Done:
+    """See that a case is in the store at `root`."""
+    case, hashes = item
+    store = CaseStore(root, hashes)
+    key = store.key(case, spec, scheme)
+    was_there = (root / key).exists()
+    if was_there and store.verify(key):
+        return _Done(key, hashes)
+    if was_there:
+        store.discard(key)
+    image = read_case(case.images)
+    label = read_labels(case, scheme, image.grid) if case.label_files else None
+    sources = (*case.images, *case.label_files)
+    done = preprocess(image, label, spec, scheme, case.id, source_files=sources, overwrite=True)
+    store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
+    return _Done(key, hashes, was_there)
+
+
+def _predicted_bytes(case: Case, spec: PreprocessingSpec) -> int:
+    """Return the memory that preprocessing a case takes, about."""
+    grid = read_grid(case.images[0])
+    if grid.ndim != spec.image_ndim:
+        return 1  # refused later, with the case's name
+    if spec.orientation == "canonical":
+        grid = canonical_map(grid).apply_grid(grid)
+    grid = AxisMap(spec.transpose, (False,) * grid.ndim).apply_grid(grid)
+    voxels = max(prod(grid.shape), prod(new_shape(grid.shape, grid.spacing_mm, spec.spacing_mm)))
+    return voxels * len(spec.normalization) * 4 * _WORKING_COPIES
+
+
+def verify_store(
+    store: CaseStore, *, workers: int | None = None, progress: Progress = SILENT
+) -> tuple[DamagedCase, ...]:
+    """Read every case of a store against its checksums and return the damaged ones, by name."""
+    results = map_cases(
+        partial(_damage, store.root),
+        store.keys(),
+        description="verify",
+        size=lambda key: _stored_bytes(store.root / key),
+        lost=lambda key, error: _unverified(store.root / key, error),
+        workers=workers,
+        progress=progress,
+    )
+    return tuple(sorted((damaged for _, damaged in results if damaged is not None), key=lambda one: one.name))
+
+
+def _damage(root: Path, key: str) -> DamagedCase | None:
+    return CaseStore(root, FileHashes()).damage(key)
+
+
+def _stored_bytes(folder: Path) -> int:
+    """Return the bytes that are read to verify a case, of which hardly any are held at a time; 1 if they are gone."""
+    try:
+        return 1 + sum(path.stat().st_size for path in folder.iterdir())
+    except OSError:
+        return 1
+
+
+def _unverified(folder: Path, error: LostCaseError) -> DamagedCase:
+    return DamagedCase(legible_name(folder), folder, f"it could not be read, even alone: worker {error.reason}")
