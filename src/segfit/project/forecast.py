@@ -36,7 +36,8 @@ REPORT_SECONDS = 1.1
 REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # three cases are read again for their pictures
 CASE_SECONDS = 0.05  # export, writing and scoring of a small case, beside the networks
 CASE_SECONDS_PER_MEGAVOXEL = 0.25
-_PROBED_CASES = 4  # preprocessed ahead
+_PROBED_CASES = 4  # preprocessed ahead, at least, and for
+_PROBED_SECONDS = 1.0
 _PREDICTION_ARRAYS = 3  # float32 arrays per channel and output that predicting a case holds at its peak
 
 
@@ -81,17 +82,23 @@ def probe_preprocessing(
     *,
     workers: int | None = None,
 ) -> PreprocessingCost:
-    """Preprocess a few cases, the largest one among them, as all will be, and return what that cost."""
+    """Preprocess some cases, the largest one first, as all will be, and return what that cost.
+
+    It goes on until a second has been measured: small cases take a few milliseconds, which the system may double.
+    """
     sizes = {case.case: _work(case, spec) for case in fingerprint.cases}
-    ordered = sorted(cases, key=lambda case: -sizes[case.id])
-    step = max(1, len(ordered) // _PROBED_CASES)
-    probed = ordered[::step][:_PROBED_CASES]
+    first, *left = sorted(cases, key=lambda case: -sizes[case.id])
+    probed, seconds = [first], 0.0
     with PeakWatch() as memory, preprocessing_pool(cases, spec, workers=workers) as pool:
         do = partial(preprocess_dataset, spec=spec, scheme=labels, store=store, workers=workers, executor=pool)
-        keys = do(probed[:1])  # the first one pays for imports
-        started = perf_counter()
-        keys |= do(probed[1:])
-        seconds = perf_counter() - started
+        keys = do(probed)  # pays for imports
+        while left and seconds < _PROBED_SECONDS:
+            some = left[:: max(1, len(left) // max(_PROBED_CASES, len(probed)))]  # of all sizes
+            started = perf_counter()
+            keys |= do(some)
+            seconds += perf_counter() - started
+            probed += some
+            left = [case for case in left if case.id not in keys]
         peak = memory.peak_bytes()
     stored = sum(file.stat().st_size for key in keys.values() for file in (store.root / key).iterdir())
     written = {case.case: _voxels(case, spec) for case in fingerprint.cases}
@@ -100,7 +107,7 @@ def probe_preprocessing(
         seconds_per_voxel=seconds / timed if timed else 0.0,
         bytes_per_voxel=stored / sum(written[case.id] for case in probed),
         memory_gb=peak / 2**30,
-        done=timed + sizes[probed[0].id],
+        done=timed + sizes[first.id],
     )
 
 
