@@ -14,6 +14,7 @@ from typing import Any
 from segfit.errors import InputError
 from segfit.options import Options
 from segfit.planning.plan import Configuration, Decision, Plan, RunSpec, TrainingSpec
+from segfit.planning.recipe_decisions import recipe_values
 
 __all__ = [
     "ENOUGH_STEPS",
@@ -211,10 +212,7 @@ def with_run(
                 changes.append(f"{name}: {key} {new:g} instead of {old:g}")
         decided[f"{name}.training"] = Decision(
             key=f"{name}.training",
-            value={
-                key: getattr(recipe, key)
-                for key in ("optimizer", "learning_rate", "momentum", "weight_decay", "precision", "channels_last")
-            },
+            value=recipe_values(recipe),
             rule=f"the recipe for a training of about {run.expected_steps.get(name, 0)} steps; below {LONG_STEPS} the "
             "momentum is lower and the learning rate higher; arithmetic and memory layout are those that were measured "
             "to be fastest",

@@ -21,15 +21,27 @@ from segfit.planning.presets import Rules
 from segfit.planning.spacing import axis_order, median_shape, target_spacing
 from segfit.planning.topology import Topology, topology
 
-__all__ = ["LOWRES_SHARE", "Budget", "DatasetDesign", "Design", "design", "design_dataset"]
+__all__ = [
+    "LOWRES_SHARE",
+    "SMALLEST_BATCH",
+    "START_VOXELS",
+    "Budget",
+    "DatasetDesign",
+    "Design",
+    "design",
+    "design_dataset",
+    "reference_batch",
+]
 
 LOWRES_SHARE = 0.25
 """A patch that covers less than this share of the median image calls for a configuration of lower resolution."""
 LOWRES_GAIN = 2
 """The lower resolution is dropped unless it has at least this many times fewer voxels."""
 _LOWRES_STEP = 1.03
-_START_3D, _START_2D = 256**3, 2048**2
-_BATCH_3D, _BATCH_2D, _SMALLEST_BATCH = 2, 12, 2
+START_VOXELS = {2: 2048**2, 3: 256**3}
+"""Voxels of the patch, by number of axes, before the median image and memory cut it."""
+SMALLEST_BATCH = 2
+_BATCH_3D, _BATCH_2D = 2, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +76,13 @@ class Budget:
     def most_voxels(self, ndim: int) -> float:
         """Return a bound that no patch within the budget exceeds: the first stage's encoder alone would fill it."""
         single = Topology(strides=((1,) * ndim,), kernels=((3,) * ndim,), divisor=(1,) * ndim, patch=(1,) * ndim)
-        return self.elements(ndim) * _reference_batch(ndim) / _SMALLEST_BATCH / self.estimate(single)
+        return self.elements(ndim) * reference_batch(ndim) / SMALLEST_BATCH / self.estimate(single)
 
     def exceeded(self, ndim: int, estimate: int) -> bool:
         """Whether the patch is still too large. The plain network's 2D patches may fill the memory at batch size 2."""
         if self.rules.kind == "residual":
             return estimate > self.elements(ndim)
-        return estimate / _reference_batch(ndim) * _SMALLEST_BATCH > self.elements(ndim)
+        return estimate / reference_batch(ndim) * SMALLEST_BATCH > self.elements(ndim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +133,7 @@ def design(
     """
     ndim = len(spacing)
     density = [1 / s for s in spacing]
-    edge = ((_START_3D if ndim == 3 else _START_2D) / prod(density)) ** (1 / ndim)
+    edge = (START_VOXELS[ndim] / prod(density)) ** (1 / ndim)
     wanted = [max(1, round(d * edge)) for d in density]
     cut = any(m < w for m, w in zip(median, wanted, strict=True))
     start = fixed_patch or tuple(min(w, m) for w, m in zip(wanted, median, strict=True))
@@ -141,9 +153,9 @@ def design(
         seen.add(current.patch)
         estimate = budget.estimate(current)
 
-    affordable = round(budget.elements(ndim) / estimate * _reference_batch(ndim))
+    affordable = round(budget.elements(ndim) / estimate * reference_batch(ndim))
     covering = round(dataset_voxels * budget.rules.coverage / prod(current.patch))
-    batch = max(min(affordable, covering), _SMALLEST_BATCH)
+    batch = max(min(affordable, covering), SMALLEST_BATCH)
     return Design(
         spacing_mm=spacing,
         median_shape=median,
@@ -198,12 +210,13 @@ def design_dataset(
     return DatasetDesign(target_mm=target, transpose=transpose, plane=plane, fullres=fullres, lowres=lowres)
 
 
-def _reference_batch(ndim: int) -> int:
+def reference_batch(ndim: int) -> int:
+    """Return the batch size at which `Budget.elements` fill the memory."""
     return _BATCH_2D if ndim == 2 else _BATCH_3D
 
 
 def _batch_bound(affordable: int, covering: int) -> Literal["memory", "dataset coverage", "minimum"]:
-    if min(affordable, covering) < _SMALLEST_BATCH:
+    if min(affordable, covering) < SMALLEST_BATCH:
         return "minimum"
     return "memory" if affordable <= covering else "dataset coverage"
 

@@ -13,10 +13,11 @@ from segfit.device import Hardware
 from segfit.errors import InputError, nearest
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
-from segfit.options import Options
+from segfit.options import Options, PlanningOptions
 from segfit.planning import decisions as why
 from segfit.planning.augmentation import augmentation_for
 from segfit.planning.changes import changes_of
+from segfit.planning.configuration_decisions import cascade_decisions, configuration_decisions, network_ends
 from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
 from segfit.planning.mirroring import AxisEvidence, axis_evidence
 from segfit.planning.normalization import channel_schemes, normalization_of
@@ -33,6 +34,8 @@ from segfit.planning.plan import (
     TrainingSpec,
 )
 from segfit.planning.presets import Rules, choose_rules, orientation_of
+from segfit.planning.reasons import Alternative
+from segfit.planning.recipe_decisions import training_decisions
 
 __all__ = ["SLICE_SPACING_MM", "derive"]
 
@@ -41,6 +44,8 @@ SLICE_SPACING_MM = 999.0
 
 _CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 _FEWEST_SUPERVISED_STAGES = 3
+_MORE_MEMORY = (2, 3)
+"""How many times the memory the explanation of a plan looks at."""
 
 
 def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None = None) -> Plan:
@@ -57,16 +62,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
     asked = options.planning
     rules = replace(rules, base_features=asked.base_features or rules.base_features)
     budget = Budget(rules=rules, memory_gb=memory_gb, heads=labels.num_declared)
-    spacings, shapes, target = _volumes(fingerprint, asked.target_spacing_mm)
-    dataset = design_dataset(
-        spacings,
-        shapes,
-        fingerprint.num_training,
-        budget,
-        target_mm=target,
-        patch_size=asked.patch_size,
-        transpose=asked.transpose,
-    )
+    dataset = _designed(fingerprint, budget, asked)
     schemes = channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.normalization)
     normalization = normalization_of(schemes, fingerprint)
     designs = _designs(dataset)
@@ -76,19 +72,53 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
     mirrored, evidence = _mirrored(fingerprint, labels, options)
     training = {name: _recipe(item, _network_axes(mirrored, item), options) for name, item in configurations.items()}
 
+    alternatives = _alternatives(fingerprint, options, hardware, budget)
+    augmented = options.augmentation.strength != "none"
     decided: list[Decision] = [
         *reasons,
-        why.orientation_decision(fingerprint.orientation, asked=asked.orientation is not None, preset=options.preset),
-        *why.dataset_decisions(fingerprint, dataset, asked=target is not None),
+        why.orientation_decision(
+            fingerprint.orientation,
+            asked=asked.orientation is not None,
+            preset=options.preset,
+            ndim=fingerprint.ndim,
+        ),
+        *why.dataset_decisions(fingerprint, dataset, asked=asked.target_spacing_mm is not None),
+        why.configurations_decision(
+            list(configurations),
+            fingerprint.ndim,
+            designs,
+            alternatives,
+            preset=rules.name,
+            dropped=dropped,
+            asked=asked.configurations is not None,
+        ),
         *why.normalization_decisions(fingerprint, normalization, schemes, asked=asked.normalization is not None),
-        why.mirroring_decision(mirrored, fingerprint.ndim, evidence, asked=asked.mirror_axes is not None),
+        why.mirroring_decision(
+            mirrored, fingerprint.ndim, evidence, asked=asked.mirror_axes is not None, augmented=augmented
+        ),
     ]
     for name, item in configurations.items():
         if item.previous_stage is None or "3d_fullres" not in configurations:
-            decided += why.configuration_decisions(item, designs[name], budget)
+            decided += configuration_decisions(
+                item,
+                designs[name],
+                budget,
+                fullres=dataset.fullres,
+                fingerprint=fingerprint,
+                alternatives=alternatives,
+                batch_asked=asked.batch_size is not None,
+            )
         if item.previous_stage is not None:
-            decided += why.cascade_decisions(item, len(labels.foreground_values))
-        decided += why.training_decisions(name, training[name], _asked_training(options), item.network.num_stages)
+            decided += cascade_decisions(item)
+        decided += network_ends(item, fingerprint.channel_names, labels)
+        decided += training_decisions(
+            name,
+            training[name],
+            item.patch_size,
+            _asked_training(options),
+            item.network.num_stages,
+            augmented=augmented,
+        )
 
     changes = changes_of(fingerprint, options, mirrored, configurations, training, _asked_training(options))
     return Plan(
@@ -151,6 +181,35 @@ def _check_length(key: str, values: Sequence[float], lengths: tuple[int, ...]) -
     if len(values) not in lengths:
         wanted = " or ".join(str(n) for n in lengths)
         raise InputError(f"planning.{key} needs {wanted} values for this dataset, in array order, got {list(values)}")
+
+
+def _designed(fingerprint: Fingerprint, budget: Budget, asked: PlanningOptions) -> DatasetDesign:
+    spacings, shapes, target = _volumes(fingerprint, asked.target_spacing_mm)
+    return design_dataset(
+        spacings,
+        shapes,
+        fingerprint.num_training,
+        budget,
+        target_mm=target,
+        patch_size=asked.patch_size,
+        transpose=asked.transpose,
+    )
+
+
+def _alternatives(
+    fingerprint: Fingerprint, options: Options, hardware: Hardware | None, budget: Budget
+) -> tuple[Alternative, ...]:
+    """Return what the rules give with two and three times the memory, as `derive` would with that option."""
+    found: dict[tuple[str, float], Alternative] = {}
+    for factor in _MORE_MEMORY:
+        more = options.model_copy(update={"memory_gb": factor * budget.memory_gb})
+        rules, memory_gb, _ = choose_rules(more, hardware)
+        if (rules.name, memory_gb) in {*found, (budget.rules.name, budget.memory_gb)}:
+            continue
+        rules = replace(rules, base_features=options.planning.base_features or rules.base_features)
+        dataset = _designed(fingerprint, replace(budget, rules=rules, memory_gb=memory_gb), options.planning)
+        found[rules.name, memory_gb] = Alternative(memory_gb=memory_gb, preset=rules.name, designs=_designs(dataset))
+    return tuple(found.values())
 
 
 def _volumes(
