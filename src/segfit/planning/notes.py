@@ -102,8 +102,8 @@ def _sizes(fingerprint: Fingerprint) -> Iterator[str]:
     for name, low, high in zip(axes, extents.min(0), extents.max(0), strict=True):
         if high > EXTENT_RATIO * low:
             yield (
-                f"the extent along {name} varies from {low:.4g} to {high:.4g} {unit} between cases: a patch sees all of "
-                "some cases and little of others"
+                f"the extent along {name} varies from {low:.4g} to {high:.4g} {unit} between cases: a patch sees all "
+                "of some cases and little of others"
             )
 
 
