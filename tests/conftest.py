@@ -7,6 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from segfit.execution import pool
+
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # Machines are shared: how long an example takes says nothing.
@@ -22,10 +24,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for marker, option in (("golden", "--golden"), ("real_data", "--data")):
         folder: Path = config.getoption(option)
-        if not folder.is_dir():
-            for item in items:
-                if item.get_closest_marker(marker):
-                    item.add_marker(pytest.mark.skip(reason=f"no folder {folder} ({option})"))
+        for item in items:
+            found = item.get_closest_marker(marker)
+            if found and not folder.joinpath(*found.args).exists():
+                item.add_marker(pytest.mark.skip(reason=f"{folder.joinpath(*found.args)} does not exist ({option})"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with the marker `golden_each` for whatever the golden data hold, whichever names they have."""
+    marker = metafunc.definition.get_closest_marker("golden_each")
+    if marker:
+        folder: Path = metafunc.config.getoption("--golden")
+        paths = sorted(folder.glob(marker.args[0]))
+        metafunc.parametrize("path", paths, ids=[path.relative_to(folder).as_posix() for path in paths])
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +49,18 @@ def golden(request: pytest.FixtureRequest) -> Path:
 def data(request: pytest.FixtureRequest) -> Path:
     """The folder of real datasets; tests that use it carry the marker `real_data`."""
     return Path(request.config.getoption("--data"))
+
+
+@pytest.fixture
+def done_by_processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have all work that may be done by processes done by them; the names of the cases they were given."""
+    cases: list[str] = []
+
+    class Recording(pool.WorkerPool):
+        def submit_case(self, case, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+            cases.append(case)
+            return super().submit_case(case, fn, *args, **kwargs)
+
+    monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
+    monkeypatch.setattr(pool, "WorkerPool", Recording)
+    return cases

@@ -248,6 +248,31 @@ def test_the_verdict_does_not_depend_on_how_a_volume_is_stored(
     assert stored.mm == pytest.approx(apart.mm, abs=1e-6)
 
 
+@settings(deadline=None)
+@given(maps, maps, grids(), st.tuples(*[st.floats(-0.3, 0.3)] * 3))
+def test_a_volume_is_turned_back_from_every_order_of_axes(
+    first: AxisMap, second: AxisMap, grid: Grid, shift: tuple[float, float, float]
+) -> None:
+    assert grid.affine is not None
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ shift
+    other = second.apply_grid(Grid(grid.shape, grid.spacing_mm, affine))
+    target = first.apply_grid(grid)
+    way = target.turn(other)
+    assert way is not None
+    voxels = np.arange(np.prod(grid.shape)).reshape(grid.shape)
+    assert np.array_equal(way.apply(second.apply(voxels)), first.apply(voxels))
+    assert second.then(way) == first
+
+
+def test_what_lies_elsewhere_or_nowhere_is_not_turned() -> None:
+    grid = Grid((4, 10, 10), (3.0, 1.0, 1.0), np.diag([1.0, 1.0, 3.0, 1.0]))
+    mirrored = Grid((4, 10, 10), (3.0, 1.0, 1.0), np.diag([-1.0, 1.0, 3.0, 1.0]))  # about the first voxel
+    assert grid.turn(mirrored) is None
+    assert grid.turn(Grid((10, 4, 10), (1.0, 3.0, 1.0))) is None
+    assert grid.turn(grid) == AxisMap.identity(3)
+
+
 def test_mismatch_says_what_differs() -> None:
     affine = np.diag([1.0, 1.0, 3.0, 1.0])
     grid = Grid((4, 10, 10), (3.0, 1.0, 1.0), affine)

@@ -30,6 +30,15 @@ def test_settings_reach_their_place() -> None:
     assert options.seed == Options().seed  # the rest stays
 
 
+def test_values_of_one_configuration() -> None:
+    options = Options().with_settings(["planning.2d.patch_size=64,64", "planning.2d.resample_image.order=1"])
+    assert list(options.planning.by_configuration) == ["2d"]
+    assert options.planning.by_configuration["2d"].patch_size == (64, 64)
+    assert options.planning.of("2d").resample_image.order == 1
+    assert options.planning.of("3d_fullres") == Options().planning.of("3d_fullres")
+    assert Options.model_validate_json(options.model_dump_json()) == options
+
+
 def test_nothing_set_changes_nothing() -> None:
     assert Options().with_settings([]) == Options()
     assert Options(seed=3).with_settings(["training.steps=null"]) == Options(seed=3)
@@ -43,6 +52,23 @@ def test_nothing_set_changes_nothing() -> None:
         ("training=5", "unknown option 'training'"),
         ("training.steps=0", "option training.steps: .*greater than or equal to 1, got 0"),
         ("training.steps=many", "option training.steps: .*valid integer.*, got 'many'"),
+        (
+            "planning.nonsense=1",
+            "unknown option 'planning.nonsense'.*; known under planning: .*patch_size, .*kind, .*2d",
+        ),
+        (
+            "planning.2d.patch=1",
+            r"did you mean 'planning.2d.patch_size'\?\); known under planning.2d: target_spacing_mm",
+        ),
+        ("planning.4d.kind=plain", "unknown option 'planning.4d.kind'"),
+        ("planning.kind=vnet", "option planning.kind: .*'plain' or 'residual', got 'vnet'"),
+        ("planning.resample_image.order=7", "option planning.resample_image.order: Input should be 0, 1 or 3, got 7"),
+        (
+            "planning.2d.resample_label.order=3",
+            "option planning.2d.resample_label.order: Input should be 0 or 1, got 3",
+        ),
+        ("planning.resample_image.method=cubic", "'spline', 'torch' or 'none', got 'cubic'"),
+        ("planning.resample_image.force_separate=maybe", "option planning.resample_image.force_separate: .*'auto'"),
         ("preset=best", "option preset: .*'auto', 'stock'.*, got 'best'"),
     ],
 )

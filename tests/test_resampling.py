@@ -163,3 +163,12 @@ def test_unknown_orders_are_refused() -> None:
         axis_operator(4, 5, 2)
     with pytest.raises(InputError, match="labels are resampled"):
         resample_labels(np.zeros((2, 2), np.int16), (3, 3), (1, 1), (1, 1), order=3)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(-500.0, 1.0), (0.0, 1000.0), (20_000.0, 300.0)])
+def test_raw_intensities_are_rounded_once(offset: float, scale: float) -> None:
+    """Values that are not normalised are far from 0, where sums in float32 lose more than the last digit."""
+    noise = np.random.default_rng(3).normal(offset, scale, (1, 9, 12, 10)).astype(np.float32)
+    arguments = ((14, 9, 16), (1.0, 1.0, 1.0), (0.7, 1.3, 0.6))
+    exact = resample_image(noise.astype(np.float64), *arguments)
+    np.testing.assert_array_equal(resample_image(noise, *arguments), exact.astype(np.float32))

@@ -42,6 +42,7 @@ class Problem:
     problem: str
     action: str
     fatal: bool = True  # False: a warning, the dataset can be used as it is
+    transient: bool = False  # True: it came of the machine, not of the files; looking again may help
 
 
 class DatasetError(InputError):

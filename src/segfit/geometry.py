@@ -113,6 +113,14 @@ class Grid:
             return "its axes point elsewhere"
         return f"it lies {distance}"
 
+    def turn(self, other: Grid) -> AxisMap | None:
+        """Return the order and flips of axes that lay `other` on this grid voxel by voxel, None if there are none.
+
+        Such grids fill the same volume in space; only the order in which their voxels are stored differs.
+        """
+        way = canonical_map(other).then(canonical_map(self).inverse())
+        return way if self.affine is not None and not self.mismatch(way.apply_grid(other)) else None
+
     def snapped(self, other: Grid) -> str:
         """Say how far `other` is moved to lie on this grid, or return an empty string where it is not.
 
@@ -162,6 +170,13 @@ class AxisMap:
         """Return the way back."""
         back = tuple(int(i) for i in np.argsort(self.order))
         return AxisMap(back, tuple(self.flip[i] for i in back))
+
+    def then(self, other: AxisMap) -> AxisMap:
+        """Return the map that does this one and after it `other`."""
+        return AxisMap(
+            tuple(self.order[axis] for axis in other.order),
+            tuple(self.flip[axis] != flip for axis, flip in zip(other.order, other.flip, strict=True)),
+        )
 
     def apply(self, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
         """Reorder the trailing spatial axes of `array` (leading axes are kept); returns a view."""

@@ -9,27 +9,46 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from segfit.errors import InputError, nearest
 from segfit.files import Record
 
 __all__ = [
+    "CONFIGURATION_NAMES",
     "AugmentationOptions",
+    "ConfigurationName",
+    "ConfigurationOptions",
     "DatasetOptions",
     "InferenceOptions",
+    "LabelResamplingOptions",
     "NormalizationScheme",
     "Options",
     "PlanningOptions",
     "Preset",
+    "ResamplingOptions",
+    "StatisticsOptions",
     "TrainingOptions",
     "parse_seconds",
 ]
 
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1]:
+        raise ValueError("a range is a smallest and a largest value, none below zero")
+    return value
+
+
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
+_Probability = Annotated[float, Field(ge=0, le=1)]
+_Range = Annotated[tuple[float, float], Field(description="smallest and largest value"), AfterValidator(_ascending)]
+ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
+
+CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = get_args(ConfigurationName)
+"""The configurations that a plan may have, in its order."""
 
 
 class DatasetOptions(Record):
@@ -39,17 +58,41 @@ class DatasetOptions(Record):
     resample_labels: bool = Field(False, description="bring labels that lie on another grid onto that of their image")
 
 
-class PlanningOptions(Record):
-    """Overrides of values that the planner derives."""
+class ResamplingOptions(Record):
+    """How one kind of volume is resampled, under the names of the plan."""
 
-    configurations: tuple[str, ...] | None = Field(None, description="configurations to train, e.g. 3d_fullres,2d")
-    folds: tuple[int, ...] | None = Field(None, description="folds to train, e.g. 0,1,2,3,4")
-    splits: Literal["balanced", "reference"] | Path | None = Field(
-        None, description="how cases are split into folds: balanced, reference, or a file of folds"
+    method: Literal["spline", "torch", "none"] | None = Field(None, description="spline, torch (linear) or none")
+    order: Literal[0, 1, 3] | None = Field(None, description="spline order: 0 nearest, 1 linear, 3 cubic")
+    order_separate_axis: Literal[0, 1, 3] | None = Field(None, description="order along an axis resampled by itself")
+    force_separate: Literal[True, False, "auto"] | None = Field(
+        None, description="the coarsest axis by itself: true always, false never, auto beyond the threshold"
     )
+    separate_threshold: float | None = Field(None, ge=1, description="ratio of spacings beyond which auto separates")
+
+
+class LabelResamplingOptions(ResamplingOptions):
+    """How label maps are resampled: by vote, and never between slices of an axis resampled by itself."""
+
+    order: Literal[0, 1] | None = Field(None, description="0 nearest, 1 the vote of linear weights")
+    order_separate_axis: Literal[0] | None = Field(None, description="order along an axis resampled by itself")
+
+
+class StatisticsOptions(Record):
+    """The numbers that a ct channel is clipped and scaled by."""
+
+    mean: float | None = None
+    std: float | None = Field(None, gt=0)
+    percentile_00_5: float | None = None
+    percentile_99_5: float | None = None
+
+
+class ConfigurationOptions(Record):
+    """Overrides of values that the planner derives for a configuration; None leaves a value to its rule."""
+
     target_spacing_mm: tuple[float, ...] | None = Field(None, description="target spacing, array order z,y,x")
     patch_size: tuple[int, ...] | None = Field(None, description="patch size in voxels, array order")
     batch_size: int | None = Field(None, ge=1, description="batch size")
+    kind: Literal["plain", "residual"] | None = Field(None, description="plain U-Net, or residual encoder")
     base_features: int | None = Field(None, ge=2, description="features of the first network stage")
     features: tuple[int, ...] | None = Field(None, description="features per network stage, full resolution first")
     strides: tuple[tuple[int, ...], ...] | None = Field(None, description="strides per stage, [[1,1,1],[2,2,2],...]")
@@ -58,9 +101,52 @@ class PlanningOptions(Record):
     decoder_convs: tuple[int, ...] | None = Field(None, description="convolutions per decoder level, lowest first")
     batch_dice: bool | None = Field(None, description="Dice over the whole batch instead of each sample")
     normalization: tuple[NormalizationScheme, ...] | None = Field(None, description="scheme of every channel")
+    use_mask: tuple[bool, ...] | None = Field(None, description="zscore inside the non-zero mask, for every channel")
+    statistics: tuple[StatisticsOptions | None, ...] | None = Field(
+        None, description="mean, std, percentile_00_5 and percentile_99_5 of ct channels, one object per channel"
+    )
     transpose: tuple[int, ...] | None = Field(None, description="order in which the network sees the axes")
-    orientation: Literal["canonical", "stored"] | None = Field(None, description="axes seen by the network")
     mirror_axes: tuple[int, ...] | None = Field(None, description="spatial axes flipped in training and prediction")
+    resample_image: ResamplingOptions = ResamplingOptions()
+    resample_label: LabelResamplingOptions = LabelResamplingOptions()
+    resample_scores: ResamplingOptions = ResamplingOptions()
+
+
+class PlanningOptions(ConfigurationOptions):
+    """Overrides of values that the planner derives: of all configurations, or of one of them."""
+
+    configurations: tuple[str, ...] | None = Field(None, description="configurations to train, e.g. 3d_fullres,2d")
+    folds: tuple[int, ...] | None = Field(None, description="folds to train, e.g. 0,1,2,3,4")
+    splits: Literal["balanced", "reference"] | Path | None = Field(
+        None, description="how cases are split into folds: balanced, reference, or a file of folds"
+    )
+    orientation: Literal["canonical", "stored"] | None = Field(None, description="axes seen by the network")
+    by_configuration: dict[ConfigurationName, ConfigurationOptions] = Field(
+        {}, description="the same for one configuration, set as planning.3d_fullres.batch_size"
+    )
+
+    def of(self, name: str) -> ConfigurationOptions:
+        """Return what is asked of one configuration: its own values, else those of all configurations.
+
+        The second stage of a cascade also takes the values of 3d_fullres, which it repeats.
+        """
+        tree = self.model_dump(include=set(ConfigurationOptions.model_fields))
+        for key in ("3d_fullres", name) if name == "3d_cascade_fullres" else (name,):
+            own = [item for known, item in self.by_configuration.items() if known == key]
+            if own:
+                tree = _laid_over(tree, own[0].model_dump())
+        return ConfigurationOptions.model_validate(tree)
+
+
+def _laid_over(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with every value of `own` that is not None."""
+    result = dict(tree)
+    for key, value in own.items():
+        if isinstance(value, dict):
+            result[key] = _laid_over(tree[key], value)
+        elif value is not None:
+            result[key] = value
+    return result
 
 
 class TrainingOptions(Record):
@@ -71,16 +157,58 @@ class TrainingOptions(Record):
     learning_rate: float | None = Field(None, gt=0, description="initial learning rate")
     momentum: float | None = Field(None, ge=0, lt=1, description="momentum (SGD) or beta1 (AdamW)")
     weight_decay: float | None = Field(None, ge=0, description="weight decay")
+    poly_exponent: float | None = Field(None, gt=0, description="exponent of the falling learning rate")
+    warmup_share: float | None = Field(None, ge=0, lt=1, description="share of the training with a rising rate")
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    deep_supervision: bool | None = Field(None, description="a loss at every decoder level but the lowest")
+    weight_average: float | None = Field(None, ge=0, lt=1, description="decay of the averaged weights; 0 is off")
+    validation_share: float | None = Field(None, ge=0, lt=1, description="share of the time spent on validation")
     foreground_share: float | None = Field(None, ge=0, le=1, description="share of samples forced to hold foreground")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="arithmetic of the forward pass")
     channels_last: bool | None = Field(None, description="memory layout of the network; measured when absent")
     checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two saved states")
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """What was set of the recipe, by name."""
+        return self.model_dump(exclude={"steps", "checkpoint_seconds"}, exclude_none=True)
+
 
 class AugmentationOptions(Record):
-    """Overrides of the augmentation."""
+    """Overrides of the augmentation: all of it, or single values under the names of the plan."""
 
     strength: Literal["none", "stock"] | None = Field(None, description="augmentation family")
+    rotation_degrees: float | None = Field(None, ge=0, le=180, description="largest angle; the patch cut out follows")
+    dummy_2d: bool | None = Field(None, description="transform volumes in their plane only")
+    rotation_probability: _Probability | None = None
+    scaling_probability: _Probability | None = None
+    noise_probability: _Probability | None = None
+    blur_probability: _Probability | None = None
+    blur_channel_probability: _Probability | None = None
+    brightness_probability: _Probability | None = None
+    contrast_probability: _Probability | None = None
+    low_resolution_probability: _Probability | None = None
+    low_resolution_channel_probability: _Probability | None = None
+    inverted_gamma_probability: _Probability | None = None
+    gamma_probability: _Probability | None = None
+    scaling_range: _Range | None = None
+    noise_std_range: _Range | None = None
+    blur_sigma_range: _Range | None = None
+    brightness_range: _Range | None = None
+    contrast_range: _Range | None = None
+    low_resolution_range: _Range | None = None
+    gamma_range: _Range | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What was set, by name, without `strength`."""
+        return self.model_dump(exclude={"strength"}, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentationOptions:
+        if self.strength == "none" and self.values:
+            raise ValueError(f"strength none leaves nothing of {', '.join(self.values)}; leave one of them out")
+        return self
 
 
 class InferenceOptions(Record):
@@ -111,25 +239,30 @@ class Options(Record):
         Raises `InputError` naming the nearest known key for an unknown one, and the reason for a refused value.
         """
         tree = self.model_dump()
-        known, lists = self.known_keys(), {key for key, kind in _leaves(type(self), "") if "tuple" in str(kind)}
+        known = dict(_leaves(type(self), ""))
         for setting in settings:
             key, separator, text = setting.partition("=")
             if not separator:
                 raise InputError(f"--set expects KEY=VALUE, got {setting!r}; for example --set training.steps=5000")
             if key not in known:
-                raise InputError(f"unknown option {key!r}{nearest(key, known)}")
+                raise InputError(_unknown(key, list(known)))
             node = tree
             *parents, leaf = key.split(".")
+            if len(parents) > 1 and parents[1] in CONFIGURATION_NAMES:
+                parents.insert(1, "by_configuration")
             for parent in parents:
-                node = node[parent]
+                node = node.setdefault(parent, {})
             value = _parse_value(text)
-            node[leaf] = [value] if key in lists and value is not None and not isinstance(value, list) else value
+            is_list = "tuple" in str(known[key])
+            node[leaf] = [value] if is_list and value is not None and not isinstance(value, list) else value
         try:
             return Options.model_validate(tree)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-            raise InputError(f"option {key}: {first['msg']}, got {first['input']!r}") from None
+            parts = [str(part) for part in first["loc"] if not isinstance(part, int) and part != "by_configuration"]
+            message = first["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+            raise InputError(f"option {'.'.join(parts)}: {message}{got}") from None
 
     @classmethod
     def known_keys(cls) -> list[str]:
@@ -144,9 +277,23 @@ def _leaves(model: type[BaseModel], prefix: str) -> list[tuple[str, Any]]:
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             keys += _leaves(kind, f"{prefix}{name}.")
+        elif name == "by_configuration":
+            for configuration in CONFIGURATION_NAMES:
+                keys += _leaves(ConfigurationOptions, f"{prefix}{configuration}.")
         else:
             keys.append((prefix + name, kind))
     return keys
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    """Say what could be meant by a key, and what there is beside it."""
+    parent = key
+    while parent and not any(one.startswith(parent + ".") for one in known):
+        parent = parent.rpartition(".")[0]
+    prefix = f"{parent}." if parent else ""
+    names = dict.fromkeys(one.removeprefix(prefix).partition(".")[0] for one in known if one.startswith(prefix))
+    where = f"known under {parent}" if parent else "known"
+    return f"unknown option {key!r}{nearest(key, known)}; {where}: {', '.join(names)}"
 
 
 def _parse_value(text: str) -> Any:

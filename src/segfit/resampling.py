@@ -31,9 +31,11 @@ Method = Literal["spline", "torch", "none"]
 
 _POLE = np.sqrt(3.0) - 2.0  # of the cubic B-spline prefilter
 _REACH = 16  # samples on each side that the prefilter looks at; what is left out is below 1e-9 of the range
+_FAR_REACH = 24  # and below 1e-13, for work in float64
 _ROWS = 32  # output samples per matrix product: wide enough for BLAS, narrow enough to stay near the band
 _SLAB_BYTES = 1 << 22  # of output that is worked on at a time
 _CHUNK = 1 << 18  # mixed label voxels decided at a time
+_LARGE, _FAR = 128, 16  # beyond this value, and this many times the range, float32 rounds visibly: see `_working`
 
 
 def new_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float | None]) -> tuple[int, ...]:
@@ -140,7 +142,7 @@ class AxisOperator:
 
 
 @lru_cache(maxsize=64)
-def axis_operator(old: int, new: int, order: int) -> AxisOperator:
+def axis_operator(old: int, new: int, order: int, reach: int = _REACH) -> AxisOperator:
     """Return the matrix that interpolates `old` samples at the centres of `new` ones.
 
     Parameters
@@ -162,8 +164,8 @@ def axis_operator(old: int, new: int, order: int) -> AxisOperator:
         kernel = np.stack([1.0 - (centres - first), centres - first], axis=1)
     else:
         first = np.floor(centres)
-        kernel = _cardinal_spline(centres - first)
-        first = first - 1 - _REACH
+        kernel = _cardinal_spline(centres - first, reach)
+        first = first - 1 - reach
     taps = kernel.shape[1]
     width = min(taps, old)
     first = first.astype(np.intp)
@@ -178,12 +180,12 @@ def axis_operator(old: int, new: int, order: int) -> AxisOperator:
     return AxisOperator(old, new, order, starts, weights)
 
 
-def _cardinal_spline(fraction: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cardinal_spline(fraction: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     """Return the weights of samples -1 - reach ... 2 + reach for a point at `fraction` between samples 0 and 1.
 
     The prefilter's impulse response is sqrt(3) * pole^|k|; it is summed over the four B-splines around the point.
     """
-    taps = np.arange(-1 - _REACH, 3 + _REACH)
+    taps = np.arange(-1 - reach, 3 + reach)
     kernel = np.zeros((fraction.size, taps.size))
     for knot in (-1, 0, 1, 2):
         distance = np.abs(fraction - knot)
@@ -207,8 +209,8 @@ def resample_image(
     """Resample ``(c, *spatial)`` intensities or scores to the spatial `shape`.
 
     Spacings in mm, array order, decide only whether an axis is treated on its own. Each channel (each slice, when an
-    axis is separate) stays within the range it had. Computed in float32 (float64 for float64 input); the dtype is
-    kept. Equal shapes return the input itself.
+    axis is separate) stays within the range it had. Computed in float32, in float64 for float64 input and for
+    channels of large values; the dtype is kept. Equal shapes return the input itself.
     """
     shape = tuple(shape)
     if array.shape[1:] == shape or method == "none":
@@ -218,12 +220,26 @@ def resample_image(
         return _torch_image(array, shape, separate)
     result = np.empty((array.shape[0], *shape), dtype=array.dtype)
     for channel, target in zip(array, result, strict=True):
-        volume = channel if channel.dtype == np.float64 else channel.astype(np.float32, copy=False)
+        volume = _working(channel)
         if separate is None:
             _resize(volume, target, order, tuple(range(volume.ndim)))
         else:
             _resize_slices(volume, target, order, order_separate_axis, separate)
     return result
+
+
+def _working(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Return the channel in the precision that it is computed in.
+
+    float32 rounds by 6e-8 of the largest value in every sum. Normalised channels do not notice; raw ones, and those
+    that vary little around a large value, would be off by more than their last digit.
+    """
+    if channel.dtype != np.float64 and channel.size:
+        low, high = float(channel.min()), float(channel.max())
+        largest = max(-low, high)
+        if largest <= min(_LARGE, _FAR * (high - low)):
+            return channel.astype(np.float32, copy=False)
+    return channel.astype(np.float64, copy=False)
 
 
 def _resize(
@@ -234,7 +250,8 @@ def _resize(
     The work goes slab by slab along the first axis, so that what lies between two axes stays in the processor's cache.
     The first axis comes first where it shrinks and last where it grows; the others in the order of their shrinking.
     """
-    operators = {axis: axis_operator(volume.shape[axis], out.shape[axis], order) for axis in axes}
+    reach = _FAR_REACH if volume.dtype == np.float64 else _REACH
+    operators = {axis: axis_operator(volume.shape[axis], out.shape[axis], order, reach) for axis in axes}
     inner = sorted((axis for axis in axes if axis > 0), key=lambda a: out.shape[a] / volume.shape[a])
     first = operators[0] if 0 in axes and not operators[0].is_identity else None
     grows = first is not None and first.new > first.old

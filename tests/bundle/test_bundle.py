@@ -179,3 +179,11 @@ def test_metadata_needs_no_torch(folder: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "Livers False\n"
+
+
+@pytest.mark.parametrize(("ending", "shown"), [("", ".nii.gz files"), (".mha", ".mha files"), ("/", "DICOM series")])
+def test_a_bundle_knows_its_images(tmp_path: Path, ending: str, shown: str) -> None:
+    write_bundle(tmp_path / "model", manifest(image_ending=ending), states())
+    found = open_bundle(tmp_path / "model").manifest
+    assert (found.input_ending, found.file_ending) == (ending or ".nii.gz", ".nii.gz")
+    assert f"Made from {shown}. " in (tmp_path / "model" / "card.md").read_text()

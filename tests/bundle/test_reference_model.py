@@ -13,7 +13,7 @@ import torch
 from segfit.bundle.nnunet import is_reference_model, read_reference_model
 from segfit.errors import InputError
 
-pytestmark = pytest.mark.golden
+pytestmark = pytest.mark.golden("inference/models/Dataset602_TinyRegions")
 
 NAME = "nnUNetTrainer__nnUNetPlans__3d_fullres"
 

@@ -307,6 +307,12 @@ def test_labels_can_be_resampled(dataset: Path, tmp_path: Path, capsys: pytest.C
     assert run(["check", "--out", str(tmp_path / "p"), "--no-resample-labels"]) == 2
 
 
+@pytest.mark.parametrize("verb", ["run", "check", "fingerprint", "plan", "preprocess", "train", "select"])
+def test_every_verb_that_reads_labels_can_resample_them(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    assert "--resample-labels" in capsys.readouterr().out
+
+
 def broken_pair(dataset: Path, folder: Path) -> Path:
     """Copy a dataset, one label missing and one image unreadable."""
     broken = copy(dataset, folder)
@@ -335,6 +341,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
         "training_cases": 2,
         "test_cases": 0,
         "file_ending": ".nii.gz",
+        "image_ending": ".nii.gz",
     }
     assert [item["problem"] for item in told["problems"]] == ["2 training cases, 5 or more are needed for five folds"]
     assert run(["info", str(pairs), "--json"]) == 0

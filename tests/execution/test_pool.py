@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import pytest
 
 from segfit.errors import StageError
 from segfit.execution import pool as pool_module
-from segfit.execution.pool import map_cases
-from segfit.execution.workers import WorkerPool
+from segfit.execution.pool import case_pool, map_cases
+from segfit.execution.workers import LostCaseError, WorkerPool
 
 
 @pytest.fixture
@@ -85,6 +86,49 @@ def test_lost_cases_are_named_at_the_end_and_the_others_are_done(tmp_path: Path)
     assert message.startswith("measure: 2 of 6 cases failed, the others are done: case case-")
     for case in ("case-b", "case-e"):
         assert f"case {case}: worker killed by signal 9 (Killed)" in message
+
+
+@pytest.mark.usefixtures("processes")
+def test_lost_cases_come_to_what_the_caller_says(tmp_path: Path) -> None:
+    work = partial(pool_tasks.die_if, tmp_path)
+    results = dict(
+        map_cases(work, "abe", description="x", name=lambda case: f"case-{case}", size=_one,
+                  lost=lambda case, error: f"{case}: {error.case} {error.reason}")
+    )  # fmt: skip
+    assert results.pop("a") == "a"
+    assert results.keys() == {"b", "e"}
+    for case, told in results.items():
+        assert told.startswith(f"{case}: case-{case} killed by signal 9 (Killed)")
+
+
+def test_lost_cases_cross_processes() -> None:
+    lost = pickle.loads(pickle.dumps(LostCaseError("a", "killed by signal 9 (Killed), it held 5.1 GB")))
+    assert str(lost) == "case a: worker killed by signal 9 (Killed), it held 5.1 GB"
+    assert (lost.case, lost.reason) == ("a", "killed by signal 9 (Killed), it held 5.1 GB")
+
+
+def test_one_pool_may_do_work_in_parts() -> None:
+    with case_pool([2 << 30, 2 << 30, 1], 2) as large:  # what any of the parts would not be
+        first, second = (dict(map_cases(pool_tasks.process, [n], description="x", executor=large)) for n in range(2))
+    assert isinstance(large, WorkerPool)
+    assert first[0] == second[1] != os.getpid()  # a process that is there is used again
+    for sizes in ([4 << 29, 4 << 28], [8 << 30, 0], []):
+        with case_pool(sizes) as small:
+            assert isinstance(small, ThreadPoolExecutor)
+
+
+def test_a_pool_that_nobody_wants_any_more_ends_its_processes(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with case_pool([4 << 30, 4 << 30], 2) as pool:
+            pool.submit(pool_tasks.hold_alive, str(tmp_path), 1)
+            while not [path for path in tmp_path.iterdir() if path.read_text()]:
+                time.sleep(0.02)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "1").read_text()), 0)
 
 
 @pytest.mark.parametrize("size", [None, _one])

@@ -13,6 +13,7 @@ from segfit.files import hash_file
 from segfit.fingerprint.contents import FileHashes
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
+from series_builder import clutter, write_series
 
 GRID = Grid((2, 3, 4), (1.0, 1.0, 1.0))
 LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
@@ -30,6 +31,23 @@ def test_every_part_of_an_image_counts(tmp_path: Path, ending: str, part: str) -
     changed = tmp_path / part
     changed.write_bytes(changed.read_bytes() + b"x")
     assert hashes.case(case) != before
+    assert FileHashes().case(case) == hashes.case(case)
+
+
+@pytest.mark.parametrize("folder", ["a", "a/series"])
+def test_every_slice_of_a_series_counts_and_nothing_else(tmp_path: Path, folder: str) -> None:
+    series = write_series(tmp_path / folder, LABELS)
+    case = Case(id="a", images=(tmp_path / "a",))
+    before, hashes = FileHashes().case(case), FileHashes()
+    for path in {series, tmp_path / "a"}:
+        clutter(path)
+    assert hashes.case(case) == before
+    seen = {before}
+    for path in sorted(series.glob("slice*")):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        assert hashes.case(case) not in seen
+        seen.add(hashes.case(case))
+    assert len(seen) == 3
     assert FileHashes().case(case) == hashes.case(case)
 
 

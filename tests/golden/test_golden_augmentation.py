@@ -11,7 +11,7 @@ import pytest
 from segfit.planning.augmentation import augmentation_for
 
 
-@pytest.mark.golden
+@pytest.mark.golden("schedule/augmentation_geometry.json")
 def test_geometry(golden: Path) -> None:
     for row in json.loads((golden / "schedule" / "augmentation_geometry.json").read_text()):
         spec = augmentation_for(row["patch_size"], row["mirror_axes"])

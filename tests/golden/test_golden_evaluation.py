@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ast import literal_eval
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,22 @@ import pytest
 from segfit.components import PostprocessingStep, apply_steps
 from segfit.evaluation.summary import Pair, evaluate_folder
 from segfit.images.formats import read_label
-from segfit.labels import LabelScheme
+from segfit.labels import LabelScheme, Target
 from segfit.selection.postprocess import decide_postprocessing
 
-pytestmark = pytest.mark.golden
-
-BACKGROUND = {"background": 0}
-METRICS = {
-    "summary_labels_1_2_3": ("ref", BACKGROUND | {"a": 1, "b": 2, "c": 3}),
-    "summary_labels_ignore_4": ("ref_with_ignore_4", BACKGROUND | {"a": 1, "b": 2, "c": 3, "ignore": 4}),
-    "summary_regions": ("ref", BACKGROUND | {"whole": [1, 2, 3], "core": [2, 3], "inner": 3}),
-    "summary_labels_1_7_label_7_never_present": ("ref", BACKGROUND | {"a": 1, "never": 7}),
-}
-SCENARIOS = [
-    "class_2_only",
-    "foreground_then_class_2",
-    "largest_foreground",
-    "nothing",
-    "regions_core_only",
-    "regions_nested",
-    "single_label",
-    "with_ignore",
-]
+pytestmark = pytest.mark.golden("evaluation")
 
 
-def scheme_of(labels: dict[str, Any]) -> LabelScheme:
-    """Build a scheme, also with gaps between its values, which a dataset may not have."""
-    if 7 in labels.values():
-        complete = LabelScheme.from_declaration(labels | {str(v): v for v in range(2, 7)})
-        wanted = [target for target in complete.labels if target.values[0] in (0, 1, 7)]
-        return LabelScheme(labels=tuple(wanted))
-    order = [1, 2, 3] if any(isinstance(value, list) for value in labels.values()) else None
-    return LabelScheme.from_declaration(labels, order)
+def scheme_of(targets: list[str], ignore: int | None) -> LabelScheme:
+    """Build a scheme from the keys of a summary, also with gaps between its values, which a dataset may not have."""
+    values = [literal_eval(target) for target in targets]
+    return LabelScheme(
+        labels=tuple(
+            Target(name=str(value), values=value if isinstance(value, tuple) else (value,)) for value in [0, *values]
+        ),
+        region_order=tuple(range(1, len(values) + 1)) if any(isinstance(v, tuple) for v in values) else None,
+        ignore_value=ignore,
+    )
 
 
 def assert_same_scores(ours: Any, theirs: Any) -> None:
@@ -58,13 +43,13 @@ def assert_same_scores(ours: Any, theirs: Any) -> None:
             assert ours[key] == pytest.approx(value, rel=1e-12, abs=0, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_summaries_equal_the_reference(golden: Path, name: str) -> None:
-    folder = golden / "evaluation" / "metrics"
-    references, labels = METRICS[name]
-    scheme = scheme_of(labels)
-    ours = evaluate_folder(folder / "pred", folder / references, scheme, ending=".nii.gz").to_reference()
-    theirs = json.loads((folder / f"{name}.json").read_text())
+@pytest.mark.golden_each("evaluation/metrics/*.json")
+def test_summaries_equal_the_reference(path: Path) -> None:
+    theirs = json.loads(path.read_text())
+    references = Path(theirs["metric_per_case"][0]["reference_file"]).parent.name
+    ignore = int(references.rpartition("_")[2]) if "ignore" in references else None
+    scheme = scheme_of(list(theirs["mean"]), ignore)
+    ours = evaluate_folder(path.with_name("pred"), path.with_name(references), scheme, ending=".nii.gz").to_reference()
     assert_same_scores(ours["mean"], theirs["mean"])
     assert_same_scores(ours["foreground_mean"], theirs["foreground_mean"])
     assert len(ours["metric_per_case"]) == len(theirs["metric_per_case"])
@@ -74,15 +59,14 @@ def test_summaries_equal_the_reference(golden: Path, name: str) -> None:
             assert Path(one[key]).name == Path(other[key]).name
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_postprocessing_decisions_equal_the_reference(golden: Path, name: str) -> None:
-    folder = golden / "evaluation" / "postprocessing" / name
-    dataset = json.loads((folder / "dataset.json").read_text())
+@pytest.mark.golden_each("evaluation/postprocessing/*/")
+def test_postprocessing_decisions_equal_the_reference(path: Path) -> None:
+    dataset = json.loads((path / "dataset.json").read_text())
     scheme = LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
-    files = sorted((folder / "pred").glob("*.nii.gz"))
-    decision = decide_postprocessing([Pair.of_files(f.name, f, folder / "ref" / f.name) for f in files], scheme)
+    files = sorted((path / "pred").glob("*.nii.gz"))
+    decision = decide_postprocessing([Pair.of_files(f.name, f, path / "ref" / f.name) for f in files], scheme)
 
-    theirs = json.loads((folder / "pred" / "postprocessing.json").read_text())
+    theirs = json.loads((path / "pred" / "postprocessing.json").read_text())
     values = [np.atleast_1d(item["labels_or_regions"]).tolist() for item in theirs["postprocessing_kwargs"]]
     assert [list(step.values) for step in decision.steps] == values
     for ours, key in ((decision.before, "input_folder"), (decision.after, "postprocessed")):
@@ -91,9 +75,9 @@ def test_postprocessing_decisions_equal_the_reference(golden: Path, name: str) -
         assert_same_scores(form["foreground_mean"], theirs[key]["foreground_mean"])
 
     for file in files:
-        assert_applied(file, folder / "pred" / "postprocessed" / file.name, decision.steps)
-    for file in sorted((folder / "apply_in").glob("*.nii.gz")):
-        assert_applied(file, folder / "apply_out" / file.name, decision.steps)
+        assert_applied(file, path / "pred" / "postprocessed" / file.name, decision.steps)
+    for file in sorted((path / "apply_in").glob("*.nii.gz")):
+        assert_applied(file, path / "apply_out" / file.name, decision.steps)
 
 
 def assert_applied(before: Path, after: Path, steps: tuple[PostprocessingStep, ...]) -> None:

@@ -16,7 +16,7 @@ from segfit.options import Options
 from segfit.planning.plan import AugmentationSpec, Configuration, Decision, Plan, TrainingSpec
 from segfit.planning.planner import derive
 
-pytestmark = pytest.mark.golden
+pytestmark = pytest.mark.golden("plans.jsonl.gz")
 
 
 def _shown(value: Any) -> str:

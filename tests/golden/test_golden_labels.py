@@ -10,7 +10,7 @@ import pytest
 from segfit.errors import InputError
 from segfit.labels import LabelScheme
 
-pytestmark = pytest.mark.golden
+pytestmark = pytest.mark.golden("evaluation/label_rules.json")
 
 
 def test_label_rules(golden: Path) -> None:

@@ -15,32 +15,7 @@ from segfit.networks.translate import from_reference, reference_keys, to_referen
 from segfit.networks.unet import UNet, build_network
 from segfit.planning.plan import NetworkSpec
 
-pytestmark = pytest.mark.golden
-
-NAMES = (
-    "plain_2d",
-    "plain_2d_unequal_strides",
-    "plain_3d_aniso",
-    "plain_3d_counts",
-    "plain_3d_iso",
-    "resenc_2d",
-    "resenc_3d_aniso",
-    "resenc_3d_iso",
-)
-FULL_SIZE = (
-    "plain_2d",
-    "plain_2d_8stages_512",
-    "plain_2d_unequal_strides",
-    "plain_3d_6stages_320",
-    "plain_3d_aniso",
-    "plain_3d_cascade_inputs",
-    "plain_3d_counts",
-    "plain_3d_iso",
-    "resenc_2d",
-    "resenc_3d_aniso",
-    "resenc_3d_iso",
-    "resenc_m_3d_6stages_320",
-)
+pytestmark = pytest.mark.golden("networks")
 
 
 def spec_of(entry: dict[str, Any]) -> NetworkSpec:
@@ -70,14 +45,15 @@ def with_aliases(entry: dict[str, Any], weights: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("name", NAMES)
-def test_outputs(golden: Path, name: str, channels_last: bool) -> None:
-    entry = read(golden / "networks" / f"{name}.json")
+@pytest.mark.golden_each("networks/*_io.npz")
+def test_outputs(path: Path, channels_last: bool) -> None:
+    name = path.name.removesuffix("_io.npz")
+    entry = read(path.with_name(f"{name}.json"))
     spec = spec_of(entry)
     network = build_network(spec, deep_supervision=True)
-    with np.load(golden / "networks" / f"{name}_weights.npz") as weights:
+    with np.load(path.with_name(f"{name}_weights.npz")) as weights:
         network.load_state_dict(from_reference(with_aliases(entry, weights), spec))
-    with np.load(golden / "networks" / f"{name}_io.npz") as arrays:
+    with np.load(path) as arrays:
         image = torch.from_numpy(arrays["input"])
         expected = [torch.from_numpy(arrays[f"output_{i}"]) for i in range(len(entry["output_shapes"]))]
     if channels_last:
@@ -91,9 +67,9 @@ def test_outputs(golden: Path, name: str, channels_last: bool) -> None:
     torch.testing.assert_close(network.eval()(image), expected[0], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(f"full_size/{name}" for name in FULL_SIZE)])
-def test_keys_shapes_and_counts(golden: Path, name: str) -> None:
-    entry = read(golden / "networks" / f"{name}.json")
+@pytest.mark.golden_each("networks/**/[!i]*.json")
+def test_keys_shapes_and_counts(path: Path) -> None:
+    entry = read(path)
     spec = spec_of(entry)
     with torch.device("meta"):
         network = UNet(spec, deep_supervision=True)

@@ -13,7 +13,7 @@ import pytest
 from segfit.training.loss import deep_supervision_weights
 from segfit.training.schedule import forced_foreground, moving_average, poly_learning_rate, pseudo_dice
 
-pytestmark = pytest.mark.golden
+pytestmark = pytest.mark.golden("schedule")
 
 
 def read(golden: Path, name: str) -> list[dict[str, Any]]:

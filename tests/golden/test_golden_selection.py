@@ -14,19 +14,21 @@ from segfit.labels import LabelScheme
 from segfit.selection.ensemble import Member, average_probabilities, evaluate_ensembles, merge_labels, merged_pairs
 from segfit.selection.select import Candidate, select
 
-pytestmark = pytest.mark.golden
+pytestmark = pytest.mark.golden("inference/find_best_configuration")
 
 FOLDS = (0, 1)
 SINGLE = ("2d", "3d_fullres")
 
 
-@pytest.mark.parametrize("name", ["labels", "regions", "regions_other_order"])
-def test_merged_probabilities_and_labels(golden: Path, name: str) -> None:
-    folder = golden / "evaluation" / "ensembling" / name
-    dataset = json.loads((folder / "a" / "dataset.json").read_text())
+@pytest.mark.golden("evaluation/ensembling")
+@pytest.mark.golden_each("evaluation/ensembling/*/")
+def test_merged_probabilities_and_labels(path: Path) -> None:
+    members = sorted(member for member in path.iterdir() if member.is_dir() and member.name != "merged")
+    dataset = json.loads((members[0] / "dataset.json").read_text())
     scheme = LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
-    members = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "merged")
-    for merged in sorted((folder / "merged").glob("*.npz")):
+    files = sorted((path / "merged").glob("*.npz"))
+    assert files
+    for merged in files:
         arrays = [np.load(member / merged.name)["probabilities"] for member in members]
         mean = average_probabilities(arrays)
         np.testing.assert_allclose(mean, np.load(merged)["probabilities"], rtol=0, atol=1e-6)
@@ -35,9 +37,10 @@ def test_merged_probabilities_and_labels(golden: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def scheme(golden: Path) -> LabelScheme:
-    dataset = golden / "inference" / "raw" / "Dataset601_TinyBlobs" / "dataset.json"
-    return LabelScheme.from_declaration(json.loads(dataset.read_text())["labels"])
+def scheme(golden: Path, folder: Path) -> LabelScheme:
+    name = json.loads((folder / "inference_information.json").read_text())["dataset_name_or_id"]
+    dataset = json.loads((golden / "inference" / "raw" / name / "dataset.json").read_text())
+    return LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +91,16 @@ def test_the_best_configuration_and_its_postprocessing(folder: Path, scheme: Lab
                 (folder / scores.members[0] / f"fold_{fold}" / "validation" / "summary.json").read_text()
             )
             assert scores.per_fold[fold] == pytest.approx(summary["foreground_mean"]["Dice"], abs=1e-6)
-    assert selection.winner == SINGLE
+    best = json.loads((folder / "inference_information.json").read_text())["best_model_or_ensemble"]
+    assert selection.winner == tuple(model["configuration"] for model in best["selected_model_or_models"])
     assert selection.folds == FOLDS
-    assert selection.reason == (
-        "2d + 3d_fullres has the highest mean Dice in cross-validation: 0.8924, followed by 3d_fullres with 0.8877."
+    assert selection.reason.startswith(
+        f"{' + '.join(selection.winner)} has the highest mean Dice in cross-validation: "
+        f"{best['result_on_crossval_pre_pp']:.4f}, followed by "
     )
     theirs = json.loads((folder / "postprocessing_of_best.json").read_text())
-    assert theirs["postprocessing_kwargs"] == []
-    assert selection.steps == ()
+    steps = [np.atleast_1d(item["labels_or_regions"]).tolist() for item in theirs["postprocessing_kwargs"]]
+    assert [list(step.values) for step in selection.steps] == steps
     assert selection.dice_after_steps == pytest.approx(theirs["postprocessed"]["foreground_mean"]["Dice"], abs=1e-6)
 
 

@@ -16,9 +16,7 @@ from segfit.inference.tiles import importance_map, mirror_subsets, padding, tile
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec
 
-pytestmark = pytest.mark.golden
-
-RUNS = ("a", "b", "c", "d")
+pytestmark = pytest.mark.golden("sliding_window")
 
 
 def load(golden: Path, name: str) -> Any:
@@ -27,7 +25,7 @@ def load(golden: Path, name: str) -> Any:
 
 def test_tile_starts(golden: Path) -> None:
     entries = load(golden, "tile_starts.json")
-    assert len(entries) == 60
+    assert entries
     for entry in entries:
         sizes = zip(entry["image_size"], entry["patch_size"], strict=True)
         starts = [list(tile_starts(n, p, entry["tile_step_size"])) for n, p in sizes]
@@ -85,30 +83,38 @@ class Linear(nn.Module):
         return torch.cat([(c + 1) * total for c in range(len(self.term))], dim=1) + self.term
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_aggregation(golden: Path, run: str) -> None:
-    settings = {entry["name"]: entry for entry in load(golden, "aggregation.json")}[run]
-    arrays = np.load(golden / "sliding_window" / "aggregation.npz")
-    term = torch.from_numpy(arrays[f"{run}_patch_term"])
-    patch = settings["patch_size"]
+def test_aggregation(golden: Path) -> None:
+    runs = load(golden, "aggregation.json")
+    assert runs
+    with np.load(golden / "sliding_window" / "aggregation.npz") as arrays:
+        for settings in runs:
+            prefix = f"{settings['name']}_"
+            assert_aggregated(
+                settings, {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+            )
+
+
+def assert_aggregated(settings: dict[str, Any], arrays: dict[str, Any]) -> None:
+    term = torch.from_numpy(arrays["patch_term"])
+    labels = {"background": 0} | {f"label {value}": value for value in range(1, len(term))}
     predictor = Predictor(
-        minimal(patch, settings["image_shape"][0]),
-        LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2}),
+        minimal(settings["patch_size"], settings["image_shape"][0], len(term)),
+        LabelScheme.from_declaration(labels),
         [Linear(term)],
         settings["mirror_axes"] or (),
         torch.device("cpu"),
         settings["tile_step_size"],
         gaussian=settings["use_gaussian"],
     )
-    logits = predictor.logits(arrays[f"{run}_input"]).numpy()
-    np.testing.assert_allclose(logits, arrays[f"{run}_logits_full_precision"], atol=1e-4)
-    difference = np.abs(logits - arrays[f"{run}_logits"].astype(np.float32))
-    reliable = arrays[f"{run}_weight_sum"] > 1e-5
+    logits = predictor.logits(arrays["input"]).numpy()
+    np.testing.assert_allclose(logits, arrays["logits_full_precision"], atol=1e-4, err_msg=settings["name"])
+    difference = np.abs(logits - arrays["logits"].astype(np.float32))
+    reliable = arrays["weight_sum"] > 1e-5
     assert difference[:, reliable].max() <= 0.03
     assert difference.max() <= 0.5
 
 
-def minimal(patch: list[int], channels: int) -> Configuration:
+def minimal(patch: list[int], channels: int, outputs: int) -> Configuration:
     ndim = len(patch)
     ones = (1,) * ndim
     return Configuration(
@@ -129,7 +135,7 @@ def minimal(patch: list[int], channels: int) -> Configuration:
             kind="plain",
             ndim=ndim,
             in_channels=channels,
-            num_outputs=3,
+            num_outputs=outputs,
             features=(2,),
             strides=(ones,),
             kernels=(ones,),

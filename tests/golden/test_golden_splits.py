@@ -9,7 +9,7 @@ import pytest
 
 from segfit.dataset.splits import fallback_split, reference_splits
 
-pytestmark = pytest.mark.golden
+pytestmark = pytest.mark.golden("schedule/splits.json")
 
 
 def test_splits(golden: Path) -> None:

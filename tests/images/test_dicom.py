@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,23 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import MPEG2MPML, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import MPEG2MPML, UID, CTImageStorage, ExplicitVRLittleEndian, HTJ2KLossless, generate_uid
 
 from segfit.dataset.checks import check_dataset
 from segfit.dataset.layouts import open_dataset
+from segfit.errors import InputError
 from segfit.images import dicom, nifti
-from segfit.images.formats import read_case, read_grid, read_image, write_labels
+from segfit.images.formats import (
+    files_of,
+    is_image_folder,
+    num_voxels,
+    read_case,
+    read_grid,
+    read_image,
+    write_labels,
+)
 from segfit.images.image import FileError
+from series_builder import clutter
 
 VOXELS = np.random.default_rng(0).integers(0, 4000, (5, 4, 6), np.int16)
 AXIAL = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -113,10 +124,7 @@ def test_other_files_are_left_aside(tmp_path: Path) -> None:
     (folder / "report.txt").write_text("nothing")
     (folder / ".DS_Store").write_bytes(bytes(128) + b"DICM")
     (folder / "deeper").mkdir()
-    structures = slice_of(0)  # a DICOM file that is no image
-    del structures.Rows, structures.Columns, structures.PixelData
-    structures.SeriesInstanceUID = OTHER_SERIES
-    structures.save_as(folder / "RTSTRUCT", enforce_file_format=True)
+    structure_set(folder)
     assert np.array_equal(read_case([folder]).array, VOXELS[None] - 1024.0)
 
 
@@ -226,10 +234,13 @@ def skew(slices: list[FileDataset]) -> None:
         dataset.ImageOrientationPatient = [1, 0, 0, 0.2, 0.98, 0]
 
 
-def film(slices: list[FileDataset]) -> None:
-    slices[0].file_meta.TransferSyntaxUID = MPEG2MPML
-    slices[0]["PixelData"].is_undefined_length = True
-    slices[0].PixelData = pydicom.encaps.encapsulate([slices[0].PixelData])
+def compressed_as(syntax: UID) -> Callable[[list[FileDataset]], None]:
+    def change(slices: list[FileDataset]) -> None:
+        slices[0].file_meta.TransferSyntaxUID = syntax
+        slices[0]["PixelData"].is_undefined_length = True
+        slices[0].PixelData = pydicom.encaps.encapsulate([slices[0].PixelData])
+
+    return change
 
 
 def cut(slices: list[FileDataset]) -> None:
@@ -280,7 +291,6 @@ def test_mixed_series_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (film, "is compressed in a way that no installed decoder knows (MPEG2 Main Profile / Main Level)"),
         (cut, "cannot be read ("),
         (depths, "holds int16, the slices before it uint16"),
     ],
@@ -291,6 +301,76 @@ def test_voxels_that_cannot_be_read_are_explained(tmp_path: Path, change: Any, p
         dicom.read(folder)
     assert caught.value.problem.startswith(problem)
     assert caught.value.path.parent == folder
+
+
+@pytest.mark.parametrize(
+    ("syntax", "shown"),
+    [
+        (MPEG2MPML, "MPEG2 Main Profile / Main Level, transfer syntax 1.2.840.10008.1.2.4.100"),  # never a decoder
+        (HTJ2KLossless, f"{HTJ2KLossless.name}, transfer syntax 1.2.840.10008.1.2.4.201"),  # none installed
+    ],
+)
+def test_unknown_compressions_are_named(tmp_path: Path, syntax: UID, shown: str) -> None:
+    folder = make(tmp_path / "s", compressed_as(syntax))
+    with pytest.raises(FileError) as caught:
+        dicom.read(folder)
+    assert caught.value.path == folder / "IM99"
+    assert caught.value.problem == f"is compressed in a way that no installed decoder knows ({shown})"
+    assert caught.value.action == (
+        'pip install "segfit[dicom]" if that is not done yet, or decompress the series with a DICOM converter'
+    )
+
+
+def structure_set(folder: Path) -> None:
+    """Write a DICOM file that is no image."""
+    dataset = slice_of(0)
+    del dataset.Rows, dataset.Columns, dataset.PixelData
+    dataset.SeriesInstanceUID = OTHER_SERIES
+    folder.mkdir(exist_ok=True)
+    dataset.save_as(folder / "RTSTRUCT", enforce_file_format=True)
+
+
+def test_a_series_may_lie_one_folder_deeper(tmp_path: Path) -> None:
+    case = tmp_path / "case"
+    series = make(case / "1.2.840")
+    for folder in (case, series):
+        clutter(folder)
+    structure_set(case / "RS")
+    (case / ".hidden").mkdir()
+    image = read_image(case)
+    assert np.array_equal(image.array, VOXELS[None] - 1024.0)
+    assert read_grid(case) == image.grid
+    assert files_of(case) == tuple(sorted(series.glob("IM*")))
+    assert is_image_folder(case)
+    assert not is_image_folder(case, nested=False)
+
+
+def test_two_series_one_folder_deeper_are_named(tmp_path: Path) -> None:
+    for name in ("arterial", "venous"):
+        make(tmp_path / "case" / name)
+    for use in (dicom.read, dicom.read_grid, dicom.files):
+        with pytest.raises(FileError) as caught:
+            use(tmp_path / "case")
+        assert caught.value.problem == "holds 2 series, in the folders arterial, venous"
+        assert "channels are folders case_0000, case_0001, ..." in caught.value.action
+        assert caught.value.path == tmp_path / "case"
+
+
+def test_folders_without_images_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    clutter(tmp_path / "empty")
+    structure_set(tmp_path / "structures")
+    make(tmp_path / "deep" / "study" / "series")
+    assert [is_image_folder(tmp_path / name) for name in ("empty", "structures", "deep")] == [False, True, False]
+    for name in ("empty", "structures", "deep"):
+        with pytest.raises(FileError, match=rf"{name} holds no DICOM images; give the folder that has the slices"):
+            dicom.read(tmp_path / name)
+
+
+def test_single_slices_are_asked_for_as_their_folder(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.IMA"):
+        with pytest.raises(InputError, match=f"{name} is a slice of a DICOM series; give the folder of the series"):
+            read_image(tmp_path / name)
 
 
 @pytest.mark.real_data
@@ -319,3 +399,10 @@ def test_series_in_paired_folders_are_cases(tmp_path: Path) -> None:
     assert dataset.training[0].images == (tmp_path / "images" / "a",)
     assert (dataset.layout, dataset.file_ending) == ("paired", ".nii.gz")
     assert not [problem for problem in check_dataset(dataset) if problem.fatal]
+
+
+def test_voxels_are_counted_from_the_first_slice(tmp_path: Path) -> None:
+    folder = make(tmp_path / "series")
+    assert num_voxels(folder) == prod(read_grid(folder).shape) > 1
+    (tmp_path / "empty").mkdir()
+    assert num_voxels(tmp_path / "empty") == 1

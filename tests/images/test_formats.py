@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from segfit.images.formats import (
     find_format,
     is_image_folder,
     label_ending,
+    num_voxels,
     read_case,
     read_grid,
     read_image,
@@ -28,7 +31,7 @@ from segfit.images.formats import (
     split_ending,
     write_labels,
 )
-from segfit.images.image import Image, mm_per_unit
+from segfit.images.image import FileError, Image, mm_per_unit
 
 GRID = Grid((2, 3, 4), (3.0, 1.0, 1.0), np.diag([1.0, 1.0, 3.0, 1.0]))
 ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -201,10 +204,10 @@ def test_files_of_an_image(tmp_path: Path) -> None:
     write_labels(tmp_path / "a.mhd", ARRAY, GRID)
     assert files_of(tmp_path / "a.mhd") == (tmp_path / "a.mhd", tmp_path / "a.zraw")
     assert files_of(tmp_path / "b.nii.gz") == (tmp_path / "b.nii.gz",)
-    (tmp_path / "s" / "t").mkdir(parents=True)
+    (tmp_path / "s.zarr" / "t").mkdir(parents=True)
     for name in ("2", "1", "t/3"):
-        (tmp_path / "s" / name).touch()
-    assert files_of(tmp_path / "s") == tuple(tmp_path / "s" / name for name in ("1", "2", "t/3"))
+        (tmp_path / "s.zarr" / name).touch()
+    assert files_of(tmp_path / "s.zarr") == tuple(tmp_path / "s.zarr" / name for name in ("1", "2", "t/3"))
 
 
 @pytest.mark.parametrize(
@@ -254,3 +257,38 @@ def test_real_pairs_fit(data: Path) -> None:
     assert image.grid.mismatch(label.grid) == ""
     assert image.array.shape == label.array.shape
     assert np.unique(label.array).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ending", [ending for ending, format_ in ENDINGS.items() if format_.write is not None])
+def test_voxels_are_counted_without_reading_them(ending: str, tmp_path: Path) -> None:
+    flat = find_format(Path(f"a{ending}")).name == "picture"
+    array, grid = (ARRAY[0], Grid((3, 4), (1.0, 1.0))) if flat else (ARRAY, GRID)
+    path = tmp_path / f"a{ending}"
+    write_labels(path, array, grid)
+    assert num_voxels(path) == array.size == prod(read_grid(path).shape)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2), (4, 3, 2, 5)])
+def test_voxels_of_one_channel_are_counted_in_any_header(
+    kind: Any, order: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    header = kind.header_class(endianness=order)
+    for name in ("a.nii", "a.nii.gz"):
+        kind(np.zeros(shape, np.int16), np.eye(4), header).to_filename(tmp_path / name)
+        assert num_voxels(tmp_path / name) == prod(shape[:3]) == prod(read_grid(tmp_path / name).shape)
+
+
+def test_what_cannot_be_read_counts_as_one_voxel(tmp_path: Path) -> None:
+    for name, content in (("a.nii.gz", b"\x1f\x8bx"), ("b.nii", b"x" * 600), ("c.png", b"\x89PNG"), ("d.tif", b"")):
+        (tmp_path / name).write_bytes(content)
+        assert num_voxels(tmp_path / name) == 1
+    for name in ("missing.nii.gz", "missing.png", "unknown.xyz"):
+        assert num_voxels(tmp_path / name) == 1
+
+
+def test_errors_of_files_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(FileError(Path("a.png"), "is empty", "copy it again")))
+    assert (error.path, error.problem, error.action) == (Path("a.png"), "is empty", "copy it again")
+    assert str(error) == "a.png is empty; copy it again"

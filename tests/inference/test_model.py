@@ -10,12 +10,10 @@ import pytest
 import SimpleITK
 import zarr
 from PIL import Image as Picture
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from segfit.bundle.bundle import Member
 from segfit.components import PostprocessingStep, keep_largest
-from segfit.dataset.layouts import cases_from_files
+from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap, Grid
@@ -23,6 +21,7 @@ from segfit.images.formats import read_grid, read_label
 from segfit.images.image import Image
 from segfit.inference.model import Model, load_model, predict_folder
 from segfit.planning.plan import Configuration
+from series_builder import affine_of, clutter, write_series
 
 MULTISCALE = {
     "axes": [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"],
@@ -236,28 +235,9 @@ def test_predict_folder(model: Model, tmp_path: Path) -> None:
     assert paths[0].stat().st_mtime_ns != stamps[0]
 
 
-def write_series(folder: Path, array: np.ndarray) -> Path:
-    """Write (z, y, x) integers as a DICOM series of 2.25 mm slices with pixels of 0.9 x 1.25 mm."""
-    folder.mkdir()
-    for number, pixels in enumerate(array):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-        dataset.Rows, dataset.Columns = pixels.shape
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 1
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
-        dataset.PixelSpacing, dataset.ImageOrientationPatient = [0.9, 1.25], [1, 0, 0, 0, 1, 0]
-        dataset.ImagePositionPatient = [5, -3, 7 + 2.25 * number]
-        dataset.PixelData = pixels.astype(np.int16).tobytes()
-        dataset.save_as(folder / f"slice{number}", enforce_file_format=True)
-    return folder
-
-
 def test_other_formats_predict_alike(model: Model, tmp_path: Path) -> None:
     array = voxels().round()
-    affine = np.array([[-1.25, 0, 0, -5], [0, -0.9, 0, 3], [0, 0, 2.25, 7], [0, 0, 0, 1]])  # of the series, in RAS
-    source = write_case(tmp_path / "in", "a", array, affine).images[0]
+    source = write_case(tmp_path / "in", "a", array, affine_of()).images[0]
     expected = model.predict(source).labels
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(source)), str(tmp_path / "c.nrrd"))
     attributes = {"ome": {"version": "0.5", "multiscales": [MULTISCALE]}}
@@ -277,6 +257,81 @@ def test_other_formats_predict_alike(model: Model, tmp_path: Path) -> None:
     written = (again[0] / ".zattrs").stat().st_mtime_ns
     predict_folder(model, cases_from_files(inputs[2:], 1), tmp_path / "zarr", ending=".zarr")
     assert (again[0] / ".zattrs").stat().st_mtime_ns == written  # what is there is left as it is
+
+
+def test_series_predict_as_the_same_volume_stored_otherwise(model: Model, tmp_path: Path) -> None:
+    """A converter's file has its rows the other way round; both say where they lie, so the labels lie alike too."""
+    array = voxels().round()
+    write_series(tmp_path / "in" / "a", array)
+    write_series(tmp_path / "in" / "b" / "1.2.840.1", array)
+    for folder in (tmp_path / "in", tmp_path / "in" / "a", tmp_path / "in" / "b" / "1.2.840.1"):
+        clutter(folder)
+    paths = predict_folder(model, find_cases(tmp_path / "in", model.image_ending, 1), tmp_path / "out")
+    assert [path.name for path in paths] == ["a.nii.gz", "b.nii.gz"]
+    rows = array.shape[1]
+    turned = affine_of() @ np.array([[1, 0, 0, 0], [0, -1, 0, rows - 1], [0, 0, 1, 0], [0, 0, 0, 1]])
+    source = write_case(tmp_path / "nifti", "a", array[:, ::-1], turned).images[0]
+    expected = model.predict(source).labels[:, ::-1]
+    assert len(np.unique(expected)) == 3
+    for path in paths:
+        label = read_label(path)
+        np.testing.assert_array_equal(label.array[0], expected)
+        np.testing.assert_allclose(label.grid.affine, affine_of(), atol=1e-6)
+
+
+@pytest.mark.real_data
+def test_a_real_series_predicts_as_the_file_that_itk_makes_of_it(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    model = make_model(member(configuration(orientation="canonical", spacing=(2.0, 8.0, 8.0), patch=(8, 32, 32))))
+    (tmp_path / "in" / "patient").mkdir(parents=True)
+    series = tmp_path / "in" / "patient" / "series"
+    series.symlink_to(data / "ct_example" / "example_ct_dicom")
+    paths = predict_folder(model, find_cases(tmp_path / "in", model.image_ending, 1), tmp_path / "out")
+    assert [path.name for path in paths] == ["patient.nii.gz"]
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    SimpleITK.WriteImage(SimpleITK.Flip(reader.Execute(), [False, True, False]), str(tmp_path / "a.nii.gz"))
+    expected = model.predict(tmp_path / "a.nii.gz").labels[:, ::-1]
+    found = read_label(paths[0])
+    assert len(np.unique(expected)) == 3
+    np.testing.assert_array_equal(found.array[0], expected)
+    assert read_grid(series).mismatch(found.grid) == ""
+
+
+def test_predict_folder_names_series_that_are_none(model: Model, tmp_path: Path) -> None:
+    array = voxels((5, 6, 7)).round()
+    folder = tmp_path / "in"
+    for case in ("a", "gap", "both/one", "both/two", "z"):
+        write_series(folder / case, array)
+    (folder / "gap" / "slice997").unlink()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "README.txt").write_text("no slices")
+    with pytest.raises(DatasetError) as caught:
+        predict_folder(model, find_cases(folder, model.image_ending, 1), tmp_path / "out")
+    told = [(problem.case, problem.problem, problem.action) for problem in caught.value.problems]
+    assert told == [
+        (
+            "both",
+            "both holds 2 series, in the folders one, two",
+            "keep the one that is meant; channels are folders both_0000, both_0001, ...",
+        ),
+        (
+            "gap",
+            "gap has uneven distances between slices: 4.5 mm behind slice 2 of 4, usually 2.25 mm (1 such place)",
+            "add the missing slices or convert the series to evenly spaced NIfTI",
+        ),
+        (
+            "notes",
+            "notes holds no DICOM images",
+            "give the folder that has the slices directly inside, or take this one away from the images",
+        ),
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "z.nii.gz"]
 
 
 def test_predict_folder_goes_on_after_a_bad_case(model: Model, tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ def test_a_whole_network_can_be_given() -> None:
         heads=2,
     )
     assert not plan.stock
-    assert "features [8,16,24] asked for" in plan.changes
+    assert "3d_fullres: features [8,16,24] set by you instead of [32,64,128,256]" in plan.changes
     decision = next(one for one in plan.decisions if one.key == "3d_fullres.network.strides")
-    assert (decision.value, decision.bound) == (strides, "asked for")
+    assert (decision.value, decision.bound) == (strides, "set by you")
+    assert decision.inputs["by_rule"] == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
     assert decision.would_change == "the option planning.strides"
 
 
@@ -69,12 +70,12 @@ def test_loss_normalization_and_order_of_axes() -> None:
     assert item.preprocessing.transpose == (2, 0, 1)
     assert item.median_shape == (35, 36, 50)
     assert plan.changes == (
-        "batch_dice true asked for",
-        "transpose [2,0,1] asked for",
-        'channel "MRI" is normalised as ct, not as zscore, as asked',
+        "normalization ct set by you instead of zscore",
+        "transpose [2,0,1] set by you instead of [0,1,2]",
+        "3d_fullres: batch_dice true set by you instead of false",
     )
     bounds = {one.key: one.bound for one in plan.decisions}
-    assert bounds["transpose"] == bounds["normalization.0"] == bounds["3d_fullres.batch_dice"] == "asked for"
+    assert bounds["transpose"] == bounds["normalization.0"] == bounds["3d_fullres.batch_dice"] == "set by you"
 
 
 @pytest.mark.parametrize(

@@ -139,13 +139,15 @@ def test_overrides_are_applied_and_listed() -> None:
     assert full.network.features[:2] == (16, 32)
     assert not plan.stock
     assert plan.changes == (
-        "3d_fullres: patch size 30x40x30 was asked for and rounded up to 32x40x32, multiples of 8x8x8",
-        "batch size 5 was asked for",
-        "16 base features were asked for",
         "only 3d_fullres is planned, as asked",
+        "3d_fullres: patch_size 32x40x32 (30x40x30 rounded up to multiples of 8x8x8) set by you instead of 40x56x40",
+        "3d_fullres: batch_size 5 set by you instead of 9",
+        "3d_fullres: base_features 16 set by you instead of 32",
     )
-    assert _decision(plan, "3d_fullres.batch_size").bound == "asked for"
-    assert _decision(plan, "3d_fullres.patch_size").bound == "asked for"
+    assert _decision(plan, "3d_fullres.batch_size").bound == "set by you"
+    assert _decision(plan, "3d_fullres.patch_size").bound == "set by you"
+    assert _decision(plan, "configurations").bound == "set by you"
+    assert _decision(plan, "configurations").inputs["by_rule"] == ["2d", "3d_fullres"]
 
 
 def test_a_patch_beyond_the_memory_target_is_taken_with_a_warning() -> None:
@@ -179,7 +181,10 @@ def test_mirror_axes_follow_the_transposition() -> None:
     assert plan.configurations["3d_fullres"].preprocessing.transpose == (1, 0, 2)
     assert plan.training["3d_fullres"].augmentation.mirror_axes == (0, 2)
     assert plan.training["2d"].augmentation.mirror_axes == (1,)
-    assert plan.changes == ("only y, x are mirrored",)
+    assert plan.changes == (
+        "2d: mirror_axes [2] set by you instead of [0,2]",
+        "3d_fullres: mirror_axes [1,2] set by you instead of [0,1,2]",
+    )
 
 
 def test_auto_is_canonical_and_leaves_out_telling_axes() -> None:
@@ -288,6 +293,12 @@ def test_unusable_fingerprints_are_refused() -> None:
         derive(_small().model_copy(update={"channel_names": ("a", "b")}), _LABELS, _options())
     with pytest.raises(InputError, match=r"nothing to train: the images have .* voxels, too few for a network"):
         derive(fingerprint([case((5, 6, 6), (1, 1, 1))]), _LABELS, _options())
+
+
+def test_images_whose_finest_axis_is_short_say_so() -> None:
+    """One fine axis of 8 to 11 voxels is never halved, and the coarser ones not before it."""
+    with pytest.raises(InputError, match=r"too few for a network: .* finest with 0\.4 mm, has 10 of the 12 it needs"):
+        derive(fingerprint([case((10, 100, 120), (0.4, 4, 4))]), _LABELS, _options())
 
 
 def test_impossible_memory_targets_are_refused() -> None:

@@ -22,3 +22,12 @@ def test_rules(patch: tuple[int, ...], degrees: float, dummy_2d: bool, sample_pa
     assert (spec.rotation_degrees, spec.dummy_2d, spec.sample_patch) == (degrees, dummy_2d, sample_patch)
     assert spec.mirror_axes == (0,)
     assert spec.masked_channels == (1,)
+
+
+def test_angle_and_plane_can_be_given() -> None:
+    given = augmentation_for((64, 64, 64), (0,), degrees=0)
+    assert (given.rotation_degrees, given.dummy_2d, given.sample_patch) == (0, False, (75, 75, 75))
+    flat = augmentation_for((64, 64, 64), (0,), dummy_2d=True)
+    assert (flat.rotation_degrees, flat.dummy_2d, flat.sample_patch[0]) == (180, True, 64)
+    assert not augmentation_for((16, 96, 96), (0,), dummy_2d=False).dummy_2d
+    assert not augmentation_for((96, 96), (0,), dummy_2d=True).dummy_2d

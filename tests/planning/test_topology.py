@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segfit.planning.topology import SMALLEST_MAP, topology
+from segfit.planning.topology import SMALLEST_MAP, kernels_for, topology
 
 
 def test_isotropic_volume() -> None:
@@ -55,3 +55,12 @@ def test_kernels_never_shrink_again() -> None:
     for before, after in itertools.pairwise(kernels):
         assert all(a >= b for a, b in zip(after, before, strict=True))
     assert kernels[0] == (1, 3, 3)
+
+
+@given(
+    st.lists(st.floats(0.05, 20), min_size=2, max_size=3),
+    st.lists(st.integers(1, 700), min_size=3, max_size=3),
+)
+def test_kernels_of_given_strides_follow_the_rule(spacing: list[float], shape: list[int]) -> None:
+    found = topology(spacing, shape[: len(spacing)])
+    assert kernels_for(spacing, found.strides) == found.kernels

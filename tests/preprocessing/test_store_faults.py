@@ -14,13 +14,23 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from store_tasks import SCHEME, SPEC, cases_of, check_whole, fill, fill_at, fill_with_small_files
+from store_tasks import (
+    SCHEME,
+    SPEC,
+    cases_of,
+    check_whole,
+    damage_or_be_killed,
+    fill,
+    fill_at,
+    fill_with_small_files,
+)
 
 from segfit.dataset.phantom import make_phantom
 from segfit.errors import StageError
 from segfit.execution import pool as pool_module
 from segfit.execution.workers import WorkerPool
-from segfit.preprocessing.store import CaseStore, preprocess_dataset, verify_store
+from segfit.preprocessing import store as store_module
+from segfit.preprocessing.store import CaseStore, preprocess_dataset, preprocessing_pool, verify_store
 
 _PATIENCE_S = 60.0
 
@@ -139,6 +149,47 @@ def test_two_processes_fill_one_empty_store(dataset: Path, expected: CaseStore, 
     assert first == second
     _assert_complete(root, expected)
     assert _names(root) == {*expected.keys(), "hashes.json"}
+
+
+def test_processes_verify_what_threads_verify(dataset: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = tmp_path / "store"
+    keys = fill(dataset, root)
+    hurt = root / keys["phantom_tr_003"] / "image.b2nd"
+    hurt.write_bytes(hurt.read_bytes()[:-1] + b"x")
+    by_threads = verify_store(CaseStore(root))
+    assert [(case.name, case.problem) for case in by_threads] == [
+        ("phantom_tr_003", "image.b2nd is not what was written")
+    ]
+    verified = request.getfixturevalue("done_by_processes")
+    assert verify_store(CaseStore(root)) == by_threads
+    assert sorted(verified) == sorted(keys.values())
+
+
+@pytest.mark.usefixtures("done_by_processes")
+def test_a_case_that_no_worker_survives_is_not_verified(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "store"
+    keys = fill(dataset, root)
+    (root / keys["phantom_tr_005"] / "sick").touch()
+    monkeypatch.setattr(store_module, "_damage", damage_or_be_killed)
+    (damaged,) = verify_store(CaseStore(root))
+    assert (damaged.name, damaged.folder) == ("phantom_tr_005", root / keys["phantom_tr_005"])
+    assert damaged.problem.startswith("it could not be read, even alone: worker killed by signal 9 (Killed)")
+
+
+def test_parts_of_large_work_are_done_by_processes_too(
+    dataset: Path, expected: CaseStore, tmp_path: Path, done_by_processes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, root = cases_of(dataset), tmp_path / "store"
+    monkeypatch.setattr(pool_module, "_PROCESSES_FROM", sum(store_module._predicted_bytes(c, SPEC) for c in cases))
+    with preprocessing_pool(cases, SPEC, workers=2) as executor:
+        for part in (cases[:1], cases[1:]):
+            preprocess_dataset(part, SPEC, SCHEME, CaseStore(root), executor=executor)
+    assert sorted(done_by_processes) == [case.id for case in cases]
+    _assert_complete(root, expected)
+    preprocess_dataset(cases[1:], SPEC, SCHEME, CaseStore(root))
+    assert len(done_by_processes) == len(cases)  # a part alone is small
 
 
 @pytest.fixture

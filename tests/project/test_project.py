@@ -9,10 +9,10 @@ import pytest
 import segfit
 from segfit.bundle.bundle import open_bundle
 from segfit.dataset.phantom import make_phantom
-from segfit.errors import InputError
+from segfit.errors import InputError, Problem
 from segfit.images.formats import read_grid, read_label
 from segfit.planning.plan import Plan
-from segfit.project import Project
+from segfit.project import Project, preparation
 
 
 def stages(project: Project) -> list[str]:
@@ -236,3 +236,15 @@ def test_changed_files_are_checked_again(tmp_path: Path) -> None:
     label.write_bytes(label.read_bytes()[:100])
     problems = Project.open(tmp_path / "p").check()
     assert [(problem.case, problem.fatal) for problem in problems] == [("phantom_tr_002", True)]
+
+
+def test_what_a_busy_machine_caused_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_phantom(tmp_path / "Dataset005_Large", cases=5, test_cases=0, shape=(8, 16, 16))
+    found = [(Problem("phantom_tr_002", "could not be read", "check again", transient=True),)] * 2 + [()]
+    looks = iter(found)
+    monkeypatch.setattr(preparation, "check_dataset", lambda *_, **__: next(looks))
+    project = Project.create(tmp_path / "p", data)
+    assert project.check() == project.check() == found[0]  # told twice, looked at once
+    assert Project.open(tmp_path / "p").check() == found[1]
+    assert Project.open(tmp_path / "p").check() == ()
+    assert Project.open(tmp_path / "p").check() == ()  # of files: remembered

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from segfit.errors import InputError
-from segfit.evaluation.summary import Pair
+from segfit.evaluation.summary import Pair, evaluate
+from segfit.geometry import Grid
+from segfit.images.formats import write_labels
 from segfit.labels import LabelScheme
 from segfit.selection import ensemble
-from segfit.selection.ensemble import Member, average_probabilities, evaluate_ensembles, merge_labels, merged_pairs
+from segfit.selection.ensemble import (
+    Member,
+    StoredProbabilities,
+    average_probabilities,
+    evaluate_ensembles,
+    merge_labels,
+    merged_pairs,
+)
+from segfit.selection.postprocess import decide_postprocessing
 
 ONE = LabelScheme.from_declaration({"background": 0, "a": 1})
 REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
@@ -85,3 +96,60 @@ def test_probabilities_on_another_grid_are_named() -> None:
     wrong = member("wrong", {"x": of_foreground(1, 1), "y": of_foreground(1, 1)})
     with pytest.raises(InputError, match=r"case x: the probabilities of wrong have shape \(2, 2, 1\), expected"):
         evaluate_ensembles([A, wrong], REFERENCES, ONE, workers=1)
+
+
+def stored(folder: Path, member: Member) -> Member:
+    """The same member with its probabilities in files."""
+    for case, load in member.probabilities.items():
+        np.save(folder / f"{member.name}-{case}.npy", load()[:, None])
+    return Member(
+        member.name,
+        {case: StoredProbabilities(folder / f"{member.name}-{case}.npy") for case in member.probabilities},
+    )
+
+
+@pytest.fixture
+def references(tmp_path: Path) -> list[Pair]:
+    """The references in files."""
+    pairs = []
+    for pair in REFERENCES:
+        file = tmp_path / f"{pair.case}.nii.gz"
+        write_labels(file, pair.load_reference()[None], Grid((1, 3, 1), (1.0, 1.0, 1.0)))
+        pairs.append(Pair.of_files(pair.case, file, file))
+    return pairs
+
+
+def test_processes_score_the_same_ensembles(
+    tmp_path: Path, references: list[Pair], request: pytest.FixtureRequest
+) -> None:
+    members = [stored(tmp_path, member) for member in (A, B, C)]
+    by_threads = evaluate_ensembles(members, references, ONE, workers=2)
+    scores = {names: [case.scores["a"].dice for case in s.cases] for names, s in by_threads.items()}
+    assert scores == {("a", "b"): [1.0, 0.0], ("a", "c"): [2 / 3, 2 / 3], ("b", "c"): [1.0, 2 / 3]}
+    cases = request.getfixturevalue("done_by_processes")
+    assert evaluate_ensembles(members, references, ONE, workers=2) == by_threads
+    assert sorted(cases) == ["x", "y"]
+    in_memory = evaluate_ensembles([A, B, C], REFERENCES, ONE, workers=2)  # stays in this process
+    assert {names: s.mean_dice for names, s in in_memory.items()} == {n: s.mean_dice for n, s in by_threads.items()}
+    assert len(cases) == 2
+
+
+def test_processes_merge_score_and_postprocess_the_same(
+    tmp_path: Path, references: list[Pair], request: pytest.FixtureRequest
+) -> None:
+    pairs = merged_pairs([stored(tmp_path, A), stored(tmp_path, C)], references, ONE)
+    assert pairs[0].load_prediction()[0, :, 0].tolist() == [1, 1, 0]
+    by_threads = evaluate(pairs, ONE, workers=2), decide_postprocessing(pairs, ONE, workers=2)
+    assert [case.scores["a"].dice for case in by_threads[0].cases] == [2 / 3, 2 / 3]
+    cases = request.getfixturevalue("done_by_processes")
+    assert (evaluate(pairs, ONE, workers=2), decide_postprocessing(pairs, ONE, workers=2)) == by_threads
+    assert sorted(cases) == ["x", "x", "y", "y"]
+    mixed = merged_pairs([stored(tmp_path, A), C], REFERENCES, ONE)
+    assert [pair.predicted_bytes() for pair in mixed] == [0, 0]
+
+
+def test_what_an_ensemble_takes_is_told_by_its_files(tmp_path: Path, references: list[Pair]) -> None:
+    member = stored(tmp_path, A)
+    size = (tmp_path / "a-x.npy").stat().st_size
+    (pair, _) = merged_pairs([member, member], references, ONE)
+    assert pair.predicted_bytes() == 3 * size + 3 * 8  # both members and the label map, and the reference

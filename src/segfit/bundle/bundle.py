@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from segfit.components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.files import Document, Record, hash_file, write_bytes, write_text
+from segfit.images.formats import described
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration
 
@@ -52,7 +53,8 @@ class ModelManifest(Document):
     name: str
     labels: LabelScheme
     channel_names: tuple[str, ...]
-    file_ending: str  # of the files it was made from, with the leading dot
+    file_ending: str  # of the label maps it was made from, with the leading dot
+    image_ending: str = ""  # of the images it was made from, as in `segfit.images.formats`; empty: as the label maps
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: tuple[PostprocessingStep, ...] = ()
     scores: dict[str, float | None] = {}  # cross-validated Dice by structure; None where it is undefined
@@ -68,6 +70,11 @@ class ModelManifest(Document):
     def files(self) -> tuple[str, ...]:
         """Names of all weight files."""
         return tuple(name for member in self.members for name in member.weights.values())
+
+    @property
+    def input_ending(self) -> str:
+        """Ending of the images it was made from."""
+        return self.image_ending or self.file_ending
 
     @model_validator(mode="after")
     def _check(self) -> ModelManifest:
@@ -186,7 +193,7 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     for index, name in enumerate(manifest.channel_names):
         yield f"| {index} | {name} |"
     canonical = manifest.members[0].configuration.preprocessing.orientation == "canonical"
-    yield f"\nMade from `{manifest.file_ending}` files. " + (
+    yield f"\nMade from {described(manifest.input_ending, 'files')}. " + (
         "Images may lie in any orientation that their file declares."
         if canonical
         else "Images must be stored in the same orientation as the training data."

@@ -152,6 +152,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "training_cases": len(dataset.training),
         "test_cases": len(dataset.test),
         "file_ending": dataset.file_ending,
+        "image_ending": dataset.image_ending,
     }
 
 

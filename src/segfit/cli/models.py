@@ -32,7 +32,7 @@ def predict(
     ] = None,
     model: Annotated[Path | None, typer.Option("--model", "-m", help="Folder of a model.")] = None,
     inputs: Annotated[
-        list[Path] | None, typer.Option("--input", "-i", help="Folder of images, or image files.")
+        list[Path] | None, typer.Option("--input", "-i", help="Folder of images, image files, DICOM series.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the label files.")] = None,
     out: Out = None,
@@ -52,7 +52,7 @@ def predict(
 
     Or the test images of a project, with --out alone.
 
-    Inputs are CASE_0000.END, CASE_0001.END, ... (one file per channel), outputs CASE.END.
+    Inputs are CASE_0000.END, CASE_0001.END, ... (one file per channel), outputs CASE.END. A DICOM series is a folder.
     """
     if model is None:
         if inputs or output or more:
@@ -65,7 +65,6 @@ def predict(
         raise InputError("predict needs the images with -i and a folder for the results with -o")
     inputs = [*inputs, *(more or [])]
     from segfit.dataset.layouts import cases_from_files, find_cases
-    from segfit.images.formats import is_image_folder
     from segfit.inference.model import load_model, predict_folder
 
     loaded = load_model(
@@ -79,8 +78,8 @@ def predict(
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path} does not exist; correct the path given with -i")
-    if len(inputs) == 1 and inputs[0].is_dir() and not is_image_folder(inputs[0]):
-        cases = find_cases(inputs[0], loaded.file_ending, channels)
+    if len(inputs) == 1 and inputs[0].is_dir():
+        cases = find_cases(inputs[0], loaded.image_ending, channels)
     else:
         cases = cases_from_files(inputs, channels)
     paths = predict_folder(
@@ -160,6 +159,7 @@ def info(
     """Say what a folder is."""
     from segfit.bundle.bundle import MANIFEST, card, open_bundle
     from segfit.dataset.layouts import LAYOUTS, open_dataset
+    from segfit.images.formats import described
 
     if (path / MANIFEST).is_file():
         manifest = open_bundle(path, verify=False).manifest
@@ -180,6 +180,7 @@ def info(
             "training cases": str(len(dataset.training)),
             "test cases": str(len(dataset.test)),
             "file ending": dataset.file_ending,
+            "images": described(dataset.image_ending),
         }
     else:
         raise InputError(f"{path} is neither a model, nor a project, nor a dataset; give one of them")

@@ -113,10 +113,14 @@ def check(
 
 def fingerprint(
     dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
-    skip_incomplete: SkipIncomplete = None, settings: Set = None, as_json: AsJson = False,
+    skip_incomplete: SkipIncomplete = None, resample_labels: Resample = None, settings: Set = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure sizes, spacings, labels, intensities."""
-    given = settings_from(preset=preset, workers=workers, skip_incomplete=skip_incomplete, settings=settings)
+    given = settings_from(
+        preset=preset, workers=workers, skip_incomplete=skip_incomplete, resample_labels=resample_labels,
+        settings=settings,
+    )  # fmt: skip
     project = open_project(dataset, out, given)
     result = project.fingerprint()
     if as_json:
@@ -189,6 +193,9 @@ def plan(
         for name, item in result.configurations.items()
     ]
     table(("configuration", "spacing (mm)", "patch", "batch", "network"), rows, sys.stdout)
+    sys.stdout.write(f"stock: {'yes' if result.stock else 'no'}\n")
+    for change in result.changes:
+        sys.stdout.write(f"  - {change}\n")
     for warning in result.warnings:
         sys.stdout.write(f"warning: {warning}\n")
     if result.run is not None:
@@ -214,7 +221,7 @@ def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
 
 def preprocess(
     dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
-    skip_incomplete: SkipIncomplete = None, settings: Set = None,
+    skip_incomplete: SkipIncomplete = None, resample_labels: Resample = None, settings: Set = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Only read what is stored against its checksums.")
     ] = False,
@@ -223,7 +230,10 @@ def preprocess(
 
     With --verify the exit code is 1 if a stored case is damaged.
     """
-    given = settings_from(preset=preset, workers=workers, skip_incomplete=skip_incomplete, settings=settings)
+    given = settings_from(
+        preset=preset, workers=workers, skip_incomplete=skip_incomplete, resample_labels=resample_labels,
+        settings=settings,
+    )  # fmt: skip
     project = open_project(dataset, out, given)
     if verify:
         return _verify(project)
@@ -252,6 +262,8 @@ def train(
     time: Time = None,
     steps: Steps = None,
     preset: Preset = None,
+    splits: Split = None,
+    resample_labels: Resample = None,
     memory: Memory = None,
     device: Device = None,
     seed: Seed = None,
@@ -261,8 +273,8 @@ def train(
 ) -> None:
     """Train what fits the time; goes on if stopped."""
     given = settings_from(
-        time=time, steps=steps, preset=preset, memory=memory, device=device, seed=seed, workers=workers,
-        skip_incomplete=skip_incomplete, settings=settings,
+        time=time, steps=steps, preset=preset, splits=splits, resample_labels=resample_labels, memory=memory,
+        device=device, seed=seed, workers=workers, skip_incomplete=skip_incomplete, settings=settings,
     )  # fmt: skip
     project = open_project(dataset, out, given)
     results = project.train()
@@ -275,11 +287,12 @@ def train(
 
 
 def select(
-    dataset: DatasetArgument = None, out: Out = None, skip_incomplete: SkipIncomplete = None, settings: Set = None,
-    as_json: AsJson = False,
+    dataset: DatasetArgument = None, out: Out = None, skip_incomplete: SkipIncomplete = None,
+    resample_labels: Resample = None, settings: Set = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Validate, compare, choose, write the model."""
-    project = open_project(dataset, out, settings_from(skip_incomplete=skip_incomplete, settings=settings))
+    given = settings_from(skip_incomplete=skip_incomplete, resample_labels=resample_labels, settings=settings)
+    project = open_project(dataset, out, given)
     selection = project.select()
     if as_json:
         print_json(selection.model_dump(mode="json"))

@@ -9,23 +9,30 @@ from numpy.typing import NDArray
 
 from segfit.dataset.manifest import Case
 from segfit.dataset.placement import on_image_grid
+from segfit.geometry import Grid
 from segfit.images.formats import read_label
 from segfit.images.image import FileError, Image
 from segfit.labels import LabelScheme
 
-__all__ = ["distinct_values", "merged_masks", "read_labels"]
+__all__ = ["LABEL_BYTES_PER_VOXEL", "distinct_values", "merged_masks", "read_labels"]
+
+LABEL_BYTES_PER_VOXEL = 10  # that reading a label map and finding its values takes (measured)
 
 
-def read_labels(case: Case, scheme: LabelScheme) -> Image:
+def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Image:
     """Return the inner label values (1, *spatial) of a case that has an annotation, as all stages see them.
 
-    Where that was asked for (`Case.resample_label`) they lie on the grid of the image. Raises `InputError` for a file
-    that cannot be read, and for masks of one case on different grids.
+    They are brought onto the grid of the image as `on_image_grid` does it. Raises `InputError` for a file that cannot
+    be read, and for masks of one case on different grids.
+
+    Parameters
+    ----------
+    grid : that of the image; read from its header if it is not given
     """
     if case.label is None:
-        return on_image_grid(case, merged_masks(case))
+        return on_image_grid(case, merged_masks(case), grid)
     image = read_label(case.label)
-    return on_image_grid(case, Image(scheme.to_inner(image.array), image.grid))
+    return on_image_grid(case, Image(scheme.to_inner(image.array), image.grid), grid)
 
 
 def merged_masks(case: Case) -> Image:
@@ -39,6 +46,7 @@ def merged_masks(case: Case) -> Image:
         image = read_label(mask.path)
         if first is None:
             first = Image(np.zeros(image.array.shape, dtype=np.int16), image.grid)
+        image = image.turned_to(first.grid)
         difference = first.grid.mismatch(image.grid)
         if difference:
             raise FileError(

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.dataset.annotation import distinct_values, merged_masks
+from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, distinct_values, merged_masks
 from segfit.dataset.layouts import inspect_dataset
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.placement import on_image_grid
+from segfit.device import free_memory_gb
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.pool import map_cases
+from segfit.execution.workers import LostCaseError
 from segfit.geometry import Grid
-from segfit.images.formats import read_image, read_label, split_ending
+from segfit.images.formats import num_voxels, read_image, read_label, split_ending
 from segfit.images.image import FileError, Image
 from segfit.images.tiff import spacing_file
 from segfit.labels import LabelScheme
@@ -30,6 +33,7 @@ from segfit.progress import SILENT, Progress
 __all__ = ["MIN_CASES", "check_dataset", "check_files", "require_usable"]
 
 MIN_CASES = 5  # the reference needs them for its five folds; with fewer, fewer folds are made
+_IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking at an image takes (measured)
 _SHOWN_VALUES = 8  # label values written out in a message
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
@@ -52,18 +56,23 @@ def check_files(
 ) -> tuple[Problem, ...]:
     """Return `problems`, those of the dataset's structure, and after them all that its files show.
 
-    Each image and label file is read once, in parallel; what is wrong with test cases is a warning.
+    Each image and label file is read once, in parallel; what is wrong with test cases is a warning. A case that no
+    worker survives is a problem of that case.
     """
-    incomplete = frozenset(problem.case for problem in problems if problem.fatal)
+    incomplete = {problem.case for problem in problems if problem.fatal}
+    channels = len(dataset.channel_names)
     work = map_cases(
-        partial(_check_item, labels=dataset.labels, channels=len(dataset.channel_names), incomplete=incomplete),
-        list(enumerate((*dataset.training, *dataset.test))),
+        partial(_check_item, labels=dataset.labels, channels=channels),
+        [(number, case, case.id not in incomplete) for number, case in enumerate((*dataset.training, *dataset.test))],
         description="Checking cases",
         name=_item_name,
+        size=lambda item: _predicted_bytes(item[1], channels),
+        room=free_memory_gb() * 2**30,
+        lost=_unread,
         workers=workers,
         progress=progress,
     )
-    by_number = {number: finding for (number, _), finding in work}
+    by_number = {number: finding for (number, *_), finding in work}
     findings = [by_number[number] for number in range(len(by_number))]
     training, test = findings[: len(dataset.training)], findings[len(dataset.training) :]
     content = [item for finding in training for item in finding.problems]
@@ -82,6 +91,10 @@ def require_usable(problems: Sequence[Problem]) -> None:
         raise DatasetError(fatal)
 
 
+_Item = tuple[int, Case, bool]
+"""Number of a case, the case, and whether no file of it is known to be missing."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Finding:
     """What one case showed."""
@@ -92,13 +105,27 @@ class _Finding:
     digest: str | None  # of all voxels of all channels; None: not all could be read
 
 
-def _item_name(item: tuple[int, Case]) -> str:
+def _item_name(item: _Item) -> str:
     return item[1].id
 
 
-def _check_item(item: tuple[int, Case], *, labels: LabelScheme, channels: int, incomplete: Set[str]) -> _Finding:
-    case = item[1]
-    return _check_case(case, labels, channels, complete=case.id not in incomplete)
+def _predicted_bytes(case: Case, channels: int) -> int:
+    """Return the memory that checking a case takes, about: its channels are read file by file, then its label."""
+    if not case.images:
+        return sum(num_voxels(path) for path in case.label_files) * LABEL_BYTES_PER_VOXEL + 1
+    image = ceil(channels / len(case.images)) * _IMAGE_BYTES_PER_VOXEL
+    return num_voxels(case.images[0]) * (image + (LABEL_BYTES_PER_VOXEL if case.label_files else 0))
+
+
+def _unread(item: _Item, error: LostCaseError) -> _Finding:
+    problem = f"its files could not be read, even alone: worker {error.reason}"
+    action = "check again with more free memory, on a larger machine if need be, or remove the case"
+    return _Finding((Problem(item[1].id, problem, action, transient=True),), None, None, None)
+
+
+def _check_item(item: _Item, *, labels: LabelScheme, channels: int) -> _Finding:
+    _, case, complete = item
+    return _check_case(case, labels, channels, complete=complete)
 
 
 def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool) -> _Finding:
@@ -167,6 +194,9 @@ def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
 
 def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path) -> list[Problem]:
     difference, moved = expected.mismatch(found), expected.snapped(found)
+    if difference and expected.turn(found) is not None:
+        problem = f"{path.name} stores its axes in another order or direction than {first.name} and is turned onto it"
+        return [Problem(case.id, problem, "nothing if its header is right", fatal=False)]
     action = "resample it to that image, or copy that image's header if the voxels already correspond"
     if difference:
         return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
@@ -180,7 +210,7 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
     """Compare a label map with its image; what does not fit may be resampled if that was asked for."""
     difference, first = expected.mismatch(label.grid), case.images[0]
     problems = _check_grid(case, path, expected, label.grid, first)
-    if not difference:
+    if not any(problem.fatal for problem in problems):
         return problems
     if not case.resample_label:
         return [replace(item, action=f"{item.action}; or give --resample-labels") for item in problems]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case, Dataset
+from segfit.device import free_memory_gb
 from segfit.errors import InputError, StageError
 from segfit.execution.pool import map_cases
-from segfit.files import write_json
+from segfit.files import remove_leftovers, write_json
 from segfit.geometry import Grid
-from segfit.images.formats import find_format, read_image, split_ending, write_labels
+from segfit.images.formats import find_format, num_voxels, read_image, split_ending, write_labels
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 
@@ -24,6 +26,8 @@ __all__ = ["export_nnunet"]
 
 _ENDINGS = {".bmp": ".png", ".jpg": ".png", ".jpeg": ".png", ".png": ".png", ".tif": ".tif", ".tiff": ".tif"}
 """Ending of the copy by ending of the original; everything else becomes .nii.gz."""
+
+_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading a file and writing its channels takes (measured)
 
 
 def export_nnunet(
@@ -48,9 +52,18 @@ def export_nnunet(
         partial_folder = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
         work = partial(_write_case, folder=partial_folder, labels=dataset.labels, ending=ending)
         for _ in map_cases(
-            work, items, description="Writing cases", name=_item_name, workers=workers, progress=progress
+            work,
+            items,
+            description="Writing cases",
+            name=_item_name,
+            size=lambda item: _predicted_bytes(item[1], len(dataset.channel_names)),
+            room=free_memory_gb() * 2**30,
+            workers=workers,
+            progress=progress,
         ):
             pass
+        for part in partial_folder.iterdir():
+            remove_leftovers(part)
         write_json(partial_folder / "dataset.json", _declaration(dataset, ending))
         partial_folder.chmod(0o755)
         partial_folder.rename(target)
@@ -88,14 +101,22 @@ def _item_name(item: tuple[str, Case]) -> str:
     return item[1].id
 
 
+def _predicted_bytes(case: Case, channels: int) -> int:
+    """Return the memory that writing a case takes, about: its channels file by file, then its label."""
+    return num_voxels(case.images[0]) * ceil(channels / len(case.images)) * _BYTES_PER_VOXEL
+
+
 def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, ending: str) -> None:
     part, case = item
     images, annotated = folder / f"images{part}", folder / f"labels{part}"
     images.mkdir(exist_ok=True)
     number = 0
+    grid: Grid | None = None
     for path in case.images:
-        image = read_image(path)
-        as_it_is = image.array.shape[0] == 1 and split_ending(path)[1].lower() == ending
+        stored = read_image(path)
+        grid = grid or stored.grid
+        image = stored.turned_to(grid)
+        as_it_is = image is stored and image.array.shape[0] == 1 and split_ending(path)[1].lower() == ending
         for channel in image.array:
             target = images / f"{case.id}_{number:04d}{ending}"
             number += 1
@@ -106,7 +127,7 @@ def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, en
         if ending == ".tif" and image.grid.ndim == 3:  # one spacing file for all channels, as the reference reads it
             write_json(images / f"{case.id}.json", {"spacing": list(image.grid.spacing_mm)})
     if case.label_files:
-        label = read_labels(case, labels)
+        label = read_labels(case, labels, grid)
         write_labels(annotated / f"{case.id}{ending}", label.array[0], label.grid)
 
 

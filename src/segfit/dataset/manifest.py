@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
 
+from segfit.errors import InputError
 from segfit.files import Record
+from segfit.images.formats import split_ending
 from segfit.labels import LabelScheme
 
 __all__ = ["Case", "Dataset", "Mask"]
@@ -56,6 +60,15 @@ class Dataset(Record):
     num_training: int
     training: tuple[Case, ...]
     test: tuple[Case, ...] = ()  # labels are None where the dataset has none
+
+    @property
+    def image_ending(self) -> str:
+        """Ending of most training images, `segfit.images.formats.FOLDER` for DICOM series."""
+        found: Counter[str] = Counter()
+        for path in (path for case in self.training for path in case.images):
+            with suppress(InputError):  # told by the check
+                found[split_ending(path)[1]] += 1
+        return found.most_common(1)[0][0] if found else self.file_ending
 
     def resampling_labels(self, wanted: bool = True) -> Dataset:
         """Return the dataset with labels that are, or are not, brought onto the grid of their image when read."""

@@ -12,19 +12,23 @@ from segfit.images.image import FileError, Image
 __all__ = ["on_image_grid"]
 
 
-def on_image_grid(case: Case, label: Image) -> Image:
+def on_image_grid(case: Case, label: Image, grid: Grid | None = None) -> Image:
     """Return the label map of a case on the grid of its image.
 
-    A case whose labels are not to be resampled (`Case.resample_label`), and one whose labels lie on that grid already,
-    keeps its label map. Otherwise every voxel of the image gets the value of the nearest voxel of the label map, and 0
-    outside of it. Raises `InputError` if a file does not say where it lies, or if nothing that is labelled lies inside
-    the image.
+    A label map that lies on that grid is kept; one that only stores the same voxels in another order of axes is turned
+    (`Grid.turn`). Any other is kept unless labels are to be resampled (`Case.resample_label`): then every voxel of the
+    image gets the value of the nearest voxel of the label map, and 0 outside of it. Raises `InputError` if a file does
+    not say where it lies, or if nothing that is labelled lies inside the image.
+
+    Parameters
+    ----------
+    grid : that of the image; read from its header if it is not given
     """
-    if not case.resample_label:
-        return label
-    grid = read_grid(case.images[0])
+    if grid is None:
+        grid = read_grid(case.images[0])
+    label = label.turned_to(grid)
     difference = grid.mismatch(label.grid)
-    if not difference:
+    if not difference or not case.resample_label:
         return label
     files = case.label_files[0], case.images[0].name
     problem = f"does not fit {files[1]} ({difference}) and cannot be resampled"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,23 @@ from segfit.errors import InputError
 from segfit.evaluation.metrics import Scores, case_metrics
 from segfit.execution.pool import map_cases
 from segfit.files import Document, Record
-from segfit.images.formats import read_grid, read_label
+from segfit.images.formats import num_voxels, read_grid, read_label
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Progress
 
-__all__ = ["CaseScores", "MeanScores", "Pair", "Summary", "evaluate", "evaluate_folder", "summarize"]
+__all__ = [
+    "CaseScores",
+    "MeanScores",
+    "Pair",
+    "Stored",
+    "Summary",
+    "evaluate",
+    "evaluate_folder",
+    "predicted_bytes",
+    "summarize",
+]
 
-_BYTES_PER_VOXEL = 16  # two label maps, read and compared
+_BYTES_PER_VOXEL = 8  # of a label map that is read and compared with another
 
 # Field of our records -> key of the reference.
 _REFERENCE_KEYS = {
@@ -41,6 +51,25 @@ _REFERENCE_KEYS = {
 }
 
 
+@runtime_checkable
+class Stored(Protocol):
+    """Loads an array from files, in any process: it is small, can be pickled, and knows what loading takes."""
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the array."""
+        ...
+
+    def predicted_bytes(self) -> int:
+        """Return the memory that loading and using the array takes, about; 0 if it cannot leave this process."""
+        ...
+
+
+def predicted_bytes(loads: Iterable[Callable[[], NDArray[Any]]]) -> int:
+    """Return the memory that loading all takes, about; 0 if one of them cannot leave this process."""
+    each = [load.predicted_bytes() if isinstance(load, Stored) else 0 for load in loads]
+    return sum(each) if all(each) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """Loads the label map of a file; without `scheme` its values are taken as inner ones."""
@@ -53,6 +82,10 @@ class _File:
         labels: NDArray[Any] = read_label(self.path).array[0]
         return labels if self.scheme is None else self.scheme.to_inner(labels)
 
+    def predicted_bytes(self) -> int:
+        """Return what a label map takes."""
+        return num_voxels(self.path) * _BYTES_PER_VOXEL
+
 
 @dataclass(frozen=True, slots=True)
 class _Annotation:
@@ -61,15 +94,14 @@ class _Annotation:
     case: Case
     scheme: LabelScheme
 
-    @property
-    def path(self) -> Path:
-        """Its first file."""
-        return self.case.label_files[0]
-
     def __call__(self) -> NDArray[Any]:
         """Return the inner label values, (*spatial)."""
         labels: NDArray[Any] = read_labels(self.case, self.scheme).array[0]
         return labels
+
+    def predicted_bytes(self) -> int:
+        """Return what a label map takes."""
+        return num_voxels(self.case.label_files[0]) * _BYTES_PER_VOXEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +111,8 @@ class Pair:
     Parameters
     ----------
     case : case id
-    load_prediction, load_reference : return the integer label maps, of equal shape
+    load_prediction, load_reference : return the integer label maps, of equal shape; those that are `Stored` may be
+        loaded by other processes
     prediction_file, reference_file : where they come from, for the summary; empty for computed ones
     """
 
@@ -112,10 +145,8 @@ class Pair:
         )
 
     def predicted_bytes(self) -> int:
-        """Return the memory that scoring takes, about; 0 for computed label maps, which stay in their process."""
-        if not isinstance(self.load_prediction, _File) or not isinstance(self.load_reference, _File | _Annotation):
-            return 0
-        return math.prod(read_grid(self.load_reference.path).shape) * _BYTES_PER_VOXEL
+        """Return the memory that scoring takes, about; 0 for label maps that cannot leave this process."""
+        return predicted_bytes((self.load_prediction, self.load_reference))
 
     def load(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return prediction and reference; raise `InputError` naming the case if their shapes differ."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from segfit.errors import StageError
@@ -17,7 +18,7 @@ from segfit.execution.processors import available_workers
 from segfit.execution.workers import LostCaseError, WorkerPool
 from segfit.progress import SILENT, Progress
 
-__all__ = ["map_cases"]
+__all__ = ["case_pool", "map_cases"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -34,6 +35,7 @@ def map_cases(
     name: Callable[[_Item], str] = str,
     size: Callable[[_Item], int] | None = None,
     room: float | None = None,
+    lost: Callable[[_Item, LostCaseError], _Result] | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
@@ -42,7 +44,7 @@ def map_cases(
 
     Few items are in flight at a time, so memory does not grow with their number. The first exception is raised after
     the running items ended; items not yet started are dropped. Cases lost with their worker (see `WorkerPool`) do not
-    stop the others: they are named in one `StageError` at the end.
+    stop the others: they are named in one `StageError` at the end, unless `lost` says what they come to.
 
     Parameters
     ----------
@@ -50,60 +52,65 @@ def map_cases(
         items and the results must be small and picklable. Processes do it if the sizes sum up to 4 GiB and none is 0,
         which says that an item's work cannot leave this process
     room : bytes that the items in work may take together; one item is always in work. Needs `size`
+    lost : makes the result of an item that was lost with its worker
+    executor : does the work in place of a pool of its own, see `case_pool`; it is left open
     """
     waiting = [(item, 0 if size is None else size(item)) for item in items]
     workers = min(workers or available_workers(), max(1, len(waiting)))
-    own = _local_pool(workers, [taken for _, taken in waiting], progress) if executor is None else None
-    pool = executor or own
-    assert pool is not None
-    most = workers if room is not None else 2 * workers
+    most = 2 * workers  # so that nobody waits for the next item
     room = float("inf") if room is None else room
     running: dict[Future[_Result], tuple[_Item, int]] = {}
-    lost: list[str] = []
+    failed: list[LostCaseError] = []
     total = len(waiting)
+    own = case_pool([taken for _, taken in waiting], workers, progress) if executor is None else nullcontext(executor)
     waiting.reverse()
-    abandoned = True
-    try:
-        with progress.task(description, total) as task:
-            while waiting or running:
-                in_work = sum(taken for _, taken in running.values())
-                while waiting and len(running) < most and (not running or in_work + waiting[-1][1] <= room):
-                    item, taken = waiting.pop()
-                    future = (
-                        pool.submit_case(name(item), work, item)
-                        if isinstance(pool, WorkerPool)
-                        else pool.submit(work, item)
-                    )
-                    running[future] = item, taken
-                    in_work += taken
-                for future in wait(running, _LOOK_S, FIRST_COMPLETED).done:
-                    item, _ = running.pop(future)
-                    try:
-                        result = future.result()
-                    except LostCaseError as error:
-                        lost.append(str(error))
+    with own as pool, progress.task(description, total) as task:
+        while waiting or running:
+            in_work = sum(taken for _, taken in running.values())
+            while waiting and len(running) < most and (not running or in_work + waiting[-1][1] <= room):
+                item, taken = waiting.pop()
+                future = (
+                    pool.submit_case(name(item), work, item)
+                    if isinstance(pool, WorkerPool)
+                    else pool.submit(work, item)
+                )
+                running[future] = item, taken
+                in_work += taken
+            for future in wait(running, _LOOK_S, FIRST_COMPLETED).done:
+                item, _ = running.pop(future)
+                try:
+                    result = future.result()
+                except LostCaseError as error:
+                    if lost is None:
+                        failed.append(error)
                         task.advance(1, name(item))
                         continue
-                    task.advance(1, name(item))
-                    yield item, result
-        abandoned = False
-    except Exception:
-        abandoned = False
-        raise
-    finally:
-        if isinstance(own, WorkerPool) and abandoned:  # Ctrl-C, or nobody wants the rest
-            own.stop()
-        if own is not None:
-            own.shutdown(wait=True, cancel_futures=True)
-    if lost:
+                    result = lost(item, error)
+                task.advance(1, name(item))
+                yield item, result
+    if failed:
         raise StageError(
-            f"{description}: {len(lost)} of {total} cases failed, the others are done: {'; '.join(lost)}. Give these "
-            "cases more memory or mend their files, then start again"
+            f"{description}: {len(failed)} of {total} cases failed, the others are done: "
+            f"{'; '.join(map(str, failed))}. Give these cases more memory or mend their files, then start again"
         )
 
 
-def _local_pool(workers: int, sizes: Sequence[int], progress: Progress) -> Executor:
-    """Return processes for large work and threads for small work, and where processes cannot be started."""
-    if sum(sizes) >= _PROCESSES_FROM and all(sizes) and sys.executable and sys.platform != "win32":
-        return WorkerPool(workers, warn=progress.warn)
-    return ThreadPoolExecutor(workers, thread_name_prefix="segfit")
+@contextmanager
+def case_pool(sizes: Sequence[int], workers: int | None = None, progress: Progress = SILENT) -> Iterator[Executor]:
+    """Open the executor that suits items of these sizes, which are those of `map_cases`.
+
+    Processes do large work, threads small work, and all work where processes cannot be started.
+    """
+    workers = min(workers or available_workers(), max(1, len(sizes)))
+    if sum(sizes) < _PROCESSES_FROM or not all(sizes) or not sys.executable or sys.platform == "win32":
+        pool: Executor = ThreadPoolExecutor(workers, thread_name_prefix="segfit")
+    else:
+        pool = WorkerPool(workers, warn=progress.warn)
+    try:
+        yield pool
+    except BaseException as error:
+        if isinstance(pool, WorkerPool) and not isinstance(error, Exception):  # Ctrl-C, or nobody wants the rest
+            pool.stop()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -44,7 +44,17 @@ _BLAS_THREADS = (
 
 
 class LostCaseError(StageError):
-    """A case whose worker ended, hung or ran out of memory at every attempt."""
+    """A case whose worker ended, hung or ran out of memory at every attempt.
+
+    `reason` follows the word "worker", as in "killed by signal 9 (Killed), it held 5.1 GB".
+    """
+
+    def __init__(self, case: str, reason: str) -> None:
+        self.case, self.reason = case, reason
+        super().__init__(f"case {case}: worker {reason}")
+
+    def __reduce__(self) -> tuple[type[LostCaseError], tuple[str, str]]:
+        return LostCaseError, (self.case, self.reason)
 
 
 class _EndedError(Exception):
@@ -59,9 +69,8 @@ class _Task:
     attempt: int = 0
     held: int = 0  # bytes, the most that its worker was seen to hold
 
-    def obituary(self, reason: str) -> str:
-        held = f", it held {self.held / 2**30:.1f} GB" if self.held else ""
-        return f"case {self.case}: worker {reason}{held}"
+    def obituary(self, reason: str) -> LostCaseError:
+        return LostCaseError(self.case, reason + (f", it held {self.held / 2**30:.1f} GB" if self.held else ""))
 
 
 class _Worker:
@@ -199,7 +208,7 @@ class WorkerPool(Executor):
     def _cancel_waiting(self) -> None:
         for task in self._queue:
             if not task.future.cancel():  # one that is to be tried again
-                task.future.set_exception(LostCaseError(task.obituary("stopped")))
+                task.future.set_exception(task.obituary("stopped"))
         self._queue.clear()
 
     def _supervise(self) -> None:
@@ -255,7 +264,7 @@ class WorkerPool(Executor):
             most = self._limits[task.attempt]
             self._warn(f"{told}; it is tried again {'alone' if most == 1 else f'with {most} cases at once'}")
         else:
-            self._settle(task, Answer(error=LostCaseError(told)))
+            self._settle(task, Answer(error=told))
 
     def _settle(self, task: _Task, answer: Answer) -> None:
         with self._changed:

@@ -80,8 +80,15 @@ class Mixture:
 
 
 def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64], shares: Sequence[float]) -> tuple[float, ...]:
-    """Return the smallest values up to which at least the given shares of the weight lie."""
+    """Return the smallest values up to which at least the given shares of the weight lie.
+
+    Where a value and all below it weigh just as much, as the darker half of the cases can, the way to the next value
+    is divided as linear interpolation divides it in a large sample: the median lies in the middle.
+    """
     cumulated = np.cumsum(weights)
-    wanted = np.asarray(shares) * cumulated[-1] * (1 - _ROUNDING)
-    index = np.searchsorted(cumulated, wanted)
-    return tuple(float(value) for value in values[index.clip(0, values.size - 1)])
+    wanted = np.asarray(shares) * cumulated[-1]
+    index = np.searchsorted(cumulated, wanted * (1 - _ROUNDING)).clip(0, values.size - 1)
+    above = (index + 1).clip(0, values.size - 1)
+    fraction = np.where(cumulated[index] <= wanted * (1 + _ROUNDING), 1 - np.asarray(shares), 0)
+    found = values[index] + fraction * (values[above] - values[index])
+    return tuple(float(value) for value in found)

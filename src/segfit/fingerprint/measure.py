@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -26,7 +25,7 @@ from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
 from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.geometry import AxisMap, canonical_map
-from segfit.images.formats import read_case, read_grid
+from segfit.images.formats import num_voxels, read_case
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 
@@ -90,7 +89,7 @@ def measure(
         [(case, hashes.of(case)) for case in dataset.training],
         description="fingerprint",
         name=lambda item: item[0].id,
-        size=lambda item: prod(read_grid(item[0].images[0]).shape) * len(dataset.channel_names) * 4 * _WORKING_COPIES,
+        size=lambda item: num_voxels(item[0].images[0]) * len(dataset.channel_names) * 4 * _WORKING_COPIES,
         room=free_memory_gb() * 2**30,
         workers=workers,
         progress=progress,
@@ -145,7 +144,8 @@ def _measure_or_recall(
 def _measure_case(case: Case, content: str, declared: _Declared, orientation: Orientation) -> _Measured:
     if not case.label_files:
         raise InputError(f"case {case.id} has no label; add it or move the images to the test cases")
-    image, label = read_case(case.images), read_labels(case, declared.labels)
+    image = read_case(case.images)
+    label = read_labels(case, declared.labels, image.grid)
     if image.array.shape[0] != declared.channels:
         raise InputError(
             f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {declared.channels}"

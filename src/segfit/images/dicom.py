@@ -1,12 +1,16 @@
 """DICOM series (extra ``dicom``): the folder of one series of slices is one volume.
 
+The slices lie directly in the folder, or in a folder inside, the only one with slices. They are known by their content,
+not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside.
+
 Attributes and formulas: DICOM PS3.3, C.7.6.2 (image plane) and C.11.1 (modality: rescaling).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from numpy.typing import NDArray
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, optional_package, reading
 
-__all__ = ["holds_slices", "read", "read_grid"]
+__all__ = ["files", "holds_slices", "num_voxels", "read", "read_grid"]
 
 # How far a distance between slices may be from the usual one (assumptions): a share of it, or what positions written
 # with two decimals make of it, but never so much that another distance could be meant.
@@ -25,6 +29,7 @@ _TILT_TOLERANCE_PIXELS = 0.5  # half a pixel away from the straight stack, voxel
 _DIRECTION_TOLERANCE = 1e-4  # of the cosines in ImageOrientationPatient, written with about six digits (assumption)
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _MAGIC = b"DICM"  # behind 128 free bytes: PS3.10, 7.1
+_INDEX = "DICOMDIR"  # lists the files of a medium: PS3.10, 8.6
 # What places and groups slices; with these alone a header is read quickly.
 _PLACING = (
     *("SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality"),
@@ -33,17 +38,26 @@ _PLACING = (
 )
 
 
-def holds_slices(folder: Path) -> bool:
-    """Return whether a folder has DICOM files directly inside."""
-    return any(_is_dicom(path) for path in sorted(folder.iterdir()) if path.is_file())
+def holds_slices(folder: Path, *, nested: bool = True) -> bool:
+    """Return whether a folder has DICOM files directly inside; `nested`: or in a folder inside."""
+    try:
+        return _has_slices(folder) or (nested and any(_has_slices(inside) for inside in _folders(folder)))
+    except OSError:  # whoever reads the folder is told
+        return False
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """Return the DICOM files of a series; `FileError` where `read` would not know which series is meant."""
+    with reading(path):
+        return tuple(_dicom_files(_slices_folder(path)))
 
 
 def read(path: Path) -> Image:
     """Read the series in a folder as (1, z, y, x), z along the normal of the slices.
 
-    The dtype is the files', float32 where they rescale their values. Other files in the folder are left aside. Raises
-    `FileError` for anything but one series of parallel slices at even distances, for colours, multi-frame files and
-    compressions that no installed decoder knows, and where pydicom is not installed.
+    The dtype is the files', float32 where they rescale their values. Raises `FileError` for anything but one series of
+    parallel slices at even distances, for colours, multi-frame files and compressions that no installed decoder knows,
+    and where pydicom is not installed.
     """
     pydicom = _package(path)
     with reading(path):
@@ -73,6 +87,15 @@ def read_grid(path: Path) -> Grid:
         return _series(path, _datasets(pydicom, path, headers_only=True))[1]
 
 
+def num_voxels(path: Path) -> int:
+    """Return the voxels if all files of the series are slices like the first; raises `FileError` as `read` does."""
+    slices = files(path)
+    first = _header(_package(path), slices[0])
+    if "Rows" in first and "Columns" in first:
+        return len(slices) * int(first.Rows) * int(first.Columns)
+    return prod(read_grid(path).shape)
+
+
 def _package(path: Path) -> Any:
     return optional_package(path, "pydicom", "pydicom", "dicom")
 
@@ -82,21 +105,61 @@ def _is_dicom(path: Path) -> bool:
         return handle.read(132)[128:] == _MAGIC
 
 
+def _dicom_files(folder: Path) -> Iterator[Path]:
+    """Yield the DICOM files directly inside a folder, in order of their names."""
+    for path in sorted(folder.iterdir()):
+        if path.name[0] != "." and path.name.upper() != _INDEX and path.is_file() and _is_dicom(path):
+            yield path
+
+
+def _has_slices(folder: Path) -> bool:
+    return next(_dicom_files(folder), None) is not None
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.name[0] != "." and path.is_dir()]
+
+
+def _slices_folder(path: Path) -> Path:
+    """Return the folder that has the slices directly inside: `path`, or the only such folder in it."""
+    if _has_slices(path):
+        return path
+    inside = [folder for folder in _folders(path) if _has_slices(folder)]
+    if len(inside) > 1:  # structure sets and the like may lie in folders of their own
+        pydicom = _package(path)
+        inside = [folder for folder in inside if any(_is_picture(_header(pydicom, f)) for f in _dicom_files(folder))]
+    if len(inside) > 1:
+        names = ", ".join(folder.name for folder in inside)
+        action = f"keep the one that is meant; channels are folders {path.name}_0000, {path.name}_0001, ..."
+        raise FileError(path, f"holds {len(inside)} series, in the folders {names}", action)
+    if not inside:
+        raise _no_images(path)
+    return inside[0]
+
+
+def _no_images(path: Path) -> FileError:
+    action = "give the folder that has the slices directly inside, or take this one away from the images"
+    return FileError(path, "holds no DICOM images", action)
+
+
+def _header(pydicom: Any, file: Path) -> Any:
+    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_PLACING))
+
+
+def _is_picture(dataset: Any) -> bool:
+    return "Rows" in dataset and "Columns" in dataset
+
+
 def _datasets(pydicom: Any, folder: Path, *, headers_only: bool) -> list[Any]:
     """Return the images among the files of a folder: what has rows and columns of pixels."""
     datasets: list[Any] = []
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith(".") or not file.is_file() or not _is_dicom(file):
-            continue
+    for file in _dicom_files(_slices_folder(folder)):
         with reading(file):
-            if headers_only:
-                dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_PLACING))
-            else:
-                dataset = pydicom.dcmread(file)
-        if "Rows" in dataset and "Columns" in dataset:
+            dataset = _header(pydicom, file) if headers_only else pydicom.dcmread(file)
+        if _is_picture(dataset):
             datasets.append(dataset)
     if not datasets:
-        raise FileError(folder, "holds no DICOM images", "give the folder that has the slices directly inside")
+        raise _no_images(folder)
     return datasets
 
 
@@ -222,14 +285,14 @@ def _pixels(file: Path, dataset: Any) -> NDArray[Any]:
 
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        available = bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
-        available = False
-    if not available:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:  # so pydicom says that it knows no decoder of this transfer syntax, installed or not
+        decoder = None
+    if decoder is None or not decoder.is_available:
         raise FileError(
             file,
-            f"is compressed in a way that no installed decoder knows ({syntax.name})",
-            'pip install "segfit[dicom]", or decompress the series',
+            f"is compressed in a way that no installed decoder knows ({syntax.name}, transfer syntax {syntax})",
+            'pip install "segfit[dicom]" if that is not done yet, or decompress the series with a DICOM converter',
         )
     pixels: NDArray[Any] = dataset.pixel_array
     return pixels

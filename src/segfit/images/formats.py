@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ __all__ = [
     "ENDINGS",
     "FOLDER",
     "Format",
+    "described",
     "files_of",
     "find_format",
+    "full_name",
     "is_image_folder",
     "label_ending",
+    "num_voxels",
     "read_case",
     "read_grid",
     "read_image",
@@ -41,6 +45,7 @@ class Format:
     ----------
     name : for messages
     read, read_grid : from a path; see `read_image` and `read_grid`
+    num_voxels : where that is quicker to tell than the grid; see `num_voxels`
     read_label : where labels are decoded otherwise than images; None: by `read`
     write : label map (spatial array, its grid) to a path; None: this format is not for labels, for the reason in
         `unfit`, and labels of its images have the ending `label_ending`
@@ -52,6 +57,7 @@ class Format:
     name: str
     read: Callable[[Path], Image]
     read_grid: Callable[[Path], Grid]
+    num_voxels: Callable[[Path], int] | None = None
     read_label: Callable[[Path], Image] | None = None
     write: Callable[[Path, NDArray[Any], Grid], None] | None = None
     unfit: str = ""
@@ -71,7 +77,9 @@ def _inside(path: Path) -> tuple[Path, ...]:
     return tuple(sorted(part for part in path.rglob("*") if part.is_file()))
 
 
-_NIFTI = Format(name="NIfTI", read=nifti.read, read_grid=nifti.read_grid, write=nifti.write)
+_NIFTI = Format(
+    name="NIfTI", read=nifti.read, read_grid=nifti.read_grid, num_voxels=nifti.num_voxels, write=nifti.write
+)
 _ITK = Format(
     name="NRRD or MetaImage",
     read=itk.read,
@@ -83,6 +91,7 @@ _PICTURE = Format(
     name="picture",
     read=picture.read,
     read_grid=picture.read_grid,
+    num_voxels=picture.num_voxels,
     read_label=picture.read_label,
     write=_write_picture,
     multichannel=True,
@@ -101,8 +110,9 @@ _DICOM = Format(
     name="a DICOM series",
     read=dicom.read,
     read_grid=dicom.read_grid,
+    num_voxels=dicom.num_voxels,
     unfit="which is for images alone",
-    files=_inside,
+    files=dicom.files,
 )
 
 FOLDER = "/"  # stands for the ending of folders whose name has none
@@ -124,6 +134,17 @@ ENDINGS: dict[str, Format] = {
     FOLDER: _DICOM,
 }
 _NAMED = tuple(ending for ending in ENDINGS if ending != FOLDER)
+_SLICES = (".dcm", ".dicom", ".ima")  # how archives name single slices
+
+
+def full_name(path: Path) -> str:
+    """Return the name of a file or folder with its ending: that of a folder without a known one is `FOLDER`."""
+    return path.name + (FOLDER if path.is_dir() and not path.name.lower().endswith(_NAMED) else "")
+
+
+def described(ending: str, noun: str = "") -> str:
+    """Say what images with an ending are, for messages: ``.png``, ``.png files`` with a noun, ``DICOM series``."""
+    return "DICOM series" if ending == FOLDER else f"{ending} {noun}".strip()
 
 
 def split_ending(name: str | Path) -> tuple[str, str]:
@@ -132,11 +153,13 @@ def split_ending(name: str | Path) -> tuple[str, str]:
     The path of a folder without a known ending has the ending `FOLDER`; so has a name that ends in it.
     """
     if isinstance(name, Path):
-        name = name.name + (FOLDER if name.is_dir() and not name.name.lower().endswith(_NAMED) else "")
+        name = full_name(name)
     for ending in ENDINGS:  # the longer one of two that end alike stands first
         if name.lower().endswith(ending) and len(name) > len(ending):
             return name[: -len(ending)], name[-len(ending) :]
     found = Path(name).suffix
+    if found.lower() in _SLICES:
+        raise InputError(f"{name} is a slice of a DICOM series; give the folder of the series")
     raise InputError(
         f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}; known are {', '.join(_NAMED)}"
     )
@@ -162,9 +185,13 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return find_format(path).files(path)
 
 
-def is_image_folder(path: Path) -> bool:
-    """Return whether a folder is one image (OME-Zarr, or DICOM slices directly inside), not a folder of images."""
-    return path.is_dir() and (path.name.lower().endswith(_NAMED) or dicom.holds_slices(path))
+def is_image_folder(path: Path, *, nested: bool = True) -> bool:
+    """Return whether a folder is one image: OME-Zarr, or a DICOM series.
+
+    `nested`: the series may lie in a folder inside. Where a folder of images may be given too, only slices directly
+    inside tell the two apart.
+    """
+    return path.is_dir() and (path.name.lower().endswith(_NAMED) or dicom.holds_slices(path, nested=nested))
 
 
 def read_image(path: Path) -> Image:
@@ -181,15 +208,30 @@ def read_grid(path: Path) -> Grid:
     return find_format(path).read_grid(path)
 
 
+def num_voxels(path: Path) -> int:
+    """Return how many voxels a channel of a file has: what work on it costs, known quickly and before it is read.
+
+    1 for a file that cannot be read: whoever reads it tells why.
+    """
+    try:
+        format_ = find_format(path)
+        return prod(format_.read_grid(path).shape) if format_.num_voxels is None else format_.num_voxels(path)
+    except InputError:
+        return 1
+
+
 def read_case(paths: Sequence[Path]) -> Image:
     """Read the channel files of one case and stack them as float32 (c, *spatial); the grid is the first file's.
 
-    Raises `InputError` if a file cannot be read or the files do not share one grid (`Grid.mismatch`).
+    Files that store the same voxels in another order of axes are turned (`Grid.turn`). Raises `InputError` if a file
+    cannot be read or the files do not share one grid (`Grid.mismatch`).
     """
     assert paths
     images: list[Image] = []
     for path in paths:
         image = read_image(path)
+        if images:
+            image = image.turned_to(images[0].grid)
         difference = images[0].grid.mismatch(image.grid) if images else ""
         if difference:
             raise FileError(path, f"does not fit {paths[0].name}: {difference}", "resample it to that file's grid")

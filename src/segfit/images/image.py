@@ -38,6 +38,9 @@ class FileError(InputError):
         self.path, self.problem, self.action = path, problem, action
         super().__init__(f"{path} {problem}; {action}")
 
+    def __reduce__(self) -> tuple[type[FileError], tuple[Path, str, str]]:
+        return FileError, (self.path, self.problem, self.action)  # so that it crosses processes
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
@@ -89,3 +92,8 @@ class Image:
         if axes.is_identity:
             return self
         return Image(np.ascontiguousarray(axes.apply(self.array)), axes.apply_grid(self.grid))
+
+    def turned_to(self, grid: Grid) -> Image:
+        """Return the image with its axes ordered as in `grid` if that lays it on `grid` (`Grid.turn`), else itself."""
+        axes = None if not grid.mismatch(self.grid) else grid.turn(self.grid)
+        return self if axes is None else self.reoriented(axes)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import gzip
 import math
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
 from segfit.images.image import FileError, Image, reading
 
-__all__ = ["read", "read_grid", "write"]
+__all__ = ["num_voxels", "read", "read_grid", "write"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _COMPRESSION_LEVEL = 3  # on label maps as fast as level 1 and smaller; level 6 takes four times as long (measured)
 _LARGEST_HEADER = 540  # NIfTI-2; NIfTI-1 has 348
+_FIRST_BYTES = 4096  # of a gzipped file: the header is among them
 _MM_PER_UNIT = {1: 1e3, 3: 1e-3}  # metre, micrometre; everything else counts as mm
 # What places the voxels. Other fields (description, patient-related text, display range) are not copied to outputs.
 _GEOMETRY_FIELDS = (
@@ -70,15 +73,20 @@ def read(path: Path) -> Image:
 
 def read_grid(path: Path) -> Grid:
     """Read the header alone; raises `FileError` as `read` does."""
-    with reading(path), path.open("rb") as handle:
-        start = handle.read(2)
-        handle.seek(0)
-        if start == _GZIP_MAGIC:
-            with gzip.open(handle) as unpacked:
-                content = unpacked.read(_LARGEST_HEADER)
-        else:
-            content = handle.read(_LARGEST_HEADER)
-        return _grid(path, *_parse(path, content))[0]
+    with reading(path):
+        return _grid(path, *_parse(path, _start(path)))[0]
+
+
+def num_voxels(path: Path) -> int:
+    """Return the voxels of one volume, from the field ``dim`` alone; raises `FileError` as `read` does."""
+    with reading(path):
+        content = _start(path)
+        for size, axes in ((348, "40x8h"), (540, "16x8q")):
+            for order in "<>":
+                if int.from_bytes(content[:4], "little" if order == "<" else "big") == size:
+                    dim = struct.unpack_from(order + axes, content)
+                    return math.prod(max(1, n) for n in dim[1 : 1 + min(3, dim[0])])
+    return math.prod(read_grid(path).shape)
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -96,6 +104,15 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
     if path.name.lower().endswith(".gz"):
         content = gzip.compress(content, _COMPRESSION_LEVEL, mtime=0)  # no time stamp: equal labels give equal files
     write_bytes(path, content)
+
+
+def _start(path: Path) -> bytes:
+    """Return the first bytes of what a file holds, a whole header if it has one."""
+    with path.open("rb") as handle:
+        content = handle.read(_FIRST_BYTES)
+    if content[:2] == _GZIP_MAGIC:
+        content = zlib.decompressobj(wbits=31).decompress(content, _LARGEST_HEADER)
+    return content[:_LARGEST_HEADER]
 
 
 def _parse(path: Path, content: bytes) -> tuple[Any, bytes]:

@@ -14,8 +14,9 @@ from segfit.files import write_bytes
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, reading
 
-__all__ = ["read", "read_grid", "read_label", "write"]
+__all__ = ["num_voxels", "read", "read_grid", "read_label", "write"]
 
+_PNG_MAGIC = b"\x89PNG"
 _PILLOW_FORMATS = {".png": "PNG", ".bmp": "BMP"}
 # Pillow's mode -> mode with the channels we hand out. Other modes (L, RGB, RGBA, I;16, I, F) stay as they are.
 _CONVERSION = {"1": "L", "LA": "L", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
@@ -49,6 +50,16 @@ def read_grid(path: Path) -> Grid:
         return _picture_grid((picture.height, picture.width))
 
 
+def num_voxels(path: Path) -> int:
+    """Return the number of pixels; of a PNG without its decoder: the first chunk begins with width and height."""
+    with reading(path), path.open("rb") as handle:
+        start = handle.read(24)
+    if start.startswith(_PNG_MAGIC) and len(start) == 24:
+        return int.from_bytes(start[16:20], "big") * int.from_bytes(start[20:24], "big")
+    height, width = read_grid(path).shape
+    return height * width
+
+
 def write(path: Path, array: NDArray[Any]) -> None:
     """Write (y, x) uint8 or uint16, or (y, x, 3) uint8, atomically; 16 bit needs PNG."""
     from PIL import Image as Pillow
@@ -77,7 +88,7 @@ def _open(path: Path) -> Any:
     if not start:
         raise FileError(path, "is empty", "copy or export it again, or remove the case")
     decoders: dict[bytes, Callable[[Path], Any]] = {
-        b"\x89PNG": PngImageFile,
+        _PNG_MAGIC: PngImageFile,
         b"\xff\xd8": JpegImageFile,
         b"BM": BmpImageFile,
     }

@@ -165,8 +165,13 @@ class Model:
 
     @property
     def file_ending(self) -> str:
-        """Ending of the files the model was made from."""
+        """Ending of the label maps the model was made from."""
         return self.manifest.file_ending
+
+    @property
+    def image_ending(self) -> str:
+        """Ending of the images the model was made from; "/" for folders of DICOM series."""
+        return self.manifest.input_ending
 
     def predict(
         self,
@@ -267,7 +272,7 @@ def predict_folder(
 
     Parameters
     ----------
-    ending : of the outputs; None: as the model's training data, or .nii.gz for images whose format holds no labels
+    ending : of the outputs; None: as the labels the model was made from, or .nii.gz where that format holds no labels
     overwrite : predict again what is there already; by default it is left as it is
     save_probabilities : also write ``<case id>.npz``
     previous_stage : folder with the label maps of the previous stage of a cascade

@@ -78,7 +78,7 @@ def read_previous_stage(
                 f"got {source.dtype} of shape {source.shape}"
             )
         return Image(labels.to_inner(source[None]), grid)
-    image = read_label(Path(source))
+    image = read_label(Path(source)).turned_to(grid)
     difference = grid.mismatch(image.grid)
     if difference:
         raise InputError(f"{source} does not lie on the grid of {name}: {difference}; predict that stage again")

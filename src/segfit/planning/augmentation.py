@@ -19,7 +19,12 @@ _MARGIN = 0.85  # the patch that is cut out is larger by 1 / 0.85 for the zoomin
 
 
 def augmentation_for(
-    patch: Sequence[int], mirror_axes: Sequence[int], masked_channels: Sequence[int] = ()
+    patch: Sequence[int],
+    mirror_axes: Sequence[int],
+    masked_channels: Sequence[int] = (),
+    *,
+    dummy_2d: bool | None = None,
+    degrees: float | None = None,
 ) -> AugmentationSpec:
     """Return the reference's augmentation of a patch.
 
@@ -28,12 +33,11 @@ def augmentation_for(
     patch : size the network sees, per axis
     mirror_axes : axes that may be flipped
     masked_channels : image channels that are zero outside the non-zero mask (normalised with `use_mask`)
+    dummy_2d, degrees : in place of what the rule gives: volumes in their plane only, and the largest angle
     """
-    dummy_2d = len(patch) == 3 and max(patch) / patch[0] > _FLAT_3D
-    if len(patch) == 2:
-        degrees = 15.0 if max(patch) / min(patch) > _FLAT_2D else 180.0
-    else:
-        degrees = 180.0 if dummy_2d else 30.0
+    dummy_2d = len(patch) == 3 and (max(patch) / patch[0] > _FLAT_3D if dummy_2d is None else dummy_2d)
+    if degrees is None:
+        degrees = _degrees(patch, dummy_2d)
     enlarged = _enlarged(patch, min(radians(degrees), pi / 2))
     return AugmentationSpec(
         rotation_degrees=degrees,
@@ -42,6 +46,12 @@ def augmentation_for(
         mirror_axes=tuple(mirror_axes),
         masked_channels=tuple(masked_channels),
     )
+
+
+def _degrees(patch: Sequence[int], dummy_2d: bool) -> float:
+    if len(patch) == 2:
+        return 15.0 if max(patch) / min(patch) > _FLAT_2D else 180.0
+    return 180.0 if dummy_2d else 30.0
 
 
 def _enlarged(patch: Sequence[int], angle: float) -> tuple[int, ...]:

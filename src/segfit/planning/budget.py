@@ -74,7 +74,7 @@ def candidates(configuration: Configuration, options: Options) -> tuple[Configur
     stays fixed.
     """
     planned = configuration.network.features[0]
-    asked = options.planning
+    asked = options.planning.of(configuration.name)
     widths = [planned] if asked.base_features or asked.features else [*(w for w in _WIDTHS if w < planned), planned]
     small = min(configuration.batch_size, _SMALL_BATCH)
     batches = [configuration.batch_size]
@@ -115,7 +115,7 @@ def reductions(configuration: Configuration, options: Options) -> tuple[Configur
 
     First smaller batches, then the smallest batch with smaller patches. What the user fixed stays fixed.
     """
-    asked = options.planning
+    asked = options.planning.of(configuration.name)
     result = []
     current = configuration
     while asked.batch_size is None and current.batch_size > _SMALL_BATCH:

@@ -8,9 +8,17 @@ from typing import Any
 
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
-from segfit.planning.design import LOWRES_SHARE, SMALLEST_BATCH, START_VOXELS, Budget, Design, reference_batch
+from segfit.planning.design import (
+    LOWRES_SHARE,
+    SMALLEST_BATCH,
+    START_VOXELS,
+    Budget,
+    Design,
+    batch_size,
+    reference_batch,
+)
 from segfit.planning.plan import Configuration, Decision, ResamplingSpec
-from segfit.planning.reasons import ASKED, REFERENCE, Alternative, by_axis, reason, with_more_memory
+from segfit.planning.reasons import REFERENCE, Alternative, by_axis, reason, with_more_memory
 from segfit.planning.topology import SMALLEST_MAP
 
 __all__ = ["cascade_decisions", "configuration_decisions", "network_ends"]
@@ -21,30 +29,32 @@ _STEP = 1.03
 def configuration_decisions(
     configuration: Configuration,
     this: Design,
-    budget: Budget,
     *,
     fullres: Design | None,
     fingerprint: Fingerprint,
     alternatives: Sequence[Alternative],
-    batch_asked: bool,
+    preset: str,
 ) -> Iterator[Decision]:
     """Why the numbers of one configuration are what they are.
 
     Parameters
     ----------
-    this, budget : what the configuration was made of
-    fullres : the design of 3d_fullres, where there is one
-    alternatives : the same rules with more memory
+    this : what the configuration was made of
+    fullres : the design of 3d_fullres, where 3d_lowres was coarsened from it
+    alternatives : the same request with more memory
+    preset : whose rules apply
     """
-    outlook = _Outlook(configuration.name, alternatives, budget.rules.name)
-    yield _spacing_decision(configuration, fullres, outlook)
-    yield _median_decision(configuration, fullres, fingerprint)
-    yield _patch_decision(configuration, this, budget, outlook)
-    yield _batch_decision(configuration, this, budget, outlook, asked=batch_asked)
+    budget, outlook = this.budget, _Outlook(configuration.name, alternatives, preset)
+    if configuration.name == "3d_lowres" and fullres is not None:
+        yield from _coarsened_decisions(configuration, this, fullres, outlook)
+    else:
+        yield from _resolution_decisions(configuration, fingerprint)
+    yield _patch_decision(configuration, this, outlook)
+    yield _batch_decision(configuration, this, outlook)
     yield _estimate_decision(configuration, budget)
     yield from _network_decisions(configuration, budget)
     yield from _resampling_decisions(configuration)
-    yield _dice_decision(configuration, alternatives, budget.rules.name)
+    yield _dice_decision(configuration, outlook)
 
 
 class _Outlook:
@@ -53,96 +63,97 @@ class _Outlook:
     def __init__(self, name: str, alternatives: Sequence[Alternative], preset: str) -> None:
         self.name, self.alternatives, self.preset = name, alternatives, preset
 
-    def __call__(self, now: Any, value: Callable[[Design], Any]) -> str:
-        def of_this(designs: Mapping[str, Design]) -> Any:
-            return value(designs[self.name]) if self.name in designs else None
+    def __call__(self, now: str, value: Callable[[Configuration], str]) -> str:
+        def of_this(configurations: Mapping[str, Configuration]) -> str | None:
+            return value(configurations[self.name]) if self.name in configurations else None
 
         absent = f"there would be no {self.name}"
         return with_more_memory(now, self.alternatives, of_this, preset=self.preset, absent=absent)
 
 
-def _spacing_decision(configuration: Configuration, fullres: Design | None, outlook: _Outlook) -> Decision:
-    key, source = f"{configuration.name}.spacing_mm", f"{REFERENCE}, sequence of configurations"
-    if configuration.name != "3d_lowres" or fullres is None:
-        return reason(
-            key,
-            configuration.spacing_mm,
-            "the target spacing of the axes the network sees, after transposition",
-            inputs={"transpose": configuration.preprocessing.transpose},
-            bound="target spacing",
-            source=source,
-            would_change="another target spacing",
-        )
-    steps = max(
-        round(log(low / full) / log(_STEP))
-        for low, full in zip(configuration.spacing_mm, fullres.spacing_mm, strict=True)
-    )
-    size = [
-        n * full / low
-        for n, full, low in zip(fullres.median_shape, fullres.spacing_mm, configuration.spacing_mm, strict=True)
-    ]
-    return reason(
-        key,
+def _resolution_decisions(configuration: Configuration, fingerprint: Fingerprint) -> Iterator[Decision]:
+    yield reason(
+        f"{configuration.name}.spacing_mm",
         configuration.spacing_mm,
-        f"the target spacing, coarsened in steps of 3 % until a patch has {LOWRES_SHARE:.0%} of the median image's "
-        "voxels; axes less than half as coarse as the coarsest go first",
-        inputs={
-            "target_spacing_mm": fullres.spacing_mm,
-            "steps": steps,
-            "patch_share_of_median_image": prod(configuration.patch_size) / prod(size),
-        },
-        bound=f"patch of {LOWRES_SHARE:.0%} of the median image",
-        source=source,
-        would_change="another target spacing; "
-        + outlook(by_axis(configuration.spacing_mm), lambda item: by_axis(item.spacing_mm)),
+        "the target spacing of the axes the network sees, after transposition",
+        inputs={"transpose": configuration.preprocessing.transpose},
+        bound="target spacing",
+        source=f"{REFERENCE}, sequence of configurations",
+        would_change="another target spacing",
     )
-
-
-def _median_decision(configuration: Configuration, fullres: Design | None, fingerprint: Fingerprint) -> Decision:
-    key, source = f"{configuration.name}.median_shape", f"{REFERENCE}, median shape"
-    if configuration.name == "3d_lowres" and fullres is not None:
-        return reason(
-            key,
-            configuration.median_shape,
-            "the median size at full resolution, scaled by the ratio of the spacings and rounded",
-            inputs={
-                "fullres_median_shape": fullres.median_shape,
-                "fullres_spacing_mm": fullres.spacing_mm,
-                "spacing_mm": configuration.spacing_mm,
-            },
-            bound="spacing of 3d_lowres",
-            source=f"{REFERENCE}, sequence of configurations",
-            would_change="larger images, or another spacing of 3d_lowres",
-        )
-    return reason(
-        key,
+    yield reason(
+        f"{configuration.name}.median_shape",
         configuration.median_shape,
         "the median over the cases of their size after cropping and resampling to the target spacing, each rounded",
         inputs={"cases": len(fingerprint.cases), "spacing_mm": configuration.spacing_mm},
         bound="images and target spacing",
-        source=source,
+        source=f"{REFERENCE}, median shape",
         would_change="larger images, or a finer target spacing",
     )
 
 
-def _patch_decision(configuration: Configuration, this: Design, budget: Budget, outlook: _Outlook) -> Decision:
-    ndim = len(this.patch)
-    network, cut = configuration.network, configuration.patch_size != this.patch
+def _coarsened_decisions(
+    configuration: Configuration, this: Design, fullres: Design, outlook: _Outlook
+) -> Iterator[Decision]:
+    # The two may see the axes in another order.
+    full_mm, full_shape = (
+        _in_order_of(this, fullres, fullres.spacing_mm),
+        _in_order_of(this, fullres, fullres.median_shape),
+    )
+    ratio = [low / full for low, full in zip(configuration.spacing_mm, full_mm, strict=True)]
+    size = [n / r for n, r in zip(full_shape, ratio, strict=True)]
+    yield reason(
+        f"{configuration.name}.spacing_mm",
+        configuration.spacing_mm,
+        f"the target spacing, coarsened in steps of 3 % until a patch has {LOWRES_SHARE:.0%} of the median image's "
+        "voxels; axes less than half as coarse as the coarsest go first",
+        inputs={
+            "target_spacing_mm": full_mm,
+            "steps": max(round(log(r) / log(_STEP)) for r in ratio),
+            "patch_share_of_median_image": prod(this.patch) / prod(size),
+        },
+        bound=f"patch of {LOWRES_SHARE:.0%} of the median image",
+        source=f"{REFERENCE}, sequence of configurations",
+        would_change="another target spacing; "
+        + outlook(by_axis(configuration.spacing_mm), lambda item: by_axis(item.spacing_mm)),
+    )
+    yield reason(
+        f"{configuration.name}.median_shape",
+        configuration.median_shape,
+        "the median size at full resolution, scaled by the ratio of the spacings and rounded",
+        inputs={
+            "fullres_median_shape": full_shape,
+            "fullres_spacing_mm": full_mm,
+            "spacing_mm": configuration.spacing_mm,
+        },
+        bound="spacing of 3d_lowres",
+        source=f"{REFERENCE}, sequence of configurations",
+        would_change="larger images, or another spacing of 3d_lowres",
+    )
+
+
+def _in_order_of(this: Design, other: Design, values: Sequence[float]) -> list[float]:
+    """Return values of the axes of another design in the order in which this one sees them."""
+    return [values[other.transpose.index(axis)] for axis in this.transpose]
+
+
+def _patch_decision(configuration: Configuration, this: Design, outlook: _Outlook) -> Decision:
+    ndim, memory_gb = len(this.patch), this.budget.memory_gb
     rule = (
         f"as much context as possible: {_start(ndim)} of equal physical edge, cut to the median shape and rounded up "
         "to what the network halves, then reduced along the axis that covers most of the image until its feature maps "
         "fit into memory"
     )
-    more = "another memory target" if cut else outlook(by_axis(this.patch), lambda item: by_axis(item.patch))
-    if this.patch_bound == "fixed":
-        rule = "the patch that was asked for, rounded up to what the network's strides must divide"
-        bound, change = ASKED, "the option planning.patch_size"
-    elif this.patch_bound == "memory":
-        bound, change = f"memory {budget.memory_gb:g} GB", more
+    more = outlook(by_axis(configuration.patch_size), lambda item: by_axis(item.patch_size))
+    if this.patch_bound == "memory":
+        bound, change = f"memory {memory_gb:g} GB", more
     else:
         bound, change = _start_bound(configuration, this), f"larger images or a finer target spacing; {more}"
         if bound.startswith("start volume"):
             change = f"another target spacing, or the option planning.patch_size; {more}"
+    if configuration.patch_size != this.patch:
+        rule += "; at last rounded up to multiples of the strides, which you set"
+        bound += ", strides"
     return reason(
         f"{configuration.name}.patch_size",
         configuration.patch_size,
@@ -150,11 +161,11 @@ def _patch_decision(configuration: Configuration, this: Design, budget: Budget, 
         inputs={
             "start": this.start_patch,
             "median_shape": this.median_shape,
-            "memory_gb": budget.memory_gb,
-            "multiples_of": network.divisor,
+            "memory_gb": memory_gb,
+            "multiples_of": configuration.network.divisor,
         },
         bound=bound,
-        source="the option planning.patch_size" if this.patch_bound == "fixed" else f"{REFERENCE}, patch size",
+        source=f"{REFERENCE}, patch size",
         would_change=change,
     )
 
@@ -184,46 +195,38 @@ def _unit(configuration: Configuration) -> str:
     return "voxels" if configuration.ndim == 3 else "pixels"
 
 
-def _batch_decision(
-    configuration: Configuration, this: Design, budget: Budget, outlook: _Outlook, *, asked: bool
-) -> Decision:
-    ndim, coverage = len(this.patch), budget.rules.coverage
-    affordable = budget.elements(ndim) / this.estimate * reference_batch(ndim)
-    covering = this.dataset_voxels * coverage / prod(this.patch)
-    inputs = {
-        "memory_allows": affordable,
-        f"{coverage:.0%}_of_the_dataset_is": covering,
-        "dataset_voxels": this.dataset_voxels,
-        "memory_estimate": this.estimate,
-    }
-    rule = (
-        f"as many samples as fit into memory, no more than {coverage:.0%} of the dataset's voxels, both rounded, at "
-        f"least {SMALLEST_BATCH}"
-    )
-    more = outlook(str(this.batch_size), lambda item: str(item.batch_size))
+def _batch_decision(configuration: Configuration, this: Design, outlook: _Outlook) -> Decision:
+    budget, patch, estimate = this.budget, configuration.patch_size, configuration.memory_estimate
+    coverage = budget.rules.coverage
+    affordable = budget.elements(len(patch)) / estimate * reference_batch(len(patch))
+    covering = this.dataset_voxels * coverage / prod(patch)
+    batch, limit = batch_size(patch, estimate, this.dataset_voxels, budget)
+    more = outlook(str(batch), lambda item: str(item.batch_size))
     least = max(SMALLEST_BATCH, min(round(affordable), round(2 * covering)))
-    cases = f"with twice the training cases it would {'still ' if least == this.batch_size else ''}be {least}"
-    if this.batch_bound == "memory":
+    cases = f"with twice the training cases it would {'still ' if least == batch else ''}be {least}"
+    if limit == "memory":
         bound, change = f"memory {budget.memory_gb:g} GB", more
         if this.patch_bound == "memory":
             change += "; more memory goes into the patch first"
-    elif this.batch_bound == "dataset coverage":
+    elif limit == "dataset coverage":
         bound, change = f"at most {coverage:.0%} of the dataset's voxels in one batch", f"{cases}; {more}"
     else:
         scarce = "memory" if affordable < covering else f"{coverage:.0%} of the dataset"
         bound = f"smallest batch size: {scarce} would give {min(round(affordable), round(covering))}"
         change = f"{cases}; {more}"
-    key = f"{configuration.name}.batch_size"
-    if asked:
-        rule, bound = "the batch size that was asked for", ASKED
-        change = f"the option planning.batch_size; by rule it would be {this.batch_size}"
     return reason(
-        key,
+        f"{configuration.name}.batch_size",
         configuration.batch_size,
-        rule,
-        inputs=inputs,
+        f"as many samples as fit into memory, no more than {coverage:.0%} of the dataset's voxels, both rounded, at "
+        f"least {SMALLEST_BATCH}",
+        inputs={
+            "memory_allows": affordable,
+            f"{coverage:.0%}_of_the_dataset_is": covering,
+            "dataset_voxels": this.dataset_voxels,
+            "memory_estimate": estimate,
+        },
         bound=bound,
-        source="the option planning.batch_size" if asked else f"{REFERENCE}, batch size",
+        source=f"{REFERENCE}, batch size",
         would_change=change,
     )
 
@@ -259,7 +262,7 @@ def _network_decisions(configuration: Configuration, budget: Budget) -> Iterator
         inputs={"planner": budget.rules.planner},
         bound="preset",
         source=f"{REFERENCE}, network",
-        would_change="another preset",
+        would_change="another preset, or the option planning.kind",
     )
     lowest = [n // d for n, d in zip(configuration.patch_size, network.divisor, strict=True)]
     yield reason(
@@ -379,13 +382,13 @@ def _resampling_decisions(configuration: Configuration) -> Iterator[Decision]:
             value.model_dump() | {"force_separate": "auto" if value.force_separate is None else value.force_separate},
             rule,
             inputs={"target_spacing_mm": kept},
-            bound="fixed by the method",
+            bound="preset",
             source="nnU-Net 2.8.1 preprocessing, resampling",
-            would_change="nothing: only the target spacing can be set",
+            would_change=f"the options planning.{kind}.*",
         )
 
 
-def _dice_decision(configuration: Configuration, alternatives: Sequence[Alternative], preset: str) -> Decision:
+def _dice_decision(configuration: Configuration, outlook: _Outlook) -> Decision:
     pooled = "the Dice loss is computed over all samples of a batch together"
     each = "the Dice loss is computed for each sample by itself"
     change = "the option planning.batch_dice"
@@ -399,10 +402,7 @@ def _dice_decision(configuration: Configuration, alternatives: Sequence[Alternat
         rule += f" there is {'a' if there else 'no'} 3d_lowres: a patch sees {'little' if there else 'enough'} of the "
         rule += "image"
         bound = "a lower resolution exists" if there else "no lower resolution exists"
-        words = {True: "yes", False: "no"}
-        change += "; " + with_more_memory(
-            words[there], alternatives, lambda other: words["3d_lowres" in other], preset=preset
-        )
+        change += "; " + outlook(_yes(there), lambda item: _yes(item.batch_dice))
     return reason(
         f"{configuration.name}.batch_dice",
         configuration.batch_dice,
@@ -412,6 +412,10 @@ def _dice_decision(configuration: Configuration, alternatives: Sequence[Alternat
         source=f"{REFERENCE}, sequence of configurations",
         would_change=change,
     )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def cascade_decisions(configuration: Configuration) -> Iterator[Decision]:

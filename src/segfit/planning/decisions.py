@@ -8,18 +8,18 @@ The values of single configurations are explained in `segfit.planning.configurat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from segfit.fingerprint.fingerprint import Fingerprint
-from segfit.planning.design import LOWRES_SHARE, DatasetDesign, Design
+from segfit.planning.design import LOWRES_SHARE, DatasetDesign
 from segfit.planning.mirroring import AxisEvidence
 from segfit.planning.normalization import MASK_BELOW, SCHEME_NAMES, ChannelScheme, scheme_of
 from segfit.planning.plan import Decision, Normalization
-from segfit.planning.reasons import ASKED, REFERENCE, Alternative, by_axis, reason, with_more_memory
+from segfit.planning.reasons import REFERENCE, SET, Alternative, by_axis, reason, with_more_memory
 from segfit.planning.spacing import ANISOTROPY, coarse_axis
 from segfit.words import listing
 
@@ -41,7 +41,7 @@ _NORMALIZED = {
 }
 
 
-def orientation_decision(orientation: str, *, asked: bool, preset: str, ndim: int) -> Decision:
+def orientation_decision(orientation: str, *, preset: str, ndim: int) -> Decision:
     """Why images are (or are not) brought to the canonical axes."""
     if ndim == 2:
         rule, bound = "pictures have no orientation: their axes stay as they are stored", "pictures"
@@ -56,24 +56,20 @@ def orientation_decision(orientation: str, *, asked: bool, preset: str, ndim: in
         orientation,
         rule,
         inputs={"preset": preset},
-        bound=ASKED if asked else bound,
-        source="the option planning.orientation"
-        if asked
-        else "segfit"
-        if orientation == "canonical"
-        else "nnU-Net 2.8.1",
+        bound=bound,
+        source="segfit" if orientation == "canonical" else "nnU-Net 2.8.1",
         would_change="volumes instead of pictures" if ndim == 2 else f"the option planning.orientation={other}",
     )
 
 
-def dataset_decisions(fingerprint: Fingerprint, dataset: DatasetDesign, *, asked: bool) -> Iterator[Decision]:
+def dataset_decisions(fingerprint: Fingerprint, dataset: DatasetDesign) -> Iterator[Decision]:
     """Why this target spacing and this order of axes."""
-    yield _spacing_decision(fingerprint, dataset, asked=asked)
+    yield _spacing_decision(fingerprint, dataset)
     if fingerprint.ndim == 3:
         yield _transpose_decision(dataset)
 
 
-def _spacing_decision(fingerprint: Fingerprint, dataset: DatasetDesign, *, asked: bool) -> Decision:
+def _spacing_decision(fingerprint: Fingerprint, dataset: DatasetDesign) -> Decision:
     spacings = np.array([case.spacing_mm for case in fingerprint.cases])
     median_mm = np.median(spacings, axis=0).tolist()
     median_shape = np.median([case.shape_after_crop for case in fingerprint.cases], axis=0).tolist()
@@ -100,16 +96,13 @@ def _spacing_decision(fingerprint: Fingerprint, dataset: DatasetDesign, *, asked
             finer = target[coarse] > percentile
             bound = f"10th percentile along {axis}" + (", kept from getting finer than the other axes" if finer else "")
             outlook += f"; the median, {by_axis(median_mm)}, if {axis} were at most {ANISOTROPY:g} times coarser"
-    if asked:
-        rule, bound, outlook = "the spacing that was asked for, in array order", ASKED, "planning.target_spacing_mm"
-        outlook = f"the option {outlook}; by rule the median of the cases, save along coarse axes"
     return reason(
         "target_spacing_mm",
         target,
         rule,
         inputs=inputs,
         bound=bound,
-        source="the option planning.target_spacing_mm" if asked else f"{REFERENCE}, target spacing",
+        source=f"{REFERENCE}, target spacing",
         would_change=outlook,
     )
 
@@ -133,23 +126,23 @@ def _transpose_decision(dataset: DatasetDesign) -> Decision:
 def configurations_decision(
     names: Sequence[str],
     ndim: int,
-    designs: Mapping[str, Design],
+    dataset: DatasetDesign,
     alternatives: Sequence[Alternative],
     *,
     preset: str,
+    lowres_set: bool = False,
     dropped: Sequence[str] = (),
-    asked: bool = False,
 ) -> Decision:
     """Why there are these configurations.
 
     Parameters
     ----------
     names : of the configurations of the plan
-    designs : of every configuration the rules ask for
     preset : whose rules apply
+    lowres_set : the user set a target spacing of 3d_lowres, which calls for one
     dropped : a sentence on each configuration that is too small to be trained
     """
-    full, low = designs.get("3d_fullres"), designs.get("3d_lowres")
+    full = dataset.fullres
     inputs: dict[str, Any] = {"axes": ndim}
     if full is None:
         rule = "pictures" if ndim == 2 else "volumes of a single slice in the median"
@@ -159,7 +152,10 @@ def configurations_decision(
         share = prod(full.patch) / prod(full.median_shape)
         inputs |= {"patch_size": full.patch, "median_shape": full.median_shape, "patch_share_of_median_image": share}
         sees = f"a patch of 3d_fullres has {share:.1%} of the median image's voxels"
-        if low is not None:
+        if lowres_set:
+            rule = "a target spacing was set for 3d_lowres: a lower resolution and a cascade are added"
+            bound = "target spacing of 3d_lowres"
+        elif dataset.lowres is not None:
             rule = f"{sees}, less than {LOWRES_SHARE:.0%}: a lower resolution and a cascade are added"
             bound = f"patch below {LOWRES_SHARE:.0%} of the median image"
         elif share < LOWRES_SHARE:
@@ -171,37 +167,31 @@ def configurations_decision(
         else:
             rule = f"{sees}, {LOWRES_SHARE:.0%} or more: no lower resolution is needed"
             bound = f"patch of {LOWRES_SHARE:.0%} of the median image or more"
-        outlook = "larger or smaller images"
-        if not dropped:
-            outlook += "; " + with_more_memory(
-                listing(sorted(designs)), alternatives, lambda other: listing(sorted(other)), preset=preset
-            )
+        outlook = "larger or smaller images; "
+        outlook += with_more_memory(
+            listing(sorted(names)), alternatives, lambda other: listing(sorted(other)), preset=preset
+        )
     if dropped:
         rule = f"{rule}; {'; '.join(dropped)}"
-    if asked:
-        rule, bound, outlook = "those that were asked for", ASKED, f"by rule {listing(sorted(designs))}"
-        outlook = f"the option planning.configurations; {outlook}"
     return reason(
         "configurations",
         sorted(names),
         rule,
         inputs=inputs,
         bound=bound,
-        source="the option planning.configurations" if asked else f"{REFERENCE}, sequence of configurations",
+        source=f"{REFERENCE}, sequence of configurations",
         would_change=outlook,
     )
 
 
 def normalization_decisions(
-    fingerprint: Fingerprint, normalization: Sequence[Normalization], schemes: Sequence[ChannelScheme], *, asked: bool
+    fingerprint: Fingerprint, normalization: Sequence[Normalization], schemes: Sequence[ChannelScheme]
 ) -> Iterator[Decision]:
     """Why each channel is normalised as it is."""
     for index, (name, how, found) in enumerate(zip(fingerprint.channel_names, normalization, schemes, strict=True)):
-        by_values = not asked and how.scheme != scheme_of(name)
+        by_values = how.scheme != scheme_of(name)
         inputs: dict[str, Any] = {"channel": name}
-        if asked:
-            rule, bound = f"{how.scheme} was asked for", ASKED
-        elif by_values:
+        if by_values:
             rule = f'the values, which contradict the name "{name}", ask for {how.scheme}'
             bound = "values of the channel"
         else:
@@ -209,9 +199,7 @@ def normalization_decisions(
             reading = f"asks for {how.scheme}" if known else f"is no name of a scheme, which means {how.scheme}"
             rule, bound = f'the name "{name}" {reading}', "name of the channel"
         rule += f": {_NORMALIZED[how.scheme]}"
-        outlook = "the option planning.normalization"
-        if not asked:
-            outlook += f", or another name of the channel among {listing(SCHEME_NAMES)}"
+        outlook = f"the option planning.normalization, or another name of the channel among {listing(SCHEME_NAMES)}"
         if how.scheme == "zscore":
             kept = fingerprint.median_relative_size_after_crop
             inputs["median_relative_size_after_crop"] = kept
@@ -233,17 +221,13 @@ def normalization_decisions(
             rule,
             inputs=inputs,
             bound=bound,
-            source="the option planning.normalization"
-            if asked
-            else "segfit preset auto"
-            if by_values
-            else f"{REFERENCE}, normalisation",
+            source="segfit preset auto" if by_values else f"{REFERENCE}, normalisation",
             would_change=outlook,
         )
 
 
 def mirroring_decision(
-    axes: Sequence[int], ndim: int, evidence: Sequence[AxisEvidence], *, asked: bool, augmented: bool = True
+    axes: Sequence[int], ndim: int, evidence: Sequence[AxisEvidence], *, augmented: bool = True
 ) -> Decision:
     """Why these axes (array order) are flipped; without augmentation none is."""
     names = "zyx"[-ndim:]
@@ -253,10 +237,8 @@ def mirroring_decision(
     bound = f"{listing(list(kept))} {'is' if len(kept) == 1 else 'are'} not flipped" if kept else "all axes"
     outlook = "the option planning.mirror_axes"
     if not augmented:
-        axes, kept, rule, bound = (), {}, "without augmentation no axis is flipped", "no augmentation"
-        source = outlook = "the option augmentation.strength"
-    elif asked:
-        rule, bound, source = f"the axes that were asked for are flipped, {when}", ASKED, outlook
+        axes, kept, rule, bound = (), {}, "without augmentation no axis is flipped", SET
+        source, outlook = "options", "the option augmentation.strength"
     elif evidence:
         rule = (
             f"an axis is flipped, {when}, unless label names tell left from right along it, or two labels keep their "

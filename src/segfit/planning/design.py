@@ -7,8 +7,8 @@ and `segfit.planning.reference_plans` the reference's plans file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -28,6 +28,8 @@ __all__ = [
     "Budget",
     "DatasetDesign",
     "Design",
+    "Wish",
+    "batch_size",
     "design",
     "design_dataset",
     "reference_batch",
@@ -86,9 +88,25 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a configuration may cost, and what was asked for in place of derived values, in array order.
+
+    `patch_size` belongs to the 3D (3 entries) or 2D (2) configurations. `target_mm` of a lower resolution is its
+    spacing, and calls for it whatever the rules say.
+    """
+
+    budget: Budget
+    target_mm: tuple[float, ...] | None = None
+    patch_size: tuple[int, ...] | None = None
+    transpose: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
     """The numbers of one configuration; axes are those the network sees, after transposition."""
 
+    budget: Budget
+    transpose: tuple[int, ...]  # of the three axes that the rules know
     spacing_mm: tuple[float, ...]
     median_shape: tuple[float, ...]
     dataset_voxels: float  # voxels of the whole dataset at this resolution
@@ -107,13 +125,17 @@ class Design:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetDesign:
-    """All configurations of a dataset: `fullres` is None for 2D data, `lowres` where one patch sees enough."""
+    """All configurations of a dataset: `fullres` is None for 2D data, `lowres` where one patch sees enough.
 
-    target_mm: tuple[float, ...]  # array order
+    `target_mm` (array order) and `transpose` are those of the configurations without values of their own.
+    """
+
+    target_mm: tuple[float, ...]
     transpose: tuple[int, ...]
     plane: Design
     fullres: Design | None
     lowres: Design | None
+    cascade: Design | None = None
 
 
 def design(
@@ -122,12 +144,14 @@ def design(
     dataset_voxels: float,
     budget: Budget,
     fixed_patch: tuple[int, ...] | None = None,
+    transpose: tuple[int, ...] = (0, 1, 2),
 ) -> Design:
     """Return patch, topology and batch size for images of `median` voxels with `spacing` mm.
 
     The patch starts with as many voxels as 256x256x256 (2D: 2048x2048) have, of equal physical edge and cut to the
     median shape, and is reduced along the axis that covers most of the median image until its feature maps fit. A
-    fixed patch is only rounded up to what its own topology must be divisible by.
+    fixed patch is only rounded up to what its own topology must be divisible by. `transpose` is how the axes came to be
+    in this order.
 
     Raises `InputError` when not even the smallest patch fits.
     """
@@ -153,10 +177,10 @@ def design(
         seen.add(current.patch)
         estimate = budget.estimate(current)
 
-    affordable = round(budget.elements(ndim) / estimate * reference_batch(ndim))
-    covering = round(dataset_voxels * budget.rules.coverage / prod(current.patch))
-    batch = max(min(affordable, covering), SMALLEST_BATCH)
+    batch, batch_bound = batch_size(current.patch, estimate, dataset_voxels, budget)
     return Design(
+        budget=budget,
+        transpose=transpose,
         spacing_mm=spacing,
         median_shape=median,
         dataset_voxels=dataset_voxels,
@@ -165,8 +189,66 @@ def design(
         batch_size=batch,
         estimate=estimate,
         patch_bound=bound,
-        batch_bound=_batch_bound(affordable, covering),
+        batch_bound=batch_bound,
     )
+
+
+def batch_size(
+    patch: Sequence[int], estimate: int, dataset_voxels: float, budget: Budget
+) -> tuple[int, Literal["memory", "dataset coverage", "minimum"]]:
+    """Return how many samples of `estimate` feature-map elements make a batch, and what limits it."""
+    ndim = len(patch)
+    affordable = round(budget.elements(ndim) / estimate * reference_batch(ndim))
+    covering = round(dataset_voxels * budget.rules.coverage / prod(patch))
+    return max(min(affordable, covering), SMALLEST_BATCH), _batch_bound(affordable, covering)
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What the rules know of the cases: ``(cases, 3)`` spacings in mm and shapes, array order."""
+
+    spacings: NDArray[np.float64]
+    shapes: NDArray[np.float64]
+    num_training: int
+
+    def seen(self, wish: Wish, ndim: int) -> _View:
+        """Return the data as a configuration of `ndim` axes sees them."""
+        target = wish.target_mm or target_spacing(self.spacings, self.shapes)
+        order = wish.transpose or axis_order(target)
+        in_order = median_shape(self.spacings, self.shapes, target)
+        if min(in_order) < 1:
+            raise InputError(
+                f"at a target spacing of {list(target)} mm the median image would have {list(in_order)} voxels; "
+                "choose a finer target spacing"
+            )
+        patch = wish.patch_size if wish.patch_size is not None and len(wish.patch_size) == ndim else None
+        if patch is not None and ndim == 3:  # a plane's axes keep their order
+            patch = tuple(patch[axis] for axis in order)
+        return _View(
+            budget=wish.budget,
+            target_mm=target,
+            transpose=order,
+            spacing_mm=tuple(target[axis] for axis in order),
+            median=tuple(in_order[axis] for axis in order),
+            patch=patch,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _View:
+    """A dataset at a target spacing; all but `target_mm` in transposed order."""
+
+    budget: Budget
+    target_mm: tuple[float, ...]
+    transpose: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    median: tuple[float, ...]
+    patch: tuple[int, ...] | None
+
+    def design(self, num_training: int, axes: slice = slice(None)) -> Design:
+        """Return the design of these axes."""
+        voxels = prod(self.median) * num_training
+        return design(self.spacing_mm[axes], self.median[axes], voxels, self.budget, self.patch, self.transpose)
 
 
 def design_dataset(
@@ -178,6 +260,7 @@ def design_dataset(
     target_mm: tuple[float, ...] | None = None,
     patch_size: tuple[int, ...] | None = None,
     transpose: tuple[int, ...] | None = None,
+    own: Mapping[str, Wish] | None = None,
 ) -> DatasetDesign:
     """Return the design of every configuration the rules ask for.
 
@@ -189,25 +272,35 @@ def design_dataset(
     target_mm : target spacing in array order that replaces the derived one
     patch_size : patch in array order that replaces the derived one, of the 3D (3 entries) or 2D (2) configurations
     transpose : order of axes that replaces the derived one
+    own : what single configurations, by name, have in place of all these
     """
-    target = target_mm or target_spacing(spacings, shapes)
-    transpose = transpose or axis_order(target)
-    in_order = median_shape(spacings, shapes, target)
-    if min(in_order) < 1:
-        raise InputError(
-            f"at a target spacing of {list(target)} mm the median image would have {list(in_order)} voxels; "
-            "choose a finer target spacing"
-        )
-    spacing = tuple(target[axis] for axis in transpose)
-    median = tuple(in_order[axis] for axis in transpose)
-    voxels = prod(median) * num_training
-    patch = tuple(patch_size[axis] for axis in transpose) if patch_size and len(patch_size) == 3 else None
-    fullres = design(spacing, median, voxels, budget, patch) if median[0] != 1 else None
-    lowres = _lower_resolution(fullres, num_training, budget, patch) if fullres is not None else None
-    # The plane's axes keep their order, so that a patch of two needs no reordering.
-    patch = patch_size if patch_size and len(patch_size) == 2 else None
-    plane = design(spacing[1:], median[1:], voxels, budget, patch)
-    return DatasetDesign(target_mm=target, transpose=transpose, plane=plane, fullres=fullres, lowres=lowres)
+    wish = Wish(budget=budget, target_mm=target_mm, patch_size=patch_size, transpose=transpose)
+    own = own or {}
+    data = _Data(spacings, shapes, num_training)
+    common = data.seen(wish, 3)
+    plane = data.seen(own.get("2d", wish), 2).design(num_training, slice(1, None))
+    fullres = lowres = cascade = None
+    if common.median[0] != 1:
+        full_wish = own.get("3d_fullres", wish)
+        full = data.seen(full_wish, 3)
+        fullres = full.design(num_training)
+        low_wish = own.get("3d_lowres", replace(wish, target_mm=None))
+        if low_wish.target_mm is not None:
+            lowres = data.seen(low_wish, 3).design(num_training)
+        else:
+            start = data.seen(replace(low_wish, target_mm=full.target_mm), 3)
+            lowres = _lower_resolution(start, prod(fullres.patch), num_training)
+        if lowres is not None:
+            cascade_wish = own.get("3d_cascade_fullres", full_wish)
+            cascade = fullres if cascade_wish == full_wish else data.seen(cascade_wish, 3).design(num_training)
+    return DatasetDesign(
+        target_mm=common.target_mm,
+        transpose=common.transpose,
+        plane=plane,
+        fullres=fullres,
+        lowres=lowres,
+        cascade=cascade,
+    )
 
 
 def reference_batch(ndim: int) -> int:
@@ -250,14 +343,14 @@ def _no_room(patch: Sequence[int], budget: Budget) -> InputError:
     )
 
 
-def _lower_resolution(
-    fullres: Design, num_training: int, budget: Budget, fixed_patch: tuple[int, ...] | None
-) -> Design | None:
-    """Coarsen in steps of 3 %, the finer axes first, until a patch covers a quarter of the median image."""
-    target, median = fullres.spacing_mm, fullres.median_shape
+def _lower_resolution(start: _View, patch_voxels: float, num_training: int) -> Design | None:
+    """Coarsen in steps of 3 %, the finer axes first, until a patch covers a quarter of the median image.
+
+    `start` is the full resolution, where a patch has `patch_voxels`.
+    """
+    target, median, budget = start.spacing_mm, start.median, start.budget
     spacing = list(target)
     voxels = prod(median)
-    patch_voxels = float(prod(fullres.patch))
     most = budget.most_voxels(len(target))
     lowres: Design | None = None
     while patch_voxels / voxels < LOWRES_SHARE:
@@ -266,9 +359,9 @@ def _lower_resolution(
         spacing = [s * _LOWRES_STEP if f or not any(finer) else s for s, f in zip(spacing, finer, strict=True)]
         size = [t / s * m for t, s, m in zip(target, spacing, median, strict=True)]
         voxels = prod(size)
-        if fixed_patch is None and most / voxels < LOWRES_SHARE:
+        if start.patch is None and most / voxels < LOWRES_SHARE:
             continue  # too large for any patch: no need to design one
         rounded = tuple(float(max(1, round(n))) for n in size)
-        lowres = design(tuple(spacing), rounded, voxels * num_training, budget, fixed_patch)
+        lowres = design(tuple(spacing), rounded, voxels * num_training, budget, start.patch, start.transpose)
         patch_voxels = prod(lowres.patch)
     return lowres if lowres is not None and prod(median) / voxels >= LOWRES_GAIN else None

@@ -23,7 +23,7 @@ _SIZES = ("spacing", "shape", "patch", "start", "_mm", "strides", "kernels", "mu
 def explain(plan: Plan, width: int = WIDEST) -> str:
     """Return the plan as readable text, grouped by configuration, in lines of at most `width` characters."""
     kind = "differs from the reference" if plan.changes else "every decision is the reference's"
-    lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", ""]
+    lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", f"stock: {_text(plan.stock, 'stock')}", ""]
     lines += _bullets("How it differs", plan.changes, width)
     lines += _bullets("Remarks on the data", plan.warnings, width)
     for group, decisions in _groups(plan).items():
@@ -133,7 +133,7 @@ def _text(value: Any, name: str) -> str:
     if isinstance(value, int | float):
         return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.6g}"
     if isinstance(value, Mapping):
-        return "; ".join(f"{key} {_text(item, key)}" for key, item in value.items())
+        return "; ".join(f"{_label(key)} {_text(item, key)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         numbers = all(isinstance(item, int | float) for item in value)
         per_axis = numbers and any(word in name for word in _SIZES)

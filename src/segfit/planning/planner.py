@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from segfit.device import Hardware
 from segfit.errors import InputError, nearest
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
-from segfit.options import Options, PlanningOptions
+from segfit.options import CONFIGURATION_NAMES, Options, PlanningOptions
 from segfit.planning import decisions as why
 from segfit.planning.augmentation import augmentation_for
 from segfit.planning.changes import changes_of
+from segfit.planning.checks import check_planned, check_request
 from segfit.planning.configuration_decisions import cascade_decisions, configuration_decisions, network_ends
-from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
+from segfit.planning.design import Budget, DatasetDesign, Design
 from segfit.planning.mirroring import AxisEvidence, axis_evidence
 from segfit.planning.normalization import channel_schemes, normalization_of
 from segfit.planning.notes import dataset_notes
-from segfit.planning.overrides import asked_decisions, overridden
+from segfit.planning.overrides import option_key, overridden
 from segfit.planning.plan import (
     AugmentationSpec,
     Configuration,
@@ -36,16 +35,16 @@ from segfit.planning.plan import (
 from segfit.planning.presets import Rules, choose_rules, orientation_of
 from segfit.planning.reasons import Alternative
 from segfit.planning.recipe_decisions import training_decisions
+from segfit.planning.request import designed, designs_of
+from segfit.planning.set_values import anything_set, with_set_values
+from segfit.planning.topology import SMALLEST_MAP
 
-__all__ = ["SLICE_SPACING_MM", "derive"]
+__all__ = ["derive"]
 
-SLICE_SPACING_MM = 999.0
-"""Spacing of the single slice that 2D images get while the rules, which know three axes, are evaluated."""
-
-_CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
-_FEWEST_SUPERVISED_STAGES = 3
 _MORE_MEMORY = (2, 3)
 """How many times the memory the explanation of a plan looks at."""
+_FEWEST_SUPERVISED_STAGES = 3
+_GEOMETRY = ("rotation_degrees", "dummy_2d")  # which the patch that is cut out depends on
 
 
 def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None = None) -> Plan:
@@ -57,70 +56,143 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
 
     Raises `InputError` when fingerprint and options do not go together or nothing fits.
     """
-    _check(fingerprint, options)
+    draft = _drafted(fingerprint, labels, options, hardware)
+    alternatives = _alternatives(draft, fingerprint, labels, options, hardware)
+    plan = _told(draft, fingerprint, labels, options, hardware, alternatives)
+    if not anything_set(options.planning):
+        return plan
+    return with_set_values(plan, _by_rule(fingerprint, labels, options, hardware), options.planning)
+
+
+def _by_rule(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None) -> Plan | None:
+    """Return the plan without any value that was set; None where the rules find none.
+
+    The data were measured on the axes that were asked for, so the rules see those.
+    """
+    asked = PlanningOptions(orientation=options.planning.orientation, splits=options.planning.splits)
+    without = options.model_copy(update={"planning": asked})
+    try:
+        plan = _told(_drafted(fingerprint, labels, without, hardware), fingerprint, labels, without, hardware, ())
+    except InputError:
+        return None
+    usual = orientation_of(options.model_copy(update={"planning": PlanningOptions()}))
+    usual = usual if fingerprint.ndim == 3 else fingerprint.orientation
+    orientation = why.orientation_decision(usual, preset=options.preset, ndim=fingerprint.ndim)
+    others = (orientation if item.key == orientation.key else item for item in plan.decisions)
+    return plan.model_copy(update={"decisions": tuple(others)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """What rules and options give, before anything is told of it."""
+
+    rules: Rules
+    memory_gb: float
+    reasons: tuple[Decision, ...]  # for rules and memory
+    dataset: DatasetDesign
+    designs: Mapping[str, Design]
+    configurations: Mapping[str, Configuration]
+    dropped: tuple[str, ...]  # a remark on each configuration that cannot be trained
+
+
+def _drafted(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None) -> _Draft:
+    check_request(fingerprint, options)
     rules, memory_gb, reasons = choose_rules(options, hardware)
     asked = options.planning
-    rules = replace(rules, base_features=asked.base_features or rules.base_features)
-    budget = Budget(rules=rules, memory_gb=memory_gb, heads=labels.num_declared)
-    dataset = _designed(fingerprint, budget, asked)
-    schemes = channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.normalization)
-    normalization = normalization_of(schemes, fingerprint)
-    designs = _designs(dataset)
-    built = _configurations(fingerprint, labels, options, rules, dataset, designs, normalization)
-    planned, dropped = _chosen(built, designs, budget, options)
-    configurations = {name: overridden(item, asked, budget.heads) for name, item in planned.items()}
-    mirrored, evidence = _mirrored(fingerprint, labels, options)
-    training = {name: _recipe(item, _network_axes(mirrored, item), options) for name, item in configurations.items()}
+    dataset = designed(fingerprint, Budget(rules=rules, memory_gb=memory_gb, heads=labels.num_declared), asked)
+    designs = designs_of(dataset)
+    built = _configurations(fingerprint, labels, options, designs)
+    planned, dropped = _chosen(built, designs, options)
+    return _Draft(
+        rules=rules,
+        memory_gb=memory_gb,
+        reasons=reasons,
+        dataset=dataset,
+        designs=designs,
+        configurations={name: overridden(item, asked, designs[name]) for name, item in planned.items()},
+        dropped=dropped,
+    )
 
-    alternatives = _alternatives(fingerprint, options, hardware, budget)
-    augmented = options.augmentation.strength != "none"
+
+def _alternatives(
+    draft: _Draft, fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None
+) -> tuple[Alternative, ...]:
+    """Return what planning again with two and three times the memory gives, where that is other rules or a target."""
+    found: dict[tuple[str, float], Alternative] = {}
+    for factor in _MORE_MEMORY:
+        more = options.model_copy(update={"memory_gb": factor * draft.memory_gb})
+        rules, memory_gb, _ = choose_rules(more, hardware)
+        if (rules.name, memory_gb) in {*found, (draft.rules.name, draft.memory_gb)}:
+            continue
+        configurations: Mapping[str, Configuration] | None = None
+        with suppress(InputError):
+            configurations = _drafted(fingerprint, labels, more, hardware).configurations
+        found[rules.name, memory_gb] = Alternative(
+            memory_gb=memory_gb, preset=rules.name, configurations=configurations
+        )
+    return tuple(found.values())
+
+
+def _told(
+    draft: _Draft,
+    fingerprint: Fingerprint,
+    labels: LabelScheme,
+    options: Options,
+    hardware: Hardware | None,
+    alternatives: Sequence[Alternative],
+) -> Plan:
+    """Return the plan with what the options fix, told as if the rules had given it."""
+    asked, configurations = options.planning, dict(draft.configurations)
+    mirrored = {name: _mirrored(fingerprint, labels, options, asked.of(name).mirror_axes) for name in configurations}
+    axes = {name: _network_axes(mirrored[name][0], item) for name, item in configurations.items()}
+    training = {name: _recipe(item, axes[name], options) for name, item in configurations.items()}
+    common = channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.normalization)
+    flipped, evidence = _mirrored(fingerprint, labels, options, asked.mirror_axes)
+    normalization = _common_normalization(configurations, asked) or normalization_of(common, fingerprint)
+    own = asked.by_configuration.get("3d_lowres")
+    lowres_set = own is not None and own.target_spacing_mm is not None
+    preset, augmented = draft.rules.name, options.augmentation.strength != "none"
     decided: list[Decision] = [
-        *reasons,
-        why.orientation_decision(
-            fingerprint.orientation,
-            asked=asked.orientation is not None,
-            preset=options.preset,
-            ndim=fingerprint.ndim,
-        ),
-        *why.dataset_decisions(fingerprint, dataset, asked=asked.target_spacing_mm is not None),
+        *draft.reasons,
+        why.orientation_decision(fingerprint.orientation, preset=options.preset, ndim=fingerprint.ndim),
+        *why.dataset_decisions(fingerprint, draft.dataset),
         why.configurations_decision(
             list(configurations),
             fingerprint.ndim,
-            designs,
+            draft.dataset,
             alternatives,
-            preset=rules.name,
-            dropped=dropped,
-            asked=asked.configurations is not None,
+            preset=preset,
+            lowres_set=lowres_set,
+            dropped=draft.dropped,
         ),
-        *why.normalization_decisions(fingerprint, normalization, schemes, asked=asked.normalization is not None),
-        why.mirroring_decision(
-            mirrored, fingerprint.ndim, evidence, asked=asked.mirror_axes is not None, augmented=augmented
-        ),
+        *why.normalization_decisions(fingerprint, normalization, common),
+        why.mirroring_decision(flipped, fingerprint.ndim, evidence, augmented=augmented),
     ]
     for name, item in configurations.items():
-        if item.previous_stage is None or "3d_fullres" not in configurations:
+        if item.previous_stage is None or "3d_fullres" not in configurations or name in asked.by_configuration:
             decided += configuration_decisions(
                 item,
-                designs[name],
-                budget,
-                fullres=dataset.fullres,
+                draft.designs[name],
+                fullres=None if lowres_set else draft.dataset.fullres,
                 fingerprint=fingerprint,
                 alternatives=alternatives,
-                batch_asked=asked.batch_size is not None,
+                preset=preset,
             )
         if item.previous_stage is not None:
             decided += cascade_decisions(item)
         decided += network_ends(item, fingerprint.channel_names, labels)
-        decided += training_decisions(
-            name,
-            training[name],
-            item.patch_size,
-            _asked_training(options),
-            item.network.num_stages,
-            augmented=augmented,
-        )
+        usual = _recipe(item, axes[name], Options())
+        decided += training_decisions(name, training[name], usual, item.patch_size, item.network.num_stages, options)
 
-    changes = changes_of(fingerprint, options, mirrored, configurations, training, _asked_training(options))
+    changes = changes_of(
+        fingerprint,
+        options,
+        flipped,
+        [item.scheme for item in common],
+        configurations,
+        training,
+        _asked_training(options),
+    )
     return Plan(
         dataset=fingerprint.dataset,
         preset=options.preset,
@@ -130,145 +202,55 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         channel_names=fingerprint.channel_names,
         configurations=configurations,
         training=training,
-        decisions=tuple(asked_decisions(decided, asked)),
+        decisions=tuple(decided),
         warnings=(
             *dataset_notes(fingerprint, labels, normalization),
-            *(item.remark for item in schemes if item.remark),
-            *dropped,
-            *_memory_warnings(configurations, budget, hardware),
+            *(item.remark for item in common if item.remark),
+            *draft.dropped,
+            *_memory_warnings(configurations, draft.designs, draft.memory_gb, hardware),
         ),
     )
 
 
-def _check(fingerprint: Fingerprint, options: Options) -> None:
-    """Refuse fingerprints and options that contradict each other or themselves."""
-    ndim, asked = fingerprint.ndim, options.planning
-    if not fingerprint.cases:
-        raise InputError(f"the fingerprint of {fingerprint.dataset} holds no case; add training cases with labels")
-    for case in fingerprint.cases:
-        lengths = {len(case.shape), len(case.spacing_mm), len(case.shape_after_crop)}
-        if lengths != {ndim} or min(case.spacing_mm) <= 0 or min(case.shape_after_crop) < 1:
-            raise InputError(
-                f"{case.case}: expected {ndim} positive spacings and sizes, got spacing {case.spacing_mm} and "
-                f"shape {case.shape_after_crop}; measure the fingerprint anew"
-            )
-    if len(fingerprint.intensities) != len(fingerprint.channel_names) or fingerprint.num_training < 1:
-        raise InputError(
-            f"the fingerprint of {fingerprint.dataset} has statistics of {len(fingerprint.intensities)} channels for "
-            f"{len(fingerprint.channel_names)} names and {fingerprint.num_training} cases; measure it anew"
-        )
-    if ndim == 3 and fingerprint.orientation != orientation_of(options):
-        raise InputError(
-            f"these options plan on {orientation_of(options)} axes, the fingerprint was measured on "
-            f"{fingerprint.orientation} ones; measure it anew"
-        )
-    if asked.target_spacing_mm is not None:
-        _check_length("target_spacing_mm", asked.target_spacing_mm, (ndim,))
-        if min(asked.target_spacing_mm) <= 0:
-            raise InputError(f"planning.target_spacing_mm must be above zero, got {asked.target_spacing_mm}")
-    if asked.patch_size is not None:
-        _check_length("patch_size", asked.patch_size, (2, 3) if ndim == 3 else (2,))
-        if min(asked.patch_size) < 1:
-            raise InputError(f"planning.patch_size must be above zero, got {asked.patch_size}")
-    if asked.transpose is not None and (ndim == 2 or sorted(asked.transpose) != [0, 1, 2]):
-        raise InputError(f"planning.transpose is an order of the axes 0,1,2 of volumes, got {list(asked.transpose)}")
-    for axis in asked.mirror_axes or ():
-        if not 0 <= axis < ndim:
-            raise InputError(f"planning.mirror_axes are numbered 0 to {ndim - 1} in array order, got {axis}")
-
-
-def _check_length(key: str, values: Sequence[float], lengths: tuple[int, ...]) -> None:
-    if len(values) not in lengths:
-        wanted = " or ".join(str(n) for n in lengths)
-        raise InputError(f"planning.{key} needs {wanted} values for this dataset, in array order, got {list(values)}")
-
-
-def _designed(fingerprint: Fingerprint, budget: Budget, asked: PlanningOptions) -> DatasetDesign:
-    spacings, shapes, target = _volumes(fingerprint, asked.target_spacing_mm)
-    return design_dataset(
-        spacings,
-        shapes,
-        fingerprint.num_training,
-        budget,
-        target_mm=target,
-        patch_size=asked.patch_size,
-        transpose=asked.transpose,
-    )
-
-
-def _alternatives(
-    fingerprint: Fingerprint, options: Options, hardware: Hardware | None, budget: Budget
-) -> tuple[Alternative, ...]:
-    """Return what the rules give with two and three times the memory, as `derive` would with that option."""
-    found: dict[tuple[str, float], Alternative] = {}
-    for factor in _MORE_MEMORY:
-        more = options.model_copy(update={"memory_gb": factor * budget.memory_gb})
-        rules, memory_gb, _ = choose_rules(more, hardware)
-        if (rules.name, memory_gb) in {*found, (budget.rules.name, budget.memory_gb)}:
-            continue
-        rules = replace(rules, base_features=options.planning.base_features or rules.base_features)
-        dataset = _designed(fingerprint, replace(budget, rules=rules, memory_gb=memory_gb), options.planning)
-        found[rules.name, memory_gb] = Alternative(memory_gb=memory_gb, preset=rules.name, designs=_designs(dataset))
-    return tuple(found.values())
-
-
-def _volumes(
-    fingerprint: Fingerprint, target_mm: tuple[float, ...] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, ...] | None]:
-    """Return spacings and cropped shapes as ``(cases, 3)``, and the target spacing that was asked for.
-
-    Here, and only here, 2D images become volumes of one slice, thicker than any pixel.
-    """
-    spacings = np.array([case.spacing_mm for case in fingerprint.cases], dtype=np.float64)
-    shapes = np.array([case.shape_after_crop for case in fingerprint.cases], dtype=np.float64)
-    if fingerprint.ndim == 3:
-        return spacings, shapes, target_mm
-    slices = np.ones((len(shapes), 1))
-    thickness = SLICE_SPACING_MM * max(1.0, float(spacings.max()), *(target_mm or ()))
-    target = (thickness, *target_mm) if target_mm else None
-    return np.hstack([thickness * slices, spacings]), np.hstack([slices, shapes]), target
-
-
-def _designs(dataset: DatasetDesign) -> dict[str, Design]:
-    """Return the design behind every configuration the rules ask for, in the order of the plan."""
-    by_name = {
-        "2d": dataset.plane,
-        "3d_lowres": dataset.lowres,
-        "3d_fullres": dataset.fullres,
-        "3d_cascade_fullres": dataset.fullres if dataset.lowres is not None else None,
-    }
-    return {name: item for name, item in by_name.items() if item is not None}
-
-
 def _configurations(
-    fingerprint: Fingerprint,
-    labels: LabelScheme,
-    options: Options,
-    rules: Rules,
-    dataset: DatasetDesign,
-    designs: dict[str, Design],
-    normalization: tuple[Normalization, ...],
+    fingerprint: Fingerprint, labels: LabelScheme, options: Options, designs: Mapping[str, Design]
 ) -> dict[str, Configuration]:
+    asked, has_lowres = options.planning, "3d_lowres" in designs
+    schemes = {
+        name: channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.of(name).normalization)
+        for name in designs
+    }
     return {
         name: _configuration(
             name,
             item,
-            rules=rules,
-            in_channels=len(normalization) + (len(labels.foreground_values) if "cascade" in name else 0),
+            in_channels=len(schemes[name]) + (len(labels.foreground_values) if "cascade" in name else 0),
             num_outputs=labels.num_outputs,
-            batch_size=options.planning.batch_size or item.batch_size,
-            batch_dice=name == "2d" or (name != "3d_lowres" and dataset.lowres is not None),
-            preprocessing=_preprocessing(fingerprint, dataset, item, normalization),
+            batch_size=asked.of(name).batch_size or item.batch_size,
+            batch_dice=name == "2d" or (name != "3d_lowres" and has_lowres),
+            preprocessing=_preprocessing(fingerprint, item, normalization_of(schemes[name], fingerprint)),
         )
         for name, item in designs.items()
     }
+
+
+def _common_normalization(
+    configurations: Mapping[str, Configuration], asked: PlanningOptions
+) -> tuple[Normalization, ...] | None:
+    """Return the normalisation of the configurations that have none of their own; None where all have."""
+    keys = ("normalization", "use_mask", "statistics")
+    shared = [
+        item.preprocessing.normalization
+        for name, item in configurations.items()
+        if all(option_key(asked, name, key) == f"planning.{key}" for key in keys)
+    ]
+    return shared[0] if shared else None
 
 
 def _configuration(
     name: str,
     this: Design,
     *,
-    rules: Rules,
     in_channels: int,
     num_outputs: int,
     batch_size: int,
@@ -276,7 +258,7 @@ def _configuration(
     preprocessing: PreprocessingSpec,
 ) -> Configuration:
     ndim: Literal[2, 3] = 2 if len(this.patch) == 2 else 3
-    stages = len(this.topology.strides)
+    stages, rules = len(this.topology.strides), this.budget.rules
     encoder_convs, decoder_convs = rules.convs(stages)
     return Configuration(
         name=name,
@@ -305,11 +287,11 @@ def _configuration(
 
 
 def _preprocessing(
-    fingerprint: Fingerprint, dataset: DatasetDesign, this: Design, normalization: tuple[Normalization, ...]
+    fingerprint: Fingerprint, this: Design, normalization: tuple[Normalization, ...]
 ) -> PreprocessingSpec:
     """Return how cases are prepared; a 2D configuration keeps the slices of a volume as they are."""
     spacing: tuple[float | None, ...] = this.spacing_mm
-    transpose = dataset.transpose
+    transpose = this.transpose
     if fingerprint.ndim == 2:
         transpose = (0, 1)
     elif len(spacing) == 2:
@@ -320,51 +302,59 @@ def _preprocessing(
 
 
 def _chosen(
-    built: dict[str, Configuration], designs: dict[str, Design], budget: Budget, options: Options
+    built: Mapping[str, Configuration], designs: Mapping[str, Design], options: Options
 ) -> tuple[dict[str, Configuration], tuple[str, ...]]:
     """Return the configurations that were asked for and can be trained, and a remark on each that cannot."""
     usable = {name: item for name, item in built.items() if item.network.num_stages > 1}
-    too_small = {
-        name: _too_small(designs[name], item, budget) for name, item in built.items() if item.network.num_stages == 1
-    }
+    too_small = {name: _too_small(designs[name], item) for name, item in built.items() if item.network.num_stages == 1}
     dropped = tuple(f"{name} is left out: {reason}" for name, reason in too_small.items())
     if not usable:
         raise InputError(f"there is nothing to train: {'; '.join(dict.fromkeys(too_small.values()))}")
     asked = options.planning.configurations
     if asked is None:
+        check_planned(usable, options)
         return usable, dropped
     for name in asked:
-        if name not in _CONFIGURATIONS:
-            raise InputError(f"unknown configuration {name!r}{nearest(name, _CONFIGURATIONS)}")
+        if name not in CONFIGURATION_NAMES:
+            raise InputError(f"unknown configuration {name!r}{nearest(name, CONFIGURATION_NAMES)}")
         if name not in usable:
             raise InputError(f"this dataset has no configuration {name}; the rules give {', '.join(usable)}")
     if not asked:
         raise InputError(f"planning.configurations is empty; the rules give {', '.join(usable)}")
     needed = {*asked, *(usable[name].previous_stage for name in asked)}
     chosen = {name: item for name, item in usable.items() if name in needed}
+    check_planned(chosen, options)
     return {
         name: item if item.next_stage in chosen else item.model_copy(update={"next_stage": None})
         for name, item in chosen.items()
     }, dropped
 
 
-def _too_small(this: Design, item: Configuration, budget: Budget) -> str:
+def _too_small(this: Design, item: Configuration) -> str:
     """Say why a patch leaves nothing to halve."""
     patch = "x".join(map(str, item.patch_size))
     if this.patch_bound == "memory":
-        return f"{budget.memory_gb:g} GB leave a patch of {patch} voxels, too small for a network; raise --memory"
+        return f"{this.budget.memory_gb:g} GB leave a patch of {patch} voxels, too small for a network; raise --memory"
     if this.patch_bound == "fixed":
         return f"the patch of {patch} voxels that was asked for is too small for a network; one axis needs 8 or more"
     size = "x".join(f"{n:g}" for n in item.median_shape)
-    return f"the images have {size} voxels, too few for a network; at least one axis needs 8 or more"
+    axes = zip(item.spacing_mm, item.patch_size, strict=True)
+    long_enough = [(spacing, voxels) for spacing, voxels in axes if voxels >= 2 * SMALLEST_MAP]
+    if long_enough:  # and yet nothing was halved
+        spacing, voxels = min(long_enough)
+        return (
+            f"the images have {size} voxels, too few for a network: the axis to be halved first, the finest with "
+            f"{spacing:g} mm, has {voxels} of the {3 * SMALLEST_MAP} it needs; set a coarser planning.target_spacing_mm"
+        )
+    return f"the images have {size} voxels, too few for a network; at least one axis needs {2 * SMALLEST_MAP} or more"
 
 
 def _mirrored(
-    fingerprint: Fingerprint, labels: LabelScheme, options: Options
+    fingerprint: Fingerprint, labels: LabelScheme, options: Options, asked: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], tuple[AxisEvidence, ...]]:
     """Return the axes to flip, in array order, and what was seen in the data where that decided."""
-    if options.planning.mirror_axes is not None:
-        return tuple(sorted(set(options.planning.mirror_axes))), ()
+    if asked is not None:
+        return tuple(sorted(set(asked))), ()
     if options.preset != "auto":
         return tuple(range(fingerprint.ndim)), ()
     evidence = axis_evidence(fingerprint.cases, labels, fingerprint.ndim)
@@ -382,32 +372,45 @@ _ADAMW = {"learning_rate": 3e-4, "momentum": 0.9, "weight_decay": 5e-2}
 
 
 def _asked_training(options: Options) -> dict[str, Any]:
-    asked = options.training.model_dump(exclude={"steps", "checkpoint_seconds"}, exclude_none=True)
-    return {**(_ADAMW if options.training.optimizer == "adamw" else {}), **asked}
+    return {**(_ADAMW if options.training.optimizer == "adamw" else {}), **options.training.values}
 
 
 def _recipe(configuration: Configuration, mirror_axes: tuple[int, ...], options: Options) -> TrainingSpec:
     masked = [c for c, how in enumerate(configuration.preprocessing.normalization) if how.use_mask]
-    augmentation = augmentation_for(configuration.patch_size, mirror_axes, masked)
+    asked = options.augmentation
+    augmentation = augmentation_for(
+        configuration.patch_size, mirror_axes, masked, dummy_2d=asked.dummy_2d, degrees=asked.rotation_degrees
+    ).model_copy(update={key: value for key, value in asked.values.items() if key not in _GEOMETRY})
     if options.augmentation.strength == "none":
         none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
         augmentation = augmentation.model_copy(
             update={**none, "mirror_axes": (), "sample_patch": configuration.patch_size}
         )
     supervised = configuration.network.num_stages >= _FEWEST_SUPERVISED_STAGES
+    if options.training.deep_supervision and not supervised:
+        raise InputError(
+            f"training.deep_supervision cannot be had in {configuration.name}, a network of "
+            f"{configuration.network.num_stages} stages; it needs {_FEWEST_SUPERVISED_STAGES} or more"
+        )
     recipe = TrainingSpec(deep_supervision=supervised, augmentation=augmentation)
     return recipe.model_copy(update=_asked_training(options))
 
 
-def _memory_warnings(configurations: dict[str, Configuration], budget: Budget, hardware: Hardware | None) -> list[str]:
-    warnings = [
-        f"{name}: the patch that was asked for needs about "
-        f"{item.memory_estimate / budget.elements(item.ndim):.1f} times the memory target of {budget.memory_gb:g} GB"
-        for name, item in configurations.items()
-        if budget.exceeded(item.ndim, item.memory_estimate)
-    ]
-    if hardware is not None and hardware.kind != "cpu" and budget.memory_gb > hardware.free_memory_gb:
-        warnings.append(
-            f"planned for {budget.memory_gb:g} GB, {hardware.name} has {hardware.free_memory_gb:.1f} GB free"
-        )
+def _memory_warnings(
+    configurations: Mapping[str, Configuration],
+    designs: Mapping[str, Design],
+    memory_gb: float,
+    hardware: Hardware | None,
+) -> list[str]:
+    warnings = []
+    for name, item in configurations.items():
+        budget = designs[name].budget
+        if budget.exceeded(item.ndim, item.memory_estimate):
+            times = item.memory_estimate / budget.elements(item.ndim)
+            warnings.append(
+                f"{name}: the patch that was asked for needs about {times:.1f} times the memory target of "
+                f"{memory_gb:g} GB"
+            )
+    if hardware is not None and hardware.kind != "cpu" and memory_gb > hardware.free_memory_gb:
+        warnings.append(f"planned for {memory_gb:g} GB, {hardware.name} has {hardware.free_memory_gb:.1f} GB free")
     return warnings

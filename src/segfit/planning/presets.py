@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from segfit.device import Hardware
 from segfit.options import Options, Preset
 from segfit.planning.plan import Decision
 
-__all__ = ["RULES", "Rules", "choose_rules", "orientation_of", "splits_of"]
+__all__ = ["RULES", "Rules", "choose_rules", "orientation_of", "rules_of_kind", "splits_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,27 @@ RULES: dict[str, Rules] = {
     "resenc-xl": _residual("resenc-xl", "XL", 40, 560e6, 3600e6),
 }
 """The reference's planners by preset, nnU-Net 2.8.1."""
+
+
+def rules_of_kind(rules: Rules, kind: Literal["plain", "residual"]) -> Rules:
+    """Return the rules for the other kind of network: its convolutions, and what of it fills the memory.
+
+    The share of the dataset in a batch stays; the default planner's rules become those of the reference's
+    `ResEncUNetPlanner`.
+    """
+    if kind == rules.kind:
+        return rules
+    other = RULES["resenc-m" if kind == "residual" else "stock"]
+    return replace(
+        rules,
+        kind=kind,
+        memory_gb=other.memory_gb,
+        elements_2d=other.elements_2d,
+        elements_3d=other.elements_3d,
+        encoder_convs=other.encoder_convs,
+        decoder_convs=other.decoder_convs,
+    )
+
 
 AUTO_LARGE_GB = 20
 AUTO_MEDIUM_GB = 7

@@ -7,28 +7,31 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from segfit.planning.design import Design
-from segfit.planning.plan import Decision
+from segfit.planning.plan import Configuration, Decision
 
-__all__ = ["ASKED", "REFERENCE", "Alternative", "by_axis", "reason", "with_more_memory"]
+__all__ = ["REFERENCE", "SET", "Alternative", "by_axis", "reason", "with_more_memory"]
 
 REFERENCE = "nnU-Net 2.8.1 planning rules"
-ASKED = "asked for"
+SET = "set by you"
+"""The bound of a value that the user set."""
+
+
+_REFUSED = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """What the same rules give with another memory target: the counterfactual that a decision tells."""
+    """What the same request gives with another memory target: the counterfactual that a decision tells."""
 
     memory_gb: float
     preset: str  # whose rules apply then; `auto` changes them with the memory
-    designs: Mapping[str, Design]  # by configuration, of those the rules ask for
+    configurations: Mapping[str, Configuration] | None  # None: what was set cannot be had then
 
 
 def with_more_memory(
     now: Any,
     alternatives: Sequence[Alternative],
-    value: Callable[[Mapping[str, Design]], Any],
+    value: Callable[[Mapping[str, Configuration]], Any],
     *,
     preset: str,
     absent: str = "",
@@ -37,11 +40,13 @@ def with_more_memory(
 
     Parameters
     ----------
-    now : the value as it is, and `value` reads the same from other designs; both as they are to be printed
+    now : the value as it is, and `value` reads the same from other configurations; both as they are to be printed
     preset : whose rules apply now
     absent : what to say where `value` gives None: there would be no such configuration
     """
-    outcomes = [(item, value(item.designs)) for item in alternatives]
+    outcomes = [
+        (item, _REFUSED if item.configurations is None else value(item.configurations)) for item in alternatives
+    ]
     if not outcomes:
         return "another preset: auto plans for no more memory"
     if all(then == now for _, then in outcomes):
@@ -50,6 +55,8 @@ def with_more_memory(
     for then, group in groupby(outcomes, key=lambda outcome: outcome[1]):
         names = " or ".join(_target(item, preset) for item, _ in group)
         fate = absent if then is None else f"it would {'still ' if then == now else ''}be {then}"
+        if then is _REFUSED:
+            fate = "what you set could not be had"
         parts.append(f"with {names} {fate}")
     return "memory: " + ", ".join(parts)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from segfit.options import AugmentationOptions, Options
 from segfit.planning.plan import Decision, TrainingSpec
-from segfit.planning.reasons import ASKED, by_axis, reason
+from segfit.planning.reasons import SET, by_axis, reason
+from segfit.words import listing
 
 __all__ = ["recipe_values", "training_decisions"]
 
@@ -20,51 +22,48 @@ def recipe_values(recipe: TrainingSpec) -> dict[str, Any]:
 
 
 def training_decisions(
-    name: str, recipe: TrainingSpec, patch: tuple[int, ...], asked: Mapping[str, Any], stages: int, *, augmented: bool
+    name: str, recipe: TrainingSpec, usual: TrainingSpec, patch: tuple[int, ...], stages: int, options: Options
 ) -> Iterator[Decision]:
     """Why the recipe of one configuration is what it is.
 
     Parameters
     ----------
+    usual : the recipe if nothing had been set of it
     patch : size the network sees
-    asked : values of the recipe that were asked for
     stages : resolution levels of the network
-    augmented : False where no augmentation was asked for
+    options : what was set of the recipe and the augmentation
     """
-    yield reason(
+    asked = options.training.values
+    yield _told(
         f"{name}.training",
         recipe_values(recipe),
-        "the reference's training recipe" + (" with what was asked for" if asked else ""),
-        inputs=asked,
-        bound=ASKED if asked else "preset",
+        recipe_values(usual),
+        [f"training.{key}" for key in asked if key != "deep_supervision"],
+        rule="the reference's training recipe",
+        bound="preset",
         source="nnU-Net 2.8.1 training",
         would_change="the options training.*, or a time budget",
     )
-    yield reason(
+    yield _told(
         f"{name}.training.deep_supervision",
         recipe.deep_supervision,
-        "every decoder level but the lowest is supervised; networks of two stages have one level and nothing to add",
+        usual.deep_supervision,
+        ["training.deep_supervision"] if "deep_supervision" in asked else [],
+        rule="every decoder level but the lowest is supervised; networks of two stages have one level and nothing to "
+        "add",
         inputs={"stages": stages},
         bound="number of stages",
         source="nnU-Net 2.8.1 training",
         would_change="a patch so small that the network has two stages"
-        if recipe.deep_supervision
+        if usual.deep_supervision
         else "a larger patch, which gives the network a third stage",
     )
-    yield _geometry_decision(name, recipe, patch, augmented=augmented)
-    augmentation = recipe.augmentation.model_dump(mode="json", exclude=set(_BY_PATCH))
-    yield reason(
-        f"{name}.augmentation.intensities",
-        augmentation,
-        "the reference's probabilities and ranges" if augmented else "no augmentation: no step is ever applied",
-        bound="preset" if augmented else ASKED,
-        source="nnU-Net 2.8.1 training, augmentation",
-        would_change="the option augmentation.strength",
-    )
+    yield from _augmentation_decisions(name, recipe, usual, patch, options.augmentation)
 
 
-def _geometry_decision(name: str, recipe: TrainingSpec, patch: tuple[int, ...], *, augmented: bool) -> Decision:
-    augmentation = recipe.augmentation
+def _augmentation_decisions(
+    name: str, recipe: TrainingSpec, usual: TrainingSpec, patch: tuple[int, ...], asked: AugmentationOptions
+) -> Iterator[Decision]:
     if len(patch) == 2:
         rule = "pictures are turned by any angle, by up to 15 degrees where one edge is more than 1.5 times the other"
         bound = f"longer edge {max(patch) / min(patch):.3g} times the shorter"
@@ -76,14 +75,48 @@ def _geometry_decision(name: str, recipe: TrainingSpec, patch: tuple[int, ...], 
         bound = f"longest axis {max(patch) / patch[0]:.3g} times the first"
     rule += "; the patch that is cut out first is large enough for the turned one at a scale of 0.85"
     rule += " (axes as the network sees them); channels with a mask are set to 0 outside it"
-    if not augmented:
-        rule, bound = "no augmentation: the patch is taken as it is", ASKED
-    return reason(
+    strength = ["augmentation.strength"] if asked.strength == "none" else []
+    yield _told(
         f"{name}.augmentation",
-        augmentation.model_dump(mode="json", include=set(_BY_PATCH)),
-        rule,
+        recipe.augmentation.model_dump(mode="json", include=set(_BY_PATCH)),
+        usual.augmentation.model_dump(mode="json", include=set(_BY_PATCH)),
+        strength + [f"augmentation.{key}" for key in asked.values if key in _BY_PATCH],
+        rule=rule,
         inputs={"patch_size": by_axis(patch)},
         bound=bound,
         source="nnU-Net 2.8.1 training, patch geometry",
-        would_change="another patch size, or the options planning.mirror_axes and augmentation.strength",
+        would_change="another patch size, or the options planning.mirror_axes and augmentation.*",
     )
+    yield _told(
+        f"{name}.augmentation.intensities",
+        recipe.augmentation.model_dump(mode="json", exclude=set(_BY_PATCH)),
+        usual.augmentation.model_dump(mode="json", exclude=set(_BY_PATCH)),
+        strength + [f"augmentation.{key}" for key in asked.values if key not in _BY_PATCH],
+        rule="the reference's probabilities and ranges",
+        bound="preset",
+        source="nnU-Net 2.8.1 training, augmentation",
+        would_change="the options augmentation.*",
+    )
+
+
+def _told(
+    key: str,
+    value: Any,
+    usual: Any,
+    options: Sequence[str],
+    *,
+    rule: str,
+    inputs: Mapping[str, Any] | None = None,
+    bound: str,
+    source: str,
+    would_change: str,
+) -> Decision:
+    """Return the decision of the rule, or, where options set a part of the value, that of the user beside it."""
+    if options:
+        by_rule = usual
+        if isinstance(usual, Mapping):
+            by_rule = {name: item for name, item in usual.items() if item != value[name]} or "the same"
+        rule = f"what you set; by rule: {rule}"
+        inputs = {**(inputs or {}), "by_rule": by_rule}
+        bound, source, would_change = SET, "options", f"the option{'s' * (len(options) > 1)} {listing(options)}"
+    return reason(key, value, rule, inputs=inputs, bound=bound, source=source, would_change=would_change)

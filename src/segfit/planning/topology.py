@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["SMALLEST_MAP", "Topology", "topology"]
+__all__ = ["SMALLEST_MAP", "Topology", "kernels_for", "topology"]
 
 SMALLEST_MAP = 4
 """An axis is pooled as long as at least this many voxels remain."""
@@ -43,9 +43,7 @@ def topology(spacing: Sequence[float], shape: Sequence[float]) -> Topology:
         pooled = [axis for axis in candidates if now[axis] / finest < 2]
         if len(pooled) == 1 and size[pooled[0]] < 3 * SMALLEST_MAP:
             break
-        if 1 in kernel:
-            finest_of_all = min(now)
-            kernel = [3 if kernel[axis] == 3 or now[axis] / finest_of_all < 2 else 1 for axis in axes]
+        kernel = _widened(kernel, now)
         for axis in pooled:
             divisor[axis] *= 2
             now[axis] *= 2
@@ -59,3 +57,21 @@ def topology(spacing: Sequence[float], shape: Sequence[float]) -> Topology:
         divisor=tuple(divisor),
         patch=tuple(math.ceil(n / d) * d for n, d in zip(shape, divisor, strict=True)),
     )
+
+
+def kernels_for(spacing: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the kernels per stage that the rule of `topology` gives for strides, and voxels of `spacing` (mm)."""
+    now = list(spacing)
+    kernel = [1] * len(now)
+    kernels: list[tuple[int, ...]] = []
+    for stride in strides[:-1]:
+        now = [mm * step for mm, step in zip(now, stride, strict=True)]
+        kernel = _widened(kernel, now)
+        kernels.append(tuple(kernel))
+    return (*kernels, (3,) * len(now))
+
+
+def _widened(kernel: Sequence[int], spacing: Sequence[float]) -> list[int]:
+    """Return the kernel with size 3 also along the axes whose spacing is within a factor of two of the finest."""
+    finest = min(spacing)
+    return [3 if size == 3 or mm / finest < 2 else 1 for size, mm in zip(kernel, spacing, strict=True)]

@@ -22,7 +22,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -36,7 +37,8 @@ from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, StageError
-from segfit.execution.pool import map_cases
+from segfit.execution.pool import case_pool, map_cases
+from segfit.execution.workers import LostCaseError
 from segfit.files import Document, Record, content_hash, hash_file, read_json
 from segfit.fingerprint.contents import FileHashes
 from segfit.geometry import AxisMap, canonical_map
@@ -47,7 +49,15 @@ from segfit.preprocessing.pipeline import CaseProperties, Preprocessed, preproce
 from segfit.progress import SILENT, Progress
 from segfit.resampling import new_shape
 
-__all__ = ["CaseStore", "DamagedCase", "Region", "StoredCase", "preprocess_dataset", "verify_store"]
+__all__ = [
+    "CaseStore",
+    "DamagedCase",
+    "Region",
+    "StoredCase",
+    "preprocess_dataset",
+    "preprocessing_pool",
+    "verify_store",
+]
 
 Region = tuple[slice, ...]
 """One slice per spatial axis."""
@@ -351,13 +361,15 @@ def preprocess_dataset(
     store: CaseStore,
     *,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, str]:
     """Preprocess every case that is not in the store yet, and return the key of each case by its id.
 
     Cases that are there are verified byte for byte; damaged ones are made anew. As many cases are in work at once as
     fit into free memory. A case without label file is stored without labels. Raises `InputError` for unusable files
-    and `StageError` if a case cannot be stored; what was finished before stays.
+    and `StageError` if a case cannot be stored; what was finished before stays. `executor` does the work in place of a
+    pool of its own, see `preprocessing_pool`.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     store.remove_leftovers()
@@ -371,6 +383,7 @@ def preprocess_dataset(
             size=lambda item: _predicted_bytes(item[0], spec),
             room=free_memory_gb() * 2**30,
             workers=workers,
+            executor=executor,
             progress=progress,
         ):
             keys[case.id] = done.key
@@ -380,6 +393,13 @@ def preprocess_dataset(
     finally:
         store.hashes.save()
     return {case.id: keys[case.id] for case in cases}
+
+
+def preprocessing_pool(
+    cases: Sequence[Case], spec: PreprocessingSpec, *, workers: int | None = None
+) -> AbstractContextManager[Executor]:
+    """Open the executor that suits preprocessing all these cases, for whoever preprocesses them in parts."""
+    return case_pool([_predicted_bytes(case, spec) for case in cases], workers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -400,7 +420,7 @@ def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, i
     if was_there:
         store.discard(key)
     image = read_case(case.images)
-    label = read_labels(case, scheme) if case.label_files else None
+    label = read_labels(case, scheme, image.grid) if case.label_files else None
     sources = (*case.images, *case.label_files)
     done = preprocess(image, label, spec, scheme, case.id, source_files=sources)
     store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
@@ -423,8 +443,32 @@ def verify_store(
     store: CaseStore, *, workers: int | None = None, progress: Progress = SILENT
 ) -> tuple[DamagedCase, ...]:
     """Read every case of a store against its checksums and return the damaged ones, by name."""
-    results = map_cases(store.damage, store.keys(), description="verify", workers=workers, progress=progress)
+    results = map_cases(
+        partial(_damage, store.root),
+        store.keys(),
+        description="verify",
+        size=lambda key: _stored_bytes(store.root / key),
+        lost=lambda key, error: _unverified(store.root / key, error),
+        workers=workers,
+        progress=progress,
+    )
     return tuple(sorted((damaged for _, damaged in results if damaged is not None), key=lambda one: one.name))
+
+
+def _damage(root: Path, key: str) -> DamagedCase | None:
+    return CaseStore(root, FileHashes()).damage(key)
+
+
+def _stored_bytes(folder: Path) -> int:
+    """Return the bytes that are read to verify a case, of which hardly any are held at a time; 1 if they are gone."""
+    try:
+        return 1 + sum(path.stat().st_size for path in folder.iterdir())
+    except OSError:
+        return 1
+
+
+def _unverified(folder: Path, error: LostCaseError) -> DamagedCase:
+    return DamagedCase(_legible_name(folder), folder, f"it could not be read, even alone: worker {error.reason}")
 
 
 def _legible_name(folder: Path) -> str:

@@ -17,11 +17,13 @@ my-project/
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError, Problem
 from segfit.files import Document, Record, content_hash, read_json, write_json
+from segfit.images.formats import files_of
 from segfit.options import Options
 
 __all__ = ["CheckFile", "Marks", "ProjectFile", "ProjectFolder", "listing_hash"]
@@ -39,6 +41,7 @@ class _ProblemRecord(Record):
     problem: str
     action: str
     fatal: bool
+    transient: bool = False
 
 
 class CheckFile(Document):
@@ -50,15 +53,11 @@ class CheckFile(Document):
     @classmethod
     def of(cls, listing: str, problems: tuple[Problem, ...]) -> CheckFile:
         """Keep problems."""
-        records = [
-            _ProblemRecord(case=item.case, problem=item.problem, action=item.action, fatal=item.fatal)
-            for item in problems
-        ]
-        return cls(listing=listing, problems=tuple(records))
+        return cls(listing=listing, problems=tuple(_ProblemRecord(**asdict(item)) for item in problems))
 
     def found(self) -> tuple[Problem, ...]:
         """Return the problems again."""
-        return tuple(Problem(item.case, item.problem, item.action, item.fatal) for item in self.problems)
+        return tuple(Problem(**item.model_dump()) for item in self.problems)
 
 
 def listing_hash(dataset: Dataset) -> str:
@@ -66,8 +65,17 @@ def listing_hash(dataset: Dataset) -> str:
     declared = (dataset.root / name for name in ("dataset.json", "cases.csv", "cases.json"))
     files = [path for path in (dataset.root, *declared) if path.is_file()]
     for case in (*dataset.training, *dataset.test):
-        files += [*case.images, *case.label_files]
+        for path in (*case.images, *case.label_files):
+            files += [path, *_parts(path)]
     return content_hash([[str(path), status.st_size, status.st_mtime_ns] for path in files if (status := path.stat())])
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the other files that an image consists of, as far as they can be told and are there."""
+    try:
+        return [part for part in files_of(path) if part != path and part.exists()]
+    except InputError:
+        return []  # told by the check
 
 
 class ProjectFolder:

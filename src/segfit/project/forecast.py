@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp, prod
+from statistics import median
 from time import perf_counter
 
 from segfit.dataset.manifest import Case
@@ -16,7 +18,7 @@ from segfit.execution.memory import PeakWatch, process_bytes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, PreprocessingSpec, StageForecast
-from segfit.preprocessing.store import CaseStore, preprocess_dataset
+from segfit.preprocessing.store import CaseStore, preprocess_dataset, preprocessing_pool
 from segfit.resampling import new_shape
 
 __all__ = [
@@ -26,9 +28,11 @@ __all__ = [
     "forecast_preprocessing",
     "forecast_stages",
     "probe_preprocessing",
+    "report_seconds",
 ]
 
-REPORT_SECONDS = 4.0
+REPORT_SECONDS = 1.1
+REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # three cases are read again for their pictures
 CASE_SECONDS = 0.05  # export, writing and scoring of a small case, beside the networks
 CASE_SECONDS_PER_MEGAVOXEL = 0.25
 _PROBED_CASES = 4  # preprocessed ahead
@@ -76,15 +80,16 @@ def probe_preprocessing(
     *,
     workers: int | None = None,
 ) -> PreprocessingCost:
-    """Preprocess a few cases, the largest one among them, and return what that cost."""
+    """Preprocess a few cases, the largest one among them, as all will be, and return what that cost."""
     sizes = {case.case: _work(case, spec) for case in fingerprint.cases}
     ordered = sorted(cases, key=lambda case: -sizes[case.id])
     step = max(1, len(ordered) // _PROBED_CASES)
     probed = ordered[::step][:_PROBED_CASES]
-    with PeakWatch() as memory:
-        keys = preprocess_dataset(probed[:1], spec, labels, store, workers=workers)  # the first one pays for imports
+    with PeakWatch() as memory, preprocessing_pool(cases, spec, workers=workers) as pool:
+        do = partial(preprocess_dataset, spec=spec, scheme=labels, store=store, workers=workers, executor=pool)
+        keys = do(probed[:1])  # the first one pays for imports
         started = perf_counter()
-        keys |= preprocess_dataset(probed[1:], spec, labels, store, workers=workers)
+        keys |= do(probed[1:])
         seconds = perf_counter() - started
         peak = memory.peak_bytes()
     stored = sum(file.stat().st_size for key in keys.values() for file in (store.root / key).iterdir())
@@ -146,7 +151,13 @@ def forecast_stages(
     }
     if workload.test_cases:
         stages["predict"] = StageForecast(seconds=round(tested, 1), **predicting)
-    return stages | {"report": StageForecast(seconds=REPORT_SECONDS)}
+    return stages | {"report": StageForecast(seconds=report_seconds(fingerprint))}
+
+
+def report_seconds(fingerprint: Fingerprint) -> float:
+    """Return the seconds that writing the report takes."""
+    megavoxels = median(prod(case.shape) for case in fingerprint.cases) / 1e6
+    return round(REPORT_SECONDS + REPORT_SECONDS_PER_MEGAVOXEL * megavoxels, 1)
 
 
 def _voxels(case: CaseFingerprint, spec: PreprocessingSpec) -> int:

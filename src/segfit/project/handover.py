@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from functools import partial
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from segfit.bundle.bundle import Member, ModelManifest, weights_name, write_bundle
 from segfit.evaluation.summary import Pair, Summary, summarize
@@ -22,7 +18,7 @@ from segfit.project.preparation import Preparation
 from segfit.project.trainings import train_all, validate_all
 from segfit.project.validation import probabilities_path, validation_pairs
 from segfit.selection.ensemble import Member as EnsembleMember
-from segfit.selection.ensemble import evaluate_ensembles, merged_pairs
+from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.select import Candidate, Selection, select
 from segfit.training.loop import WEIGHTS
 
@@ -101,12 +97,8 @@ def _candidates(project: Preparation, summaries: Mapping[str, Mapping[int, Summa
 def _member(project: Preparation, name: str) -> EnsembleMember:
     """Return a configuration with its validation probabilities, read slab by slab."""
     folds, run = project.splits().folds, project.run_plan()
-
-    def loader(path: Path) -> Callable[[], NDArray[Any]]:
-        return lambda: np.load(path, mmap_mode="r", allow_pickle=False)
-
     found = {
-        case: loader(probabilities_path(project.folder.validation(name, fold), case))
+        case: StoredProbabilities(probabilities_path(project.folder.validation(name, fold), case))
         for fold in run.folds
         for case in folds[fold].validation
     }
@@ -154,6 +146,7 @@ def _write_model(project: Preparation, selection: Selection, steps: list[int]) -
         labels=dataset.labels,
         channel_names=dataset.channel_names,
         file_ending=dataset.file_ending,
+        image_ending=dataset.image_ending,
         members=tuple(members),
         postprocessing=selection.steps,
         scores=chosen.per_target,

@@ -49,6 +49,7 @@ class Preparation:
         self._measured = Marks(self.folder.cache / "marks.json")
         self.accounts = Accounts(self.folder.stages)
         self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
+        self._checked = False  # here and now; what a busy machine caused earlier may be gone
         self._started = perf_counter()
 
     def _adopt(self, options: Options) -> None:
@@ -84,11 +85,13 @@ class Preparation:
         listing = content_hash([listing, self.options.dataset.resample_labels])
         if self.folder.check.exists():
             known = CheckFile.load(self.folder.check)
-            if known.listing == listing:
+            lasting = self._checked or not any(problem.transient for problem in known.problems)
+            if known.listing == listing and lasting:
                 return known.found()
         with self.stage("check"):
             problems = check_dataset(self._found, workers=self.options.workers, progress=self.progress)
             CheckFile.of(listing, problems).save(self.folder.check)
+        self._checked = True
         return problems
 
     def fingerprint(self) -> Fingerprint:

@@ -113,6 +113,7 @@ def report_data(
         environment=_environment(hardware),
         model_path=str(folder.model) if folder.model.is_dir() else "",
         file_ending=dataset.file_ending,
+        image_ending=dataset.image_ending,
         warnings=tuple(warnings),
     )
 
@@ -151,7 +152,7 @@ def _overlays(
                 rank=rank,
                 dice=score.mean,
                 image=axes.apply(image.array),
-                reference=axes.apply(read_labels(case, labels).array)[0],
+                reference=axes.apply(read_labels(case, labels, image.grid).array)[0],
                 prediction=axes.apply(labels.to_inner(read_label(prediction).array))[0],
                 spacing_mm=oriented.spacing_mm,
                 canonical=image.grid.ndim == 3 and image.grid.affine is not None,

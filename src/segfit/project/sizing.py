@@ -39,12 +39,12 @@ from segfit.progress import SILENT, Progress
 from segfit.project.forecast import (
     CASE_SECONDS,
     CASE_SECONDS_PER_MEGAVOXEL,
-    REPORT_SECONDS,
     PreprocessingCost,
     TrainingCost,
     Workload,
     forecast_preprocessing,
     forecast_stages,
+    report_seconds,
 )
 from segfit.training.probe import StepCost, TileCost, memory_limited, probe_forward, probe_step
 from segfit.words import duration
@@ -55,6 +55,7 @@ DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
 """Time budget of a run when the user names none, by kind of device."""
 
 _SLACK = 1.15  # measured steps are alone on the machine and without reading data
+_AROUND_SECONDS = 3.0  # starting, selecting and leaving
 _FREE_SHARE = 0.9  # of the free memory may be taken
 _ARITHMETIC_SHARE = 0.3  # of the patch is enough to compare precisions and memory layouts
 _SHRINKING = 0.6  # a patch that is too slow is reduced to this share of its voxels at most, then measured again
@@ -142,7 +143,7 @@ class _Sizer:
             middle = (low + high) // 2
             item = smaller[middle]
             try:
-                tried = self.measure(item, recipe.model_copy(update={"augmentation": _augmentation(recipe, item)}))
+                tried = self.measure(item, self._adapted(recipe, item))
             except MemoryShortageError:
                 self._progress.note(f"{_words(item)}: does not fit into {limit:.1f} GB")
                 low = middle + 1
@@ -155,6 +156,11 @@ class _Sizer:
                 "planning.patch_size, planning.batch_size and planning.base_features to the planner"
             )
         return replace(best, memory_gb=limit)
+
+    def _adapted(self, recipe: TrainingSpec, configuration: Configuration) -> TrainingSpec:
+        """Return the recipe for another patch."""
+        augmentation = _augmentation(recipe, configuration, self._options)
+        return recipe.model_copy(update={"augmentation": augmentation})
 
     @property
     def mirrors(self) -> bool:
@@ -181,7 +187,7 @@ class _Sizer:
         small = shrunk(configuration, _ARITHMETIC_SHARE) or configuration
 
         def seconds(item: TrainingSpec) -> float:
-            item = item.model_copy(update={"augmentation": _augmentation(item, small)})
+            item = self._adapted(item, small)
             try:
                 with memory_limited(self._device, self.available_gb()):
                     cost = probe_step(small, item, self._labels, self._device)
@@ -204,7 +210,8 @@ class _Sizer:
         sized = options.preset == "auto"
         ladder = candidates(planned, options) if sized else (planned,)
         recipe = self.arithmetic(ladder[len(ladder) // 2], self._plan.training[name])
-        best = self._cheapest(ladder[0], recipe, seconds, shrink=sized and options.planning.patch_size is None)
+        free = sized and options.planning.of(name).patch_size is None
+        best = self._cheapest(ladder[0], recipe, seconds, shrink=free)
         if best.configuration.patch_size != planned.patch_size:
             return best
         for candidate in ladder[1:]:
@@ -228,7 +235,7 @@ class _Sizer:
             smaller = shrunk(best.configuration, max(_SHRINKING, min(0.95, steps / TOLERABLE_STEPS)))
             if smaller is None:
                 break
-            tried = self.measure(smaller, recipe.model_copy(update={"augmentation": _augmentation(recipe, smaller)}))
+            tried = self.measure(smaller, self._adapted(recipe, smaller))
             tried = replace(tried, memory_gb=best.memory_gb)
             if self._steps(tried, seconds) <= steps:
                 break  # smaller patches mean more tiles to predict
@@ -291,7 +298,7 @@ def size_run(
         per_training = None
     else:
         ahead = forecast_preprocessing(preprocessing, fingerprint, [plan.configurations[names[0]].preprocessing])
-        left = budget - spent - ahead.seconds - REPORT_SECONDS
+        left = budget - spent - ahead.seconds - report_seconds(fingerprint) - _AROUND_SECONDS
         chosen, folds = _for_time(sizer, names, folds, left, shares, workload, options)
         predicting = sum(item.seconds(len(folds), workload) for item in chosen)
         left -= perf_counter() - started
@@ -382,10 +389,16 @@ def _words(configuration: Configuration) -> str:
     )
 
 
-def _augmentation(recipe: TrainingSpec, configuration: Configuration) -> AugmentationSpec:
-    """Return the augmentation of another patch; what was switched off stays off."""
-    before = recipe.augmentation
-    after = augmentation_for(configuration.patch_size, before.mirror_axes, before.masked_channels)
+def _augmentation(recipe: TrainingSpec, configuration: Configuration, options: Options) -> AugmentationSpec:
+    """Return the augmentation of another patch; what was switched off stays off, what was set stays."""
+    before, asked = recipe.augmentation, options.augmentation
+    after = augmentation_for(
+        configuration.patch_size,
+        before.mirror_axes,
+        before.masked_channels,
+        dummy_2d=asked.dummy_2d,
+        degrees=asked.rotation_degrees,
+    )
     geometry = {"rotation_degrees", "dummy_2d", "sample_patch"}
     if before.rotation_probability == before.scaling_probability == 0:
         return before.model_copy(update={"sample_patch": configuration.patch_size})

@@ -163,7 +163,8 @@ class ReportData:
     resources: tuple[StageUse, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # "machine", "segfit", "torch", "command", ...
     model_path: str = ""  # folder of the bundle, once there is one
-    file_ending: str = ""  # of the dataset's images, with the leading dot
+    file_ending: str = ""  # of the dataset's labels, with the leading dot
+    image_ending: str = ""  # of its images; empty: as the labels
     warnings: tuple[str, ...] = ()  # beside the plan's own
 
 

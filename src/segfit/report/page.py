@@ -187,7 +187,7 @@ def _use(data: ReportData) -> dict[str, Any] | None:
     """Return the lines that predict with the model, for a shell and for Python."""
     if not data.model_path:
         return None
-    image = f"image{data.file_ending}"
+    image = f"image{data.image_ending or data.file_ending}"
     return {
         "shell": f"segfit predict --model {shlex.quote(data.model_path)} -i IMAGES_FOLDER -o OUTPUT_FOLDER",
         "python": (

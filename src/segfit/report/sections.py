@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from segfit.fingerprint.fingerprint import Fingerprint
-from segfit.options import Options
+from segfit.options import CONFIGURATION_NAMES, Options
 from segfit.planning.plan import Configuration, Decision, Plan, TrainingSpec
 from segfit.report import figures
 from segfit.words import duration, extent, gigabytes, listing, number, plain
@@ -31,11 +31,11 @@ def asked(options: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the options that the user set, and those left alone."""
     if not options:
         return None
-    given, defaults, help_texts = _flat(options), _flat(Options().model_dump()), dict(_descriptions(Options))
+    given, defaults, help_texts = _given(options), _flat(Options().model_dump()), dict(_descriptions(Options))
     changed = {key: value for key, value in given.items() if plain(value) != plain(defaults.get(key))}
     kept = {key: value for key, value in given.items() if key not in changed}
     return {
-        "changed": [{"key": k, "value": plain(v), "help": help_texts.get(k, "")} for k, v in changed.items()],
+        "changed": [{"key": k, "value": plain(v), "help": help_texts.get(_of_all(k), "")} for k, v in changed.items()],
         "defaults": ", ".join(f"{key} = {plain(value)}" for key, value in kept.items() if value is not None),
         "decided": ", ".join(key for key, value in kept.items() if value is None),
     }
@@ -124,6 +124,19 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return leaves
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by the names they are set by; of single configurations only what was set."""
+    leaves = _flat(options)
+    own = {key: value for key, value in leaves.items() if ".by_configuration" in key}
+    others = {key: value for key, value in leaves.items() if key not in own}
+    return others | {key.replace(".by_configuration", ""): value for key, value in own.items() if value is not None}
+
+
+def _of_all(key: str) -> str:
+    """Return the option of all configurations for that of one: ``planning.kind`` for ``planning.2d.kind``."""
+    return ".".join(part for part in key.split(".") if part not in CONFIGURATION_NAMES)
 
 
 def _descriptions(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -8,23 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.device import free_memory_gb
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Scores, case_metrics
-from segfit.evaluation.summary import Pair, Summary, summarize
+from segfit.evaluation.summary import Pair, Summary, predicted_bytes, summarize
 from segfit.execution.pool import map_cases
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 
-__all__ = ["Member", "average_probabilities", "evaluate_ensembles", "merge_labels", "merged_pairs"]
+__all__ = [
+    "Member",
+    "StoredProbabilities",
+    "average_probabilities",
+    "evaluate_ensembles",
+    "merge_labels",
+    "merged_pairs",
+]
 
 # Voxels per slab of a merged label map.
 _SLAB = 1 << 20
+
+
+_Loader = Callable[[], NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredProbabilities:
+    """Loads probabilities from a file of numpy; they stay on disk until they are sliced."""
+
+    path: Path
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the probabilities (num_outputs, *spatial), mapped."""
+        probabilities: NDArray[Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return probabilities
+
+    def predicted_bytes(self) -> int:
+        """Return the size of the file: all of it is looked at, and stays in memory while there is room."""
+        return self.path.stat().st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +64,11 @@ class Member:
     ----------
     name : name of the configuration
     probabilities : by case id, a function that loads ``(num_outputs, *spatial)`` floats on the grid of the reference;
-        anything that slices like an array will do, so that large volumes can stay on disk
+        anything that slices like an array will do. Those of `StoredProbabilities` may be loaded by other processes
     """
 
     name: str
-    probabilities: Mapping[str, Callable[[], NDArray[Any]]]
+    probabilities: Mapping[str, _Loader]
 
 
 def average_probabilities(members: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
@@ -69,14 +98,30 @@ def merged_pairs(members: Sequence[Member], references: Sequence[Pair], scheme: 
     `references` gives the cases and their references; its predictions are not looked at.
     """
     _check_cases(members, references)
-
-    def merge(case: str) -> Callable[[], NDArray[Any]]:
-        return lambda: merge_labels([member.probabilities[case]() for member in members], scheme)
-
     return [
-        Pair(pair.case, merge(pair.case), pair.load_reference, reference_file=pair.reference_file)
+        replace(pair, load_prediction=_Merged(_loaders(members, pair.case), scheme), prediction_file="")
         for pair in references
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """Computes the label map of an ensemble."""
+
+    members: tuple[_Loader, ...]
+    scheme: LabelScheme
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the inner label values, (*spatial)."""
+        return merge_labels([load() for load in self.members], self.scheme)
+
+    def predicted_bytes(self) -> int:
+        """Return what the members take; the label map, slabs and whole, takes less than the first of them."""
+        return predicted_bytes((*self.members, self.members[0]))
+
+
+def _loaders(members: Sequence[Member], case: str) -> tuple[_Loader, ...]:
+    return tuple(member.probabilities[case] for member in members)
 
 
 def evaluate_ensembles(
@@ -93,36 +138,46 @@ def evaluate_ensembles(
     Raises `InputError` if a member lacks a case.
     """
     _check_cases(members, references)
-    chosen = list(combinations(range(len(members)), 2))
-
-    def score(pair: Pair) -> list[dict[str, Scores]]:
-        reference = pair.load_reference()
-        arrays = [member.probabilities[pair.case]() for member in members]
-        for member, array in zip(members, arrays, strict=True):
-            expected = (scheme.num_outputs, *reference.shape)
-            if array.shape != expected:
-                raise InputError(
-                    f"case {pair.case}: the probabilities of {member.name} have shape {array.shape}, expected "
-                    f"{expected}; validate this configuration again"
-                )
-        return [case_metrics(merge_labels([arrays[a], arrays[b]], scheme), reference, scheme) for a, b in chosen]
-
+    names = tuple(member.name for member in members)
     results = map_cases(
-        score,
-        references,
+        partial(_score_couples, names, scheme),
+        [_Item(pair.case, pair.load_reference, _loaders(members, pair.case)) for pair in references],
         description="evaluating ensembles",
-        name=lambda pair: pair.case,
+        name=lambda item: item.case,
+        size=lambda item: predicted_bytes((item.reference, *item.members, item.members[0])),
+        room=free_memory_gb() * 2**30,
         workers=workers,
         progress=progress,
     )
-    found = {pair.case: scores for pair, scores in results}
+    found = {item.case: scores for item, scores in results}
     computed = [replace(pair, prediction_file="") for pair in references]
     return {
-        (members[a].name, members[b].name): summarize(
-            [pair.scored(found[pair.case][index]) for pair in computed], scheme.targets
-        )
-        for index, (a, b) in enumerate(chosen)
+        couple: summarize([pair.scored(found[pair.case][index]) for pair in computed], scheme.targets)
+        for index, couple in enumerate(combinations(names, 2))
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A case and what loads its arrays."""
+
+    case: str
+    reference: _Loader
+    members: tuple[_Loader, ...]
+
+
+def _score_couples(names: Sequence[str], scheme: LabelScheme, item: _Item) -> list[dict[str, Scores]]:
+    """Return the scores of every two members, which have these names."""
+    reference = item.reference()
+    arrays = [load() for load in item.members]
+    expected = (scheme.num_outputs, *reference.shape)
+    for name, array in zip(names, arrays, strict=True):
+        if array.shape != expected:
+            raise InputError(
+                f"case {item.case}: the probabilities of {name} have shape {array.shape}, expected "
+                f"{expected}; validate this configuration again"
+            )
+    return [case_metrics(merge_labels(couple, scheme), reference, scheme) for couple in combinations(arrays, 2)]
 
 
 def _check_cases(members: Sequence[Member], references: Sequence[Pair]) -> None:

@@ -15,6 +15,7 @@ from segfit.dataset.layouts.common import WHOLE, plural
 from segfit.dataset.layouts.loose import cases_from_files, find_cases
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, Problem
+from segfit.images.formats import described
 
 __all__ = [
     "LAYOUTS",
@@ -110,6 +111,8 @@ def describe(dataset: Dataset) -> tuple[str, str]:
         structures.append(f"ignore = {stored[dataset.labels.ignore_value]}")
     first = "; ".join((f"{LAYOUTS[dataset.layout].title}: {cases}", *extra))
     channels = f"{plural(len(dataset.channel_names), 'channel')}: {_shown(dataset.channel_names)}"
+    if dataset.image_ending != dataset.file_ending:
+        channels += f" ({described(dataset.image_ending)})"
     return first, f"{channels}; labels ({dataset.file_ending}): {_shown(structures)}"
 
 

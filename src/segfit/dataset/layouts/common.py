@@ -8,12 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segfit.dataset.annotation import distinct_values
+from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, distinct_values
 from segfit.dataset.manifest import Case
+from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem
 from segfit.execution.pool import map_cases
 from segfit.files import read_json
-from segfit.images.formats import ENDINGS, find_format, is_image_folder, read_image, read_label, split_ending
+from segfit.images.formats import (
+    ENDINGS,
+    FOLDER,
+    described,
+    find_format,
+    full_name,
+    is_image_folder,
+    num_voxels,
+    read_image,
+    read_label,
+    split_ending,
+)
 from segfit.labels import LabelScheme
 
 __all__ = [
@@ -43,12 +55,15 @@ _COLOURS = ("R", "G", "B", "A")
 def visible_files(folder: Path) -> list[Path]:
     """Return the files of a folder by name, and the folders in it that are images (DICOM series, OME-Zarr).
 
-    Hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images.
+    Hidden ones (``.DS_Store``, ``._case.nii.gz``) are nobody's images. A folder without slices beside DICOM series is
+    taken for one too, so that whoever reads it says what it lacks.
     """
     if not folder.is_dir():
         return []
-    visible = (path for path in folder.iterdir() if path.name[0] != ".")
-    return sorted(path for path in visible if path.is_file() or is_image_folder(path))
+    visible = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    images = {path for path in visible if path.is_dir() and is_image_folder(path)}
+    series = any(full_name(path).endswith(FOLDER) for path in images)
+    return [path for path in visible if path.is_file() or path in images or (series and path.is_dir())]
 
 
 def has_ending(name: str) -> bool:
@@ -74,7 +89,7 @@ def endings_found(paths: Sequence[Path]) -> str:
     counts: Counter[str] = Counter()
     for path in paths:
         try:
-            counts[split_ending(path)[1]] += 1
+            counts[described(split_ending(path)[1])] += 1
         except InputError:
             counts[path.suffix or path.name] += 1
     return f" (found {', '.join(f'{n} {ending}' for ending, n in counts.most_common(3))})" if counts else ""
@@ -163,7 +178,15 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
     """
     files = [case.label for case in cases if case.label is not None]
     values = {0}
-    for _, found in map_cases(_values_of, files, description="Reading labels", name=_name):
+    for _, found in map_cases(
+        _values_of,
+        files,
+        description="Reading labels",
+        name=_name,
+        size=lambda path: num_voxels(path) * LABEL_BYTES_PER_VOXEL,
+        room=free_memory_gb() * 2**30,
+        lost=lambda *_: frozenset(),
+    ):
         values |= found
     declare = 'name the structures: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
     if values == {0}:
@@ -210,11 +233,12 @@ def found_channels(cases: Sequence[Case]) -> tuple[str, ...]:
 
 def label_ending(cases: Sequence[Case], problems: list[Problem]) -> str | None:
     """Return the ending that most label files have; None, with a problem, if there is none or it is lossy."""
-    counts = Counter(split_ending(path.name)[1] for case in cases for path in case.label_files)
+    counts = Counter(split_ending(path)[1] for case in cases for path in case.label_files)
     if not counts:
         return None
     ending = counts.most_common(1)[0][0]
-    if ENDINGS[ending.lower()].write is None:
-        problem = f"{ending} changes label values when it is saved"
-        problems.append(Problem(WHOLE, problem, "convert the labels to .png"))
+    format_ = ENDINGS[ending.lower()]
+    if format_.write is None:
+        problem = f"labels cannot be {format_.name}, {format_.unfit}"
+        problems.append(Problem(WHOLE, problem, f"convert the labels to {format_.label_ending}"))
     return ending

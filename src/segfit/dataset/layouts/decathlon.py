@@ -104,12 +104,12 @@ def _training(root: Path, listed: object, channels: int, problems: list[Problem]
         if name in cases:
             problems.append(Problem(name, "is listed twice in dataset.json", "remove one of the entries"))
             continue
-        if not label.is_file():
+        if not label.exists():
             problems.append(
                 Problem(name, f"its label {paths[1]} is missing", "add it or remove the case from the list")
             )
         if images:
-            cases[name] = Case(id=name, images=images, label=label if label.is_file() else None)
+            cases[name] = Case(id=name, images=images, label=label if label.exists() else None)
     return tuple(cases.values())
 
 
@@ -130,10 +130,10 @@ def _test(root: Path, listed: object, channels: int, problems: list[Problem]) ->
 def _images(path: Path, channels: int) -> tuple[str, tuple[Path, ...], list[Problem]]:
     """Return case id and image files of a listed path: the file itself, or one file per channel in its place."""
     try:
-        name, ending = split_ending(path.name)
+        name, ending = split_ending(path)
     except InputError as error:
         return path.name, (), [Problem(path.name, str(error).partition(": ")[2], "correct dataset.json")]
-    if path.is_file():
+    if path.exists():
         return name, (path,), []
     numbered: dict[int, Path] = {}
     for other in visible_files(path.parent):

@@ -9,7 +9,7 @@ from pathlib import Path
 from segfit.dataset.layouts.common import CHANNEL_NUMBER, channel_problems, endings_found, visible_files
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
-from segfit.images.formats import ENDINGS, split_ending
+from segfit.images.formats import ENDINGS, described, full_name, is_image_folder, split_ending
 
 __all__ = ["cases_from_files", "find_cases"]
 
@@ -18,16 +18,22 @@ def find_cases(folder: Path | str, ending: str, channels: int) -> tuple[Case, ..
     """Return the cases of a folder to predict, in order of their ids; nothing is required to have a label.
 
     Files are ``CASE_0000.ENDING``, one per channel; with one channel, or where one file holds all channels (colour
-    pictures, 4D volumes), ``CASE.ENDING`` is accepted too. Raises `InputError` if there is nothing to predict, and
-    `DatasetError` with all incomplete cases.
+    pictures, 4D volumes), ``CASE.ENDING`` is accepted too. Where no file has the ending, the folders inside that are
+    images (DICOM series, OME-Zarr) are taken; a folder that is itself one is the only case. Raises `InputError` if
+    there is nothing to predict, and `DatasetError` with all incomplete cases.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the folder that holds the images")
+    if is_image_folder(folder, nested=False):
+        return cases_from_files([folder], channels)
     visible = visible_files(folder)
-    files = [path for path in visible if path.name.endswith(ending)]
+    files = [path for path in visible if full_name(path).endswith(ending)] or [p for p in visible if p.is_dir()]
     if not files:
-        raise InputError(f"{folder} holds no {ending} image{endings_found(visible)}; the model reads {ending} files")
+        raise InputError(
+            f"{folder} holds no {described(ending, 'image')}{endings_found(visible)}; the model reads "
+            f"{described(ending, 'files')} in a folder, name files of other kinds one by one"
+        )
     return cases_from_files(files, channels)
 
 
@@ -40,6 +46,7 @@ def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, 
     groups: dict[tuple[Path, str], _Group] = {}
     problems: list[Problem] = []
     for path in map(Path, paths):
+        path = path if path.name.strip(".") else path.resolve()  # "." and ".." have names too
         stem, ending = split_ending(path)
         match = CHANNEL_NUMBER.fullmatch(stem)
         numbered = match is not None and int(match[2]) < channels

@@ -1,5 +1,8 @@
 """The folder layout of nnU-Net v2: ``dataset.json``, ``imagesTr/CASE_0000.END``, ``labelsTr/CASE.END``.
 
+Images may also be DICOM series, in folders ``imagesTr/CASE_0000``: "file_ending" is then "/" or absent, and the labels
+have an ending of their own.
+
 Layout and keys: the reference's dataset format (folder names, ``dataset.json``, explicit file lists).
 """
 
@@ -26,7 +29,7 @@ from segfit.dataset.layouts.common import (
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
-from segfit.images.formats import ENDINGS
+from segfit.images.formats import ENDINGS, FOLDER, described, full_name, split_ending
 
 __all__ = ["compare_sizes", "read", "recognises"]
 
@@ -47,15 +50,17 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
     raw = _read_declaration(root, problems)
     if raw is None:
         return None
-    labels, channels, ending = declared_labels(raw, problems), declared_channels(raw, problems), _ending(raw, problems)
+    labels, channels = declared_labels(raw, problems), declared_channels(raw, problems)
+    ending = _ending(root, raw, problems)
+    label_ending = _label_ending(root, raw, ending)
     training: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
     if ending is not None:
         if "dataset" in raw:
             training = _listed_cases(root, raw["dataset"], channels, ending, problems)
         else:
-            training = _folder_cases(root, channels, ending, problems)
-        test = _test_cases(root, channels, ending, problems)
+            training = _folder_cases(root, channels, ending, label_ending, problems)
+        test = _test_cases(root, channels, ending, label_ending, problems)
         compare_sizes(raw, len(training), problems)
     if raw.get("overwrite_image_reader_writer") not in (None, "None"):
         reader = raw["overwrite_image_reader_writer"]
@@ -73,7 +78,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         layout="nnunet-v2",
         channel_names=channels,
         labels=labels,
-        file_ending=ending,
+        file_ending=label_ending,
         num_training=declared if is_count(declared) else len(training),
         training=training,
         test=test,
@@ -107,9 +112,12 @@ def _read_declaration(root: Path, problems: list[Problem]) -> Mapping[str, Any] 
     return None
 
 
-def _ending(raw: Mapping[str, Any], problems: list[Problem]) -> str | None:
+def _ending(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> str | None:
+    """Return the ending of the images: the declared one, or `FOLDER` where they are DICOM series."""
     ending = raw.get("file_ending")
-    known = ", ".join(ENDINGS)
+    if ending is None and any(full_name(path).endswith(FOLDER) for path in visible_files(root / "imagesTr")):
+        return FOLDER
+    known = ", ".join(ENDINGS) + " (DICOM series)"
     action = f'set "file_ending" to the ending of your images; known are {known}'
     if ending is None:
         problems.append(Problem(WHOLE, 'dataset.json has no "file_ending"', action))
@@ -118,11 +126,24 @@ def _ending(raw: Mapping[str, Any], problems: list[Problem]) -> str | None:
         hint = nearest(ending.lower(), list(ENDINGS)) if isinstance(ending, str) else ""
         problems.append(Problem(WHOLE, f'the "file_ending" {ending!r} in dataset.json is not known{hint}', action))
         return None
-    if ENDINGS[ending.lower()].write is None:
+    if ENDINGS[ending.lower()].write is None and ending != FOLDER:
         problems.append(
             Problem(WHOLE, f"{ending} changes label values when it is saved", "convert images and labels to .png")
         )
     return ending
+
+
+def _label_ending(root: Path, raw: Mapping[str, Any], ending: str | None) -> str:
+    """Return the ending of the labels: that of the images; beside DICOM series, what most label files have."""
+    if ending != FOLDER:
+        return ending or ""
+    listed = raw.get("dataset")
+    if isinstance(listed, dict):
+        names = [str(entry.get("label")) for entry in listed.values() if isinstance(entry, dict)]
+    else:
+        names = [path.name for path in visible_files(root / "labelsTr")]
+    found = Counter(split_ending(name)[1] for name in names if has_ending(name))
+    return found.most_common(1)[0][0] if found else ENDINGS[FOLDER].label_ending
 
 
 def compare_sizes(raw: Mapping[str, Any], count: int, problems: list[Problem]) -> None:
@@ -143,7 +164,7 @@ def compare_sizes(raw: Mapping[str, Any], count: int, problems: list[Problem]) -
 
 
 def _folder_cases(
-    root: Path, channels: tuple[str, ...] | None, ending: str, problems: list[Problem]
+    root: Path, channels: tuple[str, ...] | None, ending: str, label_ending: str, problems: list[Problem]
 ) -> tuple[Case, ...]:
     """Return the cases of imagesTr and labelsTr; every deviation becomes a problem."""
     images, labels = root / "imagesTr", root / "labelsTr"
@@ -156,28 +177,33 @@ def _folder_cases(
     if not files and not nameless:
         found = endings_found(visible_files(images))
         problems.append(
-            Problem(WHOLE, f"imagesTr holds no {ending} image{found}", 'add images or correct "file_ending"')
+            Problem(
+                WHOLE,
+                f"imagesTr holds no {described(ending, 'image')}{found}",
+                'add images or correct "file_ending"',
+            )
         )
     problems += [_misnamed(path, ending) for path in nameless]
-    for folder in (images, labels) if files or nameless else ():
-        problems += _other_endings(folder, ending)
+    for folder, wanted in ((images, ending), (labels, label_ending)) if files or nameless else ():
+        problems += _other_endings(folder, wanted)
     expected = _expected_files(files, channels, ending)
     known = {path.name for path in visible_files(labels)}
     cases: list[Case] = []
     for name, numbered in sorted(files.items()):
         problems += channel_problems(name, numbered, expected)
-        label = labels / f"{name}{ending}"
+        label = labels / f"{name}{label_ending}"
         if label.name not in known and labels not in missing:
-            numbered_label = f"{name}_0000{ending}"
+            numbered_label = f"{name}_0000{label_ending}"
             action = f"add labelsTr/{label.name} or remove the case"
             if numbered_label in known:
                 action = f"rename labelsTr/{numbered_label} to {label.name}"
             problems.append(Problem(name, f"its label labelsTr/{label.name} is missing", action))
         cases.append(_case(name, numbered, label if label.name in known else None))
-    used = {f"{name}{suffix}{ending}" for name in files for suffix in ("", "_0000")}
+    used = {f"{name}{suffix}{label_ending}" for name in files for suffix in ("", "_0000")}
+    used |= {f"{_stem(path, ending)}{label_ending}" for path in nameless}
     for label_name in sorted(known - used):
-        if label_name.endswith(ending) and not any(label_name == path.name for path in nameless):
-            name = label_name[: -len(ending)]
+        if label_name.endswith(label_ending):
+            name = label_name[: -len(label_ending)]
             problem = f"labelsTr/{label_name} has no image in imagesTr"
             problems.append(Problem(name, problem, "add the image; without it the label is not used", fatal=False))
     return tuple(cases)
@@ -185,23 +211,32 @@ def _folder_cases(
 
 def _misnamed(path: Path, ending: str) -> Problem:
     """Say what is wrong with the name of an image file without a channel number."""
-    stem = path.name[: -len(ending)]
+    stem = _stem(path, ending)
     if has_ending(stem):
         return Problem(path.name, "carries its ending twice", f"rename it to {stem}")
-    return Problem(path.name, "has no channel number in its name", f"rename it to {stem}_0000{ending} (first channel)")
+    right = path.name.replace(stem, f"{stem}_0000", 1)
+    return Problem(path.name, "has no channel number in its name", f"rename it to {right} (first channel)")
+
+
+def _stem(path: Path, ending: str) -> str:
+    return full_name(path)[: -len(ending)]
 
 
 def _other_endings(folder: Path, ending: str) -> list[Problem]:
     """Return a warning for every image file of a folder that has another ending than the dataset."""
-    others = [path for path in visible_files(folder) if not path.name.endswith(ending) and has_ending(path.name)]
+    names = {path: full_name(path) for path in visible_files(folder)}
+    wanted = f"does not end in {ending}" if ending != FOLDER else "is no DICOM series"
     action = "convert it, or remove it if it is not needed"
     return [
-        Problem(path.name, f"lies in {folder.name} but does not end in {ending}; it is not used", action, False)
-        for path in others
+        Problem(path.name, f"lies in {folder.name} but {wanted}; it is not used", action, False)
+        for path, name in names.items()
+        if not name.endswith(ending) and has_ending(name)
     ]
 
 
-def _test_cases(root: Path, channels: tuple[str, ...] | None, ending: str, problems: list[Problem]) -> tuple[Case, ...]:
+def _test_cases(
+    root: Path, channels: tuple[str, ...] | None, ending: str, label_ending: str, problems: list[Problem]
+) -> tuple[Case, ...]:
     """Return the complete cases of imagesTs; incomplete ones are left out with a warning."""
     files, _ = _channel_files(root / "imagesTs", ending)
     expected = _expected_files(files, channels, ending)
@@ -211,9 +246,9 @@ def _test_cases(root: Path, channels: tuple[str, ...] | None, ending: str, probl
         problems += [
             Problem(item.case, f"test case left out: {item.problem}", item.action, fatal=False) for item in wrong
         ]
-        label = root / "labelsTs" / f"{name}{ending}"
+        label = root / "labelsTs" / f"{name}{label_ending}"
         if not wrong:
-            cases.append(_case(name, numbered, label if label.is_file() else None))
+            cases.append(_case(name, numbered, label if label.exists() else None))
     return tuple(cases)
 
 
@@ -222,9 +257,9 @@ def _channel_files(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]
     cases: dict[str, dict[int, Path]] = {}
     nameless: list[Path] = []
     for path in visible_files(folder):
-        if not path.name.endswith(ending):
+        if not full_name(path).endswith(ending):
             continue
-        match = CHANNEL_NUMBER.fullmatch(path.name[: -len(ending)])
+        match = CHANNEL_NUMBER.fullmatch(_stem(path, ending))
         if match:
             cases.setdefault(match[1], {})[int(match[2])] = path
         else:
@@ -261,14 +296,14 @@ def _listed_cases(
             continue
         paths = [_resolve(root, text) for text in (*images, label)]  # type: ignore[misc]
         for path in paths:
-            if not path.is_file():
+            if not path.exists():
                 problems.append(Problem(name, f"the listed file {path} is missing", "add it or correct its path"))
         numbered = dict(enumerate(paths[:-1]))
         if channels is not None and not ENDINGS[ending.lower()].multichannel and len(numbered) != len(channels):
             problem = f"lists {len(numbered)} image files, dataset.json names {len(channels)} channels"
             problems.append(Problem(name, problem, "list one file per channel"))
-        present = {number: path for number, path in numbered.items() if path.is_file()}
-        cases.append(_case(name, present, paths[-1] if paths[-1].is_file() else None))
+        present = {number: path for number, path in numbered.items() if path.exists()}
+        cases.append(_case(name, present, paths[-1] if paths[-1].exists() else None))
     return tuple(cases)
 
 

@@ -1,0 +1,72 @@
+"""What can be said against a request before or while it is planned: contradictions, and values of what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from segfit.errors import InputError
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.options import ConfigurationOptions, Options
+from segfit.planning.presets import orientation_of
+
+__all__ = ["check_planned", "check_request"]
+
+
+def check_request(fingerprint: Fingerprint, options: Options) -> None:
+    """Refuse fingerprints and options that contradict each other or themselves."""
+    ndim, asked = fingerprint.ndim, options.planning
+    if not fingerprint.cases:
+        raise InputError(f"the fingerprint of {fingerprint.dataset} holds no case; add training cases with labels")
+    for case in fingerprint.cases:
+        lengths = {len(case.shape), len(case.spacing_mm), len(case.shape_after_crop)}
+        if lengths != {ndim} or min(case.spacing_mm) <= 0 or min(case.shape_after_crop) < 1:
+            raise InputError(
+                f"{case.case}: expected {ndim} positive spacings and sizes, got spacing {case.spacing_mm} and "
+                f"shape {case.shape_after_crop}; measure the fingerprint anew"
+            )
+    if len(fingerprint.intensities) != len(fingerprint.channel_names) or fingerprint.num_training < 1:
+        raise InputError(
+            f"the fingerprint of {fingerprint.dataset} has statistics of {len(fingerprint.intensities)} channels for "
+            f"{len(fingerprint.channel_names)} names and {fingerprint.num_training} cases; measure it anew"
+        )
+    if ndim == 3 and fingerprint.orientation != orientation_of(options):
+        raise InputError(
+            f"these options plan on {orientation_of(options)} axes, the fingerprint was measured on "
+            f"{fingerprint.orientation} ones; measure it anew"
+        )
+    _check_values("planning", asked, ndim, (2, 3) if ndim == 3 else (2,))
+    for name, own in asked.by_configuration.items():
+        _check_values(f"planning.{name}", own, ndim, (2,) if name == "2d" else (3,))
+
+
+def _check_values(prefix: str, asked: ConfigurationOptions, ndim: int, patch_axes: tuple[int, ...]) -> None:
+    if asked.target_spacing_mm is not None:
+        _check_length(f"{prefix}.target_spacing_mm", asked.target_spacing_mm, (ndim,))
+        if min(asked.target_spacing_mm) <= 0:
+            raise InputError(f"{prefix}.target_spacing_mm must be above zero, got {list(asked.target_spacing_mm)}")
+    if asked.patch_size is not None:
+        _check_length(f"{prefix}.patch_size", asked.patch_size, patch_axes)
+        if min(asked.patch_size) < 1:
+            raise InputError(f"{prefix}.patch_size must be above zero, got {list(asked.patch_size)}")
+    if asked.transpose is not None and (ndim == 2 or sorted(asked.transpose) != [0, 1, 2]):
+        raise InputError(f"{prefix}.transpose is an order of the axes 0,1,2 of volumes, got {list(asked.transpose)}")
+    for axis in asked.mirror_axes or ():
+        if not 0 <= axis < ndim:
+            raise InputError(f"{prefix}.mirror_axes are numbered 0 to {ndim - 1} in array order, got {axis}")
+
+
+def _check_length(key: str, values: Sequence[float], lengths: tuple[int, ...]) -> None:
+    if len(values) not in lengths:
+        wanted = " or ".join(str(n) for n in lengths)
+        raise InputError(f"{key} needs {wanted} values for this dataset, in array order, got {list(values)}")
+
+
+def check_planned(planned: Collection[str], options: Options) -> None:
+    """Refuse values for a configuration that is not there."""
+    for name, own in options.planning.by_configuration.items():
+        if name not in planned and own != ConfigurationOptions():
+            hint = "; planning.3d_lowres.target_spacing_mm adds one" if name.startswith("3d_") else ""
+            raise InputError(
+                f"planning.{name} has values, but this plan has no configuration {name}, only {', '.join(planned)}"
+                + (hint if name in ("3d_lowres", "3d_cascade_fullres") else "")
+            )
