@@ -21,7 +21,7 @@ from segfit.planning.plan import Configuration, Decision, ResamplingSpec
 from segfit.planning.reasons import REFERENCE, Alternative, by_axis, reason, with_more_memory
 from segfit.planning.topology import SMALLEST_MAP
 
-__all__ = ["cascade_decisions", "configuration_decisions", "network_ends"]
+__all__ = ["cascade_decisions", "configuration_decisions", "network_ends", "stride_inputs"]
 
 _STEP = 1.03
 
@@ -253,6 +253,16 @@ def _estimate_decision(configuration: Configuration, budget: Budget) -> Decision
     )
 
 
+def stride_inputs(configuration: Configuration) -> dict[str, Any]:
+    """Return what the strides depend on, and what they leave of the patch."""
+    divisor = configuration.network.divisor
+    return {
+        "spacing_mm": list(configuration.spacing_mm),
+        "patch_size": list(configuration.patch_size),
+        "lowest_resolution_shape": [n // d for n, d in zip(configuration.patch_size, divisor, strict=True)],
+    }
+
+
 def _network_decisions(configuration: Configuration, budget: Budget) -> Iterator[Decision]:
     name, network = configuration.name, configuration.network
     yield reason(
@@ -264,17 +274,12 @@ def _network_decisions(configuration: Configuration, budget: Budget) -> Iterator
         source=f"{REFERENCE}, network",
         would_change="another preset, or the option planning.kind",
     )
-    lowest = [n // d for n, d in zip(configuration.patch_size, network.divisor, strict=True)]
     yield reason(
         f"{name}.network.strides",
         network.strides,
         f"an axis is halved while {2 * SMALLEST_MAP} voxels or more are left, the finest first and with it those "
         f"within a factor of two of its spacing; a single axis only from {3 * SMALLEST_MAP} voxels on",
-        inputs={
-            "spacing_mm": configuration.spacing_mm,
-            "patch_size": configuration.patch_size,
-            "lowest_resolution_shape": lowest,
-        },
+        inputs=stride_inputs(configuration),
         bound=f"feature maps of at least {SMALLEST_MAP} voxels per axis",
         source=f"{REFERENCE}, topology",
         would_change="another patch size or target spacing, or the option planning.strides",

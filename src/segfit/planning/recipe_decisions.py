@@ -10,7 +10,7 @@ from segfit.planning.plan import Decision, TrainingSpec
 from segfit.planning.reasons import SET, by_axis, reason
 from segfit.words import listing
 
-__all__ = ["recipe_values", "training_decisions"]
+__all__ = ["geometry_values", "patch_ratio", "recipe_values", "training_decisions"]
 
 _BY_PATCH = ("rotation_degrees", "dummy_2d", "sample_patch", "mirror_axes", "masked_channels")
 """What of the augmentation depends on the data; the rest are the reference's constants."""
@@ -19,6 +19,18 @@ _BY_PATCH = ("rotation_degrees", "dummy_2d", "sample_patch", "mirror_axes", "mas
 def recipe_values(recipe: TrainingSpec) -> dict[str, Any]:
     """Return everything of the recipe but the augmentation and deep supervision, which are explained by themselves."""
     return recipe.model_dump(mode="json", exclude={"augmentation", "deep_supervision"})
+
+
+def geometry_values(recipe: TrainingSpec) -> dict[str, Any]:
+    """Return what of the augmentation depends on patch and data."""
+    return recipe.augmentation.model_dump(mode="json", include=set(_BY_PATCH))
+
+
+def patch_ratio(patch: Sequence[int]) -> str:
+    """Return how flat a patch is, which bounds how far it may be turned."""
+    if len(patch) == 2:
+        return f"longer edge {max(patch) / min(patch):.3g} times the shorter"
+    return f"longest axis {max(patch) / patch[0]:.3g} times the first"
 
 
 def training_decisions(
@@ -66,24 +78,22 @@ def _augmentation_decisions(
 ) -> Iterator[Decision]:
     if len(patch) == 2:
         rule = "pictures are turned by any angle, by up to 15 degrees where one edge is more than 1.5 times the other"
-        bound = f"longer edge {max(patch) / min(patch):.3g} times the shorter"
     else:
         rule = (
             "volumes are turned by up to 30 degrees about each axis; a patch with an axis more than three times the "
             "first one by any angle, in its plane only (dummy_2d)"
         )
-        bound = f"longest axis {max(patch) / patch[0]:.3g} times the first"
     rule += "; the patch that is cut out first is large enough for the turned one at a scale of 0.85"
     rule += " (axes as the network sees them); channels with a mask are set to 0 outside it"
     strength = ["augmentation.strength"] if asked.strength == "none" else []
     yield _told(
         f"{name}.augmentation",
-        recipe.augmentation.model_dump(mode="json", include=set(_BY_PATCH)),
-        usual.augmentation.model_dump(mode="json", include=set(_BY_PATCH)),
+        geometry_values(recipe),
+        geometry_values(usual),
         strength + [f"augmentation.{key}" for key in asked.values if key in _BY_PATCH],
         rule=rule,
         inputs={"patch_size": by_axis(patch)},
-        bound=bound,
+        bound=patch_ratio(patch),
         source="nnU-Net 2.8.1 training, patch geometry",
         would_change="another patch size, or the options planning.mirror_axes and augmentation.*",
     )
