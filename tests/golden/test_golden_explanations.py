@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import pytest
-from test_golden_plans import _fingerprint, _preset_and_memory, _scheme, datasets  # noqa: F401
+from test_golden_plans import _fingerprint, _preset_and_memory, _scheme, _trainable, datasets  # noqa: F401
 
 from segfit.device import Hardware
 from segfit.fingerprint.fingerprint import Fingerprint
@@ -57,6 +57,8 @@ def _plans(
     for index, item in enumerate(datasets):
         fingerprint, scheme = _fingerprint(item["dataset"], item["fingerprint"]), _scheme(item["dataset"])
         for planner in list(item["plans"])[index % 4 :: 4]:
+            if not _trainable(item["plans"][planner]):
+                continue
             preset, memory = _preset_and_memory(planner)
             options = Options.model_validate({"preset": preset, "memory_gb": memory})
             yield derive(fingerprint, scheme, options), fingerprint, scheme, options

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from segfit.errors import InputError
 from segfit.planning.memory import feature_map_elements
 from segfit.planning.presets import Rules
 from segfit.planning.spacing import axis_order, median_shape, target_spacing
-from segfit.planning.topology import Topology, topology
+from segfit.planning.topology import SMALLEST_MAP, Topology, topology
 
 __all__ = [
     "LOWRES_SHARE",
@@ -76,9 +76,14 @@ class Budget:
         )
 
     def most_voxels(self, ndim: int) -> float:
-        """Return a bound that no patch within the budget exceeds: the first stage's encoder alone would fill it."""
-        single = Topology(strides=((1,) * ndim,), kernels=((3,) * ndim,), divisor=(1,) * ndim, patch=(1,) * ndim)
-        return self.elements(ndim) * reference_batch(ndim) / SMALLEST_BATCH / self.estimate(single)
+        """Return a bound that no patch of two stages or more exceeds within the budget.
+
+        The second stage has no fewer voxels than by halving every axis; of further ones nothing is counted.
+        """
+        ones, twos = (1,) * ndim, (2,) * ndim
+        smallest = Topology(strides=(ones, twos), kernels=((3,) * ndim,) * 2, divisor=twos, patch=twos)
+        per_voxel = self.estimate(smallest) / prod(twos)
+        return self.elements(ndim) * reference_batch(ndim) / SMALLEST_BATCH / per_voxel
 
     def exceeded(self, ndim: int, estimate: int) -> bool:
         """Whether the patch is still too large. The plain network's 2D patches may fill the memory at batch size 2."""
@@ -359,9 +364,23 @@ def _lower_resolution(start: _View, patch_voxels: float, num_training: int) -> D
         spacing = [s * _LOWRES_STEP if f or not any(finer) else s for s, f in zip(spacing, finer, strict=True)]
         size = [t / s * m for t, s, m in zip(target, spacing, median, strict=True)]
         voxels = prod(size)
-        if start.patch is None and most / voxels < LOWRES_SHARE:
+        if start.patch is None and max(most / voxels, _unhalved_share(spacing, size)) < LOWRES_SHARE:
             continue  # too large for any patch: no need to design one
         rounded = tuple(float(max(1, round(n))) for n in size)
         lowres = design(tuple(spacing), rounded, voxels * num_training, budget, start.patch, start.transpose)
         patch_voxels = prod(lowres.patch)
     return lowres if lowres is not None and prod(median) / voxels >= LOWRES_GAIN else None
+
+
+def _unhalved_share(spacing: Sequence[float], size: Sequence[float]) -> float:
+    """Return a bound on the share of an image of `size` that a patch covers of which no axis is halved.
+
+    Such a patch has one axis too short to be halved alone, and beside it axes that are too short at all, or more than
+    twice as coarse.
+    """
+    alone, together = 3 * SMALLEST_MAP - 1, 2 * SMALLEST_MAP - 1
+    shares = []
+    for axis, finest in enumerate(spacing):
+        most = [alone if a == axis else together if mm / finest < 2 else inf for a, mm in enumerate(spacing)]
+        shares.append(prod(min(m, max(1, n + 0.5)) / n for m, n in zip(most, size, strict=True)))
+    return max(shares)
