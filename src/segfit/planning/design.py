@@ -365,7 +365,8 @@ def _lower_resolution(start: _View, patch_voxels: float, num_training: int) -> D
         size = [t / s * m for t, s, m in zip(target, spacing, median, strict=True)]
         voxels = prod(size)
         if start.patch is None and max(most / voxels, _unhalved_share(spacing, size)) < LOWRES_SHARE:
-            continue  # too large for any patch: no need to design one
+            patch_voxels = 0  # too large for any patch: no need to design one
+            continue
         rounded = tuple(float(max(1, round(n))) for n in size)
         lowres = design(tuple(spacing), rounded, voxels * num_training, budget, start.patch, start.transpose)
         patch_voxels = prod(lowres.patch)
