@@ -205,7 +205,7 @@ def _batch_decision(configuration: Configuration, this: Design, outlook: _Outloo
     least = max(SMALLEST_BATCH, min(round(affordable), round(2 * covering)))
     cases = f"with twice the training cases it would {'still ' if least == batch else ''}be {least}"
     if limit == "memory":
-        bound, change = f"memory {budget.memory_gb:g} GB", more
+        bound, change = f"memory {budget.memory_gb:g} GB", f"a smaller patch; {more}"
         if this.patch_bound == "memory":
             change += "; more memory goes into the patch first"
     elif limit == "dataset coverage":
@@ -291,7 +291,7 @@ def _network_decisions(configuration: Configuration, budget: Budget) -> Iterator
         "size 3 along axes whose spacing is, at that stage or one before, within a factor of two of the finest, else "
         "1; the bottleneck always 3",
         inputs={"spacing_mm": configuration.spacing_mm, "strides": network.strides},
-        bound=f"spacing along the coarse axes, in the first {flat} stages"
+        bound=f"spacing along the coarse axes, in the first {'stage' if flat == 1 else f'{flat} stages'}"
         if flat
         else "no axis is twice as coarse as another",
         source=f"{REFERENCE}, topology",

@@ -9,11 +9,16 @@ from typing import Any
 from segfit.planning.plan import Decision, Plan, RunSpec
 from segfit.words import duration, gigabytes
 
-__all__ = ["WIDEST", "compare", "explain", "explain_json", "forecast_rows"]
+__all__ = ["WIDEST", "compare", "explain", "explain_json", "forecast_rows", "in_words"]
 
 WIDEST = 110
 _GENERAL = "dataset"
 _UNITS = {"_mm": " (mm)", "_gb": " (GB)", "_s": " (seconds)"}
+_NAMES = {
+    "percentile_00_5": "0.5 percentile",
+    "percentile_10_mm": "10th percentile (mm)",
+    "percentile_99_5": "99.5 percentile",
+}
 _LARGE = 100_000
 """From here on whole numbers are written with separators."""
 _SIZES = ("spacing", "shape", "patch", "start", "_mm", "strides", "kernels", "multiples")
@@ -78,6 +83,16 @@ def explain_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def in_words(decision: Decision) -> tuple[str, str]:
+    """Return the value and the inputs of a decision as people write them."""
+    key = decision.key
+    inputs = [
+        f"{_label(name)}: {_text(value, key if name.startswith('by_rule') else name)}"
+        for name, value in decision.inputs.items()
+    ]
+    return _text(decision.value, key), "; ".join(inputs)
+
+
 def compare(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
     """Return name and both values, in words, of every decision in which two plans differ; a dash where one has none."""
     both = [{item.key: item.value for item in plan.decisions} for plan in (first, second)]
@@ -96,10 +111,8 @@ def _groups(plan: Plan) -> dict[str, list[Decision]]:
 
 def _paragraph(decision: Decision, group: str, width: int) -> list[str]:
     key = decision.key.removeprefix(group + ".")
-    lines = textwrap.wrap(
-        f"{key} = {_text(decision.value, key)}", width, subsequent_indent="  ", break_long_words=False
-    )
-    inputs = "; ".join(f"{_label(name)}: {_text(value, name)}" for name, value in decision.inputs.items())
+    value, inputs = in_words(decision)
+    lines = textwrap.wrap(f"{key} = {value}", width, subsequent_indent="  ", break_long_words=False)
     for label, text in (
         ("rule", decision.rule),
         ("inputs", inputs),
@@ -123,6 +136,8 @@ def _bullets(title: str, items: Sequence[str], width: int) -> list[str]:
 
 def _label(name: str) -> str:
     """Return the name of an input as people write it: ``memory (GB)`` for ``memory_gb``."""
+    if name in _NAMES:
+        return _NAMES[name]
     unit = next((ending for ending in _UNITS if name.endswith(ending)), "")
     return name.removesuffix(unit).replace("_", " ") + _UNITS.get(unit, "")
 
@@ -136,6 +151,8 @@ def _text(value: Any, name: str) -> str:
         return "; ".join(f"{_label(key)} {_text(item, key)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         numbers = all(isinstance(item, int | float) for item in value)
+        if numbers and name.endswith("_range") and len(value) == 2:
+            return " to ".join(_text(item, name) for item in value)
         per_axis = numbers and any(word in name for word in _SIZES)
         return ("x" if per_axis else ", ").join(_text(item, name) for item in value) or "none"
     return str(value)
