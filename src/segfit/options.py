@@ -168,6 +168,11 @@ class TrainingOptions(Record):
     channels_last: bool | None = Field(None, description="memory layout of the network; measured when absent")
     checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two saved states")
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """What was set of the recipe, by name."""
+        return self.model_dump(exclude={"steps", "checkpoint_seconds"}, exclude_none=True)
+
 
 class AugmentationOptions(Record):
     """Overrides of the augmentation: all of it, or single values under the names of the plan."""

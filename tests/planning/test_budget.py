@@ -5,10 +5,13 @@ from math import prod
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planning_fakes import case, fingerprint, scheme
 
 from segfit.errors import InputError
 from segfit.options import Options
 from segfit.planning import budget
+from segfit.planning.augmentation import augmentation_for
+from segfit.planning.memory import feature_map_elements
 from segfit.planning.plan import (
     Configuration,
     NetworkSpec,
@@ -18,6 +21,7 @@ from segfit.planning.plan import (
     RunSpec,
     TrainingSpec,
 )
+from segfit.planning.planner import derive
 
 
 def a_configuration(*, patch: tuple[int, ...] = (40, 56, 40), batch: int = 9) -> Configuration:
@@ -153,9 +157,11 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
         expected_steps={"3d_fullres": 1600},
         seconds_per_step={"3d_fullres": 0.33},
     )
-    result = budget.with_run(plan, {"3d_fullres": (narrow, recipe)}, run, asked={"time_s": 900.0}, memory_gb={})
+    result = budget.with_run(
+        plan, {"3d_fullres": (narrow, recipe)}, run, asked={"time_s": 900.0}, memory_gb={}, heads=3
+    )
     assert result.run == run
-    assert result.configurations["3d_fullres"] == narrow
+    assert result.configurations["3d_fullres"] == narrow.model_copy(update={"memory_estimate": _elements(narrow, 3)})
     assert result.training["3d_fullres"] == recipe
     decisions = {item.key: item for item in result.decisions}
     width = decisions["3d_fullres.network.features"]
@@ -172,6 +178,91 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
         "3d_fullres: momentum 0.95 instead of 0.99",
     )
     assert Plan.model_validate_json(result.model_dump_json()) == result
+
+
+def _elements(item: Configuration, heads: int) -> int:
+    network = item.network
+    return feature_map_elements(
+        network.kind,
+        item.patch_size,
+        features=network.features,
+        strides=network.strides,
+        encoder_convs=network.encoder_convs,
+        decoder_convs=network.decoder_convs,
+        heads=heads,
+    )
+
+
+def _sized(plan: Plan, now: Configuration, recipe: TrainingSpec, memory_gb: float | None = None) -> Plan:
+    run = RunSpec(
+        configurations=(now.name,),
+        folds=(0,),
+        seconds_per_training=60.0,
+        expected_steps={now.name: 400},
+        seconds_per_step={now.name: 0.1},
+    )
+    sized = {now.name: (now, recipe)}
+    return budget.with_run(plan, sized, run, asked={"time_s": 90.0}, memory_gb={now.name: memory_gb}, heads=3)
+
+
+def _derived(*settings: str) -> Plan:
+    data = fingerprint([case((120, 160, 160), (1, 1, 1))] * 20)
+    return derive(data, scheme("liver", "tumour"), Options().with_settings(["preset=stock", *settings]))
+
+
+@pytest.mark.parametrize("memory_gb", [None, 2.0])
+def test_what_follows_from_a_smaller_patch_and_width_is_told_anew(memory_gb: float | None) -> None:
+    plan = _derived()
+    before = plan.configurations["3d_fullres"]
+    now = budget.shrunk(budget.candidates(before, Options())[0], 0.3)
+    assert now is not None
+    recipe = TrainingSpec(augmentation=augmentation_for(now.patch_size, (0, 1, 2)))
+    result = _sized(plan, now, recipe, memory_gb)
+    item = result.configurations["3d_fullres"]
+    assert item.memory_estimate == _elements(now, 3) < before.memory_estimate / 10
+    told = {one.key.removeprefix("3d_fullres."): one for one in result.decisions if one.key.startswith("3d_fullres.")}
+    assert told["memory_estimate"].value == item.memory_estimate
+    strides = told["network.strides"]
+    assert strides.value == [list(stride) for stride in before.network.strides]
+    assert strides.inputs["patch_size"] == list(now.patch_size) != list(before.patch_size)
+    assert strides.inputs["planned_patch_size"] == list(before.patch_size)
+    lowest = [n // d for n, d in zip(now.patch_size, now.network.divisor, strict=True)]
+    assert strides.inputs["lowest_resolution_shape"] == lowest
+    assert min(lowest) < 4  # what the rule asks for holds of the planned patch only
+    assert strides.bound == f"planned patch of {'x'.join(map(str, before.patch_size))}"
+    geometry = told["augmentation"]
+    assert geometry.inputs["patch_size"] == "x".join(map(str, now.patch_size))
+    assert geometry.value["sample_patch"] == list(recipe.augmentation.sample_patch)
+    assert told["batch_size"].value == now.batch_size == before.batch_size
+    assert told["batch_size"].bound == ("time budget" if memory_gb is None else "2.0 GB of free memory")
+    assert "memory_estimate" not in told["batch_size"].inputs
+    assert not any("batch_size" in change for change in result.changes)
+    share = next(one for one in result.decisions if one.key == "configurations")
+    assert share.rule.endswith("(by the planned patch, before it was reduced)")
+    assert share.inputs["patch_size"] == list(before.patch_size)
+    untouched = {one.key: one for one in plan.decisions if one.key.startswith("2d.")}
+    assert untouched == {one.key: one for one in result.decisions if one.key.startswith("2d.")}
+    assert Plan.model_validate_json(result.model_dump_json()) == result
+
+
+def test_what_fits_the_time_keeps_its_reasons() -> None:
+    plan = _derived()
+    now, recipe = plan.configurations["3d_fullres"], plan.training["3d_fullres"]
+    result = _sized(plan, now, recipe)
+    assert result.configurations == plan.configurations
+    same = {item.key: item for item in plan.decisions if item.key != "3d_fullres.training"}
+    assert same.items() <= {item.key: item for item in result.decisions}.items()
+
+
+def test_what_was_set_is_still_told_after_sizing() -> None:
+    plan = _derived("planning.batch_size=3", "training.momentum=0.9")
+    now = budget.candidates(plan.configurations["3d_fullres"], Options())[0].model_copy(update={"batch_size": 3})
+    result = _sized(plan, now, plan.training["3d_fullres"])
+    told = {item.key: item for item in result.decisions}
+    assert told["3d_fullres.batch_size"] == next(one for one in plan.decisions if one.key == "3d_fullres.batch_size")
+    assert told["3d_fullres.training"].bound == "set by you; time budget"
+    assert told["3d_fullres.training"].inputs["by_rule"] == {"momentum": 0.99}
+    assert told["3d_fullres.training"].value["momentum"] == 0.9
 
 
 def test_the_batch_gives_way_before_the_patch() -> None:

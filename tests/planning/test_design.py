@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segfit.errors import InputError
-from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
+from segfit.planning.design import Budget, DatasetDesign, Design, _unhalved_share, design_dataset
 from segfit.planning.presets import RULES
+from segfit.planning.topology import topology
 
 _SETS = {
     "A": ((1, 1, 1), (36, 50, 35), 260, 3),
@@ -148,3 +149,36 @@ def test_every_dataset_gets_a_design_that_fits(
             assert min(this.patch) >= 1
             assert not budget.exceeded(len(this.patch), this.estimate)
             assert all(n % d == 0 for n, d in zip(this.patch, this.topology.divisor, strict=True))
+
+
+_MM = st.floats(0.3, 6.0).map(lambda mm: round(mm, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    spacing=st.tuples(_MM, _MM, _MM),
+    shape=st.tuples(*[st.integers(4, 900)] * 3),
+    preset=st.sampled_from(_PRESETS),
+    factor=st.sampled_from([0.1, 0.5, 1, 3]),
+)
+def test_no_resolution_is_passed_over_that_would_have_been_taken(
+    spacing: tuple[float, ...], shape: tuple[int, ...], preset: str, factor: float
+) -> None:
+    rules = RULES[preset]
+    budget = Budget(rules=rules, memory_gb=factor * rules.memory_gb, heads=4)
+
+    def planned() -> DatasetDesign:
+        return design_dataset(np.array([spacing]), np.array([shape], float), 40, budget)
+
+    found = planned()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("segfit.planning.design._unhalved_share", lambda *_: 1.0)  # every resolution is designed
+        assert planned() == found
+
+
+def test_a_flat_image_of_one_stage_is_not_passed_over() -> None:
+    """Along the finest axis a patch is too short to be halved, so that the network has one stage and a large patch."""
+    share = _unhalved_share((1.0, 5.0, 5.0), (11.0, 300.0, 300.0))
+    assert share == pytest.approx(1.0, rel=0.05)
+    assert len(topology((1.0, 5.0, 5.0), (11, 300, 300)).strides) == 1
+    assert _unhalved_share((1.0, 1.5, 1.5), (110.0, 70.0, 70.0)) == pytest.approx(0.001)

@@ -21,8 +21,11 @@ def test_text_names_value_rule_bound_source_and_change() -> None:
     text = explain(_plan("stock"))
     start = text.index("configuration 3d_fullres")
     paragraph = text[text.index("patch_size = 128x128x128", start) :].split("\n\n")[0]
-    assert "  rule         as much physical context as possible" in paragraph
-    assert "  inputs       start 256x256x256; median_shape 256x256x256; memory_gb 8" in paragraph
+    assert "  rule         as much context as possible: a volume of 256x256x256 voxels" in paragraph
+    assert (
+        "  inputs       start: 256x256x256; median shape: 256x256x256; memory (GB): 8; multiples of: 32x32x32"
+        in paragraph
+    )
     assert "  bound        memory 8 GB" in paragraph
     assert "  source       nnU-Net 2.8.1 planning rules, patch size" in paragraph
     assert "  changes with memory: with 16 GB it would be 192x160x160" in paragraph
@@ -55,3 +58,12 @@ def test_comparison_lists_what_differs() -> None:
     assert rows["memory_gb"] == ["8", "24"]
     assert rows["3d_fullres.network.encoder_convs"] == ["2, 2, 2, 2, 2, 2", "1, 3, 4, 6, 6, 6"]
     assert "target_spacing_mm" not in rows
+
+
+def test_lines_are_no_wider_than_the_terminal() -> None:
+    text = explain(_plan("auto"), 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_the_slices_of_a_2d_configuration_are_told_in_words() -> None:
+    assert "target spacing (mm): the case's own, 1, 1" in explain(_plan("stock"))

@@ -62,3 +62,10 @@ def test_features_and_blocks() -> None:
     assert rules.features(3, 7) == (32, 64, 128, 256, 320, 320, 320)
     assert rules.features(2, 7) == (32, 64, 128, 256, 512, 512, 512)
     assert rules.convs(6) == ((1, 3, 4, 6, 6, 6), (1, 1, 1, 1, 1))
+
+
+def test_auto_says_that_it_takes_less_memory_than_was_asked_for() -> None:
+    memory = choose_rules(Options(memory_gb=80), _gpu(139.0))[2][1]
+    assert memory.bound == "auto plans for at most 24 GB, of 80 GB asked for"
+    preset = choose_rules(Options(), _CPU)[2][0]
+    assert preset.would_change.startswith("a GPU: resenc-m from 7 GB on, resenc-l from 20 GB on; or another preset")

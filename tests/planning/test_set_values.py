@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -125,7 +126,7 @@ def test_what_is_set_as_the_rule_has_it_changes_nothing() -> None:
     assert plan.changes == ()
     decision = _decision(plan, "3d_fullres.patch_size")
     assert decision.bound == "set by you"
-    assert decision.rule.startswith("the value that you set; the rule would have given 128x128x128: as much physical")
+    assert decision.rule.startswith("the value that you set; the rule would have given 128x128x128: as much context")
     assert plan.configurations == _plan().configurations
 
 
@@ -174,7 +175,7 @@ def test_fewer_features_leave_room_for_a_larger_batch() -> None:
     full, stock = thin.configurations["3d_fullres"], _plan().configurations["3d_fullres"]
     assert full.memory_estimate < stock.memory_estimate == 452_796_416
     assert full.batch_size == round(560e6 / full.memory_estimate * 2) == 9
-    assert "feature-map" in _decision(thin, "3d_fullres.memory_estimate").rule
+    assert "all feature maps" in _decision(thin, "3d_fullres.memory_estimate").rule
     assert _decision(thin, "3d_fullres.batch_size").value == 9
     assert _decision(thin, "3d_fullres.batch_size").bound == "memory 8 GB"
 
@@ -196,7 +197,7 @@ def test_a_spacing_of_all_is_told_once() -> None:
     assert plan.changes == (told,)
     assert _decision(plan, "target_spacing_mm").inputs["by_rule"] == [1, 0.75, 0.75]
     assert _decision(plan, "3d_fullres.spacing_mm").bound == "set by you"
-    assert _decision(plan, "3d_lowres.spacing_mm").bound == "patch size"
+    assert _decision(plan, "3d_lowres.spacing_mm").bound == "patch of 25% of the median image"
     alone = _plan("target_spacing_mm=2,1,1", "configurations=3d_lowres")
     assert alone.changes == ("only 3d_lowres is planned, as asked", told)
 
@@ -265,12 +266,78 @@ def test_orientation_is_told() -> None:
     assert "orientation stored set by you instead of canonical" in auto.changes
 
 
+def _promised_again(*settings: str) -> None:
+    """What a plan says of more memory is what planning again with it gives."""
+    plan = _plan(*settings)
+    plans = {gb: _at(gb, *settings) for gb in (16, 24)}
+    kept = 0
+    for decision in plan.decisions:
+        name, _, leaf = decision.key.partition(".")
+        for gb, again in plans.items():
+            pattern = rf"with (?:16 GB or )?{gb} GB (?:or 24 GB )?it would (?:still )?be ([^,;]+)"
+            told = re.search(pattern, decision.would_change)
+            if told and name in again.configurations:
+                value = getattr(again.configurations[name], leaf)
+                shown = "x".join(f"{n:.6g}" for n in value) if isinstance(value, tuple) else str(value)
+                assert told[1] == {"True": "yes", "False": "no"}.get(shown, shown), decision.key
+                kept += 1
+    assert kept >= 2
+
+
+def _at(gb: float, *settings: str) -> Plan:
+    options = Options().with_settings(["preset=stock", f"memory_gb={gb}", *(f"planning.{one}" for one in settings)])
+    return derive(_large(), _LABELS, options)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["kind=residual"],
+        ["3d_fullres.features=[8,16,32,64,80,80]"],
+        ["3d_fullres.strides=[[1,1,1],[1,2,2],[4,4,4]]"],
+        ["3d_lowres.transpose=2,1,0", "2d.base_features=16"],
+        ["configurations=3d_fullres"],
+    ],
+)
+def test_promises_are_kept_beside_what_was_set(settings: list[str]) -> None:
+    _promised_again(*settings)
+
+
+def test_more_memory_may_have_no_room_for_what_was_set() -> None:
+    cases = fingerprint([case((200, 256, 256), (1, 1, 1))] * 50)
+    options = Options().with_settings(["preset=stock", "memory_gb=3", "planning.configurations=3d_lowres"])
+    plan = derive(cases, _LABELS, options)
+    outlook = _decision(plan, "3d_lowres.patch_size").would_change
+    assert "could not be had" in outlook
+    more = options.model_copy(update={"memory_gb": 9.0})
+    with pytest.raises(InputError, match="no configuration 3d_lowres"):
+        derive(cases, _LABELS, more)
+
+
+def test_a_lower_resolution_with_another_order_of_axes_is_told_in_its_own_order() -> None:
+    plan = _plan("3d_lowres.transpose=2,1,0")
+    spacing, shape = (_decision(plan, f"3d_lowres.{leaf}") for leaf in ("spacing_mm", "median_shape"))
+    assert spacing.inputs["target_spacing_mm"] == [0.75, 0.75, 1]
+    assert shape.inputs["fullres_median_shape"] == [512, 512, 432]
+    grown = [low / full for low, full in zip(spacing.value, [0.75, 0.75, 1], strict=True)]
+    assert max(grown) == pytest.approx(1.03 ** spacing.inputs["steps"])
+
+
+def test_no_augmentation_is_told_as_set() -> None:
+    plan = derive(_large(), _LABELS, Options().with_settings(["preset=stock", "augmentation.strength=none"]))
+    for key in ("mirror_axes", "2d.augmentation", "2d.augmentation.intensities"):
+        assert _decision(plan, key).bound == "set by you"
+        assert _decision(plan, key).would_change == "the option augmentation.strength"
+    assert _decision(plan, "2d.augmentation").inputs["by_rule"]["mirror_axes"] == [0, 1]
+    assert _decision(plan, "mirror_axes").value == []
+
+
 def test_explanation_and_comparison_tell_it() -> None:
     plan, stock = _plan("kind=residual", "2d.resample_image.order=1"), _plan()
     text = explain(plan)
     paragraph = text[text.index("network.kind = residual") :].split("\n\n")[0]
     assert "rule         the value that you set; the rule would have given plain: the preset's network" in paragraph
-    assert "by_rule plain" in paragraph
+    assert "by rule: plain" in paragraph
     assert "bound        set by you" in paragraph
     assert "changes with the option planning.kind" in paragraph
     value = json.loads(json.dumps(explain_json(plan)))
@@ -282,8 +349,8 @@ def test_explanation_and_comparison_tell_it() -> None:
     rows = {key: (a, b) for key, a, b in compare(stock, plan)}
     assert rows["3d_fullres.network.kind"] == ("plain", "residual")
     assert rows["2d.resample_image"] == (
-        "method spline, order 3, order_separate_axis 0, force_separate auto, separate_threshold 3",
-        "method spline, order 1, order_separate_axis 0, force_separate auto, separate_threshold 3",
+        "method spline; order 3; order separate axis 0; force separate auto; separate threshold 3",
+        "method spline; order 1; order separate axis 0; force separate auto; separate threshold 3",
     )
     assert "3d_fullres.resample_image" not in rows
     assert compare(plan, plan) == []
@@ -386,8 +453,27 @@ def test_every_value_of_the_recipe_can_be_set() -> None:
     assert not plan.stock
     assert "augmentation.rotation_degrees = 10.0" in plan.changes
     assert "training.deep_supervision = False" in plan.changes
-    assert _decision(plan, "3d_fullres.augmentation").bound == "asked for"
-    assert _decision(plan, "3d_fullres.augmentation").value["gamma_probability"] == 0.5
+    geometry, intensities = (_decision(plan, f"3d_fullres.augmentation{leaf}") for leaf in ("", ".intensities"))
+    assert geometry.value["dummy_2d"] is True
+    assert geometry.inputs["by_rule"] == {
+        "rotation_degrees": 30.0,
+        "dummy_2d": False,
+        "sample_patch": list(_plan().training["3d_fullres"].augmentation.sample_patch),
+    }
+    assert geometry.would_change == "the options augmentation.rotation_degrees and augmentation.dummy_2d"
+    assert intensities.value["gamma_probability"] == 0.5
+    assert intensities.inputs == {"by_rule": {"scaling_range": [0.7, 1.4], "gamma_probability": 0.3}}
+    training, supervised = (_decision(plan, f"3d_fullres.training{leaf}") for leaf in ("", ".deep_supervision"))
+    assert training.inputs["by_rule"] == {
+        "poly_exponent": 0.9,
+        "warmup_share": 0.0,
+        "gradient_clip": 12.0,
+        "weight_average": 0.0,
+    }
+    assert supervised.inputs == {"stages": 6, "by_rule": True}
+    for decision in (geometry, intensities, training, supervised):
+        assert (decision.bound, decision.source) == ("set by you", "options")
+    assert supervised.would_change == "the option training.deep_supervision"
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 

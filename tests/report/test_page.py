@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from segfit.planning.explain import explain
+from segfit.planning.plan import Decision, TrainingSpec
 from segfit.report.data import (
     Candidate,
     CaseScore,
@@ -19,6 +21,7 @@ from segfit.report.data import (
     mean_by_target,
 )
 from segfit.report.page import render, write_report
+from segfit.report.sections import derived
 
 EMPTY = ReportData(title="A new project", dataset="Dataset001_New")
 
@@ -153,15 +156,43 @@ def test_asked_measured_derived_found(page: str) -> None:
     assert "The spacing is the same in all cases." in text
     assert "22 360" in text
     assert "40 × 56 × 40 voxels = 40 × 56 × 40 mm" in text
-    assert "patch_size 40 × 56 × 40 The median image, cut until the network fits" in text
+    assert "patch_size 40x56x40 The median image, cut until the network fits" in text
     assert "bound: 5 % of the dataset" in text
     assert "What would change it More cases." in text
-    assert "median shape = 36 × 50 × 35; memory GB = 8" in text
+    assert "median shape: 36x50x35; memory GB: 8" in text
     assert "bottleneck 5 × 7 × 5 256 2 × 2 × 2 3 × 3 × 3 2 –" in text
     assert "Measured step, 3d_fullres 420 ms" in text
     assert "3d_fullres was chosen. The ensemble gains less than 0.001 Dice" in text
     assert text.index("2d + 3d_fullres 0.884") < text.index("2d 0.861 0.868 0.854 4 s per case")
     assert "0.884 without, 0.886 with it" in text
+
+
+def test_decisions_read_as_in_the_explanation(complete: ReportData) -> None:
+    assert complete.plan is not None
+    recipe = TrainingSpec().augmentation.model_dump(mode="json", exclude={"sample_patch", "mirror_axes"})
+    spacing = {"target_spacing_mm": ["the case's own", 0.75, 0.75], "by_rule": {"order": 3, "force_separate": None}}
+    decisions = (
+        Decision(key="memory_gb", value=8, rule="r", inputs={"budget_per_sample": 560_000_000}),
+        Decision(key="2d.resample_image", value={"method": "spline", "order": 1}, rule="r", inputs=spacing),
+        Decision(key="2d.augmentation.intensities", value=recipe, rule="r", inputs={}),
+    )
+    plan = complete.plan.model_copy(update={"decisions": decisions})
+    part = derived(plan)
+    assert part is not None
+    resampling, augmentation = next(item["decisions"] for item in part["configurations"] if item["name"] == "2d")
+    assert part["general"][0]["inputs"] == "budget per sample: 560,000,000"
+    assert (resampling["brief"], resampling["value"]) == ("method spline; order 1", "")
+    assert resampling["inputs"] == (
+        "target spacing (mm): the case's own, 0.75, 0.75; by rule: order 3; force separate not given"
+    )
+    assert augmentation["brief"] == f"{len(recipe)} values"
+    assert "scaling range 0.7 to 1.4; dummy 2d no; noise probability 0.1" in augmentation["value"]
+    text = explain(plan, 10_000)
+    for row in (part["general"][0], resampling, augmentation):
+        assert f"{row['key']} = {row['value'] or row['brief']}\n" in text
+        assert row["inputs"] in text
+    page = _text(render(replace(complete, plan=plan)))
+    assert f"augmentation.intensities {len(recipe)} values r Value rotation probability 0.2" in page
 
 
 def test_cases_come_worst_first_and_nan_is_a_dash(page: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -163,8 +164,8 @@ def plan(
 
     Resampling, normalisation, patch, network, batch and recipe, each with its rule and what would change it.
     """
+    from segfit.planning.explain import WIDEST, explain_json, forecast_rows
     from segfit.planning.explain import explain as in_words
-    from segfit.planning.explain import explain_json, forecast_rows
 
     if compare is not None:
         _print_comparison(*compare, as_json=as_json)
@@ -179,7 +180,7 @@ def plan(
         print_json(explain_json(result) if explain else result.model_dump(mode="json"))
         return
     if explain:
-        sys.stdout.write(in_words(result))
+        sys.stdout.write(in_words(result, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)))
         return
     rows = [
         (

@@ -7,13 +7,17 @@ are in ``docs/decisions/time-budget.md``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 from segfit.errors import InputError
 from segfit.options import Options
+from segfit.planning.configuration_decisions import stride_inputs
+from segfit.planning.memory import network_elements
 from segfit.planning.plan import Configuration, Decision, Plan, RunSpec, TrainingSpec
+from segfit.planning.reasons import SET, by_axis
+from segfit.planning.recipe_decisions import geometry_values, patch_ratio, recipe_values
 
 __all__ = [
     "ENOUGH_STEPS",
@@ -45,6 +49,7 @@ _WIDTHS = (8, 12, 16, 24, 32)  # features of the first stage, narrow to wide
 _SMALL_BATCH = 2
 _REDUCTION = 0.8  # of the patch's voxels, from one version to the next that needs less memory
 _SHORT_MOMENTUM = 0.95
+_SOURCE = "segfit, docs/decisions/time-budget.md"
 _ORDER = ("3d_fullres", "2d", "3d_lowres")  # which configuration is trained first
 
 
@@ -170,6 +175,7 @@ def with_run(
     *,
     asked: Mapping[str, Any],
     memory_gb: Mapping[str, float | None],
+    heads: int,
 ) -> Plan:
     """Return the plan with what was sized to the budget, a reason for each, and how that differs from before.
 
@@ -178,51 +184,45 @@ def with_run(
     sized : by name of the configuration, those that are trained
     asked : what the user asked for (time, steps, folds, ...), the inputs of the decisions
     memory_gb : by name of the configuration, the memory that a measured step had to be reduced to; None: it fitted
+    heads : declared labels, as the memory estimate counts them
     """
     decided = {item.key: item for item in plan.decisions}
     changes = list(plan.changes)
+    configurations: dict[str, Configuration] = {}
     for name, (configuration, recipe) in sized.items():
-        before, measured = plan.configurations[name], run.seconds_per_step.get(name)
-        limit = memory_gb.get(name)
-        inputs = {**asked, "seconds_per_step": measured, "expected_steps": run.expected_steps.get(name)}
-        for key, old, new, rule, change in _sized_values(before, configuration):
+        before, limit = plan.configurations[name], memory_gb.get(name)
+        estimate = before.memory_estimate
+        if (configuration.network, configuration.patch_size) != (before.network, before.patch_size):
+            estimate = network_elements(configuration.network, configuration.patch_size, heads)
+        now = configurations[name] = configuration.model_copy(update={"memory_estimate": estimate})
+        steps = run.expected_steps.get(name, 0)
+        inputs = {**asked, "seconds_per_step": run.seconds_per_step.get(name), "expected_steps": steps}
+        for key, old, new, rule, change in _sized_values(before, now):
+            known = decided.get(f"{name}.{key}")
             if limit is not None and key != "network.features":
                 rule = "the largest whose training step, measured, fits into the memory that is free, smaller batches "
                 rule += "before smaller patches"
                 change = "more free memory, or the option planning." + key
-            if new != old:
+            kept_batch = key == "batch_size" and now != before and not (known is not None and known.bound == SET)
+            if new != old or kept_batch:
                 decided[f"{name}.{key}"] = Decision(
                     key=f"{name}.{key}",
                     value=new,
                     rule=rule,
                     inputs=inputs | {"by_rule_of_the_preset": old},
                     bound="time budget" if limit is None else f"{limit:.1f} GB of free memory",
-                    source="segfit, docs/decisions/time-budget.md",
+                    source=_SOURCE,
                     would_change=change,
                 )
+            if new != old:
                 changes.append(f"{name}: {key.replace('network.', '')} {_values(new)} instead of {_values(old)}")
-        augmentation = decided.get(f"{name}.augmentation")
-        if augmentation is not None:
-            now = recipe.augmentation.model_dump(mode="json", include=set(augmentation.value))
-            decided[augmentation.key] = augmentation.model_copy(update={"value": augmentation.value | now})
         for key in ("learning_rate", "momentum"):
             old, new = getattr(plan.training[name], key), getattr(recipe, key)
             if old != new:
                 changes.append(f"{name}: {key} {new:g} instead of {old:g}")
-        decided[f"{name}.training"] = Decision(
-            key=f"{name}.training",
-            value={
-                key: getattr(recipe, key)
-                for key in ("optimizer", "learning_rate", "momentum", "weight_decay", "precision", "channels_last")
-            },
-            rule=f"the recipe for a training of about {run.expected_steps.get(name, 0)} steps; below {LONG_STEPS} the "
-            "momentum is lower and the learning rate higher; arithmetic and memory layout are those that were measured "
-            "to be fastest",
-            inputs=inputs,
-            bound="time budget",
-            source="segfit, docs/decisions/time-budget.md",
-            would_change="a longer time budget, or the options training.*",
-        )
+        decided |= {item.key: item for item in _following(decided, before, now, recipe)}
+        item = _recipe_decision(name, recipe, decided.get(f"{name}.training"), inputs, run)
+        decided[item.key] = item
     decided["run"] = Decision(
         key="run",
         value={"configurations": list(run.configurations), "folds": list(run.folds)},
@@ -230,18 +230,73 @@ def with_run(
         f"{ENOUGH_STEPS} steps",
         inputs={**asked, "seconds_per_training": run.seconds_per_training, "steps": run.steps},
         bound="time budget" if run.steps is None else "steps asked for",
-        source="segfit, docs/decisions/time-budget.md",
+        source=_SOURCE,
         would_change="a longer time budget, or the options planning.configurations and planning.folds",
     )
     return plan.model_copy(
         update={
-            "configurations": plan.configurations | {name: item for name, (item, _) in sized.items()},
+            "configurations": plan.configurations | configurations,
             "training": plan.training | {name: item for name, (_, item) in sized.items()},
             "run": run,
             "decisions": tuple(decided.values()),
             "changes": tuple(changes),
             "stock": plan.stock and tuple(changes) == plan.changes,
         }
+    )
+
+
+def _following(
+    decided: Mapping[str, Decision], before: Configuration, now: Configuration, recipe: TrainingSpec
+) -> Iterator[Decision]:
+    """Yield anew the decisions on what follows from another width or patch."""
+    estimate = decided.get(f"{now.name}.memory_estimate")
+    if estimate is not None:
+        yield estimate.model_copy(update={"value": now.memory_estimate})
+    if now.patch_size == before.patch_size:
+        return
+    share = decided.get({"3d_fullres": "configurations", "3d_lowres": "3d_lowres.spacing_mm"}.get(now.name, ""))
+    if share is not None:
+        yield share.model_copy(update={"rule": f"{share.rule} (by the planned patch, before it was reduced)"})
+    strides = decided.get(f"{now.name}.network.strides")
+    if strides is not None and strides.bound != SET:
+        yield strides.model_copy(
+            update={
+                "rule": f"{strides.rule}; decided for the planned patch, and kept when the patch was reduced",
+                "inputs": stride_inputs(now) | {"planned_patch_size": list(before.patch_size)},
+                "bound": f"planned patch of {by_axis(before.patch_size)}",
+            }
+        )
+    geometry = decided.get(f"{now.name}.augmentation")
+    if geometry is not None:
+        yield geometry.model_copy(
+            update={
+                "value": geometry_values(recipe),
+                "inputs": geometry.inputs | {"patch_size": by_axis(now.patch_size)},
+                "bound": geometry.bound if geometry.bound == SET else patch_ratio(now.patch_size),
+            }
+        )
+
+
+def _recipe_decision(
+    name: str, recipe: TrainingSpec, before: Decision | None, inputs: Mapping[str, Any], run: RunSpec
+) -> Decision:
+    """Return the decision on the recipe, of which the user may have set a part."""
+    steps = run.expected_steps.get(name, 0)
+    rule = (
+        f"the recipe for a training of about {steps} steps; below {LONG_STEPS} the momentum is lower and the learning "
+        "rate higher; arithmetic and memory layout are those that were measured to be fastest"
+    )
+    bound = "time budget" if run.steps is None else "steps asked for"
+    if before is not None and before.bound == SET:
+        rule, bound, inputs = f"{rule}; what you set stays", f"{SET}; {bound}", {**inputs, **before.inputs}
+    return Decision(
+        key=f"{name}.training",
+        value=recipe_values(recipe),
+        rule=rule,
+        inputs=dict(inputs),
+        bound=bound,
+        source=_SOURCE,
+        would_change="a longer time budget, or the options training.*",
     )
 
 

@@ -1,116 +1,186 @@
-"""The reasons behind a plan: one `Decision` per derived value, in words a person can check.
+"""The reasons behind what a plan decides for the whole dataset: one `Decision` per derived value, in words a person
+can check.
 
 `segfit.planning.planner` decides; this module only writes down rule, inputs, active bound and what would change it.
+The values of single configurations are explained in `segfit.planning.configuration_decisions`, the recipe in
+`segfit.planning.recipe_decisions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from segfit.fingerprint.fingerprint import Fingerprint
-from segfit.planning.design import LOWRES_SHARE, Budget, DatasetDesign, Design, batch_size, design
+from segfit.planning.design import LOWRES_SHARE, DatasetDesign
 from segfit.planning.mirroring import AxisEvidence
-from segfit.planning.normalization import ChannelScheme, scheme_of
-from segfit.planning.plan import Configuration, Decision, Normalization, ResamplingSpec, TrainingSpec
+from segfit.planning.normalization import MASK_BELOW, SCHEME_NAMES, ChannelScheme, scheme_of
+from segfit.planning.plan import Decision, Normalization
+from segfit.planning.reasons import REFERENCE, SET, Alternative, by_axis, reason, with_more_memory
+from segfit.planning.spacing import ANISOTROPY, coarse_axis
+from segfit.words import listing
 
 __all__ = [
-    "cascade_decisions",
-    "configuration_decisions",
+    "configurations_decision",
     "dataset_decisions",
     "mirroring_decision",
     "normalization_decisions",
     "orientation_decision",
-    "training_decisions",
 ]
 
-_REFERENCE = "nnU-Net 2.8.1 planning rules"
-_ASKED = "asked for"
+_NORMALIZED = {
+    "ct": "values are clipped to the 0.5 and 99.5 percentiles of the foreground of all cases, its mean is subtracted, "
+    "and the result divided by its standard deviation",
+    "zscore": "the mean of each image is subtracted, and the result divided by its standard deviation",
+    "none": "values stay as they are",
+    "rescale_to_0_1": "each image is scaled from its own smallest and largest value to 0 and 1",
+    "rgb_to_0_1": "values of 0 to 255 are divided by 255",
+}
 
 
-def orientation_decision(orientation: str, *, preset: str) -> Decision:
+def orientation_decision(orientation: str, *, preset: str, ndim: int) -> Decision:
     """Why images are (or are not) brought to the canonical axes."""
-    rule = (
-        "volumes are brought to the closest RAS+ axes on reading, so that an axis means the same in every case"
-        if orientation == "canonical"
-        else "axes stay as they are stored, as the reference leaves them"
-    )
-    return _decision(
+    if ndim == 2:
+        rule, bound = "pictures have no orientation: their axes stay as they are stored", "pictures"
+    elif orientation == "canonical":
+        rule = "volumes are brought to the closest RAS+ axes on reading, so that an axis means the same in every case"
+        bound = "preset"
+    else:
+        rule, bound = "axes stay as they are stored, as the reference leaves them", "preset"
+    other = "stored" if orientation == "canonical" else "canonical"
+    return reason(
         "orientation",
         orientation,
         rule,
         inputs={"preset": preset},
-        bound="preset",
+        bound=bound,
         source="segfit" if orientation == "canonical" else "nnU-Net 2.8.1",
-        would_change="the option planning.orientation",
+        would_change="volumes instead of pictures" if ndim == 2 else f"the option planning.orientation={other}",
     )
 
 
-def dataset_decisions(
-    fingerprint: Fingerprint, dataset: DatasetDesign, configurations: Sequence[str]
-) -> Iterator[Decision]:
-    """Why this target spacing, this order of axes, and these configurations."""
-    axes = slice(-fingerprint.ndim, None)
-    spacings = [case.spacing_mm for case in fingerprint.cases]
-    yield _decision(
-        "target_spacing_mm",
-        dataset.target_mm[axes],
-        "the median spacing of the cases; along an axis more than three times coarser than the others the 10th "
-        "percentile (array order)",
-        inputs={
-            "cases": len(spacings),
-            "finest_mm": [min(axis) for axis in zip(*spacings, strict=True)],
-            "coarsest_mm": [max(axis) for axis in zip(*spacings, strict=True)],
-        },
-        bound="data",
-        source=f"{_REFERENCE}, target spacing",
-        would_change="cases of other resolution, or the option planning.target_spacing_mm",
-    )
+def dataset_decisions(fingerprint: Fingerprint, dataset: DatasetDesign) -> Iterator[Decision]:
+    """Why this target spacing and this order of axes."""
+    yield _spacing_decision(fingerprint, dataset)
     if fingerprint.ndim == 3:
-        yield _decision(
-            "transpose",
-            dataset.transpose,
-            "the axis of the largest target spacing comes first, the others keep their order",
-            inputs={"target_spacing_mm": dataset.target_mm},
-            bound="data",
-            source=f"{_REFERENCE}, transposition",
-            would_change="another target spacing",
+        yield _transpose_decision(dataset)
+
+
+def _spacing_decision(fingerprint: Fingerprint, dataset: DatasetDesign) -> Decision:
+    spacings = np.array([case.spacing_mm for case in fingerprint.cases])
+    median_mm = np.median(spacings, axis=0).tolist()
+    median_shape = np.median([case.shape_after_crop for case in fingerprint.cases], axis=0).tolist()
+    target = dataset.target_mm[-fingerprint.ndim :]
+    inputs: dict[str, Any] = {
+        "cases": len(spacings),
+        "median_mm": median_mm,
+        "finest_mm": spacings.min(axis=0).tolist(),
+        "coarsest_mm": spacings.max(axis=0).tolist(),
+        "median_shape_after_crop": median_shape,
+    }
+    rule = "the median spacing of the cases, per axis in array order"
+    bound = "median of the cases along every axis"
+    outlook = "cases of other resolution, or the option planning.target_spacing_mm"
+    if fingerprint.ndim == 3:
+        rule += (
+            f"; an axis more than {ANISOTROPY:g} times coarser than the others, with less than a third of their "
+            "voxels, gets the 10th percentile instead, but nothing finer than the others"
         )
-    yield _lowres_decision(fingerprint, dataset, configurations)
-
-
-def _lowres_decision(fingerprint: Fingerprint, dataset: DatasetDesign, configurations: Sequence[str]) -> Decision:
-    full = dataset.fullres
-    inputs: dict[str, Any] = {"axes": fingerprint.ndim}
-    if full is None:
-        rule = "images of a single slice get the 2D configuration only"
-    else:
-        share = prod(full.patch) / prod(full.median_shape)
-        inputs["patch_share_of_median_image"] = round(share, 4)
-        if dataset.lowres is not None and share >= LOWRES_SHARE:
-            rule = "a target spacing was set for 3d_lowres: a configuration of lower resolution and a cascade are added"
-        elif dataset.lowres is not None:
-            rule = (
-                f"one patch sees {share:.1%} of the median image, less than {LOWRES_SHARE:.0%}: a configuration of "
-                "lower resolution and a cascade are added"
-            )
-        elif share < LOWRES_SHARE:
-            rule = (
-                f"one patch sees {share:.1%} of the median image; the lower resolution that would see "
-                f"{LOWRES_SHARE:.0%} has more than half the voxels and is not worth a configuration"
-            )
-        else:
-            rule = f"one patch sees {share:.1%} of the median image, {LOWRES_SHARE:.0%} or more: no lower resolution"
-    return _decision(
-        "configurations",
-        sorted(configurations),
+        coarse = coarse_axis(median_mm, median_shape)
+        if coarse is not None:
+            axis, percentile = "zyx"[coarse], float(np.percentile(spacings[:, coarse], 10))
+            inputs["percentile_10_mm"] = percentile
+            finer = target[coarse] > percentile
+            bound = f"10th percentile along {axis}" + (", kept from getting finer than the other axes" if finer else "")
+            outlook += f"; the median, {by_axis(median_mm)}, if {axis} were at most {ANISOTROPY:g} times coarser"
+    return reason(
+        "target_spacing_mm",
+        target,
         rule,
         inputs=inputs,
-        bound="data" if full is None else "patch size",
-        source=f"{_REFERENCE}, sequence of configurations",
-        would_change="a volume with more slices" if full is None else "another memory target, or larger images",
+        bound=bound,
+        source=f"{REFERENCE}, target spacing",
+        would_change=outlook,
+    )
+
+
+def _transpose_decision(dataset: DatasetDesign) -> Decision:
+    largest = max(dataset.target_mm)
+    coarsest = ["zyx"[axis] for axis, mm in enumerate(dataset.target_mm) if mm == largest]
+    return reason(
+        "transpose",
+        dataset.transpose,
+        "the axis of the largest target spacing, the first of several, comes first; the others keep their order",
+        inputs={"target_spacing_mm": dataset.target_mm},
+        bound=f"{coarsest[0]} is the coarsest axis"
+        if len(coarsest) == 1
+        else f"{listing(coarsest)} are the coarsest axes, {coarsest[0]} is the first of them",
+        source=f"{REFERENCE}, transposition",
+        would_change="a target spacing whose coarsest axis is another, or the option planning.transpose",
+    )
+
+
+def configurations_decision(
+    names: Sequence[str],
+    ndim: int,
+    dataset: DatasetDesign,
+    alternatives: Sequence[Alternative],
+    *,
+    preset: str,
+    lowres_set: bool = False,
+    dropped: Sequence[str] = (),
+) -> Decision:
+    """Why there are these configurations.
+
+    Parameters
+    ----------
+    names : of the configurations of the plan
+    preset : whose rules apply
+    lowres_set : the user set a target spacing of 3d_lowres, which calls for one
+    dropped : a sentence on each configuration that is too small to be trained
+    """
+    full = dataset.fullres
+    inputs: dict[str, Any] = {"axes": ndim}
+    if full is None:
+        rule = "pictures" if ndim == 2 else "volumes of a single slice in the median"
+        rule, bound = f"{rule} get the 2D configuration only", "one slice"
+        outlook = "volumes of more slices"
+    else:
+        share = prod(full.patch) / prod(full.median_shape)
+        inputs |= {"patch_size": full.patch, "median_shape": full.median_shape, "patch_share_of_median_image": share}
+        sees = f"a patch of 3d_fullres has {share:.1%} of the median image's voxels"
+        if lowres_set:
+            rule = "a target spacing was set for 3d_lowres: a lower resolution and a cascade are added"
+            bound = "target spacing of 3d_lowres"
+        elif dataset.lowres is not None:
+            rule = f"{sees}, less than {LOWRES_SHARE:.0%}: a lower resolution and a cascade are added"
+            bound = f"patch below {LOWRES_SHARE:.0%} of the median image"
+        elif share < LOWRES_SHARE:
+            rule = (
+                f"{sees}; the lower resolution at which it would have {LOWRES_SHARE:.0%} keeps more than half of the "
+                "voxels and is not worth a configuration"
+            )
+            bound = "a lower resolution must have half the voxels at most"
+        else:
+            rule = f"{sees}, {LOWRES_SHARE:.0%} or more: no lower resolution is needed"
+            bound = f"patch of {LOWRES_SHARE:.0%} of the median image or more"
+        outlook = "larger or smaller images; "
+        outlook += with_more_memory(
+            listing(sorted(names)), alternatives, lambda other: listing(sorted(other)), preset=preset
+        )
+    if dropped:
+        rule = f"{rule}; {'; '.join(dropped)}"
+    return reason(
+        "configurations",
+        sorted(names),
+        rule,
+        inputs=inputs,
+        bound=bound,
+        source=f"{REFERENCE}, sequence of configurations",
+        would_change=outlook,
     )
 
 
@@ -120,331 +190,69 @@ def normalization_decisions(
     """Why each channel is normalised as it is."""
     for index, (name, how, found) in enumerate(zip(fingerprint.channel_names, normalization, schemes, strict=True)):
         by_values = how.scheme != scheme_of(name)
-        rule = (
-            "the channel's name decides: ct clips and scales by the foreground of all cases, rgb_to_0_1, "
-            "rescale_to_0_1 and nonorm do what they say, any other name is z-scored per case, inside the non-zero mask "
-            "where cropping removes more than a quarter"
-        )
+        inputs: dict[str, Any] = {"channel": name}
         if by_values:
-            rule = (
-                "the channel's values decide, because they contradict its name: Hounsfield units are clipped and "
-                "scaled by the foreground of all cases, values without a common scale are z-scored per case"
+            rule = f'the values, which contradict the name "{name}", ask for {how.scheme}'
+            bound = "values of the channel"
+        else:
+            known = name.casefold() in SCHEME_NAMES
+            reading = f"asks for {how.scheme}" if known else f"is no name of a scheme, which means {how.scheme}"
+            rule, bound = f'the name "{name}" {reading}', "name of the channel"
+        rule += f": {_NORMALIZED[how.scheme]}"
+        outlook = f"the option planning.normalization, or another name of the channel among {listing(SCHEME_NAMES)}"
+        if how.scheme == "zscore":
+            kept = fingerprint.median_relative_size_after_crop
+            inputs["median_relative_size_after_crop"] = kept
+            rule += (
+                f"; inside the non-zero mask only, because cropping leaves less than {MASK_BELOW:.0%} of the image"
+                if how.use_mask
+                else f"; over the whole cropped image, because cropping leaves {MASK_BELOW:.0%} of it or more"
             )
-        yield _decision(
+            bound += f"; cropping leaves {kept:.0%}"
+            other = f"{MASK_BELOW:.0%} or more" if how.use_mask else f"less than {MASK_BELOW:.0%}"
+            outlook += f"; the mask: cropping that leaves {other}"
+        if how.statistics is not None:
+            inputs |= how.statistics.model_dump(include={"mean", "std", "percentile_00_5", "percentile_99_5"})
+        if found.remark:
+            inputs["remark"] = found.remark
+        yield reason(
             f"normalization.{index}",
             how.scheme + (" inside the non-zero mask" if how.use_mask else ""),
             rule,
-            inputs={
-                "channel": name,
-                "median_relative_size_after_crop": fingerprint.median_relative_size_after_crop,
-                **({"remark": found.remark} if found.remark else {}),
-            },
-            bound="data",
-            source="segfit preset auto" if by_values else f"{_REFERENCE}, normalisation",
-            would_change="the option planning.normalization, or another channel name in the dataset: ct, zscore, "
-            "nonorm, rescale_to_0_1 or rgb_to_0_1",
+            inputs=inputs,
+            bound=bound,
+            source="segfit preset auto" if by_values else f"{REFERENCE}, normalisation",
+            would_change=outlook,
         )
 
 
-def mirroring_decision(axes: Sequence[int], ndim: int, evidence: Sequence[AxisEvidence]) -> Decision:
-    """Why these axes (array order) are flipped."""
+def mirroring_decision(
+    axes: Sequence[int], ndim: int, evidence: Sequence[AxisEvidence], *, augmented: bool = True
+) -> Decision:
+    """Why these axes (array order) are flipped; without augmentation none is."""
     names = "zyx"[-ndim:]
     kept = {names[item.axis]: item.reason for item in evidence if item.reason}
-    if evidence:
+    when = "in training with probability one half, and in prediction"
+    source = "segfit preset auto" if evidence else "nnU-Net 2.8.1 training"
+    bound = f"{listing(list(kept))} {'is' if len(kept) == 1 else 'are'} not flipped" if kept else "all axes"
+    outlook = "the option planning.mirror_axes"
+    if not augmented:
+        axes, kept, rule, bound = (), {}, "without augmentation no axis is flipped", SET
+        source, outlook = "options", "the option augmentation.strength"
+    elif evidence:
         rule = (
-            "an axis is flipped unless label names tell left from right, or two labels keep their order along it in "
-            "the cases (array order)"
+            f"an axis is flipped, {when}, unless label names tell left from right along it, or two labels keep their "
+            "order along it in the cases"
         )
     else:
-        rule = "every axis is flipped"
-    return _decision(
+        rule = f"every axis is flipped, {when}"
+    return reason(
         "mirror_axes",
         list(axes),
         rule,
-        inputs={f"{name} is not flipped": reason for name, reason in kept.items()},
-        bound="data" if kept else "all axes",
-        source="segfit preset auto" if evidence else "nnU-Net 2.8.1 training",
-        would_change="the option planning.mirror_axes",
-    )
-
-
-def configuration_decisions(configuration: Configuration, this: Design) -> Iterator[Decision]:
-    """Why the numbers of one configuration are what they are."""
-    name, network, budget = configuration.name, configuration.network, this.budget
-    yield _decision(
-        f"{name}.spacing_mm",
-        configuration.spacing_mm,
-        "coarsened in steps of 3 %, finer axes first, until a patch covers a quarter of the median image"
-        if name == "3d_lowres"
-        else "the target spacing of the axes the network sees, after transposition",
-        bound="patch size" if name == "3d_lowres" else "data",
-        source=f"{_REFERENCE}, sequence of configurations",
-        would_change="another target spacing" + (" or memory target" if name == "3d_lowres" else ""),
-    )
-    yield _decision(
-        f"{name}.median_shape",
-        configuration.median_shape,
-        "the median over cases of the size after cropping and resampling",
-        bound="data",
-        source=f"{_REFERENCE}, median shape",
-        would_change="larger images, or a finer target spacing",
-    )
-    yield _patch_decision(configuration, this, budget)
-    yield _batch_decision(configuration, this, budget)
-    yield _decision(
-        f"{name}.network.kind",
-        network.kind,
-        "the preset's network: plain convolutions, or a residual encoder",
-        inputs={"planner": budget.rules.planner},
-        bound="preset",
-        source=f"{_REFERENCE}, network",
-        would_change="another preset, or the option planning.kind",
-    )
-    yield _decision(
-        f"{name}.network.strides",
-        network.strides,
-        "axes are halved, the finest first, while at least 4 voxels remain; axes within a factor of two of the finest "
-        "together",
-        inputs={"spacing_mm": configuration.spacing_mm, "patch_size": configuration.patch_size},
-        bound="patch size",
-        source=f"{_REFERENCE}, topology",
-        would_change="another patch size or target spacing",
-    )
-    yield _decision(
-        f"{name}.network.kernels",
-        network.kernels,
-        "size 3 along axes whose spacing is within a factor of two of the finest at that stage, else 1; the bottleneck "
-        "always 3",
-        inputs={"spacing_mm": configuration.spacing_mm},
-        bound="data",
-        source=f"{_REFERENCE}, topology",
-        would_change="another target spacing",
-    )
-    yield _decision(
-        f"{name}.network.features",
-        network.features,
-        f"{budget.rules.base_features} features at full resolution, doubled per stage up to the preset's cap",
-        inputs={"stages": network.num_stages},
-        bound="preset",
-        source=f"{_REFERENCE}, network",
-        would_change="the option planning.base_features",
-    )
-    yield _decision(
-        f"{name}.network.encoder_convs",
-        network.encoder_convs,
-        "the preset's residual blocks per stage" if network.kind == "residual" else "two convolutions per stage",
-        inputs={"kind": network.kind},
-        bound="preset",
-        source=f"{_REFERENCE}, network",
-        would_change="another preset, or the option planning.encoder_convs",
-    )
-    yield _decision(
-        f"{name}.network.decoder_convs",
-        network.decoder_convs,
-        "one convolution per decoder level beside a residual encoder"
-        if network.kind == "residual"
-        else "two convolutions per decoder level",
-        inputs={"kind": network.kind},
-        bound="preset",
-        source=f"{_REFERENCE}, network",
-        would_change="another preset, or the option planning.decoder_convs",
-    )
-    yield from _resampling_decisions(configuration)
-    yield _decision(
-        f"{name}.batch_dice",
-        configuration.batch_dice,
-        "the Dice loss pools the samples of a batch in 2D, and in 3D at full resolution where a patch sees so little "
-        "that a lower resolution exists",
-        bound="data",
-        source=f"{_REFERENCE}, sequence of configurations",
-        would_change="another set of configurations",
-    )
-    yield _decision(
-        f"{name}.memory_estimate",
-        configuration.memory_estimate,
-        "feature-map elements of one sample's forward pass, in closed form",
-        inputs={"budget": budget.elements(network.ndim), "memory_gb": budget.memory_gb, "labels": budget.heads},
-        bound="patch size",
-        source=f"{_REFERENCE}, memory estimate",
-        would_change="another patch size or preset",
-    )
-
-
-_RESAMPLING = {
-    "resample_image": "cubic splines",
-    "resample_label": "linear interpolation of each label, the largest share wins",
-    "resample_scores": "linear interpolation",
-}
-
-
-def _resampling_decisions(configuration: Configuration) -> Iterator[Decision]:
-    spec = configuration.preprocessing
-    for kind, how in _RESAMPLING.items():
-        value: ResamplingSpec = getattr(spec, kind)
-        yield _decision(
-            f"{configuration.name}.{kind}",
-            value.model_dump() | {"force_separate": "auto" if value.force_separate is None else value.force_separate},
-            f"{how}; where the spacing of a case or the target is more than {value.separate_threshold:g} times coarser "
-            "along one axis, that axis is resampled by itself to the nearest slice",
-            inputs={"target_spacing_mm": [v if v is not None else "as it is" for v in spec.spacing_mm]},
-            bound="preset",
-            source="nnU-Net 2.8.1 preprocessing, resampling",
-            would_change=f"the option planning.{kind}",
-        )
-
-
-def cascade_decisions(configuration: Configuration, num_foreground: int) -> Iterator[Decision]:
-    """Why there is a cascade and what its network sees."""
-    yield _decision(
-        f"{configuration.name}.previous_stage",
-        configuration.previous_stage,
-        "the full resolution refines what the lower resolution found; everything else is that of 3d_fullres",
-        bound="patch size",
-        source=f"{_REFERENCE}, cascade",
-        would_change="another memory target, or smaller images",
-    )
-    yield _decision(
-        f"{configuration.name}.network.in_channels",
-        configuration.network.in_channels,
-        "the image's channels and one channel per foreground label of the previous stage",
-        inputs={"foreground_labels": num_foreground},
-        bound="data",
-        source=f"{_REFERENCE}, cascade",
-        would_change="another number of labels",
-    )
-
-
-def training_decisions(
-    name: str, recipe: TrainingSpec, asked: Mapping[str, Any], changed: Mapping[str, Any], stages: int
-) -> Iterator[Decision]:
-    """Why the recipe of one configuration is what it is; `asked` and `changed` of recipe and augmentation were set."""
-    augmentation = recipe.augmentation
-    yield _decision(
-        f"{name}.training",
-        {key: getattr(recipe, key) for key in ("optimizer", "learning_rate", "momentum", "weight_decay", "precision")},
-        "the reference's training recipe" + (" with what was asked for" if asked else ""),
-        inputs=asked,
-        bound=_ASKED if asked else "preset",
-        source="nnU-Net 2.8.1 training",
-        would_change="the options training.*, or a time budget",
-    )
-    yield _decision(
-        f"{name}.training.deep_supervision",
-        recipe.deep_supervision,
-        "every decoder level but the lowest is supervised; with fewer than three stages that leaves nothing to add",
-        inputs={"stages": stages},
-        bound=_ASKED if "deep_supervision" in asked else "topology",
-        source="nnU-Net 2.8.1 training",
-        would_change="larger images",
-    )
-    yield _decision(
-        f"{name}.augmentation",
-        {
-            "rotation_degrees": augmentation.rotation_degrees,
-            "dummy_2d": augmentation.dummy_2d,
-            "sample_patch": augmentation.sample_patch,
-            "mirror_axes": augmentation.mirror_axes,
-            **{key: getattr(augmentation, key) for key in changed},
-        },
-        "a patch more than three times flatter than wide is transformed in its plane only; the patch that is cut out "
-        "is large enough for the rotation (axes as the network sees them)",
-        inputs=changed,
-        bound=_ASKED if changed else "patch size",
-        source="nnU-Net 2.8.1 training, patch geometry",
-        would_change="another patch size, or the options planning.mirror_axes and augmentation.strength",
-    )
-
-
-def _patch_decision(configuration: Configuration, this: Design, budget: Budget) -> Decision:
-    memory = f"memory {budget.memory_gb:g} GB"
-    if this.patch_bound == "memory":
-        bound = memory
-        outlook = "memory: " + ", ".join(
-            f"with {gb:g} GB it would be {_size(patch)}" for gb, patch in _with_more_memory(this, budget)
-        )
-    elif this.patch_bound == "median shape":
-        bound = f"median shape {_size(this.median_shape)}"
-        outlook = "larger images or a finer target spacing; more memory would not change it"
-    elif this.patch_bound == "start volume":
-        bound = f"start volume of {'2048x2048' if len(this.patch) == 2 else '256x256x256'} voxels"
-        outlook = "another target spacing, or the option planning.patch_size; more memory would not change it"
-    else:
-        bound, outlook = _ASKED, "the option planning.patch_size"
-    return _decision(
-        f"{configuration.name}.patch_size",
-        configuration.patch_size,
-        "the patch that was asked for, rounded up to what the network's strides must divide"
-        if this.patch_bound == "fixed"
-        else "as much physical context as possible: from a large volume of equal edge, cut to the median shape, "
-        "reduced along the axis that covers most of the image until its feature maps fit",
-        inputs={"start": this.start_patch, "median_shape": this.median_shape, "memory_gb": budget.memory_gb},
-        bound=bound,
-        source=f"{_REFERENCE}, patch size",
-        would_change=outlook,
-    )
-
-
-def _with_more_memory(this: Design, budget: Budget) -> list[tuple[float, tuple[int, ...]]]:
-    """Run the rule again with two and three times the memory."""
-    targets = [factor * budget.memory_gb for factor in (2, 3)]
-    return [
-        (gb, design(this.spacing_mm, this.median_shape, this.dataset_voxels, replace(budget, memory_gb=gb)).patch)
-        for gb in targets
-    ]
-
-
-def _batch_decision(configuration: Configuration, this: Design, budget: Budget) -> Decision:
-    outlook = {
-        "memory": "more memory, or a smaller patch",
-        "dataset coverage": "more training cases, or a smaller patch",
-        "minimum": "a smaller patch; two is the smallest batch, more memory goes into the patch first",
-    }
-    bounds = {
-        "memory": f"memory {budget.memory_gb:g} GB",
-        "dataset coverage": f"at most {budget.rules.coverage:.0%} of the dataset's voxels in one batch",
-        "minimum": "smallest batch size",
-    }
-    _, bound = batch_size(configuration.patch_size, configuration.memory_estimate, this.dataset_voxels, budget)
-    return _decision(
-        f"{configuration.name}.batch_size",
-        configuration.batch_size,
-        "as many samples as fit into memory, no more than the dataset's size supports, at least two",
-        inputs={"memory_estimate": configuration.memory_estimate, "dataset_voxels": this.dataset_voxels},
-        bound=bounds[bound],
-        source=f"{_REFERENCE}, batch size",
-        would_change=outlook[bound],
-    )
-
-
-def _size(shape: Sequence[float]) -> str:
-    return "x".join(f"{n:g}" for n in shape)
-
-
-def _decision(
-    key: str,
-    value: Any,
-    rule: str,
-    *,
-    inputs: Mapping[str, Any] | None = None,
-    bound: str,
-    source: str,
-    would_change: str,
-) -> Decision:
-    return Decision(
-        key=key,
-        value=_plain(value),
-        rule=rule,
-        inputs=_plain(inputs or {}),
+        inputs={"array order": ", ".join(f"{axis} is {name}" for axis, name in enumerate(names))}
+        | {f"{name} is not flipped": why for name, why in kept.items()},
         bound=bound,
         source=source,
-        would_change=would_change,
+        would_change=outlook,
     )
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as JSON has it, so that a plan read back is equal to the one written."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

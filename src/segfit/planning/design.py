@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Literal
 
 import numpy as np
@@ -19,17 +19,31 @@ from segfit.errors import InputError
 from segfit.planning.memory import feature_map_elements
 from segfit.planning.presets import Rules
 from segfit.planning.spacing import axis_order, median_shape, target_spacing
-from segfit.planning.topology import Topology, topology
+from segfit.planning.topology import SMALLEST_MAP, Topology, topology
 
-__all__ = ["LOWRES_SHARE", "Budget", "DatasetDesign", "Design", "Wish", "batch_size", "design", "design_dataset"]
+__all__ = [
+    "LOWRES_SHARE",
+    "SMALLEST_BATCH",
+    "START_VOXELS",
+    "Budget",
+    "DatasetDesign",
+    "Design",
+    "Wish",
+    "batch_size",
+    "design",
+    "design_dataset",
+    "reference_batch",
+]
 
 LOWRES_SHARE = 0.25
 """A patch that covers less than this share of the median image calls for a configuration of lower resolution."""
 LOWRES_GAIN = 2
 """The lower resolution is dropped unless it has at least this many times fewer voxels."""
 _LOWRES_STEP = 1.03
-_START_3D, _START_2D = 256**3, 2048**2
-_BATCH_3D, _BATCH_2D, _SMALLEST_BATCH = 2, 12, 2
+START_VOXELS = {2: 2048**2, 3: 256**3}
+"""Voxels of the patch, by number of axes, before the median image and memory cut it."""
+SMALLEST_BATCH = 2
+_BATCH_3D, _BATCH_2D = 2, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +76,20 @@ class Budget:
         )
 
     def most_voxels(self, ndim: int) -> float:
-        """Return a bound that no patch within the budget exceeds: the first stage's encoder alone would fill it."""
-        single = Topology(strides=((1,) * ndim,), kernels=((3,) * ndim,), divisor=(1,) * ndim, patch=(1,) * ndim)
-        return self.elements(ndim) * _reference_batch(ndim) / _SMALLEST_BATCH / self.estimate(single)
+        """Return a bound that no patch of two stages or more exceeds within the budget.
+
+        The second stage has no fewer voxels than by halving every axis; of further ones nothing is counted.
+        """
+        ones, twos = (1,) * ndim, (2,) * ndim
+        smallest = Topology(strides=(ones, twos), kernels=((3,) * ndim,) * 2, divisor=twos, patch=twos)
+        per_voxel = self.estimate(smallest) / prod(twos)
+        return self.elements(ndim) * reference_batch(ndim) / SMALLEST_BATCH / per_voxel
 
     def exceeded(self, ndim: int, estimate: int) -> bool:
         """Whether the patch is still too large. The plain network's 2D patches may fill the memory at batch size 2."""
         if self.rules.kind == "residual":
             return estimate > self.elements(ndim)
-        return estimate / _reference_batch(ndim) * _SMALLEST_BATCH > self.elements(ndim)
+        return estimate / reference_batch(ndim) * SMALLEST_BATCH > self.elements(ndim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +162,7 @@ def design(
     """
     ndim = len(spacing)
     density = [1 / s for s in spacing]
-    edge = ((_START_3D if ndim == 3 else _START_2D) / prod(density)) ** (1 / ndim)
+    edge = (START_VOXELS[ndim] / prod(density)) ** (1 / ndim)
     wanted = [max(1, round(d * edge)) for d in density]
     cut = any(m < w for m, w in zip(median, wanted, strict=True))
     start = fixed_patch or tuple(min(w, m) for w, m in zip(wanted, median, strict=True))
@@ -184,9 +203,9 @@ def batch_size(
 ) -> tuple[int, Literal["memory", "dataset coverage", "minimum"]]:
     """Return how many samples of `estimate` feature-map elements make a batch, and what limits it."""
     ndim = len(patch)
-    affordable = round(budget.elements(ndim) / estimate * _reference_batch(ndim))
+    affordable = round(budget.elements(ndim) / estimate * reference_batch(ndim))
     covering = round(dataset_voxels * budget.rules.coverage / prod(patch))
-    return max(min(affordable, covering), _SMALLEST_BATCH), _batch_bound(affordable, covering)
+    return max(min(affordable, covering), SMALLEST_BATCH), _batch_bound(affordable, covering)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,12 +308,13 @@ def design_dataset(
     )
 
 
-def _reference_batch(ndim: int) -> int:
+def reference_batch(ndim: int) -> int:
+    """Return the batch size at which `Budget.elements` fill the memory."""
     return _BATCH_2D if ndim == 2 else _BATCH_3D
 
 
 def _batch_bound(affordable: int, covering: int) -> Literal["memory", "dataset coverage", "minimum"]:
-    if min(affordable, covering) < _SMALLEST_BATCH:
+    if min(affordable, covering) < SMALLEST_BATCH:
         return "minimum"
     return "memory" if affordable <= covering else "dataset coverage"
 
@@ -344,9 +364,24 @@ def _lower_resolution(start: _View, patch_voxels: float, num_training: int) -> D
         spacing = [s * _LOWRES_STEP if f or not any(finer) else s for s, f in zip(spacing, finer, strict=True)]
         size = [t / s * m for t, s, m in zip(target, spacing, median, strict=True)]
         voxels = prod(size)
-        if start.patch is None and most / voxels < LOWRES_SHARE:
-            continue  # too large for any patch: no need to design one
+        if start.patch is None and max(most / voxels, _unhalved_share(spacing, size)) < LOWRES_SHARE:
+            patch_voxels = 0  # too large for any patch: no need to design one
+            continue
         rounded = tuple(float(max(1, round(n))) for n in size)
         lowres = design(tuple(spacing), rounded, voxels * num_training, budget, start.patch, start.transpose)
         patch_voxels = prod(lowres.patch)
     return lowres if lowres is not None and prod(median) / voxels >= LOWRES_GAIN else None
+
+
+def _unhalved_share(spacing: Sequence[float], size: Sequence[float]) -> float:
+    """Return a bound on the share of an image of `size` that a patch covers of which no axis is halved.
+
+    Such a patch has one axis too short to be halved alone, and beside it axes that are too short at all, or more than
+    twice as coarse.
+    """
+    alone, together = 3 * SMALLEST_MAP - 1, 2 * SMALLEST_MAP - 1
+    shares = []
+    for axis, finest in enumerate(spacing):
+        most = [alone if a == axis else together if mm / finest < 2 else inf for a, mm in enumerate(spacing)]
+        shares.append(prod(min(m, max(1, n + 0.5)) / n for m, n in zip(most, size, strict=True)))
+    return max(shares)

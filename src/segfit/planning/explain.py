@@ -9,25 +9,33 @@ from typing import Any
 from segfit.planning.plan import Decision, Plan, RunSpec
 from segfit.words import duration, gigabytes
 
-__all__ = ["compare", "explain", "explain_json", "forecast_rows"]
+__all__ = ["WIDEST", "compare", "explain", "explain_json", "forecast_rows", "in_words"]
 
-_WIDTH = 110
+WIDEST = 110
 _GENERAL = "dataset"
-_SIZES = ("spacing", "shape", "patch", "start", "finest", "coarsest", "strides", "kernels")
+_UNITS = {"_mm": " (mm)", "_gb": " (GB)", "_s": " (seconds)"}
+_NAMES = {
+    "percentile_00_5": "0.5 percentile",
+    "percentile_10_mm": "10th percentile (mm)",
+    "percentile_99_5": "99.5 percentile",
+}
+_LARGE = 100_000
+"""From here on whole numbers are written with separators."""
+_SIZES = ("spacing", "shape", "patch", "start", "_mm", "strides", "kernels", "multiples")
 """Values with one of these words in their name have one number per axis and are written with an x between."""
 
 
-def explain(plan: Plan) -> str:
-    """Return the plan as readable text, grouped by configuration."""
+def explain(plan: Plan, width: int = WIDEST) -> str:
+    """Return the plan as readable text, grouped by configuration, in lines of at most `width` characters."""
     kind = "differs from the reference" if plan.changes else "every decision is the reference's"
     lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", f"stock: {_text(plan.stock, 'stock')}", ""]
-    lines += _bullets("How it differs", plan.changes)
-    lines += _bullets("Remarks on the data", plan.warnings)
+    lines += _bullets("How it differs", plan.changes, width)
+    lines += _bullets("Remarks on the data", plan.warnings, width)
     for group, decisions in _groups(plan).items():
         title = group if group == _GENERAL else f"configuration {group}"
         lines += [title.capitalize() if group == _GENERAL else title, "-" * len(title)]
         for decision in decisions:
-            lines += [*_paragraph(decision, group), ""]
+            lines += [*_paragraph(decision, group, width), ""]
     if plan.run is not None:
         lines += ["Forecast, from steps measured on this machine", *_forecast(plan.run)]
     return "\n".join(lines).rstrip() + "\n"
@@ -75,6 +83,16 @@ def explain_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def in_words(decision: Decision) -> tuple[str, str]:
+    """Return the value and the inputs of a decision as people write them."""
+    key = decision.key
+    inputs = [
+        f"{_label(name)}: {_text(value, key if name.startswith('by_rule') else name)}"
+        for name, value in decision.inputs.items()
+    ]
+    return _text(decision.value, key), "; ".join(inputs)
+
+
 def compare(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
     """Return name and both values, in words, of every decision in which two plans differ; a dash where one has none."""
     both = [{item.key: item.value for item in plan.decisions} for plan in (first, second)]
@@ -91,10 +109,10 @@ def _groups(plan: Plan) -> dict[str, list[Decision]]:
     return {group: decisions for group, decisions in groups.items() if decisions}
 
 
-def _paragraph(decision: Decision, group: str) -> list[str]:
+def _paragraph(decision: Decision, group: str, width: int) -> list[str]:
     key = decision.key.removeprefix(group + ".")
-    lines = textwrap.wrap(f"{key} = {_text(decision.value, key)}", _WIDTH, subsequent_indent="  ")
-    inputs = "; ".join(f"{name} {_text(value, name)}" for name, value in decision.inputs.items())
+    value, inputs = in_words(decision)
+    lines = textwrap.wrap(f"{key} = {value}", width, subsequent_indent="  ", break_long_words=False)
     for label, text in (
         ("rule", decision.rule),
         ("inputs", inputs),
@@ -104,26 +122,37 @@ def _paragraph(decision: Decision, group: str) -> list[str]:
     ):
         if text:
             lines += textwrap.wrap(
-                text, _WIDTH, initial_indent=f"  {label:<13}", subsequent_indent=" " * 15, break_long_words=False
+                text, width, initial_indent=f"  {label:<13}", subsequent_indent=" " * 15, break_long_words=False
             )
     return lines
 
 
-def _bullets(title: str, items: Sequence[str]) -> list[str]:
+def _bullets(title: str, items: Sequence[str], width: int) -> list[str]:
     if not items:
         return []
-    wrapped = [textwrap.fill(item, _WIDTH, initial_indent="  - ", subsequent_indent="    ") for item in items]
+    wrapped = [textwrap.fill(item, width, initial_indent="  - ", subsequent_indent="    ") for item in items]
     return [title, *wrapped, ""]
+
+
+def _label(name: str) -> str:
+    """Return the name of an input as people write it: ``memory (GB)`` for ``memory_gb``."""
+    if name in _NAMES:
+        return _NAMES[name]
+    unit = next((ending for ending in _UNITS if name.endswith(ending)), "")
+    return name.removesuffix(unit).replace("_", " ") + _UNITS.get(unit, "")
 
 
 def _text(value: Any, name: str) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "not given"}[value]
-    if isinstance(value, float):
-        return f"{value:.6g}"
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.6g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(item, key)}" for key, item in value.items())
+        return "; ".join(f"{_label(key)} {_text(item, key)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        per_axis = any(word in name for word in _SIZES) and not any(isinstance(item, list | tuple) for item in value)
+        numbers = all(isinstance(item, int | float) for item in value)
+        if numbers and name.endswith("_range") and len(value) == 2:
+            return " to ".join(_text(item, name) for item in value)
+        per_axis = numbers and any(word in name for word in _SIZES)
         return ("x" if per_axis else ", ").join(_text(item, name) for item in value) or "none"
     return str(value)

@@ -11,7 +11,22 @@ from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
-__all__ = ["feature_map_elements"]
+from segfit.planning.plan import NetworkSpec
+
+__all__ = ["feature_map_elements", "network_elements"]
+
+
+def network_elements(network: NetworkSpec, patch: Sequence[int], heads: int) -> int:
+    """Return the number of feature-map elements of one sample of `patch` voxels; `heads` as below."""
+    return feature_map_elements(
+        network.kind,
+        patch,
+        features=network.features,
+        strides=network.strides,
+        encoder_convs=network.encoder_convs,
+        decoder_convs=network.decoder_convs,
+        heads=heads,
+    )
 
 
 def feature_map_elements(

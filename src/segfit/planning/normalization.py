@@ -12,7 +12,7 @@ from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import NormalizationScheme
 from segfit.planning.plan import Normalization
 
-__all__ = ["ChannelScheme", "channel_schemes", "normalization_of", "scheme_of"]
+__all__ = ["MASK_BELOW", "SCHEME_NAMES", "ChannelScheme", "channel_schemes", "normalization_of", "scheme_of"]
 
 MASK_BELOW = 0.75
 """Cropping to non-zero that leaves less than this share asks for statistics inside the non-zero mask."""
@@ -30,6 +30,8 @@ _BY_NAME: dict[str, NormalizationScheme] = {
     "rescale_to_0_1": "rescale_to_0_1",
     "rgb_to_0_1": "rgb_to_0_1",
 }
+SCHEME_NAMES = tuple(_BY_NAME)
+"""The channel names that ask for a scheme; every other name means z-scores."""
 
 
 @dataclass(frozen=True, slots=True)

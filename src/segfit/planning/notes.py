@@ -60,7 +60,9 @@ def _foreground(voxels: dict[int, int]) -> Iterator[int]:
 
 
 def _labels(fingerprint: Fingerprint, labels: LabelScheme) -> Iterator[str]:
-    cases = fingerprint.cases
+    cases = [case for case in fingerprint.cases if case.label_voxels]  # where nothing was counted, nothing is known
+    if not cases:
+        return
     voxels = sum(prod(case.shape_after_crop) for case in cases)
     for value, name in sorted(value_names(labels).items()):
         counts = [case.label_voxels.get(value, 0) for case in cases]
@@ -89,6 +91,7 @@ def _labels(fingerprint: Fingerprint, labels: LabelScheme) -> Iterator[str]:
 def _sizes(fingerprint: Fingerprint) -> Iterator[str]:
     cases, axes = fingerprint.cases, "zyx"[-fingerprint.ndim :]
     spacings = np.array([case.spacing_mm for case in cases])
+    unit = "pixels" if fingerprint.ndim == 2 and (spacings == 1).all() else "mm"  # pictures have no size of their own
     for name, low, high in zip(axes, spacings.min(0), spacings.max(0), strict=True):
         if high > SPACING_RATIO * low:
             yield (
@@ -99,8 +102,8 @@ def _sizes(fingerprint: Fingerprint) -> Iterator[str]:
     for name, low, high in zip(axes, extents.min(0), extents.max(0), strict=True):
         if high > EXTENT_RATIO * low:
             yield (
-                f"the extent along {name} varies from {low:.3g} to {high:.3g} mm between cases: a patch sees all of "
-                "some cases and little of others"
+                f"the extent along {name} varies from {low:.4g} to {high:.4g} {unit} between cases: a patch sees all "
+                "of some cases and little of others"
             )
 
 

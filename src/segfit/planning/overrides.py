@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from segfit.errors import InputError
 from segfit.options import ConfigurationOptions, PlanningOptions, ResamplingOptions, StatisticsOptions
 from segfit.planning.design import Design, batch_size
-from segfit.planning.memory import feature_map_elements
+from segfit.planning.memory import network_elements
 from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec
 from segfit.planning.topology import kernels_for
 
@@ -46,15 +46,7 @@ def overridden(item: Configuration, planning: PlanningOptions, this: Design) -> 
     patch = _patch(item, asked, planning, network)
     estimate, batch = item.memory_estimate, item.batch_size
     if network != item.network or patch != item.patch_size:
-        estimate = feature_map_elements(
-            network.kind,
-            patch,
-            features=network.features,
-            strides=network.strides,
-            encoder_convs=network.encoder_convs,
-            decoder_convs=network.decoder_convs,
-            heads=this.budget.heads,
-        )
+        estimate = network_elements(network, patch, this.budget.heads)
         batch, _ = batch_size(patch, estimate, this.dataset_voxels, this.budget)
     return item.model_copy(
         update={

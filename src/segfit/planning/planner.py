@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
 
 from segfit.device import Hardware
 from segfit.errors import InputError, nearest
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
-from segfit.options import CONFIGURATION_NAMES, ConfigurationOptions, Options, PlanningOptions
+from segfit.options import CONFIGURATION_NAMES, Options, PlanningOptions
 from segfit.planning import decisions as why
 from segfit.planning.augmentation import augmentation_for
 from segfit.planning.changes import changes_of
 from segfit.planning.checks import check_planned, check_request
-from segfit.planning.design import Budget, DatasetDesign, Design, Wish, design_dataset
+from segfit.planning.configuration_decisions import cascade_decisions, configuration_decisions, network_ends
+from segfit.planning.design import Budget, DatasetDesign, Design
 from segfit.planning.mirroring import AxisEvidence, axis_evidence
-from segfit.planning.normalization import ChannelScheme, channel_schemes, normalization_of
+from segfit.planning.normalization import channel_schemes, normalization_of
 from segfit.planning.notes import dataset_notes
 from segfit.planning.overrides import option_key, overridden
 from segfit.planning.plan import (
@@ -32,15 +32,17 @@ from segfit.planning.plan import (
     PreprocessingSpec,
     TrainingSpec,
 )
-from segfit.planning.presets import choose_rules, orientation_of, rules_of_kind
+from segfit.planning.presets import Rules, choose_rules, orientation_of
+from segfit.planning.reasons import Alternative
+from segfit.planning.recipe_decisions import training_decisions
+from segfit.planning.request import designed, designs_of
 from segfit.planning.set_values import anything_set, with_set_values
 from segfit.planning.topology import SMALLEST_MAP
 
-__all__ = ["SLICE_SPACING_MM", "derive"]
+__all__ = ["derive"]
 
-SLICE_SPACING_MM = 999.0
-"""Spacing of the single slice that 2D images get while the rules, which know three axes, are evaluated."""
-
+_MORE_MEMORY = (2, 3)
+"""How many times the memory the explanation of a plan looks at."""
 _FEWEST_SUPERVISED_STAGES = 3
 _GEOMETRY = ("rotation_degrees", "dummy_2d")  # which the patch that is cut out depends on
 
@@ -54,11 +56,12 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
 
     Raises `InputError` when fingerprint and options do not go together or nothing fits.
     """
-    plan = _derived(fingerprint, labels, options, hardware)
-    asked = options.planning
-    if not anything_set(asked):
+    draft = _drafted(fingerprint, labels, options, hardware)
+    alternatives = _alternatives(draft, fingerprint, labels, options, hardware)
+    plan = _told(draft, fingerprint, labels, options, hardware, alternatives)
+    if not anything_set(options.planning):
         return plan
-    return with_set_values(plan, _by_rule(fingerprint, labels, options, hardware), asked)
+    return with_set_values(plan, _by_rule(fingerprint, labels, options, hardware), options.planning)
 
 
 def _by_rule(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None) -> Plan | None:
@@ -67,54 +70,119 @@ def _by_rule(fingerprint: Fingerprint, labels: LabelScheme, options: Options, ha
     The data were measured on the axes that were asked for, so the rules see those.
     """
     asked = PlanningOptions(orientation=options.planning.orientation, splits=options.planning.splits)
+    without = options.model_copy(update={"planning": asked})
     try:
-        plan = _derived(fingerprint, labels, options.model_copy(update={"planning": asked}), hardware)
+        plan = _told(_drafted(fingerprint, labels, without, hardware), fingerprint, labels, without, hardware, ())
     except InputError:
         return None
     usual = orientation_of(options.model_copy(update={"planning": PlanningOptions()}))
-    orientation = why.orientation_decision(usual, preset=options.preset)
+    usual = usual if fingerprint.ndim == 3 else fingerprint.orientation
+    orientation = why.orientation_decision(usual, preset=options.preset, ndim=fingerprint.ndim)
     others = (orientation if item.key == orientation.key else item for item in plan.decisions)
     return plan.model_copy(update={"decisions": tuple(others)})
 
 
-def _derived(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None) -> Plan:
-    """Return the plan with what the options fix, told as if the rules had given it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """What rules and options give, before anything is told of it."""
+
+    rules: Rules
+    memory_gb: float
+    reasons: tuple[Decision, ...]  # for rules and memory
+    dataset: DatasetDesign
+    designs: Mapping[str, Design]
+    configurations: Mapping[str, Configuration]
+    dropped: tuple[str, ...]  # a remark on each configuration that cannot be trained
+
+
+def _drafted(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None) -> _Draft:
     check_request(fingerprint, options)
     rules, memory_gb, reasons = choose_rules(options, hardware)
     asked = options.planning
-    budget = Budget(rules=rules, memory_gb=memory_gb, heads=labels.num_declared)
-    dataset = _designed(fingerprint, budget, asked)
-    designs = _designs(dataset)
-    schemes = {
-        name: channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.of(name).normalization)
-        for name in designs
-    }
-    built = _configurations(fingerprint, labels, asked, designs, dataset.lowres is not None, schemes)
+    dataset = designed(fingerprint, Budget(rules=rules, memory_gb=memory_gb, heads=labels.num_declared), asked)
+    designs = designs_of(dataset)
+    built = _configurations(fingerprint, labels, options, designs)
     planned, dropped = _chosen(built, designs, options)
-    configurations = {name: overridden(item, asked, designs[name]) for name, item in planned.items()}
-    mirrored = {name: _mirrored(fingerprint, labels, options, asked.of(name).mirror_axes) for name in configurations}
-    training = {
-        name: _recipe(item, _network_axes(mirrored[name][0], item), options) for name, item in configurations.items()
-    }
+    return _Draft(
+        rules=rules,
+        memory_gb=memory_gb,
+        reasons=reasons,
+        dataset=dataset,
+        designs=designs,
+        configurations={name: overridden(item, asked, designs[name]) for name, item in planned.items()},
+        dropped=dropped,
+    )
 
+
+def _alternatives(
+    draft: _Draft, fingerprint: Fingerprint, labels: LabelScheme, options: Options, hardware: Hardware | None
+) -> tuple[Alternative, ...]:
+    """Return what planning again with two and three times the memory gives, where that is other rules or a target."""
+    found: dict[tuple[str, float], Alternative] = {}
+    for factor in _MORE_MEMORY:
+        more = options.model_copy(update={"memory_gb": factor * draft.memory_gb})
+        rules, memory_gb, _ = choose_rules(more, hardware)
+        if (rules.name, memory_gb) in {*found, (draft.rules.name, draft.memory_gb)}:
+            continue
+        configurations: Mapping[str, Configuration] | None = None
+        with suppress(InputError):
+            configurations = _drafted(fingerprint, labels, more, hardware).configurations
+        found[rules.name, memory_gb] = Alternative(
+            memory_gb=memory_gb, preset=rules.name, configurations=configurations
+        )
+    return tuple(found.values())
+
+
+def _told(
+    draft: _Draft,
+    fingerprint: Fingerprint,
+    labels: LabelScheme,
+    options: Options,
+    hardware: Hardware | None,
+    alternatives: Sequence[Alternative],
+) -> Plan:
+    """Return the plan with what the options fix, told as if the rules had given it."""
+    asked, configurations = options.planning, dict(draft.configurations)
+    mirrored = {name: _mirrored(fingerprint, labels, options, asked.of(name).mirror_axes) for name in configurations}
+    axes = {name: _network_axes(mirrored[name][0], item) for name, item in configurations.items()}
+    training = {name: _recipe(item, axes[name], options) for name, item in configurations.items()}
     common = channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.normalization)
     flipped, evidence = _mirrored(fingerprint, labels, options, asked.mirror_axes)
     normalization = _common_normalization(configurations, asked) or normalization_of(common, fingerprint)
+    own = asked.by_configuration.get("3d_lowres")
+    lowres_set = own is not None and own.target_spacing_mm is not None
+    preset, augmented = draft.rules.name, options.augmentation.strength != "none"
     decided: list[Decision] = [
-        *reasons,
-        why.orientation_decision(fingerprint.orientation, preset=options.preset),
-        *why.dataset_decisions(fingerprint, dataset, list(configurations)),
+        *draft.reasons,
+        why.orientation_decision(fingerprint.orientation, preset=options.preset, ndim=fingerprint.ndim),
+        *why.dataset_decisions(fingerprint, draft.dataset),
+        why.configurations_decision(
+            list(configurations),
+            fingerprint.ndim,
+            draft.dataset,
+            alternatives,
+            preset=preset,
+            lowres_set=lowres_set,
+            dropped=draft.dropped,
+        ),
         *why.normalization_decisions(fingerprint, normalization, common),
-        why.mirroring_decision(flipped, fingerprint.ndim, evidence),
+        why.mirroring_decision(flipped, fingerprint.ndim, evidence, augmented=augmented),
     ]
     for name, item in configurations.items():
         if item.previous_stage is None or "3d_fullres" not in configurations or name in asked.by_configuration:
-            decided += why.configuration_decisions(item, designs[name])
+            decided += configuration_decisions(
+                item,
+                draft.designs[name],
+                fullres=None if lowres_set else draft.dataset.fullres,
+                fingerprint=fingerprint,
+                alternatives=alternatives,
+                preset=preset,
+            )
         if item.previous_stage is not None:
-            decided += why.cascade_decisions(item, len(labels.foreground_values))
-        decided += why.training_decisions(
-            name, training[name], _asked_training(options), options.augmentation.values, item.network.num_stages
-        )
+            decided += cascade_decisions(item)
+        decided += network_ends(item, fingerprint.channel_names, labels)
+        usual = _recipe(item, axes[name], Options())
+        decided += training_decisions(name, training[name], usual, item.patch_size, item.network.num_stages, options)
 
     changes = changes_of(
         fingerprint,
@@ -138,74 +206,20 @@ def _derived(fingerprint: Fingerprint, labels: LabelScheme, options: Options, ha
         warnings=(
             *dataset_notes(fingerprint, labels, normalization),
             *(item.remark for item in common if item.remark),
-            *dropped,
-            *_memory_warnings(configurations, designs, memory_gb, hardware),
+            *draft.dropped,
+            *_memory_warnings(configurations, draft.designs, draft.memory_gb, hardware),
         ),
     )
 
 
-def _designed(fingerprint: Fingerprint, budget: Budget, asked: PlanningOptions) -> DatasetDesign:
-    """Return the design of all configurations, each with what was asked of it.
-
-    Here, and only here, 2D images become volumes of one slice, thicker than any pixel.
-    """
-    spacings = np.array([case.spacing_mm for case in fingerprint.cases], dtype=np.float64)
-    shapes = np.array([case.shape_after_crop for case in fingerprint.cases], dtype=np.float64)
-    targets = [one.target_spacing_mm or () for one in (asked, *asked.by_configuration.values())]
-    thickness = SLICE_SPACING_MM * max(1.0, float(spacings.max()), *(mm for target in targets for mm in target))
-    if fingerprint.ndim == 2:
-        slices = np.ones((len(shapes), 1))
-        spacings, shapes = np.hstack([thickness * slices, spacings]), np.hstack([slices, shapes])
-
-    def wish(values: ConfigurationOptions) -> Wish:
-        rules = budget.rules if values.kind is None else rules_of_kind(budget.rules, values.kind)
-        rules = replace(rules, base_features=values.base_features or rules.base_features)
-        target = values.target_spacing_mm
-        if target is not None and fingerprint.ndim == 2:
-            target = (thickness, *target)
-        return Wish(
-            budget=replace(budget, rules=rules),
-            target_mm=target,
-            patch_size=values.patch_size,
-            transpose=values.transpose,
-        )
-
-    own: dict[str, Wish] = {name: wish(asked.of(name)) for name in asked.by_configuration}
-    lowres = asked.by_configuration.get("3d_lowres")
-    if lowres is not None and lowres.target_spacing_mm is None:  # that of all belongs to the full resolution
-        own["3d_lowres"] = replace(own["3d_lowres"], target_mm=None)
-    common = wish(asked)
-    return design_dataset(
-        spacings,
-        shapes,
-        fingerprint.num_training,
-        common.budget,
-        target_mm=common.target_mm,
-        patch_size=common.patch_size,
-        transpose=common.transpose,
-        own=own,
-    )
-
-
-def _designs(dataset: DatasetDesign) -> dict[str, Design]:
-    """Return the design behind every configuration the rules ask for, in the order of the plan."""
-    by_name = {
-        "2d": dataset.plane,
-        "3d_lowres": dataset.lowres,
-        "3d_fullres": dataset.fullres,
-        "3d_cascade_fullres": dataset.cascade,
-    }
-    return {name: item for name, item in by_name.items() if item is not None}
-
-
 def _configurations(
-    fingerprint: Fingerprint,
-    labels: LabelScheme,
-    asked: PlanningOptions,
-    designs: dict[str, Design],
-    has_lowres: bool,
-    schemes: Mapping[str, Sequence[ChannelScheme]],
+    fingerprint: Fingerprint, labels: LabelScheme, options: Options, designs: Mapping[str, Design]
 ) -> dict[str, Configuration]:
+    asked, has_lowres = options.planning, "3d_lowres" in designs
+    schemes = {
+        name: channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.of(name).normalization)
+        for name in designs
+    }
     return {
         name: _configuration(
             name,
@@ -288,7 +302,7 @@ def _preprocessing(
 
 
 def _chosen(
-    built: dict[str, Configuration], designs: dict[str, Design], options: Options
+    built: Mapping[str, Configuration], designs: Mapping[str, Design], options: Options
 ) -> tuple[dict[str, Configuration], tuple[str, ...]]:
     """Return the configurations that were asked for and can be trained, and a remark on each that cannot."""
     usable = {name: item for name, item in built.items() if item.network.num_stages > 1}
@@ -358,8 +372,7 @@ _ADAMW = {"learning_rate": 3e-4, "momentum": 0.9, "weight_decay": 5e-2}
 
 
 def _asked_training(options: Options) -> dict[str, Any]:
-    asked = options.training.model_dump(exclude={"steps", "checkpoint_seconds"}, exclude_none=True)
-    return {**(_ADAMW if options.training.optimizer == "adamw" else {}), **asked}
+    return {**(_ADAMW if options.training.optimizer == "adamw" else {}), **options.training.values}
 
 
 def _recipe(configuration: Configuration, mirror_axes: tuple[int, ...], options: Options) -> TrainingSpec:
@@ -384,7 +397,10 @@ def _recipe(configuration: Configuration, mirror_axes: tuple[int, ...], options:
 
 
 def _memory_warnings(
-    configurations: dict[str, Configuration], designs: dict[str, Design], memory_gb: float, hardware: Hardware | None
+    configurations: Mapping[str, Configuration],
+    designs: Mapping[str, Design],
+    memory_gb: float,
+    hardware: Hardware | None,
 ) -> list[str]:
     warnings = []
     for name, item in configurations.items():

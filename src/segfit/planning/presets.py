@@ -135,10 +135,8 @@ def choose_rules(options: Options, hardware: Hardware | None) -> tuple[Rules, fl
         rules = RULES[options.preset]
         memory = options.memory_gb or rules.memory_gb
         why = "the preset that was asked for"
-        decisions = (
-            _preset(options.preset, rules, why, "asked for"),
-            _memory(memory, options, "the preset's own target"),
-        )
+        bound = "the preset's own target" if options.memory_gb is None else "asked for"
+        decisions = (_preset(options.preset, rules, why, "asked for"), _memory(memory, options, bound))
         return rules, memory, decisions
 
     accelerated = hardware is not None and hardware.kind != "cpu"
@@ -151,20 +149,29 @@ def choose_rules(options: Options, hardware: Hardware | None) -> tuple[Rules, fl
     else:
         there = RULES["stock"].memory_gb
         source = "the reference's target; on a CPU time is short, not memory"
+    large, medium = f"resenc-l from {AUTO_LARGE_GB} GB on", f"resenc-m from {AUTO_MEDIUM_GB} GB on"
     if not accelerated:
         rules, why = RULES["stock"], "without a GPU the plain network is trained, which costs least time"
+        change = f"a GPU: {medium}, {large}"
     elif there >= AUTO_LARGE_GB:
         rules, why = RULES["resenc-l"], f"there are at least {AUTO_LARGE_GB} GB of device memory"
+        change = f"less device memory: {medium}, stock below"
     elif there >= AUTO_MEDIUM_GB:
         rules, why = RULES["resenc-m"], f"there are {AUTO_MEDIUM_GB} to {AUTO_LARGE_GB} GB of device memory"
+        change = f"another amount of device memory: {large}, stock below {AUTO_MEDIUM_GB} GB"
     else:
         rules, why = RULES["stock"], f"there are less than {AUTO_MEDIUM_GB} GB of device memory"
+        change = f"more device memory: {medium}, {large}"
     memory = min(there, AUTO_MOST_GB)
-    bound = "device memory" if accelerated else "no GPU"
-    return rules, memory, (_preset(options.preset, rules, why, bound), _memory(memory, options, source))
+    if memory < there:
+        source = f"auto plans for at most {AUTO_MOST_GB} GB, of {there:g} GB " + (
+            "asked for" if options.memory_gb is not None else "there are"
+        )
+    bound = f"{there:g} GB of device memory" if accelerated else "no GPU"
+    return rules, memory, (_preset(options.preset, rules, why, bound, change), _memory(memory, options, source))
 
 
-def _preset(preset: Preset, rules: Rules, why: str, bound: str) -> Decision:
+def _preset(preset: Preset, rules: Rules, why: str, bound: str, change: str = "") -> Decision:
     others = ", ".join(name for name in RULES if name != rules.name)
     return Decision(
         key="preset",
@@ -173,7 +180,7 @@ def _preset(preset: Preset, rules: Rules, why: str, bound: str) -> Decision:
         inputs={"preset": preset},
         bound=bound,
         source="nnU-Net 2.8.1 planner presets" if preset != "auto" else "segfit preset auto",
-        would_change=f"another preset ({others})" + (", or another memory target" if preset == "auto" else ""),
+        would_change=(f"{change}; or " if change else "") + f"another preset ({others})",
     )
 
 
@@ -181,9 +188,9 @@ def _memory(memory: float, options: Options, source: str) -> Decision:
     return Decision(
         key="memory_gb",
         value=memory,
-        rule="memory that one training may take; the feature-map budget scales linearly with it",
+        rule="memory in GB that one training may take; the budget of feature maps scales linearly with it",
         inputs={} if options.memory_gb is None else {"asked": options.memory_gb},
-        bound="asked for" if options.memory_gb is not None else source,
+        bound=source,
         source="nnU-Net 2.8.1 planning rules, memory target",
-        would_change="the option memory_gb",
+        would_change="the option memory_gb (--memory)",
     )

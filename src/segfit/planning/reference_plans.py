@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import IntensityStatistics
 from segfit.labels import LabelScheme
-from segfit.planning.memory import feature_map_elements
+from segfit.planning.memory import network_elements
 from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec
 from segfit.planning.reference_writer import (
     NETWORK_CLASSES,
@@ -195,15 +195,7 @@ def _configuration(
         batch_dice=_get(entry, "batch_dice", bool, where),
         preprocessing=_preprocessing(entry, where, plans, spacing, len(channels)),
         network=network,
-        memory_estimate=feature_map_elements(
-            network.kind,
-            patch,
-            features=network.features,
-            strides=network.strides,
-            encoder_convs=network.encoder_convs,
-            decoder_convs=network.decoder_convs,
-            heads=scheme.num_declared,
-        ),
+        memory_estimate=network_elements(network, patch, scheme.num_declared),
         previous_stage=previous,
         next_stage=next(iter(_next_stages(entry)), None),
     )

@@ -11,12 +11,10 @@ from segfit.fingerprint.fingerprint import IntensityStatistics
 from segfit.options import ConfigurationOptions, PlanningOptions, ResamplingOptions, StatisticsOptions
 from segfit.planning.overrides import option_key
 from segfit.planning.plan import Configuration, Decision, Plan, TrainingSpec
+from segfit.planning.reasons import SET
 from segfit.words import listing
 
-__all__ = ["SET", "anything_set", "with_set_values"]
-
-SET = "set by you"
-"""The bound of a value that the user set."""
+__all__ = ["anything_set", "with_set_values"]
 
 _SIZES = ("patch_size", "target_spacing_mm", "spacing_mm")
 _NETWORK = ("kind", "features", "strides", "kernels", "encoder_convs", "decoder_convs")

@@ -336,7 +336,7 @@ def size_run(
             **forecast_stages(costs, len(folds), workload, fingerprint, on_cpu=on_cpu),
         },
     )
-    return _with_run(plan, chosen, run, options)
+    return _with_run(plan, chosen, run, options, labels.num_declared)
 
 
 def _for_time(
@@ -363,7 +363,7 @@ def _for_time(
     return measured[: len(names) if every else count], folds[:fold_count]
 
 
-def _with_run(plan: Plan, chosen: Sequence[_Measured], run: RunSpec, options: Options) -> Plan:
+def _with_run(plan: Plan, chosen: Sequence[_Measured], run: RunSpec, options: Options, heads: int) -> Plan:
     """Return the plan with the run and what was sized for it."""
     sized = {}
     for item in chosen:
@@ -378,6 +378,7 @@ def _with_run(plan: Plan, chosen: Sequence[_Measured], run: RunSpec, options: Op
         run,
         asked={key: value for key, value in asked.items() if value is not None},
         memory_gb={item.configuration.name: item.memory_gb for item in chosen},
+        heads=heads,
     )
 
 

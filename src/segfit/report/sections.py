@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import CONFIGURATION_NAMES, Options
+from segfit.planning.explain import in_words
 from segfit.planning.plan import Configuration, Decision, Plan, TrainingSpec
 from segfit.report import figures
 from segfit.words import duration, extent, gigabytes, listing, number, plain
@@ -18,6 +19,7 @@ from segfit.words import duration, extent, gigabytes, listing, number, plain
 __all__ = ["asked", "derived", "measured"]
 
 _MAX_LINES = 8  # labels in one figure
+_LONGEST = 100  # characters of a value that stands beside its name; longer ones are shown on opening
 _NORMALIZATION = {
     "ct": "clip to the foreground's 0.5 and 99.5 percentiles, then its mean and standard deviation",
     "zscore": "mean and standard deviation of each image",
@@ -185,11 +187,14 @@ def _label_rows(fingerprint: Fingerprint, names: Mapping[int, str]) -> tuple[lis
 
 
 def _decision_row(decision: Decision, key: str) -> dict[str, str]:
+    value, inputs = in_words(decision)
+    brief = f"{len(decision.value)} values" if len(value) > _LONGEST and isinstance(decision.value, Mapping) else value
     return {
         "key": key,
-        "value": plain(decision.value),
+        "brief": brief,
+        "value": value if brief != value else "",
         "rule": decision.rule,
-        "inputs": "; ".join(f"{name} = {plain(value)}" for name, value in decision.inputs.items()),
+        "inputs": inputs,
         "bound": decision.bound,
         "source": decision.source,
         "would_change": decision.would_change,
