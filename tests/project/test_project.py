@@ -118,7 +118,7 @@ def test_the_plan_keeps_what_was_measured(finished: Project) -> None:
     assert run is not None
     assert (run.configurations, run.folds, run.steps) == (("3d_fullres",), (0,), 6)
     assert run.seconds_per_step["3d_fullres"] > 0
-    assert set(run.forecast) == {"size", "preprocess", "train", "validate", "predict", "report"}
+    assert set(run.forecast) == {"size", "preprocess", "train", "validate", "select", "predict", "report"}
 
 
 def test_other_options_put_the_old_training_aside_and_bring_it_back(

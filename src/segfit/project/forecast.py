@@ -32,6 +32,7 @@ __all__ = [
     "report_seconds",
 ]
 
+SELECT_SECONDS = 0.02  # scoring and post-processing a small case
 REPORT_SECONDS = 1.1
 REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # three cases are read again for their pictures
 CASE_SECONDS = 0.05  # export, writing and scoring of a small case, beside the networks
@@ -145,9 +146,11 @@ def forecast_stages(
     step, tile = max(cost.step_memory_gb for cost in costs), max(cost.tile_memory_gb for cost in costs)
     weights = sum(cost.state_gb / 2 for cost in costs) * folds  # the other half is the optimiser's
     device = {} if on_cpu else {"device_memory_gb": round(step, 3)}
-    predicting = {"memory_gb": round((tile if on_cpu else base) + arrays, 3), **device}
+    network = max(step, tile)  # what the steps took stays with the process
+    predicting = {"memory_gb": round((network if on_cpu else base) + arrays, 3), **device}
     validated = sum(workload.validation_cases * (cost.case_seconds + CASE_SECONDS) for cost in costs) * folds
     tested = workload.test_cases * (CASE_SECONDS + folds * sum(cost.case_seconds for cost in costs))
+    compared = workload.validation_cases * SELECT_SECONDS * len(costs) * folds
     stages = {
         "train": StageForecast(
             seconds=round(sum(cost.seconds for cost in costs), 1),
@@ -156,6 +159,7 @@ def forecast_stages(
             **device,
         ),
         "validate": StageForecast(seconds=round(validated, 1), **predicting),
+        "select": StageForecast(seconds=round(compared, 1), disk_gb=round(weights, 4)),  # the model has them again
     }
     if workload.test_cases:
         stages["predict"] = StageForecast(seconds=round(tested, 1), **predicting)
