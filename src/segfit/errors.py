@@ -46,15 +46,18 @@ class Problem:
 
 
 class DatasetError(InputError):
-    """All problems of a dataset at once, so that they can be mended in one go."""
+    """All problems of a dataset at once, so that they can be mended in one go.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
+    `outcome` says what was done all the same.
+    """
+
+    def __init__(self, problems: Sequence[Problem], outcome: str = "nothing was changed") -> None:
+        self.problems, self.outcome = tuple(problems), outcome
         lines = [f"{item.case}: {item.problem}; {item.action}" for item in self.problems]
         super().__init__("\n".join(lines))
 
-    def __reduce__(self) -> tuple[type[DatasetError], tuple[tuple[Problem, ...]]]:
-        return DatasetError, (self.problems,)  # so that it crosses processes
+    def __reduce__(self) -> tuple[type[DatasetError], tuple[tuple[Problem, ...], str]]:
+        return DatasetError, (self.problems, self.outcome)  # so that it crosses processes
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -360,6 +360,11 @@ def test_names_of_files_to_predict(tmp_path: Path, names: list[str], channels: i
         (["a_0000.png", "a_0001.png"], 3, "a: expected 3 channel files, missing a_0002"),
         (["a.nii.gz", "a_0000.nii.gz"], 1, "a: a_0000.nii.gz and a.nii.gz are the same channel; remove one of them"),
         (["one/a.nii.gz", "two/a.nii.gz"], 1, "a: is both in one and two; give every case a name of its own"),
+        (
+            ["a_0000.png", "a_0001.png", "b_0000.png"],
+            1,
+            "a: a_0001.png would be one more channel of it, but the model takes 1; give images of 1 channel, or name cases",
+        ),
         (["a.minc"], 1, "a.minc: the file ending '.minc' is not known"),
     ],
 )

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segfit.errors import InputError
+from segfit.errors import DatasetError, InputError, Problem
 from segfit.evaluation.metrics import Scores
 from segfit.evaluation.summary import CaseScores, Pair, Summary, evaluate, evaluate_folder, summarize
 from segfit.execution import pool
 from segfit.geometry import Grid
-from segfit.images.formats import write_labels
+from segfit.images.formats import read_label, write_labels
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Task
 
@@ -162,8 +162,10 @@ def test_missing_counterparts_are_named(folders: tuple[Path, Path]) -> None:
     (predictions / "case_a.nii.gz").unlink()
     with pytest.raises(InputError, match=r"predictions lacks the prediction of case_a\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
-    part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False)
+    notes = Notes()
+    part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False, progress=notes)
     assert [item.case for item in part.cases] == ["case_b"]
+    assert notes.warnings == ["case_a.nii.gz of 2 references have no prediction and are not counted"]
     (references / "case_b.nii.gz").unlink()
     with pytest.raises(InputError, match=r"references lacks the reference of case_b\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
@@ -176,10 +178,30 @@ def test_empty_and_absent_folders_are_refused(folders: tuple[Path, Path], tmp_pa
         evaluate_folder(tmp_path / "nowhere", folders[1], TWO, ending=".nii.gz")
 
 
-def test_a_case_of_another_shape_is_named(folders: tuple[Path, Path]) -> None:
+def test_all_cases_that_cannot_be_scored_are_named(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "case_a.nii.gz").write_bytes(b"")
     write_labels(folders[0] / "case_b.nii.gz", np.zeros((1, 2, 2), np.uint8), Grid((1, 2, 2), (1.0, 1.0, 1.0)))
-    with pytest.raises(InputError, match=r"case case_b: the prediction has shape \(1, 2, 2\)"):
+    with pytest.raises(DatasetError) as caught:
         evaluate_folder(*folders, TWO, ending=".nii.gz")
+    first, second = caught.value.problems
+    assert (first.case, first.problem) == ("case_a", "case_a.nii.gz is empty")
+    assert second == Problem(
+        "case_b",
+        "the prediction has shape (1, 2, 2) and its reference (2, 3, 4)",
+        "predict on the grid of the reference",
+    )
+    assert caught.value.outcome == "nothing was scored"
+
+
+def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> None:
+    path = folders[0] / "case_b.nii.gz"
+    labels = read_label(path)
+    array = labels.array[0].copy()
+    array.flat[0] = 77
+    write_labels(path, array, labels.grid)
+    notes = Notes()
+    evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    assert notes.warnings == ["the prediction of case_b holds undeclared values, which count as no structure"]
 
 
 def test_pairs_that_lie_apart_in_space_are_told(folders: tuple[Path, Path]) -> None:

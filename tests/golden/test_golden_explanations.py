@@ -198,12 +198,12 @@ def test_promises_about_more_cases_are_kept(datasets: list[dict[str, Any]]) -> N
     kept = 0
     for plan, fingerprint, scheme, options in _plans(datasets):
         twice = fingerprint.model_copy(update={"num_training": 2 * fingerprint.num_training})
-        told = [item for item in plan.decisions if "with twice the training cases it would" in item.would_change]
+        told = [item for item in plan.decisions if "with twice as many it would" in item.would_change]
         if not told:
             continue
         other = derive(twice, scheme, options)
         for item in told:
-            batch = int(re.findall(r"training cases it would (?:still )?be (\d+)", item.would_change)[0])
+            batch = int(re.findall(r"twice as many it would (?:still )?be (\d+)", item.would_change)[0])
             assert batch == other.configurations[item.key.partition(".")[0]].batch_size
             kept += 1
     assert kept > 50

@@ -65,7 +65,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         result = app(given or ["--help"], standalone_mode=False)
     except DatasetError as error:
-        sys.stderr.write(f"{len(error.problems)} problem(s) in the dataset; nothing was changed\n")
+        sys.stderr.write(f"{len(error.problems)} problem(s); {error.outcome}\n")
         problem_table(error.problems)
         return 2
     except InputError as error:

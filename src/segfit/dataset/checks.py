@@ -25,7 +25,7 @@ from segfit.execution.pool import map_cases
 from segfit.execution.workers import LostCaseError
 from segfit.geometry import Grid
 from segfit.images.formats import find_format, num_voxels, read_image, read_label, split_ending
-from segfit.images.image import FileError, Image
+from segfit.images.image import Image, problem_of
 from segfit.images.picture import is_turned
 from segfit.images.tiff import spacing_file
 from segfit.labels import LabelScheme
@@ -147,7 +147,7 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         try:
             image = read_image(path)
         except InputError as error:
-            problems.append(_from_error(case, path, error))
+            problems.append(problem_of(case.id, error, f"correct {path.name}"))
             continue
         channels += image.array.shape[0]
         digest.update(repr(image.array.shape).encode() + np.ascontiguousarray(image.array).tobytes())
@@ -168,7 +168,7 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         try:
             label = merged_masks(case) if case.masks else read_label(last)
         except InputError as error:
-            problems.append(_from_error(case, last, error))
+            problems.append(problem_of(case.id, error, f"correct {last.name}"))
         else:
             values = distinct_values(label.array)
             if case.masks:
@@ -181,27 +181,22 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
     return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None)
 
 
-def _from_error(case: Case, path: Path, error: InputError) -> Problem:
-    if isinstance(error, FileError):
-        return Problem(case.id, f"{error.path.name} {error.problem}", error.action)
-    return Problem(case.id, str(error), f"correct {path.name}")
-
-
 def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
     if array.dtype.kind == "f":
         bad = array.size - int(np.isfinite(array).sum())
         if bad:
             problem = f"{path.name} has {bad} NaN or infinite voxel" + "s" * (bad > 1)
             return [Problem(case.id, problem, "replace them by a value such as 0, or remove the case")]
-    low, high = array.min(), array.max()
-    if max(-float(low), float(high)) > _LARGEST_INTENSITY:
+    extremes = [(float(channel.min()), float(channel.max())) for channel in array]
+    low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
+    if max(-low, high) > _LARGEST_INTENSITY:
         problem = f"{path.name} holds values from {low:g} to {high:g}, too large to compute with in single precision"
         return [Problem(case.id, problem, "replace them (often a mark of missing values), or scale the image")]
     problems: list[Problem] = []
-    for number, channel in enumerate(array):
-        if channel.min() == channel.max():
+    for number, (low, high) in enumerate(extremes):
+        if low == high:
             which = f" (channel {number} of the file)" if len(array) > 1 else ""
-            problem = f"{path.name} is constant{which}: every voxel is {channel.flat[0]:g}"
+            problem = f"{path.name} is constant{which}: every voxel is {low:g}"
             problems.append(Problem(case.id, problem, "look at the image; remove the case if it is empty", fatal=False))
     return problems
 
@@ -231,7 +226,7 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
     try:
         on_image_grid(case, label)
     except InputError as error:
-        return [_from_error(case, path, error)]
+        return [problem_of(case.id, error, f"correct {path.name}")]
     problem = f"{path.name} does not fit {first.name}: {difference}; its labels are resampled onto that image"
     return [Problem(case.id, problem, "look at some of them in the report", fatal=False)]
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
-from segfit.errors import InputError
-from segfit.evaluation.metrics import Scores, case_metrics
+from segfit.errors import DatasetError, InputError, Problem
+from segfit.evaluation.metrics import Scores, joint_histogram, scores_from_histogram
 from segfit.execution.pool import map_cases
 from segfit.files import Document, Record
 from segfit.images.formats import num_voxels, read_grid, read_label
+from segfit.images.image import problem_of
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Progress
 
@@ -248,7 +249,8 @@ def evaluate(
 ) -> Summary:
     """Score every pair, in parallel over cases; the summary lists them in the order of `pairs`.
 
-    Raises `InputError` naming the case whose label maps cannot be compared.
+    Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
+    no structure, and a warning says where they are.
     """
     results = map_cases(
         partial(_score, scheme),
@@ -260,12 +262,34 @@ def evaluate(
         workers=workers,
         progress=progress,
     )
-    found = {pair.case: scores for pair, scores in results}
-    return summarize([pair.scored(found[pair.case]) for pair in pairs], scheme.targets)
+    found = {pair.case: one for pair, one in results}
+    problems = [found[pair.case].problem for pair in pairs]
+    if any(problems):
+        raise DatasetError([problem for problem in problems if problem is not None], "nothing was scored")
+    for role in ("prediction", "reference"):
+        strange = sorted(case for case, one in found.items() if role in one.undeclared)
+        if strange:
+            progress.warn(f"the {role} of {_listed(strange)} holds undeclared values, which count as no structure")
+    return summarize([pair.scored(found[pair.case].scores) for pair in pairs], scheme.targets)
 
 
-def _score(scheme: LabelScheme, pair: Pair) -> dict[str, Scores]:
-    return case_metrics(*pair.load(), scheme)
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Scores of a pair, and which of the two holds values that no structure has; or why there are none."""
+
+    scores: dict[str, Scores]
+    undeclared: tuple[str, ...] = ()
+    problem: Problem | None = None
+
+
+def _score(scheme: LabelScheme, pair: Pair) -> _Scored:
+    try:
+        counts = joint_histogram(*pair.load(), scheme)
+    except InputError as error:
+        return _Scored({}, problem=problem_of(pair.case, error))
+    undeclared = {"prediction": counts[:, -1].any(), "reference": counts[-1].any()}
+    scores = scores_from_histogram(counts, scheme.targets)
+    return _Scored(scores, tuple(role for role, there in undeclared.items() if there))
 
 
 def evaluate_folder(
@@ -286,7 +310,7 @@ def evaluate_folder(
     ending : file ending of both, with the leading dot; hidden files are ignored
     require_all : whether every reference must have a prediction
 
-    Raises `InputError` if nothing is there, naming the files that lack their counterpart, or the case whose shapes
+    Raises `InputError` if nothing is there, naming the files that lack their counterpart, or the cases whose shapes
     differ. Voxels are compared by index: pairs that lie apart in space are told as a warning.
     """
     predicted, expected = _files(predictions, ending), _files(references, ending)
@@ -298,6 +322,8 @@ def evaluate_folder(
     missing = sorted(set(expected) - set(predicted))
     if missing and require_all:
         raise InputError(f"{predictions} lacks the prediction of {_listed(missing)}; predict first or allow a part")
+    if missing:
+        progress.warn(f"{_listed(missing)} of {len(expected)} references have no prediction and are not counted")
     pairs = [
         Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
     ]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.errors import InputError
+from segfit.errors import InputError, Problem
 from segfit.geometry import AxisMap, Grid
 
-__all__ = ["FileError", "Image", "mm_per_unit", "optional_package", "reading"]
+__all__ = ["FileError", "Image", "mm_per_unit", "optional_package", "problem_of", "reading"]
 
 # Lengths as files name them: OME-Zarr (UDUNITS-2 names), OME-XML (symbols), ImageJ (both, and "micron").
 _MM_PER_UNIT = {
@@ -40,6 +40,14 @@ class FileError(InputError):
 
     def __reduce__(self) -> tuple[type[FileError], tuple[Path, str, str]]:
         return FileError, (self.path, self.problem, self.action)  # so that it crosses processes
+
+
+def problem_of(case: str, error: InputError, action: str = "mend the case or leave it out") -> Problem:
+    """Return an error as a problem of a case; `action` is for errors that do not say what to do."""
+    if isinstance(error, FileError):
+        return Problem(case, f"{error.path.name} {error.problem}", error.action)
+    problem, _, told = str(error).removeprefix(f"case {case}: ").partition("; ")
+    return Problem(case, problem, told or action)
 
 
 @contextmanager

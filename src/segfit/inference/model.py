@@ -28,7 +28,7 @@ from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import write_file
 from segfit.geometry import Grid
 from segfit.images.formats import label_ending, write_labels
-from segfit.images.image import FileError, Image
+from segfit.images.image import Image, problem_of
 from segfit.inference.export import ScoreField, merged_labels, merged_probabilities
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Source, read_previous_stage, read_source
@@ -319,7 +319,7 @@ def predict_folder(
             try:
                 prepared = future.result()
             except InputError as error:
-                problems.append(_unusable(case, error))
+                problems.append(problem_of(case.id, error))
                 task.advance(1, case.id)
             else:
                 warnings = _Warnings(SILENT)
@@ -331,20 +331,13 @@ def predict_folder(
             while behind and (len(behind) > _WRITES_WAITING or not ahead):
                 _finish(*behind.popleft(), task)
     if problems:
-        raise DatasetError(problems)
+        raise DatasetError(problems, f"the other {len(cases) - len(problems)} of {len(cases)} cases are predicted")
     return [paths[case.id] for case in cases]
 
 
 def _finish(case: Case, future: Future[None], task: Task) -> None:
     future.result()
     task.advance(1, case.id)
-
-
-def _unusable(case: Case, error: InputError) -> Problem:
-    if isinstance(error, FileError):
-        return Problem(case.id, f"{error.path.name} {error.problem}", error.action)
-    problem, _, action = str(error).partition("; ")
-    return Problem(case.id, problem, action or "mend the case or leave it out")
 
 
 @contextmanager

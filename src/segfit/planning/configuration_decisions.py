@@ -203,7 +203,7 @@ def _batch_decision(configuration: Configuration, this: Design, outlook: _Outloo
     batch, limit = batch_size(patch, estimate, this.dataset_voxels, budget)
     more = outlook(str(batch), lambda item: str(item.batch_size))
     least = max(SMALLEST_BATCH, min(round(affordable), round(2 * covering)))
-    cases = f"with twice the training cases it would {'still ' if least == batch else ''}be {least}"
+    cases = f"more training cases: with twice as many it would {'still ' if least == batch else ''}be {least}"
     if limit == "memory":
         bound, change = f"memory {budget.memory_gb:g} GB", f"a smaller patch; {more}"
         if this.patch_bound == "memory":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, 
             other = group.files[number].name
             problems.append(Problem(name, f"{path.name} and {other} are the same channel", "remove one of them"))
         group.files.setdefault(number, path)
+    problems += _surplus_channels(groups, channels)
     seen: dict[str, Path] = {}
     for (folder, name), group in sorted(groups.items(), key=lambda item: item[0][1]):
         problems += channel_problems(name, group.files, 1 if group.complete else channels)
@@ -69,6 +70,19 @@ def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, 
         Case(id=name, images=tuple(path for _, path in sorted(group.files.items())))
         for (_, name), group in sorted(groups.items(), key=lambda item: item[0][1])
     )
+
+
+def _surplus_channels(groups: Mapping[tuple[Path, str], _Group], channels: int) -> list[Problem]:
+    """Return a problem for every file that was taken for a case and is numbered as one channel more of another."""
+    problems: list[Problem] = []
+    for (folder, name), group in groups.items():
+        match = CHANNEL_NUMBER.fullmatch(name)
+        first = groups.get((folder, match[1])) if match else None
+        if match and first and 0 in first.files and split_ending(first.files[0])[0] != match[1]:
+            problem = f"{group.files[0].name} would be one more channel of it, but the model takes {channels}"
+            action = f"give images of {channels} channel{'s' * (channels > 1)}, or name cases without such a number"
+            problems.append(Problem(match[1], problem, action))
+    return problems
 
 
 @dataclass(slots=True)
