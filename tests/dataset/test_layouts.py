@@ -363,7 +363,7 @@ def test_names_of_files_to_predict(tmp_path: Path, names: list[str], channels: i
         (
             ["a_0000.png", "a_0001.png", "b_0000.png"],
             1,
-            "a: a_0001.png would be one more channel of it, but the model takes 1; give images of 1 channel, or name cases",
+            "a: a_0001.png would be one more channel of it, but the model takes 1; give images of 1 channel",
         ),
         (["a.minc"], 1, "a.minc: the file ending '.minc' is not known"),
     ],
