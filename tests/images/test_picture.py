@@ -120,7 +120,8 @@ def test_large_pictures_are_no_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (b"", "is empty"),
         (b"no picture at all", "is not a PNG, JPEG or BMP picture"),
-        (png(3, 2, 2, 16, (b"\0" + bytes(18)) * 2), "has 16 bits per colour, which cannot be read without loss"),
+        (png(3, 2, 2, 16, b"\0" + bytes(18)), "cannot be read ("),  # one row of two
+        (png(1, 1, 4, 16, bytes(5)), "is grey with transparency in 16 bits"),
         (b"\x89PNG\r\n\x1a\nrubbish", "cannot be read ("),
         (b"\xff\xd8\xff\xe0rubbish", "cannot be read ("),
     ],
@@ -132,6 +133,19 @@ def test_broken_pictures_are_explained(tmp_path: Path, content: bytes, problem: 
         picture.read(path)
     assert caught.value.problem.startswith(problem)
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize(("colour_type", "colours"), [(2, 3), (6, 4)])
+def test_sixteen_bits_per_colour_are_kept(tmp_path: Path, colour_type: int, colours: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2**16, (2, 3, colours), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    (tmp_path / "a.png").write_bytes(png(3, 2, colour_type, 16, rows))
+    found = picture.read(tmp_path / "a.png")
+    assert found.array.dtype == np.uint16
+    assert np.array_equal(found.array, np.moveaxis(pixels, -1, 0))
+    assert picture.read_grid(tmp_path / "a.png") == found.grid
+    with pytest.raises(FileError, match="has 16 bits per colour; save labels as one channel"):
+        picture.read_label(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.jpg"])

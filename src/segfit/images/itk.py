@@ -21,7 +21,7 @@ from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
 from segfit.images.image import FileError, Image, optional_package, reading
 
-__all__ = ["companions", "read", "read_grid", "write"]
+__all__ = ["companions", "read", "read_colours", "read_grid", "write"]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _READER = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
@@ -50,6 +50,14 @@ def read(path: Path) -> Image:
     if array.dtype.kind not in "iuf":
         raise FileError(path, f"holds values of type {array.dtype}", "export real numbers, one channel per component")
     return Image(np.ascontiguousarray(array.reshape(-1, *grid.shape)), grid)
+
+
+def read_colours(path: Path) -> NDArray[Any]:
+    """Read the pixels (y, x, colours) of a PNG; `FileError` where ITK cannot or is not installed."""
+    sitk = _package(path)
+    with reading(path), _short_errors(path):
+        pixels: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="PNGImageIO"))
+    return pixels
 
 
 def read_grid(path: Path) -> Grid:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid
+from segfit.images import itk
 from segfit.images.image import FileError, Image, reading
 
 __all__ = ["is_turned", "num_voxels", "read", "read_grid", "read_label", "write"]
@@ -29,6 +30,12 @@ def read(path: Path) -> Image:
     Palette pictures become RGB (RGBA with transparency); transparency of grey pictures is dropped.
     """
     with reading(path), _open(path) as picture:
+        deep = _deep_mode(picture)
+        if deep:
+            if deep.startswith("LA"):
+                raise FileError(path, "is grey with transparency in 16 bits", "save it without transparency")
+            picture.load()  # fails on what is broken, and ITK does not
+            return _image(itk.read_colours(path))
         if picture.mode == "P":
             mode = "RGBA" if "transparency" in picture.info else "RGB"
         else:
@@ -41,6 +48,8 @@ def read_label(path: Path) -> Image:
     """Read a label picture as (1, y, x): grey values, palette indices, or 0 and 1 of a black and white picture."""
     with reading(path), _open(path) as picture:
         mode = picture.mode
+        if _deep_mode(picture):
+            raise FileError(path, "has 16 bits per colour", "save labels as one channel of label values")
         pixels = np.array(picture.getchannel(0) if mode in ("LA", "PA") else picture)
     return _image(pixels.astype(np.uint8) if pixels.dtype == bool else pixels)
 
@@ -108,11 +117,13 @@ def _open(path: Path) -> Any:
     if getattr(picture, "n_frames", 1) > 1:
         picture.close()
         raise FileError(path, "is animated: it holds several pictures", "save the one that is meant")
-    raw_modes = [tile[3] for tile in picture.tile if isinstance(tile[3], str)]  # PNG: "RGB;16B" has 16 bits per colour
-    if picture.mode in ("RGB", "RGBA", "LA") and any("16" in mode for mode in raw_modes):
-        picture.close()
-        raise FileError(path, "has 16 bits per colour, which cannot be read without loss", "export it as .tif")
     return picture
+
+
+def _deep_mode(picture: Any) -> str:
+    """Return how a PNG stores 16 bits per colour (``RGB;16B``), of which Pillow keeps 8; empty for other pictures."""
+    modes = [tile[3] for tile in picture.tile if isinstance(tile[3], str)]
+    return next((mode for mode in modes if "16" in mode and picture.mode in ("RGB", "RGBA", "LA")), "")
 
 
 def _image(pixels: NDArray[Any]) -> Image:
