@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segfit.errors import InputError
+from segfit.execution.memory import group_memory_left
 from segfit.execution.processors import available_workers
 
 if TYPE_CHECKING:
@@ -98,18 +99,16 @@ def _processor() -> Hardware:
 
 
 def free_memory_gb() -> float:
-    """Return the RAM this process may still take, in GiB: what the machine has free, capped by the cgroup's limit."""
+    """Return the RAM this process may still take, in GiB: what the machine has free, within its groups' limits."""
     available = 8 * 2**30
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists():
-        text = limit.read_text().strip()
-        if text.isdigit():
-            available = min(available, max(0, int(text) - int(used.read_text())))
+    granted = group_memory_left()
+    if granted is not None:
+        available = min(available, granted)
     return available / 2**30
 
 

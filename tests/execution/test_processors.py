@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from segfit.execution import processors
+from segfit.execution.memory import group_memory_left
 from segfit.execution.processors import available_workers, processor_quota
 
 
@@ -67,3 +68,43 @@ def test_workers_follow_affinity_and_quota(quota: float | None, workers: int, mo
     monkeypatch.setattr(processors.os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setattr(processors, "processor_quota", lambda: quota)
     assert available_workers() == workers
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/\n", {"sys/fs/cgroup/memory.max": "1000\n", "sys/fs/cgroup/memory.current": "300\n"}, 700),
+        ("0::/\n", {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "300\n"}, None),
+        (  # kept files are given back when memory is asked for
+            "0::/job\n",
+            {
+                "sys/fs/cgroup/job/memory.max": "1000\n",
+                "sys/fs/cgroup/job/memory.current": "900\n",
+                "sys/fs/cgroup/job/memory.stat": "anon 400\ninactive_file 500\n",
+            },
+            600,
+        ),
+        (
+            "0::/job/step\n",
+            {
+                "sys/fs/cgroup/job/memory.max": "1000\n",
+                "sys/fs/cgroup/job/memory.current": "900\n",
+                "sys/fs/cgroup/job/step/memory.max": "500\n",
+                "sys/fs/cgroup/job/step/memory.current": "100\n",
+            },
+            100,
+        ),
+        (
+            "9:memory:/slurm/job_1\n",
+            {
+                "sys/fs/cgroup/memory/slurm/job_1/memory.limit_in_bytes": "2000\n",
+                "sys/fs/cgroup/memory/slurm/job_1/memory.usage_in_bytes": "2100\n",
+                "sys/fs/cgroup/memory/slurm/job_1/memory.stat": "total_inactive_file 300\n",
+            },
+            200,
+        ),
+        ("1:cpu:/x\n", {"sys/fs/cgroup/cpu/x/memory.max": "1\n", "sys/fs/cgroup/cpu/x/memory.current": "0\n"}, None),
+    ],
+)
+def test_memory_that_control_groups_grant(tmp_path: Path, groups: str, files: dict[str, str], left: int | None) -> None:
+    assert group_memory_left(_system(tmp_path, groups, files)) == left

@@ -8,7 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
-__all__ = ["PeakWatch", "limit_growth", "process_bytes", "process_peak_bytes"]
+from segfit.execution.groups import group_folders, group_text
+
+__all__ = ["PeakWatch", "group_memory_left", "limit_growth", "process_bytes", "process_peak_bytes"]
 
 
 @contextmanager
@@ -31,6 +33,26 @@ def limit_growth(num_bytes: float) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def group_memory_left(root: Path = Path("/")) -> int | None:
+    """Return the bytes that Linux's control groups still grant this process; None without a limit.
+
+    A limit of any group above counts too, so containers and batch systems are seen. Files that the system merely keeps
+    in memory do not count as taken. `root` is where the system's ``proc`` and ``sys`` are.
+    """
+    left: list[int] = []
+    for folder in group_folders("memory", root):
+        for limit, used, kept in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            most, taken = group_text(folder / limit).strip(), group_text(folder / used).strip()
+            if most.isdigit() and taken.isdigit():
+                lines = [line.partition(" ") for line in group_text(folder / "memory.stat").splitlines()]
+                cached = next((int(value) for name, _, value in lines if name == kept), 0)
+                left.append(max(0, int(most) - max(0, int(taken) - cached)))
+    return min(left, default=None)
 
 
 class PeakWatch:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
+
+from segfit.execution.groups import group_folders, group_text
 
 __all__ = ["available_workers", "processor_quota"]
 
@@ -23,39 +24,17 @@ def processor_quota(root: Path = Path("/")) -> float | None:
     A limit of any group above counts too, so containers and batch systems are seen. `root` is where the system's
     ``proc`` and ``sys`` are.
     """
-    limits = (read(folder) for folder in _group_folders(root) for read in (_quota_v2, _quota_v1))
+    limits = (read(folder) for folder in group_folders("cpu", root) for read in (_quota_v2, _quota_v1))
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _group_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's groups that may limit processors, and those above them."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in (root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / ("cpu" if controllers else "")):
-            folder = mount / group.lstrip("/")
-            yield from (mount, *(above for above in (folder, *folder.parents) if mount in above.parents))
 
 
 def _quota_v2(folder: Path) -> float | None:
     """Read ``cpu.max``: "max 100000" or "150000 100000"."""
-    quota, _, period = _text(folder / "cpu.max").partition(" ")
+    quota, _, period = group_text(folder / "cpu.max").partition(" ")
     return float(quota) / float(period) if quota.isdigit() and period.strip().isdigit() else None
 
 
 def _quota_v1(folder: Path) -> float | None:
     """Read ``cpu.cfs_quota_us``, -1 for none, and its period."""
-    quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+    quota, period = group_text(folder / "cpu.cfs_quota_us").strip(), group_text(folder / "cpu.cfs_period_us").strip()
     return float(quota) / float(period) if quota.isdigit() and period.isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
