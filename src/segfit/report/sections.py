@@ -39,7 +39,7 @@ def asked(options: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "changed": [{"key": k, "value": plain(v), "help": help_texts.get(_of_all(k), "")} for k, v in changed.items()],
         "defaults": ", ".join(f"{key} = {plain(value)}" for key, value in kept.items() if value is not None),
-        "decided": ", ".join(key for key, value in kept.items() if value is None),
+        "decided": [key for key, value in kept.items() if value is None],
     }
 
 
