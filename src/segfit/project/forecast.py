@@ -32,7 +32,7 @@ __all__ = [
     "report_seconds",
 ]
 
-SELECT_SECONDS = 0.02  # scoring and post-processing a small case
+SELECT_SECONDS, SELECT_CASE_SECONDS = 0.1, 0.016  # scoring and post-processing, and each small case of it
 REPORT_SECONDS = 1.1
 REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # three cases are read again for their pictures
 CASE_SECONDS = 0.05  # export, writing and scoring of a small case, beside the networks
@@ -59,6 +59,7 @@ class PreprocessingCost:
     bytes_per_voxel: float  # written
     memory_gb: float  # of the process, the largest case among those in work
     done: int  # voxels that need not be done again
+    seconds: float  # that measuring took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,7 @@ def probe_preprocessing(
     It goes on until a second has been measured: small cases take a few milliseconds, which the system may double.
     """
     sizes = {case.case: _work(case, spec) for case in fingerprint.cases}
+    begun = perf_counter()
     first, *left = sorted(cases, key=lambda case: -sizes[case.id])
     probed, seconds = [first], 0.0
     with PeakWatch() as memory, preprocessing_pool(cases, spec, workers=workers) as pool:
@@ -109,6 +111,7 @@ def probe_preprocessing(
         bytes_per_voxel=stored / sum(written[case.id] for case in probed),
         memory_gb=peak / 2**30,
         done=timed + sizes[first.id],
+        seconds=perf_counter() - begun,
     )
 
 
@@ -150,7 +153,7 @@ def forecast_stages(
     predicting = {"memory_gb": round((network if on_cpu else base) + arrays, 3), **device}
     validated = sum(workload.validation_cases * (cost.case_seconds + CASE_SECONDS) for cost in costs) * folds
     tested = workload.test_cases * (CASE_SECONDS + folds * sum(cost.case_seconds for cost in costs))
-    compared = workload.validation_cases * SELECT_SECONDS * len(costs) * folds
+    compared = SELECT_SECONDS + workload.validation_cases * SELECT_CASE_SECONDS * len(costs) * folds
     stages = {
         "train": StageForecast(
             seconds=round(sum(cost.seconds for cost in costs), 1),

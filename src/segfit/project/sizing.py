@@ -329,7 +329,7 @@ def size_run(
         peak_memory_gb={item.configuration.name: round(item.step.peak_memory_gb, 3) for item in chosen},
         forecast={
             "size": StageForecast(
-                seconds=round(perf_counter() - started, 1),
+                seconds=round(preprocessing.seconds + perf_counter() - started, 1),
                 **{"memory_gb" if on_cpu else "device_memory_gb": round(sizer.peak_gb, 3)},
             ),
             "preprocess": forecast_preprocessing(preprocessing, fingerprint, specs),
