@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 SELECT_SECONDS, SELECT_CASE_SECONDS = 0.1, 0.016  # scoring and post-processing, and each small case of it
-REPORT_SECONDS = 1.1
+REPORT_SECONDS = 1.0
 REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # three cases are read again for their pictures
 CASE_SECONDS = 0.003  # beside the networks: export and scores of small cases are made while the next is predicted
 CASE_SECONDS_PER_MEGAVOXEL = 0.25
