@@ -224,7 +224,7 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
     if not case.resample_label:
         return [replace(item, action=f"{item.action}; or give --resample-labels") for item in problems]
     try:
-        on_image_grid(case, label)
+        on_image_grid(case, label, expected)
     except InputError as error:
         return [problem_of(case.id, error, f"correct {path.name}")]
     problem = f"{path.name} does not fit {first.name}: {difference}; its labels are resampled onto that image"
