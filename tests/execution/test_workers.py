@@ -240,4 +240,5 @@ def test_two_hundred_pools_start_and_stop() -> None:
             assert pool.submit(pool_tasks.double, cycle).result(_PATIENCE_S) == 2 * cycle
     assert len(set(pids)) == 200
     _wait_until_gone(pids)
-    assert _held() == before
+    for now, earlier in zip(_held(), before, strict=True):
+        assert now <= earlier  # fewer when a thread of an earlier test ended meanwhile
