@@ -96,10 +96,15 @@ def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, i
         return _Done(key, hashes)
     if was_there:
         store.discard(key)
-    image = read_case(case.images)
-    label = read_labels(case, scheme, image.grid) if case.label_files else None
-    sources = (*case.images, *case.label_files)
-    done = preprocess(image, label, spec, scheme, case.id, source_files=sources, overwrite=True)
+    done = preprocess(  # which owns image and label, and lets go of them as soon as it can
+        read_case(case.images),
+        read_labels(case, scheme) if case.label_files else None,
+        spec,
+        scheme,
+        case.id,
+        source_files=(*case.images, *case.label_files),
+        overwrite=True,
+    )
     store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
     return _Done(key, hashes, was_there)
 

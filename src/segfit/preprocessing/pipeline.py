@@ -83,18 +83,19 @@ def preprocess(
     finite.
     """
     _check(image, label, spec, case)
-    orientation = canonical_map(image.grid) if spec.orientation == "canonical" else AxisMap.identity(image.grid.ndim)
+    grid = image.grid
+    orientation = canonical_map(grid) if spec.orientation == "canonical" else AxisMap.identity(grid.ndim)
     transposition = AxisMap(spec.transpose, (False,) * spec.image_ndim)
 
     def to_network(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
         return np.ascontiguousarray(transposition.apply(orientation.apply(array)))
 
     voxels = to_network(image.array.astype(np.float32, copy=False))
-    spacing = transposition.permute(orientation.permute(image.grid.spacing_mm))
+    spacing = transposition.permute(orientation.permute(grid.spacing_mm))
     given = None if label is None else to_network(label.array[0])
     box, cropped, marked = _crop(voxels, given, overwrite=overwrite)
-    shape_before_crop = voxels.shape[1:]
-    del voxels, given
+    shape_before_crop, labelled = voxels.shape[1:], label is not None
+    del image, label, voxels, given
 
     shape_after_crop = cropped.shape[1:]
     shape = new_shape(shape_after_crop, spacing, spec.spacing_mm)
@@ -105,14 +106,16 @@ def preprocess(
     except InputError as error:
         raise InputError(f"{case or 'the image'}: {error}") from None
     final = resample_image(cropped, shape, spacing, target, **spec.resample_image.model_dump())
+    del cropped
     resampled: NDArray[np.int16] | None = None
-    if label is not None:
+    if labelled:
         resampled = resample_labels(marked, shape, spacing, target, **spec.resample_label.model_dump())
+    del marked
     properties = CaseProperties(
         case=case,
-        stored_shape=image.grid.shape,
-        stored_spacing_mm=image.grid.spacing_mm,
-        affine=None if image.grid.affine is None else tuple(map(tuple, image.grid.affine.tolist())),
+        stored_shape=grid.shape,
+        stored_spacing_mm=grid.spacing_mm,
+        affine=None if grid.affine is None else tuple(map(tuple, grid.affine.tolist())),
         axis_order=orientation.order,
         axis_flip=orientation.flip,
         transpose=spec.transpose,
