@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, distinct_values, merged_masks
+from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values, merged_masks
 from segfit.dataset.layouts import inspect_dataset
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.placement import on_image_grid
@@ -150,7 +150,8 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
             problems.append(problem_of(case.id, error, f"correct {path.name}"))
             continue
         channels += image.array.shape[0]
-        digest.update(repr(image.array.shape).encode() + np.ascontiguousarray(image.array).tobytes())
+        digest.update(repr(image.array.shape).encode())
+        digest.update(np.ascontiguousarray(image.array).data)
         problems += _check_voxels(case, path, image.array)
         if grid is None:
             grid = image.grid
@@ -170,7 +171,7 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         except InputError as error:
             problems.append(problem_of(case.id, error, f"correct {last.name}"))
         else:
-            values = distinct_values(label.array)
+            values = frozenset(count_values(label.array))
             if case.masks:
                 values = frozenset(labels.stored_values[value] for value in values)
             problems += _check_values(case, last, values, labels)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segfit.cropping import bounding_box, slices
-from segfit.dataset.annotation import read_labels
+from segfit.dataset.annotation import count_values, read_labels
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import free_memory_gb
 from segfit.errors import InputError
@@ -185,9 +185,7 @@ def _moments(channel: ChannelDistribution) -> dict[str, float]:
 
 
 def _count(labels: NDArray[np.integer[Any]], declared: Sequence[int]) -> dict[int, int]:
-    values, counts = np.unique(labels, return_counts=True)
-    found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
-    return dict(sorted((dict.fromkeys(declared, 0) | found).items()))
+    return dict(sorted((dict.fromkeys(declared, 0) | count_values(labels)).items()))
 
 
 def _centroids(labels: NDArray[np.integer[Any]], values: Sequence[int]) -> dict[int, tuple[float, ...]]:
@@ -197,12 +195,14 @@ def _centroids(labels: NDArray[np.integer[Any]], values: Sequence[int]) -> dict[
     depth = max(1, _SLAB // max(1, labels[0].size))
     for start in range(0, len(labels), depth):
         slab = labels[start : start + depth]
-        index = np.nonzero((slab > 0) & (slab <= highest))
-        present = slab[index]
+        wanted = (slab > 0) & (slab <= highest)
+        box = bounding_box(wanted)
+        index = np.nonzero(wanted[slices(box)])
+        present = slab[slices(box)][index]
         found = np.bincount(present, minlength=highest + 1)
         counts += found
-        for axis, positions in enumerate(index):
-            sums[axis] += np.bincount(present, positions, highest + 1) + (start * found if axis == 0 else 0)
+        for axis, (positions, (low, _)) in enumerate(zip(index, box, strict=True)):
+            sums[axis] += np.bincount(present, positions, highest + 1) + found * (low + (start if axis == 0 else 0))
     extent = np.array(labels.shape)
     return {
         value: tuple(((sums[:, value] / counts[value] + 0.5) / extent).tolist()) for value in values if counts[value]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, distinct_values
+from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem
@@ -230,7 +230,7 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
 
 def _values_of(path: Path) -> frozenset[int]:
     try:
-        return distinct_values(read_label(path).array)
+        return frozenset(count_values(read_label(path).array))
     except InputError:
         return frozenset()
 
