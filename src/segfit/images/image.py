@@ -61,6 +61,7 @@ def reading(path: Path) -> Iterator[None]:
         raise FileError(path, "is missing", "add the file or correct its name") from None
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        reason = " ".join(reason.split())  # in one line
         raise FileError(path, f"cannot be read ({reason})", "copy or export it again, or remove the case") from error
 
 
