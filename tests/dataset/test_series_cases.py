@@ -134,16 +134,17 @@ def test_faulty_series_are_named_with_their_case(tmp_path: Path, write: Callable
     difference = "its shape is (3, 4, 5), expected (2, 4, 5) (array order)"
     assert found[0][1] == f"{label} does not fit {a.name}: {difference}"
     assert found[1][1:] == (
-        f"{b.name} has uneven distances between slices: 4.5 mm behind slice 2 of 5, usually 2.25 mm (1 such place)",
+        f"{b.name} has uneven distances between slices: 4.5 mm behind slice 2 of 5 (slice998), "
+        "usually 2.25 mm (1 such place)",
         "add the missing slices or convert the series to evenly spaced NIfTI",
     )
     assert found[2][1] in [
         f"{c.name} holds 2 series: CT ({x}), CT ({y})" for x, y in permutations(("1 image", "3 images"))
     ]
-    assert found[2][2] == "give each series a folder of its own"
+    assert found[2][2] == "keep the one that is meant, or give each series a folder of its own"
     assert found[3][1:] == (
         f"{e.name} holds no DICOM images",
-        "give the folder that has the slices directly inside, or take this one away from the images",
+        "give the folder of one series, unpacked and with all its slices, or take this one away from the images",
     )
 
 

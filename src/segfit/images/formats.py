@@ -81,14 +81,14 @@ _NIFTI = Format(
     name="NIfTI", read=nifti.read, read_grid=nifti.read_grid, num_voxels=nifti.num_voxels, write=nifti.write
 )
 _NRRD = Format(
-    name="NRRD",
+    name="NRRD or MetaImage",
     read=nrrd.read,
     read_grid=nrrd.read_grid,
     write=nrrd.write,
     files=lambda path: (path, *nrrd.companions(path)),
 )
 _METAIMAGE = Format(
-    name="MetaImage",
+    name="NRRD or MetaImage",
     read=metaimage.read,
     read_grid=metaimage.read_grid,
     write=metaimage.write,

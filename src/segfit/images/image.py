@@ -42,10 +42,17 @@ class FileError(InputError):
         return FileError, (self.path, self.problem, self.action)  # so that it crosses processes
 
 
-def problem_of(case: str, error: InputError, action: str = "mend the case or leave it out") -> Problem:
-    """Return an error as a problem of a case; `action` is for errors that do not say what to do."""
+def problem_of(
+    case: str, error: InputError, action: str = "mend the case or leave it out", image: Path | None = None
+) -> Problem:
+    """Return an error as a problem of a case; `action` is for errors that do not say what to do.
+
+    `image` is what was read: of a folder, files inside are named together with it.
+    """
     if isinstance(error, FileError):
-        return Problem(case, f"{error.path.name} {error.problem}", error.action)
+        inside = image is not None and image in error.path.parents
+        name = error.path.relative_to(image.parent).as_posix() if inside and image else error.path.name
+        return Problem(case, f"{name} {error.problem}", error.action)
     problem, _, told = str(error).removeprefix(f"case {case}: ").partition("; ")
     return Problem(case, problem, told or action)
 

@@ -232,14 +232,15 @@ class _Header:
             raise FileError(self.path, problem, "export it with another type")
         big = self.is_true("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
         binary = "binarydata" not in self.fields or self.is_true("BinaryData")
+        # Bytes of the file before its voxels, whatever comes first; -1: all that the voxels leave.
         (skipped,) = whole_numbers(self.path, "HeaderSize", self.fields.get("headersize", "0"), 1, -1)
         sizes, channels = tuple(self.sizes()[::-1]), self.channels()
         return Payload(
             path=self.path,
             file=detached or self.path,
-            start=0 if detached else self.length,
+            start=skipped if skipped > 0 else 0 if detached else self.length,
             encoding="text" if not binary else "zlib" if self.is_true("CompressedData") else "raw",
             dtype=np.dtype(_TYPES[kind]).newbyteorder(">" if big else "<"),
             shape=(*sizes, channels) if channels > 1 else sizes,
-            skip_bytes=skipped,
+            skip_bytes=min(0, skipped),
         )
