@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -283,9 +282,7 @@ def one_spacing(slices: list[FileDataset]) -> None:
 
 
 def not_finite(slices: list[FileDataset]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pydicom, about the value
-        slices[2].ImagePositionPatient = [0, 0, "nan"]
+    slices[2].ImagePositionPatient = [0, 0, "nan"]
 
 
 def without_rows(slices: list[FileDataset]) -> None:
@@ -298,6 +295,7 @@ def depths(slices: list[FileDataset]) -> None:
     slices[0].PixelRepresentation = 0
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
 @pytest.mark.parametrize(
     ("change", "problem", "action"),
     [
@@ -418,6 +416,7 @@ def test_no_volume_is_made_without_a_damaged_slice(tmp_path: Path, how: str, pro
         assert caught.value.action == "copy or export the series again; remove the file if it is no slice"
 
 
+@pytest.mark.filterwarnings("ignore:End of file reached")
 def test_a_compressed_slice_that_is_cut_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "compressed"
     folder.mkdir(parents=True)
@@ -437,6 +436,14 @@ def test_bits_that_are_not_used_do_not_count(tmp_path: Path) -> None:
             dataset.PixelData = (values & 0xFFF | 0x5000).astype("<u2").tobytes()  # signed, with rubbish above
 
     assert np.array_equal(dicom.read(make(tmp_path / "s", twelve)).array[0], VOXELS.astype(np.int32) - 2000)
+
+
+def test_what_fills_up_behind_pixels_does_not_count(tmp_path: Path) -> None:
+    def padded(slices: list[FileDataset]) -> None:
+        for dataset in slices:
+            dataset.PixelData += bytes(10)
+
+    assert np.array_equal(dicom.read(make(tmp_path / "s", padded)).array[0], VOXELS - 1024.0)
 
 
 def test_values_of_a_table_are_looked_up(tmp_path: Path) -> None:

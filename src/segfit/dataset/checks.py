@@ -147,7 +147,7 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         try:
             image = read_image(path)
         except InputError as error:
-            problems.append(problem_of(case.id, error, f"correct {path.name}", path))
+            problems.append(problem_of(case.id, error, f"correct {path.name}", (path,)))
             continue
         channels += image.array.shape[0]
         digest.update(repr(image.array.shape).encode() + np.ascontiguousarray(image.array).tobytes())

@@ -1,6 +1,6 @@
 """DICOM series (extra ``dicom``): the folder of one series of slices is one volume.
 
-The slices lie directly in the folder, or in a folder anywhere below it, the only one with slices. They are known by
+The slices lie directly in the folder, or in a folder below it, the only one with slices. They are known by
 their content, not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside.
 Files that are named like slices and are none are damaged slices, and no volume is made without them.
 
@@ -11,10 +11,8 @@ stored and rescaled where low ones are shown bright (MONOCHROME1).
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
@@ -48,14 +46,16 @@ _SHARED = {
     "FrameOfReferenceUID": "frames of reference",
     "PhotometricInterpretation": "meanings of grey values",
 }
+_DEEPEST = 5  # folders that a series may lie below that of its case: patient, study and series make three (assumption)
 _SHOWN_FOLDERS = 5
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SLICE_NAME = re.compile(r".+\.(dcm|dicom|ima)", re.IGNORECASE)
 _NO_PICTURES = ("RTSTRUCT", "RTPLAN", "SR", "REG", "PR", "KO")  # modalities: PS3.3, C.7.3.1.1.1
 _EXPORT_AGAIN = "copy or export the series again; remove the file if it is no slice"
 
 
 def holds_slices(folder: Path, *, nested: bool = True) -> bool:
-    """Return whether a folder has DICOM files directly inside; `nested`: or in a folder anywhere below."""
+    """Return whether a folder has DICOM files directly inside; `nested`: or in a folder below."""
     try:
         return _has_slices(folder) or (nested and any(_has_slices(inside) for inside in _folders(folder)))
     except OSError:  # whoever reads the folder is told
@@ -76,13 +76,13 @@ def read(path: Path) -> Image:
     and where pydicom is not installed.
     """
     pydicom = _package(path)
-    with reading(path), _quiet():
+    with reading(path):
         slices, grid = _series(path, _datasets(pydicom, path, headers_only=False))
     array: NDArray[Any] | None = None
     scaled = any(_rescale(dataset) != (1.0, 0.0) for dataset in slices)
     for number, dataset in enumerate(slices):
         file = Path(dataset.filename)
-        with reading(file), _quiet():
+        with reading(file):
             pixels = _pixels(file, dataset)
             if scaled:
                 slope, intercept = _rescale(dataset)
@@ -99,7 +99,7 @@ def read(path: Path) -> Image:
 def read_grid(path: Path) -> Grid:
     """Read the headers alone; raises `FileError` as `read` does."""
     pydicom = _package(path)
-    with reading(path), _quiet():
+    with reading(path):
         return _series(path, _datasets(pydicom, path, headers_only=True))[1]
 
 
@@ -132,12 +132,12 @@ def _has_slices(folder: Path) -> bool:
     return next(_dicom_files(folder), None) is not None
 
 
-def _folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders below a folder at any depth, in order; links and hidden ones are not followed."""
-    for path in sorted(folder.iterdir()):
-        if path.name[0] != "." and path.suffix.lower() != ".zarr" and path.is_dir() and not path.is_symlink():
+def _folders(folder: Path, depth: int = _DEEPEST) -> Iterator[Path]:
+    """Yield the folders below a folder in order, except hidden ones and chunks of arrays."""
+    for path in sorted(folder.iterdir()) if depth else ():
+        if path.name[0] != "." and path.suffix.lower() != ".zarr" and path.is_dir():
             yield path
-            yield from _folders(path)
+            yield from _folders(path, depth - 1)
 
 
 def _slices_folder(path: Path) -> Path:
@@ -165,16 +165,7 @@ def _no_images(path: Path) -> FileError:
 
 
 def _header(pydicom: Any, file: Path) -> Any:
-    with _quiet():
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_PLACING))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep pydicom from warning of what is checked here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_PLACING))
 
 
 def _is_picture(dataset: Any) -> bool:
@@ -393,16 +384,19 @@ def _pixels(file: Path, dataset: Any) -> NDArray[Any]:
             f"is compressed in a way that no installed decoder knows ({syntax.name}, transfer syntax {syntax})",
             'pip install "segfit[dicom]" if that is not done yet, or decompress the series with a DICOM converter',
         )
-    _require_pixel_data(file, dataset, compressed=syntax.is_compressed)
+    _cut_to_size(file, dataset, compressed=syntax.is_compressed)
     pixels: NDArray[Any] = dataset.pixel_array
     return apply_modality_lut(pixels, dataset) if dataset.get("ModalityLUTSequence") else pixels
 
 
-def _require_pixel_data(file: Path, dataset: Any, *, compressed: bool) -> None:
-    """Raise `FileError` unless a slice holds as many bytes as its rows and columns need, where that can be told."""
-    names = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-    stored = next((dataset[name].value for name in names if name in dataset), None)
-    if not stored:
+def _cut_to_size(file: Path, dataset: Any, *, compressed: bool) -> None:
+    """Raise `FileError` unless a slice holds as many bytes as its rows and columns need, where that can be told.
+
+    Up to a row more is what some devices fill up with, and is taken away.
+    """
+    name = next((name for name in _PIXELS if name in dataset), None)
+    stored = None if name is None else dataset[name].value
+    if name is None or not stored:
         raise FileError(file, "holds no pixels", _EXPORT_AGAIN)
     bits = int(dataset.get("BitsAllocated", 0))
     if compressed or bits < 8:
@@ -412,6 +406,8 @@ def _require_pixel_data(file: Path, dataset: Any, *, compressed: bool) -> None:
     sizes = f"{dataset.Rows} rows of {dataset.Columns} pixels of {bits} bits"
     if len(stored) < expected:
         raise FileError(file, f"is truncated ({len(stored)} of {expected} bytes of pixels: {sizes})", _EXPORT_AGAIN)
-    if len(stored) >= expected + row:  # less is what some devices fill up with
+    if len(stored) >= expected + row:
         problem = f"holds {len(stored)} bytes of pixels, its header asks for {expected} ({sizes})"
         raise FileError(file, problem, "export the series again")
+    if len(stored) > expected + 1:  # one byte makes the length even: PS3.5, 8.1.1
+        dataset[name].value = stored[:expected]

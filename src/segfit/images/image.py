@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -43,15 +43,15 @@ class FileError(InputError):
 
 
 def problem_of(
-    case: str, error: InputError, action: str = "mend the case or leave it out", image: Path | None = None
+    case: str, error: InputError, action: str = "mend the case or leave it out", images: Sequence[Path] = ()
 ) -> Problem:
     """Return an error as a problem of a case; `action` is for errors that do not say what to do.
 
-    `image` is what was read: of a folder, files inside are named together with it.
+    `images` are those of the case: a file inside one that is a folder is named together with it.
     """
     if isinstance(error, FileError):
-        inside = image is not None and image in error.path.parents
-        name = error.path.relative_to(image.parent).as_posix() if inside and image else error.path.name
+        folder = next((image for image in images if image in error.path.parents), error.path)
+        name = error.path.relative_to(folder.parent).as_posix()
         return Problem(case, f"{name} {error.problem}", error.action)
     problem, _, told = str(error).removeprefix(f"case {case}: ").partition("; ")
     return Problem(case, problem, told or action)
