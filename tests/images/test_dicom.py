@@ -398,8 +398,8 @@ def damage(path: Path, how: str) -> None:
     ("how", "problem"),
     [
         ("empty", "is empty"),
-        ("zeros", "is no DICOM file, although it is named like a slice"),
-        ("no preamble", "is no DICOM file, although it is named like a slice"),
+        ("zeros", "does not begin as a DICOM file, although it is named like a slice"),
+        ("no preamble", "does not begin as a DICOM file, although it is named like a slice"),
         ("cut in the group of the file", "is truncated or damaged (an image without rows and columns)"),
         ("cut in the header", "is truncated or damaged (an image without rows and columns)"),
     ],
@@ -491,8 +491,24 @@ def test_two_series_one_folder_deeper_are_named(tmp_path: Path) -> None:
         with pytest.raises(FileError) as caught:
             use(tmp_path / "case")
         assert caught.value.problem == "has slices in 2 folders: arterial, venous"
-        assert caught.value.action == "keep the one that is meant; further ones are cases or channels of their own"
+        assert caught.value.action == "keep the one series that is meant, all its slices in one folder"
         assert caught.value.path == tmp_path / "case"
+
+
+def test_slices_of_one_series_in_a_folder_inside_are_missed(tmp_path: Path) -> None:
+    folder = make(tmp_path / "case")
+    make(folder / "scout", mixed_all)
+    assert dicom.read(folder).array.shape == (1, 5, 4, 6)
+    (folder / "more").mkdir()
+    (folder / "IM95").rename(folder / "more" / "IM95")
+    for read in (dicom.read, dicom.read_grid):
+        with pytest.raises(FileError, match="case has slices of its series also in the folder more; put all slices"):
+            read(folder)
+
+
+def mixed_all(slices: list[FileDataset]) -> None:
+    for dataset in slices:
+        dataset.SeriesInstanceUID = OTHER_SERIES
 
 
 def test_folders_without_images_are_named(tmp_path: Path) -> None:

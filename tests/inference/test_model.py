@@ -321,7 +321,7 @@ def test_predict_folder_names_series_that_are_none(model: Model, tmp_path: Path)
         (
             "both",
             "both has slices in 2 folders: one, two",
-            "keep the one that is meant; further ones are cases or channels of their own",
+            "keep the one series that is meant, all its slices in one folder",
         ),
         (
             "cut",

@@ -235,8 +235,8 @@ def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
     if grid.spacing_mm != (1.0, 1.0, 1.0) or grid.affine is not None:
         return []
     if split_ending(path)[1].lower() in (".nrrd", ".nhdr", ".mha", ".mhd"):
-        problem = f"{path.name} says neither how large its voxels are nor where they lie, they are taken as 1 mm cubes"
-        return [Problem(case.id, problem, "write their true size and place into its header", fatal=False)]
+        problem = f"{path.name} does not place its voxels in space, they are taken as 1 mm cubes"
+        return [Problem(case.id, problem, "write their true size and directions into its header", fatal=False)]
     unknown = not spacing_file(path).exists()
     if not unknown or split_ending(path)[1].lower() not in (".tif", ".tiff"):
         return []

@@ -1,8 +1,8 @@
 """DICOM series (extra ``dicom``): the folder of one series of slices is one volume.
 
-The slices lie directly in the folder, or in a folder below it, the only one with slices. They are known by
-their content, not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside.
-Files that are named like slices and are none are damaged slices, and no volume is made without them.
+The slices lie directly in the folder, or in a folder below it, the only one with slices. They are known by their content,
+not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside. Files that are named
+like slices and are none are damaged slices, and no volume is made without them.
 
 Attributes and formulas: DICOM PS3.3, C.7.6.2 (image plane) and C.11.1 (modality: rescaling). Values stay as they are
 stored and rescaled where low ones are shown bright (MONOCHROME1).
@@ -151,7 +151,7 @@ def _slices_folder(path: Path) -> Path:
     if len(inside) > 1:
         names = ", ".join(folder.relative_to(path).as_posix() for folder in inside[:_SHOWN_FOLDERS])
         more = ", ..." if len(inside) > _SHOWN_FOLDERS else ""
-        action = "keep the one that is meant; further ones are cases or channels of their own"
+        action = "keep the one series that is meant, all its slices in one folder"
         raise FileError(path, f"has slices in {len(inside)} folders: {names}{more}", action)
     if not inside:
         _require_no_damaged_slice(path)
@@ -186,6 +186,12 @@ def _datasets(pydicom: Any, path: Path, *, headers_only: bool) -> list[Any]:
     _require_no_damaged_slice(folder)
     if not datasets:
         raise _no_images(path)
+    series = datasets[0].get("SeriesInstanceUID")
+    for inside in _folders(folder):
+        other = next(_dicom_files(inside), None)
+        if other is not None and series is not None and _header(pydicom, other).get("SeriesInstanceUID") == series:
+            problem = f"has slices of its series also in the folder {inside.relative_to(folder).as_posix()}"
+            raise FileError(folder, problem, "put all slices of the series into one folder, each once")
     return datasets
 
 
@@ -203,7 +209,7 @@ def _require_no_damaged_slice(folder: Path) -> None:
     for file in sorted(set(folder.iterdir()) - slices):
         named = _SLICE_NAME.fullmatch(file.name) or _without_digits(file) in names
         if named and file.name[0] != "." and file.is_file():
-            problem = "is no DICOM file, although it is named like a slice"
+            problem = "does not begin as a DICOM file, although it is named like a slice"
             raise FileError(file, "is empty" if file.stat().st_size == 0 else problem, _EXPORT_AGAIN)
 
 
