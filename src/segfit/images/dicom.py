@@ -1,8 +1,8 @@
 """DICOM series (extra ``dicom``): the folder of one series of slices is one volume.
 
 The slices lie directly in the folder, or in a folder below it, the only one with slices. They are known by their
-content, not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside. Files that
-are named like slices and are none are damaged slices, and no volume is made without them.
+content, not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside. Files
+that are named like slices and are none are damaged slices, and no volume is made without them.
 
 Attributes and formulas: DICOM PS3.3, C.7.6.2 (image plane) and C.11.1 (modality: rescaling). Values stay as they are
 stored and rescaled where low ones are shown bright (MONOCHROME1).
