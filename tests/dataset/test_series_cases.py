@@ -134,17 +134,59 @@ def test_faulty_series_are_named_with_their_case(tmp_path: Path, write: Callable
     difference = "its shape is (3, 4, 5), expected (2, 4, 5) (array order)"
     assert found[0][1] == f"{label} does not fit {a.name}: {difference}"
     assert found[1][1:] == (
-        f"{b.name} has uneven distances between slices: 4.5 mm behind slice 2 of 5, usually 2.25 mm (1 such place)",
+        f"{b.name} has uneven distances between slices: 4.5 mm behind slice 2 of 5 (slice998), "
+        "usually 2.25 mm (1 such place)",
         "add the missing slices or convert the series to evenly spaced NIfTI",
     )
     assert found[2][1] in [
         f"{c.name} holds 2 series: CT ({x}), CT ({y})" for x, y in permutations(("1 image", "3 images"))
     ]
-    assert found[2][2] == "give each series a folder of its own"
+    assert found[2][2] == "keep the one that is meant, or give each series a folder of its own"
     assert found[3][1:] == (
         f"{e.name} holds no DICOM images",
-        "give the folder that has the slices directly inside, or take this one away from the images",
+        "give the folder of one series, unpacked and with all its slices, or take this one away from the images",
     )
+
+
+def test_a_damaged_slice_is_named_with_its_channel(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "data", channels=2)
+    damaged = root / "imagesTr" / "d_0001" / "1.2.840" / "slice997"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    (root / "imagesTr" / "a_0000" / "slice997").write_bytes(b"")  # the last one: the rest is even
+    again = "copy or export the series again; remove the file if it is no slice"
+    assert told(root) == [
+        ("a", "a_0000/slice997 is empty", again),
+        ("d", "d_0001/1.2.840/slice997 is truncated or damaged (an image without rows and columns)", again),
+    ]
+
+
+@pytest.mark.parametrize(("ending", "wrong"), [(".nrrd", "sizes: 5 4 2"), (".mha", "DimSize = 5 4 2")])
+def test_faulty_headers_are_named_with_their_case(tmp_path: Path, ending: str, wrong: str) -> None:
+    images, labels = tmp_path / "imagesTr", tmp_path / "labelsTr"
+    grid = read_image(write_series(tmp_path / "series", voxels(0))).grid
+    images.mkdir()
+    for number, case in enumerate("abcdef"):
+        write_labels(images / f"{case}_0000{ending}", voxels(number), grid)
+        write_labels(labels / f"{case}{ending}", LABELS, grid)
+    (tmp_path / "dataset.json").write_text(json.dumps(NAMES | {"file_ending": ending, "numTraining": 6}))
+    files = {case: images / f"{case}_0000{ending}" for case in "abcdef"}
+    content = files["a"].read_bytes()
+    files["b"].write_bytes(content[:-8])
+    files["c"].write_bytes(content.replace(wrong[:-1].encode() + b"3", wrong.encode()))
+    files["d"].write_bytes(b"<html>404</html>")
+    unplaced = [b"space directions", b"space origin", b"space:", b"ElementSpacing", b"TransformMatrix", b"Offset"]
+    for path in (files["e"], labels / f"e{ending}"):
+        lines = path.read_bytes().split(b"\n")
+        path.write_bytes(b"\n".join(line for line in lines if not line.startswith(tuple(unplaced))))
+    found = [(item.case, item.problem, item.fatal) for item in check_dataset(tmp_path, workers=1)]
+    name = {".nrrd": "an NRRD", ".mha": "a MetaImage"}[ending]
+    assert found == [
+        ("b", f"b_0000{ending} is truncated (the end of its compressed voxels is missing)", True),
+        ("c", f"c_0000{ending} holds more bytes of voxels than the 40 that its header asks for "
+         "(5 x 4 x 2 of type uint8)", True),
+        ("d", f"d_0000{ending} is not {name} file", True),
+        ("e", f"e_0000{ending} does not place its voxels in space, they are taken as 1 mm cubes", False),
+    ]  # fmt: skip
 
 
 def test_labels_of_a_converter_are_turned(tmp_path: Path) -> None:

@@ -13,8 +13,16 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import MPEG2MPML, UID, CTImageStorage, ExplicitVRLittleEndian, HTJ2KLossless, generate_uid
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import (
+    MPEG2MPML,
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    RTStructureSetStorage,
+    generate_uid,
+)
 
 from segfit.dataset.checks import check_dataset
 from segfit.dataset.layouts import open_dataset
@@ -247,28 +255,73 @@ def cut(slices: list[FileDataset]) -> None:
     slices[3].PixelData = slices[3].PixelData[:20]
 
 
+def of_two_patients(slices: list[FileDataset]) -> None:
+    for number, dataset in enumerate(slices):
+        dataset.PatientID = "A" if number < 3 else "B"
+
+
+def of_two_frames(slices: list[FileDataset]) -> None:
+    for number, dataset in enumerate(slices):
+        dataset.FrameOfReferenceUID = f"1.2.{number // 3 + 1}"
+
+
+def inverted(slices: list[FileDataset]) -> None:
+    slices[4].PhotometricInterpretation = "MONOCHROME1"
+
+
+def unscaled(slices: list[FileDataset]) -> None:
+    del slices[2].RescaleSlope
+
+
+def flat_scale(slices: list[FileDataset]) -> None:
+    slices[2].RescaleSlope = 0
+
+
+def one_spacing(slices: list[FileDataset]) -> None:
+    slices[2].PixelSpacing = [0.5]
+
+
+def not_finite(slices: list[FileDataset]) -> None:
+    slices[2].ImagePositionPatient = [0, 0, "nan"]
+
+
+def without_rows(slices: list[FileDataset]) -> None:
+    slices[2].Rows = 0
+
+
 def depths(slices: list[FileDataset]) -> None:
     for dataset in slices:
         del dataset.RescaleSlope, dataset.RescaleIntercept
     slices[0].PixelRepresentation = 0
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
 @pytest.mark.parametrize(
     ("change", "problem", "action"),
     [
-        (missing, "has uneven distances between slices: 5 mm behind slice 2 of 4, usually 2.5 mm (1 such place)",
+        (missing, "has uneven distances between slices: 5 mm behind slice 2 of 4 (IM98), usually 2.5 mm (1 such place)",
          "add the missing slices"),
         (tilted, "has slices that are shifted against each other by up to 1.2 mm (gantry tilt)", "straighten"),
-        (mixed, "holds 2 series: ", "give each series a folder"),
-        (twice, "has 1 slice at the place of another (copies, time points or echoes)", "keep one slice per place"),
+        (mixed, "holds 2 series: ", "keep the one that is meant, or give each series a folder"),
+        (twice, "has 1 slice at the place of another (copies, time points or echoes), IM99 at that of IM98",
+         "keep one slice per place"),
         (resized, "mixes sizes: ", "keep the slices of one volume"),
         (scout, "mixes orientations: ", "keep the slices of one volume"),
         (zoomed, "mixes pixel spacings: ", "keep the slices of one volume"),
-        (nowhere, "has no ImagePositionPatient, which says where the slice lies", "export the series again"),
+        (nowhere, "has no ImagePositionPatient, which says where its pixels lie", "export the series again"),
         (frames, "holds 40 frames in one file", "convert it to NIfTI"),
         (colour, "holds a colour picture", "export it as .png or .tif"),
-        (skew, "has an ImageOrientationPatient whose axes are not perpendicular", "export it again"),
-        (list.clear, "holds no DICOM images", "give the folder that has the slices directly inside"),
+        (skew, "has the ImageOrientationPatient (1.0, 0.0, 0.0, 0.2, 0.98, 0.0), which is not two perpendicular",
+         "export the series again"),
+        (of_two_patients, "mixes patients: PatientID is not the same in ", "keep the slices of one volume"),
+        (of_two_frames, "mixes frames of reference: FrameOfReferenceUID", "keep the slices of one volume"),
+        (inverted, "mixes meanings of grey values: PhotometricInterpretation", "keep the slices of one volume"),
+        (unscaled, "has no RescaleSlope, which other slices of its series have", "export the series again"),
+        (flat_scale, "has the RescaleSlope 0 and RescaleIntercept -1024, which give no values", "export the series"),
+        (one_spacing, "has the PixelSpacing (0.5), expected 2 finite numbers", "export the series again"),
+        (not_finite, "has the ImagePositionPatient (0, 0, nan), expected 3 finite numbers", "export the series again"),
+        (without_rows, "has no pixels (0 rows, 6 columns)", "export the series again"),
+        (list.clear, "holds no DICOM images", "give the folder of one series"),
     ],
 )  # fmt: skip
 def test_series_that_are_no_volume_are_explained(tmp_path: Path, change: Any, problem: str, action: str) -> None:
@@ -288,11 +341,22 @@ def test_mixed_series_are_listed(tmp_path: Path) -> None:
     assert "CT 4 'Abdomen  2.0' (2 images)" in caught.value.problem
 
 
+def no_pixels(slices: list[FileDataset]) -> None:
+    slices[1].PixelData = b""
+
+
+def other_rows(slices: list[FileDataset]) -> None:
+    for dataset in slices:
+        dataset.Rows = 3
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (cut, "cannot be read ("),
+        (cut, "is truncated (20 of 48 bytes of pixels: 4 rows of 6 pixels of 16 bits)"),
         (depths, "holds int16, the slices before it uint16"),
+        (no_pixels, "holds no pixels"),
+        (other_rows, "holds 48 bytes of pixels, its header asks for 36 (3 rows of 6 pixels of 16 bits)"),
     ],
 )
 def test_voxels_that_cannot_be_read_are_explained(tmp_path: Path, change: Any, problem: str) -> None:
@@ -321,18 +385,93 @@ def test_unknown_compressions_are_named(tmp_path: Path, syntax: UID, shown: str)
     )
 
 
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    kept = {"empty": 0, "zeros": 0, "no preamble": 0, "cut in the group of the file": 150, "cut in the header": 500}[
+        how
+    ]
+    added = {"zeros": bytes(len(content)), "no preamble": content[132:]}.get(how, b"")
+    path.write_bytes(content[:kept] + added)
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [
+        ("empty", "is empty"),
+        ("zeros", "does not begin as a DICOM file, although it is named like a slice"),
+        ("no preamble", "does not begin as a DICOM file, although it is named like a slice"),
+        ("cut in the group of the file", "is truncated or damaged (an image without rows and columns)"),
+        ("cut in the header", "is truncated or damaged (an image without rows and columns)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["IM95", "last.dcm"])
+def test_no_volume_is_made_without_a_damaged_slice(tmp_path: Path, how: str, problem: str, name: str) -> None:
+    folder = make(tmp_path / "s")
+    path = (folder / "IM95").rename(folder / name)  # the last one: nothing else tells that it is missing
+    damage(path, how)
+    for read in (dicom.read, dicom.read_grid):
+        with pytest.raises(FileError) as caught:
+            read(folder)
+        assert (caught.value.path, caught.value.problem) == (path, problem)
+        assert caught.value.action == "copy or export the series again; remove the file if it is no slice"
+
+
+@pytest.mark.filterwarnings("ignore:End of file reached")
+def test_a_compressed_slice_that_is_cut_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "compressed"
+    folder.mkdir(parents=True)
+    for path in make(tmp_path / "plain").iterdir():
+        compress(path, folder / path.name, gdcm.TransferSyntax.JPEGLSLossless)
+    content = (folder / "IM95").read_bytes()
+    (folder / "IM95").write_bytes(content[:-20])
+    with pytest.raises(FileError, match="IM95 is truncated or damaged"):
+        dicom.read(folder)
+
+
+def test_bits_that_are_not_used_do_not_count(tmp_path: Path) -> None:
+    def twelve(slices: list[FileDataset]) -> None:
+        for number, dataset in enumerate(slices):
+            values = VOXELS[number].astype(np.int32) - 2000
+            dataset.BitsStored, dataset.HighBit, dataset.RescaleIntercept = 12, 11, 0
+            dataset.PixelData = (values & 0xFFF | 0x5000).astype("<u2").tobytes()  # signed, with rubbish above
+
+    assert np.array_equal(dicom.read(make(tmp_path / "s", twelve)).array[0], VOXELS.astype(np.int32) - 2000)
+
+
+def test_what_fills_up_behind_pixels_does_not_count(tmp_path: Path) -> None:
+    def padded(slices: list[FileDataset]) -> None:
+        for dataset in slices:
+            dataset.PixelData += bytes(10)
+
+    assert np.array_equal(dicom.read(make(tmp_path / "s", padded)).array[0], VOXELS - 1024.0)
+
+
+def test_values_of_a_table_are_looked_up(tmp_path: Path) -> None:
+    def table(slices: list[FileDataset]) -> None:
+        for dataset in slices:
+            del dataset.RescaleSlope, dataset.RescaleIntercept
+            lookup = Dataset()
+            lookup.add_new("LUTDescriptor", "US", [4000, 0, 16])
+            lookup.add_new("LUTData", "US", (7 * np.arange(4000)).tolist())
+            dataset.ModalityLUTSequence = [lookup]
+
+    assert np.array_equal(dicom.read(make(tmp_path / "s", table)).array[0], 7 * VOXELS.astype(np.int32))
+
+
 def structure_set(folder: Path) -> None:
     """Write a DICOM file that is no image."""
     dataset = slice_of(0)
     del dataset.Rows, dataset.Columns, dataset.PixelData
     dataset.SeriesInstanceUID = OTHER_SERIES
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
     folder.mkdir(exist_ok=True)
     dataset.save_as(folder / "RTSTRUCT", enforce_file_format=True)
 
 
-def test_a_series_may_lie_one_folder_deeper(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["1.2.840", "PATIENT/STUDY/SERIES"])
+def test_a_series_may_lie_in_a_folder_below(tmp_path: Path, below: str) -> None:
     case = tmp_path / "case"
-    series = make(case / "1.2.840")
+    series = make(case / below)
     for folder in (case, series):
         clutter(folder)
     structure_set(case / "RS")
@@ -351,19 +490,34 @@ def test_two_series_one_folder_deeper_are_named(tmp_path: Path) -> None:
     for use in (dicom.read, dicom.read_grid, dicom.files):
         with pytest.raises(FileError) as caught:
             use(tmp_path / "case")
-        assert caught.value.problem == "holds 2 series, in the folders arterial, venous"
-        assert "channels are folders case_0000, case_0001, ..." in caught.value.action
+        assert caught.value.problem == "has slices in 2 folders: arterial, venous"
+        assert caught.value.action == "keep the one series that is meant, all its slices in one folder"
         assert caught.value.path == tmp_path / "case"
+
+
+def test_slices_of_one_series_in_a_folder_inside_are_missed(tmp_path: Path) -> None:
+    folder = make(tmp_path / "case")
+    make(folder / "scout", mixed_all)
+    assert dicom.read(folder).array.shape == (1, 5, 4, 6)
+    (folder / "more").mkdir()
+    (folder / "IM95").rename(folder / "more" / "IM95")
+    for read in (dicom.read, dicom.read_grid):
+        with pytest.raises(FileError, match="case has slices of its series also in the folder more; put all slices"):
+            read(folder)
+
+
+def mixed_all(slices: list[FileDataset]) -> None:
+    for dataset in slices:
+        dataset.SeriesInstanceUID = OTHER_SERIES
 
 
 def test_folders_without_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     clutter(tmp_path / "empty")
     structure_set(tmp_path / "structures")
-    make(tmp_path / "deep" / "study" / "series")
-    assert [is_image_folder(tmp_path / name) for name in ("empty", "structures", "deep")] == [False, True, False]
-    for name in ("empty", "structures", "deep"):
-        with pytest.raises(FileError, match=rf"{name} holds no DICOM images; give the folder that has the slices"):
+    assert [is_image_folder(tmp_path / name) for name in ("empty", "structures")] == [False, True]
+    for name in ("empty", "structures"):
+        with pytest.raises(FileError, match=rf"{name} holds no DICOM images; give the folder of one series, unpacked"):
             dicom.read(tmp_path / name)
 
 

@@ -210,9 +210,7 @@ def test_files_of_an_image(tmp_path: Path) -> None:
     assert files_of(tmp_path / "s.zarr") == tuple(tmp_path / "s.zarr" / name for name in ("1", "2", "t/3"))
 
 
-@pytest.mark.parametrize(
-    ("ending", "module", "extra"), [(".nrrd", "SimpleITK", "itk"), (".zarr", "zarr", "zarr"), ("", "pydicom", "dicom")]
-)
+@pytest.mark.parametrize(("ending", "module", "extra"), [(".zarr", "zarr", "zarr"), ("", "pydicom", "dicom")])
 def test_a_missing_package_names_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, module: str, extra: str
 ) -> None:

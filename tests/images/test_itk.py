@@ -1,4 +1,4 @@
-"""NRRD and MetaImage: the same space as NIfTI, channels, and the source's grid bit for bit on the way out."""
+"""NRRD and MetaImage beside ITK: the same space, channels, and the source's grid bit for bit on the way out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segfit.geometry import Grid
-from segfit.images import itk, nifti
+from segfit.images import nifti
+from segfit.images.formats import find_format, read_grid, read_image
 from segfit.images.image import FileError
 
 ENDINGS = [".nrrd", ".nhdr", ".mha", ".mhd"]
@@ -37,6 +38,12 @@ def save(path: Path, array: Any = ARRAY, seed: int = 0, *, components: bool = Fa
     return path
 
 
+def write(path: Path, array: Any, grid: Grid) -> None:
+    writer = find_format(path).write
+    assert writer is not None
+    writer(path, array, grid)
+
+
 def placement(path: Path) -> list[tuple[float, ...]]:
     image = sitk.ReadImage(str(path))
     return [image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()]
@@ -45,7 +52,7 @@ def placement(path: Path) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_same_volume_as_nifti_lies_at_the_same_place(tmp_path: Path, ending: str, seed: int) -> None:
-    image = itk.read(save(tmp_path / f"a{ending}", seed=seed))
+    image = read_image(save(tmp_path / f"a{ending}", seed=seed))
     twin = nifti.read(save(tmp_path / "a.nii.gz", seed=seed))
     assert image.array.dtype == np.int16
     assert np.array_equal(image.array, ARRAY[None])
@@ -55,7 +62,7 @@ def test_the_same_volume_as_nifti_lies_at_the_same_place(tmp_path: Path, ending:
     np.testing.assert_allclose(image.grid.affine, twin.grid.affine, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(image.grid.spacing_mm, SPACING[::-1], rtol=1e-12)
     assert image.grid.mismatch(twin.grid) == ""
-    assert itk.read_grid(tmp_path / f"a{ending}") == image.grid
+    assert read_grid(tmp_path / f"a{ending}") == image.grid
     # the definition: ITK's own place of a voxel, x and y turned round
     source = sitk.ReadImage(str(tmp_path / f"a{ending}"))
     for index in ((0, 0, 0), (4, 3, 2), (1, 2, 0)):
@@ -67,21 +74,23 @@ def test_the_same_volume_as_nifti_lies_at_the_same_place(tmp_path: Path, ending:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_written_labels_have_the_grid_of_the_source(tmp_path: Path, ending: str, seed: int) -> None:
     source = save(tmp_path / f"a{ending}", seed=seed)
-    grid = itk.read_grid(source)
+    grid = read_grid(source)
     labels = np.arange(60, dtype=np.uint16).reshape(3, 4, 5)
-    itk.write(tmp_path / f"b{ending}", labels, grid)
-    assert np.array_equal(itk.read(tmp_path / f"b{ending}").array, labels[None])
+    write(tmp_path / f"b{ending}", labels, grid)
+    assert np.array_equal(read_image(tmp_path / f"b{ending}").array, labels[None])
     before, after = placement(source), placement(tmp_path / f"b{ending}")
     if ending in (".mha", ".mhd"):
         assert after == before
-    else:  # NRRD stores spacing times direction
+    else:  # NRRD stores spacing times direction, which ITK divides again
         for one, other in zip(before, after, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-15)
+    assert read_grid(tmp_path / f"b{ending}") == grid
     names = {path.name for path in tmp_path.iterdir() if path.name.startswith("b")}
     assert len(names) == (2 if ending in (".nhdr", ".mhd") else 1)
     assert f"b{ending}" in names
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
 @given(
     spacing=st.tuples(*[st.floats(1e-3, 1e3)] * 3),
     origin=st.tuples(*[st.floats(-1e4, 1e4)] * 3),
@@ -89,6 +98,7 @@ def test_written_labels_have_the_grid_of_the_source(tmp_path: Path, ending: str,
 )
 def test_the_grid_survives_any_number_of_rounds(
     tmp_path_factory: pytest.TempPathFactory,
+    ending: str,
     spacing: tuple[float, float, float],
     origin: tuple[float, float, float],
     seed: int,
@@ -96,11 +106,11 @@ def test_the_grid_survives_any_number_of_rounds(
     folder = tmp_path_factory.mktemp("rounds")
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turned(seed) * spacing, origin
-    itk.write(folder / "a.mha", ARRAY, Grid(ARRAY.shape, spacing[::-1], affine))
-    first = itk.read_grid(folder / "a.mha")
+    write(folder / f"a{ending}", ARRAY, Grid(ARRAY.shape, spacing[::-1], affine))
+    first = read_grid(folder / f"a{ending}")
     np.testing.assert_allclose(first.affine, affine, rtol=1e-12, atol=1e-9)  # type: ignore[arg-type]
-    itk.write(folder / "b.mha", ARRAY, first)
-    assert itk.read_grid(folder / "b.mha") == first
+    write(folder / f"b{ending}", ARRAY, first)
+    assert read_grid(folder / f"b{ending}") == first
 
 
 def test_other_spaces_are_turned_into_ours(tmp_path: Path) -> None:
@@ -108,24 +118,24 @@ def test_other_spaces_are_turned_into_ours(tmp_path: Path) -> None:
     header += "space directions: (2,0,0) (0,3,0) (0,0,4)\nspace origin: (10,20,30)\n\n"
     for space, signs in (("right-anterior-superior", (1, 1, 1)), ("left-posterior-superior", (-1, -1, 1))):
         (tmp_path / "a.nrrd").write_bytes(header.format(space=space).encode() + b"\1\2")
-        affine = itk.read_grid(tmp_path / "a.nrrd").affine
+        affine = read_grid(tmp_path / "a.nrrd").affine
         expected = np.diag([2.0, 3, 4, 1])
         expected[:3, 3] = (10, 20, 30)
         np.testing.assert_allclose(affine, np.diag([*signs, 1]) @ expected)  # type: ignore[arg-type]
     plain = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 1 1\nspacings: 2 3 4\nencoding: raw\n\n"
     (tmp_path / "b.nrrd").write_bytes(plain.encode() + b"\1\2")
-    assert itk.read(tmp_path / "b.nrrd").grid == Grid((1, 1, 2), (4.0, 3.0, 2.0))  # no space: place unknown
+    assert read_image(tmp_path / "b.nrrd").grid == Grid((1, 1, 2), (4.0, 3.0, 2.0))  # no space: place unknown
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_components_and_the_fourth_axis_are_channels(tmp_path: Path, ending: str) -> None:
     channels = np.random.default_rng(1).normal(size=(2, 3, 4, 5)).astype(np.float32)
-    image = itk.read(save(tmp_path / f"a{ending}", np.moveaxis(channels, 0, -1), components=True))
+    image = read_image(save(tmp_path / f"a{ending}", np.moveaxis(channels, 0, -1), components=True))
     assert image.array.dtype == np.float32
     assert np.array_equal(image.array, channels)
-    assert itk.read_grid(tmp_path / f"a{ending}") == image.grid
-    assert itk.read_grid(save(tmp_path / f"b{ending}")) == image.grid
-    times = itk.read(save(tmp_path / f"c{ending}", channels))
+    assert read_grid(tmp_path / f"a{ending}") == image.grid
+    assert read_grid(save(tmp_path / f"b{ending}")) == image.grid
+    times = read_image(save(tmp_path / f"c{ending}", channels))
     assert np.array_equal(times.array, channels)
     assert times.grid.shape == (3, 4, 5)
 
@@ -135,19 +145,19 @@ def test_flat_images(tmp_path: Path, ending: str) -> None:
     flat = sitk.GetImageFromArray(ARRAY[0])
     flat.SetSpacing((0.5, 2.0))
     sitk.WriteImage(flat, str(tmp_path / f"a{ending}"))
-    image = itk.read(tmp_path / f"a{ending}")
+    image = read_image(tmp_path / f"a{ending}")
     assert np.array_equal(image.array, ARRAY[:1])
     assert image.grid == Grid((4, 5), (2.0, 0.5))
-    itk.write(tmp_path / f"b{ending}", ARRAY[0], image.grid)
-    assert itk.read_grid(tmp_path / f"b{ending}") == image.grid
+    write(tmp_path / f"b{ending}", ARRAY[0], image.grid)
+    assert read_grid(tmp_path / f"b{ending}") == image.grid
 
 
 def test_the_grid_of_another_format_is_kept(tmp_path: Path) -> None:
     grid = nifti.read_grid(save(tmp_path / "a.nii.gz", seed=3))
     for ending in ENDINGS:
-        itk.write(tmp_path / f"b{ending}", ARRAY, grid)
-        np.testing.assert_allclose(itk.read_grid(tmp_path / f"b{ending}").affine, grid.affine, atol=1e-9)  # type: ignore
-    back = itk.read_grid(tmp_path / "b.mha")
+        write(tmp_path / f"b{ending}", ARRAY, grid)
+        np.testing.assert_allclose(read_grid(tmp_path / f"b{ending}").affine, grid.affine, atol=1e-9)  # type: ignore
+    back = read_grid(tmp_path / "b.mha")
     nifti.write(tmp_path / "c.nii.gz", ARRAY, back)
     np.testing.assert_allclose(nifti.read_grid(tmp_path / "c.nii.gz").affine, grid.affine, rtol=1e-6)  # type: ignore
 
@@ -189,20 +199,20 @@ def broken(folder: Path, what: str) -> Path:
     [
         ("missing", "is missing", "add the file"),
         ("empty", "is empty", "copy or export it again"),
-        ("text", "cannot be read (couldn't parse", "copy or export it again"),
-        ("cut", "cannot be read (expected 120 bytes but received", "copy or export it again"),
-        ("raw cut", "cannot be read (", "copy or export it again"),
-        ("another format", "cannot be read (couldn't parse", "copy or export it again"),
+        ("text", "is not an NRRD file", "export it as NRRD or correct its ending"),
+        ("cut", "is truncated (the end of its compressed voxels is missing)", "copy or export it again"),
+        ("raw cut", "is truncated (113 of 120 bytes of voxels: 5 x 4 x 3 of type int16)", "copy or export it again"),
+        ("another format", "is not an NRRD file", "export it as NRRD or correct its ending"),
         ("lost voxels", "keeps its voxels in a.zraw, which is missing", "copy both files"),
         ("lost detached voxels", "keeps its voxels in a.raw.gz, which is missing", "copy both files"),
         ("list", "keeps its voxels in several files", "save it as one .nrrd or .mha"),
-        ("complex", "holds values of type complex64", "export real numbers"),
-        ("5D", "is 4D (5x4x3x2)", "split it into one file per channel"),
+        ("complex", "holds complex values", "export real numbers"),
+        ("5D", "is 4D (5x4x3x2, 2 channels)", "split it into one file per channel"),
     ],
 )
 def test_broken_files_are_explained(tmp_path: Path, what: str, problem: str, action: str) -> None:
     with pytest.raises(FileError) as caught:
-        itk.read(broken(tmp_path, what))
+        read_image(broken(tmp_path, what))
     assert caught.value.problem.startswith(problem)
     assert "\n" not in caught.value.problem
     assert caught.value.action.startswith(action)

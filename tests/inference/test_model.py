@@ -17,7 +17,7 @@ from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap, Grid
-from segfit.images.formats import read_grid, read_label
+from segfit.images.formats import find_format, read_grid, read_label
 from segfit.images.image import Image
 from segfit.inference.model import Model, load_model, predict_folder
 from segfit.planning.plan import Configuration
@@ -309,6 +309,9 @@ def test_predict_folder_names_series_that_are_none(model: Model, tmp_path: Path)
     for case in ("a", "gap", "both/one", "both/two", "z"):
         write_series(folder / case, array)
     (folder / "gap" / "slice997").unlink()
+    write_series(folder / "cut" / "study" / "series", array)
+    cut = folder / "cut" / "study" / "series" / "slice995"
+    cut.write_bytes(cut.read_bytes()[:-2])
     (folder / "notes").mkdir()
     (folder / "notes" / "README.txt").write_text("no slices")
     with pytest.raises(DatasetError) as caught:
@@ -317,21 +320,44 @@ def test_predict_folder_names_series_that_are_none(model: Model, tmp_path: Path)
     assert told == [
         (
             "both",
-            "both holds 2 series, in the folders one, two",
-            "keep the one that is meant; channels are folders both_0000, both_0001, ...",
+            "both has slices in 2 folders: one, two",
+            "keep the one series that is meant, all its slices in one folder",
+        ),
+        (
+            "cut",
+            "cut/study/series/slice995 is truncated (82 of 84 bytes of pixels: 6 rows of 7 pixels of 16 bits)",
+            "copy or export the series again; remove the file if it is no slice",
         ),
         (
             "gap",
-            "gap has uneven distances between slices: 4.5 mm behind slice 2 of 4, usually 2.25 mm (1 such place)",
+            "gap has uneven distances between slices: 4.5 mm behind slice 2 of 4 (slice998), "
+            "usually 2.25 mm (1 such place)",
             "add the missing slices or convert the series to evenly spaced NIfTI",
         ),
         (
             "notes",
             "notes holds no DICOM images",
-            "give the folder that has the slices directly inside, or take this one away from the images",
+            "give the folder of one series, unpacked and with all its slices, or take this one away from the images",
         ),
     ]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "z.nii.gz"]
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_outputs_lie_where_their_images_lie_bit_for_bit(model: Model, tmp_path: Path, ending: str) -> None:
+    affine = affine_of() @ np.linalg.qr(np.random.default_rng(3).normal(size=(4, 4)))[0]
+    affine[3] = 0, 0, 0, 1
+    array = voxels((5, 6, 7))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    writer = find_format(Path(f"a{ending}")).write
+    assert writer is not None
+    writer(folder / f"a{ending}", array.astype(np.float32), Grid(array.shape, (1.0, 1.0, 1.0), affine))
+    source = read_grid(folder / f"a{ending}")
+    (path,) = predict_folder(model, find_cases(folder, ending, 1), tmp_path / "out", ending=ending)
+    assert path.name == f"a{ending}"
+    assert read_grid(path) == source
+    assert np.array_equal(read_label(path).array[0], model.predict(folder / f"a{ending}").labels)
 
 
 def test_predict_folder_goes_on_after_a_bad_case(model: Model, tmp_path: Path) -> None:

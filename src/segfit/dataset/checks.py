@@ -147,7 +147,7 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         try:
             image = read_image(path)
         except InputError as error:
-            problems.append(problem_of(case.id, error, f"correct {path.name}"))
+            problems.append(problem_of(case.id, error, f"correct {path.name}", (path,)))
             continue
         channels += image.array.shape[0]
         digest.update(repr(image.array.shape).encode())
@@ -233,7 +233,12 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
 
 
 def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
-    unknown = grid.spacing_mm == (1.0, 1.0, 1.0) and not spacing_file(path).exists()
+    if grid.spacing_mm != (1.0, 1.0, 1.0) or grid.affine is not None:
+        return []
+    if split_ending(path)[1].lower() in (".nrrd", ".nhdr", ".mha", ".mhd"):
+        problem = f"{path.name} does not place its voxels in space, they are taken as 1 mm cubes"
+        return [Problem(case.id, problem, "write their true size and directions into its header", fatal=False)]
+    unknown = not spacing_file(path).exists()
     if not unknown or split_ending(path)[1].lower() not in (".tif", ".tiff"):
         return []
     problem = f"{path.name} has no spacing file {case.id}.json beside it, voxels are taken as 1 mm cubes"

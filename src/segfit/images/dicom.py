@@ -1,16 +1,19 @@
 """DICOM series (extra ``dicom``): the folder of one series of slices is one volume.
 
-The slices lie directly in the folder, or in a folder inside, the only one with slices. They are known by their content,
-not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside.
+The slices lie directly in the folder, or in a folder below it, the only one with slices. They are known by their
+content, not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside. Files
+that are named like slices and are none are damaged slices, and no volume is made without them.
 
-Attributes and formulas: DICOM PS3.3, C.7.6.2 (image plane) and C.11.1 (modality: rescaling).
+Attributes and formulas: DICOM PS3.3, C.7.6.2 (image plane) and C.11.1 (modality: rescaling). Values stay as they are
+stored and rescaled where low ones are shown bright (MONOCHROME1).
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +35,27 @@ _MAGIC = b"DICM"  # behind 128 free bytes: PS3.10, 7.1
 _INDEX = "DICOMDIR"  # lists the files of a medium: PS3.10, 8.6
 # What places and groups slices; with these alone a header is read quickly.
 _PLACING = (
-    *("SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality"),
+    *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality"),
+    *("PatientID", "FrameOfReferenceUID", "RescaleSlope", "RescaleIntercept"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing"),
     *("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices"),
 )
+# What slices of one volume have in common besides sizes and orientation.
+_SHARED = {
+    "PatientID": "patients",
+    "FrameOfReferenceUID": "frames of reference",
+    "PhotometricInterpretation": "meanings of grey values",
+}
+_DEEPEST = 5  # folders that a series may lie below that of its case: patient, study and series make three (assumption)
+_SHOWN_FOLDERS = 5
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_SLICE_NAME = re.compile(r".+\.(dcm|dicom|ima)", re.IGNORECASE)
+_NO_PICTURES = ("RTSTRUCT", "RTPLAN", "SR", "REG", "PR", "KO")  # modalities: PS3.3, C.7.3.1.1.1
+_EXPORT_AGAIN = "copy or export the series again; remove the file if it is no slice"
 
 
 def holds_slices(folder: Path, *, nested: bool = True) -> bool:
-    """Return whether a folder has DICOM files directly inside; `nested`: or in a folder inside."""
+    """Return whether a folder has DICOM files directly inside; `nested`: or in a folder below."""
     try:
         return _has_slices(folder) or (nested and any(_has_slices(inside) for inside in _folders(folder)))
     except OSError:  # whoever reads the folder is told
@@ -116,12 +132,16 @@ def _has_slices(folder: Path) -> bool:
     return next(_dicom_files(folder), None) is not None
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.name[0] != "." and path.is_dir()]
+def _folders(folder: Path, depth: int = _DEEPEST) -> Iterator[Path]:
+    """Yield the folders below a folder in order, except hidden ones and chunks of arrays."""
+    for path in sorted(folder.iterdir()) if depth else ():
+        if path.name[0] != "." and path.suffix.lower() != ".zarr" and path.is_dir():
+            yield path
+            yield from _folders(path, depth - 1)
 
 
 def _slices_folder(path: Path) -> Path:
-    """Return the folder that has the slices directly inside: `path`, or the only such folder in it."""
+    """Return the folder that has the slices directly inside: `path`, or the only such folder below it."""
     if _has_slices(path):
         return path
     inside = [folder for folder in _folders(path) if _has_slices(folder)]
@@ -129,16 +149,18 @@ def _slices_folder(path: Path) -> Path:
         pydicom = _package(path)
         inside = [folder for folder in inside if any(_is_picture(_header(pydicom, f)) for f in _dicom_files(folder))]
     if len(inside) > 1:
-        names = ", ".join(folder.name for folder in inside)
-        action = f"keep the one that is meant; channels are folders {path.name}_0000, {path.name}_0001, ..."
-        raise FileError(path, f"holds {len(inside)} series, in the folders {names}", action)
+        names = ", ".join(folder.relative_to(path).as_posix() for folder in inside[:_SHOWN_FOLDERS])
+        more = ", ..." if len(inside) > _SHOWN_FOLDERS else ""
+        action = "keep the one series that is meant, all its slices in one folder"
+        raise FileError(path, f"has slices in {len(inside)} folders: {names}{more}", action)
     if not inside:
+        _require_no_damaged_slice(path)
         raise _no_images(path)
     return inside[0]
 
 
 def _no_images(path: Path) -> FileError:
-    action = "give the folder that has the slices directly inside, or take this one away from the images"
+    action = "give the folder of one series, unpacked and with all its slices, or take this one away from the images"
     return FileError(path, "holds no DICOM images", action)
 
 
@@ -150,24 +172,57 @@ def _is_picture(dataset: Any) -> bool:
     return "Rows" in dataset and "Columns" in dataset
 
 
-def _datasets(pydicom: Any, folder: Path, *, headers_only: bool) -> list[Any]:
+def _datasets(pydicom: Any, path: Path, *, headers_only: bool) -> list[Any]:
     """Return the images among the files of a folder: what has rows and columns of pixels."""
+    folder = _slices_folder(path)
     datasets: list[Any] = []
-    for file in _dicom_files(_slices_folder(folder)):
+    for file in _dicom_files(folder):
         with reading(file):
             dataset = _header(pydicom, file) if headers_only else pydicom.dcmread(file)
         if _is_picture(dataset):
             datasets.append(dataset)
+        elif _should_be_picture(dataset):
+            raise FileError(file, "is truncated or damaged (an image without rows and columns)", _EXPORT_AGAIN)
+    _require_no_damaged_slice(folder)
     if not datasets:
-        raise _no_images(folder)
+        raise _no_images(path)
+    series = datasets[0].get("SeriesInstanceUID")
+    for inside in _folders(folder):
+        other = next(_dicom_files(inside), None)
+        if other is not None and series is not None and _header(pydicom, other).get("SeriesInstanceUID") == series:
+            problem = f"has slices of its series also in the folder {inside.relative_to(folder).as_posix()}"
+            raise FileError(folder, problem, "put all slices of the series into one folder, each once")
     return datasets
+
+
+def _should_be_picture(dataset: Any) -> bool:
+    """Return whether a file without rows and columns says that it is an image, or does not say what it is."""
+    kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
+    image = kind is None or "Image Storage" in kind.name  # so PS3.4, B.5, names images
+    return image and dataset.get("Modality") not in _NO_PICTURES
+
+
+def _require_no_damaged_slice(folder: Path) -> None:
+    """Raise `FileError` for a file that is no DICOM file but is named like one, or but for digits as the slices are."""
+    slices = set(_dicom_files(folder))
+    names = {_without_digits(file) for file in slices}
+    for file in sorted(set(folder.iterdir()) - slices):
+        named = _SLICE_NAME.fullmatch(file.name) or _without_digits(file) in names
+        if named and file.name[0] != "." and file.is_file():
+            problem = "does not begin as a DICOM file, although it is named like a slice"
+            raise FileError(file, "is empty" if file.stat().st_size == 0 else problem, _EXPORT_AGAIN)
+
+
+def _without_digits(file: Path) -> str:
+    return re.sub(r"\d+", "0", file.name)
 
 
 def _series(folder: Path, datasets: list[Any]) -> tuple[list[Any], Grid]:
     """Return the slices in order and their grid."""
     _require_one_series(folder, datasets)
     for dataset in datasets:
-        _require_slice(Path(dataset.filename), dataset)
+        with reading(Path(dataset.filename)):
+            _require_slice(Path(dataset.filename), dataset)
     _require_same(folder, datasets)
     first = datasets[0]
     row, column = np.array(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
@@ -176,7 +231,7 @@ def _series(folder: Path, datasets: list[Any]) -> tuple[list[Any], Grid]:
     order = np.argsort(positions @ normal, kind="stable")
     positions = positions[order]
     between, across = (float(value) for value in first.PixelSpacing)  # PS3.3, 10.7.1.3: between rows, between columns
-    step = _slice_distance(folder, positions @ normal, first)
+    step = _slice_distance(folder, positions @ normal, [datasets[number] for number in order])
     drift = positions - positions[0] - np.outer((positions - positions[0]) @ normal, normal)
     shift = float(np.linalg.norm(drift, axis=1).max())
     if shift > _TILT_TOLERANCE_PIXELS * min(between, across):
@@ -196,7 +251,8 @@ def _require_one_series(folder: Path, datasets: Sequence[Any]) -> None:
     kinds = Counter((str(d.get("SeriesInstanceUID", "")), _describe(d)) for d in datasets)
     if len(kinds) > 1:
         found = ", ".join(f"{text} ({count} image{'s' * (count > 1)})" for (_, text), count in sorted(kinds.items()))
-        raise FileError(folder, f"holds {len(kinds)} series: {found}", "give each series a folder of its own")
+        action = "keep the one that is meant, or give each series a folder of its own"
+        raise FileError(folder, f"holds {len(kinds)} series: {found}", action)
 
 
 def _describe(dataset: Any) -> str:
@@ -211,22 +267,56 @@ def _require_slice(file: Path, dataset: Any) -> None:
         raise FileError(file, f"holds {frames} frames in one file", "convert it to NIfTI with a DICOM converter")
     if int(dataset.get("SamplesPerPixel", 1)) != 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise FileError(file, "holds a colour picture", "export it as .png or .tif")
+    if not (dataset.Rows and dataset.Columns):
+        raise FileError(
+            file, f"has no pixels ({dataset.Rows} rows, {dataset.Columns} columns)", "export the series again"
+        )
     for name, length in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
-        value = dataset.get(name)
-        numbers = np.array([] if value is None else value, dtype=np.float64)
-        if numbers.shape != (length,) or not np.isfinite(numbers).all():
-            raise FileError(file, f"has no {name}, which says where the slice lies", "export the series again")
+        _require_numbers(file, dataset, name, length)
     row, column = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     faults = (row @ column, np.linalg.norm(row) - 1, np.linalg.norm(column) - 1)
     if max(abs(float(fault)) for fault in faults) > 10 * _DIRECTION_TOLERANCE:
-        raise FileError(file, "has an ImageOrientationPatient whose axes are not perpendicular", "export it again")
+        shown = ", ".join(map(str, dataset.ImageOrientationPatient))
+        problem = f"has the ImageOrientationPatient ({shown}), which is not two perpendicular axes of length 1"
+        raise FileError(file, problem, "export the series again")
     if min(map(float, dataset.PixelSpacing)) <= 0:
-        raise FileError(file, f"has the PixelSpacing {list(dataset.PixelSpacing)}", "export the series again")
+        shown = ", ".join(map(str, dataset.PixelSpacing))
+        raise FileError(file, f"has the PixelSpacing ({shown}), expected positive numbers", "export the series again")
+    slope, intercept = _rescale(dataset)
+    if not (slope and isfinite(slope) and isfinite(intercept)):
+        problem = f"has the RescaleSlope {slope:g} and RescaleIntercept {intercept:g}, which give no values"
+        raise FileError(file, problem, "export the series again")
+
+
+def _require_numbers(file: Path, dataset: Any, name: str, length: int) -> None:
+    try:
+        value = dataset.get(name)
+        numbers = np.array([] if value is None else value, dtype=np.float64).ravel()
+    except (ValueError, TypeError) as error:
+        problem = f"has a {name} that is not {length} numbers ({error})"
+        raise FileError(file, problem, "export the series again") from error
+    if not numbers.size:
+        raise FileError(file, f"has no {name}, which says where its pixels lie", "export the series again")
+    if numbers.size != length or not np.isfinite(numbers).all():
+        shown = ", ".join(f"{number:g}" for number in numbers)
+        problem = f"has the {name} ({shown}), expected {length} finite numbers"
+        raise FileError(file, problem, "export the series again")
 
 
 def _require_same(folder: Path, datasets: Sequence[Any]) -> None:
-    """Raise `FileError` unless all slices have one size, pixel spacing and orientation."""
+    """Raise `FileError` unless slices are of one patient, size, pixel spacing and orientation, all rescaled or none."""
     first = datasets[0]
+    for name, what in _SHARED.items():
+        other = next((d for d in datasets if d.get(name) != first.get(name)), None)
+        if other is not None:
+            before, here = Path(first.filename).name, Path(other.filename).name
+            problem = f"mixes {what}: {name} is not the same in {here} and {before}"
+            raise FileError(folder, problem, "keep the slices of one volume in the folder")
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        without = next((d for d in datasets if d.get(name) is None), None)
+        if without is not None and any(d.get(name) is not None for d in datasets):
+            problem = f"has no {name}, which other slices of its series have"
+            raise FileError(Path(without.filename), problem, "export the series again")
     for dataset in datasets[1:]:
         before, here = Path(first.filename).name, Path(dataset.filename).name
         size, expected = ((int(d.Rows), int(d.Columns)) for d in (dataset, first))
@@ -246,18 +336,22 @@ def _require_same(folder: Path, datasets: Sequence[Any]) -> None:
         raise FileError(folder, problem, "keep the slices of one volume in the folder")
 
 
-def _slice_distance(folder: Path, along: NDArray[np.float64], first: Any) -> float:
+def _slice_distance(folder: Path, along: NDArray[np.float64], slices: Sequence[Any]) -> float:
     """Return the distance between slices in mm from their ascending positions along the normal."""
+    names = [Path(dataset.filename).name for dataset in slices]
     if len(along) == 1:
-        stated: float | None = first.get("SpacingBetweenSlices") or first.get("SliceThickness")
-        return 1.0 if stated is None else abs(float(stated))
+        with reading(Path(slices[0].filename)):
+            stated = slices[0].get("SpacingBetweenSlices") or slices[0].get("SliceThickness") or 1.0
+            return abs(float(stated))
     distances = np.diff(along)
     usual = float(np.median(distances))
-    twice = int((distances <= _DISTANCE_TOLERANCE * distances.max()).sum())
-    if twice:
+    twice = np.flatnonzero(distances <= _DISTANCE_TOLERANCE * distances.max())
+    if len(twice):
+        first, second = sorted(names[twice[0] : twice[0] + 2])
         raise FileError(
             folder,
-            f"has {twice} slice{'s' * (twice > 1)} at the place of another (copies, time points or echoes)",
+            f"has {len(twice)} slice{'s' * (len(twice) > 1)} at the place of another (copies, time points or echoes), "
+            f"{second} at that of {first}",
             "keep one slice per place, or give each time point a folder of its own",
         )
     tolerance = min(max(_DISTANCE_TOLERANCE * usual, _ROUNDING_MM), _LARGEST_TOLERANCE * usual)
@@ -266,8 +360,8 @@ def _slice_distance(folder: Path, along: NDArray[np.float64], first: Any) -> flo
         at = int(uneven[0])
         raise FileError(
             folder,
-            f"has uneven distances between slices: {distances[at]:.4g} mm behind slice {at + 1} of {len(along)}, "
-            f"usually {usual:.4g} mm ({len(uneven)} such place{'s' * (len(uneven) > 1)})",
+            f"has uneven distances between slices: {distances[at]:.4g} mm behind slice {at + 1} of {len(along)} "
+            f"({names[at]}), usually {usual:.4g} mm ({len(uneven)} such place{'s' * (len(uneven) > 1)})",
             "add the missing slices or convert the series to evenly spaced NIfTI",
         )
     return float((along[-1] - along[0]) / (len(along) - 1))
@@ -280,10 +374,12 @@ def _rescale(dataset: Any) -> tuple[float, float]:
 
 
 def _pixels(file: Path, dataset: Any) -> NDArray[Any]:
-    """Return the stored values (y, x) of one slice."""
-    from pydicom.pixels import get_decoder
+    """Return the values (y, x) of one slice, looked up where it has a table of values, but not rescaled."""
+    from pydicom.pixels import apply_modality_lut, get_decoder
 
-    syntax = dataset.file_meta.TransferSyntaxUID
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise FileError(file, "does not say how its pixels are stored (TransferSyntaxUID)", "export the series again")
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:  # so pydicom says that it knows no decoder of this transfer syntax, installed or not
@@ -294,5 +390,30 @@ def _pixels(file: Path, dataset: Any) -> NDArray[Any]:
             f"is compressed in a way that no installed decoder knows ({syntax.name}, transfer syntax {syntax})",
             'pip install "segfit[dicom]" if that is not done yet, or decompress the series with a DICOM converter',
         )
+    _cut_to_size(file, dataset, compressed=syntax.is_compressed)
     pixels: NDArray[Any] = dataset.pixel_array
-    return pixels
+    return apply_modality_lut(pixels, dataset) if dataset.get("ModalityLUTSequence") else pixels
+
+
+def _cut_to_size(file: Path, dataset: Any, *, compressed: bool) -> None:
+    """Raise `FileError` unless a slice holds as many bytes as its rows and columns need, where that can be told.
+
+    Up to a row more is what some devices fill up with, and is taken away.
+    """
+    name = next((name for name in _PIXELS if name in dataset), None)
+    stored = None if name is None else dataset[name].value
+    if name is None or not stored:
+        raise FileError(file, "holds no pixels", _EXPORT_AGAIN)
+    bits = int(dataset.get("BitsAllocated", 0))
+    if compressed or bits < 8:
+        return
+    row = int(dataset.Columns) * bits // 8
+    expected = int(dataset.Rows) * row
+    sizes = f"{dataset.Rows} rows of {dataset.Columns} pixels of {bits} bits"
+    if len(stored) < expected:
+        raise FileError(file, f"is truncated ({len(stored)} of {expected} bytes of pixels: {sizes})", _EXPORT_AGAIN)
+    if len(stored) >= expected + row:
+        problem = f"holds {len(stored)} bytes of pixels, its header asks for {expected} ({sizes})"
+        raise FileError(file, problem, "export the series again")
+    if len(stored) > expected + 1:  # one byte makes the length even: PS3.5, 8.1.1
+        dataset[name].value = stored[:expected]

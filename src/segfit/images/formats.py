@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
-from segfit.images import dicom, itk, nifti, omezarr, picture, tiff
+from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, picture, tiff
 from segfit.images.image import FileError, Image
 from segfit.labels import smallest_dtype
 
@@ -80,12 +80,19 @@ def _inside(path: Path) -> tuple[Path, ...]:
 _NIFTI = Format(
     name="NIfTI", read=nifti.read, read_grid=nifti.read_grid, num_voxels=nifti.num_voxels, write=nifti.write
 )
-_ITK = Format(
+_NRRD = Format(
     name="NRRD or MetaImage",
-    read=itk.read,
-    read_grid=itk.read_grid,
-    write=itk.write,
-    files=lambda path: (path, *itk.companions(path)),
+    read=nrrd.read,
+    read_grid=nrrd.read_grid,
+    write=nrrd.write,
+    files=lambda path: (path, *nrrd.companions(path)),
+)
+_METAIMAGE = Format(
+    name="NRRD or MetaImage",
+    read=metaimage.read,
+    read_grid=metaimage.read_grid,
+    write=metaimage.write,
+    files=lambda path: (path, *metaimage.companions(path)),
 )
 _PICTURE = Format(
     name="picture",
@@ -125,10 +132,10 @@ ENDINGS: dict[str, Format] = {
     ".tiff": _TIFF,
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
-    ".nrrd": _ITK,
-    ".nhdr": _ITK,
-    ".mha": _ITK,
-    ".mhd": _ITK,
+    ".nrrd": _NRRD,
+    ".nhdr": _NRRD,
+    ".mha": _METAIMAGE,
+    ".mhd": _METAIMAGE,
     ".ome.zarr": _OMEZARR,
     ".zarr": _OMEZARR,
     FOLDER: _DICOM,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -42,10 +42,17 @@ class FileError(InputError):
         return FileError, (self.path, self.problem, self.action)  # so that it crosses processes
 
 
-def problem_of(case: str, error: InputError, action: str = "mend the case or leave it out") -> Problem:
-    """Return an error as a problem of a case; `action` is for errors that do not say what to do."""
+def problem_of(
+    case: str, error: InputError, action: str = "mend the case or leave it out", images: Sequence[Path] = ()
+) -> Problem:
+    """Return an error as a problem of a case; `action` is for errors that do not say what to do.
+
+    `images` are those of the case: a file inside one that is a folder is named together with it.
+    """
     if isinstance(error, FileError):
-        return Problem(case, f"{error.path.name} {error.problem}", error.action)
+        folder = next((image for image in images if image in error.path.parents), error.path)
+        name = error.path.relative_to(folder.parent).as_posix()
+        return Problem(case, f"{name} {error.problem}", error.action)
     problem, _, told = str(error).removeprefix(f"case {case}: ").partition("; ")
     return Problem(case, problem, told or action)
 
@@ -61,6 +68,7 @@ def reading(path: Path) -> Iterator[None]:
         raise FileError(path, "is missing", "add the file or correct its name") from None
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        reason = " ".join(reason.split())  # in one line
         raise FileError(path, f"cannot be read ({reason})", "copy or export it again, or remove the case") from error
 
 

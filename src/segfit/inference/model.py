@@ -319,7 +319,7 @@ def predict_folder(
             try:
                 prepared = future.result()
             except InputError as error:
-                problems.append(problem_of(case.id, error))
+                problems.append(problem_of(case.id, error, images=case.images))
                 task.advance(1, case.id)
             else:
                 warnings = _Warnings(SILENT)
