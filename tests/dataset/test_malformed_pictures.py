@@ -116,6 +116,14 @@ def every(write: Callable[[str], np.ndarray], form: str = "labels/{}.png", **opt
     return lambda root: [Pillow.fromarray(write(case)).save(root / form.format(case), **options) for case in CASES]
 
 
+def painted(root: Path, case: str, indices: np.ndarray) -> None:
+    """Write the labels of a case with a palette, the left disc in red and the right one in green."""
+    image = Pillow.fromarray(indices, mode="P")
+    colours = [[255, 0, 0], [0, 255, 0]] if indices[12 + ord(case) % 5, 12] == 1 else [[0, 255, 0], [255, 0, 0]]
+    image.putpalette([0, 0, 0, *colours[0], *colours[1]])
+    image.save(root / f"labels/{case}.png")
+
+
 def raw(name: str, content: bytes) -> Spoil:
     return lambda root: (root / name).write_bytes(content)
 
@@ -220,10 +228,8 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
         *("dataset", "the images look like label maps", "exchange the folders, or the columns of the table", FATAL),
     ),
     "image and label of a declared case exchanged": (
-        *(
-            declared,
-            lambda r: [picture("labelsTr/b.png", photo("b"))(r), picture("imagesTr/b_0000.png", GAP // 255)(r)],
-        ),
+        declared,
+        lambda root: [picture("labelsTr/b.png", photo("b"))(root), picture("imagesTr/b_0000.png", GAP // 255)(root)],
         *("b", "b.png is no label map: it looks like a photograph", "b_0000.png looks like its label map", FATAL),
     ),
     "labels that cannot be read": (
@@ -241,6 +247,11 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
     "0 and 1 among 0 and 255": (
         *(pair, every(lambda case: labels(case, 255 if case == "b" else 1))),
         *("dataset", "4 label files (a.png) hold 0 and 1, 1 (b.png) 0 and 255, which are", "save all in one", WARNING),
+    ),
+    "a palette in another order": (
+        pair,
+        lambda root: [painted(root, case, labels(case, *(2, 1) if case == "b" else (1, 2))) for case in CASES],
+        *("b", "b.png shows the label 1 in #00ff00, which is the label 2 in most files", "save all labels", WARNING),
     ),
     "grey among colours": (
         *(pair, picture("images/a.png", photo("a"))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -19,6 +19,7 @@ from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, distinct_values, me
 from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
 from segfit.dataset.layouts import inspect_dataset
 from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.palettes import palette_problems
 from segfit.dataset.placement import on_image_grid
 from segfit.device import free_memory_gb
 from segfit.errors import DatasetError, InputError, Problem
@@ -28,7 +29,7 @@ from segfit.geometry import Grid
 from segfit.images import omezarr
 from segfit.images.formats import find_format, num_voxels, read_image, read_label, remarks, split_ending
 from segfit.images.image import Image, Remark, problem_of
-from segfit.images.picture import kind
+from segfit.images.picture import colours, kind
 from segfit.images.tiff import spacing_file
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
@@ -112,6 +113,7 @@ class _Finding:
     label_values: frozenset[int] | None  # as stored on disk; None: no label could be read
     digest: str | None  # of all voxels of all channels; None: not all could be read
     remarks: tuple[tuple[Path, Remark], ...] = ()  # files, and what they say beside their voxels
+    colours: Mapping[int, str] | None = None  # in which label values are shown, where a palette says so
     bits: int | None = None  # of a value of a picture or TIFF; None for other files and kinds of numbers
 
     @property
@@ -150,6 +152,7 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
     problems: list[Problem] = []
     told: list[tuple[Path, Remark]] = []
     bits: int | None = None
+    shown: Mapping[int, str] | None = None
     grid: Grid | None = None
     channels = 0
     digest = hashlib.sha256()
@@ -185,13 +188,15 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
             if case.masks:
                 values = frozenset(labels.stored_values[value] for value in values)
             problems += _check_values(case, last, values, labels, label)
+            if find_format(last).name == "picture":
+                shown = colours(last)
             if find_format(last).name == "OME-Zarr":
                 told += [(last, remark) for remark in remarks(last)]
             if grid is not None:
                 problems += _check_label_grid(case, last, grid, label)
     whole = complete and readable and bool(case.images)
     spacing = None if grid is None else grid.spacing_mm
-    return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None, tuple(told), bits)
+    return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None, tuple(told), shown, bits)
 
 
 def _wrong_channels(case: Case, channels: int, expected: int) -> Problem:
@@ -363,6 +368,8 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
         problem = f"{kinds[2]} cases are 2D and {kinds[3]} are 3D (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make a dataset of each kind"))
     problems += _check_spacings(dataset, findings) + _check_depths(dataset, findings)
+    labelled = [(case, one) for case, one in zip(dataset.training, findings, strict=True) if one.colours]
+    problems += palette_problems([(case.id, case.label_files[-1].name, one.colours or {}) for case, one in labelled])
     stored = dataset.labels.stored_values
     seen = [finding.label_values for finding in findings if finding.label_values is not None]
     absent = [

@@ -15,7 +15,7 @@ from segfit.geometry import Grid
 from segfit.images import itk
 from segfit.images.image import FileError, Image, Remark, foreign, reading, require_room
 
-__all__ = ["kind", "num_voxels", "read", "read_grid", "read_label", "remarks", "write"]
+__all__ = ["colours", "kind", "num_voxels", "read", "read_grid", "read_label", "remarks", "write"]
 
 _PNG_MAGIC = b"\x89PNG"
 _ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A: 1 is upright
@@ -95,6 +95,15 @@ def remarks(path: Path) -> tuple[Remark, ...]:
             problem = "has the colours of a print (CMYK), which are turned into RGB"
             found.append(Remark(problem, "look at it; save it as RGB, as the others, if its colours matter"))
     return tuple(found)
+
+
+def colours(path: Path) -> dict[int, str]:
+    """Return the colours (``#ff0000``) in which the labels of a palette picture are shown; none for others."""
+    with reading(path), _open(path) as picture:
+        if picture.mode != "P":
+            return {}
+        table, counts = picture.getpalette(), picture.histogram()
+    return {n: f"#{bytes(table[3 * n : 3 * n + 3]).hex()}" for n in range(len(table) // 3) if counts[n]}
 
 
 def kind(path: Path) -> str:

@@ -129,7 +129,11 @@ def _ending(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> str 
         return None
     if ENDINGS[ending.lower()].write is None and ending != FOLDER:
         problems.append(
-            Problem(WHOLE, f"{ending} changes label values when it is saved", "convert images and labels to .png")
+            Problem(
+                WHOLE,
+                f"{ending} changes label values when it is saved",
+                "convert the images to .png and save labels as .png from where they were drawn",
+            )
         )
     return ending
 
