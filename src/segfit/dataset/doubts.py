@@ -21,6 +21,8 @@ _WHITES = 3  # values near 255 besides those near 0, at least: one or two may be
 _PLANES = 16  # of a volume that are looked at
 _PHOTO_VALUES = 25  # different values besides 0 of a photograph, at least
 _PHOTO_CHANGES = 0.4  # share of neighbours that differ: 0.5 to 0.98 in photographs and scans, up to 0.36 in labels
+_NOISE_CHANGES = 0.75  # from this share on, values that differ by much are noise, not structures
+_NOISE_PAIRS = 0.1  # share of neighbours that are both labelled, then at least: single voxels are no noise
 _PHOTO_SMALL = 0.55  # share of those that differ by little: 0.66 to 1.0, up to 0.34 in labels that change so often
 _LITTLE = 16  # a sixteenth of the range is little
 _MOST_AREAS = 8  # values with areas in smoothed labels, at most
@@ -53,16 +55,20 @@ def label_doubt(labels: NDArray[np.integer]) -> str:
 
 
 def _is_photograph(planes: NDArray[np.int32]) -> bool:
-    """Whether labelled neighbours in planes (n, y, x) mostly differ, and mostly by little."""
+    """Whether labelled neighbours in planes (n, y, x) often differ by little, or nearly always by anything."""
     little = max(1, (int(planes.max()) - int(planes.min())) // _LITTLE)
-    both = changes = small = 0
+    pairs = both = changes = small = 0
     for one, other in _neighbours(planes):
         labelled = (one != 0) & (other != 0)
         difference = np.abs(one - other)[labelled]
+        pairs += labelled.size
         both += difference.size
         changes += int((difference > 0).sum())
         small += int(((difference > 0) & (difference <= little)).sum())
-    return both > 0 and changes >= _PHOTO_CHANGES * both and small >= _PHOTO_SMALL * changes
+    if both == 0 or changes < _PHOTO_CHANGES * both:
+        return False
+    noise = changes >= _NOISE_CHANGES * both and both >= _NOISE_PAIRS * pairs
+    return noise or small >= _PHOTO_SMALL * changes
 
 
 def _seam_values(planes: NDArray[np.int32]) -> int:

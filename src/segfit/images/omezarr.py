@@ -298,13 +298,13 @@ def _transformations(
             if kind == "identity":
                 continue
             values = entry.get(kind) if kind in ("scale", "translation") else None
-            numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-            if not numbers or len(values) != ndim:
+            numbers = values if isinstance(values, list) else []
+            if len(numbers) != ndim or not all(type(value) in (int, float) for value in numbers):
                 problem = f"has the coordinate transformation {entry!r}, expected is a scale of {ndim} numbers"
                 raise _fault(path, problem)
             if kind == "scale":
-                scale = [float(a * b) for a, b in zip(scale, values, strict=True)]
-                translation = [float(a * b) for a, b in zip(translation, values, strict=True)]
+                scale = [float(a * b) for a, b in zip(scale, numbers, strict=True)]
+                translation = [float(a * b) for a, b in zip(translation, numbers, strict=True)]
             else:
-                translation = [float(a + b) for a, b in zip(translation, values, strict=True)]
+                translation = [float(a + b) for a, b in zip(translation, numbers, strict=True)]
     return scale, translation

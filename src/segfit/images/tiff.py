@@ -110,7 +110,7 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
 def spacing_file(path: Path) -> Path:
     """Return where the spacing of a stack is looked for: ``CASE.json`` for ``CASE_0000.tif`` and ``CASE.tif``."""
     by_case = path.with_name(re.sub(r"_\d{4}$", "", path.stem) + ".json")
-    return by_case if by_case.exists() else path.with_suffix(".json")
+    return by_case if by_case.exists() or by_case.is_symlink() else path.with_suffix(".json")
 
 
 @contextmanager
