@@ -246,7 +246,12 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
     ),
     "0 and 1 among 0 and 255": (
         *(pair, every(lambda case: labels(case, 255 if case == "b" else 1))),
-        *("dataset", "4 label files (a.png) hold 0 and 1, 1 (b.png) 0 and 255, which are", "save all in one", WARNING),
+        *(
+            "dataset",
+            "0 and 1 are the values in 4 of the label files (a.png), 0 and 255 in 1 of the",
+            "save all in one",
+            WARNING,
+        ),
     ),
     "a palette in another order": (
         pair,
@@ -382,6 +387,14 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
     "a plate": (
         *(zarrs, plate),
         *("b", "b_0000.ome.zarr holds several images of a plate", "give the folder of one of them, such as", FATAL),
+    ),
+    "labels inside the images": (
+        zarrs,
+        lambda root: shutil.move(root / "labelsTr/b.ome.zarr", root / "imagesTr/b_0000.ome.zarr/labels/cells"),
+        "b",
+        "its label labelsTr/b.ome.zarr is missing",
+        "copy imagesTr/b_0000.ome.zarr/labels/cells to labelsTr/b.ome.zarr",
+        FATAL,
     ),
     "a zip archive": (
         *(zarrs, lambda r: [shutil.rmtree(r / "labelsTr/b.ome.zarr"), raw("labelsTr/b.ome.zarr", b"PK\3\4")(r)]),

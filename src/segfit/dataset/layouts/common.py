@@ -234,8 +234,8 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
         problems.append(Problem(WHOLE, problem, "give label maps of structures, not images or maps of single objects"))
         return None
     if values == {0, 1, _WHITE} and binary[1] and binary[_WHITE]:
-        problem = f"{plural(len(binary[1]), 'label file')} ({min(binary[1])}) hold 0 and 1, {len(binary[_WHITE])} "
-        problem += f"({min(binary[_WHITE])}) 0 and {_WHITE}, which are taken as two structures"
+        one, white = (f"{len(files)} of the label files ({min(files)})" for files in binary.values())
+        problem = f"0 and 1 are the values in {one}, 0 and {_WHITE} in {white}, which are taken as two structures"
         problems.append(Problem(WHOLE, problem, "save all in one way if they mean the same structure", fatal=False))
     names = {f"label {value}": value for value in sorted(values) if value != 0}
     try:
