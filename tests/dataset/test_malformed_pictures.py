@@ -248,7 +248,7 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
         *(pair, every(lambda case: labels(case, 255 if case == "b" else 1))),
         *(
             "dataset",
-            "0 and 1 are the values in 4 of the label files (a.png), 0 and 255 in 1 of the",
+            "0 and 1 are the values in 4 of the label files (a.png), 0 and 255",
             "save all in one",
             WARNING,
         ),
