@@ -91,6 +91,18 @@ def stacks(root: Path) -> Path:
     return declare(root, ".tif")
 
 
+def masks(root: Path) -> Path:
+    """Write one mask per structure."""
+    pair(root)
+    for case in CASES:
+        (root / f"labels/{case}").mkdir()
+        for value, name in ((1, "cell"), (2, "nucleus")):
+            mask = (labels(case) == value).astype(np.uint8) * 255
+            Pillow.fromarray(mask).save(root / f"labels/{case}/{name}.png")
+        (root / f"labels/{case}.png").unlink()
+    return root
+
+
 def flat_tiffs(root: Path) -> Path:
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
@@ -211,6 +223,10 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
     "labels packed by JPEG and saved as PNG": (
         *(pair, every(lossy)),
         *("b", "b.png is no label map: it looks like", "give a label map: one value per structure", FATAL),
+    ),
+    "a mask packed by JPEG and saved as PNG": (
+        *(masks, picture("labels/b/nucleus.png", lossy("b"))),
+        *("b", "nucleus.png is no mask of a structure: it looks like", "give a mask: 0 outside and one", FATAL),
     ),
     "one photograph among the labels": (
         *(grey, picture("labels/b.png", photo("c"))),
@@ -415,7 +431,7 @@ def test_each_fault_is_named(tmp_path: Path, fault: str) -> None:
     assert not others or others == set(CASES) - {case}, found  # this case alone, or all of them
 
 
-@pytest.mark.parametrize("build", [pair, grey, jpegs, declared, stacks, flat_tiffs, zarrs])
+@pytest.mark.parametrize("build", [pair, grey, jpegs, declared, masks, stacks, flat_tiffs, zarrs])
 def test_good_datasets_have_no_problem(tmp_path: Path, build: Callable[[Path], Path]) -> None:
     assert check_dataset(build(tmp_path / "data")) == ()
 
