@@ -290,3 +290,9 @@ def test_mismatch_says_what_differs() -> None:
     assert grid.mismatch(Grid((4, 10, 10), (3.0, 1.0, 1.0), np.diag([-1.0, 1.0, 3.0, 1.0]))) == (
         "its axes point elsewhere"
     )
+
+
+def test_a_picture_is_not_turned_onto_a_volume() -> None:
+    volume, picture = Grid((2, 3, 4), (1.0, 1.0, 1.0)), Grid((3, 4), (1.0, 1.0))
+    assert volume.turn(picture) is None
+    assert picture.turn(volume) is None

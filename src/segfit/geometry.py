@@ -118,6 +118,8 @@ class Grid:
 
         Such grids fill the same volume in space; only the order in which their voxels are stored differs.
         """
+        if self.ndim != other.ndim:
+            return None
         way = canonical_map(other).then(canonical_map(self).inverse())
         return way if self.affine is not None and not self.mismatch(way.apply_grid(other)) else None
 

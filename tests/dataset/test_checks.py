@@ -249,7 +249,7 @@ def test_flat_and_deep_images_do_not_mix(tmp_path: Path) -> None:
 def test_channels_are_counted_in_the_files(tmp_path: Path) -> None:
     problems = check_dataset(tiff_dataset(tmp_path, [(4, 5)] * 5, channels=3))
     assert [item.problem for item in problems] == [
-        f"{case}_0000.tif: 1 channels in all, the dataset has 3" for case in "abcde"
+        f"{case}_0000.tif: 1 channel in all, the dataset has 3" for case in "abcde"
     ]
 
 

@@ -63,7 +63,9 @@ def test_a_case_that_no_worker_survives_is_a_problem(
     monkeypatch.setattr(checks, "_check_item", work)
     lost, wrong, test_case = check_dataset(root)
     assert (lost.case, lost.fatal, lost.transient) == ("b", True, True)
-    assert re.fullmatch(f"its files could not be read, even alone: {told}", lost.problem)
+    assert re.fullmatch(
+        f"its files could not be read, even alone: {told}; the largest is b_\\S+ with 24 voxels", lost.problem
+    )
     assert lost.action == "check again with more free memory, on a larger machine if need be, or remove the case"
     assert (wrong.case, wrong.fatal, wrong.transient) == ("d", True, False)  # the others are checked all the same
     assert (test_case.case, test_case.fatal) == ("b", False)

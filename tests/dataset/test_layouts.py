@@ -181,7 +181,7 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
         change(file_ending=".jpg"),
         "dataset",
         ".jpg changes label values when it is saved",
-        "convert images and labels to .png",
+        "convert the images to .png and save labels as .png from where they were drawn",
         FATAL,
     ),
     (remove("imagesTr"), "dataset", "the folder imagesTr is missing", "expected is a folder with", FATAL),

@@ -211,7 +211,7 @@ def test_labels_that_are_series_are_refused(tmp_path: Path) -> None:
     assert ("dataset", "labels cannot be a DICOM series, which is for images alone") in [
         (item.case, item.problem) for item in problems if item.fatal
     ]
-    assert "convert the labels to .nii.gz" in [item.action for item in problems]
+    assert "save labels as .nii.gz" in [item.action for item in problems]
 
 
 def test_series_beside_images_of_another_ending_are_told(tmp_path: Path) -> None:

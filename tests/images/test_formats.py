@@ -127,8 +127,10 @@ def test_other_numbers_are_no_labels(tmp_path: Path, value: float, message: str)
 
 def test_labels_have_one_channel_and_no_loss(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
-        Pillow.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / name)
-    with pytest.raises(InputError, match=r"a.png has 3 channels; save labels as one channel"):
+        Pillow.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3) % 2).save(tmp_path / name)
+    with pytest.raises(
+        InputError, match=r"a.png is a colour picture \(2 different colours\) where label values are expected"
+    ):
         read_label(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a.jpg is JPEG, which changes label values; save labels as .png"):
         read_label(tmp_path / "a.jpg")

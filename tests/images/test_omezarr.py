@@ -227,12 +227,12 @@ def broken(folder: Path, what: str) -> Path:
     ("what", "problem", "action"),
     [
         ("missing", "is missing", "add the file"),
-        ("file", "is no Zarr group", "export it again as OME-Zarr"),
+        ("file", "is not a folder, as OME-Zarr is", "export it again or correct its ending"),
         ("empty", "is no Zarr group", "export it again as OME-Zarr"),
         ("plain", 'has no "multiscales" in its metadata', "export it again as OME-Zarr"),
         ("plate", "holds several images", "give the folder of one of them, such as a.zarr/0"),
         ("times", "has 2 time points", "give each an image of its own"),
-        ("damaged", "cannot be read (", "copy or export it again"),
+        ("damaged", "has metadata that are no JSON (", "copy or export it again"),
         ("complex", "holds values of type complex64", "export real numbers"),
         ("no axes", 'does not describe its "axes" and "datasets"', "export it again as OME-Zarr"),
         ("axes by name", 'does not describe its "axes" and "datasets"', "export it again as OME-Zarr"),
@@ -263,5 +263,41 @@ def test_a_scale_that_is_no_number_is_told(tmp_path: Path, scale: list[object]) 
     metadata = json.loads((path / ".zattrs").read_text())
     metadata["multiscales"][0]["datasets"][0]["coordinateTransformations"] = [{"type": "scale", "scale": scale}]
     (path / ".zattrs").write_text(json.dumps(metadata))
-    with pytest.raises(FileError, match=r"a\.ome\.zarr cannot be read"):
+    with pytest.raises(FileError, match=r"has the coordinate transformation .* expected is a scale of 3"):
         omezarr.read_grid(path)
+
+
+def test_what_an_image_does_not_say_is_told(tmp_path: Path) -> None:
+    def problems(**options: Any) -> list[str]:
+        shutil.rmtree(tmp_path / "a.zarr", ignore_errors=True)
+        return [r.problem for r in omezarr.remarks(make(tmp_path / "a.zarr", numbered(2, 3, 4) + 1, **options))]
+
+    assert problems() == []
+    assert problems(unit=None) == ['gives no unit for its "scale", which is taken as mm']
+    assert problems(change=lambda m: m["datasets"][0].pop("coordinateTransformations")) == [
+        "gives no scale, voxels are taken as (0.001, 0.001, 0.001) mm"
+    ]
+    path = make(tmp_path / "b.zarr", numbered(4, 6, 8) + 1, chunks=(2, 3, 4))
+    assert omezarr.remarks(path) == ()
+    next(iter(chunk_files(path).values())).unlink()
+    assert [r.problem for r in omezarr.remarks(path)] == ["lacks some of its chunks, which are read as 0"]
+
+
+def test_levels_from_coarse_to_fine_are_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.zarr", numbered(2, 8, 8), change=lambda m: m["datasets"].reverse())
+    with pytest.raises(FileError, match="does not list its resolution levels from fine to coarse; export it again"):
+        omezarr.read(path)
+
+
+def test_translations_apart_are_told(tmp_path: Path) -> None:
+    def at(name: str, *start: float) -> Grid:
+        def move(multiscale: dict[str, Any]) -> None:
+            entries = multiscale["datasets"][0]["coordinateTransformations"]
+            entries.append({"type": "translation", "translation": list(start)})
+
+        return omezarr.read_grid(make(tmp_path / name, numbered(2, 3, 4), change=move))
+
+    here = at("a.zarr", 0.0, 0.0, 0.0)  # voxels of (1, 2, 3) micrometers
+    assert omezarr.translated(here, at("b.zarr", 0.4, -0.9, 1.4)) == ""
+    assert omezarr.translated(here, at("c.zarr", 0.0, 0.0, 6.0)) == "(0, 0, 0.006) mm away"
+    assert omezarr.translated(here, Grid(here.shape, here.spacing_mm)) == ""

@@ -66,10 +66,37 @@ def test_black_and_white_labels_are_zero_and_one(tmp_path: Path) -> None:
     assert np.array_equal(picture.read(tmp_path / "a.png").array, mask[None] * 255)
 
 
-def test_transparency_of_grey_pictures_is_dropped(tmp_path: Path) -> None:
+def test_transparency_of_grey_pictures_is_dropped_and_told(tmp_path: Path) -> None:
     Pillow.fromarray(np.stack([GREY, GREY], axis=2), mode="LA").save(tmp_path / "a.png")
     assert np.array_equal(picture.read(tmp_path / "a.png").array, GREY[None])
-    assert np.array_equal(picture.read_label(tmp_path / "a.png").array, GREY[None])
+    assert [remark.problem for remark in picture.remarks(tmp_path / "a.png")] == [
+        "is transparent in some places; its grey values are used there all the same"
+    ]
+    with pytest.raises(FileError, match="is transparent in some places, so that it is not certain what its labels"):
+        picture.read_label(tmp_path / "a.png")
+    Pillow.fromarray(np.stack([GREY, np.full_like(GREY, 255)], axis=2), mode="LA").save(tmp_path / "b.png")
+    assert np.array_equal(picture.read_label(tmp_path / "b.png").array, GREY[None])
+    assert picture.remarks(tmp_path / "b.png") == ()
+
+
+@pytest.mark.parametrize(("depth", "row"), [(2, b"\0\x1b"), (4, b"\0\x01\x23"), (8, b"\0\0\1\2\3")])
+def test_labels_of_few_bits_are_what_is_stored(tmp_path: Path, depth: int, row: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(png(4, 1, 0, depth, row))
+    assert picture.read_label(tmp_path / "a.png").array.tolist() == [[[0, 1, 2, 3]]]
+    assert picture.read(tmp_path / "a.png").array.max() == 3 * {2: 85, 4: 17, 8: 1}[depth]  # images from black to white
+
+
+def test_labels_in_colours_are_taken_where_they_are_grey(tmp_path: Path) -> None:
+    for name, alpha in (("a.png", ()), ("b.png", (np.full_like(GREY, 255),))):
+        Pillow.fromarray(np.stack([GREY, GREY, GREY, *alpha], axis=2)).save(tmp_path / name)
+        assert np.array_equal(picture.read_label(tmp_path / name).array, GREY[None])
+    Pillow.fromarray(COLOUR).save(tmp_path / "c.png")
+    with pytest.raises(FileError, match=r"is a colour picture \(35 different colours\) where label values"):
+        picture.read_label(tmp_path / "c.png")
+    Pillow.fromarray(GREY).save(tmp_path / "d.png", "JPEG")
+    with pytest.raises(FileError, match="is a JPEG picture in spite of its name, which changes label values; export"):
+        picture.read_label(tmp_path / "d.png")
+    assert picture.read(tmp_path / "d.png").array.shape == (1, 5, 7)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -178,5 +205,7 @@ def test_a_picture_that_is_stored_turned_is_known(tmp_path: Path) -> None:
     exif[0x0112] = 6
     pixels.save(tmp_path / "turned.jpg", exif=exif)
     pixels.save(tmp_path / "upright.jpg")
-    assert picture.is_turned(tmp_path / "turned.jpg")
-    assert not picture.is_turned(tmp_path / "upright.jpg")
+    assert [remark.problem for remark in picture.remarks(tmp_path / "turned.jpg")] == [
+        "is stored turned or mirrored (EXIF orientation) and is used as it is stored"
+    ]
+    assert picture.remarks(tmp_path / "upright.jpg") == ()

@@ -175,7 +175,8 @@ def test_written_labels_come_back(tmp_path: Path, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(b"", "is empty"), (b"no tiff at all", "cannot be read ("), (b"II*\0", "cannot be read (")]
+    ("content", "problem"),
+    [(b"", "is empty"), (b"no tiff at all", "is not a TIFF file"), (b"II*\0", "cannot be read (")],
 )
 def test_broken_files_are_explained(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "a.tif").write_bytes(content)
@@ -209,3 +210,62 @@ def test_a_cut_stack_never_loses_slices_quietly(tmp_path: Path, form: str, share
         return
     assert share == 0.999  # what was lost is padding behind the last page
     assert np.array_equal(cut, STACK[None])
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "group4"])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_black_and_white_is_0_and_1_however_it_is_stored(tmp_path: Path, compression: str, photometric: int) -> None:
+    mask = STACK[0] > 30000
+    Pillow.fromarray(mask).save(tmp_path / "a.tif", compression=compression, tiffinfo={262: photometric})
+    with Pillow.open(tmp_path / "a.tif") as file:
+        assert file.tag_v2[262] == photometric
+        assert np.array_equal(np.array(file), mask)
+    for read in (tiff.read, tiff.read_label):
+        assert np.array_equal(read(tmp_path / "a.tif").array, mask[None])
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_grey_values_that_store_white_as_0_are_kept_and_told(tmp_path: Path, compression: str) -> None:
+    grey = (STACK[0] % 256).astype(np.uint8)
+    Pillow.fromarray(grey).save(tmp_path / "a.tif", compression=compression, tiffinfo={262: 0})
+    assert np.array_equal(
+        tiff.read(tmp_path / "a.tif").array, 255 - grey[None]
+    )  # Pillow stores what it shows, inverted
+    assert ["stores white as 0" in remark.problem for remark in tiff.remarks(tmp_path / "a.tif")] == [True]
+
+
+def test_complex_values_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0].astype(np.complex64))
+    for read in (tiff.read, tiff.read_grid, tiff.read_label):
+        with pytest.raises(FileError, match=r"a\.tif holds values of type complex64; export real numbers"):
+            read(tmp_path / "a.tif")
+
+
+def test_several_images_are_refused_and_previews_told(tmp_path: Path) -> None:
+    for name, second in (("a.tif", STACK), ("b.tif", STACK[0, :2, :3])):
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            file.write(STACK, photometric="minisblack", metadata=None, compression="zlib")
+            file.write(second, photometric="minisblack", metadata=None)
+    with pytest.raises(FileError, match=r"holds 2 images \(.*\); save the one that is meant alone"):
+        tiff.read(tmp_path / "a.tif")
+    assert np.array_equal(tiff.read(tmp_path / "b.tif").array, STACK[None])
+    assert [remark.problem for remark in tiff.remarks(tmp_path / "b.tif")] == [
+        "holds smaller images too (2x3), which are not used"
+    ]
+
+
+def test_compressions_that_nobody_can_unpack_are_named(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0].astype(np.uint8), metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags["Compression"].overwrite(34712)  # type: ignore[union-attr]
+    with pytest.raises(
+        FileError, match=r"is packed by JPEG2000, which cannot be unpacked; save it with Deflate or none"
+    ):
+        tiff.read(tmp_path / "a.tif")
+
+
+def test_labels_packed_by_jpeg_are_refused(tmp_path: Path) -> None:
+    Pillow.fromarray((STACK[0] % 2 * 255).astype(np.uint8)).save(tmp_path / "a.tif", compression="jpeg")
+    assert tiff.read(tmp_path / "a.tif").array.shape == (1, 5, 6)
+    with pytest.raises(FileError, match=r"a\.tif is packed by JPEG, which changes label values; export the labels"):
+        tiff.read_label(tmp_path / "a.tif")

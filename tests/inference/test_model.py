@@ -129,6 +129,15 @@ def test_2d_pictures(
     np.testing.assert_array_equal(model.predict(picture.transpose(2, 0, 1)).labels, prediction.labels)
     prediction.save(tmp_path / "labels.png")
     np.testing.assert_array_equal(read_label(tmp_path / "labels.png").array[0], prediction.labels)
+    assert prediction.warnings == ()
+    exif = Picture.Exif()
+    exif[0x0112] = 6
+    Picture.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    turned = model.predict(tmp_path / "turned.png")
+    np.testing.assert_array_equal(turned.labels, prediction.labels)
+    assert turned.warnings == (
+        f"{tmp_path / 'turned.png'} is stored turned or mirrored (EXIF orientation) and is used as it is stored",
+    )
 
 
 def test_second_stage_sees_the_first(

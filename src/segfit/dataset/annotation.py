@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
 from segfit.dataset.placement import on_image_grid
 from segfit.geometry import Grid
@@ -39,12 +40,17 @@ def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Im
 def merged_masks(case: Case) -> Image:
     """Return the inner label values of a case with one mask per structure, on the grid of the masks.
 
-    Masks are painted in their order: where two overlap, the later one wins.
+    Masks are painted in their order: where two overlap, the later one wins. Raises `InputError` for a file that cannot
+    be read or does not look like a mask, and for masks on different grids.
     """
     assert case.masks, case.id
     first: Image | None = None
     for mask in case.masks:
         image = read_label(mask.path)
+        doubt = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
+        if doubt:
+            action = "give a mask: 0 outside and one value inside, saved without losses"
+            raise FileError(mask.path, f"is no mask of a structure: it {doubt}", action)
         if first is None:
             first = Image(np.zeros(image.array.shape, dtype=np.int16), image.grid)
         image = image.turned_to(first.grid)

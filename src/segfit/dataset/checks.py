@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -16,17 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values, merged_masks
+from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
 from segfit.dataset.layouts import inspect_dataset
 from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.palettes import palette_problems
 from segfit.dataset.placement import on_image_grid
 from segfit.device import free_memory_gb
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.pool import map_cases
 from segfit.execution.workers import LostCaseError
 from segfit.geometry import Grid
-from segfit.images.formats import find_format, num_voxels, read_image, read_label, split_ending
-from segfit.images.image import Image, problem_of
-from segfit.images.picture import is_turned
+from segfit.images import omezarr
+from segfit.images.formats import find_format, num_voxels, read_image, read_label, remarks, split_ending
+from segfit.images.image import Image, Remark, problem_of
+from segfit.images.picture import colours, kind
 from segfit.images.tiff import spacing_file
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
@@ -39,6 +42,7 @@ _LARGEST_INTENSITY = 1e15  # the squares of 10^8 such values, which deviations n
 _SPACING_TOLERANCE = 0.02  # between two places of a header; rounding in either is far below (assumption)
 _SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was mistaken (assumption)
 _SHOWN_VALUES = 8  # label values written out in a message
+_SHOWN_FILES = 3  # files named in a message; a remark about more is told once
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
 
@@ -85,7 +89,8 @@ def check_files(
         for finding in test
         for item in finding.problems
     ]
-    return (*problems, *_check_whole(dataset, training), *_check_same(dataset, findings), *content)
+    whole = (*_check_whole(dataset, training), *_check_same(dataset, findings), *_told_once(dataset, findings))
+    return (*problems, *whole, *content)
 
 
 def require_usable(problems: Sequence[Problem]) -> None:
@@ -107,6 +112,9 @@ class _Finding:
     spacing_mm: tuple[float, ...] | None  # None: no image could be read
     label_values: frozenset[int] | None  # as stored on disk; None: no label could be read
     digest: str | None  # of all voxels of all channels; None: not all could be read
+    remarks: tuple[tuple[Path, Remark], ...] = ()  # files, and what they say beside their voxels
+    colours: Mapping[int, str] | None = None  # in which label values are shown, where a palette says so
+    bits: int | None = None  # of a value of a picture or TIFF; None for other files and kinds of numbers
 
     @property
     def ndim(self) -> int | None:
@@ -128,8 +136,10 @@ def _predicted_bytes(case: Case, channels: int) -> int:
 
 def _unread(item: _Item, error: LostCaseError) -> _Finding:
     problem = f"its files could not be read, even alone: worker {error.reason}"
+    largest = max((*item[1].images, *item[1].label_files), key=num_voxels)
+    size = f"; the largest is {largest.name} with {num_voxels(largest):.3g} voxels"
     action = "check again with more free memory, on a larger machine if need be, or remove the case"
-    return _Finding((Problem(item[1].id, problem, action, transient=True),), None, None, None)
+    return _Finding((Problem(item[1].id, problem + size, action, transient=True),), None, None, None)
 
 
 def _check_item(item: _Item, *, labels: LabelScheme, channels: int) -> _Finding:
@@ -140,6 +150,9 @@ def _check_item(item: _Item, *, labels: LabelScheme, channels: int) -> _Finding:
 def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool) -> _Finding:
     """Read the files of a case; `complete` says that no file is known to be missing."""
     problems: list[Problem] = []
+    told: list[tuple[Path, Remark]] = []
+    bits: int | None = None
+    shown: Mapping[int, str] | None = None
     grid: Grid | None = None
     channels = 0
     digest = hashlib.sha256()
@@ -153,16 +166,17 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         digest.update(repr(image.array.shape).encode())
         digest.update(np.ascontiguousarray(image.array).data)
         problems += _check_voxels(case, path, image.array)
+        told += [(path, remark) for remark in remarks(path)]
         if grid is None:
             grid = image.grid
+            unsigned = image.array.dtype.kind == "u" and find_format(path).name in ("picture", "JPEG", "TIFF")
+            bits = 8 * image.array.dtype.itemsize if unsigned else None
             problems += _check_spacing_file(case, path, grid) + _check_header(case, path, grid)
         else:
             problems += _check_grid(case, path, grid, image.grid, case.images[0])
     readable = not any(problem.fatal for problem in problems)
     if complete and readable and channels != expected:
-        files = ", ".join(path.name for path in case.images)
-        problem = f"{files}: {channels} channels in all, the dataset has {expected}"
-        problems.append(Problem(case.id, problem, "declare as many channels as the files hold, or correct the files"))
+        problems.append(_wrong_channels(case, channels, expected))
     values: frozenset[int] | None = None
     if case.label_files:
         last = case.label_files[-1]
@@ -174,12 +188,30 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
             values = frozenset(count_values(label.array))
             if case.masks:
                 values = frozenset(labels.stored_values[value] for value in values)
-            problems += _check_values(case, last, values, labels)
+            problems += _check_values(case, last, values, labels, label)
+            if find_format(last).name == "picture":
+                shown = colours(last)
+            if find_format(last).name == "OME-Zarr":
+                told += [(last, remark) for remark in remarks(last)]
             if grid is not None:
                 problems += _check_label_grid(case, last, grid, label)
     whole = complete and readable and bool(case.images)
     spacing = None if grid is None else grid.spacing_mm
-    return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None)
+    return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None, tuple(told), shown, bits)
+
+
+def _wrong_channels(case: Case, channels: int, expected: int) -> Problem:
+    """Return the problem of a case whose files hold another number of channels than the dataset has."""
+    files = ", ".join(path.name for path in case.images)
+    action = "declare as many channels as the files hold, or correct the files"
+    held = ""
+    if find_format(case.images[0]).name in ("picture", "JPEG"):
+        held = f" ({'; '.join(dict.fromkeys(kind(path) for path in case.images))})"
+        forms = {1: "in grey", 3: "as RGB, without transparency", 4: "as RGB with transparency"}
+        if len(case.images) == 1 and expected in forms:
+            action = f"save it {forms[expected]}; if all are like this one, declare as many channels as they hold"
+    number = f"{channels} channel" + "s" * (channels != 1)
+    return Problem(case.id, f"{files}: {number} in all{held}, the dataset has {expected}", action)
 
 
 def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
@@ -198,7 +230,10 @@ def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
         if low == high:
             which = f" (channel {number} of the file)" if len(array) > 1 else ""
             problem = f"{path.name} is constant{which}: every voxel is {low:g}"
-            problems.append(Problem(case.id, problem, "look at the image; remove the case if it is empty", fatal=False))
+            action = "look at the image; remove the case if it is empty"
+            if (number, len(array)) == (3, 4) and find_format(path).name == "picture":
+                action = "save it without transparency, which says nothing here, and so all others"
+            problems.append(Problem(case.id, problem, action, fatal=False))
     return problems
 
 
@@ -208,12 +243,29 @@ def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path
         problem = f"{path.name} stores its axes in another order or direction than {first.name} and is turned onto it"
         return [Problem(case.id, problem, "nothing if its header is right", fatal=False)]
     action = "resample it to that image, or copy that image's header if the voxels already correspond"
+    if expected.affine is None and found.affine is None:
+        action = _fit_without_place(path, expected, found)
     if difference:
         return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
+    apart = omezarr.translated(expected, found)
+    if apart:
+        problem = f"{path.name} says that it lies {apart} from {first.name}; voxels are taken to correspond one by one"
+        return [Problem(case.id, problem, "nothing if they do; correct its translation or resample it if not", False)]
     if moved:
         problem = f"{path.name} lies {moved} and is taken as lying on {first.name}"
         return [Problem(case.id, problem, "nothing if the voxels correspond; resample it if not", fatal=False)]
     return []
+
+
+def _fit_without_place(path: Path, expected: Grid, found: Grid) -> str:
+    """Return what to do where two files that do not say where they lie differ in shape or spacing."""
+    if expected.shape == found.shape:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return 'write the true {"spacing": [z, y, x]} in mm into a .json beside each of the two'
+        return "give both files the same voxel size if the voxels correspond, resample it if not"
+    if sorted(expected.shape) == sorted(found.shape):
+        return "it seems to be turned or transposed: store its axes in the order of that image"
+    return "make it on the voxels of that image, or bring both to one size"
 
 
 def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> list[Problem]:
@@ -223,7 +275,9 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
     if not any(problem.fatal for problem in problems):
         return problems
     if not case.resample_label:
-        return [replace(item, action=f"{item.action}; or give --resample-labels") for item in problems]
+        placed = expected.affine is not None and label.grid.affine is not None
+        offer = "; or give --resample-labels" if placed else ""
+        return [replace(item, action=f"{item.action}{offer}") for item in problems]
     try:
         on_image_grid(case, label, expected)
     except InputError as error:
@@ -254,16 +308,21 @@ def _check_header(case: Case, path: Path, grid: Grid) -> list[Problem]:
             sizes = [", ".join(f"{value:.4g}" for value in one) for one in (grid.spacing_mm, by_affine)]
             problem = f"{path.name} has voxels of ({sizes[0]}) mm, but its orientation matrix says ({sizes[1]}) mm"
             problems.append(Problem(case.id, problem, "correct its header; the former is used", fatal=False))
-    if find_format(path).name in ("picture", "JPEG") and is_turned(path):
-        problem = f"{path.name} is stored turned or mirrored (EXIF orientation) and is used as it is stored"
-        action = "save it upright if its label was drawn as it is displayed"
-        problems.append(Problem(case.id, problem, action, fatal=False))
     return problems
 
 
-def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme) -> list[Problem]:
+def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme, label: Image) -> list[Problem]:
     declared = set(labels.stored_values)
     unknown = sorted(values - declared)
+    doubt = label_doubt(label.array) if len(values) >= FEWEST_VALUES and not case.masks else ""
+    if unknown and doubt:
+        action = "give a label map: one value per structure, saved without losses"
+        if _holds_labels(case, declared):
+            action = f"{case.images[0].name} looks like its label map: exchange the two"
+        return [Problem(case.id, f"{path.name} is no label map: it {doubt}", action)]
+    if doubt:
+        problem = f"{path.name} {doubt}; all its values are taken as structures"
+        return [Problem(case.id, problem, "look at it; give a label map if it is none", fatal=False)]
     if unknown:
         shown = ", ".join(map(str, unknown[:_SHOWN_VALUES])) + (", ..." if len(unknown) > _SHOWN_VALUES else "")
         expected = ", ".join(map(str, sorted(declared)))
@@ -273,6 +332,32 @@ def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelS
         problem = f"{path.name} is empty: no structure is labelled"
         return [Problem(case.id, problem, "nothing if that is right; label the case or remove it if not", fatal=False)]
     return []
+
+
+def _holds_labels(case: Case, declared: set[int]) -> bool:
+    """Return whether the image of a case holds nothing but declared label values, and some of them."""
+    try:
+        values = frozenset(count_values(read_label(case.images[0]).array)) if len(case.images) == 1 else frozenset()
+    except InputError:
+        return False
+    return len(values) > 1 and values <= declared
+
+
+def _told_once(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
+    """Return warnings about what files say beside their voxels: one each, or one for many of a folder that say it."""
+    by_remark: dict[tuple[Remark, Path], list[tuple[str, str]]] = {}
+    for case, finding in zip((*dataset.training, *dataset.test), findings, strict=True):
+        for path, remark in finding.remarks:
+            by_remark.setdefault((remark, path.parent), []).append((case.id, path.name))
+    problems: list[Problem] = []
+    for (remark, folder), files in by_remark.items():
+        if len(files) <= _SHOWN_FILES:
+            problems += [Problem(case, f"{name} {remark.problem}", remark.action, False) for case, name in files]
+        else:
+            shown = ", ".join(name for _, name in files[:_SHOWN_FILES])
+            problem = f"each of {len(files)} files in {folder.name} ({shown}, ...) {remark.problem}"
+            problems.append(Problem("dataset", problem, remark.action, fatal=False))
+    return problems
 
 
 def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
@@ -288,7 +373,9 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
         cases = [case.id for case, finding in zip(dataset.training, findings, strict=True) if finding.ndim == rare]
         problem = f"{kinds[2]} cases are 2D and {kinds[3]} are 3D (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make a dataset of each kind"))
-    problems += _check_spacings(dataset, findings)
+    problems += _check_spacings(dataset, findings) + _check_depths(dataset, findings)
+    labelled = [(case, one) for case, one in zip(dataset.training, findings, strict=True) if one.colours]
+    problems += palette_problems([(case.id, case.label_files[-1].name, one.colours or {}) for case, one in labelled])
     stored = dataset.labels.stored_values
     seen = [finding.label_values for finding in findings if finding.label_values is not None]
     absent = [
@@ -320,6 +407,18 @@ def _check_spacings(dataset: Dataset, findings: Sequence[_Finding]) -> list[Prob
             action = "correct the voxel size in its header if the unit was mistaken"
             problems.append(Problem(name, problem, action, fatal=False))
     return problems
+
+
+def _check_depths(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
+    """Return a warning for every case whose pictures have more or fewer bits per value than most."""
+    known = [(case, one.bits) for case, one in zip(dataset.training, findings, strict=True) if one.bits]
+    usual = Counter(bits for _, bits in known).most_common(1)[0][0] if known else 0
+    action = "save all alike; values of other ranges mean other intensities to a network"
+    return [
+        Problem(case.id, f"{case.images[0].name} has {bits} bits per value, most have {usual}", action, fatal=False)
+        for case, bits in known
+        if bits != usual
+    ]
 
 
 def _check_same(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:

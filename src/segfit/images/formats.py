@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
 from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, picture, tiff
-from segfit.images.image import FileError, Image
+from segfit.images.image import FileError, Image, Remark
 from segfit.labels import smallest_dtype
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "read_grid",
     "read_image",
     "read_label",
+    "remarks",
     "split_ending",
     "write_labels",
 ]
@@ -48,10 +49,11 @@ class Format:
     num_voxels : where that is quicker to tell than the grid; see `num_voxels`
     read_label : where labels are decoded otherwise than images; None: by `read`
     write : label map (spatial array, its grid) to a path; None: this format is not for labels, for the reason in
-        `unfit`, and labels of its images have the ending `label_ending`
+        `unfit`, with what to do in `remedy`, and labels of its images have the ending `label_ending`
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
     files : every file that an image consists of; see `files_of`
+    remarks : what an image says and is not followed, or does not say; see `remarks`
     """
 
     name: str
@@ -61,9 +63,11 @@ class Format:
     read_label: Callable[[Path], Image] | None = None
     write: Callable[[Path, NDArray[Any], Grid], None] | None = None
     unfit: str = ""
+    remedy: str = "save labels as .nii.gz"
     label_ending: str = ".nii.gz"
     multichannel: bool = False
     files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
+    remarks: Callable[[Path], tuple[Remark, ...]] | None = None
 
 
 def _write_picture(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -102,9 +106,25 @@ _PICTURE = Format(
     read_label=picture.read_label,
     write=_write_picture,
     multichannel=True,
+    remarks=picture.remarks,
 )
-_JPEG = replace(_PICTURE, name="JPEG", write=None, unfit="which changes label values", label_ending=".png")
-_TIFF = Format(name="TIFF", read=tiff.read, read_grid=tiff.read_grid, write=tiff.write, multichannel=True)
+_JPEG = replace(
+    _PICTURE,
+    name="JPEG",
+    write=None,
+    unfit="which changes label values",
+    remedy="save labels as .png from where they were drawn; a JPEG turned into one keeps its errors",
+    label_ending=".png",
+)
+_TIFF = Format(
+    name="TIFF",
+    read=tiff.read,
+    read_grid=tiff.read_grid,
+    read_label=tiff.read_label,
+    write=tiff.write,
+    multichannel=True,
+    remarks=tiff.remarks,
+)
 _OMEZARR = Format(
     name="OME-Zarr",
     read=omezarr.read,
@@ -112,6 +132,7 @@ _OMEZARR = Format(
     write=omezarr.write,
     multichannel=True,
     files=_inside,
+    remarks=omezarr.remarks,
 )
 _DICOM = Format(
     name="a DICOM series",
@@ -215,6 +236,15 @@ def read_grid(path: Path) -> Grid:
     return find_format(path).read_grid(path)
 
 
+def remarks(path: Path) -> tuple[Remark, ...]:
+    """Return what the user should know of a file beside its voxels; none for one that cannot be read."""
+    try:
+        told = find_format(path).remarks
+        return () if told is None else told(path)
+    except InputError:
+        return ()  # whoever reads it tells why
+
+
 def num_voxels(path: Path) -> int:
     """Return how many voxels a channel of a file has: what work on it costs, known quickly and before it is read.
 
@@ -257,7 +287,7 @@ def read_label(path: Path) -> Image:
     """
     format_ = find_format(path)
     if format_.write is None:
-        raise FileError(path, f"is {format_.name}, {format_.unfit}", f"save labels as {format_.label_ending}")
+        raise FileError(path, f"is {format_.name}, {format_.unfit}", format_.remedy)
     image = (format_.read_label or format_.read)(path)
     array = image.array
     if array.shape[0] != 1:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from segfit.errors import InputError, Problem
 from segfit.geometry import AxisMap, Grid
 
-__all__ = ["FileError", "Image", "mm_per_unit", "optional_package", "problem_of", "reading"]
+__all__ = [
+    "FileError",
+    "Image",
+    "Remark",
+    "foreign",
+    "mm_per_unit",
+    "optional_package",
+    "problem_of",
+    "reading",
+    "require_room",
+]
 
 # Lengths as files name them: OME-Zarr (UDUNITS-2 names), OME-XML (symbols), ImageJ (both, and "micron").
 _MM_PER_UNIT = {
@@ -29,6 +39,35 @@ _MM_PER_UNIT = {
     **dict.fromkeys(("meter", "m"), 1000.0),
     **dict.fromkeys(("inch", "in"), 25.4),
 }
+
+
+# What the first bytes of files say that have the ending of a picture and are none: what it is, what to do.
+_ENDING = "correct its ending or export it again"
+_KNOWN_STARTS = {
+    b"\x89PNG": ("is a PNG picture", _ENDING),
+    b"\xff\xd8\xff": ("is a JPEG picture", _ENDING),
+    b"BM": ("is a BMP picture", _ENDING),
+    b"II*\0": ("is a TIFF file", _ENDING),
+    b"MM\0*": ("is a TIFF file", _ENDING),
+    b"II+\0": ("is a TIFF file", _ENDING),
+    b"GIF8": ("is a GIF picture", "export it again as .png"),
+    b"RIFF": ("is a WebP picture or a sound", "export it again as .png"),
+    b"\0\0\0\x0cjP": ("is a JPEG 2000 picture", "export it again as .png or .tif"),
+    b"PK\x03\x04": ("is a zip archive", "unpack it"),
+    b"\x1f\x8b": ("is packed by gzip", "unpack it or correct its ending"),
+    b"%PDF": ("is a PDF document", "export the picture in it"),
+    b"<": ("is a page of the web or another text", "download the file itself"),
+    b"version https://git-lfs": ("is a pointer of Git LFS, not the file it stands for", "fetch it with git lfs pull"),
+}
+_LARGE_BYTES = 1 << 28  # of an image, from which on it is asked whether its file can hold it (assumption)
+_MOST_PACKED = 8300  # pixels per byte of a file: Deflate packs 1032 bytes into one, each 8 pixels of black and white
+
+
+class Remark(NamedTuple):
+    """Something that a file says and that is not followed, or that it does not say; `problem` follows its name."""
+
+    problem: str
+    action: str
 
 
 class FileError(InputError):
@@ -70,6 +109,27 @@ def reading(path: Path) -> Iterator[None]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         reason = " ".join(reason.split())  # in one line
         raise FileError(path, f"cannot be read ({reason})", "copy or export it again, or remove the case") from error
+
+
+def foreign(path: Path, expected: str) -> FileError:
+    """Return what is wrong with a file that does not begin as `expected`, such as "a TIFF file"."""
+    with reading(path), path.open("rb") as handle:
+        start = handle.read(32)
+    if not start:
+        return FileError(path, "is empty", "copy or export it again, or remove the case")
+    for mark, (what, action) in _KNOWN_STARTS.items():
+        if start.startswith(mark):
+            return FileError(path, f"{what}, not {expected}" if " not " not in what else what, action)
+    return FileError(path, f"is not {expected}", "export it again or correct its ending")
+
+
+def require_room(path: Path, shape: Sequence[int], num_bytes: int) -> None:
+    """Raise `FileError` if a file says that it has more bytes of voxels than it can hold, before they get memory."""
+    size = path.stat().st_size
+    if num_bytes > _LARGE_BYTES and num_bytes > _MOST_PACKED * size:
+        sizes = " x ".join(map(str, shape))
+        problem = f"says that it has {sizes} pixels, which its {size} bytes cannot hold: its header is damaged or false"
+        raise FileError(path, problem, "copy or export it again, or remove the case")
 
 
 def optional_package(path: Path, module: str, package: str, extra: str) -> Any:

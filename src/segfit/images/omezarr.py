@@ -11,7 +11,8 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.geometry import Grid
-from segfit.images.image import FileError, Image, mm_per_unit, optional_package, reading
+from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, optional_package, reading
 
-__all__ = ["read", "read_grid", "write"]
+__all__ = ["read", "read_grid", "remarks", "translated", "write"]
 
 _VERSION = "0.4"  # of what is written: the one that most programs read
 _CHUNK_VOXELS = (64, 256, 256)  # of what is written; 4 MiB of uint8
@@ -62,6 +63,42 @@ def read(path: Path, region: Sequence[slice] | None = None) -> Image:
 def read_grid(path: Path) -> Grid:
     """Read the metadata alone; raises `FileError` as `read` does."""
     return _open(path).grid
+
+
+def remarks(path: Path) -> tuple[Remark, ...]:
+    """Return what an image does not say or lacks: its scale, the unit of that, chunks."""
+    level = _open(path)
+    found: list[Remark] = []
+    if not level.scaled:
+        problem = f"gives no scale, voxels are taken as {_numbers(level.grid.spacing_mm)} mm"
+        found.append(Remark(problem, 'write its true "scale" if they are not'))
+    elif not level.with_unit:
+        found.append(Remark('gives no unit for its "scale", which is taken as mm', 'write the "unit" of its axes'))
+    with reading(path):
+        stored, chunks = level.array.nchunks_initialized, level.array.nchunks
+        empty = level.array.fill_value
+    if stored < chunks:
+        problem = f"lacks some of its chunks, which are read as {empty or 0}"
+        found.append(Remark(problem, "nothing if it is empty there; copy it again if they were lost"))
+    if level.images > 1:
+        problem = f"describes {level.images} images (multiscales), of which the first is used"
+        found.append(Remark(problem, "give each a folder of its own if another is meant"))
+    return tuple(found)
+
+
+def translated(grid: Grid, other: Grid) -> str:
+    """Say how far `other` lies from a grid by their translations, ``(z, y, x) mm``; nothing below half a voxel.
+
+    Nothing either for grids that are not both of OME-Zarr images of as many axes, which alone have translations.
+    """
+    headers = [one.header for one in (grid, other) if one.header is not None and one.header.startswith(_MARK)]
+    if len(headers) < 2 or grid.ndim != other.ndim:
+        return ""
+    placed = [json.loads(header[len(_MARK) :]) for header in headers]
+    units = [[mm_per_unit(str(axis.get("unit", "mm"))) or 1.0 for axis in one["axes"]] for one in placed]
+    starts = [np.array(one["translation"]) * unit for one, unit in zip(placed, units, strict=True)]
+    apart = starts[1] - starts[0]
+    return f"{_numbers(apart.tolist())} mm away" if (np.abs(apart) > np.array(grid.spacing_mm) / 2).any() else ""
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -107,6 +144,9 @@ class _Level:
     channel: int | None  # its axis of channels
     spatial: tuple[int, ...]  # its axes (z,) y, x
     grid: Grid
+    scaled: bool  # whether the metadata say a scale
+    with_unit: bool  # whether they say the unit of every axis in space
+    images: int  # how many the metadata describe
 
 
 def _package(path: Path) -> Any:
@@ -119,32 +159,65 @@ def _fault(path: Path, problem: str) -> FileError:
 
 def _open(path: Path) -> _Level:
     zarr = _package(path)
-    with reading(path):
+    with reading(path), _legible(path):
         if not path.exists():
             raise FileNotFoundError(path)
+        if path.is_file():
+            raise foreign(path, "a folder, as OME-Zarr is")
         try:
             group = zarr.open_group(str(path), mode="r")
         except (FileNotFoundError, NotADirectoryError):
             raise _fault(path, "is no Zarr group") from None
-        multiscale, dataset = _metadata(path, dict(group.attrs))
+        multiscales = _multiscales(path, dict(group.attrs))
+        multiscale, dataset = _first(path, multiscales)
         name = str(dataset.get("path"))
         if name not in group:
             raise FileError(path, f"has lost its resolution level {name!r}", "copy or export it again")
         array = group[name]
         if not hasattr(array, "shape"):
             raise _fault(path, f"has no array at {name!r}")
-        return _level(path, array, multiscale, dataset)
+        return _level(path, array, multiscale, dataset, len(multiscales))
 
 
-def _metadata(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the description of the image and of its first resolution level."""
+def _multiscales(path: Path, attributes: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the descriptions of images."""
     described = attributes.get("ome", attributes)  # 0.5 has it one floor deeper
-    multiscales = described.get("multiscales") if isinstance(described, dict) else None
-    if not multiscales:
-        collection = isinstance(described, dict) and {"plate", "well", "bioformats2raw.layout"} & set(described)
-        if collection:
-            raise FileError(path, "holds several images", f"give the folder of one of them, such as {path.name}/0")
-        raise _fault(path, 'has no "multiscales" in its metadata')
+    described = described if isinstance(described, dict) else {}
+    multiscales = described.get("multiscales")
+    if isinstance(multiscales, list) and multiscales:
+        return multiscales
+    for key, what in (("plate", "images of a plate"), ("well", "images of a well"), ("labels", "label maps")):
+        if key in described:
+            inside = _first_inside(described[key])
+            action = f"give the folder of one of them, such as {path.name}/{inside}"
+            raise FileError(path, f"holds several {what}", action)
+    if "bioformats2raw.layout" in described:
+        raise FileError(path, "holds several images", f"give the folder of one of them, such as {path.name}/0")
+    raise _fault(path, 'has no "multiscales" in its metadata')
+
+
+@contextmanager
+def _legible(path: Path) -> Iterator[None]:
+    """Say of metadata that are no JSON that they are none."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise FileError(path, f"has metadata that are no JSON ({error})", "copy or export it again") from None
+
+
+def _first_inside(collection: object) -> str:
+    """Return the folder of the first image of a plate, a well or a group of labels; "0" where that is not told."""
+    if isinstance(collection, list) and collection and isinstance(collection[0], str):
+        return collection[0]
+    for key, inside in (("wells", "/0"), ("images", "")):
+        listed = collection.get(key) if isinstance(collection, dict) else None
+        if isinstance(listed, list) and listed and isinstance(listed[0], dict) and "path" in listed[0]:
+            return f"{listed[0]['path']}{inside}"
+    return "0"
+
+
+def _first(path: Path, multiscales: Sequence[Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the description of the first image and of its first resolution level."""
     try:
         multiscale = multiscales[0]
         dataset = multiscale["datasets"][0]
@@ -156,7 +229,7 @@ def _metadata(path: Path, attributes: Mapping[str, Any]) -> tuple[Mapping[str, A
     return multiscale, dataset
 
 
-def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mapping[str, Any]) -> _Level:
+def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mapping[str, Any], images: int) -> _Level:
     axes: list[Mapping[str, Any]] = multiscale["axes"]
     if len(axes) != array.ndim:
         raise _fault(path, f"names {len(axes)} axes for an array of {array.ndim}")
@@ -178,6 +251,10 @@ def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mappi
     if len(spatial) == 3 and array.shape[spatial[0]] == 1:
         spatial = spatial[1:]  # one plane is a picture, as in TIFF
     scale, translation = _transformations(path, array.ndim, multiscale, dataset)
+    for other in multiscale["datasets"][1:]:
+        coarser, _ = _transformations(path, array.ndim, multiscale, other)
+        if coarser != scale and all(one <= first for one, first in zip(coarser, scale, strict=True)):
+            raise _fault(path, "does not list its resolution levels from fine to coarse")
     spacing = tuple(scale[number] * _unit(path, axes[number]) for number in spatial)
     if not all(math.isfinite(s) and s > 0 for s in spacing):
         raise FileError(path, f"has the voxel size {spacing} mm (array order)", 'write its true "scale"')
@@ -188,7 +265,17 @@ def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mappi
     }
     shape = tuple(array.shape[number] for number in spatial)
     grid = Grid(shape, spacing, None, _MARK + json.dumps(placement).encode())
-    return _Level(array, channels[0] if channels else None, tuple(spatial), grid)
+    scaled = any(
+        entry.get("type") == "scale"
+        for one in (dataset, multiscale)
+        for entry in one.get("coordinateTransformations") or []
+    )
+    with_unit = all(axes[number].get("unit") for number in spatial)
+    return _Level(array, channels[0] if channels else None, tuple(spatial), grid, scaled, with_unit, images)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"
 
 
 def _unit(path: Path, axis: Mapping[str, Any]) -> float:
@@ -211,13 +298,13 @@ def _transformations(
             if kind == "identity":
                 continue
             values = entry.get(kind) if kind in ("scale", "translation") else None
-            if not isinstance(values, list) or len(values) != ndim:
-                raise _fault(
-                    path, f"has the coordinate transformation {entry!r}, expected is a scale of {ndim} numbers"
-                )
+            numbers = values if isinstance(values, list) else []
+            if len(numbers) != ndim or not all(type(value) in (int, float) for value in numbers):
+                problem = f"has the coordinate transformation {entry!r}, expected is a scale of {ndim} numbers"
+                raise _fault(path, problem)
             if kind == "scale":
-                scale = [float(a * b) for a, b in zip(scale, values, strict=True)]
-                translation = [float(a * b) for a, b in zip(translation, values, strict=True)]
+                scale = [float(a * b) for a, b in zip(scale, numbers, strict=True)]
+                translation = [float(a * b) for a, b in zip(translation, numbers, strict=True)]
             else:
-                translation = [float(a + b) for a, b in zip(translation, values, strict=True)]
+                translation = [float(a + b) for a, b in zip(translation, numbers, strict=True)]
     return scale, translation

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from segfit.files import write_bytes
 from segfit.geometry import Grid
 from segfit.images import itk
-from segfit.images.image import FileError, Image, reading
+from segfit.images.image import FileError, Image, Remark, foreign, reading, require_room
 
-__all__ = ["is_turned", "num_voxels", "read", "read_grid", "read_label", "write"]
+__all__ = ["colours", "kind", "num_voxels", "read", "read_grid", "read_label", "remarks", "write"]
 
 _PNG_MAGIC = b"\x89PNG"
 _ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A: 1 is upright
 _PILLOW_FORMATS = {".png": "PNG", ".bmp": "BMP"}
 # Pillow's mode -> mode with the channels we hand out. Other modes (L, RGB, RGBA, I;16, I, F) stay as they are.
 _CONVERSION = {"1": "L", "LA": "L", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey values of 2 and 4 bits by, to make them 0 to 255
+_OPAQUE = 255
 
 
 def read(path: Path) -> Image:
@@ -45,13 +47,32 @@ def read(path: Path) -> Image:
 
 
 def read_label(path: Path) -> Image:
-    """Read a label picture as (1, y, x): grey values, palette indices, or 0 and 1 of a black and white picture."""
+    """Read a label picture as (1, y, x): grey values as stored, palette indices, or 0 and 1 of black and white.
+
+    Colours are taken where they are grey everywhere and opaque. Raises `FileError` for other colours, transparency that
+    is not the same everywhere, and JPEG.
+    """
     with reading(path), _open(path) as picture:
-        mode = picture.mode
+        if picture.format == "JPEG":
+            action = "export the labels again as .png; saving this file as one would keep its errors"
+            raise FileError(path, "is a JPEG picture in spite of its name, which changes label values", action)
         if _deep_mode(picture):
             raise FileError(path, "has 16 bits per colour", "save labels as one channel of label values")
-        pixels = np.array(picture.getchannel(0) if mode in ("LA", "PA") else picture)
-    return _image(pixels.astype(np.uint8) if pixels.dtype == bool else pixels)
+        step = _GREY_STEPS.get(_raw_mode(picture), 1)
+        pixels = np.array(picture)
+        has_alpha = picture.mode in ("LA", "RGBA")
+    if has_alpha:
+        alpha, pixels = pixels[..., -1], pixels[..., :-1]
+        if (alpha != alpha.flat[0]).any():
+            problem = "is transparent in some places, so that it is not certain what its labels are"
+            raise FileError(path, problem, "save labels as one opaque channel of label values")
+    if pixels.ndim == 3:
+        if (pixels != pixels[..., :1]).any():
+            found = len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0))
+            problem = f"is a colour picture ({found} different colours) where label values are expected"
+            raise FileError(path, problem, "save labels as one channel: one value for every colour")
+        pixels = pixels[..., 0]
+    return _image(pixels.astype(np.uint8) if pixels.dtype == bool else pixels // step if step > 1 else pixels)
 
 
 def read_grid(path: Path) -> Grid:
@@ -60,10 +81,38 @@ def read_grid(path: Path) -> Grid:
         return _picture_grid((picture.height, picture.width))
 
 
-def is_turned(path: Path) -> bool:
-    """Return whether a picture asks to be turned or mirrored for display (EXIF), which is not done here."""
+def remarks(path: Path) -> tuple[Remark, ...]:
+    """Return what an image says that is not followed here: how it is turned, transparent, or to be printed."""
+    found: list[Remark] = []
     with reading(path), _open(path) as picture:
-        return picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        if picture.getexif().get(_ORIENTATION, 1) not in (0, 1):
+            problem = "is stored turned or mirrored (EXIF orientation) and is used as it is stored"
+            found.append(Remark(problem, "save it upright if its label was drawn as it is displayed"))
+        if picture.mode == "LA" and picture.getchannel(1).getextrema()[0] < _OPAQUE:
+            problem = "is transparent in some places; its grey values are used there all the same"
+            found.append(Remark(problem, "save it without transparency, on the background that is meant"))
+        if picture.mode == "CMYK":
+            problem = "has the colours of a print (CMYK), which are turned into RGB"
+            found.append(Remark(problem, "look at it; save it as RGB, as the others, if its colours matter"))
+    return tuple(found)
+
+
+def colours(path: Path) -> dict[int, str]:
+    """Return the colours (``#ff0000``) in which the labels of a palette picture are shown; none for others."""
+    with reading(path), _open(path) as picture:
+        if picture.mode != "P":
+            return {}
+        table, counts = picture.getpalette(), picture.histogram()
+    return {n: f"#{bytes(table[3 * n : 3 * n + 3]).hex()}" for n in range(len(table) // 3) if counts[n]}
+
+
+def kind(path: Path) -> str:
+    """Return what the channels of a picture are, for messages."""
+    with reading(path), _open(path) as picture:
+        if picture.mode in ("P", "PA"):
+            return "a palette of colours, read as RGB" + " and transparency" * ("transparency" in picture.info)
+        names = {"RGB": "RGB", "RGBA": "RGB and transparency", "CMYK": "CMYK, read as RGB"}
+        return names.get(picture.mode, "grey")
 
 
 def num_voxels(path: Path) -> int:
@@ -101,8 +150,6 @@ def _open(path: Path) -> Any:
 
     with path.open("rb") as handle:
         start = handle.read(8)
-    if not start:
-        raise FileError(path, "is empty", "copy or export it again, or remove the case")
     decoders: dict[bytes, Callable[[Path], Any]] = {
         _PNG_MAGIC: PngImageFile,
         b"\xff\xd8": JpegImageFile,
@@ -110,10 +157,19 @@ def _open(path: Path) -> Any:
     }
     for magic, decoder in decoders.items():
         if start.startswith(magic):
-            picture = decoder(path)
+            try:
+                picture = decoder(path)
+            except SyntaxError as error:  # how decoders say that a header is wrong
+                action = "copy or export it again, or remove the case"
+                raise FileError(path, f"cannot be read (its header is damaged: {error})", action) from None
             break
     else:
-        raise FileError(path, "is not a PNG, JPEG or BMP picture", "export it again or correct its ending")
+        raise foreign(path, "a PNG, JPEG or BMP picture")
+    try:
+        require_room(path, picture.size, picture.width * picture.height * len(picture.getbands()))
+    except FileError:
+        picture.close()
+        raise
     if getattr(picture, "n_frames", 1) > 1:
         picture.close()
         raise FileError(path, "is animated: it holds several pictures", "save the one that is meant")
@@ -122,8 +178,13 @@ def _open(path: Path) -> Any:
 
 def _deep_mode(picture: Any) -> str:
     """Return how a PNG stores 16 bits per colour (``RGB;16B``), of which Pillow keeps 8; empty for other pictures."""
-    modes = [tile[3] for tile in picture.tile if isinstance(tile[3], str)]
-    return next((mode for mode in modes if "16" in mode and picture.mode in ("RGB", "RGBA", "LA")), "")
+    mode = _raw_mode(picture)
+    return mode if "16" in mode and picture.mode in ("RGB", "RGBA", "LA") else ""
+
+
+def _raw_mode(picture: Any) -> str:
+    """Return how the pixels are stored, in Pillow's names."""
+    return next((tile[3] for tile in picture.tile if isinstance(tile[3], str)), "")
 
 
 def _image(pixels: NDArray[Any]) -> Image:

@@ -22,28 +22,28 @@ from numpy.typing import NDArray
 from segfit.errors import InputError
 from segfit.files import read_json, write_bytes, write_json
 from segfit.geometry import Grid
-from segfit.images.image import FileError, Image, mm_per_unit, reading
+from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, reading, require_room
 
-__all__ = ["read", "read_grid", "spacing_file", "write"]
+__all__ = ["read", "read_grid", "read_label", "remarks", "spacing_file", "write"]
 
 _CHANNEL_AXES = ("S", "C")  # tifffile's letters for samples per pixel and channels
+# Values of TIFF tags, TIFF 6.0 sections 8 and 22; compression 34892 is lossy JPEG of DNG.
+_MIN_IS_WHITE, _PALETTE, _JPEGS = 0, 3, (6, 7, 34892)
+_ORIENTATION, _UPRIGHT = 274, 1
+_SHOWN_LETTERS = 80  # of a spacing file in a message
+_COMPRESSIONS_AT_HAND = (1, 8, 32946)  # none and Deflate; others tifffile leaves to a package of its own
 
 
 def read(path: Path) -> Image:
-    """Read a picture as (c, y, x) or a stack as (c, z, y, x); dtype as stored.
+    """Read a picture as (c, y, x) or a stack as (c, z, y, x); dtype as stored, black and white as 0 and 1.
 
     Colours (samples per pixel) and named channel axes become channels; any other third axis is z; axes of length 1
-    other than y and x are dropped. Colour tables (often a display setting) are not applied. Raises `FileError` for more
-    axes than that.
+    other than y and x are dropped. Colour tables (often a display setting) are not applied, and grey values that store
+    white as 0 are not turned round. Raises `FileError` for more axes than that, several images and complex values.
     """
     with _opened(path) as file:
-        series = file.series[0]
-        try:
-            pixels = np.asarray(series.asarray())
-        except ValueError as error:  # a compression that tifffile leaves to another package (LZW, JPEG, fax)
-            if "imagecodecs" not in str(error) or series.axes[0] in _CHANNEL_AXES:
-                raise
-            pixels = _decode_by_pillow(path).reshape(series.shape)
+        series = _series(path, file)
+        pixels = _pixels(path, series)
         channels, spatial = _axes(path, series)
         grid = _grid(path, file, tuple(series.shape[axis] for axis in spatial))
     order = [*channels, *spatial]
@@ -55,10 +55,42 @@ def read(path: Path) -> Image:
     return Image(array.astype(np.uint8) if array.dtype == bool else array, grid)
 
 
+def read_label(path: Path) -> Image:
+    """Read a label map as `read` does; `FileError` where JPEG has changed its values."""
+    with _opened(path) as file:
+        if any(int(page.compression) in _JPEGS for page in file.series[0].pages[:1]):
+            action = "export the labels again without compression or with LZW or Deflate"
+            raise FileError(path, "is packed by JPEG, which changes label values", action)
+    return read(path)
+
+
+def remarks(path: Path) -> tuple[Remark, ...]:
+    """Return what an image says that is not followed here: how it is turned, its colour table, smaller images."""
+    found: list[Remark] = []
+    with _opened(path) as file:
+        first = file.series[0]
+        page = first.pages[0]
+        tag = page.tags.get(_ORIENTATION)
+        if tag is not None and tag.value not in (0, _UPRIGHT):
+            problem = "is stored turned or mirrored (tag Orientation) and is used as it is stored"
+            found.append(Remark(problem, "save it upright if its label was drawn as it is displayed"))
+        if page.photometric == _MIN_IS_WHITE and page.bitspersample > 1:
+            problem = "stores white as 0 (photometric MinIsWhite) and is used as it is stored, dark where it is shown"
+            found.append(Remark(f"{problem} bright", "save it with black as 0 if others are so"))
+        if page.photometric == _PALETTE and _is_coloured(page.colormap):
+            problem = "has a table of colours, which is not applied: its values are places in the table"
+            found.append(Remark(problem, "save it as RGB if its colours matter; nothing if they are only for display"))
+        if len(file.series) > 1:
+            sizes = ", ".join("x".join(map(str, other.shape)) for other in file.series[1:])
+            problem = f"holds smaller images too ({sizes}), which are not used"
+            found.append(Remark(problem, "nothing if they are previews; save them apart if not"))
+    return tuple(found)
+
+
 def read_grid(path: Path) -> Grid:
     """Read the size and the spacing alone."""
     with _opened(path) as file:
-        series = file.series[0]
+        series = _series(path, file)
         _, spatial = _axes(path, series)
         return _grid(path, file, tuple(series.shape[axis] for axis in spatial))
 
@@ -78,7 +110,7 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
 def spacing_file(path: Path) -> Path:
     """Return where the spacing of a stack is looked for: ``CASE.json`` for ``CASE_0000.tif`` and ``CASE.tif``."""
     by_case = path.with_name(re.sub(r"_\d{4}$", "", path.stem) + ".json")
-    return by_case if by_case.exists() else path.with_suffix(".json")
+    return by_case if by_case.exists() or by_case.is_symlink() else path.with_suffix(".json")
 
 
 @contextmanager
@@ -86,8 +118,9 @@ def _opened(path: Path) -> Iterator[Any]:
     import tifffile
 
     with reading(path):
-        if path.stat().st_size == 0:
-            raise FileError(path, "is empty", "copy or export it again, or remove the case")
+        with path.open("rb") as handle:
+            if handle.read(2) not in (b"II", b"MM"):
+                raise foreign(path, "a TIFF file")
         if _pages_are_lost(path):
             raise FileError(path, "is truncated (pages are missing)", "copy or export it again")
         with tifffile.TiffFile(path) as file:
@@ -133,12 +166,61 @@ def _axes(path: Path, series: Any) -> tuple[list[int], list[int]]:
     return channels, [*slices, series.axes.index("Y"), series.axes.index("X")]
 
 
-def _decode_by_pillow(path: Path) -> NDArray[Any]:
-    from PIL import ImageSequence
+def _series(path: Path, file: Any) -> Any:
+    """Return the image of a file; `FileError` if there are several of its size, no real numbers, or no room for them.
+
+    Smaller ones are previews of the first, as scanners add them.
+    """
+    first, *others = file.series
+    if any(math.prod(other.shape) >= math.prod(first.shape) for other in others):
+        sizes = ", ".join("x".join(map(str, one.shape)) for one in file.series)
+        raise FileError(path, f"holds {len(file.series)} images ({sizes})", "save the one that is meant alone")
+    if first.dtype is None or first.dtype.kind not in "biuf":
+        raise FileError(path, f"holds values of type {first.dtype}", "export real numbers")
+    require_room(path, first.shape, first.nbytes)
+    return first
+
+
+def _pixels(path: Path, series: Any) -> NDArray[Any]:
+    """Decode a series as stored; bits so that 1 is white, whatever decodes them."""
+    page = series.pages[0]
+    white_is_zero = page.photometric == _MIN_IS_WHITE
+    try:
+        pixels: NDArray[Any] = np.asarray(series.asarray())
+    except (ValueError, ImportError, KeyError) as error:
+        if int(page.compression) in _COMPRESSIONS_AT_HAND and "imagecodecs" not in str(error):
+            raise
+        pixels = _decode_by_pillow(path, series)
+        return 255 - pixels if white_is_zero and pixels.dtype == np.uint8 else pixels  # Pillow turned it round
+    return ~pixels if white_is_zero and pixels.dtype == bool else pixels
+
+
+def _decode_by_pillow(path: Path, series: Any) -> NDArray[Any]:
+    """Decode what tifffile leaves to another package; Pillow knows LZW, JPEG, fax and Zstandard."""
+    from PIL.Image import DecompressionBombError
     from PIL.TiffImagePlugin import TiffImageFile
 
-    with TiffImageFile(path) as file:
-        return np.stack([np.array(page) for page in ImageSequence.Iterator(file)])
+    compression = series.pages[0].compression
+    name = getattr(compression, "name", f"compression {compression}")
+    action = "save it with Deflate or none, or pip install imagecodecs"
+    try:
+        if series.axes[0] in _CHANNEL_AXES:
+            raise FileError(path, f"is packed by {name}, one channel after the other, and cannot be unpacked", action)
+        with TiffImageFile(path) as file:
+            pages = []
+            for page in series.pages:
+                file.seek(page.index)
+                pages.append(np.array(file))
+            return np.stack(pages).reshape(series.shape)
+    except DecompressionBombError:
+        raise FileError(path, f"is packed by {name} and too large to be unpacked", action) from None
+    except (KeyError, SyntaxError):  # how Pillow says that it does not know a compression
+        raise FileError(path, f"is packed by {name}, which cannot be unpacked", action) from None
+
+
+def _is_coloured(table: NDArray[Any] | None) -> bool:
+    """Return whether a colour table (3, n) holds more than greys."""
+    return table is not None and bool((table != table[:1]).any())
 
 
 def _grid(path: Path, file: Any, shape: tuple[int, ...]) -> Grid:
@@ -146,19 +228,20 @@ def _grid(path: Path, file: Any, shape: tuple[int, ...]) -> Grid:
     if len(shape) == 2:
         return Grid(shape, (1.0, 1.0))
     source = spacing_file(path)
-    if not source.exists():
+    if not source.exists() and not source.is_symlink():
         return Grid(shape, _ome_spacing(file) or _imagej_spacing(file) or (1.0, 1.0, 1.0))
     try:
         content = read_json(source)
     except InputError as error:
         raise FileError(source, "is not valid JSON", 'write {"spacing": [z, y, x]} in mm') from error
-    spacing = content.get("spacing") if isinstance(content, dict) else None
-    numbers = isinstance(spacing, list) and len(spacing) == 3 and all(type(v) in (int, float) for v in spacing)
-    if not numbers or not all(math.isfinite(v) and v > 0 for v in spacing):  # type: ignore[union-attr]
-        raise FileError(
-            source, f'must hold {{"spacing": [z, y, x]}} with positive numbers, got {content!r}', "correct it"
-        )
-    return Grid(shape, tuple(float(v) for v in spacing))  # type: ignore[union-attr]
+    listed = content.get("spacing") if isinstance(content, dict) else None
+    numbers = isinstance(listed, list) and all(type(v) is float or (type(v) is int and abs(v) < 2**63) for v in listed)
+    spacing = _usable([float(v) for v in listed]) if numbers and listed is not None else None
+    if spacing is None:
+        came = repr(content)
+        came = came if len(came) <= _SHOWN_LETTERS else f"{came[:_SHOWN_LETTERS]}..."
+        raise FileError(source, f'must hold {{"spacing": [z, y, x]}} with positive numbers, got {came}', "correct it")
+    return Grid(shape, spacing)
 
 
 def _ome_spacing(file: Any) -> tuple[float, float, float] | None:

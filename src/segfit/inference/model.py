@@ -31,7 +31,7 @@ from segfit.images.formats import label_ending, write_labels
 from segfit.images.image import Image, problem_of
 from segfit.inference.export import ScoreField, merged_labels, merged_probabilities
 from segfit.inference.predictor import Precision, Predictor
-from segfit.inference.sources import Source, read_previous_stage, read_source
+from segfit.inference.sources import Source, read_previous_stage, read_source, source_remarks
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
@@ -207,7 +207,7 @@ class Model:
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
-        warnings = []
+        warnings = source_remarks(source)
         if image.array.size and image.array.min() == image.array.max():
             warnings.append(f"{name} has the same value everywhere")
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)

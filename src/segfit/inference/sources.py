@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError
 from segfit.geometry import Grid
-from segfit.images.formats import read_case, read_label
+from segfit.images.formats import read_case, read_label, remarks
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
 
-__all__ = ["Geometry", "Source", "read_previous_stage", "read_source"]
+__all__ = ["Geometry", "Source", "read_previous_stage", "read_source", "source_remarks"]
 
 Geometry = Grid | Sequence[float] | NDArray[np.floating[Any]]  # a grid, a spacing in mm (array order), or an affine
 Source = str | Path | Sequence[str | Path] | Image | NDArray[Any] | tuple[NDArray[Any], Geometry]
@@ -38,6 +38,16 @@ def read_source(source: Source, ndim: int) -> tuple[Image, str]:
     if not paths:
         raise InputError("no image was given; give a file, a list of files, an Image, or an array with its spacing")
     return read_case(paths), str(paths[0])
+
+
+def source_remarks(source: Source) -> list[str]:
+    """Return what the files of a source say and is not followed, or do not say; nothing for arrays and images."""
+    if isinstance(source, str | Path):
+        source = [source]
+    if not isinstance(source, Sequence):
+        return []
+    paths = [Path(path) for path in source if isinstance(path, str | Path)]
+    return [f"{path} {remark.problem}" for path in paths for remark in remarks(path)]
 
 
 def _from_array(array: NDArray[Any], geometry: Geometry | None, ndim: int) -> Image:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values
+from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem
@@ -26,6 +27,7 @@ from segfit.images.formats import (
     read_label,
     split_ending,
 )
+from segfit.images.image import FileError, problem_of
 from segfit.labels import LabelScheme
 
 __all__ = [
@@ -51,6 +53,8 @@ CHANNEL_NUMBER = re.compile(r"(.+)_(\d{4})")
 WHOLE = "dataset"  # the `case` of problems of the whole dataset
 _MOST_STRUCTURES = 1000  # more distinct values are an image or an instance map, not structures (assumption)
 _COLOURS = ("R", "G", "B", "A")
+_WHITE = 255  # what drawing programs write where others write 1
+_LOOKED_AT = 3  # cases that tell what most are like
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -199,27 +203,40 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
 
     Every file is read; those that cannot be read say nothing here, the check tells.
     """
-    files = [case.label for case in cases if case.label is not None]
-    values = {0}
-    for _, found in map_cases(
+    labelled = {case.label: case for case in cases if case.label is not None}
+    values, faults = {0}, dict[str, Problem]()
+    binary: dict[int, list[str]] = {1: [], _WHITE: []}  # the files that hold one of these beside 0 and nothing else
+    for path, (found, fault) in map_cases(
         _values_of,
-        files,
+        labelled,
         description="Reading labels",
         name=_name,
         size=lambda path: num_voxels(path) * LABEL_BYTES_PER_VOXEL,
         room=free_memory_gb() * 2**30,
-        lost=lambda *_: frozenset(),
+        lost=lambda *_: (frozenset(), None),
     ):
         values |= found
+        for value in found - {0} if len(found - {0}) == 1 else ():
+            binary.get(value, []).append(path.name)
+        if fault is not None:
+            faults[labelled[path].id] = problem_of(labelled[path].id, fault, f"correct {path.name}")
     declare = 'name the structures: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
     if values == {0}:
-        if files:
+        if labelled and not faults:
             problems.append(Problem(WHOLE, "no label file holds a value but 0", "label at least one structure"))
+        problems += [faults[name] for name in sorted(faults)]
+        if faults and _images_are_labels(list(labelled.values())):
+            problem = "the images look like label maps and the labels like images"
+            problems.append(Problem(WHOLE, problem, "exchange the folders, or the columns of the table"))
         return None
     if len(values) > _MOST_STRUCTURES:
         problem = f"the label files hold {len(values)} different values, which cannot be structures"
         problems.append(Problem(WHOLE, problem, "give label maps of structures, not images or maps of single objects"))
         return None
+    if values == {0, 1, _WHITE} and binary[1] and binary[_WHITE]:
+        one, white = (f"{len(files)} of the label files ({min(files)})" for files in binary.values())
+        problem = f"0 and 1 are the values in {one}, 0 and {_WHITE} in {white}, which are taken as two structures"
+        problems.append(Problem(WHOLE, problem, "save all in one way if they mean the same structure", fatal=False))
     names = {f"label {value}": value for value in sorted(values) if value != 0}
     try:
         return LabelScheme.from_declaration({"background": 0, **names})
@@ -228,30 +245,59 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
         return None
 
 
-def _values_of(path: Path) -> frozenset[int]:
+def _values_of(path: Path) -> tuple[frozenset[int], InputError | None]:
+    """Return the values of a label file, or what is wrong with it: unreadable, or no label map."""
     try:
-        return frozenset(count_values(read_label(path).array))
-    except InputError:
-        return frozenset()
+        label = read_label(path)
+    except InputError as error:
+        return frozenset(), error
+    values = frozenset(count_values(label.array))
+    doubt = label_doubt(label.array) if len(values) >= FEWEST_VALUES else ""
+    if not doubt:
+        return values, None
+    action = "give a label map: one value per structure, saved without losses"
+    return frozenset(), FileError(path, f"is no label map: it {doubt}", action)
 
 
 def _name(path: Path) -> str:
     return path.name
 
 
+def _images_are_labels(cases: Sequence[Case]) -> bool:
+    """Return whether the first images hold as few different values as label maps do, and more than one."""
+    for case in cases[:_LOOKED_AT]:
+        try:
+            found = frozenset(count_values(read_label(case.images[0]).array)) if len(case.images) == 1 else frozenset()
+        except InputError:
+            return False
+        if not 1 < len(found) < FEWEST_VALUES:
+            return False
+    return bool(cases)
+
+
 def found_channels(cases: Sequence[Case]) -> tuple[str, ...]:
-    """Return channel names from the first case that can be read: "image", or R, G, B of colour pictures."""
+    """Return channel names from the first case that can be read: "image", or R, G, B of colour pictures.
+
+    Of pictures the first three are asked, so that a grey one among colours does not speak for all.
+    """
+    counts: list[tuple[int, bool]] = []
     for case in cases:
         try:
             count = sum(read_image(path).array.shape[0] for path in case.images)
+            picture = len(case.images) == 1 and find_format(case.images[0]).name in ("picture", "JPEG")
         except InputError:
             continue
-        if count == 1:
-            return ("image",)
-        if len(case.images) == 1 and find_format(case.images[0]).name in ("picture", "JPEG") and count <= len(_COLOURS):
-            return _COLOURS[:count]
-        return tuple(f"channel {number}" for number in range(count))
-    return ("image",)
+        counts.append((count, picture))
+        if not picture or len(counts) == _LOOKED_AT:
+            break
+    if not counts:
+        return ("image",)
+    (count, picture), _ = Counter(counts).most_common(1)[0]
+    if count == 1:
+        return ("image",)
+    if picture and count <= len(_COLOURS):
+        return _COLOURS[:count]
+    return tuple(f"channel {number}" for number in range(count))
 
 
 def label_ending(cases: Sequence[Case], problems: list[Problem]) -> str | None:
@@ -263,5 +309,5 @@ def label_ending(cases: Sequence[Case], problems: list[Problem]) -> str | None:
     format_ = ENDINGS[ending.lower()]
     if format_.write is None:
         problem = f"labels cannot be {format_.name}, {format_.unfit}"
-        problems.append(Problem(WHOLE, problem, f"convert the labels to {format_.label_ending}"))
+        problems.append(Problem(WHOLE, problem, format_.remedy))
     return ending

@@ -129,7 +129,11 @@ def _ending(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> str 
         return None
     if ENDINGS[ending.lower()].write is None and ending != FOLDER:
         problems.append(
-            Problem(WHOLE, f"{ending} changes label values when it is saved", "convert images and labels to .png")
+            Problem(
+                WHOLE,
+                f"{ending} changes label values when it is saved",
+                "convert the images to .png and save labels as .png from where they were drawn",
+            )
         )
     return ending
 
@@ -198,6 +202,8 @@ def _folder_cases(
             action = f"add labelsTr/{label.name} or remove the case"
             if numbered_label in known:
                 action = f"rename labelsTr/{numbered_label} to {label.name}"
+            elif inside := sorted(path for one in numbered.values() for path in one.glob("labels/*") if path.is_dir()):
+                action = f"copy {inside[0].relative_to(root)} to labelsTr/{label.name}"
             problems.append(Problem(name, f"its label labelsTr/{label.name} is missing", action))
         cases.append(_case(name, numbered, label if label.name in known else None))
     used = {f"{name}{suffix}{label_ending}" for name in files for suffix in ("", "_0000")}
