@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier, Lock
+from threading import Barrier, Condition
 
 import nibabel
 import numpy as np
@@ -276,16 +276,18 @@ def test_memory_is_predicted_from_headers(tmp_path: Path) -> None:
 def test_memory_limits_the_cases_in_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = _dataset(tmp_path, 6)
     need = dataset_module._predicted_bytes(cases[0], _SPEC) / 2**30
-    lock, at_work, most = Lock(), 0, 0
+    changed, at_work, most, expected = Condition(), 0, 0, 0
 
     def watched(*arguments: object, **named: object) -> Preprocessed:
         nonlocal at_work, most
-        with lock:
+        with changed:
             at_work += 1
             most = max(most, at_work)
-        time.sleep(0.05)
+            changed.notify_all()
+            assert changed.wait_for(lambda: most >= expected, timeout=120)
+        time.sleep(0.05)  # time for others to start that should not
         result = preprocess(*arguments, **named)  # type: ignore[arg-type]
-        with lock:
+        with changed:
             at_work -= 1
         return result
 
