@@ -25,11 +25,11 @@ from segfit.errors import InputError, StageError
 from segfit.labels import LabelScheme
 from segfit.planning.plan import AugmentationSpec, TrainingSpec
 from segfit.progress import SILENT, Progress
-from segfit.training import checkpoint, loop
+from segfit.training import budget, checkpoint, loop, validation
 from segfit.training.events import read_events
 from segfit.training.learner import Learner, training_on
-from segfit.training.loop import EVENTS, RESULT, WEIGHTS, train_fold
-from segfit.training.result import TrainingResult
+from segfit.training.loop import train_fold
+from segfit.training.result import EVENTS, RESULT, WEIGHTS, TrainingResult
 from segfit.training.validation import ValidationSchedule
 
 CPU = torch.device("cpu")
@@ -193,9 +193,10 @@ class FakeClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(loop, "perf_counter", self.look)
+        for module in (budget, loop, validation):
+            monkeypatch.setattr(module, "perf_counter", self.look)
         monkeypatch.setattr(Learner, "step", self.slow(Learner.step, 0.05))
-        monkeypatch.setattr(loop, "validate", self.slow(loop.validate, 0.02))
+        monkeypatch.setattr(validation, "validate", self.slow(validation.validate, 0.02))
 
     def look(self) -> float:
         self.now += 1e-4

@@ -20,7 +20,7 @@ from segfit.project.validation import probabilities_path, validation_pairs
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.select import Candidate, Selection, select
-from segfit.training.loop import WEIGHTS
+from segfit.training.result import WEIGHTS
 
 __all__ = ["predict_test", "select_model"]
 
