@@ -182,8 +182,8 @@ def test_mirror_axes_follow_the_transposition() -> None:
     assert plan.training["3d_fullres"].augmentation.mirror_axes == (0, 2)
     assert plan.training["2d"].augmentation.mirror_axes == (1,)
     assert plan.changes == (
-        "2d: mirror_axes [2] set by you instead of [0,2]",
-        "3d_fullres: mirror_axes [1,2] set by you instead of [0,1,2]",
+        "2d: mirror_axes 2 set by you instead of 0, 2",
+        "3d_fullres: mirror_axes 1, 2 set by you instead of 0, 1, 2",
     )
 
 
