@@ -93,27 +93,25 @@ def wait_for_file(path: Path) -> None:
 def die_twice_beside_others(folder: Path, case: str) -> list[str]:
     """Return what else was in work beside case "sick" at its third attempt.
 
-    It is killed at the first attempt once three others are in work, and at the second once one is; the others stay in
-    work until then.
+    It is killed at the first attempt once three others are in work, and at the second once one is. The others stay in
+    work until a file "warned-1" or, for those that start after that, "warned-2" says that it waits for its next one.
     """
 
-    def deaths() -> int:
-        return len(list(folder.glob("died-*")))
+    def marks(kind: str) -> list[str]:
+        return sorted(path.name.removeprefix(kind) for path in folder.glob(f"{kind}*"))
 
-    def in_work() -> set[str]:
-        return {path.name.removeprefix("working-") for path in folder.glob("working-*")}
-
-    before = deaths()
-    if case == "sick" and before < 2:
-        wait_for(lambda: len(in_work()) >= (3, 1)[before])
-        (folder / f"died-{before}").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
     if case == "sick":
+        attempt = len(marks("tried-"))
+        (folder / f"tried-{attempt}").touch()
+        if attempt < 2:
+            wait_for(lambda: len(marks("working-")) >= (3, 1)[attempt])
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.2)  # time for others to start that should not
-        return sorted(in_work())
+        return marks("working-")
+    warned = len(marks("warned-"))
     mark = folder / f"working-{case}"
     mark.touch()
-    wait_for(lambda: deaths() > min(before, 1))
+    wait_for(lambda: len(marks("warned-")) > min(warned, 1))
     mark.unlink()
     return []
 

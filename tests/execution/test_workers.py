@@ -113,8 +113,13 @@ def test_attempts_are_counted(tmp_path: Path, workers: int, attempts: int) -> No
 
 def test_case_is_tried_with_half_the_workers_then_alone(tmp_path: Path) -> None:
     warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        warnings.append(message)
+        (tmp_path / f"warned-{len(warnings)}").touch()
+
     cases = ["a", "sick", *"bcdefghi"]
-    with WorkerPool(4, warn=warnings.append) as pool:
+    with WorkerPool(4, warn=warn) as pool:
         futures = {case: pool.submit_case(case, pool_tasks.die_twice_beside_others, tmp_path, case) for case in cases}
         beside = {case: future.result(_PATIENCE_S) for case, future in futures.items()}
     assert not any(beside.values())
