@@ -160,7 +160,7 @@ def _method_or_file(splits: str) -> str:
 
 
 def open_project(dataset: Path | None, out: Path | None, settings: list[str]) -> Project:
-    """Return the project that the arguments mean, made if need be."""
+    """Return the project that the arguments mean, made if need be; `InputError` if they mean none."""
     from segfit.options import Options
     from segfit.project import Project
 
