@@ -35,6 +35,7 @@ from segfit.planning.budget import (
     with_run,
 )
 from segfit.planning.plan import AugmentationSpec, Configuration, Plan, RunSpec, StageForecast, TrainingSpec
+from segfit.planning.reasons import by_axis
 from segfit.progress import SILENT, Progress
 from segfit.project.forecast import (
     CASE_SECONDS,
@@ -392,10 +393,9 @@ def _with_run(plan: Plan, chosen: Sequence[_Measured], run: RunSpec, options: Op
 
 
 def _words(configuration: Configuration) -> str:
-    patch = "x".join(map(str, configuration.patch_size))
     return (
         f"{configuration.name}: {configuration.network.features[0]} features, batch {configuration.batch_size}, "
-        f"patch {patch}"
+        f"patch {by_axis(configuration.patch_size)}"
     )
 
 
