@@ -9,7 +9,6 @@ line of stdout is JSON. The reference's answers are read from ``plans.jsonl.gz``
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import sys
 import time
@@ -18,19 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from reference_datasets import fingerprint_of, labels_of, preset_and_memory, read_datasets
 from segfit import nnunet
 from segfit.errors import InputError
-from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
-from segfit.labels import LabelScheme, Target
 from segfit.options import Options
 from segfit.planning.planner import derive
-
-_PRESETS = {
-    "ExperimentPlanner": "stock",
-    "nnUNetPlannerResEncM": "resenc-m",
-    "nnUNetPlannerResEncL": "resenc-l",
-    "nnUNetPlannerResEncXL": "resenc-xl",
-}
 
 
 def main() -> None:
@@ -38,19 +29,17 @@ def main() -> None:
     parser.add_argument("--golden", type=Path, default=Path("../shared/golden"))
     arguments = parser.parse_args()
 
-    with gzip.open(arguments.golden / "plans.jsonl.gz", "rt") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = read_datasets(arguments.golden)
     milliseconds, explained, agree = [], [], 0
     for row in rows:
         for planner, theirs in row["plans"].items():
-            name, _, memory = planner.partition("@")
-            memory_gb = float(memory.removesuffix("GB")) if memory else None
+            preset, memory_gb = preset_and_memory(planner)
             started = time.perf_counter()
-            ours = nnunet.plans(row["dataset"], row["fingerprint"], _PRESETS[name], memory_gb)
+            ours = nnunet.plans(row["dataset"], row["fingerprint"], preset, memory_gb)
             milliseconds.append(1000 * (time.perf_counter() - started))
             agree += same(ours["configurations"], theirs["configurations"])
-            options = Options.model_validate({"preset": _PRESETS[name], "memory_gb": memory_gb})
-            measured, labels = fingerprint(row["dataset"], row["fingerprint"]), scheme(row["dataset"])
+            options = Options.model_validate({"preset": preset, "memory_gb": memory_gb})
+            measured, labels = fingerprint_of(row["dataset"], row["fingerprint"]), labels_of(row["dataset"])
             started = time.perf_counter()
             with suppress(InputError):  # the reference plans networks of one stage, too
                 derive(measured, labels, options)
@@ -66,48 +55,6 @@ def main() -> None:
         "torch_loaded": "torch" in sys.modules,
     }
     print(json.dumps(figures))
-
-
-def fingerprint(dataset: dict[str, Any], theirs: dict[str, Any]) -> Fingerprint:
-    """Return the reference's fingerprint as ours; 2D images lose their axis of one slice."""
-    shapes, spacings = theirs["shapes_after_crop"], theirs["spacings"]
-    flat = all(shape[0] == 1 and spacing[0] == 999 for shape, spacing in zip(shapes, spacings, strict=True))
-    axes = slice(1, None) if flat else slice(None)
-    intensities = theirs["foreground_intensity_properties_per_channel"]
-    return Fingerprint(
-        dataset="Dataset001_X",
-        ndim=2 if flat else 3,
-        orientation="stored",
-        channel_names=tuple(dataset["channel_names"].values()),
-        num_training=dataset["numTraining"],
-        cases=tuple(
-            CaseFingerprint(
-                case=f"case_{index}",
-                content="",
-                shape=shape[axes],
-                spacing_mm=spacing[axes],
-                shape_after_crop=shape[axes],
-                relative_size_after_crop=1.0,
-                label_voxels={},
-                label_centroids={},
-            )
-            for index, (shape, spacing) in enumerate(zip(shapes, spacings, strict=True))
-        ),
-        median_relative_size_after_crop=theirs["median_relative_size_after_cropping"],
-        intensities=tuple(IntensityStatistics.model_validate(intensities[str(n)]) for n in range(len(intensities))),
-    )
-
-
-def scheme(dataset: dict[str, Any]) -> LabelScheme:
-    """Return the labels of a ``dataset.json``."""
-    labels = dict(dataset["labels"])
-    ignore = labels.pop("ignore", None)
-    targets = [
-        Target(name=name, values=tuple(value) if isinstance(value, list) else (value,))
-        for name, value in labels.items()
-    ]
-    order = dataset.get("regions_class_order")
-    return LabelScheme(labels=tuple(targets), region_order=order, ignore_value=ignore)
 
 
 def same(ours: Any, theirs: Any) -> bool:

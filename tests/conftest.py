@@ -11,8 +11,11 @@ from segfit.execution import pool
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-# Machines are shared: how long an example takes says nothing.
-hypothesis.settings.register_profile("steady", deadline=None)
+# Machines are shared: how long an example takes says nothing, and a run must not fail by the draw of its examples.
+# Others are tried with --hypothesis-profile=default --hypothesis-seed=random.
+hypothesis.settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("steady")
 
 

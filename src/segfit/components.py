@@ -48,7 +48,10 @@ def keep_largest(labels: NDArray[_Label], values: Sequence[int]) -> NDArray[_Lab
 
 
 def label_boxes(labels: NDArray[Any]) -> Boxes:
-    """Return the bounding box of every value from 1 to the highest, None for those that do not occur, in one pass."""
+    """Return the bounding box of every value from 1 to the highest in `labels` (*spatial), integer, in one pass.
+
+    It is None for values that do not occur.
+    """
     from scipy import ndimage
 
     return ndimage.find_objects(labels)

@@ -82,7 +82,7 @@ def _fill_scattered_holes(mask: NDArray[np.bool_]) -> None:
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """Return the half-open box around the true voxels; the full extent if there are none."""
+    """Return the half-open box around the true voxels of `mask` (*spatial); the full extent if there are none."""
     box: list[tuple[int, int]] = []
     for axis in range(mask.ndim):
         if mask.take(0, axis).any() and mask.take(-1, axis).any():  # no need to look inside

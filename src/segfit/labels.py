@@ -172,7 +172,10 @@ class LabelScheme(Record):
         return np.take(table, index)
 
     def to_stored(self, labels: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.integer[Any]]:
-        """Turn inner values, as `to_labels` gives them, into those on disk; uint8, uint16 or int32 as values need."""
+        """Turn inner values of any shape, as `to_labels` gives them, into those on disk.
+
+        The type is uint8, uint16 or int32, as the values need.
+        """
         if self.stored is None:
             return labels
         table: NDArray[np.integer[Any]] = np.asarray(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["SILENT", "Progress", "Task", "messages_only"]
+__all__ = ["SILENT", "KeptWarnings", "Progress", "Task", "messages_only"]
 
 
 class Task(Protocol):
@@ -68,3 +68,22 @@ class _MessagesOnly(_Silent):
 def messages_only(progress: Progress) -> Progress:
     """Return a progress that passes notes and warnings on and opens no tasks: for work inside a task."""
     return _MessagesOnly(progress)
+
+
+class KeptWarnings(_MessagesOnly):
+    """Passes everything on to a progress and keeps the warnings, in `messages`."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(progress)
+        self.messages: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        """Open a task of the progress."""
+        with self._progress.task(description, total) as task:
+            yield task
+
+    def warn(self, message: str) -> None:
+        """Keep a warning and pass it on."""
+        self.messages.append(message)
+        super().warn(message)

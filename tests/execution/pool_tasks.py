@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,7 +51,7 @@ def refuse(problem: Problem) -> NoReturn:
 
 def die(number: int = signal.SIGKILL, megabytes: int = 0) -> NoReturn:
     held = bytes(range(256)) * (4096 * megabytes)
-    time.sleep(0.5 if held else 0.0)  # long enough to be seen
+    time.sleep(1.0 if held else 0.0)  # long enough to be seen: there is a look every tenth of a second
     os.kill(os.getpid(), number)
     raise AssertionError("unreachable")
 
@@ -76,25 +77,43 @@ def note_and_die(folder: Path, case: str) -> NoReturn:
     raise AssertionError("unreachable")
 
 
-def overlap(folder: Path, case: str, seconds: float = 0.2) -> list[str]:
-    """Return which cases were in work during this one."""
+def wait_for(condition: Callable[[], bool], patience_s: float = 60.0) -> None:
+    """Wait until something holds, however busy the machine is; fail if it never does."""
+    end = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("what was waited for did not happen")
+        time.sleep(0.01)
+
+
+def wait_for_file(path: Path) -> None:
+    wait_for(path.exists)
+
+
+def die_twice_beside_others(folder: Path, case: str) -> list[str]:
+    """Return what else was in work beside case "sick" at its third attempt.
+
+    It is killed at the first attempt once three others are in work, and at the second once one is. The others stay in
+    work until a file "warned-1" or, for those that start after that, "warned-2" says that it waits for its next one.
+    """
+
+    def marks(kind: str) -> list[str]:
+        return sorted(path.name.removeprefix(kind) for path in folder.glob(f"{kind}*"))
+
+    if case == "sick":
+        attempt = len(marks("tried-"))
+        (folder / f"tried-{attempt}").touch()
+        if attempt < 2:
+            wait_for(lambda: len(marks("working-")) >= (3, 1)[attempt])
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)  # time for others to start that should not
+        return marks("working-")
+    warned = len(marks("warned-"))
     mark = folder / f"working-{case}"
     mark.touch()
-    seen: set[str] = set()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        seen |= {path.name.removeprefix("working-") for path in folder.glob("working-*")}
-        time.sleep(0.01)
+    wait_for(lambda: len(marks("warned-")) > min(warned, 1))
     mark.unlink()
-    return sorted(seen)
-
-
-def overlap_or_die(folder: Path, case: str) -> list[str]:
-    """Be killed until nothing else is in work; case "sick" only."""
-    found = overlap(folder, case)
-    if case == "sick" and found != ["sick"]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return found
+    return []
 
 
 def exhaust(megabytes: int) -> int:

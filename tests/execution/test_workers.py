@@ -14,7 +14,7 @@ import pytest
 from segfit.errors import DatasetError, Problem, StageError
 from segfit.execution.workers import LostCaseError, WorkerPool
 
-_PATIENCE_S = 30.0  # for what takes a second on an idle machine
+_PATIENCE_S = 120.0  # for what takes a second on an idle machine
 
 
 def _alive(pid: int) -> bool:
@@ -26,10 +26,7 @@ def _alive(pid: int) -> bool:
 
 
 def _wait_until_gone(pids: list[int]) -> None:
-    end = time.monotonic() + _PATIENCE_S
-    while any(map(_alive, pids)):
-        assert time.monotonic() < end, f"{[pid for pid in pids if _alive(pid)]} are still there"
-        time.sleep(0.02)
+    pool_tasks.wait_for(lambda: not any(map(_alive, pids)), _PATIENCE_S)
 
 
 def test_tasks_are_done_in_other_processes_that_end() -> None:
@@ -116,11 +113,16 @@ def test_attempts_are_counted(tmp_path: Path, workers: int, attempts: int) -> No
 
 def test_case_is_tried_with_half_the_workers_then_alone(tmp_path: Path) -> None:
     warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        warnings.append(message)
+        (tmp_path / f"warned-{len(warnings)}").touch()
+
     cases = ["a", "sick", *"bcdefghi"]
-    with WorkerPool(4, warn=warnings.append) as pool:
-        futures = {case: pool.submit_case(case, pool_tasks.overlap_or_die, tmp_path, case) for case in cases}
+    with WorkerPool(4, warn=warn) as pool:
+        futures = {case: pool.submit_case(case, pool_tasks.die_twice_beside_others, tmp_path, case) for case in cases}
         beside = {case: future.result(_PATIENCE_S) for case, future in futures.items()}
-    assert beside["sick"] == ["sick"]
+    assert not any(beside.values())
     assert [warning.partition("; ")[2] for warning in warnings] == [
         "it is tried again with 2 cases at once",
         "it is tried again alone",
@@ -135,11 +137,9 @@ def test_one_kill_costs_no_case(tmp_path: Path) -> None:
 
 def test_hung_worker_is_ended_and_a_busy_one_is_not() -> None:
     with WorkerPool(2, stall_s=1.0) as pool:
-        started = time.monotonic()
         busy = pool.submit_case("busy", pool_tasks.compute, 2.5)
         with pytest.raises(LostCaseError, match="case hung: worker hung: no processor time used for 1 s"):
             pool.submit_case("hung", pool_tasks.sleep, 3600.0).result(_PATIENCE_S)
-        assert time.monotonic() - started < _PATIENCE_S
         assert busy.result(_PATIENCE_S) == 2.5
 
 
@@ -148,11 +148,11 @@ def test_stop_ends_tasks_at_once_and_lets_them_tidy_up(tmp_path: Path) -> None:
     pid = pool.submit(pool_tasks.process).result(_PATIENCE_S)
     long = [pool.submit_case(f"c{n}", pool_tasks.tidy, tmp_path / str(n), 3600.0) for n in range(2)]
     waiting = pool.submit(pool_tasks.double, 1)
-    while sum(path.exists() for path in (tmp_path / "0/unfinished", tmp_path / "1/unfinished")) < 2:
-        time.sleep(0.01)
+    for number in range(2):
+        pool_tasks.wait_for_file(tmp_path / f"{number}/unfinished")
     started = time.monotonic()
     pool.stop()
-    assert time.monotonic() - started < 10.0
+    assert time.monotonic() - started < _PATIENCE_S  # the tasks would take an hour
     assert waiting.cancelled()
     for number, future in enumerate(long):
         with pytest.raises(LostCaseError, match=f"case c{number}: worker stopped"):
@@ -161,19 +161,22 @@ def test_stop_ends_tasks_at_once_and_lets_them_tidy_up(tmp_path: Path) -> None:
     _wait_until_gone([pid])
 
 
-def test_waiting_tasks_can_be_cancelled() -> None:
+def test_waiting_tasks_can_be_cancelled(tmp_path: Path) -> None:
     pool = WorkerPool(1)
-    first = pool.submit(pool_tasks.sleep, 0.5)
-    while not first.running():
-        time.sleep(0.01)
+    first = pool.submit(pool_tasks.wait_for_file, tmp_path / "go on")
+    pool_tasks.wait_for(first.running)
     second = pool.submit(pool_tasks.double, 1)
-    pool.shutdown(cancel_futures=True)
-    assert first.result(0) == 0.5
+    pool.shutdown(wait=False, cancel_futures=True)
     assert second.cancelled()
+    assert not first.done()
+    (tmp_path / "go on").touch()
+    pool.shutdown()
+    assert first.result(0) is None
 
 
 _SCRIPT = """
-import sys, threading
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told its background jobs to ignore it
 sys.path.insert(0, {folder!r})
 import pool_tasks
 from segfit.execution.workers import WorkerPool
@@ -189,11 +192,11 @@ def _script(marks: Path) -> subprocess.Popen[bytes]:
 
 
 def _pids(marks: Path) -> list[int]:
-    end = time.monotonic() + _PATIENCE_S
-    while len(found := [path.read_text() for path in marks.iterdir()]) < 2 or not all(found):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return [int(text) for text in found]
+    def told() -> list[str]:
+        return [text for path in marks.iterdir() if (text := path.read_text())]
+
+    pool_tasks.wait_for(lambda: len(told()) == 2, _PATIENCE_S)
+    return list(map(int, told()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -216,7 +219,7 @@ def test_script_without_guard_works_and_is_not_run_again(tmp_path: Path) -> None
         "print(list(pool.map(pool_tasks.double, [1, 2, 3])))\n"
         "try:\n    pool.submit(own).result()\nexcept Exception as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
     once, results, refused = done.stdout.splitlines()
     assert (once, results) == ("once", "[2, 4, 6]")
     assert "the function must be defined in a module that can be imported, not in a script" in refused
@@ -240,5 +243,5 @@ def test_two_hundred_pools_start_and_stop() -> None:
             assert pool.submit(pool_tasks.double, cycle).result(_PATIENCE_S) == 2 * cycle
     assert len(set(pids)) == 200
     _wait_until_gone(pids)
-    for now, earlier in zip(_held(), before, strict=True):
-        assert now <= earlier  # fewer when a thread of an earlier test ended meanwhile
+    # The system may list a thread for a moment after it ended, here and in the count before.
+    pool_tasks.wait_for(lambda: all(now <= earlier for now, earlier in zip(_held(), before, strict=True)), _PATIENCE_S)

@@ -7,8 +7,9 @@ from math import prod
 from typing import Any
 
 import pytest
-from test_golden_plans import _fingerprint, _preset_and_memory, _scheme, _trainable, datasets  # noqa: F401
+from test_golden_plans import _trainable, datasets  # noqa: F401
 
+from reference_datasets import fingerprint_of, labels_of, preset_and_memory
 from segfit.device import Hardware
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
@@ -55,11 +56,11 @@ def _plans(
     datasets: list[dict[str, Any]],  # noqa: F811
 ) -> Any:
     for index, item in enumerate(datasets):
-        fingerprint, scheme = _fingerprint(item["dataset"], item["fingerprint"]), _scheme(item["dataset"])
+        fingerprint, scheme = fingerprint_of(item["dataset"], item["fingerprint"]), labels_of(item["dataset"])
         for planner in list(item["plans"])[index % 4 :: 4]:
             if not _trainable(item["plans"][planner]):
                 continue
-            preset, memory = _preset_and_memory(planner)
+            preset, memory = preset_and_memory(planner)
             options = Options.model_validate({"preset": preset, "memory_gb": memory})
             yield derive(fingerprint, scheme, options), fingerprint, scheme, options
 
@@ -168,11 +169,11 @@ def test_auto_promises_what_it_does_with_that_memory(datasets: list[dict[str, An
     """More memory changes the rules of `auto`, and beyond 24 GB nothing."""
     kept = 0
     for item in datasets[::4]:
-        fingerprint = _fingerprint(item["dataset"], item["fingerprint"])
+        fingerprint = fingerprint_of(item["dataset"], item["fingerprint"])
         fingerprint = fingerprint.model_copy(update={"orientation": "canonical"})
         for free in (6.0, 11.0, 30.0):
             hardware = Hardware(device="cuda:0", name="GPU", threads=8, free_memory_gb=free, fast_bf16=True)
-            scheme, options = _scheme(item["dataset"]), Options()
+            scheme, options = labels_of(item["dataset"]), Options()
             plan = derive(fingerprint, scheme, options, hardware)
             again = _replanner(fingerprint, scheme, options, hardware)
             kept += sum(_check_memory(plan, one, again) for one in plan.decisions)

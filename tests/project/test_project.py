@@ -12,7 +12,8 @@ from segfit.dataset.phantom import make_phantom
 from segfit.errors import InputError, Problem
 from segfit.images.formats import read_grid, read_label
 from segfit.planning.plan import Plan
-from segfit.project import Project, preparation
+from segfit.project import Project, preparation, sizing
+from segfit.training.probe import StepCost, TileCost
 
 
 def stages(project: Project) -> list[str]:
@@ -183,15 +184,20 @@ def test_a_budget_too_small_says_how_much_is_needed(tmp_path: Path, volumes: Pat
     assert not project.folder.runs.exists()
 
 
-def test_time_sizes_the_run(tmp_path: Path, volumes: Path) -> None:
+def test_time_sizes_the_run(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a machine that takes a tenth of a second for a step, however slow or busy this one is.
+    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.1, 1.0, 0.001))
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.01, 0.5))
     project = Project.create(tmp_path / "p", volumes)
-    project.plan(time="3m")
+    project.plan(time="1h")
     plan = project.size()
     assert plan.run is not None
     assert plan.run.seconds_per_training is not None
-    assert 100 < plan.run.seconds_per_training * len(plan.run.folds) < 180
-    assert plan.run.total.seconds < 180.5
-    assert any(decision.bound == "time budget" for decision in plan.decisions)
+    assert (plan.run.configurations, plan.run.folds) == (("3d_fullres",), (0, 1, 2))
+    assert 3400 < 3 * plan.run.seconds_per_training < 3600
+    assert plan.run.expected_steps["3d_fullres"] == int(plan.run.seconds_per_training / (0.1 * sizing._SLACK))
+    assert 3400 < plan.run.total.seconds < 3600.5
+    assert next(decision for decision in plan.decisions if decision.key == "run").bound == "time budget"
     assert project.size() == plan
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,33 +12,85 @@ from training_fakes import SCHEME, tiny_configuration, tiny_recipe
 
 from segfit.errors import MemoryShortageError
 from segfit.execution import memory as memory_module
-from segfit.execution.memory import PeakWatch, process_bytes
+from segfit.execution.memory import PeakWatch, process_bytes, process_peak_bytes
+from segfit.inference.predictor import default_batch
+from segfit.training import probe
+from segfit.training.learner import Learner
 from segfit.training.probe import PeakMemory, memory_limited, probe_forward, probe_step
 
 CPU = torch.device("cpu")
 
 
-def test_a_step_is_measured() -> None:
-    started = time.perf_counter()
-    cost = probe_step(tiny_configuration(), tiny_recipe(), SCHEME, CPU, steps=2)
-    assert 0 < cost.seconds_per_step < time.perf_counter() - started
-    assert 0.05 < cost.peak_memory_gb < 4
+class FakeClock:
+    """Time passes only in training steps and networks that are told how long they take, one call after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+        self.now, self._seconds = 0.0, list(seconds)
+        monkeypatch.setattr(probe, "perf_counter", lambda: self.now)
+
+    def work(self, *_: Any, **__: Any) -> None:
+        self.now += self._seconds.pop(0)
 
 
-def test_a_tile_costs_less_than_a_step() -> None:
-    configuration = tiny_configuration(3).model_copy(update={"patch_size": (32, 32, 32)})
-    recipe = tiny_recipe(augmentation={})
-    step = probe_step(configuration, recipe, SCHEME, CPU, steps=1)
-    tile = probe_forward(configuration, recipe, SCHEME, CPU)
-    assert 0 < tile.seconds < step.seconds_per_step
-    assert tile.peak_memory_gb > 0.05
+def test_a_step_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch, 30.0, 2.0, 9.0, 1.0)
+    step = Learner.step
+
+    def slow_step(self: Learner, *arguments: Any, **named: Any) -> Any:
+        clock.work()
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(Learner, "step", slow_step)
+    cost = probe_step(tiny_configuration(), tiny_recipe(), SCHEME, CPU)
+    assert cost.seconds_per_step == 2.0  # the median, but for the first, which warms up
+    assert 0.5 * process_bytes() < cost.peak_memory_gb * 2**30 < 1.1 * process_peak_bytes()  # of the whole process
+    learner = Learner(tiny_configuration(), tiny_recipe(), SCHEME, CPU, seed=0)
+    weights = sum(tensor.nbytes for tensor in learner.network.state_dict().values())
+    assert cost.state_gb == pytest.approx(2 * weights / 2**30, rel=0.01)  # with a momentum for each
 
 
-def test_memory_that_was_taken_and_given_back_counts() -> None:
+def test_slow_steps_are_repeated_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch, 1.0, 60.0)
+    monkeypatch.setattr(Learner, "step", clock.work)
+    assert probe_step(tiny_configuration(), tiny_recipe(), SCHEME, CPU).seconds_per_step == 60.0
+
+
+def test_a_tile_is_measured_in_the_batches_of_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration = tiny_configuration(3)
+    batch = default_batch(configuration, CPU)
+    clock = FakeClock(monkeypatch, 0.5, *(batch * n / 64 for n in (3, 1, 2)))
+    shapes = []
+
+    def forward(self: Any, image: torch.Tensor) -> None:
+        shapes.append(tuple(image.shape))
+        clock.work()
+
+    network = type(Learner(configuration, tiny_recipe(augmentation={}), SCHEME, CPU, seed=0).network)
+    monkeypatch.setattr(network, "forward", forward)
+    tile = probe_forward(configuration, tiny_recipe(augmentation={}), SCHEME, CPU)
+    assert tile.seconds == 2 / 64
+    assert shapes == [(batch, 1, 16, 16, 16)] * 4
+
+
+def test_memory_that_was_taken_and_given_back_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Semaphore(0)
+    family_bytes = memory_module._family_bytes
+
+    def look() -> int:
+        found = family_bytes()
+        if threading.current_thread().name == "segfit-memory":
+            looked.release()
+        return found
+
+    monkeypatch.setattr(memory_module, "_family_bytes", look)
+    monkeypatch.setattr(memory_module, "process_peak_bytes", lambda: 0)  # the system's own says nothing
     before = process_bytes() / 2**30
     with PeakMemory(CPU, 0.001) as memory:
         held = [torch.ones(64 * 2**20 // 4) for _ in range(4)]  # 256 MiB
-        time.sleep(0.05)
+        while looked.acquire(blocking=False):
+            pass
+        for _ in range(2):  # the first may have begun before
+            assert looked.acquire(timeout=120)
         held.clear()
         assert 0.24 < memory.peak_gb() - before < 0.6
 
@@ -64,4 +117,4 @@ def test_a_step_beyond_the_limit_fails_and_the_limit_goes() -> None:
         memory_limited(CPU, held + 0.1),
     ):
         probe_step(configuration, tiny_recipe(augmentation={}), SCHEME, CPU, steps=1)
-    assert probe_step(configuration, tiny_recipe(augmentation={}), SCHEME, CPU, steps=1).peak_memory_gb > 0
+    assert probe_step(configuration, tiny_recipe(augmentation={}), SCHEME, CPU, steps=1).state_gb > 0

@@ -20,7 +20,10 @@ _LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 def make_noise(shape: Sequence[int], std: float, seed: int, device: torch.device) -> Tensor:
-    """Return Gaussian noise of its own random stream; the same seed gives other numbers on another kind of device."""
+    """Return Gaussian noise of this shape, float32, of its own random stream.
+
+    The same seed gives other numbers on another kind of device.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(tuple(shape), generator=generator, device=device) * std
 
@@ -53,7 +56,7 @@ def _mirrored(size: int, radius: int, device: torch.device) -> Tensor:
 
 
 def change_contrast(channel: Tensor, factor: float) -> Tensor:
-    """Stretch one channel about its mean, within the range it has."""
+    """Stretch one channel `(*spatial)` about its mean, within the range it has."""
     low, high = channel.aminmax()
     mean = channel.mean()
     return torch.clamp((channel - mean) * factor + mean, low, high)
@@ -68,9 +71,9 @@ def lower_resolution(channel: Tensor, scale: float, axes: Sequence[int]) -> Tens
 
 
 def change_gamma(channel: Tensor, gamma: float, *, inverted: bool = False) -> Tensor:
-    """Raise one channel, scaled to 0...1, to the power `gamma`; range, mean and standard deviation stay as they were.
+    """Raise one channel `(*spatial)`, scaled to 0...1, to the power `gamma`.
 
-    With `inverted` the power acts on the negative.
+    Mean and standard deviation stay as they were. With `inverted` the power acts on the negative.
     """
     channel = -channel if inverted else channel
     std, mean = torch.std_mean(channel)

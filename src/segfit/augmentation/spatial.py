@@ -47,7 +47,7 @@ def affine_matrices(angles: NDArray[np.float64], scales: NDArray[np.float64]) ->
 
 
 def centre_crop(array: Tensor, patch: Sequence[int]) -> Tensor:
-    """Return the view of size `patch` in the centre of the trailing axes."""
+    """Return the view `(..., *patch)` of the centre of `(..., *spatial)`."""
     for axis, size in enumerate(patch, start=array.ndim - len(patch)):
         array = array.narrow(axis, array.shape[axis] // 2 - size // 2, size)
     return array

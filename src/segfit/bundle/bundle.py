@@ -98,7 +98,7 @@ class Bundle:
     states: Mapping[str, Mapping[str, Tensor]] | None = None
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Return the state dict of one weight file, on the CPU."""
+        """Return the state dict of one weight file, float32 on the CPU; `InputError` if it cannot be read."""
         if self.states is not None:
             return dict(self.states[name])
         from safetensors import SafetensorError

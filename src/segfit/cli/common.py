@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,22 +23,16 @@ __all__ = [
     "AsJson",
     "DatasetArgument",
     "Device",
-    "Memory",
     "Out",
-    "Preset",
-    "Resample",
-    "Seed",
-    "Set",
     "SkipIncomplete",
-    "Split",
-    "Steps",
-    "Time",
     "Workers",
     "dataset_facts",
     "open_project",
     "print_json",
-    "settings_from",
+    "with_settings",
 ]
+
+_Exit = TypeVar("_Exit")
 
 DatasetArgument = Annotated[
     Path | None,
@@ -44,26 +41,8 @@ DatasetArgument = Annotated[
 Out = Annotated[
     Path | None, typer.Option("--out", help="Project folder; by default segfit-DATASET in the current folder.")
 ]
-Time = Annotated[str | None, typer.Option("--time", help="Time for the whole run: 20m, 2h, 1h30m, 3d.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Optimiser steps per training, instead of a time.")]
-Preset = Annotated[
-    str | None, typer.Option("--preset", help="Planning rules: auto, stock, resenc-m, resenc-l or resenc-xl.")
-]
-Resample = Annotated[
-    bool | None,
-    typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
-]
-Split = Annotated[
-    str | None, typer.Option("--splits", help="Folds: balanced, reference, or a splits_final.json or splits.json.")
-]
-Memory = Annotated[float | None, typer.Option("--memory", help="Memory target of a training in GB.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Cases in work at once.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set any option, e.g. planning.patch_size=64,96,96. Repeatable."),
-]
 SkipIncomplete = Annotated[
     bool | None,
     typer.Option("--skip-incomplete/--no-skip-incomplete", help="Leave out cases with missing or unusable files."),
@@ -71,7 +50,61 @@ SkipIncomplete = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def settings_from(
+_SETTINGS: dict[str, Any] = {
+    "time": Annotated[str | None, typer.Option("--time", help="Time for the whole run: 20m, 2h, 1h30m, 3d.")],
+    "steps": Annotated[int | None, typer.Option("--steps", help="Optimiser steps per training, instead of a time.")],
+    "preset": Annotated[
+        str | None, typer.Option("--preset", help="Planning rules: auto, stock, resenc-m, resenc-l or resenc-xl.")
+    ],
+    "splits": Annotated[
+        str | None, typer.Option("--splits", help="Folds: balanced, reference, or a splits_final.json or splits.json.")
+    ],
+    "resample_labels": Annotated[
+        bool | None,
+        typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
+    ],
+    "memory": Annotated[float | None, typer.Option("--memory", help="Memory target of a training in GB.")],
+    "device": Device,
+    "seed": Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")],
+    "workers": Workers,
+    "skip_incomplete": SkipIncomplete,
+    "settings": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set any option, e.g. planning.patch_size=64,96,96. Repeatable."
+        ),
+    ],
+}
+"""Options of the command line that set options of a project, by the names of `_settings_from`."""
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., _Exit]], Callable[..., _Exit]]:
+    """Give a verb the options of these names, in the place of its parameter `given`.
+
+    The verb is handed what was set with them as ``key=value`` settings.
+    """
+
+    def decorate(verb: Callable[..., _Exit]) -> Callable[..., _Exit]:
+        signature = inspect.signature(verb, eval_str=True)
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SETTINGS[name])
+            for name in names
+        ]
+        own = signature.parameters.values()
+        shown = [one for parameter in own for one in (options if parameter.name == "given" else [parameter])]
+
+        @wraps(verb)
+        def called(**arguments: Any) -> _Exit:
+            given = _settings_from(**{name: arguments.pop(name) for name in names})
+            return verb(**arguments, given=given)
+
+        called.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def _settings_from(
     *,
     time: str | None = None,
     steps: int | None = None,
@@ -127,7 +160,7 @@ def _method_or_file(splits: str) -> str:
 
 
 def open_project(dataset: Path | None, out: Path | None, settings: list[str]) -> Project:
-    """Return the project that the arguments mean, made if need be."""
+    """Return the project that the arguments mean, made if need be; `InputError` if they mean none."""
     from segfit.options import Options
     from segfit.project import Project
 

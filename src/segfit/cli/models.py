@@ -65,7 +65,8 @@ def predict(
         raise InputError("predict needs the images with -i and a folder for the results with -o")
     inputs = [*inputs, *(more or [])]
     from segfit.dataset.layouts import cases_from_files, find_cases
-    from segfit.inference.model import load_model, predict_folder
+    from segfit.inference.folder import predict_folder
+    from segfit.inference.model import load_model
 
     loaded = load_model(
         model,

@@ -13,22 +13,11 @@ import typer
 from segfit.cli.common import (
     AsJson,
     DatasetArgument,
-    Device,
-    Memory,
     Out,
-    Preset,
-    Resample,
-    Seed,
-    Set,
-    SkipIncomplete,
-    Split,
-    Steps,
-    Time,
-    Workers,
     dataset_facts,
     open_project,
     print_json,
-    settings_from,
+    with_settings,
 )
 from segfit.cli.console import problem_table, score_table, table
 
@@ -39,6 +28,22 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "print_outcome", "report"]
 
+_MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "settings")
+_TRAINING = (
+    "time",
+    "steps",
+    "preset",
+    "splits",
+    "resample_labels",
+    "memory",
+    "device",
+    "seed",
+    "workers",
+    "skip_incomplete",
+    "settings",
+)
+_PLANNING = tuple(name for name in _TRAINING if name not in ("seed", "workers"))
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
@@ -46,36 +51,16 @@ def add_to(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def run(
-    dataset: DatasetArgument = None,
-    out: Out = None,
-    time: Time = None,
-    steps: Steps = None,
-    preset: Preset = None,
-    splits: Split = None,
-    resample_labels: Resample = None,
-    memory: Memory = None,
-    device: Device = None,
-    seed: Seed = None,
-    workers: Workers = None,
-    skip_incomplete: SkipIncomplete = None,
-    settings: Set = None,
-    as_json: AsJson = False,
-) -> None:
+@with_settings(*_TRAINING)
+def run(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
     """Do everything, from the check to the report."""
-    given = settings_from(
-        time=time, steps=steps, preset=preset, splits=splits, skip_incomplete=skip_incomplete,
-        resample_labels=resample_labels, memory=memory, device=device, seed=seed, workers=workers, settings=settings,
-    )  # fmt: skip
     project = open_project(dataset, out, given)
     project.run()
     print_outcome(project, as_json=as_json)
 
 
-def check(
-    dataset: DatasetArgument = None, out: Out = None, skip_incomplete: SkipIncomplete = None,
-    resample_labels: Resample = None, workers: Workers = None, as_json: AsJson = False,
-) -> int:  # fmt: skip
+@with_settings("skip_incomplete", "resample_labels", "workers")
+def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> int:
     """Read every file and list all problems.
 
     Says first what was understood. The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
@@ -83,18 +68,19 @@ def check(
     from segfit.cli.console import console_progress
     from segfit.dataset.checks import check_files
     from segfit.dataset.layouts import describe, inspect_dataset, leave_out
+    from segfit.options import Options
 
     if dataset is None or out is not None:
-        given = settings_from(skip_incomplete=skip_incomplete, resample_labels=resample_labels, workers=workers)
         project = open_project(dataset, out, given)
         problems = project.check()
         found: Dataset | None = project.dataset
     else:
         found, problems = inspect_dataset(dataset)
         if found is not None:
-            found = found.resampling_labels(bool(resample_labels))
-            problems = check_files(found, problems, workers=workers, progress=console_progress())
-            if skip_incomplete:
+            asked = Options().with_settings(given)
+            found = found.resampling_labels(asked.dataset.resample_labels)
+            problems = check_files(found, problems, workers=asked.workers, progress=console_progress())
+            if asked.dataset.skip_incomplete:
                 found, problems = leave_out(found, problems)
     fatal = sum(problem.fatal for problem in problems)
     if as_json:
@@ -111,16 +97,9 @@ def check(
     return 2 if fatal else 0
 
 
-def fingerprint(
-    dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
-    skip_incomplete: SkipIncomplete = None, resample_labels: Resample = None, settings: Set = None,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
+@with_settings(*_MEASURING)
+def fingerprint(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
     """Measure sizes, spacings, labels, intensities."""
-    given = settings_from(
-        preset=preset, workers=workers, skip_incomplete=skip_incomplete, resample_labels=resample_labels,
-        settings=settings,
-    )  # fmt: skip
     project = open_project(dataset, out, given)
     result = project.fingerprint()
     if as_json:
@@ -139,6 +118,7 @@ def fingerprint(
     table(("", result.dataset), rows, sys.stdout)
 
 
+@with_settings(*_PLANNING)
 def plan(
     dataset: DatasetArgument = None,
     out: Out = None,
@@ -149,15 +129,8 @@ def plan(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="Compare two projects or plan files.")
     ] = None,
-    time: Time = None,
-    steps: Steps = None,
-    preset: Preset = None,
-    splits: Split = None,
-    resample_labels: Resample = None,
-    memory: Memory = None,
-    device: Device = None,
-    skip_incomplete: SkipIncomplete = None,
-    settings: Set = None,
+    *,
+    given: list[str],
     as_json: AsJson = False,
 ) -> None:
     """Derive the pipeline; --explain gives reasons.
@@ -170,10 +143,6 @@ def plan(
     if compare is not None:
         _print_comparison(*compare, as_json=as_json)
         return
-    given = settings_from(
-        time=time, steps=steps, preset=preset, splits=splits, skip_incomplete=skip_incomplete,
-        resample_labels=resample_labels, memory=memory, device=device, settings=settings,
-    )  # fmt: skip
     project = open_project(dataset, out, given)
     result = project.size() if probe else project.plan()
     if as_json:
@@ -219,21 +188,18 @@ def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
         sys.stdout.write("the plans decide alike\n")
 
 
+@with_settings(*_MEASURING)
 def preprocess(
-    dataset: DatasetArgument = None, out: Out = None, preset: Preset = None, workers: Workers = None,
-    skip_incomplete: SkipIncomplete = None, resample_labels: Resample = None, settings: Set = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Only read what is stored against its checksums.")
-    ] = False,
-) -> int:  # fmt: skip
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    *,
+    given: list[str],
+    verify: Annotated[bool, typer.Option("--verify", help="Only read what is stored against its checksums.")] = False,
+) -> int:
     """Crop, normalise and resample all cases.
 
     With --verify the exit code is 1 if a stored case is damaged.
     """
-    given = settings_from(
-        preset=preset, workers=workers, skip_incomplete=skip_incomplete, resample_labels=resample_labels,
-        settings=settings,
-    )  # fmt: skip
     project = open_project(dataset, out, given)
     if verify:
         return _verify(project)
@@ -257,26 +223,9 @@ def _verify(project: Project) -> int:
     return 1 if damaged else 0
 
 
-def train(
-    dataset: DatasetArgument = None,
-    out: Out = None,
-    time: Time = None,
-    steps: Steps = None,
-    preset: Preset = None,
-    splits: Split = None,
-    resample_labels: Resample = None,
-    memory: Memory = None,
-    device: Device = None,
-    seed: Seed = None,
-    workers: Workers = None,
-    skip_incomplete: SkipIncomplete = None,
-    settings: Set = None,
-) -> None:
+@with_settings(*_TRAINING)
+def train(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]) -> None:
     """Train what fits the time; goes on if stopped."""
-    given = settings_from(
-        time=time, steps=steps, preset=preset, splits=splits, resample_labels=resample_labels, memory=memory,
-        device=device, seed=seed, workers=workers, skip_incomplete=skip_incomplete, settings=settings,
-    )  # fmt: skip
     project = open_project(dataset, out, given)
     results = project.train()
     run_plan = project.run_plan()
@@ -287,12 +236,9 @@ def train(
     table(("configuration", "fold", "steps", "seconds", "Dice on patches"), rows, sys.stdout, numbers=True)
 
 
-def select(
-    dataset: DatasetArgument = None, out: Out = None, skip_incomplete: SkipIncomplete = None,
-    resample_labels: Resample = None, settings: Set = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
+@with_settings("skip_incomplete", "resample_labels", "settings")
+def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
     """Validate, compare, choose, write the model."""
-    given = settings_from(skip_incomplete=skip_incomplete, resample_labels=resample_labels, settings=settings)
     project = open_project(dataset, out, given)
     selection = project.select()
     if as_json:

@@ -79,7 +79,10 @@ class FileHashes:
         self._path, self._known, self._changed = state
 
     def file(self, path: Path) -> str:
-        """Return the SHA-256 of one file, read only if it changed since it was last asked for."""
+        """Return the SHA-256 of one file, read only if it changed since it was last asked for.
+
+        Raises `InputError` if it cannot be read.
+        """
         key = _key(path)
         try:
             status = path.stat()

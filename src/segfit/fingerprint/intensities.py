@@ -32,7 +32,7 @@ class ChannelDistribution:
 
     @classmethod
     def of(cls, values: NDArray[np.float32]) -> ChannelDistribution:
-        """Measure at least one finite value."""
+        """Measure the values (n,) of a channel, at least one and all finite."""
         bits = (values + np.float32(0)).view(np.int32)  # + 0: there is one zero
         bins, counts = np.unique((bits + (1 << (_DROPPED_BITS - 1))) >> _DROPPED_BITS, return_counts=True)
         moments = (values.mean(dtype=np.float64), values.var(dtype=np.float64), values.min(), values.max())

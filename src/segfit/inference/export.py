@@ -174,7 +174,11 @@ def export_labels(
     configuration: Configuration,
     labels: LabelScheme,
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the inner label values on the stored grid: argmax, or the region rule of `labels`; 0 outside the crop."""
+    """Return the inner label values on the stored grid ``(*stored)``; 0 outside the crop.
+
+    They are the argmax of the logits ``(num_outputs, *network grid)``, or what the region rule of `labels` makes of
+    them.
+    """
     return merged_labels([ScoreField(logits, properties, configuration)], labels)
 
 
@@ -190,7 +194,7 @@ def export_probabilities(
 
 @torch.inference_mode()
 def merged_labels(fields: Sequence[ScoreField], labels: LabelScheme) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the inner labels on the stored grid; several configurations are merged as the mean of probabilities."""
+    """Return the inner labels ``(*stored)``, uint8 or uint16, by the mean probability of several configurations."""
     dtype = np.uint8 if max(labels.all_values) < 255 else np.uint16
     result: NDArray[np.unsignedinteger[Any]] = np.zeros(fields[0].shape, dtype=dtype)
     if len(fields) == 1:

@@ -1,17 +1,12 @@
-"""A trained model in memory: `load_model`, `Model.predict` for one image, `predict_folder` for many.
+"""A trained model in memory: `load_model`, and `Model.predict` for one image.
 
-Prediction happens in this process and writes nothing by itself. Over many cases, reading the next one and writing the
-previous one run in threads beside the network.
+Prediction happens in this process and writes nothing by itself; many cases go through `segfit.inference.folder`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,24 +17,21 @@ from numpy.typing import NDArray
 from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
 from segfit.bundle.nnunet import is_reference_model, read_reference_model
 from segfit.components import apply_steps
-from segfit.dataset.manifest import Case
 from segfit.device import resolve_device
-from segfit.errors import DatasetError, InputError, Problem
+from segfit.errors import InputError
 from segfit.files import write_file
 from segfit.geometry import Grid
-from segfit.images.formats import label_ending, write_labels
-from segfit.images.image import Image, problem_of
+from segfit.images.formats import write_labels
+from segfit.images.image import Image
 from segfit.inference.export import ScoreField, merged_labels, merged_probabilities
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Source, read_previous_stage, read_source, source_remarks
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
-from segfit.progress import SILENT, Progress, Task
+from segfit.progress import SILENT, KeptWarnings, Progress
 
-__all__ = ["Model", "Prediction", "Prepared", "load_model", "predict_folder"]
-
-_WRITES_WAITING = 2  # predictions that may wait for their writer, so that memory stays bounded
+__all__ = ["Model", "Prediction", "Prepared", "load_model"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,7 +186,7 @@ class Model:
         Raises `InputError` if the image is not what the model was made for.
         """
         prepared = self.prepare(source, previous_stage=previous_stage)
-        warnings = _Warnings(progress)
+        warnings = KeptWarnings(progress)
         fields = self.scores(prepared, progress=warnings)
         return self.finish(prepared, fields, probabilities=probabilities, warnings=warnings.messages)
 
@@ -254,120 +246,6 @@ class Model:
         inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
         kept = merged_probabilities(fields, self.labels) if probabilities else None
         return Prediction(self.labels.to_stored(inner), prepared.grid, kept, (*prepared.warnings, *warnings))
-
-
-def predict_folder(
-    model: Model,
-    cases: Sequence[Case],
-    output: Path,
-    *,
-    ending: str | None = None,
-    overwrite: bool = False,
-    save_probabilities: bool = False,
-    previous_stage: Path | None = None,
-    workers: int = 1,
-    progress: Progress = SILENT,
-) -> list[Path]:
-    """Predict many cases into ``output/<case id><ending>``; return the paths of all of them, in order.
-
-    Parameters
-    ----------
-    ending : of the outputs; None: as the labels the model was made from, or .nii.gz where that format holds no labels
-    overwrite : predict again what is there already; by default it is left as it is
-    save_probabilities : also write ``<case id>.npz``
-    previous_stage : folder with the label maps of the previous stage of a cascade
-    workers : threads that read and preprocess ahead; each holds one case in memory
-
-    Cases that cannot be used do not stop the others; `DatasetError` names all of them at the end.
-    """
-    ending = ending or label_ending(model.file_ending)
-    paths = {case.id: output / f"{case.id}{ending}" for case in cases}
-    inputs = {path.resolve() for case in cases for path in case.images}
-    for path in paths.values():
-        if path.resolve() in inputs:
-            raise InputError(f"{path} is an image and would be its own label map; write to another folder")
-    scores = {case.id: output / f"{case.id}.npz" for case in cases}
-    waiting = [
-        case
-        for case in cases
-        if overwrite or not paths[case.id].exists() or (save_probabilities and not scores[case.id].is_file())
-    ]
-    problems: list[Problem] = []
-
-    def prepare(case: Case) -> Prepared:
-        earlier = None if previous_stage is None else previous_stage / f"{case.id}{ending}"
-        return model.prepare(list(case.images), previous_stage=earlier)
-
-    def write(case: Case, prepared: Prepared, fields: Sequence[ScoreField], warnings: Sequence[str]) -> None:
-        prediction = model.finish(prepared, fields, probabilities=save_probabilities, warnings=warnings)
-        for message in prediction.warnings:
-            progress.warn(f"{case.id}: {message}")
-        if save_probabilities:
-            prediction.save_probabilities(scores[case.id])
-        prediction.save(paths[case.id])  # last: its presence says that the case is done
-
-    with (
-        progress.task("predicting", len(waiting)) as task,
-        _threads(workers, "segfit-read") as readers,
-        _threads(1, "segfit-write") as writers,
-    ):
-        rest = iter(waiting)
-        ahead = deque((case, readers.submit(prepare, case)) for case in islice(rest, workers + 1))
-        behind: deque[tuple[Case, Future[None]]] = deque()
-        while ahead:
-            case, future = ahead.popleft()
-            try:
-                prepared = future.result()
-            except InputError as error:
-                problems.append(problem_of(case.id, error, images=case.images))
-                task.advance(1, case.id)
-            else:
-                warnings = _Warnings(SILENT)
-                fields = model.scores(prepared, progress=warnings)
-                behind.append((case, writers.submit(write, case, prepared, fields, warnings.messages)))
-                del prepared, fields
-            del future  # and with it the arrays of the case
-            ahead.extend((case, readers.submit(prepare, case)) for case in islice(rest, 1))
-            while behind and (len(behind) > _WRITES_WAITING or not ahead):
-                _finish(*behind.popleft(), task)
-    if problems:
-        raise DatasetError(problems, f"the other {len(cases) - len(problems)} of {len(cases)} cases are predicted")
-    return [paths[case.id] for case in cases]
-
-
-def _finish(case: Case, future: Future[None], task: Task) -> None:
-    future.result()
-    task.advance(1, case.id)
-
-
-@contextmanager
-def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Open a thread pool; what has not begun when the block ends, by an error or not, is dropped."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Warnings:
-    """Passes progress on and keeps the warnings."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.messages: list[str] = []
-
-    @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Task]:
-        with self._progress.task(description, total) as task:
-            yield task
-
-    def note(self, message: str) -> None:
-        self._progress.note(message)
-
-    def warn(self, message: str) -> None:
-        self.messages.append(message)
-        self._progress.warn(message)
 
 
 def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | None) -> list[str]:

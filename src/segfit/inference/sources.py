@@ -80,7 +80,10 @@ def _grid(shape: tuple[int, ...], geometry: Geometry | None) -> Grid:
 def read_previous_stage(
     source: str | Path | NDArray[np.integer[Any]], grid: Grid, name: str, labels: LabelScheme
 ) -> Image:
-    """Return the inner labels of the previous stage; `InputError` unless it lies on the grid of the image `name`."""
+    """Return the inner labels ``(1, *spatial)`` of the previous stage, given as stored ones.
+
+    Raises `InputError` unless they lie on the grid of the image `name`.
+    """
     if isinstance(source, np.ndarray):
         if source.shape != grid.shape or source.dtype.kind not in "iu":
             raise InputError(

@@ -58,7 +58,7 @@ def axis_importance(patch: int) -> NDArray[np.float64]:
 
 
 def importance_map(patch: Sequence[int]) -> NDArray[np.float32]:
-    """Return the importance of every voxel of a patch: float32, maximum 1, nowhere 0."""
+    """Return the importance of every voxel of a patch, ``(*patch)`` float32: maximum 1, nowhere 0."""
     result = np.ones((1,) * len(patch))
     for axis, size in enumerate(patch):
         result = result * axis_importance(size).reshape([-1 if a == axis else 1 for a in range(len(patch))])

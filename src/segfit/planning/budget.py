@@ -18,6 +18,7 @@ from segfit.planning.memory import network_elements
 from segfit.planning.plan import Configuration, Decision, Plan, RunSpec, TrainingSpec
 from segfit.planning.reasons import SET, by_axis
 from segfit.planning.recipe_decisions import geometry_values, patch_ratio, recipe_values
+from segfit.planning.wording import value_in_words
 
 __all__ = [
     "ENOUGH_STEPS",
@@ -215,7 +216,8 @@ def with_run(
                     would_change=change,
                 )
             if new != old:
-                changes.append(f"{name}: {key.replace('network.', '')} {_values(new)} instead of {_values(old)}")
+                words = [value_in_words(value, key) for value in (new, old)]
+                changes.append(f"{name}: {key.removeprefix('network.')} {words[0]} instead of {words[1]}")
         for key in ("learning_rate", "momentum"):
             old, new = getattr(plan.training[name], key), getattr(recipe, key)
             if old != new:
@@ -326,7 +328,3 @@ def _sized_values(before: Configuration, after: Configuration) -> tuple[tuple[st
             longer + "patch_size",
         ),
     )
-
-
-def _values(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)

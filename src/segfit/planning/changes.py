@@ -10,6 +10,7 @@ from segfit.options import NormalizationScheme, Options
 from segfit.planning.normalization import scheme_of
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.planning.presets import splits_of
+from segfit.planning.wording import value_in_words
 
 __all__ = ["changes_of"]
 
@@ -49,8 +50,8 @@ def changes_of(
     if asked.mirror_axes is None and mirrored != tuple(range(fingerprint.ndim)):
         names = ", ".join("zyx"[-fingerprint.ndim :][axis] for axis in mirrored) or "no axis"
         changes.append(f"only {names} is mirrored" if len(mirrored) < 2 else f"only {names} are mirrored")
-    changes += [f"training.{key} = {value}" for key, value in asked_training.items()]
-    changes += [f"augmentation.{key} = {value}" for key, value in options.augmentation.values.items()]
+    for group, values in (("training", asked_training), ("augmentation", options.augmentation.values)):
+        changes += [f"{group}.{key} = {value_in_words(value, key)}" for key, value in values.items()]
     if options.augmentation.strength == "none":
         changes.append("there is no augmentation")
     changes += [

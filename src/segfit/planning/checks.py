@@ -37,6 +37,19 @@ def check_request(fingerprint: Fingerprint, options: Options) -> None:
     _check_values("planning", asked, ndim, (2, 3) if ndim == 3 else (2,))
     for name, own in asked.by_configuration.items():
         _check_values(f"planning.{name}", own, ndim, (2,) if name == "2d" else (3,))
+    if options.augmentation.strength == "none":
+        _check_unmirrored("planning", asked)
+        for name, own in asked.by_configuration.items():
+            _check_unmirrored(f"planning.{name}", own)
+
+
+def _check_unmirrored(prefix: str, asked: ConfigurationOptions) -> None:
+    """Refuse axes to flip where training flips none: to flip them in prediction alone would only do harm."""
+    if asked.mirror_axes:
+        raise InputError(
+            f"{prefix}.mirror_axes is {','.join(map(str, asked.mirror_axes))}, but augmentation.strength=none flips "
+            "nothing in training, and a network that never saw a flipped image is worse on it; leave one of them out"
+        )
 
 
 def _check_values(prefix: str, asked: ConfigurationOptions, ndim: int, patch_axes: tuple[int, ...]) -> None:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from segfit.planning.plan import Decision, Plan, RunSpec
+from segfit.planning.wording import name_in_words, value_in_words
 from segfit.words import duration, gigabytes
 
 __all__ = ["WIDEST", "compare", "explain", "explain_json", "forecast_rows", "in_words"]
 
 WIDEST = 110
 _GENERAL = "dataset"
-_UNITS = {"_mm": " (mm)", "_gb": " (GB)", "_s": " (seconds)"}
-_NAMES = {
-    "percentile_00_5": "0.5 percentile",
-    "percentile_10_mm": "10th percentile (mm)",
-    "percentile_99_5": "99.5 percentile",
-}
-_LARGE = 100_000
-"""From here on whole numbers are written with separators."""
-_SIZES = ("spacing", "shape", "patch", "start", "_mm", "strides", "kernels", "multiples")
-"""Values with one of these words in their name have one number per axis and are written with an x between."""
 
 
 def explain(plan: Plan, width: int = WIDEST) -> str:
     """Return the plan as readable text, grouped by configuration, in lines of at most `width` characters."""
     kind = "differs from the reference" if plan.changes else "every decision is the reference's"
-    lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", f"stock: {_text(plan.stock, 'stock')}", ""]
+    lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", f"stock: {'yes' if plan.stock else 'no'}", ""]
     lines += _bullets("How it differs", plan.changes, width)
     lines += _bullets("Remarks on the data", plan.warnings, width)
     for group, decisions in _groups(plan).items():
@@ -87,17 +78,17 @@ def in_words(decision: Decision) -> tuple[str, str]:
     """Return the value and the inputs of a decision as people write them."""
     key = decision.key
     inputs = [
-        f"{_label(name)}: {_text(value, key if name.startswith('by_rule') else name)}"
+        f"{name_in_words(name)}: {value_in_words(value, key if name.startswith('by_rule') else name)}"
         for name, value in decision.inputs.items()
     ]
-    return _text(decision.value, key), "; ".join(inputs)
+    return value_in_words(decision.value, key), "; ".join(inputs)
 
 
 def compare(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
     """Return name and both values, in words, of every decision in which two plans differ; a dash where one has none."""
     both = [{item.key: item.value for item in plan.decisions} for plan in (first, second)]
     keys = dict.fromkeys([*both[0], *both[1]])
-    values = [(key, *(_text(side[key], key) if key in side else "-" for side in both)) for key in keys]
+    values = [(key, *(value_in_words(side[key], key) if key in side else "-" for side in both)) for key in keys]
     return [(key, a, b) for key, a, b in values if a != b]
 
 
@@ -132,27 +123,3 @@ def _bullets(title: str, items: Sequence[str], width: int) -> list[str]:
         return []
     wrapped = [textwrap.fill(item, width, initial_indent="  - ", subsequent_indent="    ") for item in items]
     return [title, *wrapped, ""]
-
-
-def _label(name: str) -> str:
-    """Return the name of an input as people write it: ``memory (GB)`` for ``memory_gb``."""
-    if name in _NAMES:
-        return _NAMES[name]
-    unit = next((ending for ending in _UNITS if name.endswith(ending)), "")
-    return name.removesuffix(unit).replace("_", " ") + _UNITS.get(unit, "")
-
-
-def _text(value: Any, name: str) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "not given"}[value]
-    if isinstance(value, int | float):
-        return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return "; ".join(f"{_label(key)} {_text(item, key)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        numbers = all(isinstance(item, int | float) for item in value)
-        if numbers and name.endswith("_range") and len(value) == 2:
-            return " to ".join(_text(item, name) for item in value)
-        per_axis = numbers and any(word in name for word in _SIZES)
-        return ("x" if per_axis else ", ").join(_text(item, name) for item in value) or "none"
-    return str(value)

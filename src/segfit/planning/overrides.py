@@ -17,6 +17,7 @@ from segfit.options import ConfigurationOptions, PlanningOptions, ResamplingOpti
 from segfit.planning.design import Design, batch_size
 from segfit.planning.memory import network_elements
 from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec
+from segfit.planning.reasons import by_axis
 from segfit.planning.topology import kernels_for
 
 __all__ = ["option_key", "overridden"]
@@ -119,14 +120,14 @@ def _patch(
         patch = tuple(asked.patch_size[axis] for axis in order)
         if any(size % d for size, d in zip(patch, divisor, strict=True)):
             raise InputError(
-                f"{option_key(planning, item.name, 'patch_size')} is {_size(patch)} as the network sees it, which "
-                f"{option_key(planning, item.name, 'strides')} does not divide; give multiples of {_size(divisor)}"
+                f"{option_key(planning, item.name, 'patch_size')} is {by_axis(patch)} as the network sees it, which "
+                f"{option_key(planning, item.name, 'strides')} does not divide; give multiples of {by_axis(divisor)}"
             )
     patch = tuple(-(-size // d) * d for size, d in zip(patch, divisor, strict=True))
     if prod(size // d for size, d in zip(patch, divisor, strict=True)) < 2:
         patch_key, strides_key = (option_key(planning, item.name, leaf) for leaf in ("patch_size", "strides"))
         raise InputError(
-            f"{strides_key} leaves one voxel of the patch {_size(patch)} at the lowest resolution, where nothing "
+            f"{strides_key} leaves one voxel of the patch {by_axis(patch)} at the lowest resolution, where nothing "
             f"can be normalised; set fewer strides, or a larger {patch_key}"
         )
     return patch
@@ -215,7 +216,3 @@ def _measured_otherwise(
 def _check_count(values: Sequence[Any], normalization: Sequence[Normalization], key: str) -> None:
     if len(values) != len(normalization):
         raise InputError(f"{key} needs one value for each of {len(normalization)} channels, got {len(values)}")
-
-
-def _size(values: Sequence[int]) -> str:
-    return "x".join(map(str, values))

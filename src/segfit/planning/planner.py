@@ -33,7 +33,7 @@ from segfit.planning.plan import (
     TrainingSpec,
 )
 from segfit.planning.presets import Rules, choose_rules, orientation_of
-from segfit.planning.reasons import Alternative
+from segfit.planning.reasons import Alternative, by_axis
 from segfit.planning.recipe_decisions import training_decisions
 from segfit.planning.request import designed, designs_of
 from segfit.planning.set_values import anything_set, with_set_values
@@ -332,12 +332,12 @@ def _chosen(
 
 def _too_small(this: Design, item: Configuration) -> str:
     """Say why a patch leaves nothing to halve."""
-    patch = "x".join(map(str, item.patch_size))
+    patch = by_axis(item.patch_size)
     if this.patch_bound == "memory":
         return f"{this.budget.memory_gb:g} GB leave a patch of {patch} voxels, too small for a network; raise --memory"
     if this.patch_bound == "fixed":
         return f"the patch of {patch} voxels that was asked for is too small for a network; one axis needs 8 or more"
-    size = "x".join(f"{n:g}" for n in item.median_shape)
+    size = by_axis(item.median_shape)
     axes = zip(item.spacing_mm, item.patch_size, strict=True)
     long_enough = [(spacing, voxels) for spacing, voxels in axes if voxels >= 2 * SMALLEST_MAP]
     if long_enough:  # and yet nothing was halved

@@ -70,7 +70,7 @@ def write_plans_file(file: PlansFile) -> dict[str, Any]:
 
 
 def channel_names_of(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the channel names in file order; the older key `modality` is accepted."""
+    """Return the channel names in file order, also under the older key `modality`; `InputError` if there are none."""
     names = dataset_json.get("channel_names", dataset_json.get("modality"))
     if not isinstance(names, Mapping) or not names or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f'dataset.json needs "channel_names", for example {{"0": "CT"}}, got {names!r}')

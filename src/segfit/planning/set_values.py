@@ -11,12 +11,12 @@ from segfit.fingerprint.fingerprint import IntensityStatistics
 from segfit.options import ConfigurationOptions, PlanningOptions, ResamplingOptions, StatisticsOptions
 from segfit.planning.overrides import option_key
 from segfit.planning.plan import Configuration, Decision, Plan, TrainingSpec
-from segfit.planning.reasons import SET
+from segfit.planning.reasons import SET, by_axis
+from segfit.planning.wording import value_in_words
 from segfit.words import listing
 
 __all__ = ["anything_set", "with_set_values"]
 
-_SIZES = ("patch_size", "target_spacing_mm", "spacing_mm")
 _NETWORK = ("kind", "features", "strides", "kernels", "encoder_convs", "decoder_convs")
 _DECISIONS = {
     "target_spacing_mm": "spacing_mm",
@@ -106,7 +106,7 @@ def _changes(values: Sequence[_SetValue], plan: Plan, by_rule: Plan | None, plan
         if getattr(planning, key) is not None:
             now, before = _decided(plan, key), None if by_rule is None else _decided(by_rule, key)
             if now != before:
-                yield f"{key} {_words(now, key)} {SET}{_instead(before, key)}"
+                yield f"{key} {value_in_words(now, key)} {SET}{_instead(before, key)}"
     said: dict[str, list[str]] = {}
     for item in values:
         of_all = item.leaf == "target_spacing_mm" and not item.own  # told above
@@ -114,7 +114,7 @@ def _changes(values: Sequence[_SetValue], plan: Plan, by_rule: Plan | None, plan
             continue
         rounded = _rounding(plan.configurations[item.configuration], planning) if item.leaf == "patch_size" else ""
         instead = _instead(item.by_rule if item.has_rule else None, item.leaf)
-        sentence = f"{item.leaf} {_words(item.value, item.leaf)}{rounded} {SET}{instead}"
+        sentence = f"{item.leaf} {value_in_words(item.value, item.leaf)}{rounded} {SET}{instead}"
         said.setdefault(sentence, []).append(item.configuration)
     for sentence, names in said.items():
         everywhere = len(names) == len(plan.configurations) > 1
@@ -155,7 +155,7 @@ def _set(decision: Decision, by_rule: Decision | None, option: str) -> Decision:
     if by_rule is None:
         rule += "the rules give none"
     else:
-        rule += f"the rule would have given {_words(by_rule.value, name)}" + (
+        rule += f"the rule would have given {value_in_words(by_rule.value, name)}" + (
             f": {by_rule.rule}" if by_rule.rule else ""
         )
         inputs = by_rule.inputs | {"by_rule": by_rule.value}
@@ -211,20 +211,8 @@ def _rounding(item: Configuration, planning: PlanningOptions) -> str:
     wanted = [asked[axis] for axis in order]
     if tuple(wanted) == item.patch_size:
         return ""
-    return f" ({_words(wanted, 'patch_size')} rounded up to multiples of {_words(item.network.divisor, 'patch_size')})"
+    return f" ({by_axis(wanted)} rounded up to multiples of {by_axis(item.network.divisor)})"
 
 
 def _instead(by_rule: Any, name: str) -> str:
-    return "; the rules give none" if by_rule is None else f" instead of {_words(by_rule, name)}"
-
-
-def _words(value: Any, name: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(entry, key)}" for key, entry in value.items())
-    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-        return ", ".join(value) or "none"
-    if name in _SIZES:
-        return "x".join(f"{entry:g}" for entry in value)
-    return json.dumps(value, separators=(",", ":"))
+    return "; the rules give none" if by_rule is None else f" instead of {value_in_words(by_rule, name)}"

@@ -13,14 +13,15 @@ from pathlib import Path
 from segfit.bundle.bundle import Member, ModelManifest, weights_name, write_bundle
 from segfit.evaluation.summary import Pair, Summary, summarize
 from segfit.files import content_hash
-from segfit.inference.model import load_model, predict_folder
+from segfit.inference.folder import predict_folder
+from segfit.inference.model import load_model
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import train_all, validate_all
 from segfit.project.validation import probabilities_path, validation_pairs
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.select import Candidate, Selection, select
-from segfit.training.loop import WEIGHTS
+from segfit.training.result import WEIGHTS
 
 __all__ = ["predict_test", "select_model"]
 

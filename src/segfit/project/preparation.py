@@ -150,17 +150,20 @@ class Preparation:
         with self.stage("plan"):
             if known is not None:
                 known.save(self.folder.earlier / known.basis / "plan.json")
-            plan = load(Plan, self.folder.earlier / basis / "plan.json")
-            if plan is None:
-                plan = derive(fingerprint, self.dataset.labels, self.options, self.hardware)
-                cases = self.dataset.training
-                told = {
-                    "decisions": (*plan.decisions, folds_decision(splits, cases)),
-                    "warnings": (*plan.warnings, *faults_of(splits, cases)),
-                }
-                plan = plan.model_copy(update={"basis": basis} | told)
+            plan = load(Plan, self.folder.earlier / basis / "plan.json") or self._derived(fingerprint, splits, basis)
             plan.save(self.folder.plan)
         return plan
+
+    def _derived(self, fingerprint: Fingerprint, splits: Splits, basis: str) -> Plan:
+        """Return the plan of the rules, with what is to be said of the folds."""
+        plan, cases = derive(fingerprint, self.dataset.labels, self.options, self.hardware), self.dataset.training
+        return plan.model_copy(
+            update={
+                "basis": basis,
+                "decisions": (*plan.decisions, folds_decision(splits, cases)),
+                "warnings": (*plan.warnings, *faults_of(splits, cases)),
+            }
+        )
 
     def size(self) -> Plan:
         """Decide what is trained in the time there is, from steps measured on this machine, and write it down."""
@@ -277,7 +280,7 @@ class Preparation:
 
     @contextmanager
     def stage(self, name: str, *, unless: bool = False) -> Iterator[None]:
-        """Do a stage alone in the folder and account for it, `unless` it is done; OS errors become one sentence."""
+        """Do a stage alone in the folder and account for it, `unless` it is done; OS errors become a `StageError`."""
         try:
             with self.alone():
                 if unless:
@@ -294,7 +297,10 @@ class Preparation:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes out of the folder; the lock goes with its process, however that ends."""
+        """Keep other processes out of the folder, or raise `InputError` where one is in it.
+
+        The lock goes with its process, however that ends.
+        """
         from filelock import Timeout
 
         self.folder.root.mkdir(parents=True, exist_ok=True)

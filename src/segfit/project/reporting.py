@@ -34,8 +34,7 @@ from segfit.report.data import (
 )
 from segfit.selection.select import CandidateScores, Selection
 from segfit.training.events import read_events
-from segfit.training.loop import EVENTS, RESULT
-from segfit.training.result import TrainingResult
+from segfit.training.result import EVENTS, RESULT, TrainingResult
 
 __all__ = ["case_scores", "report_data"]
 

@@ -35,6 +35,7 @@ from segfit.planning.budget import (
     with_run,
 )
 from segfit.planning.plan import AugmentationSpec, Configuration, Plan, RunSpec, StageForecast, TrainingSpec
+from segfit.planning.reasons import by_axis
 from segfit.progress import SILENT, Progress
 from segfit.project.forecast import (
     CASE_SECONDS,
@@ -71,6 +72,23 @@ class _Measured:
     tile: TileCost
     case_seconds: float  # predicting one case with one network
     memory_gb: float | None = None  # what it was reduced to; None: the planned one fits
+
+    @property
+    def name(self) -> str:
+        """Name of the configuration."""
+        return self.configuration.name
+
+    def training(self, seconds: float, steps: int) -> TrainingCost:
+        """Return the cost of training it for so many seconds, over all folds, with so many steps each."""
+        return TrainingCost(
+            configuration=self.configuration,
+            seconds=seconds,
+            case_seconds=self.case_seconds,
+            steps=steps,
+            step_memory_gb=self.step.peak_memory_gb,
+            tile_memory_gb=self.tile.peak_memory_gb,
+            state_gb=self.step.state_gb,
+        )
 
     def seconds(self, networks: int, workload: Workload) -> float:
         """Return the time of all predictions for `networks` trainings."""
@@ -130,7 +148,10 @@ class _Sizer:
         return _Measured(configuration, recipe, step, tile, views * tile.seconds + export)
 
     def fitting(self, configuration: Configuration, recipe: TrainingSpec) -> _Measured:
-        """Measure a configuration, or the largest reduction of it that fits into memory, found by bisection."""
+        """Measure a configuration, or the largest reduction of it that fits into memory, found by bisection.
+
+        Raises `InputError` if none does.
+        """
         try:
             return self.measure(configuration, recipe)
         except MemoryShortageError:
@@ -279,21 +300,13 @@ def size_run(
     """
     started = perf_counter()
     names = choose_configurations(list(plan.configurations), options)
-    asked_folds = options.planning.folds
-    folds = tuple(asked_folds) if asked_folds is not None else tuple(range(workload.num_folds))
-    unknown = [fold for fold in folds if not 0 <= fold < workload.num_folds]
-    if unknown or not folds:
-        raise InputError(
-            f"planning.folds must be among 0 to {workload.num_folds - 1} for this dataset, got {list(folds)}"
-        )
+    folds = _folds(options, workload.num_folds)
     every = options.planning.configurations is not None  # all that were asked for are trained
-    shares = (1 if asked_folds is None else len(folds)) * (len(names) if every else 1)
+    shares = (1 if options.planning.folds is None else len(folds)) * (len(names) if every else 1)
     sizer = _Sizer(plan, fingerprint, labels, options, device, workload, progress, budget=budget, shares=shares)
     if options.training.steps is not None:
         chosen = [sizer.planned(name) for name in (names if every else names[:1])]
-        seconds = {
-            item.configuration.name: options.training.steps * item.step.seconds_per_step * _SLACK for item in chosen
-        }
+        seconds = {item.name: options.training.steps * item.step.seconds_per_step * _SLACK for item in chosen}
         steps = dict.fromkeys(seconds, options.training.steps)
         per_training = None
     else:
@@ -303,30 +316,19 @@ def size_run(
         predicting = sum(item.seconds(len(folds), workload) for item in chosen)
         left -= perf_counter() - started
         per_training = round((left - predicting) / (len(folds) * len(chosen)), 1)
-        steps = {item.configuration.name: int(per_training / item.step.seconds_per_step / _SLACK) for item in chosen}
+        steps = {item.name: int(per_training / item.step.seconds_per_step / _SLACK) for item in chosen}
         seconds = dict.fromkeys(steps, per_training)
-    costs = [
-        TrainingCost(
-            configuration=item.configuration,
-            seconds=seconds[item.configuration.name] * len(folds),
-            case_seconds=item.case_seconds,
-            steps=steps[item.configuration.name],
-            step_memory_gb=item.step.peak_memory_gb,
-            tile_memory_gb=item.tile.peak_memory_gb,
-            state_gb=item.step.state_gb,
-        )
-        for item in chosen
-    ]
+    costs = [item.training(seconds[item.name] * len(folds), steps[item.name]) for item in chosen]
     specs = [item.configuration.preprocessing for item in chosen]
     on_cpu = device.type == "cpu"
     run = RunSpec(
-        configurations=tuple(item.configuration.name for item in chosen),
+        configurations=tuple(item.name for item in chosen),
         folds=folds,
         steps=options.training.steps,
         seconds_per_training=per_training,
         expected_steps=steps,
-        seconds_per_step={item.configuration.name: round(item.step.seconds_per_step, 4) for item in chosen},
-        peak_memory_gb={item.configuration.name: round(item.step.peak_memory_gb, 3) for item in chosen},
+        seconds_per_step={item.name: round(item.step.seconds_per_step, 4) for item in chosen},
+        peak_memory_gb={item.name: round(item.step.peak_memory_gb, 3) for item in chosen},
         forecast={
             "size": StageForecast(
                 seconds=round(preprocessing.seconds + perf_counter() - started, 1),
@@ -337,6 +339,14 @@ def size_run(
         },
     )
     return _with_run(plan, chosen, run, options, labels.num_declared)
+
+
+def _folds(options: Options, num_folds: int) -> tuple[int, ...]:
+    """Return the folds that were asked for, or all."""
+    folds = tuple(range(num_folds)) if options.planning.folds is None else options.planning.folds
+    if not folds or not set(folds) <= set(range(num_folds)):
+        raise InputError(f"planning.folds must be among 0 to {num_folds - 1} for this dataset, got {list(folds)}")
+    return folds
 
 
 def _for_time(
@@ -368,25 +378,24 @@ def _with_run(plan: Plan, chosen: Sequence[_Measured], run: RunSpec, options: Op
     sized = {}
     for item in chosen:
         recipe = item.recipe
-        if options.preset == "auto" and run.expected_steps[item.configuration.name] < LONG_STEPS:
+        if options.preset == "auto" and run.expected_steps[item.name] < LONG_STEPS:
             recipe = short_recipe(recipe, options)
-        sized[item.configuration.name] = (item.configuration, recipe)
+        sized[item.name] = (item.configuration, recipe)
     asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}
     return with_run(
         plan,
         sized,
         run,
         asked={key: value for key, value in asked.items() if value is not None},
-        memory_gb={item.configuration.name: item.memory_gb for item in chosen},
+        memory_gb={item.name: item.memory_gb for item in chosen},
         heads=heads,
     )
 
 
 def _words(configuration: Configuration) -> str:
-    patch = "x".join(map(str, configuration.patch_size))
     return (
         f"{configuration.name}: {configuration.network.features[0]} features, batch {configuration.batch_size}, "
-        f"patch {patch}"
+        f"patch {by_axis(configuration.patch_size)}"
     )
 
 

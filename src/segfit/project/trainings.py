@@ -12,8 +12,8 @@ from segfit.files import content_hash
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.project.preparation import Preparation
 from segfit.project.validation import validate_fold
-from segfit.training.loop import WEIGHTS, train_fold
-from segfit.training.result import TrainingResult
+from segfit.training.loop import train_fold
+from segfit.training.result import WEIGHTS, TrainingResult
 
 __all__ = ["train_all", "validate_all"]
 

@@ -71,7 +71,7 @@ def planes(overlay: Overlay) -> list[Plane]:
 
 
 def fullest_slice(reference: NDArray[Any], prediction: NDArray[Any], axis: int) -> int:
-    """Return the slice with most reference foreground; without any, most predicted; else the middle one."""
+    """Return the slice of maps `(z, y, x)` with most reference foreground, else most predicted, else the middle."""
     others = tuple(i for i in range(reference.ndim) if i != axis)
     for labels in (reference, prediction):
         counts = np.count_nonzero(labels > 0, axis=others)

@@ -72,7 +72,10 @@ class Member:
 
 
 def average_probabilities(members: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Return the mean of probability arrays of equal shape, added in float32 in the order given."""
+    """Return the mean of probability arrays ``(num_outputs, *spatial)``, added in float32 in the order given.
+
+    Raises `InputError` where their shapes differ.
+    """
     total = np.array(members[0], dtype=np.float32)
     for member in members[1:]:
         if member.shape != total.shape:

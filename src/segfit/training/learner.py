@@ -67,7 +67,7 @@ class Learner:
         )
 
     def to_device(self, image: Tensor) -> Tensor:
-        """Return an image batch on the device, in the memory format of the network."""
+        """Return an image batch ``(b, c, *spatial)`` on the device, in the memory format of the network."""
         return image.to(self.device, non_blocking=True, memory_format=self._format)
 
     def step(self, image: Tensor, labels: Tensor, *, learning_rate: float, rng: np.random.Generator) -> Tensor:

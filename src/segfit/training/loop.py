@@ -1,22 +1,13 @@
-"""Training one model on one fold: a loop over steps within a budget, which can be interrupted at any moment.
-
-Files in the folder of a training:
-
-    state/                 what is needed to go on, see `segfit.training.checkpoint`
-    events.jsonl           the log, see `segfit.training.events`
-    weights.safetensors    the final weights
-    training.json          the result, written last: the training is finished when it is there
-"""
+"""Training one model on one fold: a loop over steps within a budget, which can be interrupted at any moment."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from math import isfinite
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from time import perf_counter
 from typing import Any, Literal
 
@@ -25,61 +16,29 @@ import torch
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, StageError
 from segfit.execution.processors import available_workers
-from segfit.files import content_hash, remove_leftovers
+from segfit.files import content_hash
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.progress import SILENT, Progress, Task
+from segfit.training.budget import Budget, Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
 from segfit.training.events import EventLog
 from segfit.training.interruption import Interruption
 from segfit.training.learner import Learner, training_on
+from segfit.training.losses import Losses
 from segfit.training.probe import PeakMemory
-from segfit.training.readback import Readback, StepFacts
-from segfit.training.result import TrainingResult, ValidationPoint
+from segfit.training.readback import StepFacts
+from segfit.training.result import EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, ValidationPoint, finished_result
 from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
 from segfit.training.schedule import learning_rate
-from segfit.training.validation import ValidationSchedule, validate
+from segfit.training.validation import OnlineValidation
 
-__all__ = ["EVENTS", "RESULT", "WEIGHTS", "Budget", "train_fold"]
+__all__ = ["train_fold"]
 
-EVENTS = "events.jsonl"
-RESULT = "training.json"
-WEIGHTS = "weights.safetensors"
-
-_EVENT_SHARE = 1e-3  # at most one logged loss per this share of the budget
-_MOST_SKIPPED = 20  # steps in a row without a finite gradient
-_RECENT = 100  # steps that the final loss and the time of a step are taken from
+_RECENT = 100  # steps that the time of a step is taken from
+_PLANNED_AT = 0.05  # share of a time budget after which the time of a step is known well enough
 _MEMORY_SHARE = 0.5  # of the free RAM, for keeping cases (assumption)
 _MOST_READERS = 4  # threads reading ahead for a GPU (assumption)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How long to train: seconds of wall clock spent training, or optimiser steps."""
-
-    seconds: float | None
-    steps: int | None
-
-    def __post_init__(self) -> None:
-        if (self.seconds is None) == (self.steps is None):
-            raise InputError("a training needs a budget in seconds or in steps, exactly one of them")
-        if self.total <= 0:
-            raise InputError(f"the budget of a training must be above zero, got {self.total:g}")
-
-    @property
-    def total(self) -> float:
-        """The budget in its unit."""
-        total = self.steps if self.seconds is None else self.seconds
-        assert total is not None
-        return float(total)
-
-    def used(self, step: int, seconds: float) -> float:
-        """What of it is used, in its unit."""
-        return seconds if self.steps is None else float(step)
-
-    def share(self, step: int, seconds: float) -> float:
-        """What of it is used, 0 to 1."""
-        return min(1.0, self.used(step, seconds) / self.total)
 
 
 def train_fold(
@@ -118,8 +77,9 @@ def train_fold(
     reader_threads : threads that read ahead; when absent none on a CPU (they would compete) and up to four on a GPU
 
     Ctrl-C and SIGTERM (when called from the main thread) let the running step end, save the state and raise
-    `KeyboardInterrupt` or `SystemExit`. Raises `StageError` when the model does not fit into the device's memory or 20
-    steps in a row have no finite gradient.
+    `KeyboardInterrupt` or `SystemExit`. Raises `InputError` for a budget that is none and where there is nothing to
+    train on, `StageError` when the model does not fit into the device's memory, a file cannot be written or 20 steps in
+    a row have no finite gradient.
     """
     budget = Budget(seconds, steps)
     if not cases_train:
@@ -140,7 +100,7 @@ def train_fold(
             "data": identity if weights is None else [identity, list(weights)],
         }
     )
-    finished = _finished_result(folder, identity)
+    finished = finished_result(folder, identity)
     if finished is not None:
         return finished
     kept = keep_in_memory(
@@ -188,30 +148,22 @@ class _Training:
         self._progress = progress
         self._memory = PeakMemory(device)
         self._learner = Learner(configuration, recipe, labels, device, seed=seed)
-        self._checkpoints = Checkpoints(folder / "state", identity)
+        self._checkpoints = Checkpoints(folder / STATE, identity)
         sample_patch = recipe.augmentation.sample_patch or configuration.patch_size
         self._sampler = self._patches("training", train, sample_patch, weights)
-        self._validation_sampler = (
-            self._patches("validation", validation, configuration.patch_size) if validation else None
+        self._validation = OnlineValidation(
+            self._learner,
+            self._patches("validation", validation, configuration.patch_size) if validation else None,
+            labels,
+            recipe.validation_share,
         )
         self._events: EventLog  # opened when it is known where to go on
-        self._readback = Readback()
-        self._clock = _Clock()
+        self._losses = Losses()
+        self._clock = Clock()
+        self._step = 0
         self._step_seconds: deque[float] = deque(maxlen=_RECENT)
-        self._validation_seconds = 0.0
         self._told = 0.0  # what the progress was told of the budget
         self._whole = True  # False while a step changes the weights
-        # What follows is saved.
-        self._step = 0
-        self._skipped = 0
-        self._skipped_in_a_row = 0
-        self._losses: deque[float] = deque(maxlen=_RECENT)
-        self._schedule: ValidationSchedule | None = None if validation else ValidationSchedule(0, 0)
-        self._curve: list[ValidationPoint] = []
-        # Losses not yet logged, the last step they come from, and the share of the budget when others were logged.
-        self._unlogged: list[float] = []
-        self._last: StepFacts | None = None
-        self._logged_share = -1.0  # the first step is logged
 
     def run(self, title: str, checkpoint_seconds: float, reader_threads: int) -> TrainingResult:
         """Train to the end of the budget and write the result."""
@@ -244,9 +196,8 @@ class _Training:
                 if self._whole:
                     self._save()
                 raise
-            self._log(self._readback.drain())
-            self._flush_losses()
-            if self._validation_is_missing():
+            self._losses.settle(self._events)
+            if self._validation.is_missing_at_end(self._step):
                 self._validate()
             self._tell(task)
         return self._finish()
@@ -272,8 +223,6 @@ class _Training:
             weights=weights,
         )
 
-    # ----------------------------------------------------------------------------------------------- the loop
-
     def _share(self) -> float:
         return self._budget.share(self._step, self._clock.seconds())
 
@@ -282,7 +231,7 @@ class _Training:
         used = self._budget.used(self._step, self._clock.seconds())
         if self._budget.seconds is None or not self._step_seconds:
             return used >= self._budget.total
-        return used + median(self._step_seconds) + self._validation_seconds > self._budget.total
+        return used + median(self._step_seconds) + self._validation.seconds > self._budget.total
 
     def _advance(self, batches: Batches) -> None:
         """Do one step, and the validation that is due after it."""
@@ -295,80 +244,30 @@ class _Training:
         values = self._learner.step(batch.image, batch.labels, learning_rate=rate, rng=rng)
         self._step += 1
         self._whole = True
-        self._log(self._readback.push(StepFacts(self._step, self._clock.seconds(), share, rate), values))
+        self._losses.push(StepFacts(self._step, self._clock.seconds(), share, rate), values, self._events)
         self._step_seconds.append(perf_counter() - started)
         self._plan_validation()
-        if self._schedule and self._schedule.is_due(len(self._curve), self._share()):
-            self._log(self._readback.drain())
-            self._flush_losses()
+        if self._validation.is_planned and self._validation.is_due(self._share()):
+            self._losses.settle(self._events)
             self._validate()
-
-    def _log(self, steps: Sequence[tuple[StepFacts, float, float]]) -> None:
-        """Take note of steps whose loss and gradient norm have arrived."""
-        for facts, loss, norm in steps:
-            if isfinite(loss) and isfinite(norm):
-                self._skipped_in_a_row = 0
-                self._losses.append(loss)
-                self._unlogged.append(loss)
-                self._last = facts
-                if facts.share - self._logged_share >= _EVENT_SHARE:
-                    self._flush_losses()
-                continue
-            self._skipped += 1
-            self._skipped_in_a_row += 1
-            self._events.write("skipped", step=facts.step, loss=_or_none(loss), gradient_norm=_or_none(norm))
-            if self._skipped_in_a_row >= _MOST_SKIPPED:
-                raise StageError(
-                    f"{_MOST_SKIPPED} training steps in a row (up to step {facts.step}) had no finite gradient; "
-                    "try a lower --set training.learning_rate or --set training.precision=fp32"
-                )
-
-    def _flush_losses(self) -> None:
-        """Write the mean of the losses that are not yet in the log."""
-        facts = self._last
-        if self._unlogged and facts is not None:
-            self._events.write(
-                "step",
-                step=facts.step,
-                seconds=round(facts.seconds, 3),
-                share=round(facts.share, 6),
-                loss=fmean(self._unlogged),
-                learning_rate=facts.learning_rate,
-            )
-            self._unlogged.clear()
-            self._logged_share = facts.share
 
     def _tell(self, task: Task) -> None:
         used = self._budget.used(self._step, self._clock.seconds())
         facts = []
-        if self._losses:
-            facts.append(f"loss {self._losses[-1]:.3f}")
-        if self._curve and self._curve[-1].mean is not None:
-            facts.append(f"Dice {self._curve[-1].mean:.2f}")
+        if self._losses.last is not None:
+            facts.append(f"loss {self._losses.last:.3f}")
+        if self._validation.curve and self._validation.curve[-1].mean is not None:
+            facts.append(f"Dice {self._validation.curve[-1].mean:.2f}")
         task.advance(used - self._told, ", ".join(facts))
         self._told = used
 
-    # ------------------------------------------------------------------------------------------- validation
-
     def _plan_validation(self) -> None:
-        """Decide how often and on how much to validate, once the time of a step is known."""
-        if self._schedule is None:
-            steps = self._budget.steps or self._budget.total / median(self._step_seconds)
-            if self._budget.steps or self._share() >= 0.05:
-                self._schedule = ValidationSchedule.within(self._recipe.validation_share, steps)
-
-    def _validation_is_missing(self) -> bool:
-        """Whether the validation at the end is still to do."""
-        if self._schedule is None:
-            self._schedule = ValidationSchedule.within(self._recipe.validation_share, self._step)
-        return self._schedule.count > 0 and (not self._curve or self._curve[-1].step != self._step)
+        """Have the validations planned once the time of a step is known."""
+        if not self._validation.is_planned and (self._budget.steps or self._share() >= _PLANNED_AT):
+            self._validation.plan(self._budget.steps or self._budget.total / median(self._step_seconds))
 
     def _validate(self) -> None:
-        assert self._schedule is not None
-        assert self._validation_sampler is not None
-        started = perf_counter()
-        dice, mean = validate(self._learner, self._validation_sampler, self._labels, self._schedule.batches)
-        self._validation_seconds = perf_counter() - started
+        dice, mean = self._validation.measure()
         point = ValidationPoint(
             step=self._step,
             seconds=round(self._clock.seconds(), 3),
@@ -376,42 +275,31 @@ class _Training:
             dice=dice,
             mean=mean,
         )
-        self._curve.append(point)
+        self._validation.curve.append(point)
         self._events.write("validation", **point.model_dump(mode="json"))
 
-    # ------------------------------------------------------------------------------------- files and resuming
-
     def _save(self) -> None:
-        self._log(self._readback.drain())
-        self._flush_losses()
+        self._losses.settle(self._events)
         facts: dict[str, Any] = {
             "learner": self._learner.facts(),
             "seconds": self._clock.seconds(),
-            "skipped": self._skipped,
-            "skipped_in_a_row": self._skipped_in_a_row,
-            "losses": list(self._losses),
-            "logged_share": self._logged_share,
-            "schedule": None if self._schedule is None else asdict(self._schedule),
-            "curve": [point.model_dump(mode="json") for point in self._curve],
+            **self._losses.facts(),
+            **self._validation.facts(),
         }
         self._checkpoints.save(State(self._step, self._learner.tensors(), facts))
 
     def _resume(self) -> None:
+        """Go on from the last saved state, if there is one of this training."""
         state, complaints = self._checkpoints.load()
         for complaint in complaints:
             self._progress.warn(complaint)
         if state is None:
             return
-        facts = state.facts
-        self._learner.restore(state.tensors, facts["learner"])
-        self._clock = _Clock(facts["seconds"])
+        self._learner.restore(state.tensors, state.facts["learner"])
+        self._clock = Clock(state.facts["seconds"])
         self._step = state.step
-        self._skipped = facts["skipped"]
-        self._skipped_in_a_row = facts["skipped_in_a_row"]
-        self._losses.extend(facts["losses"])
-        self._logged_share = facts["logged_share"]
-        self._schedule = None if facts["schedule"] is None else ValidationSchedule(**facts["schedule"])
-        self._curve = [ValidationPoint.model_validate(point) for point in facts["curve"]]
+        self._losses.restore(state.facts)
+        self._validation.restore(state.facts)
         self._progress.note(f"going on from step {self._step}")
 
     def _finish(self) -> TrainingResult:
@@ -424,43 +312,14 @@ class _Training:
             steps=self._step,
             seconds=round(self._clock.seconds(), 3),
             seconds_per_step=round(median(self._step_seconds or [0.0]), 6),
-            skipped_steps=self._skipped,
-            final_loss=fmean(self._losses) if self._losses else None,
-            curve=tuple(self._curve),
+            skipped_steps=self._losses.skipped,
+            final_loss=self._losses.final,
+            curve=tuple(self._validation.curve),
             peak_memory_gb=round(self._memory.peak_gb(), 3),
         )
         result.save(self._folder / RESULT)
         self._checkpoints.delete()
         return result
-
-
-class _Clock:
-    """Seconds spent training, over all interruptions."""
-
-    def __init__(self, before: float = 0.0) -> None:
-        self._before = before
-        self._started: float | None = None
-
-    def start(self) -> None:
-        self._started = perf_counter()
-
-    def seconds(self) -> float:
-        return self._before + (0.0 if self._started is None else perf_counter() - self._started)
-
-
-def _finished_result(folder: Path, identity: str) -> TrainingResult | None:
-    """Return the result of a finished training of this identity; remove what belongs to another one."""
-    path = folder / RESULT
-    if not path.exists():
-        if folder.is_dir():
-            remove_leftovers(folder)
-        return None
-    result = TrainingResult.load(path)
-    if result.identity == identity and (folder / WEIGHTS).exists():
-        return result
-    path.unlink()
-    (folder / WEIGHTS).unlink(missing_ok=True)
-    return None
 
 
 @contextmanager
@@ -473,7 +332,3 @@ def _told_of_files(folder: Path) -> Iterator[None]:
             f"the training in {folder} cannot go on ({error.strerror or error}); when that is mended, start again: it "
             "goes on from its last saved state"
         ) from error
-
-
-def _or_none(value: float) -> float | None:
-    return value if isfinite(value) else None

@@ -1,10 +1,25 @@
-"""What a finished training says about itself."""
+"""What a finished training says about itself, and the files of a training.
+
+In the folder of a training:
+
+    state/                 what is needed to go on, see `segfit.training.checkpoint`
+    events.jsonl           the log, see `segfit.training.events`
+    weights.safetensors    the final weights
+    training.json          the result, written last: the training is finished when it is there
+"""
 
 from __future__ import annotations
 
-from segfit.files import Document, Record
+from pathlib import Path
 
-__all__ = ["TrainingResult", "ValidationPoint"]
+from segfit.files import Document, Record, remove_leftovers
+
+__all__ = ["EVENTS", "RESULT", "STATE", "WEIGHTS", "TrainingResult", "ValidationPoint", "finished_result"]
+
+STATE = "state"
+EVENTS = "events.jsonl"
+WEIGHTS = "weights.safetensors"
+RESULT = "training.json"
 
 
 class ValidationPoint(Record):
@@ -35,3 +50,18 @@ class TrainingResult(Document):
     def dice(self) -> float | None:
         """Mean pseudo Dice at the end."""
         return self.curve[-1].mean if self.curve else None
+
+
+def finished_result(folder: Path, identity: str) -> TrainingResult | None:
+    """Return the result of a finished training of this identity; remove what belongs to another one."""
+    path = folder / RESULT
+    if not path.exists():
+        if folder.is_dir():
+            remove_leftovers(folder)
+        return None
+    result = TrainingResult.load(path)
+    if result.identity == identity and (folder / WEIGHTS).exists():
+        return result
+    path.unlink()
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    return None

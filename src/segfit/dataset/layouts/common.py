@@ -10,7 +10,7 @@ from typing import Any
 
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values
 from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
-from segfit.dataset.manifest import Case
+from segfit.dataset.manifest import Case, Dataset
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem
 from segfit.execution.pool import map_cases
@@ -36,6 +36,7 @@ __all__ = [
     "channel_problems",
     "declaration_of",
     "declared_channels",
+    "declared_dataset",
     "declared_labels",
     "endings_found",
     "found_channels",
@@ -193,6 +194,36 @@ def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[
         problems.append(Problem(WHOLE, f'"channel_names" must be numbered 0, 1, ... in order, got {found}', action))
         return None
     return tuple(names.values())
+
+
+def declared_dataset(
+    root: Path,
+    layout: str,
+    raw: Mapping[str, Any],
+    labels: LabelScheme | None,
+    channels: tuple[str, ...] | None,
+    ending: str | None,
+    training: tuple[Case, ...],
+    test: tuple[Case, ...],
+) -> Dataset | None:
+    """Return the dataset of a folder whose ``dataset.json`` is `raw`; None where one of its parts means nothing.
+
+    `ending` is that of the labels.
+    """
+    if labels is None or channels is None or ending is None:
+        return None
+    declared = raw.get("numTraining")
+    return Dataset(
+        name=root.name,
+        root=root,
+        layout=layout,
+        channel_names=channels,
+        labels=labels,
+        file_ending=ending,
+        num_training=declared if is_count(declared) else len(training),
+        training=training,
+        test=test,
+    )
 
 
 # ── what the files say where nothing is declared ─────────────────────────────────────────────────────────────────────

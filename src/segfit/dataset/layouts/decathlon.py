@@ -18,8 +18,8 @@ from segfit.dataset.layouts.common import (
     channel_problems,
     declaration_of,
     declared_channels,
+    declared_dataset,
     hidden_files,
-    is_count,
     is_there,
     label_ending,
     visible_files,
@@ -51,20 +51,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
     compare_sizes(raw, len(training), problems)
     problems += hidden_files(root / name for name in ("imagesTr", "labelsTr", "imagesTs"))
     ending = label_ending(training, problems)
-    if labels is None or channels is None or ending is None:
-        return None
-    declared = raw.get("numTraining")
-    return Dataset(
-        name=root.name,
-        root=root,
-        layout="decathlon",
-        channel_names=channels,
-        labels=labels,
-        file_ending=ending,
-        num_training=declared if is_count(declared) else len(training),
-        training=training,
-        test=test,
-    )
+    return declared_dataset(root, "decathlon", raw, labels, channels, ending, training, test)
 
 
 def _labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelScheme | None:

@@ -19,6 +19,7 @@ from segfit.dataset.layouts.common import (
     WHOLE,
     channel_problems,
     declared_channels,
+    declared_dataset,
     declared_labels,
     endings_found,
     has_ending,
@@ -70,20 +71,8 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
             Problem(WHOLE, f"dataset.json asks for the image reader {reader}, not used here", action, False)
         )
     problems += hidden_files(root / name for name in _FOLDERS)
-    if labels is None or channels is None or ending is None:
-        return None
-    declared = raw.get("numTraining")
-    return Dataset(
-        name=root.name,
-        root=root,
-        layout="nnunet-v2",
-        channel_names=channels,
-        labels=labels,
-        file_ending=label_ending,
-        num_training=declared if is_count(declared) else len(training),
-        training=training,
-        test=test,
-    )
+    known = None if ending is None else label_ending
+    return declared_dataset(root, "nnunet-v2", raw, labels, channels, known, training, test)
 
 
 # ── dataset.json ─────────────────────────────────────────────────────────────────────────────────────────────────────

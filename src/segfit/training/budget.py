@@ -1,0 +1,55 @@
+"""How long a training may take, and how much of that is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+from segfit.errors import InputError
+
+__all__ = ["Budget", "Clock"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long to train: seconds of wall clock spent training, or optimiser steps; `InputError` if it is neither."""
+
+    seconds: float | None
+    steps: int | None
+
+    def __post_init__(self) -> None:
+        if (self.seconds is None) == (self.steps is None):
+            raise InputError("a training needs a budget in seconds or in steps, exactly one of them")
+        if self.total <= 0:
+            raise InputError(f"the budget of a training must be above zero, got {self.total:g}")
+
+    @property
+    def total(self) -> float:
+        """The budget in its unit."""
+        total = self.steps if self.seconds is None else self.seconds
+        assert total is not None
+        return float(total)
+
+    def used(self, step: int, seconds: float) -> float:
+        """What of it is used, in its unit."""
+        return seconds if self.steps is None else float(step)
+
+    def share(self, step: int, seconds: float) -> float:
+        """What of it is used, 0 to 1."""
+        return min(1.0, self.used(step, seconds) / self.total)
+
+
+class Clock:
+    """Seconds spent training, over all interruptions: those `before`, and those since `start`."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._before = before
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Count from now on."""
+        self._started = perf_counter()
+
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return self._before + (0.0 if self._started is None else perf_counter() - self._started)

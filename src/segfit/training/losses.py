@@ -1,0 +1,111 @@
+"""The losses of a training as they come back from the device: in the log now and then, in the result at the end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from segfit.errors import StageError
+from segfit.training.events import EventLog
+from segfit.training.readback import Readback, StepFacts
+
+__all__ = ["Losses"]
+
+_EVENT_SHARE = 1e-3  # at most one logged loss per this share of the budget
+_MOST_SKIPPED = 20  # steps in a row without a finite gradient
+_RECENT = 100  # steps that the final loss is taken from
+
+
+class Losses:
+    """Takes the values of every step and writes their means into the log; counts steps without a finite gradient.
+
+    `push` and `settle` raise `StageError` after twenty such steps in a row.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = 0  # steps without a finite gradient
+        self._skipped_in_a_row = 0
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._readback = Readback()
+        # Losses not yet logged, the last step they come from, and the share of the budget when others were logged.
+        self._unlogged: list[float] = []
+        self._last: StepFacts | None = None
+        self._logged_share = -1.0  # the first step is logged
+
+    @property
+    def last(self) -> float | None:
+        """The loss of the last step that is known."""
+        return self._recent[-1] if self._recent else None
+
+    @property
+    def final(self) -> float | None:
+        """The mean loss of the last steps."""
+        return fmean(self._recent) if self._recent else None
+
+    def push(self, facts: StepFacts, values: Tensor, events: EventLog) -> None:
+        """Take a step with its (loss, gradient norm), which may still be on its way from the device."""
+        self._take(self._readback.push(facts, values), events)
+
+    def settle(self, events: EventLog) -> None:
+        """Wait for the values of all steps and write what is not yet in the log."""
+        self._take(self._readback.drain(), events)
+        self._flush(events)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a training needs to go on, as JSON values."""
+        return {
+            "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "losses": list(self._recent),
+            "logged_share": self._logged_share,
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Go on from saved facts."""
+        self.skipped = facts["skipped"]
+        self._skipped_in_a_row = facts["skipped_in_a_row"]
+        self._recent.extend(facts["losses"])
+        self._logged_share = facts["logged_share"]
+
+    def _take(self, steps: Sequence[tuple[StepFacts, float, float]], events: EventLog) -> None:
+        for facts, loss, norm in steps:
+            if isfinite(loss) and isfinite(norm):
+                self._skipped_in_a_row = 0
+                self._recent.append(loss)
+                self._unlogged.append(loss)
+                self._last = facts
+                if facts.share - self._logged_share >= _EVENT_SHARE:
+                    self._flush(events)
+                continue
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+            events.write("skipped", step=facts.step, loss=_or_none(loss), gradient_norm=_or_none(norm))
+            if self._skipped_in_a_row >= _MOST_SKIPPED:
+                raise StageError(
+                    f"{_MOST_SKIPPED} training steps in a row (up to step {facts.step}) had no finite gradient; "
+                    "try a lower --set training.learning_rate or --set training.precision=fp32"
+                )
+
+    def _flush(self, events: EventLog) -> None:
+        """Write the mean of the losses that are not yet in the log."""
+        facts = self._last
+        if self._unlogged and facts is not None:
+            events.write(
+                "step",
+                step=facts.step,
+                seconds=round(facts.seconds, 3),
+                share=round(facts.share, 6),
+                loss=fmean(self._unlogged),
+                learning_rate=facts.learning_rate,
+            )
+            self._unlogged.clear()
+            self._logged_share = facts.share
+
+
+def _or_none(value: float) -> float | None:
+    return value if isfinite(value) else None
