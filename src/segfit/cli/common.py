@@ -59,7 +59,7 @@ Split = Annotated[
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory target of a training in GB.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Cases in work at once.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cases in work at once.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set any option, e.g. planning.patch_size=64,96,96. Repeatable."),
