@@ -39,7 +39,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marker:
         folder: Path = metafunc.config.getoption("--golden")
         paths = sorted(folder.glob(marker.args[0]))
-        metafunc.parametrize("path", paths, ids=[path.relative_to(folder).as_posix() for path in paths])
+        missing = pytest.mark.skip(reason=f"{folder / marker.args[0]} does not exist (--golden)")
+        cases = [pytest.param(path, id=path.relative_to(folder).as_posix()) for path in paths]
+        metafunc.parametrize("path", cases or [pytest.param(None, id="none", marks=missing)])
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -58,6 +60,22 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) ->
         write_file(path, fill)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_failed_write_names_the_file(tmp_path: Path) -> None:
+    def fill(handle: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as caught:
+        write_file(tmp_path / "plan.json", fill)
+    assert caught.value.filename == str(tmp_path / "plan.json")
+
+
+def test_names_that_are_no_text_are_read_again(tmp_path: Path) -> None:
+    name = os.fsdecode(b"Gef\xe4\xdfe")
+    write_json(tmp_path / "a.json", {name: name})
+    (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {name: name}
 
 
 def test_nan_is_not_json(tmp_path: Path) -> None:

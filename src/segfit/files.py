@@ -34,20 +34,24 @@ def write_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     """Write `path` through `fill(handle)`: beside it first, flushed to disk, then renamed over it.
 
     A crash or a full disk leaves the old file (or none) and at most a hidden partial file beside it, which is
-    removed when the failure could be seen.
+    removed when the failure could be seen. An `OSError` names the file that was to be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=_PARTIAL_PREFIX, dir=path.parent)  # the name may be as long as allowed
-    partial = Path(name)
+    partial: Path | None = None
     try:
+        descriptor, name = tempfile.mkstemp(prefix=_PARTIAL_PREFIX, dir=path.parent)  # `path` may be as long as allowed
+        partial = Path(name)
         with os.fdopen(descriptor, "wb") as handle:
             fill(handle)
             handle.flush()
             os.fsync(handle.fileno())
         partial.chmod(0o644)
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # instead of the partial file, or of none
+        if partial is not None:
+            partial.unlink(missing_ok=True)
         raise
 
 
@@ -61,8 +65,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, text.encode())
+    r"""Write UTF-8 text atomically.
+
+    Bytes of a file's name that are no text are written as ``\udcXX``, as JSON escapes them: so a path is read again.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

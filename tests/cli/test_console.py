@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import subprocess
 import sys
@@ -101,6 +102,27 @@ def test_notes_and_warnings_as_lines() -> None:
     progress.note("12 cases found")
     progress.warn("no test set")
     assert stream.getvalue() == "12 cases found\nwarning: no test set\n"
+
+
+class Broken(io.StringIO):
+    """A stream that cannot be written."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+def test_a_log_that_cannot_be_written_ends_no_work() -> None:
+    full = LineProgress(Broken(OSError(errno.ENOSPC, "No space left on device")))
+    with full.task("training", 2) as task:
+        task.advance(2)
+    full.warn("odd")
+    nobody_reads = LineProgress(Broken(BrokenPipeError()))
+    with pytest.raises(BrokenPipeError):
+        nobody_reads.note("here")
 
 
 def test_bars_on_a_terminal_may_be_nested(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,12 @@ def test_attempts_are_counted(tmp_path: Path, workers: int, attempts: int) -> No
     assert len(list(tmp_path.iterdir())) == attempts
 
 
+def test_a_pool_has_a_worker() -> None:
+    for workers in (0, -1):
+        with pytest.raises(ValueError, match=f"a pool needs one worker or more, got {workers}"):
+            WorkerPool(workers)
+
+
 def test_case_is_tried_with_half_the_workers_then_alone(tmp_path: Path) -> None:
     warnings: list[str] = []
 

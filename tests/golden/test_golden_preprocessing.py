@@ -10,23 +10,14 @@ import numpy as np
 import pytest
 
 from segfit.dataset.manifest import Case, Dataset
-from segfit.fingerprint.fingerprint import IntensityStatistics
 from segfit.fingerprint.measure import measure
 from segfit.images.formats import read_case, read_label
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Normalization, PreprocessingSpec, ResamplingSpec
+from segfit.planning.reference_plans import read_reference_plans
 from segfit.preprocessing.locations import ANNOTATED
 from segfit.preprocessing.pipeline import Preprocessed, preprocess
 
 pytestmark = pytest.mark.golden("preprocessing")
-
-_SCHEMES = {
-    "ZScoreNormalization": "zscore",
-    "CTNormalization": "ct",
-    "RGBTo01Normalization": "rgb_to_0_1",
-    "RescaleTo01Normalization": "rescale_to_0_1",
-    "NoNormalization": "none",
-}
 
 
 def _dataset(folder: Path) -> Dataset:
@@ -46,37 +37,6 @@ def _dataset(folder: Path) -> Dataset:
         file_ending=ending,
         num_training=declaration["numTraining"],
         training=tuple(cases),
-    )
-
-
-def _resampling(settings: dict[str, Any]) -> ResamplingSpec:
-    return ResamplingSpec(
-        order=settings["order"],
-        order_separate_axis=settings["order_z"],
-        force_separate=settings["force_separate_z"],
-    )
-
-
-def _spec(plans: dict[str, Any], configuration: str, ndim: int) -> PreprocessingSpec:
-    entry = plans["configurations"][configuration]
-    spacing = entry["spacing"] if len(entry["spacing"]) == ndim else [None, *entry["spacing"]]
-    statistics = plans["foreground_intensity_properties_per_channel"]
-    return PreprocessingSpec(
-        orientation="stored",
-        transpose=tuple(plans["transpose_forward"]) if ndim == 3 else (0, 1),
-        spacing_mm=tuple(spacing),
-        normalization=tuple(
-            Normalization(
-                scheme=_SCHEMES[scheme],
-                use_mask=mask,
-                statistics=IntensityStatistics(**statistics[str(channel)]) if scheme == "CTNormalization" else None,
-            )
-            for channel, (scheme, mask) in enumerate(
-                zip(entry["normalization_schemes"], entry["use_mask_for_norm"], strict=True)
-            )
-        ),
-        resample_image=_resampling(entry["resampling_fn_data_kwargs"]),
-        resample_label=_resampling(entry["resampling_fn_seg_kwargs"]),
     )
 
 
@@ -125,11 +85,12 @@ def _share_between(dataset: Dataset, channel: int, low: float, high: float) -> f
 def _preprocess(folder: Path, configuration: str, name: str) -> tuple[Preprocessed, LabelScheme]:
     dataset = _dataset(folder)
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    declaration = json.loads((folder / "raw" / "dataset.json").read_text())
+    spec = read_reference_plans(plans, declaration, [configuration])[configuration].preprocessing
     case = dataset.case(name.removesuffix("_as_test_case"))
     image = read_case(case.images)
     assert case.label is not None
     label = None if name.endswith("_as_test_case") else read_label(case.label)
-    spec = _spec(plans, configuration, image.grid.ndim)
     return preprocess(image, label, spec, dataset.labels, case.id), dataset.labels
 
 

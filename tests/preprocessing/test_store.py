@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Condition
 
+import blosc2
 import nibabel
 import numpy as np
 import pytest
@@ -280,3 +281,13 @@ def test_memory_limits_the_cases_in_work(tmp_path: Path, monkeypatch: pytest.Mon
         most = 0
         preprocess_dataset(cases, _SPEC, _SCHEME, CaseStore(tmp_path / f"cases-{expected}"), workers=3)
         assert most == expected
+
+
+def test_memory_that_compression_lacks_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Error while getting the cframe")
+
+    monkeypatch.setattr(blosc2, "asarray", refuse)
+    with pytest.raises(MemoryError, match="to compress: Error while getting the cframe"):
+        CaseStore(tmp_path).add("key", _preprocessed((4, 5, 6)))
+    assert list(tmp_path.iterdir()) == []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -231,4 +232,51 @@ def test_any_flipped_bit_is_found_and_the_case_made_anew(dataset: Path, expected
         path.write_bytes(content)
     assert len(verify_store(CaseStore(root))) == 8
     preprocess_dataset(cases_of(dataset), SPEC, SCHEME, CaseStore(root))
+    _assert_complete(root, expected)
+
+
+def _take_the_place(case: Path, other: Path) -> None:
+    shutil.rmtree(case)
+    shutil.copytree(other, case)
+
+
+def _link(case: Path, other: Path) -> None:
+    shutil.rmtree(case)
+    case.symlink_to(other.name)
+
+
+def _link_to_nothing(case: Path, _: Path) -> None:
+    shutil.rmtree(case)
+    case.symlink_to("nowhere")
+
+
+def _leave_a_file(case: Path, _: Path) -> None:
+    shutil.rmtree(case)
+    case.write_bytes(b"")
+
+
+def _take_a_file(case: Path, other: Path) -> None:
+    shutil.copy(other / "case.json", case)
+
+
+def _forbid(case: Path, _: Path) -> None:
+    (case / "labels.b2nd").write_bytes(b"")
+    case.chmod(0)
+
+
+@pytest.mark.parametrize(
+    "harm", [_take_the_place, _link, _link_to_nothing, _leave_a_file, _take_a_file, _forbid], ids=lambda f: f.__name__
+)
+def test_whatever_stands_in_the_place_of_a_case_is_not_taken_for_it(
+    dataset: Path, expected: CaseStore, tmp_path: Path, harm: Callable[[Path, Path], None]
+) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(expected.root, root)
+    key, other = expected.keys()[:2]
+    harm(root / key, root / other)
+    assert not CaseStore(root).has(key)
+    damaged = {case.folder for case in verify_store(CaseStore(root))}
+    assert damaged == ({root / key} if (root / key).is_dir() else set())
+    fill(dataset, root)
+    assert not (root / key).is_symlink()
     _assert_complete(root, expected)

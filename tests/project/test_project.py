@@ -220,6 +220,17 @@ def test_a_project_keeps_its_dataset(tmp_path: Path, volumes: Path, pictures: Pa
         Project.create(tmp_path / "p", pictures)
 
 
+def test_a_dataset_may_be_given_by_way_of_links(tmp_path: Path, volumes: Path) -> None:
+    project = Project.create(tmp_path / "p", volumes)
+    project.check()
+    (tmp_path / "link").symlink_to(volumes)
+    for path in (tmp_path / "link", volumes.parent / ".." / volumes.parent.name / volumes.name):
+        again = Project.create(tmp_path / "p", path)
+        again.check()
+        assert again.dataset.root == volumes
+    assert stages(project) == ["check"]
+
+
 def test_no_project_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a segfit project"):
         Project.open(tmp_path / "nothing")

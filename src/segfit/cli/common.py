@@ -42,7 +42,7 @@ Out = Annotated[
     Path | None, typer.Option("--out", help="Project folder; by default segfit-DATASET in the current folder.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Cases in work at once.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cases in work at once.")]
 SkipIncomplete = Annotated[
     bool | None,
     typer.Option("--skip-incomplete/--no-skip-incomplete", help="Leave out cases with missing or unusable files."),

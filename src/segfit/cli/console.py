@@ -59,8 +59,13 @@ class LineProgress:
         self._write(f"warning: {message}")
 
     def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass  # a log on a full disk, or a terminal that was closed, is no reason to end days of work
 
 
 class _LineTask:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -14,7 +18,8 @@ from segfit.errors import DatasetError, InputError, SegfitError
 
 __all__ = ["app", "main"]
 
-_INTERRUPTED = 130  # what shells say of a process ended by Ctrl-C
+_INTERRUPTED = 130  # what shells say of a process ended by Ctrl-C,
+_ENDED = 128  # and, plus the signal, of others
 
 app = typer.Typer(
     name="segfit",
@@ -52,11 +57,31 @@ helpers.add_to(app)
 
 
 def main() -> None:
-    """Run the command line and end the process: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run the command line and end the process: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
+    _have_streams()
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, _leave)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text that can be printed
     sys.exit(run())
+
+
+def _have_streams() -> None:
+    """Open what the caller closed, or the next files would be taken for it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for good
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """End through all `finally`, so that unfinished files go; a second signal does not wait for that."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(_ENDED + number)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -65,31 +90,39 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         result = app(given or ["--help"], standalone_mode=False)
     except DatasetError as error:
-        sys.stderr.write(f"{len(error.problems)} problem(s); {error.outcome}\n")
+        _tell(f"{len(error.problems)} problem(s); {error.outcome}\n")
         problem_table(error.problems)
         return 2
     except InputError as error:
-        sys.stderr.write(f"segfit: {error}\n")
+        _tell(f"segfit: {error}\n")
         return 2
     except SegfitError as error:
-        sys.stderr.write(f"segfit: {error}\n")
+        _tell(f"segfit: {error}\n")
         return 1
     except (KeyboardInterrupt, typer.Abort):
         result = _INTERRUPTED
+    except SystemExit as end:
+        result = end.code
     except BrokenPipeError:
         return 1
     except OSError as error:
         file = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"segfit: {file}{error.strerror or error}; mend that and give the same command again\n")
+        _tell(f"segfit: {file}{error.strerror or error}; mend that and give the same command again\n")
         return 1
     except MemoryError as error:
-        sys.stderr.write(f"segfit: there is not enough memory ({str(error) or 'no size was told'})\n")
+        _tell(f"segfit: there is not enough memory ({str(error) or 'no size was told'})\n")
         return 1
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the command line
-            sys.stderr.write(f"segfit: {error.format_message()}; segfit --help tells what there is\n")
+            _tell(f"segfit: {error.format_message().rstrip('.')}; segfit --help tells what there is\n")
             return int(error.exit_code)
         raise
-    if result == _INTERRUPTED:  # the command line library may have caught the signal itself
-        sys.stderr.write("\nstopped; the same command goes on where it was\n")
+    if isinstance(result, int) and result > _ENDED:  # the command line library may have caught the signal itself
+        _tell("\nstopped; the same command goes on where it was\n")
     return result if isinstance(result, int) else 0
+
+
+def _tell(text: str) -> None:
+    """Write to stderr; where that is not possible, the exit code has to do."""
+    with suppress(OSError):
+        sys.stderr.write(text)

@@ -93,8 +93,9 @@ def map_cases(
                 task.advance(1, name(item))
                 yield item, result
     if failed:
+        others = ", the others are done" if len(failed) < total else ""
         raise StageError(
-            f"{description}: {len(failed)} of {total} cases failed, the others are done: "
+            f"{description}: {len(failed)} of {total} cases failed{others}: "
             f"{'; '.join(map(str, failed))}. Give these cases more memory or mend their files, then start again"
         )
 

@@ -70,7 +70,8 @@ class _Task:
     held: int = 0  # bytes, the most that its worker was seen to hold
 
     def obituary(self, reason: str) -> LostCaseError:
-        return LostCaseError(self.case, reason + (f", it held {self.held / 2**30:.1f} GB" if self.held else ""))
+        held = f"{self.held / 2**30:.1f}"
+        return LostCaseError(self.case, reason + (f", it held {held} GB" if float(held) else ""))
 
 
 class _Worker:
@@ -154,6 +155,8 @@ class WorkerPool(Executor):
         stall_s: float = _STALL_S,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
+        if workers is not None and workers < 1:
+            raise ValueError(f"a pool needs one worker or more, got {workers}")
         self.workers = workers or available_workers()
         self._limits = (self.workers, *sorted({max(1, self.workers // 2), 1}, reverse=True))  # per attempt
         self._stall_s = stall_s

@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -44,7 +44,7 @@ __all__ = ["CaseStore", "DamagedCase", "Region", "StoredCase", "legible_name"]
 Region = tuple[slice, ...]
 """One slice per spatial axis."""
 
-_VERSION = 2  # of what preprocessing computes and stores; a change makes stored cases stale
+_VERSION = 3  # of what preprocessing computes and stores; a change makes stored cases stale
 _PARTIAL_PREFIX = ".partial-"
 _LEFTOVER_S = 3600  # a hidden folder untouched for so long has no living writer
 _BLOCK = 1 << 15  # elements that are decompressed together: what a processor core has close at hand
@@ -59,6 +59,7 @@ class _StoredFile(Record):
 class _CaseFile(Document):
     """case.json."""
 
+    key: str  # the name of the folder: content in the wrong place is damage too
     properties: CaseProperties
     channels: int
     location_counts: dict[str, int]  # rows of locations.npy per target, in order
@@ -158,7 +159,7 @@ class CaseStore:
         folder = self.root / key
         record = self._load(key)
         if record is None:
-            return DamagedCase(legible_name(folder), folder, "it is incomplete or case.json is damaged")
+            return DamagedCase(legible_name(folder), folder, "it is incomplete, another case, or case.json is damaged")
         for name, file in record.files.items():
             try:
                 same = hash_file(folder / name) == file.sha256
@@ -199,7 +200,7 @@ class CaseStore:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL_PREFIX}{key}-", dir=self.root))
-            _write_case(partial, case, slicewise=slicewise)
+            _write_case(partial, key, case, slicewise=slicewise)
             partial.chmod(0o755)
             self._move_in(partial, key)
         except OSError as error:
@@ -214,9 +215,13 @@ class CaseStore:
 
     def discard(self, key: str) -> None:
         """Remove a case; it disappears at once and whole."""
+        folder = self.root / key
         aside = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=self.root))
         try:
-            (self.root / key).rename(aside / key)
+            if not folder.is_symlink():
+                with suppress(OSError):  # a folder that may not be written cannot be moved
+                    folder.chmod(0o755)
+            folder.rename(aside / key)
         except FileNotFoundError:
             pass
         finally:
@@ -239,7 +244,7 @@ class CaseStore:
             complete = all((folder / name).stat().st_size == file.size for name, file in record.files.items())
         except (InputError, OSError):
             return None
-        return record if complete and record == record.sealed() else None
+        return record if complete and record.key == key and record == record.sealed() else None
 
     def _move_in(self, partial: Path, key: str) -> None:
         """Rename a complete folder to its place, unless another process was first."""
@@ -247,16 +252,16 @@ class CaseStore:
             try:
                 partial.rename(self.root / key)
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
-                if not self.has(key):  # an incomplete folder stands in the way
+                if not self.has(key):  # an incomplete folder, or something else, stands in the way
                     self.discard(key)
             else:
                 _flush_folder(self.root)
                 return
 
 
-def _write_case(folder: Path, case: Preprocessed, *, slicewise: bool) -> None:
+def _write_case(folder: Path, key: str, case: Preprocessed, *, slicewise: bool) -> None:
     axes = len(case.properties.shape)
     arrays = {"image.b2nd": _compress(case.image, axes, slicewise=slicewise)}
     if case.labels is not None:
@@ -265,6 +270,7 @@ def _write_case(folder: Path, case: Preprocessed, *, slicewise: bool) -> None:
     np.save(rows, np.concatenate([np.zeros((0, axes), np.int32), *case.locations.values()]), allow_pickle=False)
     arrays["locations.npy"] = rows.getvalue()
     record = _CaseFile(
+        key=key,
         properties=case.properties,
         channels=case.image.shape[0],
         location_counts={name: len(found) for name, found in case.locations.items()},
@@ -310,10 +316,13 @@ def _compress(array: NDArray[Any], axes: int, *, slicewise: bool) -> bytes:
         typesize=array.itemsize,
         nthreads=1,
     )
-    packed = blosc2.asarray(
-        np.ascontiguousarray(array), chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=parameters
-    )
-    content: bytes = packed.to_cframe()
+    try:
+        packed = blosc2.asarray(
+            np.ascontiguousarray(array), chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=parameters
+        )
+        content: bytes = packed.to_cframe()
+    except RuntimeError as error:  # in memory nothing else can go wrong
+        raise MemoryError(f"for {array.nbytes / 2**20:.0f} MiB to compress: {error}") from error
     return content
 
 

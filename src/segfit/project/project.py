@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -57,12 +58,16 @@ class Project(Preparation):
         before = load(ProjectFile, ProjectFolder(root).project)
         options = (options or (before.options if before is not None else Options())).with_settings(settings)
         skip = options.dataset.skip_incomplete
+        if before is not None and not isinstance(dataset, Dataset) and _same_place(dataset, before.dataset):
+            dataset = before.dataset  # under the path it is known by, so that nothing looks changed
         opened = dataset if isinstance(dataset, Dataset) else _opened(dataset, skip_incomplete=skip)
         if before is not None and before.dataset != opened.root:
             raise InputError(
                 f"{root} is a project on {before.dataset}, not on {opened.root}; choose another folder with --out"
             )
-        if before is None and root.exists() and (not root.is_dir() or _holds_something(root)):
+        if root.exists() and not root.is_dir():
+            raise InputError(f"{root} is a file; choose a folder with --out")
+        if before is None and root.exists() and _holds_something(root):
             raise InputError(f"{root} is not empty and not a segfit project; choose another folder with --out")
         project = cls(root, opened, options, progress=progress)
         project.save_options()
@@ -158,6 +163,11 @@ class Project(Preparation):
 def _holds_something(folder: Path) -> bool:
     """Whether there is more than what a killed process left of a project that had just begun."""
     return any(path.name != ".lock" and not path.name.startswith(".partial-") for path in folder.iterdir())
+
+
+def _same_place(path: Path | str, known: Path) -> bool:
+    """Whether a path leads to a known place, links followed."""
+    return os.path.realpath(os.path.expanduser(path)) == os.path.realpath(known)  # noqa: PTH111 - never raises
 
 
 def _opened(path: Path | str, *, skip_incomplete: bool) -> Dataset:

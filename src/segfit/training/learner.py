@@ -213,7 +213,12 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed: torch has an exception of its own for GPUs only."""
-    words = ("can't allocate memory", "out of memory", "could not create a memory object")
+    words = (
+        "can't allocate memory",
+        "out of memory",
+        "could not create a memory object",
+        "could not create a primitive",
+    )
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
