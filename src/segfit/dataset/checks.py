@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -38,6 +38,10 @@ _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking
 _LARGEST_INTENSITY = 1e15  # the squares of 10^8 such values, which deviations need, can still be summed in float32
 _SPACING_TOLERANCE = 0.02  # between two places of a header; rounding in either is far below (assumption)
 _SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was mistaken (assumption)
+_SCALE_RATIO = 5.0  # the same where all axes are longer, or shorter, at once: cm for mm make 10 (assumption)
+_LARGEST_VOXEL_MM = 100.0  # beyond, a unit was mistaken in all cases (assumption)
+_MOST_SKEW = 1.0  # degrees that axes may be off from right angles (assumption; rounding is far below)
+_PLACING = ("NIfTI", "NRRD or MetaImage")  # formats whose files can say how their axes lie, and sometimes do not
 _SHOWN_VALUES = 8  # label values written out in a message
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
@@ -107,6 +111,7 @@ class _Finding:
     spacing_mm: tuple[float, ...] | None  # None: no image could be read
     label_values: frozenset[int] | None  # as stored on disk; None: no label could be read
     digest: str | None  # of all voxels of all channels; None: not all could be read
+    placed: bool = True  # whether the first image says how its axes lie
 
     @property
     def ndim(self) -> int | None:
@@ -142,6 +147,7 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
     problems: list[Problem] = []
     grid: Grid | None = None
     channels = 0
+    said: set[str] = set()  # of headers; those of one case are often wrong together
     digest = hashlib.sha256()
     for path in case.images:
         try:
@@ -154,8 +160,9 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         problems += _check_voxels(case, path, image.array)
         if grid is None:
             grid = image.grid
-            problems += _check_spacing_file(case, path, grid) + _check_header(case, path, grid)
+            problems += _check_spacing_file(case, path, grid) + _check_header(case, path, grid, said)
         else:
+            problems += _told(case, path, find_format(path).remarks(image.grid), said)
             problems += _check_grid(case, path, grid, image.grid, case.images[0])
     readable = not any(problem.fatal for problem in problems)
     if complete and readable and channels != expected:
@@ -174,11 +181,13 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
             if case.masks:
                 values = frozenset(labels.stored_values[value] for value in values)
             problems += _check_values(case, last, values, labels)
+            problems += _told(case, last, find_format(last).remarks(label.grid), said)
             if grid is not None:
                 problems += _check_label_grid(case, last, grid, label)
     whole = complete and readable and bool(case.images)
     spacing = None if grid is None else grid.spacing_mm
-    return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None)
+    placed = grid is None or grid.affine is not None
+    return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None, placed)
 
 
 def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
@@ -239,20 +248,31 @@ def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
     return [Problem(case.id, problem, 'write {"spacing": [z, y, x]} in mm if they are not', fatal=False)]
 
 
-def _check_header(case: Case, path: Path, grid: Grid) -> list[Problem]:
-    """Return warnings about what a header says in two ways, or says and is not followed here."""
-    problems: list[Problem] = []
+def _check_header(case: Case, path: Path, grid: Grid, said: set[str]) -> list[Problem]:
+    """Return warnings about what a header says in two ways, or says and is not followed here; see `_told`."""
+    found = list(find_format(path).remarks(grid))
     if grid.affine is not None:
-        by_affine = np.linalg.norm(grid.affine[:3, :3], axis=0)[::-1]
-        if not np.allclose(by_affine, grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
-            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (grid.spacing_mm, by_affine)]
-            problem = f"{path.name} has voxels of ({sizes[0]}) mm, but its orientation matrix says ({sizes[1]}) mm"
-            problems.append(Problem(case.id, problem, "correct its header; the former is used", fatal=False))
+        lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)
+        if not np.allclose(lengths[::-1], grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
+            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (grid.spacing_mm, lengths[::-1])]
+            problem = f"has voxels of ({sizes[0]}) mm, but its orientation matrix says ({sizes[1]}) mm"
+            found.append((problem, "correct its header; the former is used"))
+        axes = grid.affine[:3, :3] / lengths
+        skew = np.degrees(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max().clip(max=1)))
+        if skew > _MOST_SKEW:
+            problem = f"has axes that are {skew:.2g} degrees off right angles, and is used as if they were not"
+            found.append((problem, "resample it to a grid with right angles, or correct its header"))
     if find_format(path).name in ("picture", "JPEG") and is_turned(path):
-        problem = f"{path.name} is stored turned or mirrored (EXIF orientation) and is used as it is stored"
-        action = "save it upright if its label was drawn as it is displayed"
-        problems.append(Problem(case.id, problem, action, fatal=False))
-    return problems
+        problem = "is stored turned or mirrored (EXIF orientation) and is used as it is stored"
+        found.append((problem, "save it upright if its label was drawn as it is displayed"))
+    return _told(case, path, found, said)
+
+
+def _told(case: Case, path: Path, remarks: Iterable[tuple[str, str]], said: set[str]) -> list[Problem]:
+    """Return remarks on a file as warnings, without those that were `said` of another file of the case."""
+    new = [(problem, action) for problem, action in remarks if problem not in said]
+    said.update(problem for problem, _ in new)
+    return [Problem(case.id, f"{path.name} {problem}", action, fatal=False) for problem, action in new]
 
 
 def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme) -> list[Problem]:
@@ -282,7 +302,7 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
         cases = [case.id for case, finding in zip(dataset.training, findings, strict=True) if finding.ndim == rare]
         problem = f"{kinds[2]} cases are 2D and {kinds[3]} are 3D (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make a dataset of each kind"))
-    problems += _check_spacings(dataset, findings)
+    problems += _check_spacings(dataset, findings) + _check_places(dataset, findings)
     stored = dataset.labels.stored_values
     seen = [finding.label_values for finding in findings if finding.label_values is not None]
     absent = [
@@ -300,20 +320,38 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
 
 
 def _check_spacings(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
-    """Return a warning for every case whose voxels have a size that no other case comes near to."""
+    """Return warnings about voxels larger than any, and about cases whose size no other case comes near to."""
     known = [(case.id, one.spacing_mm) for case, one in zip(dataset.training, findings, strict=True) if one.spacing_mm]
-    if len(known) < 3 or len({len(spacing) for _, spacing in known}) > 1:
+    if not known or len({len(spacing) for _, spacing in known}) > 1:
         return []
     usual = np.median(np.array([spacing for _, spacing in known]), axis=0)
+    shown = ", ".join(f"{value:.4g}" for value in usual)
+    action = "correct the voxel size in its header if the unit was mistaken"
     problems: list[Problem] = []
-    for name, spacing in known:
+    if usual.max() > _LARGEST_VOXEL_MM:
+        problem = f"voxels are usually ({shown}) mm in size, more than any imaging has"
+        problems.append(Problem("dataset", problem, action.replace("its header", "the headers"), fatal=False))
+    for name, spacing in known if len(known) > 2 else ():
         ratios = np.array(spacing) / usual
-        if max(ratios.max(), 1 / ratios.min()) > _SPACING_RATIO:
-            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (spacing, usual)]
-            problem = f"its voxels are ({sizes[0]}) mm in size, those of the dataset usually ({sizes[1]}) mm"
-            action = "correct the voxel size in its header if the unit was mistaken"
+        scale = max(ratios.min(), 1 / ratios.max())  # by which all axes are longer, or shorter, at least
+        if scale > _SCALE_RATIO or max(ratios.max(), 1 / ratios.min()) > _SPACING_RATIO:
+            size = ", ".join(f"{value:.4g}" for value in spacing)
+            problem = f"its voxels are ({size}) mm in size, those of the dataset usually ({shown}) mm"
             problems.append(Problem(name, problem, action, fatal=False))
     return problems
+
+
+def _check_places(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
+    """Return a warning if volumes do not say how their axes lie, though others do or their format can."""
+    volumes = [(case, one.placed) for case, one in zip(dataset.training, findings, strict=True) if one.ndim == 3]
+    lost = [case for case, placed in volumes if not placed]
+    if not lost or (len(lost) == len(volumes) and find_format(lost[0].images[0]).name not in _PLACING):
+        return []
+    problem = (
+        f"{len(lost)} of {len(volumes)} cases, first {lost[0].id}, do not say how their axes lie (no sform or qform); "
+        "they are taken as running right, forward and up (RAS+), as they are stored"
+    )
+    return [Problem("dataset", problem, "write the true orientation into the headers (NIfTI: sform)", fatal=False)]
 
 
 def _check_same(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:

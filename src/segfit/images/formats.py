@@ -52,6 +52,7 @@ class Format:
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
     files : every file that an image consists of; see `files_of`
+    remarks : what the header behind a grid says in two ways, each with what to do
     """
 
     name: str
@@ -64,6 +65,7 @@ class Format:
     label_ending: str = ".nii.gz"
     multichannel: bool = False
     files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
+    remarks: Callable[[Grid], tuple[tuple[str, str], ...]] = lambda _: ()
 
 
 def _write_picture(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -78,7 +80,12 @@ def _inside(path: Path) -> tuple[Path, ...]:
 
 
 _NIFTI = Format(
-    name="NIfTI", read=nifti.read, read_grid=nifti.read_grid, num_voxels=nifti.num_voxels, write=nifti.write
+    name="NIfTI",
+    read=nifti.read,
+    read_grid=nifti.read_grid,
+    num_voxels=nifti.num_voxels,
+    write=nifti.write,
+    remarks=nifti.remarks,
 )
 _ITK = Format(
     name="NRRD or MetaImage",
@@ -134,6 +141,7 @@ ENDINGS: dict[str, Format] = {
     FOLDER: _DICOM,
 }
 _NAMED = tuple(ending for ending in ENDINGS if ending != FOLDER)
+_PAIR = (".hdr", ".img")  # Analyze keeps no orientation, so that each program guesses left and right
 _SLICES = (".dcm", ".dicom", ".ima")  # how archives name single slices
 
 
@@ -160,6 +168,8 @@ def split_ending(name: str | Path) -> tuple[str, str]:
     found = Path(name).suffix
     if found.lower() in _SLICES:
         raise InputError(f"{name} is a slice of a DICOM series; give the folder of the series")
+    if found.lower() in _PAIR:
+        raise InputError(f"{name} is one of two files (.hdr and .img) of Analyze or NIfTI; convert them to .nii.gz")
     raise InputError(
         f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}; known are {', '.join(_NAMED)}"
     )
