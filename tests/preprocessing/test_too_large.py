@@ -48,7 +48,7 @@ def test_others_are_done_and_all_too_large_ones_are_named(tmp_path: Path) -> Non
         preprocess_dataset(found, SPEC, SCHEME, store, workers=1)
     message = str(caught.value)
     assert message.startswith(
-        "preprocess: 2 of 4 cases are too large, the others are done: case b: 4 × 5 × 6 voxels of "
+        "preprocess: 2 of 4 cases cannot fit into memory, the others are done: case b: 4 × 5 × 6 voxels of "
     )
     assert "mm would become 12\u202f000 × 15\u202f000 × 18\u202f000 of 1 × 1 × 1 mm, which take " in message
     assert ". Case d: 4 × 5 × 6 voxels of 20\u202f000 × " in message

@@ -78,7 +78,7 @@ def preprocess_dataset(
         store.hashes.save()
     if too_large:
         raise StageError(
-            f"preprocess: {len(too_large)} of {len(cases)} cases are too large, the others are done: case "
+            f"preprocess: {len(too_large)} of {len(cases)} cases cannot fit into memory, the others are done: case "
             f"{'. Case '.join(sorted(too_large))}"
         )
     return {case.id: keys[case.id] for case in cases}
