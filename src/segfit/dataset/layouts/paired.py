@@ -169,14 +169,17 @@ def _image_files(folder: Path) -> dict[str, dict[int, Path]]:
     matches = {path: CHANNEL_NUMBER.fullmatch(stem) for path, stem in stems.items()}
     cases: dict[str, dict[int, Path]] = {}
     numbers = {int(match[2]) for match in matches.values() if match}
+    first: dict[str, Path] = {}
     channels = bool(stems) and all(matches.values()) and numbers == set(range(len(numbers)))
     for path, stem in stems.items():
         match = matches[path]
         if channels and match:
-            cases.setdefault(composed(match[1]), {})[int(match[2])] = path
+            name, number = match[1], int(match[2])
         else:
             suffix = _IMAGE_SUFFIX.fullmatch(stem)
-            cases.setdefault(composed(suffix[1] if suffix else stem), {})[0] = path
+            name, number = suffix[1] if suffix else stem, 0
+        same = first.setdefault(composed(path.name), path) is not path  # two files of one name stay two cases
+        cases.setdefault(name if same else composed(name), {})[number] = path
     return cases
 
 
