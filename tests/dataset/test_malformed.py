@@ -371,7 +371,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "packed twice": (
         lambda root: (root / "labelsTr/b.nii.gz").write_bytes(gzip.compress((root / "labelsTr/b.nii.gz").read_bytes())),
-        *("b", "b.nii.gz is not a NIfTI file", "export it as NIfTI or correct its ending", FATAL),
+        *("b", "b.nii.gz is not a NIfTI file", "unpack it once", FATAL),
     ),
     "terabytes in a small file": (
         header("imagesTr/b_0000.nii.gz", dim_1=32000, dim_2=32000, dim_3=32000),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from segfit.errors import DatasetError, InputError, Problem
 from segfit.evaluation.metrics import Scores
 from segfit.evaluation.summary import CaseScores, Pair, Summary, evaluate, evaluate_folder, summarize
 from segfit.execution import pool
-from segfit.geometry import Grid
+from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import read_label, write_labels
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Task
@@ -204,11 +205,52 @@ def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> No
     assert notes.warnings == ["the prediction of case_b holds undeclared values, which count as no structure"]
 
 
-def test_pairs_that_lie_apart_in_space_are_told(folders: tuple[Path, Path]) -> None:
+def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -> None:
     grid = grid_at(5.0)
     write_labels(folders[0] / "case_b.nii.gz", np.zeros(grid.shape, np.uint8), grid)
+    with pytest.raises(DatasetError) as caught:
+        evaluate_folder(*folders, TWO, ending=".nii.gz")
+    action = "predict on the grid of the reference, or copy its header if the voxels already correspond"
+    problem = "case_b.nii.gz does not fit its reference: it lies 5.0 voxels away (5 mm)"
+    assert caught.value.problems == (Problem("case_b", problem, action),)
+
+
+def test_pairs_within_half_a_voxel_are_the_same_grid(folders: tuple[Path, Path]) -> None:
+    expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
+    labels = read_label(folders[0] / "case_b.nii.gz").array[0]
+    write_labels(folders[0] / "case_b.nii.gz", labels, grid_at(0.4))
     notes = Notes()
-    evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
+    assert notes.warnings == []
+
+
+def test_files_without_a_place_are_compared_by_index(folders: tuple[Path, Path]) -> None:
+    expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
+    labels = read_label(folders[0] / "case_b.nii.gz").array[0]
+    write_labels(folders[0] / "case_b.nii.gz", labels, Grid(labels.shape, (1.0, 1.0, 1.0)))
+    notes = Notes()
+    assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
     assert notes.warnings == [
-        "prediction and reference of case_b.nii.gz lie apart in space; voxels were compared by index"
+        "prediction and reference of case_b.nii.gz differ in voxel size, and do not both say where they lie; "
+        "voxels were compared by index"
+    ]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Every voxel has a value of its own kind, so that any other way to lay them on each other would score less."""
+    grid = grid_at(1.0)
+    labels = np.random.default_rng(0).integers(0, 3, grid.shape).astype(np.uint8)
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    for number, flip in enumerate(product((False, True), repeat=3)):
+        axes = AxisMap(order, flip)
+        write_labels(references / f"{number}.nii.gz", labels, grid)
+        write_labels(predictions / f"{number}.nii.gz", axes.apply(labels), axes.apply_grid(grid))
+    notes = Notes()
+    summary = evaluate_folder(predictions, references, TWO, ending=".nii.gz", progress=notes)
+    assert [[one.dice for one in case.scores.values()] for case in summary.cases] == [[1.0, 1.0]] * 8
+    turned = [f"{n}.nii.gz" for n in range(8) if n or order != (0, 1, 2)]
+    assert notes.warnings == [
+        f"the prediction of {', '.join(turned[:5])} and {len(turned) - 5} more "
+        "stores its axes in another order and was turned"
     ]

@@ -41,6 +41,9 @@ _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking
 _LARGEST_INTENSITY = 1e15  # the squares of 10^8 such values, which deviations need, can still be summed in float32
 _SPACING_TOLERANCE = 0.02  # between two places of a header; rounding in either is far below (assumption)
 _SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was mistaken (assumption)
+_SCALE_RATIO = 5.0  # the same where all axes are longer, or shorter, at once: cm for mm make 10 (assumption)
+_LARGEST_VOXEL_MM = 100.0  # beyond, a unit was mistaken in all cases (assumption)
+_MOST_SKEW = 1.0  # degrees that axes may be off from right angles (assumption; rounding is far below)
 _SHOWN_VALUES = 8  # label values written out in a message
 _SHOWN_FILES = 3  # files named in a message; a remark about more is told once
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
@@ -115,6 +118,7 @@ class _Finding:
     remarks: tuple[tuple[Path, Remark], ...] = ()  # files, and what they say beside their voxels
     colours: Mapping[int, str] | None = None  # in which label values are shown, where a palette says so
     bits: int | None = None  # of a value of a picture or TIFF; None for other files and kinds of numbers
+    placed: bool = True  # whether the first image says how its axes lie
 
     @property
     def ndim(self) -> int | None:
@@ -166,12 +170,13 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
         digest.update(repr(image.array.shape).encode())
         digest.update(np.ascontiguousarray(image.array).data)
         problems += _check_voxels(case, path, image.array)
-        told += [(path, remark) for remark in remarks(path)]
+        told += [(path, remark) for remark in remarks(path) if all(remark != said for _, said in told)]
         if grid is None:
             grid = image.grid
             unsigned = image.array.dtype.kind == "u" and find_format(path).name in ("picture", "JPEG", "TIFF")
             bits = 8 * image.array.dtype.itemsize if unsigned else None
-            problems += _check_spacing_file(case, path, grid) + _check_header(case, path, grid)
+            problems += _check_spacing_file(case, path, grid)
+            told += [(path, remark) for remark in _header_remarks(grid)]
         else:
             problems += _check_grid(case, path, grid, image.grid, case.images[0])
     readable = not any(problem.fatal for problem in problems)
@@ -191,13 +196,22 @@ def _check_case(case: Case, labels: LabelScheme, expected: int, *, complete: boo
             problems += _check_values(case, last, values, labels, label)
             if find_format(last).name == "picture":
                 shown = colours(last)
-            if find_format(last).name == "OME-Zarr":
-                told += [(last, remark) for remark in remarks(last)]
+            if find_format(last).name in ("NIfTI", "OME-Zarr"):
+                told += [(last, remark) for remark in remarks(last) if all(remark != said for _, said in told)]
             if grid is not None:
                 problems += _check_label_grid(case, last, grid, label)
     whole = complete and readable and bool(case.images)
     spacing = None if grid is None else grid.spacing_mm
-    return _Finding(tuple(problems), spacing, values, digest.hexdigest() if whole else None, tuple(told), shown, bits)
+    return _Finding(
+        tuple(problems),
+        spacing,
+        values,
+        digest.hexdigest() if whole else None,
+        tuple(told),
+        shown,
+        bits,
+        placed=grid is None or grid.affine is not None,
+    )
 
 
 def _wrong_channels(case: Case, channels: int, expected: int) -> Problem:
@@ -299,16 +313,21 @@ def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
     return [Problem(case.id, problem, 'write {"spacing": [z, y, x]} in mm if they are not', fatal=False)]
 
 
-def _check_header(case: Case, path: Path, grid: Grid) -> list[Problem]:
-    """Return warnings about what a header says in two ways, or says and is not followed here."""
-    problems: list[Problem] = []
+def _header_remarks(grid: Grid) -> list[Remark]:
+    """Return what the geometry of a header says in two ways, or says and is not followed here."""
+    found: list[Remark] = []
     if grid.affine is not None:
-        by_affine = np.linalg.norm(grid.affine[:3, :3], axis=0)[::-1]
-        if not np.allclose(by_affine, grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
-            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (grid.spacing_mm, by_affine)]
-            problem = f"{path.name} has voxels of ({sizes[0]}) mm, but its orientation matrix says ({sizes[1]}) mm"
-            problems.append(Problem(case.id, problem, "correct its header; the former is used", fatal=False))
-    return problems
+        lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)
+        if not np.allclose(lengths[::-1], grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
+            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (grid.spacing_mm, lengths[::-1])]
+            problem = f"has voxels of ({sizes[0]}) mm, but its orientation matrix says ({sizes[1]}) mm"
+            found.append(Remark(problem, "correct its header; the former is used"))
+        axes = grid.affine[:3, :3] / lengths
+        skew = np.degrees(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max().clip(max=1)))
+        if skew > _MOST_SKEW:
+            problem = f"has axes that are {skew:.2g} degrees off right angles, and is used as if they were not"
+            found.append(Remark(problem, "resample it to a grid with right angles, or correct its header"))
+    return found
 
 
 def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme, label: Image) -> list[Problem]:
@@ -373,7 +392,7 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
         cases = [case.id for case, finding in zip(dataset.training, findings, strict=True) if finding.ndim == rare]
         problem = f"{kinds[2]} cases are 2D and {kinds[3]} are 3D (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make a dataset of each kind"))
-    problems += _check_spacings(dataset, findings) + _check_depths(dataset, findings)
+    problems += _check_spacings(dataset, findings) + _check_places(dataset, findings) + _check_depths(dataset, findings)
     labelled = [(case, one) for case, one in zip(dataset.training, findings, strict=True) if one.colours]
     problems += palette_problems([(case.id, case.label_files[-1].name, one.colours or {}) for case, one in labelled])
     stored = dataset.labels.stored_values
@@ -393,18 +412,23 @@ def _check_whole(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem
 
 
 def _check_spacings(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
-    """Return a warning for every case whose voxels have a size that no other case comes near to."""
+    """Return warnings about voxels larger than any, and about cases whose size no other case comes near to."""
     known = [(case.id, one.spacing_mm) for case, one in zip(dataset.training, findings, strict=True) if one.spacing_mm]
-    if len(known) < 3 or len({len(spacing) for _, spacing in known}) > 1:
+    if not known or len({len(spacing) for _, spacing in known}) > 1:
         return []
     usual = np.median(np.array([spacing for _, spacing in known]), axis=0)
+    shown = ", ".join(f"{value:.4g}" for value in usual)
+    action = "correct the voxel size in its header if the unit was mistaken"
     problems: list[Problem] = []
-    for name, spacing in known:
+    if usual.max() > _LARGEST_VOXEL_MM:
+        problem = f"voxels are usually ({shown}) mm in size, more than any imaging has"
+        problems.append(Problem("dataset", problem, action.replace("its header", "the headers"), fatal=False))
+    for name, spacing in known if len(known) > 2 else ():
         ratios = np.array(spacing) / usual
-        if max(ratios.max(), 1 / ratios.min()) > _SPACING_RATIO:
-            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (spacing, usual)]
-            problem = f"its voxels are ({sizes[0]}) mm in size, those of the dataset usually ({sizes[1]}) mm"
-            action = "correct the voxel size in its header if the unit was mistaken"
+        scale = max(ratios.min(), 1 / ratios.max())  # by which all axes are longer, or shorter, at least
+        if scale > _SCALE_RATIO or max(ratios.max(), 1 / ratios.min()) > _SPACING_RATIO:
+            size = ", ".join(f"{value:.4g}" for value in spacing)
+            problem = f"its voxels are ({size}) mm in size, those of the dataset usually ({shown}) mm"
             problems.append(Problem(name, problem, action, fatal=False))
     return problems
 
@@ -419,6 +443,19 @@ def _check_depths(dataset: Dataset, findings: Sequence[_Finding]) -> list[Proble
         for case, bits in known
         if bits != usual
     ]
+
+
+def _check_places(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:
+    """Return a warning if NIfTI volumes do not say how their axes lie; other formats cannot, or tell it themselves."""
+    volumes = [(case, one.placed) for case, one in zip(dataset.training, findings, strict=True) if one.ndim == 3]
+    lost = [case for case, placed in volumes if not placed and find_format(case.images[0]).name == "NIfTI"]
+    if not lost:
+        return []
+    problem = (
+        f"{len(lost)} of {len(volumes)} cases, first {lost[0].id}, do not say how their axes lie (no sform or qform); "
+        "they are taken as running right, forward and up (RAS+), as they are stored"
+    )
+    return [Problem("dataset", problem, "write the true orientation into the headers (sform)", fatal=False)]
 
 
 def _check_same(dataset: Dataset, findings: Sequence[_Finding]) -> list[Problem]:

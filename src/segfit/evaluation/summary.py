@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from segfit.errors import DatasetError, InputError, Problem
 from segfit.evaluation.metrics import Scores, joint_histogram, scores_from_histogram
 from segfit.execution.pool import map_cases
 from segfit.files import Document, Record
+from segfit.geometry import Grid
 from segfit.images.formats import num_voxels, read_grid, read_label
-from segfit.images.image import problem_of
+from segfit.images.image import FileError, problem_of
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Progress
 
@@ -73,14 +75,26 @@ def predicted_bytes(loads: Iterable[Callable[[], NDArray[Any]]]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """Loads the label map of a file; without `scheme` its values are taken as inner ones."""
+    """Loads the label map of a file; without `scheme` its values are taken as inner ones.
+
+    With `onto` it is turned onto the grid of that file where it stores the same volume in another order of axes;
+    `InputError` where the two lie apart in space.
+    """
 
     path: Path
     scheme: LabelScheme | None
+    onto: Path | None = None
 
     def __call__(self) -> NDArray[Any]:
         """Return the inner label values, (*spatial)."""
-        labels: NDArray[Any] = read_label(self.path).array[0]
+        image = read_label(self.path)
+        if self.onto is not None:
+            grid = read_grid(self.onto)
+            image = image.turned_to(grid)
+            if _apart(grid, image.grid):
+                action = "predict on the grid of the reference, or copy its header if the voxels already correspond"
+                raise FileError(self.path, f"does not fit its reference: {grid.mismatch(image.grid)}", action)
+        labels: NDArray[Any] = image.array[0]
         return labels if self.scheme is None else self.scheme.to_inner(labels)
 
     def predicted_bytes(self) -> int:
@@ -125,10 +139,13 @@ class Pair:
 
     @classmethod
     def of_files(cls, case: str, prediction: Path, reference: Path, scheme: LabelScheme | None = None) -> Pair:
-        """Return the pair of two label files; without `scheme` their values are taken as inner ones."""
+        """Return the pair of two label files; without `scheme` their values are taken as inner ones.
+
+        They are compared in space: a prediction that stores its axes in another order is turned.
+        """
         return cls(
             case,
-            _File(prediction, scheme),
+            _File(prediction, scheme, reference),
             _File(reference, scheme),
             prediction.as_posix(),
             reference.as_posix(),
@@ -310,8 +327,10 @@ def evaluate_folder(
     ending : file ending of both, with the leading dot; hidden files are ignored
     require_all : whether every reference must have a prediction
 
-    Raises `InputError` if nothing is there, naming the files that lack their counterpart, or the cases whose shapes
-    differ. Voxels are compared by index: pairs that lie apart in space are told as a warning.
+    Pairs are compared in space: predictions that store the same volume in another order of axes are turned, and told.
+    Raises `InputError` if nothing is there, naming the files that lack their counterpart, or the cases whose label maps
+    differ in shape or lie apart. Where a file does not say where it lies, voxels are compared by index; voxel sizes
+    that differ are then a warning.
     """
     predicted, expected = _files(predictions, ending), _files(references, ending)
     if not predicted:
@@ -328,24 +347,35 @@ def evaluate_folder(
         Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
     ]
     summary = evaluate(pairs, scheme, workers=workers, progress=progress)
-    apart = [name for name in sorted(predicted) if _lie_apart(predicted[name], expected[name])]
-    if apart:
-        progress.warn(f"prediction and reference of {_listed(apart)} lie apart in space; voxels were compared by index")
+    grids = {name: (read_grid(expected[name]), read_grid(predicted[name])) for name in sorted(predicted)}
+    differing = {name: pair for name, pair in grids.items() if pair[0].mismatch(pair[1])}
+    turned = [name for name, (grid, other) in differing.items() if grid.turn(other) is not None]
+    if turned:
+        progress.warn(f"the prediction of {_listed(turned)} stores its axes in another order and was turned")
+    unsure = [name for name in differing if name not in turned]
+    if unsure:
+        progress.warn(
+            f"prediction and reference of {_listed(unsure)} differ in voxel size, and do not both say where they lie; "
+            "voxels were compared by index"
+        )
     return summary
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of label files")
-    return {path.name: path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != "."}
+    found = [path for path in sorted(folder.iterdir()) if path.name.endswith(ending) and path.name[0] != "."]
+    return {unicodedata.normalize("NFC", path.name): path for path in found}  # macOS stores accents otherwise
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _lie_apart(prediction: Path, reference: Path) -> bool:
-    return bool(read_grid(reference).mismatch(read_grid(prediction)))
+def _apart(reference: Grid, prediction: Grid) -> bool:
+    """Whether voxels of equal index lie apart, as far as both say where they lie; other shapes are told elsewhere."""
+    placed = reference.affine is not None and prediction.affine is not None
+    return placed and reference.shape == prediction.shape and bool(reference.mismatch(prediction))
 
 
 def _mean(items: Sequence[Scores | MeanScores], *, skip_missing: bool = True) -> MeanScores:

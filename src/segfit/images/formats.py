@@ -53,7 +53,7 @@ class Format:
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
     files : every file that an image consists of; see `files_of`
-    remarks : what an image says and is not followed, or does not say; see `remarks`
+    remarks : what an image says in two ways, says and is not followed, or does not say; see `remarks`
     """
 
     name: str
@@ -82,7 +82,12 @@ def _inside(path: Path) -> tuple[Path, ...]:
 
 
 _NIFTI = Format(
-    name="NIfTI", read=nifti.read, read_grid=nifti.read_grid, num_voxels=nifti.num_voxels, write=nifti.write
+    name="NIfTI",
+    read=nifti.read,
+    read_grid=nifti.read_grid,
+    num_voxels=nifti.num_voxels,
+    write=nifti.write,
+    remarks=nifti.remarks,
 )
 _NRRD = Format(
     name="NRRD or MetaImage",
@@ -162,6 +167,7 @@ ENDINGS: dict[str, Format] = {
     FOLDER: _DICOM,
 }
 _NAMED = tuple(ending for ending in ENDINGS if ending != FOLDER)
+_PAIR = (".hdr", ".img")  # Analyze keeps no orientation, so that each program guesses left and right
 _SLICES = (".dcm", ".dicom", ".ima")  # how archives name single slices
 
 
@@ -188,6 +194,8 @@ def split_ending(name: str | Path) -> tuple[str, str]:
     found = Path(name).suffix
     if found.lower() in _SLICES:
         raise InputError(f"{name} is a slice of a DICOM series; give the folder of the series")
+    if found.lower() in _PAIR:
+        raise InputError(f"{name} is one of two files (.hdr and .img) of Analyze or NIfTI; convert them to .nii.gz")
     raise InputError(
         f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}; known are {', '.join(_NAMED)}"
     )

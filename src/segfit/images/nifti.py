@@ -16,6 +16,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,10 +26,10 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from segfit.files import write_bytes
-from segfit.geometry import Grid, is_invertible
-from segfit.images.image import FileError, Image, reading
+from segfit.geometry import Grid, canonical_map, is_invertible
+from segfit.images.image import FileError, Image, Remark, reading
 
-__all__ = ["num_voxels", "read", "read_grid", "write"]
+__all__ = ["num_voxels", "read", "read_grid", "remarks", "write"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _COMPRESSION_LEVEL = 3  # on label maps as fast as level 1 and smaller; level 6 takes four times as long (measured)
@@ -71,8 +73,8 @@ def read(path: Path) -> Image:
             raise FileError(path, f"is truncated ({found} of {expected} bytes of voxels)", "copy or export it again")
         while stream.read(_PIECE):  # to the end, where the checksum is
             pass
-        slope, intercept = header.get_slope_inter()
-        if slope is not None and (slope, intercept) != (1.0, 0.0):
+        slope, intercept = _scaling(path, header)
+        if (slope, intercept) != (1.0, 0.0):
             with np.errstate(over="ignore"):  # becomes infinite, which is told of all images
                 scaled = stored * np.float64(slope) + np.float64(intercept)
                 return Image(scaled.astype(np.float32), grid)
@@ -89,7 +91,13 @@ def _unpacked(path: Path) -> Iterator[BinaryIO]:
             yield handle
             return
         with igzip.open(handle) as stream:  # type: ignore[no-untyped-call] # twice as fast as gzip's
-            yield stream
+            try:
+                yield stream
+            except gzip.BadGzipFile as error:
+                if "Not a gzipped file" not in str(error):
+                    raise
+                action = "copy it again, or unpack it with gunzip and pack it anew"
+                raise FileError(path, "goes on with other bytes behind its gzipped part", action) from error
 
 
 def read_grid(path: Path) -> Grid:
@@ -147,11 +155,11 @@ def _fill(array: NDArray[Any], start: bytes, stream: BinaryIO) -> int:
     Piece by piece: neither the packed nor the unpacked file is in memory as a whole.
     """
     target = array.reshape(-1).view(np.uint8)
-    piece, found = start[: array.nbytes], 0
-    while piece:
+    found = min(len(start), array.nbytes)
+    target[:found] = np.frombuffer(start[:found], np.uint8)
+    while found < array.nbytes and (piece := stream.read(min(_PIECE, array.nbytes - found))):
         target[found : found + len(piece)] = np.frombuffer(piece, np.uint8)
         found += len(piece)
-        piece = stream.read(min(_PIECE, array.nbytes - found))
     return found
 
 
@@ -159,6 +167,8 @@ def _parse(path: Path, content: bytes) -> tuple[Any, bytes]:
     """Return nibabel's header and its raw bytes."""
     if not content:
         raise FileError(path, "is empty", "copy or export it again, or remove the case")
+    if content.startswith(_GZIP_MAGIC):
+        raise FileError(path, "is not a NIfTI file (it is gzipped twice)", "unpack it once")
     kind = _header_kind(content)
     if kind is None:
         raise FileError(path, "is not a NIfTI file", "export it as NIfTI or correct its ending")
@@ -180,36 +190,108 @@ def _header_kind(content: bytes) -> Any:
 def _grid(path: Path, header: Any, raw: bytes) -> tuple[Grid, int]:
     """Return the grid of one volume and how many volumes the file has."""
     sizes = [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]]
-    if len(sizes) < 2 or any(n < 1 for n in sizes):
+    if len(sizes) < 2 or any(n < 1 for n in sizes[:3]):
         raise FileError(path, f"has no voxels (dimensions {sizes})", "export it again or remove the case")
     sizes, series = sizes[:3], [n for n in sizes[3:] if n > 1]
     if len(series) > 1:
         shape = "x".join(map(str, [*sizes, *series]))
         raise FileError(path, f"is {3 + len(series)}D ({shape})", "split it into one file per channel or time point")
-    unit = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    unit = _unit(header)
     spacing = tuple(float(abs(size)) * unit for size in header["pixdim"][1 : 1 + len(sizes)])
     if not all(math.isfinite(s) and s > 0 for s in spacing):
         raise FileError(
             path, f"has the voxel size {spacing} mm (x, y, z)", "write the true positive sizes into its header (pixdim)"
         )
-    affine = _affine(path, header, unit) if len(sizes) == 3 else None
+    affine = _affine(path, header) if len(sizes) == 3 else None
     return Grid(tuple(sizes[::-1]), spacing[::-1], affine, raw), math.prod(series)
 
 
-def _affine(path: Path, header: Any, unit: float) -> NDArray[np.float64] | None:
+def _unit(header: Any) -> float:
+    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+
+
+def _affine(path: Path, header: Any) -> NDArray[np.float64] | None:
     """Return the affine in mm: sform before qform, the first that is declared and invertible; None if undeclared."""
-    declared = False
-    for code, form in (("sform_code", header.get_sform), ("qform_code", header.get_qform)):
-        if int(header[code]) <= 0:
-            continue
-        declared = True
-        affine: NDArray[np.float64] = np.array(form(), dtype=np.float64)
-        affine[:3] *= unit
-        if is_invertible(affine):
-            return affine
-    if declared:
+    forms = _forms(header)
+    usable = [affine for affine in forms.values() if affine is not None]
+    if forms and not usable:
         raise FileError(path, "has a singular orientation matrix", "export it again with a valid sform or qform")
-    return None
+    return usable[0] if usable else None
+
+
+def _forms(header: Any) -> dict[str, NDArray[np.float64] | None]:
+    """Return the declared ones of sform and qform, in this order, as affines in mm; None for one that is unusable."""
+    forms: dict[str, NDArray[np.float64] | None] = {}
+    for name, form in (("sform", header.get_sform), ("qform", partial(_qform, header))):
+        if int(header[f"{name}_code"]) > 0:
+            affine: NDArray[np.float64] = np.array(form(), dtype=np.float64)
+            affine[:3] *= _unit(header)
+            forms[name] = affine if is_invertible(affine) else None
+    return forms
+
+
+def _qform(header: Any) -> NDArray[np.float64]:
+    """Return the matrix of the quaternion; zeros if it is longer than 1.
+
+    NIfTI-1.1, qsform.html: sizes are positive, and qfac (``pixdim[0]``) is -1 or counts as 1.
+    """
+    from nibabel.spatialimages import HeaderDataError
+
+    plain = header.copy()
+    plain["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    plain["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    try:
+        matrix: NDArray[np.float64] = plain.get_qform()
+    except (ValueError, HeaderDataError):
+        return np.zeros((4, 4))
+    return matrix
+
+
+def _scaling(path: Path, header: Any) -> tuple[float, float]:
+    """Return slope and intercept of the voxels: 1 and 0 where the slope is 0 or no number, as the standard says."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):
+        return 1.0, 0.0
+    if not math.isfinite(intercept):
+        raise FileError(
+            path, f"scales its voxels by {slope:g} and adds {intercept:g} (scl_slope, scl_inter)", "correct its header"
+        )
+    return slope, intercept
+
+
+def remarks(path: Path) -> tuple[Remark, ...]:
+    """Return what a header says in two ways.
+
+    Which of two forms counts is a matter of taste: nibabel and FSL take the sform first, as is done here; ITK takes it
+    first only if its code is 1 and its axes are at right angles (5.4, measured).
+    """
+    with reading(path):
+        header, raw = _parse(path, _start(path))
+        grid, _ = _grid(path, header, raw)
+    found: list[Remark] = []
+    forms = {} if grid.affine is None else _forms(header)
+    for name, affine in forms.items():
+        if affine is None:
+            other = "qform" if name == "sform" else "sform"
+            found.append(Remark(f"has a singular {name}; its {other} is used", f"mend the {name} in its header"))
+    if len(forms) == 2 and forms["qform"] is not None and forms["sform"] is not None:
+        other_place = replace(grid, affine=forms["qform"])
+        if grid.mismatch(other_place):
+            apart = grid.corner_distance(other_place).mm
+            codes = " and ".join(str(int(header[f"{name}_code"])) for name in forms)
+            turned = "" if canonical_map(grid) == canonical_map(other_place) else ", along other axes"
+            problem = (
+                f"has an sform and a qform (codes {codes}) that lie up to {apart:.3g} mm apart{turned}; the sform is "
+                "used, other programs (ITK-SNAP, Slicer) may show it by its qform"
+            )
+            found.append(
+                Remark(problem, "look at it over its label, and make both forms the same if it is placed wrongly")
+            )
+    offset = float(header["scl_inter"])
+    if header["scl_slope"] == 0 and offset and math.isfinite(offset):
+        problem = f"has the slope 0 (scl_slope) beside the offset {offset:g}; its values are taken as stored"
+        found.append(Remark(problem, "write the slope 1 into its header if the offset is meant"))
+    return tuple(found)
 
 
 def _header(grid: Grid) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
 from segfit.bundle.nnunet import is_reference_model, read_reference_model
 from segfit.components import apply_steps
-from segfit.device import resolve_device
+from segfit.device import free_memory_gb, resolve_device
 from segfit.errors import InputError
 from segfit.files import write_file
 from segfit.geometry import Grid
@@ -212,15 +212,16 @@ class Model:
         self, member: Member, image: Image, earlier: Image | None, name: str
     ) -> tuple[NDArray[np.float32], CaseProperties]:
         configuration = member.configuration
+        room = free_memory_gb() * 2**30
         if configuration.previous_stage is None:
-            case = preprocess(image, None, configuration.preprocessing, self.labels, name)
+            case = preprocess(image, None, configuration.preprocessing, self.labels, name, room=room)
             return case.image, case.properties
         if earlier is None:
             raise InputError(
                 f"{self.name} is the second stage of a cascade; predict {name} with {configuration.previous_stage} "
                 "first and give the label map as previous_stage"
             )
-        case = preprocess(image, earlier, configuration.preprocessing, self.labels, name)
+        case = preprocess(image, earlier, configuration.preprocessing, self.labels, name, room=room)
         assert case.labels is not None
         one_hot = [case.labels == value for value in self.labels.foreground_values]
         return np.concatenate([case.image, np.stack(one_hot).astype(np.float32)]), case.properties

@@ -13,6 +13,7 @@ from pathlib import Path
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
+from segfit.errors import StageError
 from segfit.execution.pool import case_pool, map_cases
 from segfit.execution.workers import LostCaseError
 from segfit.fingerprint.contents import FileHashes
@@ -20,7 +21,7 @@ from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid
 from segfit.labels import LabelScheme
 from segfit.planning.plan import PreprocessingSpec
-from segfit.preprocessing.pipeline import preprocess
+from segfit.preprocessing.pipeline import TooLargeError, preprocess
 from segfit.preprocessing.store import CaseStore, DamagedCase, legible_name
 from segfit.progress import SILENT, Progress
 from segfit.resampling import new_shape
@@ -44,31 +45,42 @@ def preprocess_dataset(
 
     Cases that are there are verified byte for byte; damaged ones are made anew. As many cases are in work at once as
     fit into free memory. A case without label file is stored without labels. Raises `InputError` for unusable files
-    and `StageError` if a case cannot be stored; what was finished before stays. `executor` does the work in place of a
-    pool of its own, see `preprocessing_pool`.
+    and `StageError` if a case cannot be stored; what was finished before stays. Cases that cannot fit into memory do
+    not stop the others: one `StageError` names them at the end. `executor` does the work in place of a pool of its own,
+    see `preprocessing_pool`.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     store.remove_leftovers()
     keys: dict[str, str] = {}
+    too_large: list[str] = []
+    room = free_memory_gb() * 2**30
     try:
         for (case, _), done in map_cases(
-            partial(_preprocess_case, store.root, spec, scheme),
+            partial(_preprocess_case, store.root, spec, scheme, room),
             [(case, store.hashes.of(case)) for case in cases],
             description="preprocess",
             name=lambda item: item[0].id,
             size=lambda item: _predicted_bytes(item[0], spec),
             largest_first=True,
-            room=free_memory_gb() * 2**30,
+            room=room,
             workers=workers,
             executor=executor,
             progress=progress,
         ):
+            if done.too_large:
+                too_large.append(done.too_large)
+                continue
             keys[case.id] = done.key
             store.hashes.learn(done.hashes)
             if done.was_damaged:
                 progress.warn(f"preprocessed case {case.id} was damaged on disk; it was made anew")
     finally:
         store.hashes.save()
+    if too_large:
+        raise StageError(
+            f"preprocess: {len(too_large)} of {len(cases)} cases cannot fit into memory, the others are done: case "
+            f"{'. Case '.join(sorted(too_large))}"
+        )
     return {case.id: keys[case.id] for case in cases}
 
 
@@ -84,9 +96,12 @@ class _Done:
     key: str
     hashes: FileHashes  # of the case's files
     was_damaged: bool = False
+    too_large: str = ""  # why it was not made
 
 
-def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, item: tuple[Case, FileHashes]) -> _Done:
+def _preprocess_case(
+    root: Path, spec: PreprocessingSpec, scheme: LabelScheme, room: float, item: tuple[Case, FileHashes]
+) -> _Done:
     """See that a case is in the store at `root`."""
     case, hashes = item
     store = CaseStore(root, hashes)
@@ -96,15 +111,19 @@ def _preprocess_case(root: Path, spec: PreprocessingSpec, scheme: LabelScheme, i
         return _Done(key, hashes)
     if was_there:
         store.discard(key)
-    done = preprocess(  # which owns image and label, and lets go of them as soon as it can
-        read_case(case.images),
-        read_labels(case, scheme) if case.label_files else None,
-        spec,
-        scheme,
-        case.id,
-        source_files=(*case.images, *case.label_files),
-        overwrite=True,
-    )
+    try:
+        done = preprocess(  # which owns image and label, and lets go of them as soon as it can
+            read_case(case.images),
+            read_labels(case, scheme) if case.label_files else None,
+            spec,
+            scheme,
+            case.id,
+            source_files=(*case.images, *case.label_files),
+            overwrite=True,
+            room=room,
+        )
+    except TooLargeError as error:
+        return _Done(key, hashes, too_large=str(error))
     store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
     return _Done(key, hashes, was_there)
 

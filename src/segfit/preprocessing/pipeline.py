@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +26,15 @@ from segfit.planning.plan import PreprocessingSpec
 from segfit.preprocessing.locations import class_locations
 from segfit.preprocessing.normalize import normalize
 from segfit.resampling import new_shape, resample_image, resample_labels
+from segfit.words import extent, gigabytes
 
-__all__ = ["CaseProperties", "Preprocessed", "paste", "preprocess", "restore_axes"]
+__all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "paste", "preprocess", "restore_axes"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+class TooLargeError(InputError):
+    """A case has more voxels at the spacing of the plan than fit into memory."""
 
 
 class CaseProperties(Record):
@@ -75,9 +81,11 @@ def preprocess(
     *,
     source_files: Sequence[Path] = (),
     overwrite: bool = False,
+    room: float = inf,
 ) -> Preprocessed:
     """Preprocess one case; inputs are left as they are unless their voxels may be overwritten, which saves memory.
 
+    `room` is the memory there is, in bytes: a case that cannot fit (`TooLargeError`) is refused before it is resampled.
     `image` is float32 (c, *spatial) as `read_case` gives it, `label` has one integer channel on the same grid. Raises
     `InputError` if number of axes or channels is not the plan's, label and image differ in shape, or values are not
     finite.
@@ -100,6 +108,14 @@ def preprocess(
     shape_after_crop = cropped.shape[1:]
     shape = new_shape(shape_after_crop, spacing, spec.spacing_mm)
     target = tuple(s if t is None else t for s, t in zip(spacing, spec.spacing_mm, strict=True))
+    least = prod(shape) * (4 * len(cropped) + 2)  # bytes of the results alone
+    if least > room:
+        raise TooLargeError(
+            f"{case or 'the image'}: {extent(shape_after_crop)} voxels of {extent(spacing)} mm would become "
+            f"{extent(shape)} of {extent(target)} mm, which take {gigabytes(least / 2**30)} of memory where "
+            f"{gigabytes(room / 2**30)} are free; correct the voxel size in its header if the unit was mistaken, or "
+            "leave the case out"
+        )
     try:
         in_place = overwrite and cropped.flags.c_contiguous  # resampling reads parts of it many times
         cropped = normalize(cropped, marked, spec.normalization, out=cropped if in_place else None)

@@ -193,14 +193,18 @@ class Preparation:
         fingerprint, labels = self.fingerprint(), self.dataset.labels
         first = choose_configurations(list(plan.configurations), options)[0]
         with self.stage("size"):
-            cost = probe_preprocessing(
-                self.dataset.training,
-                fingerprint,
-                plan.configurations[first].preprocessing,
-                labels,
-                CaseStore(self.folder.cases),
-                workers=options.workers,
-            )
+            try:
+                cost = probe_preprocessing(
+                    self.dataset.training,
+                    fingerprint,
+                    plan.configurations[first].preprocessing,
+                    labels,
+                    CaseStore(self.folder.cases),
+                    workers=options.workers,
+                )
+            except StageError:
+                self.preprocess()  # does the cases that can be done, and names all others
+                raise
             plan = size_run(
                 plan,
                 fingerprint,

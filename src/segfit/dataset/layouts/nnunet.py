@@ -28,6 +28,7 @@ from segfit.dataset.layouts.common import (
     is_there,
     visible_files,
 )
+from segfit.dataset.layouts.names import composed, likely_partner
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
@@ -181,23 +182,25 @@ def _folder_cases(
     for folder, wanted in ((images, ending), (labels, label_ending)) if files or nameless else ():
         problems += _other_endings(folder, wanted)
     expected = _expected_files(files, channels, ending)
-    known = {path.name for path in visible_files(labels)}
+    known = {composed(path.name): path for path in visible_files(labels)}
+    used = {composed(f"{stem}{label_ending}") for stem in (*files, *(_stem(path, ending) for path in nameless))}
+    spare = {name[: -len(label_ending)]: name for name in known if name.endswith(label_ending) and name not in used}
     cases: list[Case] = []
     for name, numbered in sorted(files.items()):
         problems += channel_problems(name, numbered, expected)
-        label = labels / f"{name}{label_ending}"
-        if label.name not in known and labels not in missing:
-            numbered_label = f"{name}_0000{label_ending}"
-            action = f"add labelsTr/{label.name} or remove the case"
-            if numbered_label in known:
-                action = f"rename labelsTr/{numbered_label} to {label.name}"
+        wanted = f"{name}{label_ending}"
+        label = known.get(composed(wanted))
+        if label is None and labels not in missing:
+            action = f"add labelsTr/{wanted} or remove the case"
+            partner = likely_partner(name, spare)
+            if partner is not None:
+                action = f"rename labelsTr/{known[spare[partner]].name} to {wanted}"
+                used.add(spare[partner])
             elif inside := sorted(path for one in numbered.values() for path in one.glob("labels/*") if path.is_dir()):
-                action = f"copy {inside[0].relative_to(root)} to labelsTr/{label.name}"
-            problems.append(Problem(name, f"its label labelsTr/{label.name} is missing", action))
-        cases.append(_case(name, numbered, label if label.name in known else None))
-    used = {f"{name}{suffix}{label_ending}" for name in files for suffix in ("", "_0000")}
-    used |= {f"{_stem(path, ending)}{label_ending}" for path in nameless}
-    for label_name in sorted(known - used):
+                action = f"copy {inside[0].relative_to(root)} to labelsTr/{wanted}"
+            problems.append(Problem(name, f"its label labelsTr/{wanted} is missing", action))
+        cases.append(_case(name, numbered, label))
+    for label_name in sorted(set(known) - used):
         if label_name.endswith(label_ending):
             name = label_name[: -len(label_ending)]
             problem = f"labelsTr/{label_name} has no image in imagesTr"
@@ -252,12 +255,15 @@ def _channel_files(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]
     """Return case -> channel number -> file, and the files whose name has no channel number."""
     cases: dict[str, dict[int, Path]] = {}
     nameless: list[Path] = []
+    first: dict[str, Path] = {}
     for path in visible_files(folder):
         if not full_name(path).endswith(ending):
             continue
         match = CHANNEL_NUMBER.fullmatch(_stem(path, ending))
         if match:
-            cases.setdefault(match[1], {})[int(match[2])] = path
+            same = first.setdefault(composed(path.name), path) is not path  # two files of one name stay two cases
+            name = match[1] if same else composed(match[1])
+            cases.setdefault(name, {})[int(match[2])] = path
         else:
             nameless.append(path)
     return cases, nameless

@@ -33,6 +33,7 @@ from segfit.dataset.layouts.common import (
     label_ending,
     visible_files,
 )
+from segfit.dataset.layouts.names import composed, likely_partner
 from segfit.dataset.manifest import Case, Dataset, Mask
 from segfit.errors import InputError, Problem
 from segfit.images.formats import split_ending
@@ -81,17 +82,23 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
     scheme = _scheme(raw, sorted(structures), problems)
     expected = max((len(files) for files in numbered.values()), default=1)
     cases: list[Case] = []
+    claimed: set[str] = set()  # labels that are probably those of other cases
     for name, files in sorted(numbered.items()):
         problems += channel_problems(name, files, expected)
         label = annotated.get(name)
         if label is None:
-            problems.append(Problem(name, f"its label {labels.name}/{name} is missing", "add it or remove the case"))
+            action = "add it or remove the case"
+            partner = likely_partner(name, set(annotated) - set(numbered))
+            if partner is not None:
+                action = f"rename that of {partner} to it"
+                claimed.add(partner)
+            problems.append(Problem(name, f"its label {labels.name}/{name} is missing", action))
         paths = tuple(path for _, path in sorted(files.items()))
         if isinstance(label, dict):
             cases.append(Case(id=name, images=paths, masks=masks_of(name, label, scheme, problems)))
         else:
             cases.append(Case(id=name, images=paths, label=label))
-    for name in sorted(set(annotated) - set(numbered)):
+    for name in sorted(set(annotated) - set(numbered) - claimed):
         problem = f"its label lies in {labels.name}, but no image in {images.name}"
         problems.append(Problem(name, problem, "add the image; without it the label is not used", fatal=False))
     problems += hidden_files((images, labels))
@@ -162,14 +169,17 @@ def _image_files(folder: Path) -> dict[str, dict[int, Path]]:
     matches = {path: CHANNEL_NUMBER.fullmatch(stem) for path, stem in stems.items()}
     cases: dict[str, dict[int, Path]] = {}
     numbers = {int(match[2]) for match in matches.values() if match}
+    first: dict[str, Path] = {}
     channels = bool(stems) and all(matches.values()) and numbers == set(range(len(numbers)))
     for path, stem in stems.items():
         match = matches[path]
         if channels and match:
-            cases.setdefault(match[1], {})[int(match[2])] = path
+            name, number = match[1], int(match[2])
         else:
             suffix = _IMAGE_SUFFIX.fullmatch(stem)
-            cases.setdefault(suffix[1] if suffix else stem, {})[0] = path
+            name, number = suffix[1] if suffix else stem, 0
+        same = first.setdefault(composed(path.name), path) is not path  # two files of one name stay two cases
+        cases.setdefault(name if same else composed(name), {})[number] = path
     return cases
 
 
@@ -181,7 +191,7 @@ def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path | dict
         if stem is None:
             continue
         suffix = _LABEL_SUFFIX.fullmatch(stem)
-        name = suffix[1] if suffix else stem
+        name = composed(suffix[1] if suffix else stem)
         if name in cases:
             problem = f"has two label files in {folder.name}: {path.name} is the second"
             problems.append(Problem(name, problem, "remove one of them"))
@@ -189,5 +199,5 @@ def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path | dict
     for inside in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
         masks = {stem: path for path in visible_files(inside) if (stem := _stem(path)) is not None}
         if masks:
-            cases.setdefault(inside.name, masks)
+            cases.setdefault(composed(inside.name), masks)
     return cases
