@@ -67,10 +67,23 @@ def test_closed_streams(dataset: Path, closed: str) -> None:
     assert ("volumes" in done.stdout) == (">&-" not in closed.split())
 
 
-def test_errors_that_cannot_be_printed_still_have_their_exit_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_errors_that_cannot_be_printed_still_have_their_exit_code(tmp_path: Path, settings: dict[str, str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | settings
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "segfit", "info", tmp_path], stderr=full, check=False)
+        command = [sys.executable, "-m", "segfit", "info", tmp_path]
+        done = subprocess.run(command, stderr=full, env=environment, check=False)
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_results_that_cannot_be_printed_are_a_failure(dataset: Path, settings: dict[str, str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | settings
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "segfit", "info", str(dataset)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
 
 
 def test_folders_whose_names_are_no_text(dataset: Path, tmp_path: Path) -> None:
