@@ -212,22 +212,23 @@ def _unit(header: Any) -> float:
 
 def _affine(path: Path, header: Any) -> NDArray[np.float64] | None:
     """Return the affine in mm: sform before qform, the first that is declared and invertible; None if undeclared."""
-    forms = _forms(header)
-    usable = [affine for affine in forms.values() if affine is not None]
-    if forms and not usable:
+    declared = False
+    for _, affine in _forms(header):
+        if affine is not None:
+            return affine
+        declared = True
+    if declared:
         raise FileError(path, "has a singular orientation matrix", "export it again with a valid sform or qform")
-    return usable[0] if usable else None
+    return None
 
 
-def _forms(header: Any) -> dict[str, NDArray[np.float64] | None]:
-    """Return the declared ones of sform and qform, in this order, as affines in mm; None for one that is unusable."""
-    forms: dict[str, NDArray[np.float64] | None] = {}
+def _forms(header: Any) -> Iterator[tuple[str, NDArray[np.float64] | None]]:
+    """Yield the declared ones of sform and qform, in this order, as affines in mm; None for one that is unusable."""
     for name, form in (("sform", header.get_sform), ("qform", partial(_qform, header))):
         if int(header[f"{name}_code"]) > 0:
             affine: NDArray[np.float64] = np.array(form(), dtype=np.float64)
             affine[:3] *= _unit(header)
-            forms[name] = affine if is_invertible(affine) else None
-    return forms
+            yield name, affine if is_invertible(affine) else None
 
 
 def _qform(header: Any) -> NDArray[np.float64]:
@@ -269,7 +270,7 @@ def remarks(path: Path) -> tuple[Remark, ...]:
         header, raw = _parse(path, _start(path))
         grid, _ = _grid(path, header, raw)
     found: list[Remark] = []
-    forms = {} if grid.affine is None else _forms(header)
+    forms = {} if grid.affine is None else dict(_forms(header))
     for name, affine in forms.items():
         if affine is None:
             other = "qform" if name == "sform" else "sform"
