@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +51,19 @@ def test_hidden_and_foreign_files_are_nobodys_images(tmp_path: Path) -> None:
         ),
     )
     assert len(open_dataset(root).training) == 5
+
+
+def test_a_declaration_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, read_text = build(tmp_path), Path.read_text
+
+    def forbidden(path: Path, **how: Any) -> str:
+        if path.name == "dataset.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read_text(path, **how)
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    problem = "dataset.json cannot be read (Permission denied)"
+    assert inspect_dataset(root) == (None, (Problem("dataset", problem, "restore it or its permissions"),))
 
 
 def test_legacy_modality_key(tmp_path: Path) -> None:

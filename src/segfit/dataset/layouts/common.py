@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +46,7 @@ __all__ = [
     "hidden_files",
     "is_count",
     "is_there",
+    "json_problem",
     "label_ending",
     "plural",
     "visible_files",
@@ -143,6 +145,12 @@ def channel_problems(name: str, numbered: Mapping[int, Path], expected: int) -> 
 
 
 # ── what is declared ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def json_problem(path: Path, error: InputError) -> Problem:
+    """Return what `read_json` refused in a file of the dataset as one of its problems."""
+    problem, _, action = str(error).removeprefix(f"{path.parent}{os.sep}").partition("; ")
+    return Problem(WHOLE, problem, action if "cannot be read" in problem else "correct it in an editor")
 
 
 def declaration_of(root: Path) -> Mapping[str, Any]:

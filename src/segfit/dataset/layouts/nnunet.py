@@ -26,6 +26,7 @@ from segfit.dataset.layouts.common import (
     hidden_files,
     is_count,
     is_there,
+    json_problem,
     visible_files,
 )
 from segfit.dataset.layouts.names import composed, likely_partner
@@ -95,7 +96,7 @@ def _read_declaration(root: Path, problems: list[Problem]) -> Mapping[str, Any] 
         try:
             raw = read_json(root / "dataset.json")
         except InputError as error:
-            fail(str(error).removeprefix(f"{root}{os.sep}").partition("; ")[0], "correct it in an editor")
+            problems.append(json_problem(root / "dataset.json", error))
             return None
         if isinstance(raw, dict):
             return raw
@@ -182,7 +183,11 @@ def _folder_cases(
     for folder, wanted in ((images, ending), (labels, label_ending)) if files or nameless else ():
         problems += _other_endings(folder, wanted)
     expected = _expected_files(files, channels, ending)
-    known = {composed(path.name): path for path in visible_files(labels)}
+    known: dict[str, Path] = {}
+    for path in visible_files(labels):
+        if known.setdefault(composed(path.name), path) is not path:
+            problem = f"is in {labels.name} twice, its accents stored in two ways"
+            problems.append(Problem(composed(path.name), problem, "remove one of the two"))
     used = {composed(f"{stem}{label_ending}") for stem in (*files, *(_stem(path, ending) for path in nameless))}
     spare = {name[: -len(label_ending)]: name for name in known if name.endswith(label_ending) and name not in used}
     cases: list[Case] = []

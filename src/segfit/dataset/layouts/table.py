@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -31,6 +30,7 @@ from segfit.dataset.layouts.common import (
     found_channels,
     found_labels,
     is_there,
+    json_problem,
     label_ending,
 )
 from segfit.dataset.layouts.paired import masks_of, names_as_labels
@@ -126,8 +126,7 @@ def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str,
         try:
             content = read_json(path)
         except InputError as error:
-            problem = str(error).removeprefix(f"{path.parent}{os.sep}").partition("; ")[0]
-            problems.append(Problem(WHOLE, problem, "correct it in an editor"))
+            problems.append(json_problem(path, error))
             return [], {}
         listed = content.get("cases") if isinstance(content, dict) else content
         if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed) or not listed:
