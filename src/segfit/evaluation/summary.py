@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.dataset.annotation import read_labels
+from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
 from segfit.errors import DatasetError, InputError, Problem
@@ -365,7 +365,7 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of label files")
     found = [path for path in sorted(folder.iterdir()) if path.name.endswith(ending) and path.name[0] != "."]
-    return {unicodedata.normalize("NFC", path.name): path for path in found}  # macOS stores accents otherwise
+    return {composed(path.name): path for path in found}
 
 
 def _listed(names: Sequence[str]) -> str:

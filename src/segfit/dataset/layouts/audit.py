@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import Problem
 
@@ -29,7 +30,7 @@ def fault_of_name(name: str) -> str:
 
 def same_letters(name: str) -> str:
     """Return what names have in common that differ in capitals or in how their accents are stored alone."""
-    return unicodedata.normalize("NFC", name).casefold()
+    return composed(name).casefold()
 
 
 def name_problems(dataset: Dataset) -> list[Problem]:
