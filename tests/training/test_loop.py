@@ -384,12 +384,21 @@ def test_evaluation_gives_one_output_and_puts_the_network_back() -> None:
     assert learner.network.deep_supervision
 
 
-def test_running_out_of_memory_is_one_sentence() -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("could not create a primitive"), MemoryError()]
+)
+def test_running_out_of_memory_is_one_sentence(error: Exception) -> None:
     with (
         pytest.raises(StageError, match=r"tiny \(patch 16x16, batch 2\) does not fit into the memory of cpu"),
         training_on(tiny_configuration(), CPU),
     ):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
+
+
+def test_what_a_device_cannot_do_is_no_lack_of_memory() -> None:
+    message = "could not create a primitive descriptor for a convolution forward propagation primitive"
+    with pytest.raises(RuntimeError, match=message), training_on(tiny_configuration(), CPU):
+        raise RuntimeError(message)
 
 
 def test_a_full_disk_is_one_sentence_and_costs_only_what_was_not_saved(

@@ -213,13 +213,11 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed: torch has an exception of its own for GPUs only."""
-    words = (
-        "can't allocate memory",
-        "out of memory",
-        "could not create a memory object",
-        "could not create a primitive",
-    )
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+    text = str(error)
+    words = ("can't allocate memory", "out of memory", "could not create a memory object")
+    # oneDNN says more of a primitive that it does not have; in these words alone it had no room for one.
+    alone = text == "could not create a primitive"
+    return alone or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in words)
 
 
 def _optimizer(recipe: TrainingSpec, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
