@@ -36,7 +36,7 @@ _SMALLEST_DETERMINANT = 1e-4  # of unit axes: axes closer to one plane than this
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A voxel grid without voxels. Grids are equal when all four fields are.
+    """A voxel grid without voxels. Grids are equal when the first four fields are.
 
     Parameters
     ----------
@@ -44,12 +44,14 @@ class Grid:
     spacing_mm : voxel size per axis, array order, same length; 1.0 where the file does not say
     affine : (4, 4) float64, voxel (x, y, z) to RAS+ mm, invertible; None for 2D grids and unknown geometry
     header : opaque bytes of the source file's header, kept so that outputs get back exactly what came in
+    spacing_known : False where the file does not say how large its voxels are
     """
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     affine: NDArray[np.float64] | None = None
     header: bytes | None = None
+    spacing_known: bool = True
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (2, 3) or len(self.shape) != len(self.spacing_mm):

@@ -125,7 +125,7 @@ def test_cache_is_keyed_by_content_and_survives_damage(tmp_path: Path, monkeypat
     first = measure(dataset, "stored", cache=cache)
     read: list[str] = []
     original = measure_module.read_case
-    monkeypatch.setattr(measure_module, "read_case", lambda paths: (read.append(paths[0].name), original(paths))[1])
+    monkeypatch.setattr(measure_module, "read_case", lambda paths, _: (read.append(paths[0].name), original(paths))[1])
     assert measure(dataset, "stored", cache=cache) == first
     assert read == []
     _save(dataset.training[1].images[0], _case(40)[0].astype(np.float32), np.diag([1.0, 2.0, 3.0, 1.0]))

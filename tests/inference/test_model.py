@@ -141,6 +141,56 @@ def test_2d_pictures(
     )
 
 
+def test_pictures_without_a_size_are_taken_at_that_of_the_model(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    tmp_path: Path,
+) -> None:
+    model = make_model(member(configuration("2d", ndim=2, patch=(16, 16), spacing=(0.1, 0.1))))
+    array = np.random.default_rng(0).integers(0, 255, (21, 30), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Picture.fromarray(array).save(path)
+    assumed = model.predict(path)
+    assert len(assumed.warnings) == 1
+    assert "(0.1, 0.1) mm is assumed" in assumed.warnings[0]
+    assert model.predict(array).warnings[0].startswith("the image does not say how large")
+    for same in (model.predict(path, spacing_mm=(0.1,)), model.predict((array, (0.1, 0.1)))):
+        np.testing.assert_array_equal(same.labels, assumed.labels)
+        assert same.warnings == ()
+    given = model.predict(path, spacing_mm=(0.2, 0.15))
+    np.testing.assert_array_equal(given.labels, model.predict((array, (0.2, 0.15))).labels)
+    assert (given.labels != assumed.labels).any()
+    assert (given.labels.shape, given.grid.spacing_mm, given.warnings) == ((21, 30), (0.2, 0.15), ())
+    (tmp_path / "cases.csv").write_text("case,pixel_mm\na,0.2 0.15\n")
+    (path,) = predict_folder(model, find_cases(tmp_path, ".png", 1), tmp_path / "out", ending=".png")
+    np.testing.assert_array_equal(read_label(path).array[0], given.labels)
+
+
+def test_a_model_of_pictures_without_a_size_uses_none(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    tmp_path: Path,
+) -> None:
+    model = make_model(member(configuration("2d", ndim=2, patch=(16, 16), spacing=(1.0, 1.0))))
+    path = tmp_path / "a.png"
+    Picture.fromarray(np.random.default_rng(0).integers(0, 255, (21, 30), dtype=np.uint8)).save(path)
+    found = model.predict(path, spacing_mm=(0.1,))
+    np.testing.assert_array_equal(found.labels, model.predict(path).labels)
+    assert [f"the pixel size of {path} is not used" in warning for warning in found.warnings] == [True]
+
+
+def test_the_size_a_model_works_at(
+    configuration: Callable[..., Configuration], member: Callable[..., Member], make_model: Callable[..., Model]
+) -> None:
+    volume = configuration(transpose=(1, 0, 2), spacing=(1.0, 2.0, 3.0))
+    coarse = configuration("3d_lowres", transpose=(1, 0, 2), spacing=(4.0, 5.0, 2.5))
+    assert make_model(member(volume), member(coarse)).spacing_mm == (2.0, 1.0, 2.5)
+    plane = configuration("2d", ndim=2, patch=(12, 12), spacing=(None, 0.5, 0.5))
+    assert make_model(member(plane)).spacing_mm == (1.0, 0.5, 0.5)
+
+
 def test_second_stage_sees_the_first(
     configuration: Callable[..., Configuration],
     member: Callable[..., Member],

@@ -33,7 +33,7 @@ def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Im
     """
     if case.label is None:
         return on_image_grid(case, merged_masks(case), grid)
-    image = read_label(case.label)
+    image = read_label(case.label, case.spacing_mm)
     return on_image_grid(case, Image(scheme.to_inner(image.array), image.grid), grid)
 
 
@@ -46,7 +46,7 @@ def merged_masks(case: Case) -> Image:
     assert case.masks, case.id
     first: Image | None = None
     for mask in case.masks:
-        image = read_label(mask.path)
+        image = read_label(mask.path, case.spacing_mm)
         doubt = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
         if doubt:
             action = "give a mask: 0 outside and one value inside, saved without losses"

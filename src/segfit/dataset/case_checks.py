@@ -21,7 +21,6 @@ from segfit.images import omezarr
 from segfit.images.formats import find_format, read_image, read_label, remarks, split_ending
 from segfit.images.image import Image, Remark, problem_of
 from segfit.images.picture import colours, kind
-from segfit.images.tiff import spacing_file
 from segfit.labels import LabelScheme
 
 __all__ = ["Finding", "check_case"]
@@ -44,6 +43,7 @@ class Finding:
     colours: Mapping[int, str] | None = None  # in which label values are shown, where a palette says so
     bits: int | None = None  # of a value of a picture or TIFF; None for other files and kinds of numbers
     placed: bool = True  # whether the first image says how its axes lie
+    sized: bool = True  # whether it, or a table, says how large its voxels are
 
     @property
     def ndim(self) -> int | None:
@@ -62,7 +62,7 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
     digest = hashlib.sha256()
     for path in case.images:
         try:
-            image = read_image(path)
+            image = read_image(path, case.spacing_mm)
         except InputError as error:
             problems.append(problem_of(case.id, error, f"correct {path.name}", (path,)))
             continue
@@ -86,7 +86,7 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
     if case.label_files:
         last = case.label_files[-1]
         try:
-            label = merged_masks(case) if case.masks else read_label(last)
+            label = merged_masks(case) if case.masks else read_label(last, case.spacing_mm)
         except InputError as error:
             problems.append(problem_of(case.id, error, f"correct {last.name}"))
         else:
@@ -111,6 +111,7 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
         shown,
         bits,
         placed=grid is None or grid.affine is not None,
+        sized=grid is None or grid.spacing_known,
     )
 
 
@@ -201,13 +202,12 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
 
 
 def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
-    if grid.spacing_mm != (1.0, 1.0, 1.0) or grid.affine is not None:
+    if grid.spacing_known or grid.ndim == 2:
         return []
     if split_ending(path)[1].lower() in (".nrrd", ".nhdr", ".mha", ".mhd"):
         problem = f"{path.name} does not place its voxels in space, they are taken as 1 mm cubes"
         return [Problem(case.id, problem, "write their true size and directions into its header", fatal=False)]
-    unknown = not spacing_file(path).exists()
-    if not unknown or split_ending(path)[1].lower() not in (".tif", ".tiff"):
+    if split_ending(path)[1].lower() not in (".tif", ".tiff"):
         return []
     problem = f"{path.name} has no spacing file {case.id}.json beside it, voxels are taken as 1 mm cubes"
     return [Problem(case.id, problem, 'write {"spacing": [z, y, x]} in mm if they are not', fatal=False)]

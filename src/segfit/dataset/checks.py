@@ -178,9 +178,17 @@ def _check_spacings(dataset: Dataset, findings: Sequence[Finding]) -> list[Probl
     shown = ", ".join(f"{value:.4g}" for value in usual)
     action = "correct the voxel size in its header if the unit was mistaken"
     problems: list[Problem] = []
+    if any(case.spacing_mm for case in dataset.training):
+        action = action.replace("in its header", "in its table or header")
+        told = 'add it to the table ("pixel_mm"), or remove the column if sizes do not matter'
+        lacking = [case.id for case, one in zip(dataset.training, findings, strict=True) if not one.sized]
+        problem = "has no voxel size, neither in the table nor in its files, where other cases have one"
+        problems += [Problem(name, problem, told) for name in lacking]
     if usual.max() > _LARGEST_VOXEL_MM:
         problem = f"voxels are usually ({shown}) mm in size, more than any imaging has"
-        problems.append(Problem("dataset", problem, action.replace("its header", "the headers"), fatal=False))
+        problems.append(
+            Problem("dataset", problem, action.replace("its ", "the ").replace("header", "headers"), fatal=False)
+        )
     for name, spacing in known if len(known) > 2 else ():
         ratios = np.array(spacing) / usual
         scale = max(ratios.min(), 1 / ratios.max())  # by which all axes are longer, or shorter, at least

@@ -113,7 +113,7 @@ def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, en
     number = 0
     grid: Grid | None = None
     for path in case.images:
-        stored = read_image(path)
+        stored = read_image(path, case.spacing_mm)
         grid = grid or stored.grid
         image = stored.turned_to(grid)
         as_it_is = image is stored and image.array.shape[0] == 1 and split_ending(path)[1].lower() == ending

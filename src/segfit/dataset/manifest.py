@@ -30,7 +30,9 @@ class Case(Record):
     `segfit.dataset.annotation.read_labels` makes of them is what all stages see.
 
     Cases of one `group` (a patient, a specimen) belong together when the data are split; `site` says where a case
-    comes from; `weight` says how often it is drawn in training, relative to the others.
+    comes from; `weight` says how often it is drawn in training, relative to the others. `spacing_mm` is the voxel size
+    where it is known from a table, one number for all axes or one per axis in array order: all who read the files of a
+    case pass it on (`segfit.images.formats.read_image`).
     """
 
     id: str
@@ -40,6 +42,7 @@ class Case(Record):
     group: str | None = None
     site: str | None = None
     weight: float = Field(1.0, ge=0)
+    spacing_mm: tuple[float, ...] | None = None
     resample_label: bool = False  # onto the grid of the image, where it lies on another
 
     @property

@@ -25,7 +25,7 @@ def on_image_grid(case: Case, label: Image, grid: Grid | None = None) -> Image:
     grid : that of the image; read from its header if it is not given
     """
     if grid is None:
-        grid = read_grid(case.images[0])
+        grid = read_grid(case.images[0], case.spacing_mm)
     label = label.turned_to(grid)
     difference = grid.mismatch(label.grid)
     if not difference or not case.resample_label:

@@ -32,7 +32,7 @@ class FileHashes:
         self._changed = False
 
     def case(self, case: Case) -> str:
-        """Return the hash of all that a case's files say: channels in order, label, spacing files of TIFF stacks.
+        """Return the hash of all that a case's files say: channels in order, label, voxel size given beside them.
 
         Raises `InputError` if a file is missing or cannot be read.
         """
@@ -43,6 +43,7 @@ class FileHashes:
                 "structures": [mask.value for mask in case.masks],
                 "spacing": [self.file(path) if path.is_file() else None for path in _beside(case)],
                 **({"resample_label": True} if case.resample_label else {}),
+                **({"spacing_mm": case.spacing_mm} if case.spacing_mm else {}),
             }
         )
 

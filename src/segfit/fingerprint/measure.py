@@ -144,7 +144,7 @@ def _measure_or_recall(
 def _measure_case(case: Case, content: str, declared: _Declared, orientation: Orientation) -> _Measured:
     if not case.label_files:
         raise InputError(f"case {case.id} has no label; add it or move the images to the test cases")
-    image = read_case(case.images)
+    image = read_case(case.images, case.spacing_mm)
     label = read_labels(case, declared.labels, image.grid)
     if image.array.shape[0] != declared.channels:
         raise InputError(

@@ -169,6 +169,7 @@ ENDINGS: dict[str, Format] = {
 _NAMED = tuple(ending for ending in ENDINGS if ending != FOLDER)
 _PAIR = (".hdr", ".img")  # Analyze keeps no orientation, so that each program guesses left and right
 _SLICES = (".dcm", ".dicom", ".ima")  # how archives name single slices
+_SPACING_TOLERANCE = 0.01  # between a table and a header: people write three digits
 
 
 def full_name(path: Path) -> str:
@@ -230,18 +231,42 @@ def is_image_folder(path: Path, *, nested: bool = True) -> bool:
     return path.is_dir() and (path.name.lower().endswith(_NAMED) or dicom.holds_slices(path, nested=nested))
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, spacing_mm: Sequence[float] | None = None) -> Image:
     """Read one file: channels first, dtype as stored (float32 where the file scales its values).
 
     Volumes are (c, z, y, x), the volumes of a 4D file being its channels; pictures (c, y, x). Raises `InputError`
     saying what is wrong with the file and what to do.
+
+    Parameters
+    ----------
+    spacing_mm : voxel size that is known from elsewhere, one for all axes or one per axis in array order; for files
+        that do not say it. Raises `InputError` where a file says another.
     """
-    return find_format(path).read(path)
+    image = find_format(path).read(path)
+    return Image(image.array, _sized(path, image.grid, spacing_mm))
 
 
-def read_grid(path: Path) -> Grid:
-    """Read where the voxels are, from the header alone where the format allows it."""
-    return find_format(path).read_grid(path)
+def read_grid(path: Path, spacing_mm: Sequence[float] | None = None) -> Grid:
+    """Read where the voxels are, from the header alone where the format allows it; see `read_image`."""
+    return _sized(path, find_format(path).read_grid(path), spacing_mm)
+
+
+def _sized(path: Path, grid: Grid, spacing_mm: Sequence[float] | None) -> Grid:
+    """Return a grid with a voxel size from elsewhere, if its file says none; `FileError` if it says another."""
+    if spacing_mm is None:
+        return grid
+    given = tuple(spacing_mm) * (grid.ndim if len(spacing_mm) == 1 else 1)
+    sizes = ", ".join(f"{size:.4g}" for size in given)
+    if len(given) != grid.ndim:
+        action = f"write one number for all, or {' '.join('zyx'[-grid.ndim :])} with blanks between"
+        raise FileError(path, f"has {grid.ndim} axes, the voxel size given for it is ({sizes}) mm", action)
+    if not grid.spacing_known:
+        return replace(grid, spacing_mm=given, header=None, spacing_known=True)
+    if not np.allclose(given, grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
+        own = ", ".join(f"{size:.4g}" for size in grid.spacing_mm)
+        problem = f"has voxels of ({own}) mm (array order), the size given for it is ({sizes}) mm"
+        raise FileError(path, problem, "correct or empty it in the table, or correct the header of the file")
+    return grid
 
 
 def remarks(path: Path) -> tuple[Remark, ...]:
@@ -265,16 +290,16 @@ def num_voxels(path: Path) -> int:
         return 1
 
 
-def read_case(paths: Sequence[Path]) -> Image:
+def read_case(paths: Sequence[Path], spacing_mm: Sequence[float] | None = None) -> Image:
     """Read the channel files of one case and stack them as float32 (c, *spatial); the grid is the first file's.
 
     Files that store the same voxels in another order of axes are turned (`Grid.turn`). Raises `InputError` if a file
-    cannot be read or the files do not share one grid (`Grid.mismatch`).
+    cannot be read or the files do not share one grid (`Grid.mismatch`). `spacing_mm` as in `read_image`.
     """
     assert paths
     images: list[Image] = []
     for path in paths:
-        image = read_image(path)
+        image = read_image(path, spacing_mm)
         if images:
             image = image.turned_to(images[0].grid)
         difference = images[0].grid.mismatch(image.grid) if images else ""
@@ -287,11 +312,11 @@ def read_case(paths: Sequence[Path]) -> Image:
     return Image(stacked, images[0].grid)
 
 
-def read_label(path: Path) -> Image:
+def read_label(path: Path, spacing_mm: Sequence[float] | None = None) -> Image:
     """Read a label map as (1, *spatial), int16, or int32 where values need it.
 
     Floating-point files are accepted if every value is an integer. Raises `InputError` otherwise, for more than one
-    channel, and for lossy formats.
+    channel, and for lossy formats. `spacing_mm` is that of its image, for files that do not say it.
     """
     format_ = find_format(path)
     if format_.write is None:
@@ -311,7 +336,8 @@ def read_label(path: Path) -> Image:
         outside = array.max() if high >= 2**31 else array.min()
         raise FileError(path, f"holds the label value {outside:.15g}", "number labels from 0")
     small = low >= -(2**15) and high < 2**15
-    return Image(array.astype(np.int16 if small else np.int32), image.grid)
+    grid = image.grid if image.grid.spacing_known else _sized(path, image.grid, spacing_mm)
+    return Image(array.astype(np.int16 if small else np.int32), grid)
 
 
 def write_labels(path: Path, labels: NDArray[np.integer[Any]], grid: Grid) -> None:

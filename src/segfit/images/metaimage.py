@@ -195,7 +195,7 @@ class _Header:
             )
         shape = tuple(sizes[:used][::-1])
         if used == 2 or given is None:
-            return Grid(shape, tuple(spacing[::-1]))
+            return Grid(shape, tuple(spacing[::-1]), spacing_known=given is not None)
         matrix = self.floats(_AXES, axes**2)
         vectors = np.eye(3) if matrix is None else np.reshape(matrix, (axes, axes))[:3, :3]
         origin = [value * mm for value in self.floats(_PLACE, axes) or [0.0] * axes][:3]

@@ -195,7 +195,8 @@ class _Header:
                 self.path, f"has the voxel size ({shown}) mm (x, y, z)", "write the true positive sizes into it"
             )
         if vectors is None or len(spatial) < 3 or "space" not in self.fields:
-            return Grid(shape, tuple(spacing[::-1])), spatial
+            known = vectors is not None or "spacings" in self.fields
+            return Grid(shape, tuple(spacing[::-1]), spacing_known=known), spatial
         signs = np.array(self.choice("space", _SPACES))
         affine = np.eye(4)
         affine[:3, :3] = (columns[:, :3] * signs).T

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def read(path: Path, region: Sequence[slice] | None = None) -> Image:
     shape = voxels.shape[1:]
     if 0 in shape:
         raise ValueError(f"the region {region} of {path} holds no voxels")
-    return Image(np.ascontiguousarray(voxels, dtype=dtype), Grid(shape, level.grid.spacing_mm, None, level.grid.header))
+    return Image(np.ascontiguousarray(voxels, dtype=dtype), replace(level.grid, shape=shape))
 
 
 def read_grid(path: Path) -> Grid:
@@ -264,12 +264,12 @@ def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mappi
         "translation": [translation[number] for number in spatial],
     }
     shape = tuple(array.shape[number] for number in spatial)
-    grid = Grid(shape, spacing, None, _MARK + json.dumps(placement).encode())
     scaled = any(
         entry.get("type") == "scale"
         for one in (dataset, multiscale)
         for entry in one.get("coordinateTransformations") or []
     )
+    grid = Grid(shape, spacing, None, _MARK + json.dumps(placement).encode(), spacing_known=scaled)
     with_unit = all(axes[number].get("unit") for number in spatial)
     return _Level(array, channels[0] if channels else None, tuple(spatial), grid, scaled, with_unit, images)
 

@@ -193,4 +193,4 @@ def _image(pixels: NDArray[Any]) -> Image:
 
 
 def _picture_grid(shape: tuple[int, ...]) -> Grid:
-    return Grid(shape, (1.0,) * len(shape))
+    return Grid(shape, (1.0,) * len(shape), spacing_known=False)

@@ -226,10 +226,11 @@ def _is_coloured(table: NDArray[Any] | None) -> bool:
 def _grid(path: Path, file: Any, shape: tuple[int, ...]) -> Grid:
     """Return the grid of a stack: spacing from the file beside it, or of its own, or 1 mm where nothing is said."""
     if len(shape) == 2:
-        return Grid(shape, (1.0, 1.0))
+        return Grid(shape, (1.0, 1.0), spacing_known=False)
     source = spacing_file(path)
     if not source.exists() and not source.is_symlink():
-        return Grid(shape, _ome_spacing(file) or _imagej_spacing(file) or (1.0, 1.0, 1.0))
+        own = _ome_spacing(file) or _imagej_spacing(file)
+        return Grid(shape, own or (1.0, 1.0, 1.0), spacing_known=own is not None)
     try:
         content = read_json(source)
     except InputError as error:

@@ -63,7 +63,7 @@ def predict_folder(
 
     def prepare(case: Case) -> Prepared:
         earlier = None if previous_stage is None else previous_stage / f"{case.id}{ending}"
-        return model.prepare(list(case.images), previous_stage=earlier)
+        return model.prepare(list(case.images), previous_stage=earlier, spacing_mm=case.spacing_mm)
 
     def write(case: Case, prepared: Prepared, fields: Sequence[ScoreField], warnings: Sequence[str]) -> None:
         prediction = model.finish(prepared, fields, probabilities=save_probabilities, warnings=warnings)

@@ -6,7 +6,8 @@ Prediction happens in this process and writes nothing by itself; many cases go t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -165,11 +166,22 @@ class Model:
         """Ending of the images the model was made from; "/" for folders of DICOM series."""
         return self.manifest.input_ending
 
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel size of an image that is not resampled, array order; the finest of all members, 1 where any will do."""
+        sizes: list[list[float]] = []
+        for member in self.manifest.members:
+            spec = member.configuration.preprocessing
+            sizes.append([spec.spacing_mm[spec.transpose.index(axis)] or inf for axis in range(spec.image_ndim)])
+        finest = [min(axis) for axis in zip(*sizes, strict=True)]
+        return tuple(1.0 if size == inf else size for size in finest)
+
     def predict(
         self,
         source: Source,
         *,
         previous_stage: str | Path | NDArray[np.integer[Any]] | None = None,
+        spacing_mm: Sequence[float] | None = None,
         probabilities: bool = False,
         progress: Progress = SILENT,
     ) -> Prediction:
@@ -181,21 +193,28 @@ class Model:
             array (z, y, x) or (c, z, y, x) (2D: without z) and its spacing in mm (array order), 4x4 affine (x, y, z
             voxels to RAS+ mm) or `Grid`. Arrays of 2D pictures need no geometry.
         previous_stage : label map of the previous stage on the same grid, for second stages of a cascade only
+        spacing_mm : voxel size of files that do not say theirs (pictures), one number for all axes or one per axis in
+            array order; without it they are taken to be what the model works at, with a warning
         probabilities : also keep them
 
         Raises `InputError` if the image is not what the model was made for.
         """
-        prepared = self.prepare(source, previous_stage=previous_stage)
+        prepared = self.prepare(source, previous_stage=previous_stage, spacing_mm=spacing_mm)
         warnings = KeptWarnings(progress)
         fields = self.scores(prepared, progress=warnings)
         return self.finish(prepared, fields, probabilities=probabilities, warnings=warnings.messages)
 
     def prepare(
-        self, source: Source, *, previous_stage: str | Path | NDArray[np.integer[Any]] | None = None
+        self,
+        source: Source,
+        *,
+        previous_stage: str | Path | NDArray[np.integer[Any]] | None = None,
+        spacing_mm: Sequence[float] | None = None,
     ) -> Prepared:
         """Read and preprocess one image: the first step of `predict`; runs on the CPU, in any thread."""
         ndim = self.manifest.members[0].configuration.preprocessing.image_ndim
-        image, name = read_source(source, ndim)
+        sizeless = self.spacing_mm == (1.0, 1.0)  # made from pictures whose pixels had no size
+        image, name = read_source(source, ndim, None if sizeless else spacing_mm)
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
@@ -205,7 +224,14 @@ class Model:
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
         if canonical and ndim == 3 and image.grid.affine is None:
             warnings.append(f"{name} does not say how it is oriented; its axes are taken as canonical (RAS+, z, y, x)")
-        inputs = tuple(self._member_input(member, image, earlier, name) for member in self.manifest.members)
+        if sizeless and spacing_mm is not None:
+            warnings.append(f"the pixel size of {name} is not used: the model was made from pictures without one")
+        sized = image
+        if not image.grid.spacing_known and image.grid.ndim == ndim and image.grid.spacing_mm != self.spacing_mm:
+            sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
+            size = ", ".join(f"{value:.4g}" for value in self.spacing_mm)
+            warnings.append(f"{name} does not say how large its voxels are; ({size}) mm is assumed, as in training")
+        inputs = tuple(self._member_input(member, sized, earlier, name) for member in self.manifest.members)
         return Prepared(image.grid, inputs, tuple(warnings))
 
     def _member_input(

@@ -21,15 +21,16 @@ Geometry = Grid | Sequence[float] | NDArray[np.floating[Any]]  # a grid, a spaci
 Source = str | Path | Sequence[str | Path] | Image | NDArray[Any] | tuple[NDArray[Any], Geometry]
 
 
-def read_source(source: Source, ndim: int) -> tuple[Image, str]:
+def read_source(source: Source, ndim: int, spacing_mm: Sequence[float] | None = None) -> tuple[Image, str]:
     """Return the image and what to call it in messages; `ndim` is the number of spatial axes the model takes.
 
+    `spacing_mm` is the voxel size of files that do not say theirs, as in `segfit.images.formats.read_image`.
     Raises `InputError` for a file that cannot be read, an array of another kind or shape, and an unknown spacing.
     """
     if isinstance(source, Image):
         return source, "the image"
     if isinstance(source, str | Path):
-        return read_case([Path(source)]), str(source)
+        return read_case([Path(source)], spacing_mm), str(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, None, ndim), "the image"
     if len(source) == 2 and isinstance(source[0], np.ndarray):
@@ -37,7 +38,7 @@ def read_source(source: Source, ndim: int) -> tuple[Image, str]:
     paths = [Path(path) for path in source]  # type: ignore[arg-type]
     if not paths:
         raise InputError("no image was given; give a file, a list of files, an Image, or an array with its spacing")
-    return read_case(paths), str(paths[0])
+    return read_case(paths, spacing_mm), str(paths[0])
 
 
 def source_remarks(source: Source) -> list[str]:
@@ -67,7 +68,9 @@ def _grid(shape: tuple[int, ...], geometry: Geometry | None) -> Grid:
         return geometry
     if geometry is None and len(shape) == 3:
         raise InputError("the spacing of the image is unknown; give (array, spacing in mm) or (array, affine)")
-    values = np.ones(len(shape)) if geometry is None else np.asarray(geometry, dtype=np.float64)
+    if geometry is None:
+        return Grid(shape, (1.0,) * len(shape), spacing_known=False)
+    values = np.asarray(geometry, dtype=np.float64)
     try:
         if values.shape == (4, 4):
             spacing = np.linalg.norm(values[:3, :3], axis=0)[::-1]
@@ -91,7 +94,7 @@ def read_previous_stage(
                 f"got {source.dtype} of shape {source.shape}"
             )
         return Image(labels.to_inner(source[None]), grid)
-    image = read_label(Path(source)).turned_to(grid)
+    image = read_label(Path(source), grid.spacing_mm).turned_to(grid)
     difference = grid.mismatch(image.grid)
     if difference:
         raise InputError(f"{source} does not lie on the grid of {name}: {difference}; predict that stage again")

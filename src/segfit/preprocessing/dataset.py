@@ -113,7 +113,7 @@ def _preprocess_case(
         store.discard(key)
     try:
         done = preprocess(  # which owns image and label, and lets go of them as soon as it can
-            read_case(case.images),
+            read_case(case.images, case.spacing_mm),
             read_labels(case, scheme) if case.label_files else None,
             spec,
             scheme,
@@ -130,7 +130,7 @@ def _preprocess_case(
 
 def _predicted_bytes(case: Case, spec: PreprocessingSpec) -> int:
     """Return the memory that preprocessing a case takes, about."""
-    grid = read_grid(case.images[0])
+    grid = read_grid(case.images[0], case.spacing_mm)
     if grid.ndim != spec.image_ndim:
         return 1  # refused later, with the case's name
     if spec.orientation == "canonical":

@@ -63,7 +63,7 @@ def predict_test(project: Preparation) -> list[Path]:
     if not cases:
         return []
     folder = project.folder
-    basis = content_hash((folder.model / "model.json").read_text())
+    basis = content_hash([(folder.model / "model.json").read_text(), [case.spacing_mm for case in cases]])
     if not project.marks.holds("predictions", basis):
         shutil.rmtree(folder.predictions, ignore_errors=True)
         project.marks.set("predictions", basis)

@@ -141,7 +141,7 @@ def _overlays(
         case, prediction = cases.get(score.case), prediction_of(score)
         if case is None or not case.label_files or not prediction.is_file():
             continue
-        image = read_case(case.images)
+        image = read_case(case.images, case.spacing_mm)
         axes = canonical_map(image.grid)
         oriented = axes.apply_grid(image.grid)
         found.append(

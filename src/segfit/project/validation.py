@@ -67,7 +67,9 @@ def validate_fold(
                 if probabilities:
                     _write_array(scores, export_probabilities(logits, case.properties, configuration, dataset.labels))
                 labels = export_labels(logits, case.properties, configuration, dataset.labels)
-                write_labels(path, dataset.labels.to_stored(labels), read_grid(dataset.case(case.id).images[0]))
+                source = dataset.case(case.id)
+                grid = read_grid(source.images[0], source.spacing_mm)
+                write_labels(path, dataset.labels.to_stored(labels), grid)
             task.advance(1, case.id)
     summary = evaluate(validation_pairs(dataset, folder, wanted), dataset.labels, workers=workers, progress=progress)
     summary.save(folder / SUMMARY)

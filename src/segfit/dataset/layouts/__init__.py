@@ -74,8 +74,11 @@ def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ..
     dataset: Dataset | None = None
     try:
         root = Path(path).expanduser().absolute()
-        layout = next((item for item in LAYOUTS.values() if item.recognises(root)), LAYOUTS["nnunet-v2"])
-        dataset = layout.read(root, problems)
+        found = [item for item in LAYOUTS.values() if item.recognises(root)] or [LAYOUTS["nnunet-v2"]]
+        facts_alone = found[0] is LAYOUTS["table"] and len(found) > 1 and not table.names_images(root)
+        dataset = found[1 if facts_alone else 0].read(root, problems)
+        if facts_alone and dataset is not None:
+            dataset = table.with_facts(dataset, problems)
     except (OSError, RuntimeError) as error:  # no permission, a name too long, a home folder of nobody
         where, reason = (error.filename, error.strerror) if isinstance(error, OSError) else (root, error)
         problems.append(Problem(WHOLE, f"{where} cannot be read ({reason})", "correct the path or its permissions"))
@@ -111,6 +114,8 @@ def describe(dataset: Dataset) -> tuple[str, str]:
     for what in ("group", "site"):
         number = len({getattr(case, what) for case in dataset.training} - {None})
         extra += [plural(number, what)] if number else []
+    if any(case.spacing_mm for case in dataset.training):
+        extra.append("voxel sizes from the table")
     if any(case.masks for case in dataset.training):
         extra.append("one label file per structure, later ones painted over earlier ones")
     stored = dataset.labels.stored_values

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segfit.dataset.layouts.common import CHANNEL_NUMBER, channel_problems, endings_found, visible_files
+from segfit.dataset.layouts.names import composed
+from segfit.dataset.layouts.table import spacings_of
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.images.formats import ENDINGS, described, full_name, is_image_folder, split_ending
@@ -19,8 +21,9 @@ def find_cases(folder: Path | str, ending: str, channels: int) -> tuple[Case, ..
 
     Files are ``CASE_0000.ENDING``, one per channel; with one channel, or where one file holds all channels (colour
     pictures, 4D volumes), ``CASE.ENDING`` is accepted too. Where no file has the ending, the folders inside that are
-    images (DICOM series, OME-Zarr) are taken; a folder that is itself one is the only case. Raises `InputError` if
-    there is nothing to predict, and `DatasetError` with all incomplete cases.
+    images (DICOM series, OME-Zarr) are taken; a folder that is itself one is the only case. Voxel sizes of files that
+    do not say theirs come from a table ``cases.csv`` beside them or in the folder above. Raises `InputError` if there
+    is nothing to predict, and `DatasetError` with all incomplete cases or the faults of the table.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -66,9 +69,14 @@ def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, 
         seen[name] = folder
     if problems:
         raise DatasetError(problems)
+    spacings = {folder: spacings_of(folder) for folder in {folder for folder, _ in groups}}
     return tuple(
-        Case(id=name, images=tuple(path for _, path in sorted(group.files.items())))
-        for (_, name), group in sorted(groups.items(), key=lambda item: item[0][1])
+        Case(
+            id=name,
+            images=tuple(path for _, path in sorted(group.files.items())),
+            spacing_mm=spacings[folder].get(composed(name)),
+        )
+        for (folder, name), group in sorted(groups.items(), key=lambda item: item[0][1])
     )
 
 

@@ -1,7 +1,12 @@
 """A table that lists the cases: a CSV or JSON file, or a folder with ``cases.csv`` or ``cases.json``.
 
 Columns: ``case``; one per channel, whose header is the channel's name; ``label``, or ``label:NAME`` for one file per
-structure; and if wanted ``group`` (patient), ``site``, ``weight`` and ``set`` ("training", the default, or "test").
+structure; and if wanted ``group`` (patient), ``site``, ``weight``, ``pixel_mm`` or ``spacing_mm`` (voxel size of files
+that do not say it: one number, or ``z y x``) and ``set`` ("training", the default, or "test").
+
+A table that names no file, beside folders of another layout, is no layout: it adds its facts to the cases found there.
+Columns that are none of these are then not used.
+
 Paths are relative to the table. A JSON table is a list of objects with these keys, or ``{"cases": [...], "labels":
 {"background": 0, NAME: VALUE, ...}}``. For a CSV table a ``dataset.json`` beside it may hold "labels"; undeclared
 structures are called "label 1", ... after the values in the files, or as in the columns ``label:NAME``.
@@ -29,24 +34,30 @@ from segfit.dataset.layouts.common import (
     declared_labels,
     found_channels,
     found_labels,
+    has_ending,
     is_there,
     json_problem,
     label_ending,
+    plural,
 )
+from segfit.dataset.layouts.names import composed, likely_partner
 from segfit.dataset.layouts.paired import masks_of, names_as_labels
 from segfit.dataset.manifest import Case, Dataset
-from segfit.errors import InputError, Problem
+from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import read_json
-from segfit.images.formats import split_ending
+from segfit.images.formats import is_image_folder, split_ending
 from segfit.labels import LabelScheme
 
-__all__ = ["read", "recognises"]
+__all__ = ["names_images", "read", "recognises", "spacings_of", "with_facts"]
 
 _FILES = ("cases.csv", "cases.json")
-_OTHER = ("case", "label", "group", "site", "weight", "set")  # columns that are no channel
+_SIZES = ("pixel_mm", "spacing_mm")
+_FACTS = ("group", "site", "weight", *_SIZES)
+_OTHER = ("case", "label", "set", *_FACTS)  # columns that are no channel
 _SETS = ("training", "train", "test")
 _MASK = "label:"
 _SHOWN_LETTERS = 40  # of a name in a message
+_SHOWN_CASES = 3  # named in a message about many
 _Row = Mapping[str, str]
 
 
@@ -73,12 +84,8 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
     training: dict[str, Case] = {}
     test: dict[str, Case] = {}
     for number, row in enumerate(rows, 1):
-        name = row.get("case", "").strip()
-        fault = fault_of_name(name)
-        if fault:
-            shown = f"{name[:_SHOWN_LETTERS]}..." if len(name) > _SHOWN_LETTERS else name
-            problem = f'row {number} of {path.name} has the case "{shown}", which cannot be the name of a file'
-            problems.append(Problem(WHOLE, f"{problem}: it {fault}", "give every case a name of its own"))
+        name = _name(path, number, row, problems)
+        if name is None:
             continue
         if name in training or name in test:
             problems.append(Problem(name, f"stands twice in {path.name}", "give every case a name of its own"))
@@ -90,9 +97,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         kept = test if member == "test" else training
         kept[name] = _case(path, name, row, channels, scheme, problems, labelled=kept is training)
     cases = tuple(training.values())
-    if len(cases) > 1 and sum(case.weight > 0 for case in cases) < 2:
-        problem = f"fewer than two training cases have a weight above 0 in {path.name}"
-        problems.append(Problem(WHOLE, problem, "give more cases a weight: every fold trains without some"))
+    problems += _weight_problems(path, cases)
     if scheme is None and "labels" not in declared:
         scheme = found_labels(cases, problems)
     ending = label_ending(cases, problems)
@@ -109,6 +114,125 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         training=cases,
         test=tuple(case for case in test.values() if len(case.images) == len(channels)),
     )
+
+
+def names_images(root: Path) -> bool:
+    """Whether the table in a folder names files, or cannot be read: then it is a layout, and not facts alone."""
+    path = _table(root)
+    assert path is not None
+    rows, _ = _rows(path, [])
+    return not rows or any(
+        has_ending(text) or (is_there(path.parent / text) and is_image_folder(path.parent / text))
+        for row in rows
+        for column, cell in row.items()
+        if column not in ("case", "set", *_FACTS) and (text := cell.strip())
+    )
+
+
+def with_facts(dataset: Dataset, problems: list[Problem]) -> Dataset:
+    """Return a dataset of folders with what the table beside them says of its cases: group, site, weight, voxel size.
+
+    Rows and cases without counterpart are warnings; a case with two rows that differ is a fatal problem.
+    """
+    path = _table(dataset.root)
+    assert path is not None
+    rows, _ = _rows(path, problems)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if "case" not in columns:
+        problem = f'{path.name} has the columns {", ".join(columns)}, but no column "case"'
+        problems.append(Problem(WHOLE, problem, "add it, or give the file another name if it does not tell of cases"))
+        return dataset
+    if "set" in columns:
+        problem = f'{path.name} has a column "set", but the folders say which cases are for training'
+        problems.append(Problem(WHOLE, problem, "move test cases to the folder of test images", fatal=False))
+    facts = _facts_by_case(path, rows, problems)
+    ids = {composed(case.id): case.id for case in (*dataset.training, *dataset.test)}
+    without = [case.id for case in dataset.training if composed(case.id) not in facts]
+    strange = [name for name in facts if name not in ids]
+    meant = {name: likely_partner(name, [case for name, case in ids.items() if name not in facts]) for name in strange}
+    for name, partner in meant.items():
+        if partner is not None:
+            problem = f"stands in {path.name}, but the dataset has no such case"
+            problems.append(Problem(name, problem, f"rename it to {partner}, if that is meant", fatal=False))
+    unknown = [name for name, partner in meant.items() if partner is None]
+    if unknown:
+        problem = f"{path.name} has {plural(len(unknown), 'case')} that the dataset has not: {_listed(unknown)}"
+        problems.append(Problem(WHOLE, problem, "add their images, or nothing if they are not meant", fatal=False))
+    if without:
+        problem = f"{plural(len(without), 'training case')} without a row in {path.name}: {_listed(without)}"
+        if "group" in columns:
+            problem += "; each is taken as a group of its own"
+        problems.append(Problem(WHOLE, problem, "add the missing rows", fatal=False))
+    training, test = (
+        tuple(case.model_copy(update=facts.get(composed(case.id), {})) for case in cases)
+        for cases in (dataset.training, dataset.test)
+    )
+    problems += _weight_problems(path, training)
+    return dataset.model_copy(update={"training": training, "test": test})
+
+
+def spacings_of(folder: Path) -> dict[str, tuple[float, ...]]:
+    """Return the voxel size of cases by name (accents composed) from the table in a folder, or in the one above it.
+
+    Empty without a table of cases. Raises `DatasetError` for one that is not understood.
+    """
+    path = _table(folder) or _table(folder.absolute().parent)
+    problems: list[Problem] = []
+    rows = [] if path is None else _rows(path, problems)[0]
+    if path is None or (rows and not any("case" in row for row in rows)):
+        return {}
+    facts = _facts_by_case(path, rows, problems)
+    if problems:
+        raise DatasetError(problems)
+    return {name: one["spacing_mm"] for name, one in facts.items() if one["spacing_mm"]}
+
+
+def _facts_by_case(path: Path, rows: Sequence[_Row], problems: list[Problem]) -> dict[str, dict[str, Any]]:
+    """Return the facts of every case by its name, accents composed; two rows of a case must say the same."""
+    facts: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(rows, 1):
+        name = _name(path, number, row, problems)
+        if name is None:
+            continue
+        name = composed(name)
+        found = _facts(path, name, row, problems)
+        if facts.setdefault(name, found) != found:
+            problem = f"stands twice in {path.name}, with different facts"
+            problems.append(Problem(name, problem, "correct or remove one of the rows"))
+    return facts
+
+
+def _facts(path: Path, name: str, row: _Row, problems: list[Problem]) -> dict[str, Any]:
+    """Return what a row says of its case beside the files, as fields of `Case`."""
+    return {
+        "group": row.get("group", "").strip() or None,
+        "site": row.get("site", "").strip() or None,
+        "weight": _weight(row.get("weight", "").strip(), name, path, problems),
+        "spacing_mm": _spacing(row, name, path, problems),
+    }
+
+
+def _name(path: Path, number: int, row: _Row, problems: list[Problem]) -> str | None:
+    """Return the case of a row; None, with a problem, if it has none or one that cannot be."""
+    name = row.get("case", "").strip()
+    fault = fault_of_name(name)
+    if not fault:
+        return name
+    shown = f"{name[:_SHOWN_LETTERS]}..." if len(name) > _SHOWN_LETTERS else name
+    problem = f'row {number} of {path.name} has the case "{shown}", which cannot be the name of a file'
+    problems.append(Problem(WHOLE, f"{problem}: it {fault}", "give every case a name of its own"))
+    return None
+
+
+def _weight_problems(path: Path, cases: Sequence[Case]) -> list[Problem]:
+    if len(cases) < 2 or sum(case.weight > 0 for case in cases) > 1:
+        return []
+    problem = f"fewer than two training cases have a weight above 0 in {path.name}"
+    return [Problem(WHOLE, problem, "give more cases a weight: every fold trains without some")]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN_CASES]) + (", ..." if len(names) > _SHOWN_CASES else "")
 
 
 def _table(path: Path) -> Path | None:
@@ -132,9 +256,14 @@ def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str,
         if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed) or not listed:
             problems.append(Problem(WHOLE, f"{path.name} does not list cases", form))
             return [], {}
-        rows = [{str(key): "" if value is None else str(value) for key, value in row.items()} for row in listed]
+        rows = [{str(key): _text(value) for key, value in row.items()} for row in listed]
         return rows, content if isinstance(content, dict) and "labels" in content else declaration_of(path.parent)
     return _csv_rows(path, problems), declaration_of(path.parent)
+
+
+def _text(value: object) -> str:
+    """Return a value of a JSON table as the cell of a CSV table; lists are numbers with blanks between."""
+    return "" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _csv_rows(path: Path, problems: list[Problem]) -> list[_Row]:
@@ -230,17 +359,9 @@ def _case(
     if labelled and label is None and not files and not wrong:
         wrong.append(Problem(name, f"has no label in {path.name}", "add one or remove the case"))
     masks = masks_of(name, files, scheme, wrong)
-    weight = _weight(row.get("weight", "").strip(), name, path, wrong)
+    facts = _facts(path, name, row, wrong)
     problems += wrong if labelled else [Problem(p.case, f"test case: {p.problem}", p.action, False) for p in wrong]
-    return Case(
-        id=name,
-        images=images,
-        label=label,
-        masks=masks,
-        group=row.get("group", "").strip() or None,
-        site=row.get("site", "").strip() or None,
-        weight=weight,
-    )
+    return Case(id=name, images=images, label=label, masks=masks, **facts)
 
 
 def _channel_names(columns: Sequence[str], cases: Sequence[Case]) -> tuple[str, ...]:
@@ -260,3 +381,23 @@ def _weight(text: str, name: str, path: Path, problems: list[Problem]) -> float:
         problems.append(Problem(name, f"has the weight {text!r} in {path.name}", "write a number of 0 or more"))
         return 1.0
     return weight
+
+
+def _spacing(row: _Row, name: str, path: Path, problems: list[Problem]) -> tuple[float, ...] | None:
+    """Return the voxel size that a row gives, if it gives one: one number, or one per axis with blanks between."""
+    given = {column: text for column in _SIZES if (text := row.get(column, "").strip())}
+    found: set[tuple[float, ...]] = set()
+    for column, text in given.items():
+        try:
+            sizes = tuple(map(float, text.split()))
+        except ValueError:
+            sizes = ()
+        if not 1 <= len(sizes) <= 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
+            action = 'write millimetres above 0: one number, or "z y x" with blanks between'
+            problems.append(Problem(name, f"has the {column} {text!r} in {path.name}", action))
+        else:
+            found.add(sizes)
+    if len(found) > 1:
+        problem = f"has a pixel_mm and another spacing_mm in {path.name}"
+        problems.append(Problem(name, problem, "keep the column that is right"))
+    return found.pop() if len(found) == 1 else None
