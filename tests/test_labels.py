@@ -173,3 +173,11 @@ def test_values_that_regions_cannot_tell_are_known() -> None:
     assert LabelScheme.from_declaration(dict(reversed(nested.items())), [3, 5]).lost_values() == ()
     overlapping = {"background": 0, "a": [1, 2], "b": [2, 3]}
     assert LabelScheme.from_declaration(overlapping, [1, 3]).lost_values() == ((2, 3),)
+
+
+def test_outputs_change_places_with_their_values() -> None:
+    plain = LabelScheme.from_declaration({"background": 0, "spine": 5, "right": 20, "left": 10, "ignore": 99})
+    assert plain.exchanged_outputs([(2, 3)]) == (0, 1, 3, 2)
+    regions = LabelScheme.from_declaration({"background": 0, "l": [1, 2], "core": 2, "r": [3, 4]}, [1, 2, 3])
+    with pytest.raises(ValueError, match="is not in list"):
+        regions.exchanged_outputs([(1, 3), (2, 4)])

@@ -18,7 +18,7 @@ from pydantic import model_validator
 from segfit.errors import InputError
 from segfit.files import Record
 
-__all__ = ["LabelScheme", "Target", "smallest_dtype"]
+__all__ = ["Exchange", "LabelScheme", "Target", "smallest_dtype"]
 
 
 class Target(Record):
@@ -26,6 +26,13 @@ class Target(Record):
 
     name: str
     values: tuple[int, ...]  # inner label values whose union is the structure
+
+
+class Exchange(Record):
+    """Labels that change places when an axis is flipped, so that left stays left."""
+
+    axis: int  # as the network counts
+    pairs: tuple[tuple[int, int], ...]  # inner label values
 
 
 _LOWEST, _HIGHEST = -(2**31), 2**31 - 1  # label values that files can hold
@@ -130,6 +137,17 @@ class LabelScheme(Record):
     def num_outputs(self) -> int:
         """Output channels of the network: labels with background (softmax), or foreground regions (sigmoid)."""
         return len(self.targets) if self.has_regions else len(self.all_values)
+
+    def exchanged_outputs(self, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """Return for every output which one takes its place when pairs of label values change places.
+
+        Raises `ValueError` where a region becomes none of the regions.
+        """
+        partner = dict(pairs) | {second: first for first, second in pairs}
+        outputs = (
+            [set(target.values) for target in self.targets] if self.has_regions else [{v} for v in self.all_values]
+        )
+        return tuple(outputs.index({partner.get(value, value) for value in values}) for values in outputs)
 
     @property
     def num_declared(self) -> int:

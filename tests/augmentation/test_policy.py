@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from segfit.augmentation.intensity import blur, change_contrast, change_gamma, lower_resolution, make_noise
-from segfit.augmentation.policy import Parameters, apply, draw
+from segfit.augmentation.policy import Parameters, apply, draw, exchanged
 from segfit.augmentation.spatial import centre_crop, warp
+from segfit.labels import Exchange
 from segfit.planning.augmentation import augmentation_for
 from segfit.planning.plan import AugmentationSpec
 
@@ -160,6 +162,46 @@ def test_only_allowed_axes_are_mirrored() -> None:
     assert not flip[:, 1].any()
     assert flip[:, [0, 2]].mean(0) == pytest.approx(0.5, abs=0.04)
     assert (flip[:, 0] == flip[:, 2]).mean() == pytest.approx(0.5, abs=0.04)
+
+
+def _exchanged_plainly(labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    result = labels.clone()
+    for first, second in pairs:
+        result[labels == first], result[labels == second] = second, first
+    return result
+
+
+@pytest.mark.parametrize("pairs", [((1, 2),), ((4, 2), (1, 7)), tuple((a, a + 40) for a in range(1, 40))])
+def test_the_table_exchanges_as_comparisons_do(pairs: tuple[tuple[int, int], ...]) -> None:
+    labels = torch.randint(-1, 90, (1, 20, 21), generator=torch.Generator().manual_seed(0)).to(torch.int16)
+    result = exchanged(labels, pairs)
+    assert result.dtype == torch.int16
+    assert torch.equal(result, _exchanged_plainly(labels, pairs))
+    assert torch.equal(exchanged(result, pairs), labels)
+
+
+def test_labels_are_exchanged_in_exactly_the_samples_flipped_along_the_axis() -> None:
+    spec = OFF.model_copy(update={"mirror_axes": (0, 1), "masked_channels": (1,)})
+    image, labels = batch(8, 8, size=4)
+    flip = np.array([[False, True], [True, False], [True, True], [False, False]])
+    parameters = replace(draw(spec, (8, 8), 4, 2, rng()), flip=flip)
+    plain_image, plain_labels = apply(parameters, image, labels)
+    new_image, new_labels = apply(replace(parameters, exchange=Exchange(axis=1, pairs=((1, 2),))), image, labels)
+    assert torch.equal(new_image, plain_image)  # the mask is where labels are -1, which stay
+    for sample in (0, 2):
+        assert torch.equal(new_labels[sample], _exchanged_plainly(plain_labels[sample], ((1, 2),)))
+        assert not torch.equal(new_labels[sample], plain_labels[sample])
+    for sample in (1, 3):
+        assert torch.equal(new_labels[sample], plain_labels[sample])
+    untouched = (plain_labels == 0) | (plain_labels == 3)  # background, outside, and what stands for the ignore value
+    assert torch.equal(new_labels[untouched], plain_labels[untouched])
+
+
+def test_the_plan_hands_the_exchange_on() -> None:
+    exchange = Exchange(axis=0, pairs=((1, 2),))
+    spec = OFF.model_copy(update={"exchange": exchange})
+    assert draw(spec, (4, 4), 2, 1, rng()).exchange == exchange
+    assert draw(OFF, (4, 4), 2, 1, rng()).exchange is None
 
 
 def test_probabilities_and_ranges_of_the_reference() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, card, open_bundle, weights_name, write_bundle
 from segfit.components import PostprocessingStep
 from segfit.errors import InputError
-from segfit.labels import LabelScheme
+from segfit.labels import Exchange, LabelScheme
 from segfit.networks.unet import build_network
 from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec
 
@@ -91,6 +91,20 @@ def test_round_trip(tmp_path: Path) -> None:
         assert read.keys() == state.keys()
         for key, tensor in state.items():
             np.testing.assert_array_equal(read[key].numpy(), tensor.numpy())
+
+
+def test_the_exchange_of_labels_survives_and_is_told(tmp_path: Path) -> None:
+    (plain,) = manifest().members
+    assert plain.exchange is None
+    exchange = Exchange(axis=0, pairs=((1, 2),))
+    written = write_bundle(
+        tmp_path / "m", manifest(members=(plain.model_copy(update={"exchange": exchange}),)), states()
+    )
+    assert open_bundle(tmp_path / "m").manifest.members[0].exchange == exchange
+    assert "| 2 | 0 (left and right labels exchanged along 0) |" in card(written)
+    older = plain.model_dump()
+    del older["exchange"]
+    assert Member.model_validate(older) == plain
 
 
 def test_weights_are_stored_as_float32(tmp_path: Path) -> None:

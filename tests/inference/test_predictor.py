@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segfit.errors import StageError
 from segfit.inference import predictor as predictor_module
 from segfit.inference.predictor import Predictor
-from segfit.labels import LabelScheme
+from segfit.inference.tiles import mirror_subsets
+from segfit.labels import Exchange, LabelScheme
 from segfit.planning.plan import Configuration
 from segfit.progress import SILENT, KeptWarnings
 
@@ -73,6 +78,80 @@ def test_2d_images(configuration: Callable[..., Configuration]) -> None:
     image = np.random.default_rng(1).normal(size=(1, 20, 10)).astype(np.float32)
     logits = Predictor(plane, LABELS, [Scale()], (), CPU).logits(image)
     np.testing.assert_allclose(logits[0].numpy(), image[0], rtol=2e-6, atol=1e-6)
+
+
+class Sides(nn.Module):
+    """Equivariant: outputs 1 and 2 are a kernel and its mirror image along the last axis, output 0 is symmetric."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kernel = torch.randn(1, 1, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+        self.kernel = nn.Parameter(torch.cat([kernel + kernel.flip(4), kernel, kernel.flip(4)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv3d(x, self.kernel, padding=1)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@given(axes=st.sets(st.integers(0, 2)), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_equivariant_network_predicts_the_mirror_image_of_a_mirror_image(
+    configuration: Callable[..., Configuration], batch: int, axes: set[int], seed: int
+) -> None:
+    image = np.random.default_rng(seed).normal(size=(1, 8, 13, 20)).astype(np.float32)
+    exchange = Exchange(axis=2, pairs=((1, 2),))
+
+    def logits(values: NDArray[np.float32], axes: set[int], exchange: Exchange | None = exchange) -> NDArray[Any]:
+        predictor = Predictor(
+            configuration(patch=(8, 12, 12)),
+            LABELS,
+            [Sides()],
+            sorted(axes),
+            CPU,
+            exchange=exchange,
+            batch=batch,
+            gaussian=False,
+        )
+        return predictor.logits(values).numpy()
+
+    straight, turned = logits(image, axes | {2}), logits(np.ascontiguousarray(image[..., ::-1]), axes | {2})
+    np.testing.assert_allclose(turned[[0, 2, 1]][..., ::-1], straight, atol=1e-4)
+    # A network that is equivariant already gains nothing along that axis, and loses without the exchange.
+    one_tile = image[..., :12, :12]
+    np.testing.assert_allclose(logits(one_tile, {2}), logits(one_tile, set()), atol=1e-5)
+    assert np.abs(logits(one_tile, {2}, None) - logits(one_tile, set())).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("declared", "partners"),
+    [
+        ({"background": 0, "left": 1, "right": 2, "spine": 3}, [0, 2, 1, 3]),
+        ({"background": 0, "all": [1, 2, 3], "right": 2, "left": 1, "spine": 3}, [0, 2, 1, 3]),
+    ],
+)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_outputs_of_flipped_views_are_exchanged_before_they_are_averaged(
+    configuration: Callable[..., Configuration], declared: dict[str, Any], partners: list[int], ndim: int
+) -> None:
+    labels = LabelScheme.from_declaration(declared, [1] * 4)
+    assert list(labels.exchanged_outputs([(1, 2)])) == partners
+    torch.manual_seed(0)
+    network = (nn.Conv2d if ndim == 2 else nn.Conv3d)(1, 4, 3, padding=1).requires_grad_(False)
+    plane = configuration("2d", ndim=2, patch=(12, 12), spacing=(None, 1.0, 1.0), outputs=4)
+    volume = configuration(patch=(4, 12, 12), outputs=4)
+    image = np.random.default_rng(0).normal(size=(1, 4, 12, 12)).astype(np.float32)
+    axis = ndim - 1
+    exchange = Exchange(axis=axis, pairs=((1, 2),))
+    predictor = Predictor(plane if ndim == 2 else volume, labels, [network], (0, axis), CPU, exchange=exchange)
+    tiles = torch.from_numpy(image).transpose(0, 1) if ndim == 2 else torch.from_numpy(image)[None]
+    views = []
+    for subset in mirror_subsets((0, axis)):
+        dims = [2 + flipped for flipped in subset]
+        view = network(tiles.flip(dims)).flip(dims)
+        views.append(view[:, partners] if axis in subset else view)
+    mean = torch.stack(views).mean(0)
+    expected = mean.transpose(0, 1) if ndim == 2 else mean[0]
+    np.testing.assert_allclose(predictor.logits(image).numpy(), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from segfit.dataset.checks import check_dataset
+from segfit.dataset.layouts import open_dataset
+from segfit.fingerprint.measure import measure
 from segfit.images.formats import read_grid, read_label
+from segfit.options import Options
+from segfit.planning.planner import derive
 from segfit.project import Project
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
@@ -45,6 +49,26 @@ def test_nuclei(data: Path, tmp_path: Path) -> None:
         path = project.folder.validation("2d", 0) / f"{name}.png"
         assert read_grid(path).shape == read_grid(project.dataset.case(name).images[0]).shape
         assert read_label(path).array.max() <= 2
+
+
+def test_left_and_right_of_the_mouse_brain_change_places(data: Path) -> None:
+    dataset = open_dataset(data / "Dataset204_MouseBrain")
+    plan = derive(measure(dataset, "canonical", workers=1), dataset.labels, Options())
+    values = {target.name: target.values[0] for target in dataset.labels.targets}
+    sides = {name: name.replace("Left", "Right") for name in values}
+    pairs = {(values[left], values[right]) for left, right in sides.items() if left != right and right in values}
+    assert len(pairs) == 17
+    recipe, transpose = plan.training["3d_fullres"], plan.configurations["3d_fullres"].preprocessing.transpose
+    exchange = recipe.augmentation.exchange
+    assert exchange is not None
+    assert (recipe.augmentation.mirror_axes, transpose[exchange.axis]) == ((exchange.axis,), 2)
+    assert set(exchange.pairs) == pairs
+    told = {item.key: item for item in plan.decisions}
+    assert told["mirror_axes"].value == [2]
+    assert told["exchanged_labels"].inputs == {
+        "pairs": 17,
+        "lie on both sides in spite of their names": "Left External Capsule, Left Ventricles and Left Brain Stem",
+    }
 
 
 def test_a_dataset_as_it_was_found_is_refused_with_all_its_problems(data: Path, tmp_path: Path) -> None:

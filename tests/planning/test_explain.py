@@ -35,7 +35,7 @@ def test_text_names_value_rule_bound_source_and_change() -> None:
 def test_text_tells_differences_and_groups_by_configuration() -> None:
     text = explain(_plan("auto"))
     assert "preset auto, differs from the reference" in text
-    assert "  - only z, y are mirrored\n" in text
+    assert "  - left and right labels change places where x is flipped\n" in text
     titles = ["Dataset", "configuration 2d", "configuration 3d_fullres", "configuration 3d_cascade_fullres"]
     places = [text.index(f"\n{title}\n---") for title in titles]
     assert places == sorted(places)

@@ -12,6 +12,7 @@ from planning_fakes import STATISTICS, case, fingerprint, scheme
 from segfit.device import Hardware
 from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import ChannelIntensities, Fingerprint
+from segfit.labels import Exchange
 from segfit.options import Options
 from segfit.planning.plan import Decision, Plan, TrainingSpec
 from segfit.planning.planner import derive
@@ -206,6 +207,47 @@ def test_auto_is_canonical_and_leaves_out_telling_axes() -> None:
     item = _decision(plan, "mirror_axes")
     assert item.value == [0, 2]
     assert '"Anterior" lies 40% of the extent beyond "Posterior"' in item.inputs["y is not flipped"]
+
+
+def _eyes(**fields: Any) -> Fingerprint:
+    rng = np.random.default_rng(0)
+    places = ({1: (0.5, 0.5, 0.3 + step), 2: (0.5, 0.5, 0.7 + step)} for step in rng.normal(0, 0.01, 20))
+    cases = [case((200, 200, 40), (1, 1, 4), centroids=place) for place in places]
+    return fingerprint(cases, **{"orientation": "canonical", **fields})
+
+
+def test_auto_exchanges_left_and_right_where_it_flips_them() -> None:
+    labels = scheme("Left eye", "Right eye")
+    plan = derive(_eyes(), labels, Options())
+    full, flat = plan.training["3d_fullres"].augmentation, plan.training["2d"].augmentation
+    assert plan.configurations["3d_fullres"].preprocessing.transpose == (2, 0, 1)
+    assert (full.mirror_axes, full.exchange) == ((0, 1, 2), Exchange(axis=0, pairs=((1, 2),)))
+    assert (flat.mirror_axes, flat.exchange) == ((0, 1), None)  # x is the slice axis
+    assert plan.changes[-1] == "left and right labels change places where x is flipped"
+    assert _decision(plan, "mirror_axes").value == [0, 1, 2]
+    item = _decision(plan, "exchanged_labels")
+    assert item.value == ["Left eye with Right eye"]
+    assert item.inputs == {"pairs": 1}
+    assert item.would_change == "other names, or the option planning.mirror_axes without x"
+
+
+def test_axes_that_are_set_exchange_left_and_right() -> None:
+    labels, without = scheme("Left eye", "Right eye"), Options()
+    plan = derive(_eyes(), labels, without.with_settings(["planning.mirror_axes=2"]))
+    assert plan.training["3d_fullres"].augmentation.mirror_axes == (0,)
+    assert plan.training["3d_fullres"].augmentation.exchange == Exchange(axis=0, pairs=((1, 2),))
+    assert _decision(plan, "exchanged_labels").value == ["Left eye with Right eye"]
+    for setting in ("planning.mirror_axes=0,1", "augmentation.strength=none"):
+        plan = derive(_eyes(), labels, without.with_settings([setting]))
+        assert plan.training["3d_fullres"].augmentation.exchange is None
+        assert not [item for item in plan.decisions if item.key == "exchanged_labels"]
+
+
+@pytest.mark.parametrize("settings", [["preset=stock"], ["preset=resenc-m", "planning.mirror_axes=2"]])
+def test_the_reference_exchanges_nothing(settings: list[str]) -> None:
+    plan = derive(_eyes(orientation="stored"), scheme("Left eye", "Right eye"), Options().with_settings(settings))
+    assert 0 in plan.training["3d_fullres"].augmentation.mirror_axes
+    assert all(recipe.augmentation.exchange is None for recipe in plan.training.values())
 
 
 def test_training_options_are_applied() -> None:

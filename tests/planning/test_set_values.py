@@ -447,7 +447,8 @@ _RECIPE = {
 
 def test_every_value_of_the_recipe_can_be_set() -> None:
     keys = Options.known_keys()
-    derived = {"mirror_axes", "masked_channels", "sample_patch"}  # of the plan; of the normalisation; of the angle
+    # of the plan; of the normalisation; of the angle
+    derived = {"mirror_axes", "exchange", "masked_channels", "sample_patch"}
     for field in set(AugmentationSpec.model_fields) - derived:
         assert f"augmentation.{field}" in keys
     for field in set(TrainingSpec.model_fields) - {"augmentation"}:

@@ -169,7 +169,7 @@ def test_asked_measured_derived_found(page: str) -> None:
 
 def test_decisions_read_as_in_the_explanation(complete: ReportData) -> None:
     assert complete.plan is not None
-    recipe = TrainingSpec().augmentation.model_dump(mode="json", exclude={"sample_patch", "mirror_axes"})
+    recipe = TrainingSpec().augmentation.model_dump(mode="json", exclude={"sample_patch", "mirror_axes", "exchange"})
     spacing = {"target_spacing_mm": ["the case's own", 0.75, 0.75], "by_rule": {"order": 3, "force_separate": None}}
     decisions = (
         Decision(key="memory_gb", value=8, rule="r", inputs={"budget_per_sample": 560_000_000}),

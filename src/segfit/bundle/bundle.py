@@ -23,7 +23,7 @@ from segfit.components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.files import Document, Record, hash_file, write_bytes, write_text
 from segfit.images.formats import described
-from segfit.labels import LabelScheme
+from segfit.labels import Exchange, LabelScheme
 from segfit.planning.plan import Configuration
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Member(Record):
     configuration: Configuration
     weights: dict[str, str] = Field(min_length=1)  # fold -> file name
     mirror_axes: tuple[int, ...] = ()  # network axes flipped at test time
+    exchange: Exchange | None = None  # labels that change places in views flipped along its axis
     tile_step: float = Field(0.5, gt=0, le=1)  # share of the patch
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass, where the device has it
     channels_last: bool = False
@@ -213,6 +214,8 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
         patch = " x ".join(str(n) for n in configuration.patch_size)
         spacing = " x ".join(f"{s:.3g}" for s in configuration.spacing_mm)
         mirrored = ", ".join(str(axis) for axis in member.mirror_axes) or "none"
+        if member.exchange is not None and member.exchange.axis in member.mirror_axes:
+            mirrored += f" (left and right labels exchanged along {member.exchange.axis})"
         yield f"| {configuration.name} | {patch} | {spacing} | {len(member.weights)} | {mirrored} |"
     for title, facts in (
         ("Training", manifest.training),

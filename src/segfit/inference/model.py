@@ -137,6 +137,7 @@ class Model:
                 member.tile_step if tile_step is None else tile_step,
                 precision=member.precision if precision is None else precision,
                 channels_last=member.channels_last,
+                exchange=member.exchange,
             )
             for member in self.manifest.members
         )

@@ -28,7 +28,7 @@ from segfit.inference.tiles import (
     tile_corners,
     tile_starts,
 )
-from segfit.labels import LabelScheme
+from segfit.labels import Exchange, LabelScheme
 from segfit.planning.plan import Configuration
 from segfit.progress import SILENT, Progress
 
@@ -64,6 +64,7 @@ class Predictor:
     tile_step : distance of neighbouring tiles as a share of the patch, in (0, 1]
     precision : arithmetic of the forward pass; falls back to fp32 where the device lacks it
     channels_last : memory layout of networks and views
+    exchange : label values that change places when its axis is flipped; the outputs of flipped views are put back
     gaussian : weigh the voxels of a tile by their distance to its centre (off: all alike)
     batch : views per forward pass; None: decided from the device and the patch
     """
@@ -79,14 +80,18 @@ class Predictor:
         *,
         precision: Precision = "fp32",
         channels_last: bool = False,
+        exchange: Exchange | None = None,
         gaussian: bool = True,
         batch: int | None = None,
     ) -> None:
         assert networks
         assert all(0 <= axis < configuration.ndim for axis in mirror_axes)
+        assert exchange is None or configuration.previous_stage is None  # whose input holds labels too
         self.patch = configuration.patch_size
         self.num_outputs = labels.num_outputs
         self.subsets = mirror_subsets(mirror_axes)
+        self.exchanged_axis = None if exchange is None else exchange.axis
+        self.exchanged_outputs = () if exchange is None else labels.exchanged_outputs(exchange.pairs)
         self.device = device
         self.tile_step = tile_step
         self.gaussian = gaussian
@@ -173,6 +178,7 @@ class Predictor:
         profiles = [axis_importance(p) if self.gaussian else np.ones(p) for p in patch]
         importance = torch.from_numpy(importance_map(patch) if self.gaussian else np.ones(patch, np.float32))
         importance = importance.to(placement.store)
+        partners = torch.tensor(self.exchanged_outputs, dtype=torch.int64, device=placement.store)
         total = torch.zeros((self.num_outputs, *shape), device=placement.store)
         views = [(corner, subset) for corner in tile_corners(starts) for subset in self.subsets]
         offset = 1 + ndim - len(self.patch)  # from network axes to axes of the arrays here
@@ -184,8 +190,9 @@ class Predictor:
                 tiles = [source[:, *region].flip(dims) for region, dims in zip(regions, flips, strict=True)]
                 inputs = torch.stack(tiles).reshape(len(group), -1, *self.patch)
                 scores = self._forward(inputs, placement.compute, dtype).to(placement.store)
-                for score, region, dims in zip(scores, regions, flips, strict=True):
-                    view = score.reshape(-1, *patch).flip(dims)
+                for score, region, dims, (_, subset) in zip(scores, regions, flips, group, strict=True):
+                    own = score.index_select(0, partners) if self.exchanged_axis in subset else score
+                    view = own.reshape(-1, *patch).flip(dims)
                     total[:, *region].addcmul_(view, importance)
                 task.advance(len(group))
         total /= len(self.subsets) * len(self.networks)

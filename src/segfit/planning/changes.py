@@ -50,6 +50,8 @@ def changes_of(
     if asked.mirror_axes is None and mirrored != tuple(range(fingerprint.ndim)):
         names = ", ".join("zyx"[-fingerprint.ndim :][axis] for axis in mirrored) or "no axis"
         changes.append(f"only {names} is mirrored" if len(mirrored) < 2 else f"only {names} are mirrored")
+    if any(item.augmentation.exchange is not None for item in training.values()):
+        changes.append("left and right labels change places where x is flipped")
     for group, values in (("training", asked_training), ("augmentation", options.augmentation.values)):
         changes += [f"{group}.{key} = {value_in_words(value, key)}" for key, value in values.items()]
     if options.augmentation.strength == "none":

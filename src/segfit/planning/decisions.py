@@ -26,6 +26,7 @@ from segfit.words import listing
 __all__ = [
     "configurations_decision",
     "dataset_decisions",
+    "exchange_decision",
     "mirroring_decision",
     "normalization_decisions",
     "orientation_decision",
@@ -241,8 +242,8 @@ def mirroring_decision(
         source, outlook = "options", "the option augmentation.strength"
     elif evidence:
         rule = (
-            f"an axis is flipped, {when}, unless label names tell left from right along it, or two labels keep their "
-            "order along it in the cases"
+            f"an axis is flipped, {when}, unless two labels keep their order along it in the cases, pairs of left and "
+            "right taken as one, or it is x and a label names one side without a label for the other"
         )
     else:
         rule = f"every axis is flipped, {when}"
@@ -255,4 +256,21 @@ def mirroring_decision(
         bound=bound,
         source=source,
         would_change=outlook,
+    )
+
+
+def exchange_decision(pairs: Sequence[tuple[str, str]], two_sided: Sequence[str]) -> Decision:
+    """Why these labels change places when x is flipped; `two_sided` are the names that say one side in vain."""
+    inputs: dict[str, Any] = {"pairs": len(pairs)}
+    if two_sided:
+        inputs["lie on both sides in spite of their names"] = listing(list(two_sided))
+    return reason(
+        "exchanged_labels",
+        [f"{left} with {right}" for left, right in pairs],
+        "where x is flipped, labels whose names differ by left and right only change places: in training in the labels "
+        "of the flipped samples, in prediction in the outputs of the flipped views",
+        inputs=inputs,
+        bound="names of labels",
+        source="segfit preset auto",
+        would_change="other names, or the option planning.mirror_axes without x",
     )

@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from segfit.files import Document, Record
 from segfit.fingerprint.fingerprint import IntensityStatistics
+from segfit.labels import Exchange
 from segfit.options import NormalizationScheme
 
 __all__ = [
@@ -169,6 +170,7 @@ class AugmentationSpec(Record):
     gamma_probability: float = 0.3
     gamma_range: tuple[float, float] = (0.7, 1.5)
     mirror_axes: tuple[int, ...] = ()  # network axes, each flipped with probability 0.5
+    exchange: Exchange | None = None  # labels that change places in the samples flipped along its axis
     masked_channels: tuple[int, ...] = ()  # image channels set to 0 outside the non-zero mask afterwards
 
 

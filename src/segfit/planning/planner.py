@@ -10,7 +10,7 @@ from typing import Any, Literal
 from segfit.device import Hardware
 from segfit.errors import InputError, nearest
 from segfit.fingerprint.fingerprint import Fingerprint
-from segfit.labels import LabelScheme
+from segfit.labels import Exchange, LabelScheme
 from segfit.options import CONFIGURATION_NAMES, Options, PlanningOptions
 from segfit.planning import decisions as why
 from segfit.planning.augmentation import augmentation_for
@@ -18,7 +18,7 @@ from segfit.planning.changes import changes_of
 from segfit.planning.checks import check_planned, check_request
 from segfit.planning.configuration_decisions import cascade_decisions, configuration_decisions, network_ends
 from segfit.planning.design import Budget, DatasetDesign, Design
-from segfit.planning.mirroring import AxisEvidence, axis_evidence
+from segfit.planning.mirroring import AxisEvidence, axis_evidence, exchanged_values, value_names
 from segfit.planning.normalization import channel_schemes, normalization_of
 from segfit.planning.notes import dataset_notes
 from segfit.planning.overrides import option_key, overridden
@@ -51,8 +51,9 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
     """Return the plan for a dataset, with a reason for every derived value.
 
     Presets `stock` and `resenc-*` decide exactly as the reference's planners. `auto` takes their rules by the memory
-    that is there, plans on canonical axes, and does not flip axes along which labels keep their order. Whatever the
-    options fix is taken over and listed in `Plan.changes`. `Plan.run` stays None: it needs a measured step.
+    that is there, plans on canonical axes, and does not flip axes along which labels keep their order; pairs of left
+    and right change places with a flip. Whatever the options fix is taken over and listed in `Plan.changes`. `Plan.run`
+    stays None: it needs a measured step.
 
     Raises `InputError` when fingerprint and options do not go together or nothing fits.
     """
@@ -144,10 +145,9 @@ def _told(
     """Return the plan with what the options fix, told as if the rules had given it."""
     asked, configurations = options.planning, dict(draft.configurations)
     mirrored = {name: _mirrored(fingerprint, labels, options, asked.of(name).mirror_axes) for name in configurations}
-    axes = {name: _network_axes(mirrored[name][0], item) for name, item in configurations.items()}
-    training = {name: _recipe(item, axes[name], options) for name, item in configurations.items()}
+    training = {name: _recipe(item, mirrored[name], options) for name, item in configurations.items()}
     common = channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.normalization)
-    flipped, evidence = _mirrored(fingerprint, labels, options, asked.mirror_axes)
+    flipped = _mirrored(fingerprint, labels, options, asked.mirror_axes)
     normalization = _common_normalization(configurations, asked) or normalization_of(common, fingerprint)
     own = asked.by_configuration.get("3d_lowres")
     lowres_set = own is not None and own.target_spacing_mm is not None
@@ -166,8 +166,12 @@ def _told(
             dropped=draft.dropped,
         ),
         *why.normalization_decisions(fingerprint, normalization, common),
-        why.mirroring_decision(flipped, fingerprint.ndim, evidence, augmented=augmented),
+        why.mirroring_decision(flipped.axes, fingerprint.ndim, flipped.evidence, augmented=augmented),
     ]
+    if augmented and flipped.exchanged:
+        names = value_names(labels)
+        two_sided = [name for item in flipped.evidence for name in item.two_sided]
+        decided.append(why.exchange_decision([(names[a], names[b]) for a, b in flipped.exchanged], two_sided))
     for name, item in configurations.items():
         if item.previous_stage is None or "3d_fullres" not in configurations or name in asked.by_configuration:
             decided += configuration_decisions(
@@ -181,13 +185,13 @@ def _told(
         if item.previous_stage is not None:
             decided += cascade_decisions(item)
         decided += network_ends(item, fingerprint.channel_names, labels)
-        usual = _recipe(item, axes[name], Options())
+        usual = _recipe(item, mirrored[name], Options())
         decided += training_decisions(name, training[name], usual, item.patch_size, item.network.num_stages, options)
 
     changes = changes_of(
         fingerprint,
         options,
-        flipped,
+        flipped.axes,
         [item.scheme for item in common],
         configurations,
         training,
@@ -349,22 +353,38 @@ def _too_small(this: Design, item: Configuration) -> str:
     return f"the images have {size} voxels, too few for a network; at least one axis needs {2 * SMALLEST_MAP} or more"
 
 
+@dataclass(frozen=True, slots=True)
+class _Mirrored:
+    """Axes that are flipped, in array order."""
+
+    axes: tuple[int, ...]
+    exchanged: tuple[tuple[int, int], ...] = ()  # label values that change places when the last axis is flipped
+    evidence: tuple[AxisEvidence, ...] = ()  # what was seen in the data where that decided
+
+
 def _mirrored(
     fingerprint: Fingerprint, labels: LabelScheme, options: Options, asked: tuple[int, ...] | None
-) -> tuple[tuple[int, ...], tuple[AxisEvidence, ...]]:
-    """Return the axes to flip, in array order, and what was seen in the data where that decided."""
+) -> _Mirrored:
+    if asked is None and options.preset != "auto":
+        return _Mirrored(tuple(range(fingerprint.ndim)))
+    sides_known = fingerprint.ndim == 2 or fingerprint.orientation == "canonical"
     if asked is not None:
-        return tuple(sorted(set(asked))), ()
-    if options.preset != "auto":
-        return tuple(range(fingerprint.ndim)), ()
-    evidence = axis_evidence(fingerprint.cases, labels, fingerprint.ndim)
-    return tuple(item.axis for item in evidence if item.mirrored), evidence
+        exchanging = options.preset == "auto" and sides_known and fingerprint.ndim - 1 in asked
+        return _Mirrored(tuple(sorted(set(asked))), exchanged_values(labels) if exchanging else ())
+    evidence = axis_evidence(fingerprint.cases, labels, fingerprint.ndim, sides_known=sides_known)
+    return _Mirrored(tuple(item.axis for item in evidence if item.mirrored), evidence[-1].exchanged, evidence)
 
 
-def _network_axes(mirrored: tuple[int, ...], configuration: Configuration) -> tuple[int, ...]:
+def _network_axes(array_axes: Sequence[int], configuration: Configuration) -> tuple[int, ...]:
     """Return array axes as the network counts them: transposed, without the slice axis of a 2D configuration."""
     seen = configuration.preprocessing.transpose[-configuration.ndim :]
-    return tuple(axis for axis, source in enumerate(seen) if source in mirrored)
+    return tuple(axis for axis, source in enumerate(seen) if source in array_axes)
+
+
+def _exchange(mirrored: _Mirrored, configuration: Configuration) -> Exchange | None:
+    """Return what changes places with the left-right axis; None where the network does not see that axis."""
+    across = _network_axes([configuration.preprocessing.image_ndim - 1], configuration)
+    return Exchange(axis=across[0], pairs=mirrored.exchanged) if mirrored.exchanged and across else None
 
 
 _ADAMW = {"learning_rate": 3e-4, "momentum": 0.9, "weight_decay": 5e-2}
@@ -375,16 +395,22 @@ def _asked_training(options: Options) -> dict[str, Any]:
     return {**(_ADAMW if options.training.optimizer == "adamw" else {}), **options.training.values}
 
 
-def _recipe(configuration: Configuration, mirror_axes: tuple[int, ...], options: Options) -> TrainingSpec:
+def _recipe(configuration: Configuration, mirrored: _Mirrored, options: Options) -> TrainingSpec:
     masked = [c for c, how in enumerate(configuration.preprocessing.normalization) if how.use_mask]
     asked = options.augmentation
     augmentation = augmentation_for(
-        configuration.patch_size, mirror_axes, masked, dummy_2d=asked.dummy_2d, degrees=asked.rotation_degrees
-    ).model_copy(update={key: value for key, value in asked.values.items() if key not in _GEOMETRY})
+        configuration.patch_size,
+        _network_axes(mirrored.axes, configuration),
+        masked,
+        dummy_2d=asked.dummy_2d,
+        degrees=asked.rotation_degrees,
+    )
+    own = {key: value for key, value in asked.values.items() if key not in _GEOMETRY}
+    augmentation = augmentation.model_copy(update={"exchange": _exchange(mirrored, configuration), **own})
     if options.augmentation.strength == "none":
         none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
         augmentation = augmentation.model_copy(
-            update={**none, "mirror_axes": (), "sample_patch": configuration.patch_size}
+            update={**none, "mirror_axes": (), "exchange": None, "sample_patch": configuration.patch_size}
         )
     supervised = configuration.network.num_stages >= _FEWEST_SUPERVISED_STAGES
     if options.training.deep_supervision and not supervised:

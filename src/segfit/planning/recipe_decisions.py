@@ -14,6 +14,7 @@ __all__ = ["geometry_values", "patch_ratio", "recipe_values", "training_decision
 
 _BY_PATCH = ("rotation_degrees", "dummy_2d", "sample_patch", "mirror_axes", "masked_channels")
 """What of the augmentation depends on the data; the rest are the reference's constants."""
+_NO_INTENSITY = {*_BY_PATCH, "exchange"}  # the exchange of labels is a decision of its own
 
 
 def recipe_values(recipe: TrainingSpec) -> dict[str, Any]:
@@ -99,8 +100,8 @@ def _augmentation_decisions(
     )
     yield _told(
         f"{name}.augmentation.intensities",
-        recipe.augmentation.model_dump(mode="json", exclude=set(_BY_PATCH)),
-        usual.augmentation.model_dump(mode="json", exclude=set(_BY_PATCH)),
+        recipe.augmentation.model_dump(mode="json", exclude=_NO_INTENSITY),
+        usual.augmentation.model_dump(mode="json", exclude=_NO_INTENSITY),
         strength + [f"augmentation.{key}" for key in asked.values if key not in _BY_PATCH],
         rule="the reference's probabilities and ranges",
         bound="preset",

@@ -138,6 +138,7 @@ def _write_model(project: Preparation, selection: Selection, steps: list[int]) -
                 tile_step=inference.tile_step,
                 precision=recipe.precision,
                 channels_last=recipe.channels_last,
+                exchange=recipe.augmentation.exchange,
             )
         )
     chosen = next(item for item in selection.candidates if item.members == selection.winner)

@@ -123,6 +123,7 @@ def _predictor(
         tile_step,
         precision=recipe.precision,
         channels_last=recipe.channels_last,
+        exchange=recipe.augmentation.exchange,
     )
 
 
