@@ -51,8 +51,8 @@ def part(source: Path, work: Path) -> Parted:
     ending = declaration["file_ending"]
     cases = sorted(path.name.removesuffix(ending) for path in (source / "labelsTr").glob(f"*{ending}"))
     own_test = (source / "labelsTs").is_dir()
-    groups = _groups(source)
-    aside = set() if own_test else set_aside(cases, groups)
+    facts = _facts(source)
+    aside = set() if own_test else set_aside(cases, {row["case"]: row["group"] for row in facts if row.get("group")})
     training = [case for case in cases if case not in aside]
     wanted = declaration | {"numTraining": len(training), "set_aside": sorted(aside)}
     mark = parted.dataset / "dataset.json"  # written last
@@ -63,8 +63,8 @@ def part(source: Path, work: Path) -> Parted:
     _link(source, "Tr", training, ending, parted.dataset / "imagesTr", parted.dataset / "labelsTr")
     kept = sorted(path.name.removesuffix(ending) for path in (source / "labelsTs").glob(f"*{ending}"))
     _link(source, *(("Ts", kept) if own_test else ("Tr", sorted(aside))), ending, parted.images, parted.labels)
-    if groups:
-        _write_table(parted.dataset, training, groups, list(declaration["channel_names"].values()), ending)
+    for folder, members in ((parted.dataset, training), (parted.images, sorted(aside))):
+        _write_facts(folder / "cases.csv", [row for row in facts if row["case"] in members])
     mark.write_text(json.dumps(wanted, indent=1))
     return parted
 
@@ -95,25 +95,22 @@ def _drawn(groups: Sequence[str]) -> list[str]:
     return sorted(by_hash, key=places.__getitem__)
 
 
-def _groups(source: Path) -> dict[str, str]:
-    """Return the groups that ``cases.csv`` tells, by case."""
+def _facts(source: Path) -> list[dict[str, str]]:
+    """Return the rows of ``cases.csv``, if there is one."""
     table = source / "cases.csv"
     if not table.exists():
-        return {}
+        return []
     with table.open(newline="") as lines:
-        return {row["case"]: row["group"] for row in csv.DictReader(lines) if row.get("group")}
+        return list(csv.DictReader(lines))
 
 
-def _write_table(
-    dataset: Path, cases: Sequence[str], groups: Mapping[str, str], channels: Sequence[str], ending: str
-) -> None:
-    """Write the ``cases.csv`` of a dataset as segfit reads it: with the files, and without other columns."""
-    with (dataset / "cases.csv").open("w", newline="") as lines:
-        table = csv.writer(lines)
-        table.writerow(["case", "group", *channels, "label"])
-        for case in cases:
-            images = [f"imagesTr/{case}_{number:04d}{ending}" for number in range(len(channels))]
-            table.writerow([case, groups.get(case, ""), *images, f"labelsTr/{case}{ending}"])
+def _write_facts(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a table beside the images of these cases; none without rows."""
+    if rows:
+        with path.open("w", newline="") as lines:
+            table = csv.DictWriter(lines, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
 
 
 def _link(source: Path, part_: str, cases: Sequence[str], ending: str, images: Path, labels: Path) -> None:

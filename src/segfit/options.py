@@ -153,12 +153,13 @@ class TrainingOptions(Record):
     """Overrides of the training recipe."""
 
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of a time budget")
-    optimizer: Literal["sgd", "adamw"] | None = Field(None, description="optimiser")
+    optimizer: Literal["sgd", "adamw", "muon"] | None = Field(None, description="optimiser")
     learning_rate: float | None = Field(None, gt=0, description="initial learning rate")
-    momentum: float | None = Field(None, ge=0, lt=1, description="momentum (SGD) or beta1 (AdamW)")
+    momentum: float | None = Field(None, ge=0, lt=1, description="momentum (SGD, Muon) or beta1 (AdamW)")
     weight_decay: float | None = Field(None, ge=0, description="weight decay")
     poly_exponent: float | None = Field(None, gt=0, description="exponent of the falling learning rate")
     warmup_share: float | None = Field(None, ge=0, lt=1, description="share of the training with a rising rate")
+    cooldown_share: float | None = Field(None, gt=0, le=1, description="share of the training with a falling rate")
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     deep_supervision: bool | None = Field(None, description="a loss at every decoder level but the lowest")
     weight_average: float | None = Field(None, ge=0, lt=1, description="decay of the averaged weights; 0 is off")

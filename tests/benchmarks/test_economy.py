@@ -113,17 +113,18 @@ def test_groups_stay_together_and_kinds_are_set_aside_in_proportion() -> None:
     assert len(set_aside(mice, dict.fromkeys(mice[:10], "litter"))) >= 4
 
 
-def test_a_table_keeps_groups_and_names_files(data: Path, tmp_path: Path) -> None:
+def test_a_table_is_parted_with_its_cases(data: Path, tmp_path: Path) -> None:
     source = data / "Dataset203_Retina"
     rows = [f"Image_{child:02d}{eye},child{child % 5},1.5\n" for child in range(1, 11) for eye in "LR"]
     (source / "cases.csv").write_text("".join(["case,group,pixel_mm\n", *rows]))
     parted = part(source, tmp_path / "work")
     header, *lines = (parted.dataset / "cases.csv").read_text().splitlines()
-    assert header == "case,group,red,label"
+    assert header == "case,group,pixel_mm"
     assert len(lines) == len(list((parted.dataset / "labelsTr").iterdir())) == 8
     assert len({line.split(",")[1] for line in lines}) == 2
-    assert all((parted.dataset / name).is_file() for line in lines for name in line.split(",")[2:])
-    assert len(list(parted.images.iterdir())) == len(list(parted.labels.iterdir())) == 12
+    names = {path.name.removesuffix(".png") for path in parted.labels.iterdir()}
+    assert {line.split(",")[0] for line in (parted.images / "cases.csv").read_text().splitlines()[1:]} == names
+    assert len(list(parted.images.glob("*.png"))) == len(names) == 12
 
 
 @pytest.mark.usefixtures("segfit_stub")

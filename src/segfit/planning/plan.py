@@ -177,12 +177,13 @@ class AugmentationSpec(Record):
 class TrainingSpec(Record):
     """The training recipe of one configuration; the defaults are the reference's."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     learning_rate: float = 1e-2
     momentum: float = 0.99
     weight_decay: float = 3e-5
     poly_exponent: float = 0.9
     warmup_share: float = 0.0  # share of the budget with a linearly rising learning rate
+    cooldown_share: float = 1.0  # share of the budget, its end, with a falling learning rate; constant before
     gradient_clip: float = 12.0
     foreground_share: float = 0.33
     deep_supervision: bool = True

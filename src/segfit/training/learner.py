@@ -20,6 +20,7 @@ from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet, build_network
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.loss import SegmentationLoss
+from segfit.training.muon import Muon, kernels_of
 
 __all__ = ["Learner", "training_on"]
 
@@ -234,6 +235,15 @@ def _optimizer(recipe: TrainingSpec, network: nn.Module, device: torch.device) -
             weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
             fused=fused,
+        )
+    if recipe.optimizer == "muon":
+        kernels = kernels_of(network)
+        return Muon(
+            kernels,
+            [parameter for parameter in network.parameters() if parameter not in kernels],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
         )
     return torch.optim.AdamW(
         network.parameters(),

@@ -237,7 +237,10 @@ class _Training:
         """Do one step, and the validation that is due after it."""
         started = perf_counter()
         share = self._share()
-        rate = learning_rate(share, self._recipe.learning_rate, self._recipe.poly_exponent, self._recipe.warmup_share)
+        recipe = self._recipe
+        rate = learning_rate(
+            share, recipe.learning_rate, recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share
+        )
         batch = next(batches)
         rng = stream(self._seed, "augmentation", self._step)
         self._whole = False

@@ -20,11 +20,17 @@ def poly_learning_rate(share: float, base: float = 1e-2, exponent: float = 0.9) 
     return base * remaining
 
 
-def learning_rate(share: float, base: float = 1e-2, exponent: float = 0.9, warmup_share: float = 0.0) -> float:
-    """Return the learning rate: rising in a line during `warmup_share` of the budget, then falling as a polynomial."""
+def learning_rate(
+    share: float, base: float = 1e-2, exponent: float = 0.9, warmup_share: float = 0.0, cooldown_share: float = 1.0
+) -> float:
+    """Return the learning rate: rising in a line, constant, then falling as a polynomial during `cooldown_share`.
+
+    Warm-up and cool-down are shares of the budget; where they overlap, the rate falls from the end of the warm-up on.
+    """
     if share < warmup_share:
         return base * max(share, 0.0) / warmup_share
-    return poly_learning_rate((share - warmup_share) / (1.0 - warmup_share), base, exponent)
+    falling = min(cooldown_share, 1.0 - warmup_share)
+    return poly_learning_rate(1.0 - (1.0 - share) / falling, base, exponent)
 
 
 def forced_foreground(batch: int, share: float = 0.33) -> tuple[bool, ...]:

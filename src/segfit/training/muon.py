@@ -1,0 +1,131 @@
+"""Orthogonalised updates (Muon): the direction of every convolution kernel, the length of none.
+
+Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024). The momentum of a kernel, seen as a
+matrix of outputs by everything else, is replaced by the nearest matrix with equal singular values, found by five
+Newton-Schulz steps. Norms, biases and heads, which are no such matrices, learn by gradient descent with momentum.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Muon", "kernels_of", "orthogonalized"]
+
+REST_RATE = 5 / 3
+"""The learning rate of norms, biases and heads, in that of the kernels."""
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, chosen by its author for slope at zero
+_STEPS = 5
+_TINY = 1e-7
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def kernels_of(network: nn.Module) -> dict[nn.Parameter, int]:
+    """Return the convolution kernels of a network, each with the axis that counts its outputs; heads are no kernels."""
+    return {
+        module.weight: 0 if isinstance(module, _CONVOLUTIONS) else 1
+        for module in network.modules()
+        if isinstance(module, _CONVOLUTIONS + _TRANSPOSED)
+    }
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for kernels, Nesterov's momentum for all other parameters; one learning rate, one momentum.
+
+    Parameters
+    ----------
+    kernels : convolution kernels and the axis of each that counts its outputs
+    rest : all other parameters; their rate is `REST_RATE` times the learning rate
+    weight_decay : of all parameters, in the gradient for `rest`, directly for kernels
+    """
+
+    def __init__(
+        self,
+        kernels: dict[nn.Parameter, int],
+        rest: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        self._output_axis = {id(kernel): axis for kernel, axis in kernels.items()}
+        groups = [{"params": list(kernels)}, {"params": list(rest)}]
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override] # no loss is returned
+        """Take one step along the gradients; parameters without one stay as they are."""
+        assert closure is None
+        kernels, rest = self.param_groups
+        self._descend(rest)
+        self._orthogonal(kernels)
+
+    def _directions(self, group: dict[str, Any], parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """Return the gradients after Nesterov's momentum."""
+        momenta = []
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            momenta.append(state["momentum_buffer"])
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        return list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
+
+    def _descend(self, group: dict[str, Any]) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        gradients = list(
+            torch._foreach_add([parameter.grad for parameter in parameters], parameters, alpha=group["weight_decay"])
+        )
+        directions = self._directions(group, parameters, gradients)
+        torch._foreach_add_(parameters, directions, alpha=-REST_RATE * group["lr"])
+
+    def _orthogonal(self, group: dict[str, Any]) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        directions = self._directions(group, parameters, [parameter.grad for parameter in parameters])
+        alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)  # kernels of one shape in one product
+        matrices = []
+        for index, (parameter, direction) in enumerate(zip(parameters, directions, strict=True)):
+            matrix = direction.movedim(self._output_axis[id(parameter)], 0).flatten(1)
+            alike[tuple(matrix.shape)].append(index)
+            matrices.append(matrix)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        for (rows, columns), indices in alike.items():
+            updates = orthogonalized(torch.stack([matrices[index] for index in indices]))
+            length = group["lr"] * max(1.0, rows / columns) ** 0.5
+            for index, update in zip(indices, updates, strict=True):
+                parameter, axis = parameters[index], self._output_axis[id(parameters[index])]
+                moved = parameter.movedim(axis, 0)
+                moved.add_(update.view(moved.shape), alpha=-length)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Return matrices `(n, rows, columns)` with all singular values near 1 and the singular vectors they have.
+
+    Every Newton-Schulz step multiplies the matrix by a polynomial of its Gram matrix, and these commute: so the
+    polynomials are multiplied first, in the smaller of both dimensions, and the matrix once.
+    """
+    turned = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if turned else matrices
+    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=_TINY)
+    gram = wide @ wide.mT
+    a, b, c = _COEFFICIENTS
+    identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    product = None
+    for step in range(_STEPS):
+        polynomial = torch.baddbmm(b * gram, gram, gram, alpha=c) + a * identity
+        product = polynomial if product is None else polynomial @ product
+        if step + 1 < _STEPS:
+            gram = polynomial @ gram @ polynomial
+    result = product @ wide
+    return result.mT if turned else result
