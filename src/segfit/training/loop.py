@@ -57,6 +57,8 @@ def train_fold(
     checkpoint_seconds: float = 60.0,
     identity: str = "",
     title: str = "",
+    start: Path | None = None,
+    keep_state: bool = False,
     cache_gb: float | None = None,
     reader_threads: int | None = None,
     progress: Progress = SILENT,
@@ -73,6 +75,9 @@ def train_fold(
     identity : names the data (for example the keys of the preprocessed cases). It is hashed with everything else that
         determines the training; files in `folder` with another hash are not used, the training starts afresh.
     title : what the progress calls it
+    start : folder of a finished training of the same network, made with `keep_state`: weights and optimiser are taken
+        over from its end, and steps are counted on. The budget is that of this training alone.
+    keep_state : leave the last state beside the weights, for another training to start from
     cache_gb : memory for keeping cases in RAM, half of the free one when absent
     reader_threads : threads that read ahead; when absent none on a CPU (they would compete) and up to four on a GPU
 
@@ -98,6 +103,7 @@ def train_fold(
             "budget": asdict(budget),
             "seed": seed,
             "data": identity if weights is None else [identity, list(weights)],
+            "start": None if start is None else TrainingResult.load(start / RESULT).identity,
         }
     )
     finished = finished_result(folder, identity)
@@ -113,9 +119,10 @@ def train_fold(
     with training_on(configuration, device), _told_of_files(folder):
         training = _Training(
             configuration, recipe, labels, kept[: len(cases_train)], kept[len(cases_train) :], weights,
-            budget=budget, folder=folder, device=device, seed=seed, identity=identity, progress=progress,
+            budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start, progress=progress,
         )  # fmt: skip
-        return training.run(title or f"training {configuration.name}", checkpoint_seconds, reader_threads)
+        training.run(title or f"training {configuration.name}", checkpoint_seconds, reader_threads)
+        return training.finish(keep_state=keep_state)
 
 
 class _Training:
@@ -135,6 +142,7 @@ class _Training:
         device: torch.device,
         seed: int,
         identity: str,
+        start: Path | None,
         progress: Progress,
     ) -> None:
         self._configuration = configuration
@@ -145,6 +153,7 @@ class _Training:
         self._device = device
         self._seed = seed
         self._identity = identity
+        self._start = start
         self._progress = progress
         self._memory = PeakMemory(device)
         self._learner = Learner(configuration, recipe, labels, device, seed=seed)
@@ -160,13 +169,13 @@ class _Training:
         self._events: EventLog  # opened when it is known where to go on
         self._losses = Losses()
         self._clock = Clock()
-        self._step = 0
+        self._step = self._first_step = 0  # those of the training that this one started from count
         self._step_seconds: deque[float] = deque(maxlen=_RECENT)
         self._told = 0.0  # what the progress was told of the budget
         self._whole = True  # False while a step changes the weights
 
-    def run(self, title: str, checkpoint_seconds: float, reader_threads: int) -> TrainingResult:
-        """Train to the end of the budget and write the result."""
+    def run(self, title: str, checkpoint_seconds: float, reader_threads: int) -> None:
+        """Train to the end of the budget."""
         self._resume()
         self._folder.mkdir(parents=True, exist_ok=True)
         with (
@@ -200,7 +209,6 @@ class _Training:
             if self._validation.is_missing_at_end(self._step):
                 self._validate()
             self._tell(task)
-        return self._finish()
 
     def _patches(
         self,
@@ -223,12 +231,17 @@ class _Training:
             weights=weights,
         )
 
+    @property
+    def _done(self) -> int:
+        """Steps of this training."""
+        return self._step - self._first_step
+
     def _share(self) -> float:
-        return self._budget.share(self._step, self._clock.seconds())
+        return self._budget.share(self._done, self._clock.seconds())
 
     def _is_over(self) -> bool:
         """Whether the budget is used, or the next step (and the last validation) would exceed it."""
-        used = self._budget.used(self._step, self._clock.seconds())
+        used = self._budget.used(self._done, self._clock.seconds())
         if self._budget.seconds is None or not self._step_seconds:
             return used >= self._budget.total
         return used + median(self._step_seconds) + self._validation.seconds > self._budget.total
@@ -255,7 +268,7 @@ class _Training:
             self._validate()
 
     def _tell(self, task: Task) -> None:
-        used = self._budget.used(self._step, self._clock.seconds())
+        used = self._budget.used(self._done, self._clock.seconds())
         facts = []
         if self._losses.last is not None:
             facts.append(f"loss {self._losses.last:.3f}")
@@ -286,6 +299,7 @@ class _Training:
         facts: dict[str, Any] = {
             "learner": self._learner.facts(),
             "seconds": self._clock.seconds(),
+            "first_step": self._first_step,
             **self._losses.facts(),
             **self._validation.facts(),
         }
@@ -297,16 +311,30 @@ class _Training:
         for complaint in complaints:
             self._progress.warn(complaint)
         if state is None:
+            self._take_over()
             return
         self._learner.restore(state.tensors, state.facts["learner"])
         self._clock = Clock(state.facts["seconds"])
-        self._step = state.step
+        self._step, self._first_step = state.step, state.facts["first_step"]
         self._losses.restore(state.facts)
         self._validation.restore(state.facts)
         self._progress.note(f"going on from step {self._step}")
 
-    def _finish(self) -> TrainingResult:
-        """Write weights and result, and remove the states."""
+    def _take_over(self) -> None:
+        """Start from the end of another training, if this one is to."""
+        if self._start is None:
+            return
+        identity = TrainingResult.load(self._start / RESULT).identity
+        state, _ = Checkpoints(self._start / STATE, identity).load()
+        if state is None:
+            raise StageError(f"the training in {self._start} has no state to start from; delete it, it is made anew")
+        self._learner.restore(state.tensors, state.facts["learner"])
+        self._step = self._first_step = state.step
+
+    def finish(self, *, keep_state: bool) -> TrainingResult:
+        """Write weights and result, and remove the states or leave the last one."""
+        if keep_state:
+            self._save()
         write_tensors(self._folder / WEIGHTS, self._learner.weights(), {"identity": self._identity})
         result = TrainingResult(
             identity=self._identity,
@@ -321,7 +349,8 @@ class _Training:
             peak_memory_gb=round(self._memory.peak_gb(), 3),
         )
         result.save(self._folder / RESULT)
-        self._checkpoints.delete()
+        if not keep_state:
+            self._checkpoints.delete()
         return result
 
 
