@@ -7,15 +7,15 @@ are in ``docs/decisions/time-budget.md``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import ceil, prod
 from typing import Any
 
 from segfit.errors import InputError
 from segfit.options import Options
 from segfit.planning.configuration_decisions import stride_inputs
 from segfit.planning.memory import network_elements
-from segfit.planning.plan import Configuration, Decision, Plan, RunSpec, TrainingSpec
+from segfit.planning.plan import Configuration, Decision, NetworkSpec, Plan, RunSpec, TrainingSpec
 from segfit.planning.reasons import SET, by_axis
 from segfit.planning.recipe_decisions import geometry_values, patch_ratio, recipe_values
 from segfit.planning.wording import value_in_words
@@ -24,11 +24,13 @@ __all__ = [
     "ENOUGH_STEPS",
     "FEWEST_STEPS",
     "LONG_STEPS",
+    "NARROW",
     "TOLERABLE_STEPS",
     "WANTED_STEPS",
     "candidates",
     "choose_configurations",
     "choose_trainings",
+    "coarser",
     "reductions",
     "short_recipe",
     "shrunk",
@@ -37,19 +39,26 @@ __all__ = [
 
 FEWEST_STEPS = 100
 """With fewer optimiser steps a network has learned nothing worth handing over."""
-WANTED_STEPS = 1500
+WANTED_STEPS = 1000
 """A wider network is taken only if it still gets this many steps; below, width costs more than it gives."""
-TOLERABLE_STEPS = 400
-"""The patch is reduced only if the narrowest network does not even get these: a network that sees less learns less."""
+TOLERABLE_STEPS = 600
+"""The patch is reduced only if a narrow network does not even get these: a network that sees less learns less."""
 ENOUGH_STEPS = 10_000
 """Another fold, or another configuration, is trained only if each training still gets this many steps."""
 LONG_STEPS = 10_000
-"""From here on the reference's recipe is kept; shorter trainings need less momentum to get anywhere."""
+"""From here on the reference's recipe is kept."""
+NARROW = 16
+"""Features of the first stage below which a network costs hardly less; taken only where the patch cannot shrink."""
 
-_WIDTHS = (8, 12, 16, 24, 32)  # features of the first stage, narrow to wide
+_WIDTHS = (8, 16, 24, 32)  # features of the first stage, narrow to wide
+_MOST_FEATURES = 128  # of the deep stages of a network that is trained for a short time
 _SMALL_BATCH = 2
+_BATCH_VOXELS = 2**15  # smaller batches cost hardly less; they occur where a network sees slices of volumes
+_FEWEST_STAGES = 3  # of a network whose patch is reduced
 _REDUCTION = 0.8  # of the patch's voxels, from one version to the next that needs less memory
 _SHORT_MOMENTUM = 0.95
+_MUON_RATE = 0.05
+_COOLDOWN_SHARE = 0.5  # of a short training
 _SOURCE = "segfit, docs/decisions/time-budget.md"
 _ORDER = ("3d_fullres", "2d", "3d_lowres")  # which configuration is trained first
 
@@ -80,39 +89,63 @@ def candidates(configuration: Configuration, options: Options) -> tuple[Configur
     """
     planned = configuration.network.features[0]
     asked = options.planning.of(configuration.name)
-    widths = [planned] if asked.base_features or asked.features else [*(w for w in _WIDTHS if w < planned), planned]
-    small = min(configuration.batch_size, _SMALL_BATCH)
+    fixed = bool(asked.base_features or asked.features)
+    widths = [planned] if fixed else [*(w for w in _WIDTHS if w < planned), planned]
+    small = min(configuration.batch_size, max(_SMALL_BATCH, ceil(_BATCH_VOXELS / prod(configuration.patch_size))))
     batches = [configuration.batch_size]
     if asked.batch_size is None:
         while batches[0] > small:
             batches.insert(0, max(small, batches[0] // 2))
-    sizes = [(width, batches[0]) for width in widths] + [(planned, batch) for batch in batches[1:]]
-    return tuple(_resized(configuration, width, batch) for width, batch in sizes)
+    most = None if fixed else _MOST_FEATURES
+    narrow = [_resized(configuration, width, batches[0], most) for width in widths]
+    return tuple(dict.fromkeys([*narrow, *(_resized(configuration, planned, batch, None) for batch in batches)]))
 
 
-def _resized(configuration: Configuration, width: int, batch: int) -> Configuration:
+def _resized(configuration: Configuration, width: int, batch: int, most: int | None) -> Configuration:
     network = configuration.network
     features = tuple(n * width // network.features[0] for n in network.features)  # the cap shrinks with the width
+    if most is not None:
+        features = tuple(min(n, max(most, width)) for n in features)
     return configuration.model_copy(
         update={"network": network.model_copy(update={"features": features}), "batch_size": batch}
     )
 
 
+def coarser(spacing_mm: Sequence[float], times: float) -> tuple[float, ...]:
+    """Return a spacing with voxels `times` as large: the finest axes give way first, to one common spacing."""
+    order = sorted(spacing_mm)
+    for count in range(1, len(order) + 1):  # axes that become coarser
+        common = (times * prod(order[:count])) ** (1 / count)
+        if count == len(order) or common <= order[count]:
+            return tuple(max(value, common) for value in spacing_mm)
+    raise AssertionError("the last count always suffices")
+
+
 def shrunk(configuration: Configuration, share: float) -> Configuration | None:
     """Return the configuration with a patch of at most `share` of its voxels; None if it cannot be that small.
 
-    The longest axis gives way first, in steps the network can halve; every axis keeps at least two of them.
+    The longest axis gives way first, in steps the network can halve; every axis keeps at least two of them. Where none
+    can give way, the network loses its lowest resolution, down to three.
     """
-    patch = list(configuration.patch_size)
-    divisor = configuration.network.divisor
+    patch, network = list(configuration.patch_size), configuration.network
     wanted = share * prod(patch)
     while prod(patch) > wanted:
+        divisor = network.divisor
         open_axes = [axis for axis, size in enumerate(patch) if size >= 3 * divisor[axis]]
         if not open_axes:
-            return None
+            if network.num_stages <= _FEWEST_STAGES:
+                return None
+            network = _shallower(network)
+            continue
         axis = max(open_axes, key=lambda a: patch[a])
         patch[axis] -= divisor[axis]
-    return configuration.model_copy(update={"patch_size": tuple(patch)})
+    return configuration.model_copy(update={"patch_size": tuple(patch), "network": network})
+
+
+def _shallower(network: NetworkSpec) -> NetworkSpec:
+    """Return the network without its lowest resolution."""
+    encoder = {name: getattr(network, name)[:-1] for name in ("features", "strides", "kernels", "encoder_convs")}
+    return network.model_copy(update=encoder | {"decoder_convs": network.decoder_convs[1:]})
 
 
 def reductions(configuration: Configuration, options: Options) -> tuple[Configuration, ...]:
@@ -158,15 +191,22 @@ def choose_trainings(
 def short_recipe(recipe: TrainingSpec, options: Options) -> TrainingSpec:
     """Return the recipe for a training of less than `LONG_STEPS` steps; what the user set stays.
 
-    Momentum 0.99 averages over the last hundred gradients or so, which is a large part of a short training. With less
-    momentum the learning rate rises, so that rate / (1 - momentum), the length of a step in the long run, is kept.
+    Orthogonalised updates reach in half the steps what gradient descent does. The rate stays constant for half of the
+    time, so that candidates can be compared at any moment of it, and then falls to zero. Gradient descent, where it
+    was asked for, gets less momentum (0.99 averages over the last hundred gradients or so) and a rate that keeps
+    rate / (1 - momentum), the length of a step in the long run.
     """
-    if options.training.momentum is not None or recipe.optimizer != "sgd":
+    asked = options.training.values
+    values: dict[str, Any] = {"momentum": _SHORT_MOMENTUM, "cooldown_share": _COOLDOWN_SHARE}
+    if recipe.optimizer == "adamw":
         return recipe
-    rate = recipe.learning_rate
-    if options.training.learning_rate is None:
-        rate = round(rate * (1 - _SHORT_MOMENTUM) / (1 - recipe.momentum), 6)
-    return recipe.model_copy(update={"momentum": _SHORT_MOMENTUM, "learning_rate": rate})
+    if "optimizer" in asked:
+        values["learning_rate"] = round(recipe.learning_rate * (1 - _SHORT_MOMENTUM) / (1 - recipe.momentum), 6)
+        if "momentum" in asked:
+            del values["learning_rate"]
+    else:
+        values |= {"optimizer": "muon", "learning_rate": _MUON_RATE}
+    return recipe.model_copy(update={key: value for key, value in values.items() if key not in asked})
 
 
 def with_run(
@@ -177,6 +217,7 @@ def with_run(
     asked: Mapping[str, Any],
     memory_gb: Mapping[str, float | None],
     heads: int,
+    coarser: Collection[str] = (),
 ) -> Plan:
     """Return the plan with what was sized to the budget, a reason for each, and how that differs from before.
 
@@ -186,6 +227,7 @@ def with_run(
     asked : what the user asked for (time, steps, folds, ...), the inputs of the decisions
     memory_gb : by name of the configuration, the memory that a measured step had to be reduced to; None: it fitted
     heads : declared labels, as the memory estimate counts them
+    coarser : configurations for which `plan` was made with a coarser spacing than that of the rules
     """
     decided = {item.key: item for item in plan.decisions}
     changes = list(plan.changes)
@@ -218,19 +260,39 @@ def with_run(
             if new != old:
                 words = [value_in_words(value, key) for value in (new, old)]
                 changes.append(f"{name}: {key.removeprefix('network.')} {words[0]} instead of {words[1]}")
-        for key in ("learning_rate", "momentum"):
+        for key in ("optimizer", "learning_rate", "momentum", "cooldown_share"):
             old, new = getattr(plan.training[name], key), getattr(recipe, key)
             if old != new:
-                changes.append(f"{name}: {key} {new:g} instead of {old:g}")
+                changes.append(f"{name}: {key} {value_in_words(new, key)} instead of {value_in_words(old, key)}")
+        for part in ("strides", "kernels", "encoder_convs", "decoder_convs"):
+            item = decided.get(f"{name}.network.{part}")
+            if item is not None and getattr(before.network, part) != getattr(now.network, part):
+                decided[item.key] = item.model_copy(update={"value": _as_json(getattr(now.network, part))})
+        spacing = decided.get(f"{name}.spacing_mm")
+        if name in coarser and spacing is not None:
+            decided[spacing.key] = spacing.model_copy(
+                update={
+                    "rule": "coarser than by the rules of the preset, so that a patch that leaves enough steps sees the"
+                    " whole image; larger voxels keep enough of the labels",
+                    "bound": "time budget",
+                    "source": _SOURCE,
+                    "would_change": "a longer time budget, or the option planning.target_spacing_mm",
+                }
+            )
         decided |= {item.key: item for item in _following(decided, before, now, recipe)}
         item = _recipe_decision(name, recipe, decided.get(f"{name}.training"), inputs, run)
         decided[item.key] = item
     decided["run"] = Decision(
         key="run",
         value={"configurations": list(run.configurations), "folds": list(run.folds)},
-        rule="one network first; another fold, then another configuration, if every training still gets "
-        f"{ENOUGH_STEPS} steps",
-        inputs={**asked, "seconds_per_training": run.seconds_per_training, "steps": run.steps},
+        rule="one network first, of several that were tried the one that had learned most; another fold, then another "
+        f"configuration, if every training still gets {ENOUGH_STEPS} steps",
+        inputs={
+            **asked,
+            "seconds_per_training": run.seconds_per_training,
+            "steps": run.steps,
+            "tried": [f"{entry.configuration}: Dice {entry.mean or 0:.2f}" for entry in run.race],
+        },
         bound="time budget" if run.steps is None else "steps asked for",
         source=_SOURCE,
         would_change="a longer time budget, or the options planning.configurations and planning.folds",
@@ -285,8 +347,8 @@ def _recipe_decision(
     """Return the decision on the recipe, of which the user may have set a part."""
     steps = run.expected_steps.get(name, 0)
     rule = (
-        f"the recipe for a training of about {steps} steps; below {LONG_STEPS} the momentum is lower and the learning "
-        "rate higher; arithmetic and memory layout are those that were measured to be fastest"
+        f"the recipe for a training of about {steps} steps; below {LONG_STEPS} updates are orthogonalised and the "
+        "learning rate falls in the last half; arithmetic and memory layout are those that were measured to be fastest"
     )
     bound = "time budget" if run.steps is None else "steps asked for"
     if before is not None and before.bound == SET:
@@ -300,6 +362,10 @@ def _recipe_decision(
         source=_SOURCE,
         would_change="a longer time budget, or the options training.*",
     )
+
+
+def _as_json(value: tuple[Any, ...]) -> list[Any]:
+    return [list(item) if isinstance(item, tuple) else item for item in value]
 
 
 def _sized_values(before: Configuration, after: Configuration) -> tuple[tuple[str, Any, Any, str, str], ...]:

@@ -23,6 +23,7 @@ __all__ = [
     "Normalization",
     "Plan",
     "PreprocessingSpec",
+    "RaceEntry",
     "ResamplingSpec",
     "RunSpec",
     "StageForecast",
@@ -203,6 +204,21 @@ class StageForecast(Record):
     disk_gb: float | None = None  # of the files that it leaves
 
 
+class RaceEntry(Record):
+    """What one candidate reached while several were tried; whole cases, means of Dice."""
+
+    configuration: str
+    spacing_mm: tuple[float, ...]
+    patch_size: tuple[int, ...]
+    features: int  # of the first stage
+    batch_size: int
+    steps: int
+    seconds: float  # spent training
+    dice: dict[str, float | None]  # by target name
+    mean: float | None
+    winner: bool = False
+
+
 class RunSpec(Record):
     """What is trained with the time there is: decided by rule from a measured step."""
 
@@ -214,6 +230,10 @@ class RunSpec(Record):
     seconds_per_step: dict[str, float] = {}  # measured, by configuration
     peak_memory_gb: dict[str, float] = {}  # of a step, measured, by configuration: RAM on a CPU, device memory else
     forecast: dict[str, StageForecast] = {}  # by stage, the whole run
+    race: tuple[RaceEntry, ...] = ()  # what was tried before it was decided; () if nothing was
+    start: str | None = None  # folder, in that of the project, of the training that the first one goes on from
+    validation_cases: int | None = None  # of each fold, that are predicted to validate it; None: all
+    validation_mirror: bool = True  # validation predicts mirrored views too
 
     @property
     def total(self) -> StageForecast:

@@ -9,6 +9,7 @@ my-project/
   runs/<configuration>/fold-<k>/
     events.jsonl weights.safetensors training.json state/
     validation/      predictions of the fold's validation cases, summary.json
+  race/<hash>/       what was tried before it was decided what is trained, see `segfit.project.race`
   model/             the bundle
   predictions/       of the dataset's test images, summary.json if they have labels
   stages.jsonl       what each stage used
@@ -94,6 +95,7 @@ class ProjectFolder:
         self.cache = root / "cache"
         self.cases = root / "cases"
         self.runs = root / "runs"
+        self.race = root / "race"
         self.model = root / "model"
         self.predictions = root / "predictions"
         self.stages = root / "stages.jsonl"

@@ -36,11 +36,10 @@ def select_model(project: Preparation) -> Selection:
     summaries = validate_all(project, results)
     with project.stage("select"):
         candidates = _candidates(project, summaries)
-        splits = project.splits()
         selection = select(
             candidates,
             project.dataset.labels,
-            {fold: splits.folds[fold].validation for fold in project.run_plan().folds},
+            {fold: project.validated(fold) for fold in project.run_plan().folds},
             partial(_pairs, project),
             workers=project.options.workers,
             progress=project.progress,
@@ -97,23 +96,23 @@ def _candidates(project: Preparation, summaries: Mapping[str, Mapping[int, Summa
 
 def _member(project: Preparation, name: str) -> EnsembleMember:
     """Return a configuration with its validation probabilities, read slab by slab."""
-    folds, run = project.splits().folds, project.run_plan()
+    run = project.run_plan()
     found = {
         case: StoredProbabilities(probabilities_path(project.folder.validation(name, fold), case))
         for fold in run.folds
-        for case in folds[fold].validation
+        for case in project.validated(fold)
     }
     return EnsembleMember(name, found)
 
 
 def _pairs(project: Preparation, candidate: Candidate) -> list[Pair]:
     """Return the validation predictions of a candidate with their references."""
-    folds, run = project.splits().folds, project.run_plan()
+    run = project.run_plan()
     first = [
         pair
         for fold in run.folds
         for pair in validation_pairs(
-            project.dataset, project.folder.validation(candidate.members[0], fold), folds[fold].validation
+            project.dataset, project.folder.validation(candidate.members[0], fold), project.validated(fold)
         )
     ]
     if len(candidate.members) == 1:

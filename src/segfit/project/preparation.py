@@ -13,7 +13,7 @@ from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Dataset
 from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, faults_of, read_splits, reference_splits
-from segfit.device import Hardware, measure_hardware, resolve_device
+from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem, StageError
 from segfit.files import Document, content_hash
 from segfit.fingerprint.fingerprint import Fingerprint
@@ -52,6 +52,7 @@ class Preparation:
         self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
         self._checked = False  # here and now; what a busy machine caused earlier may be gone
         self._started = perf_counter()
+        self.overrun = False  # take more time rather than refuse a budget that is too short
 
     def _adopt(self, options: Options) -> None:
         """Take options; some of them say how the dataset is read."""
@@ -150,13 +151,15 @@ class Preparation:
         with self.stage("plan"):
             if known is not None:
                 known.save(self.folder.earlier / known.basis / "plan.json")
-            plan = load(Plan, self.folder.earlier / basis / "plan.json") or self._derived(fingerprint, splits, basis)
+            plan = load(Plan, self.folder.earlier / basis / "plan.json") or self._derived(
+                fingerprint, splits, basis, self.options
+            )
             plan.save(self.folder.plan)
         return plan
 
-    def _derived(self, fingerprint: Fingerprint, splits: Splits, basis: str) -> Plan:
+    def _derived(self, fingerprint: Fingerprint, splits: Splits, basis: str, options: Options) -> Plan:
         """Return the plan of the rules, with what is to be said of the folds."""
-        plan, cases = derive(fingerprint, self.dataset.labels, self.options, self.hardware), self.dataset.training
+        plan, cases = derive(fingerprint, self.dataset.labels, options, self.hardware), self.dataset.training
         return plan.model_copy(
             update={
                 "basis": basis,
@@ -175,52 +178,20 @@ class Preparation:
 
     def _sized(self, plan: Plan) -> Plan:
         """Return the plan with its run."""
-        from segfit.project.forecast import Workload, probe_preprocessing
-        from segfit.project.sizing import DEFAULT_SECONDS, size_run
+        from segfit.project.decide import decide_run
 
-        options = self.options
-        if options.time_s is not None and options.training.steps is not None:
-            raise InputError("a run is limited by --time or by --steps, not by both; leave one out")
-        budget = options.time_s or DEFAULT_SECONDS[self.hardware.kind]
-        if options.time_s is None and options.training.steps is None:
-            self.progress.note(f"no --time was given: this run is planned for {budget / 3600:g} h")
-        splits = self.splits()
-        workload = Workload(
-            num_folds=len(splits.folds),
-            validation_cases=max(len(fold.validation) for fold in splits.folds),
-            test_cases=len(self.dataset.test),
-        )
-        fingerprint, labels = self.fingerprint(), self.dataset.labels
-        first = choose_configurations(list(plan.configurations), options)[0]
-        with self.stage("size"):
-            try:
-                cost = probe_preprocessing(
-                    self.dataset.training,
-                    fingerprint,
-                    plan.configurations[first].preprocessing,
-                    labels,
-                    CaseStore(self.folder.cases),
-                    workers=options.workers,
-                )
-            except StageError:
-                self.preprocess()  # does the cases that can be done, and names all others
-                raise
-            plan = size_run(
-                plan,
-                fingerprint,
-                labels,
-                options,
-                resolve_device(options.device),
-                workload,
-                cost,
-                budget=budget,
-                spent=perf_counter() - self._started,
-                progress=self.progress,
-            )
-            plan.save(self.folder.plan)
+        plan = decide_run(self, plan)
+        plan.save(self.folder.plan)
         assert plan.run is not None
         self.progress.note(_forecast(plan.run))
         return plan
+
+    def replanned(self, settings: Sequence[str]) -> Plan:
+        """Return the plan of this project with further settings of the planner; nothing is written."""
+        fingerprint, splits = self.fingerprint(), self.splits()
+        return self._derived(
+            fingerprint, splits, self._plan_basis(fingerprint, splits), self.options.with_settings(settings)
+        )
 
     def splits(self) -> Splits:
         """Return which cases train and which validate, and write it down.
@@ -242,7 +213,6 @@ class Preparation:
 
     def _split(self) -> Splits:
         """Split the cases as asked for; a file of folds in the dataset's folder counts as asked for."""
-        fingerprint = self.fingerprint()
         cases, root = self.dataset.training, self.dataset.root
         ids = [case.id for case in cases]
         asked = splits_of(self.options)
@@ -252,12 +222,34 @@ class Preparation:
         if asked == "reference":
             return reference_splits(ids).sealed(asked)
         if asked == "balanced":
-            present = {
-                case.case: [value for value, voxels in case.label_voxels.items() if value > 0 and voxels]
-                for case in fingerprint.cases
-            }
-            return balanced_splits(cases, present).sealed(asked)
+            return balanced_splits(cases, self.structures()).sealed(asked)
         return read_splits(asked, ids).sealed(str(asked))
+
+    def structures(self) -> dict[str, list[int]]:
+        """Return the foreground values that occur in every training case."""
+        return {
+            case.case: [value for value, voxels in case.label_voxels.items() if value > 0 and voxels]
+            for case in self.fingerprint().cases
+        }
+
+    def weights(self, names: Sequence[str]) -> list[float] | None:
+        """Return how often training cases are drawn, relative to each other; None where all are drawn alike."""
+        weights = [self.dataset.case(name).weight for name in names]
+        return None if len(set(weights)) == 1 and weights[0] else weights
+
+    def validated(self, fold: int) -> tuple[str, ...]:
+        """Return the validation cases of a fold that are predicted: all, or those there is time for."""
+        count, cases = self.run_plan().validation_cases, self.splits().folds[fold].validation
+        return cases if count is None else cases[:: max(1, len(cases) // count)][:count]
+
+    @property
+    def first_fold(self) -> int:
+        """The fold that is trained first."""
+        return (self.options.planning.folds or (0,))[0]
+
+    def seconds(self) -> float:
+        """Return the seconds since this project was opened."""
+        return perf_counter() - self._started
 
     def preprocess(self) -> dict[str, dict[str, str]]:
         """Preprocess all cases; return the key of every case in ``cases/`` by configuration and case id.

@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, inf, prod
-from time import perf_counter
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from segfit.device import measure_hardware
 from segfit.errors import InputError, MemoryShortageError
 from segfit.execution.memory import process_bytes
+from segfit.files import Record
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.inference.tiles import mirror_subsets, tile_starts
 from segfit.labels import LabelScheme
@@ -23,54 +26,61 @@ from segfit.planning.augmentation import augmentation_for
 from segfit.planning.budget import (
     ENOUGH_STEPS,
     FEWEST_STEPS,
-    LONG_STEPS,
+    NARROW,
     TOLERABLE_STEPS,
     WANTED_STEPS,
     candidates,
-    choose_configurations,
-    choose_trainings,
+    coarser,
     reductions,
     short_recipe,
     shrunk,
-    with_run,
 )
-from segfit.planning.plan import AugmentationSpec, Configuration, Plan, RunSpec, StageForecast, TrainingSpec
+from segfit.planning.plan import AugmentationSpec, Configuration, TrainingSpec
 from segfit.planning.reasons import by_axis
-from segfit.progress import SILENT, Progress
+from segfit.preprocessing.coarsening import kept_dice, mean_kept_dice
+from segfit.progress import Progress
 from segfit.project.forecast import (
     CASE_SECONDS,
     CASE_SECONDS_PER_MEGAVOXEL,
-    PreprocessingCost,
     TrainingCost,
     Workload,
-    forecast_preprocessing,
-    forecast_stages,
-    report_seconds,
 )
 from segfit.training.probe import StepCost, TileCost, memory_limited, probe_forward, probe_step
 from segfit.words import duration
 
-__all__ = ["DEFAULT_SECONDS", "size_run"]
+__all__ = ["SLACK", "Candidate", "Sizer", "Validation"]
 
-DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
-"""Time budget of a run when the user names none, by kind of device."""
+SLACK = 1.15
+"""A step in training, in a measured one: that was alone on the machine and read no data."""
 
-_SLACK = 1.15  # measured steps are alone on the machine and without reading data
-_AROUND_SECONDS = 3.0  # starting, selecting and leaving
+_SPARE = 1.25  # on top of the smallest budget that a refusal names
 _FREE_SHARE = 0.9  # of the free memory may be taken
-_ARITHMETIC_SHARE = 0.3  # of the patch is enough to compare precisions and memory layouts
-_SHRINKING = 0.6  # a patch that is too slow is reduced to this share of its voxels at most, then measured again
+_VALIDATION_SHARE = 0.1  # of all time may go into predicting validation cases, in `auto`
+_KEPT_DICE = 0.95  # a coarser spacing that leaves less of the labels is not tried (docs/decisions/time-budget.md)
+_COARSENINGS = (2, 4, 8, 16, 32)  # times larger voxels
+_COST_BY_WIDTH = {8: 0.7, 16: 1.0, 24: 1.5, 32: 2.2}  # of a step, in that of 16 features; a first guess only
+_PROBED_VOXELS = 2**15  # of the patch are enough to compare precisions and memory layouts
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    """A candidate and what it costs here."""
+class Validation:
+    """How much of a fold is predicted to validate it; see `RunSpec`."""
 
-    configuration: Configuration
+    cases: int | None
+    mirror: bool
+    seconds: float
+
+
+class Candidate(Record):
+    """A way to see the data, and what it costs here."""
+
+    settings: tuple[str, ...] = ()  # asked of the planner beside the options, for a plan that has the configuration
+    configuration: Configuration  # of that plan, or a reduced version of it
     recipe: TrainingSpec
     step: StepCost
     tile: TileCost
-    case_seconds: float  # predicting one case with one network
+    case_seconds: float  # predicting one case with one network, without mirrored views
+    views: int  # mirrored ones and the plain one
     memory_gb: float | None = None  # what it was reduced to; None: the planned one fits
 
     @property
@@ -78,28 +88,44 @@ class _Measured:
         """Name of the configuration."""
         return self.configuration.name
 
+    @property
+    def words(self) -> str:
+        """What it is, in a few words."""
+        return _words(self.configuration)
+
     def training(self, seconds: float, steps: int) -> TrainingCost:
         """Return the cost of training it for so many seconds, over all folds, with so many steps each."""
         return TrainingCost(
             configuration=self.configuration,
             seconds=seconds,
-            case_seconds=self.case_seconds,
+            case_seconds=self.case_seconds * self.views,
             steps=steps,
             step_memory_gb=self.step.peak_memory_gb,
             tile_memory_gb=self.tile.peak_memory_gb,
             state_gb=self.step.state_gb,
         )
 
-    def seconds(self, networks: int, workload: Workload) -> float:
-        """Return the time of all predictions for `networks` trainings."""
-        cases = networks * workload.validation_cases + networks * workload.test_cases
-        return cases * self.case_seconds + (workload.test_cases + networks * workload.validation_cases) * CASE_SECONDS
+    def validation(self, workload: Workload, seconds: float) -> Validation:
+        """Return how a fold is validated in at most so many seconds: without mirroring, or on a part of its cases."""
+        mirrored, plain = self.views * self.case_seconds + CASE_SECONDS, self.case_seconds + CASE_SECONDS
+        cases = workload.validation_cases
+        if cases * mirrored <= seconds:
+            return Validation(None, True, cases * mirrored)
+        if cases * plain <= seconds:
+            return Validation(None, False, cases * plain)
+        some = max(1, int(seconds / plain))
+        return Validation(some, False, some * plain)
+
+    def testing(self, networks: int, workload: Workload) -> float:
+        """Return the seconds of predicting the test images with `networks` networks."""
+        return workload.test_cases * (networks * self.views * self.case_seconds + CASE_SECONDS)
 
 
-class _Sizer:
+class Sizer:
+    """Measures candidates on this machine."""
+
     def __init__(
         self,
-        plan: Plan,
         fingerprint: Fingerprint,
         labels: LabelScheme,
         options: Options,
@@ -111,7 +137,6 @@ class _Sizer:
         shares: int,
     ) -> None:
         """`budget` is all the time there is in seconds, divided among `shares` trainings that were asked for."""
-        self._plan = plan
         self._fingerprint = fingerprint
         self._labels = labels
         self._options = options
@@ -119,6 +144,7 @@ class _Sizer:
         self._workload = workload
         self._progress = progress
         self._budget, self._shares = budget, shares
+        self._arithmetic: dict[int, tuple[TrainingSpec, float]] = {}  # by axes: a recipe, seconds per voxel
         self.peak_gb = 0.0  # of everything that was measured
 
     def available_gb(self) -> float:
@@ -132,22 +158,29 @@ class _Sizer:
         asked = self._options.memory_gb if self._options.preset == "auto" else None
         return free if asked is None else min(free, asked)
 
-    def measure(self, configuration: Configuration, recipe: TrainingSpec) -> _Measured:
+    def measure(self, configuration: Configuration, recipe: TrainingSpec) -> Candidate:
         """Run a few steps and tiles; raise `MemoryShortageError` where they take more memory than there is."""
+        recipe = self._adapted(recipe, configuration)
         with memory_limited(self._device, self.available_gb()):
             step = probe_step(configuration, recipe, self._labels, self._device)
             tile = probe_forward(configuration, recipe, self._labels, self._device)
         self.peak_gb = max(self.peak_gb, step.peak_memory_gb)
-        views = _tiles(configuration, self._fingerprint, self._options.inference.tile_step)
-        views *= len(mirror_subsets(recipe.augmentation.mirror_axes if self.mirrors else ()))
+        tiles = _tiles(configuration, self._fingerprint, self._options.inference.tile_step)
         voxels = prod(_typical_shape(self._fingerprint)) / 1e6
         export = voxels * CASE_SECONDS_PER_MEGAVOXEL * configuration.network.num_outputs / 2
-        self._progress.note(
-            f"{_words(configuration)}: {duration(step.seconds_per_step)} per step, {step.peak_memory_gb:.2f} GB"
+        views = len(mirror_subsets(recipe.augmentation.mirror_axes if self.mirrors else ()))
+        found = Candidate(
+            configuration=configuration,
+            recipe=recipe,
+            step=step,
+            tile=tile,
+            case_seconds=tiles * tile.seconds + export / views,
+            views=views,
         )
-        return _Measured(configuration, recipe, step, tile, views * tile.seconds + export)
+        self._progress.note(f"{found.words}: {duration(step.seconds_per_step)} per step, {step.peak_memory_gb:.2f} GB")
+        return found
 
-    def fitting(self, configuration: Configuration, recipe: TrainingSpec) -> _Measured:
+    def fitting(self, configuration: Configuration, recipe: TrainingSpec) -> Candidate:
         """Measure a configuration, or the largest reduction of it that fits into memory, found by bisection.
 
         Raises `InputError` if none does.
@@ -158,13 +191,13 @@ class _Sizer:
             limit = self.available_gb()
             self._progress.note(f"{_words(configuration)}: does not fit into {limit:.1f} GB")
         smaller = reductions(configuration, self._options)
-        best: _Measured | None = None
+        best: Candidate | None = None
         low, high = 0, len(smaller)  # the first that fits is among them
         while low < high:
             middle = (low + high) // 2
             item = smaller[middle]
             try:
-                tried = self.measure(item, self._adapted(recipe, item))
+                tried = self.measure(item, recipe)
             except MemoryShortageError:
                 self._progress.note(f"{_words(item)}: does not fit into {limit:.1f} GB")
                 low = middle + 1
@@ -176,7 +209,7 @@ class _Sizer:
                 f"not even {least} fits into {limit:.1f} GB of memory; free memory, raise --memory, or leave "
                 "planning.patch_size, planning.batch_size and planning.base_features to the planner"
             )
-        return replace(best, memory_gb=limit)
+        return best.model_copy(update={"memory_gb": limit})
 
     def _adapted(self, recipe: TrainingSpec, configuration: Configuration) -> TrainingSpec:
         """Return the recipe for another patch."""
@@ -191,212 +224,175 @@ class _Sizer:
     def arithmetic(self, configuration: Configuration, recipe: TrainingSpec) -> TrainingSpec:
         """Return the recipe with the fastest arithmetic and memory layout, measured; what the user set stays.
 
-        The gain hardly depends on the size of the patch, so a small one does.
+        The gain hardly depends on the size of patch and network, so small ones do, once for 2D and once for 3D.
         """
+        best, _ = self._cheapest(configuration, recipe)
+        return recipe.model_copy(update={"precision": best.precision, "channels_last": best.channels_last})
+
+    def _cheapest(self, configuration: Configuration, recipe: TrainingSpec) -> tuple[TrainingSpec, float]:
+        """Return a recipe with the fastest arithmetic, and seconds per voxel of a step of a narrow network."""
+        if configuration.ndim in self._arithmetic:
+            return self._arithmetic[configuration.ndim]
         fast = measure_hardware(str(self._device)).fast_bf16
         half = ["bf16"] if fast else (["fp16"] if self._device.type == "cuda" else [])
         asked = self._options.training
         precisions = [*half, "fp32"] if asked.precision is None else [asked.precision]
         layouts = [True, False] if asked.channels_last is None else [asked.channels_last]
-        tried = [
-            recipe.model_copy(update={"precision": precision, "channels_last": channels_last})
-            for precision in precisions
-            for channels_last in layouts
-        ]
-        if len(tried) == 1:
-            return tried[0]
-        small = shrunk(configuration, _ARITHMETIC_SHARE) or configuration
+        ladder = candidates(configuration, self._options)
+        small = next((item for item in ladder if item.network.features[0] >= NARROW), ladder[0])
+        voxels = small.batch_size * prod(small.patch_size)
+        small = shrunk(small, _PROBED_VOXELS * small.batch_size / voxels) or _smallest(small)
 
         def seconds(item: TrainingSpec) -> float:
-            item = self._adapted(item, small)
             try:
                 with memory_limited(self._device, self.available_gb()):
-                    cost = probe_step(small, item, self._labels, self._device)
+                    cost = probe_step(small, self._adapted(item, small), self._labels, self._device)
             except MemoryShortageError:
                 return inf  # the patch will be reduced further
             self.peak_gb = max(self.peak_gb, cost.peak_memory_gb)
             return cost.seconds_per_step
 
-        return min(tried, key=seconds)
+        tried = {
+            recipe.model_copy(update={"precision": precision, "channels_last": channels_last}): 0.0
+            for precision in precisions
+            for channels_last in layouts
+        }
+        tried = {item: seconds(item) for item in tried}
+        best = min(tried, key=tried.__getitem__)
+        result = best, tried[best] / (small.batch_size * prod(small.patch_size))
+        self._arithmetic[configuration.ndim] = result
+        return result
 
-    def planned(self, name: str) -> _Measured:
+    def planned(self, configuration: Configuration, recipe: TrainingSpec) -> Candidate:
         """Return the planned configuration, reduced only where memory demands it."""
-        configuration = self._plan.configurations[name]
-        return self.fitting(configuration, self.arithmetic(configuration, self._plan.training[name]))
+        return self.fitting(configuration, self.arithmetic(configuration, recipe))
 
-    def widest(self, name: str, seconds: float) -> _Measured:
-        """Return the largest candidate of a configuration that still gets enough steps in `seconds`."""
-        planned = self._plan.configurations[name]
+    def best(self, planned: Configuration, recipe: TrainingSpec, seconds: float) -> Candidate:
+        """Return the largest version of a configuration that still gets enough steps in `seconds`.
+
+        What a step costs is guessed from a small one first, so that nothing is run that is far too slow.
+        """
         options = self._options
-        sized = options.preset == "auto"
-        ladder = candidates(planned, options) if sized else (planned,)
-        recipe = self.arithmetic(ladder[len(ladder) // 2], self._plan.training[name])
-        free = sized and options.planning.of(name).patch_size is None
-        best = self._cheapest(ladder[0], recipe, seconds, shrink=free)
-        if best.configuration.patch_size != planned.patch_size:
-            return best
-        for candidate in ladder[1:]:
-            if self._steps(best, seconds) < WANTED_STEPS * 1.1:
+        if options.preset != "auto":
+            return self.planned(planned, recipe)
+        ladder = candidates(planned, options)
+        recipe = self.arithmetic(planned, short_recipe(recipe, options))
+        _, per_voxel = self._cheapest(planned, recipe)
+        free = options.planning.of(planned.name).patch_size is None
+
+        def guess(item: Configuration) -> float:
+            """Return the steps that are probably possible."""
+            width = item.network.features[0]
+            near = min(_COST_BY_WIDTH, key=lambda known: abs(known - width))
+            cost = per_voxel * _COST_BY_WIDTH[near] * item.batch_size * prod(item.patch_size)
+            return seconds / (cost * SLACK)
+
+        narrow = [item for item in ladder if item.network.features[0] >= NARROW] or [ladder[-1]]
+        start = next((item for item in reversed(narrow) if guess(item) >= WANTED_STEPS), narrow[0])
+        if free and guess(start) < TOLERABLE_STEPS:
+            start = shrunk(start, guess(start) / TOLERABLE_STEPS) or _smallest(start)
+        best = self.fitting(start, recipe)
+        if start.patch_size != planned.patch_size or self.steps(best, seconds) < TOLERABLE_STEPS:
+            return self._reduced(best, ladder[0], seconds, shrink=free)
+        for candidate in ladder[ladder.index(start) + 1 :]:
+            if self.steps(best, seconds) < WANTED_STEPS * 1.2:
                 break
             try:
                 tried = self.measure(candidate, recipe)
             except MemoryShortageError:
-                return replace(best, memory_gb=self.available_gb())
-            if self._steps(tried, seconds) < WANTED_STEPS:
+                return best.model_copy(update={"memory_gb": self.available_gb()})
+            if self.steps(tried, seconds) < WANTED_STEPS:
                 break
             best = tried
         return best
 
-    def _cheapest(
-        self, configuration: Configuration, recipe: TrainingSpec, seconds: float, *, shrink: bool
-    ) -> _Measured:
-        """Return the first candidate, its patch reduced until there are enough steps; refuse a budget below that."""
-        best = self.fitting(configuration, recipe)
-        while shrink and (steps := self._steps(best, seconds)) < TOLERABLE_STEPS:
-            smaller = shrunk(best.configuration, max(_SHRINKING, min(0.95, steps / TOLERABLE_STEPS)))
+    def _reduced(self, best: Candidate, narrowest: Configuration, seconds: float, *, shrink: bool) -> Candidate:
+        """Return a version with enough steps if there is one: a smaller patch, then a narrower network."""
+        while (steps := self.steps(best, seconds)) < 0.8 * TOLERABLE_STEPS:
+            configuration = best.configuration
+            smaller = shrunk(configuration, max(0.3, min(0.9, steps / TOLERABLE_STEPS))) if shrink else None
+            if smaller is None and configuration.network != narrowest.network:
+                smaller = narrowest.model_copy(update={"patch_size": configuration.patch_size})
             if smaller is None:
                 break
-            tried = self.measure(smaller, self._adapted(recipe, smaller))
-            tried = replace(tried, memory_gb=best.memory_gb)
-            if self._steps(tried, seconds) <= steps:
+            tried = self.measure(smaller, best.recipe).model_copy(update={"memory_gb": best.memory_gb})
+            if self.steps(tried, seconds) <= steps:
                 break  # smaller patches mean more tiles to predict
             best = tried
-        if self._steps(best, seconds) < FEWEST_STEPS:
-            needed = best.seconds(1, self._workload) + FEWEST_STEPS * best.step.seconds_per_step * _SLACK
-            smallest = self._budget + (needed - seconds) * self._shares
-            raise InputError(
-                f"{duration(self._budget)} are too short for {configuration.name}: fewer than {FEWEST_STEPS} training "
-                f"steps would be left; the smallest budget that works here is --time {ceil(smallest / 60 + 0.5)}m"
-            )
         return best
 
-    def _steps(self, measured: _Measured, seconds: float) -> float:
-        left = seconds - measured.seconds(1, self._workload)
-        return max(0.0, left) / (measured.step.seconds_per_step * _SLACK)
+    def coarser(
+        self, configuration: Configuration, recipe: TrainingSpec, seconds: float, labels: Sequence[NDArray[np.int16]]
+    ) -> tuple[float, ...]:
+        """Return a spacing at which a patch with enough steps sees the whole image; () if none is sensible.
 
+        Parameters
+        ----------
+        labels : of some cases at the spacing of the configuration, to see how much of them a coarser grid keeps
+        """
+        _, per_voxel = self._cheapest(configuration, recipe)
+        affordable = seconds / (WANTED_STEPS * SLACK * per_voxel)
+        voxels = prod(configuration.median_shape) * min(2, configuration.batch_size)
+        wanted = next((times for times in _COARSENINGS if voxels / times <= affordable), _COARSENINGS[-1])
+        for times in reversed([times for times in _COARSENINGS if times <= wanted]):
+            target = coarser(configuration.spacing_mm, times)
+            if mean_kept_dice(kept_dice(array, _grid(array, configuration, target)) for array in labels) >= _KEPT_DICE:
+                return target
+        return ()
 
-def size_run(
-    plan: Plan,
-    fingerprint: Fingerprint,
-    labels: LabelScheme,
-    options: Options,
-    device: torch.device,
-    workload: Workload,
-    preprocessing: PreprocessingCost,
-    *,
-    budget: float,
-    spent: float,
-    progress: Progress = SILENT,
-) -> Plan:
-    """Return the plan with `run` decided.
+    def enough(self, candidate: Candidate, seconds: float) -> bool:
+        """Whether as much training is possible as the rules plan; then nothing needs to be tried."""
+        return self.steps(candidate, seconds) >= ENOUGH_STEPS
 
-    Parameters
-    ----------
-    preprocessing : what was measured of it
-    budget, spent : seconds of the whole run, and how many of them have gone; `options.training.steps` decides instead
-        if it is given
+    def sees(self, candidate: Candidate) -> float:
+        """Return the share of the median image that the patch sees, at most 1."""
+        configuration = candidate.configuration
+        return prod(min(1.0, p / n) for p, n in zip(configuration.patch_size, configuration.median_shape, strict=True))
 
-    Raises `InputError` if the budget is too small for anything or nothing fits into memory.
-    """
-    started = perf_counter()
-    names = choose_configurations(list(plan.configurations), options)
-    folds = _folds(options, workload.num_folds)
-    every = options.planning.configurations is not None  # all that were asked for are trained
-    shares = (1 if options.planning.folds is None else len(folds)) * (len(names) if every else 1)
-    sizer = _Sizer(plan, fingerprint, labels, options, device, workload, progress, budget=budget, shares=shares)
-    if options.training.steps is not None:
-        chosen = [sizer.planned(name) for name in (names if every else names[:1])]
-        seconds = {item.name: options.training.steps * item.step.seconds_per_step * _SLACK for item in chosen}
-        steps = dict.fromkeys(seconds, options.training.steps)
-        per_training = None
-    else:
-        ahead = forecast_preprocessing(preprocessing, fingerprint, [plan.configurations[names[0]].preprocessing])
-        left = budget - spent - ahead.seconds - report_seconds(fingerprint) - _AROUND_SECONDS
-        chosen, folds = _for_time(sizer, names, folds, left, shares, workload, options)
-        predicting = sum(item.seconds(len(folds), workload) for item in chosen)
-        left -= perf_counter() - started
-        per_training = round((left - predicting) / (len(folds) * len(chosen)), 1)
-        steps = {item.name: int(per_training / item.step.seconds_per_step / _SLACK) for item in chosen}
-        seconds = dict.fromkeys(steps, per_training)
-    costs = [item.training(seconds[item.name] * len(folds), steps[item.name]) for item in chosen]
-    specs = [item.configuration.preprocessing for item in chosen]
-    on_cpu = device.type == "cpu"
-    run = RunSpec(
-        configurations=tuple(item.name for item in chosen),
-        folds=folds,
-        steps=options.training.steps,
-        seconds_per_training=per_training,
-        expected_steps=steps,
-        seconds_per_step={item.name: round(item.step.seconds_per_step, 4) for item in chosen},
-        peak_memory_gb={item.name: round(item.step.peak_memory_gb, 3) for item in chosen},
-        forecast={
-            "size": StageForecast(
-                seconds=round(preprocessing.seconds + perf_counter() - started, 1),
-                **{"memory_gb" if on_cpu else "device_memory_gb": round(sizer.peak_gb, 3)},
-            ),
-            "preprocess": forecast_preprocessing(preprocessing, fingerprint, specs),
-            **forecast_stages(costs, len(folds), workload, fingerprint, on_cpu=on_cpu),
-        },
-    )
-    return _with_run(plan, chosen, run, options, labels.num_declared)
+    def require(self, candidate: Candidate, seconds: float) -> None:
+        """Raise `InputError` where fewer than `FEWEST_STEPS` steps would be left, naming a budget that works."""
+        if self.steps(candidate, seconds) >= FEWEST_STEPS:
+            return
+        missing = FEWEST_STEPS * candidate.step.seconds_per_step * SLACK + self._predicting(candidate) - seconds
+        smallest = _SPARE * (self._budget + missing * self._shares)
+        raise InputError(
+            f"{duration(self._budget)} are too short for {candidate.name}: fewer than {FEWEST_STEPS} training "
+            f"steps would be left; the smallest budget that works here is --time {ceil(smallest / 60)}m"
+        )
 
+    def validation(self, candidate: Candidate) -> Validation:
+        """Return how one fold is validated, in at most its share of the time."""
+        limit = _VALIDATION_SHARE * self._budget / self._shares if self._options.preset == "auto" else inf
+        return candidate.validation(self._workload, limit)
 
-def _folds(options: Options, num_folds: int) -> tuple[int, ...]:
-    """Return the folds that were asked for, or all."""
-    folds = tuple(range(num_folds)) if options.planning.folds is None else options.planning.folds
-    if not folds or not set(folds) <= set(range(num_folds)):
-        raise InputError(f"planning.folds must be among 0 to {num_folds - 1} for this dataset, got {list(folds)}")
-    return folds
+    def _predicting(self, candidate: Candidate) -> float:
+        return self.validation(candidate).seconds + candidate.testing(1, self._workload)
 
-
-def _for_time(
-    sizer: _Sizer,
-    names: Sequence[str],
-    folds: tuple[int, ...],
-    left: float,
-    shares: int,
-    workload: Workload,
-    options: Options,
-) -> tuple[list[_Measured], tuple[int, ...]]:
-    """Return the configurations and folds that are trained in the seconds that are left."""
-    every = options.planning.configurations is not None
-    measured = [sizer.widest(names[0], left / shares)]
-    enough = ENOUGH_STEPS * workload.num_folds * measured[0].step.seconds_per_step
-    if every or left > enough:
-        measured += [sizer.widest(name, left / shares if every else left) for name in names[1:]]
-    count, fold_count = choose_trainings(
-        left,
-        [item.step.seconds_per_step * _SLACK for item in measured],
-        workload.num_folds,
-        folds=None if options.planning.folds is None else len(folds),
-    )
-    return measured[: len(names) if every else count], folds[:fold_count]
-
-
-def _with_run(plan: Plan, chosen: Sequence[_Measured], run: RunSpec, options: Options, heads: int) -> Plan:
-    """Return the plan with the run and what was sized for it."""
-    sized = {}
-    for item in chosen:
-        recipe = item.recipe
-        if options.preset == "auto" and run.expected_steps[item.name] < LONG_STEPS:
-            recipe = short_recipe(recipe, options)
-        sized[item.name] = (item.configuration, recipe)
-    asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}
-    return with_run(
-        plan,
-        sized,
-        run,
-        asked={key: value for key, value in asked.items() if value is not None},
-        memory_gb={item.name: item.memory_gb for item in chosen},
-        heads=heads,
-    )
+    def steps(self, candidate: Candidate, seconds: float) -> float:
+        """Return the training steps that are possible in so many seconds, predictions included."""
+        left = seconds - self._predicting(candidate)
+        return max(0.0, left) / (candidate.step.seconds_per_step * SLACK)
 
 
 def _words(configuration: Configuration) -> str:
     return (
-        f"{configuration.name}: {configuration.network.features[0]} features, batch {configuration.batch_size}, "
-        f"patch {by_axis(configuration.patch_size)}"
+        f"{configuration.name}, {configuration.network.features[0]} features, batch {configuration.batch_size}, "
+        f"patch {by_axis(configuration.patch_size)} at {by_axis(configuration.spacing_mm)} mm"
     )
+
+
+def _grid(array: NDArray[Any], configuration: Configuration, spacing_mm: Sequence[float]) -> list[int]:
+    """Return the shape of an array at another spacing; a 2D network leaves the slices of a volume as they are."""
+    slices, sizes = array.shape[: -configuration.ndim], array.shape[-configuration.ndim :]
+    factors = [old / new for old, new in zip(configuration.spacing_mm, spacing_mm, strict=True)]
+    return [*slices, *(max(1, round(n * factor)) for n, factor in zip(sizes, factors, strict=True))]
+
+
+def _smallest(configuration: Configuration) -> Configuration:
+    """Return the configuration with the smallest patch that `shrunk` gives."""
+    while (smaller := shrunk(configuration, 0.9)) is not None:
+        configuration = smaller
+    return configuration
 
 
 def _augmentation(recipe: TrainingSpec, configuration: Configuration, options: Options) -> AugmentationSpec:

@@ -57,14 +57,14 @@ def _train(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> 
     plan, run = project.plan(), project.run_plan()
     split = project.splits().folds[fold]
     train, validation = _cases(project, split, keys)
-    weights = [project.dataset.case(case).weight for case in split.train]
+    raced = run.start is not None and (name, fold) == (run.configurations[0], run.folds[0])
     return train_fold(
         configuration=plan.configurations[name],
         recipe=plan.training[name],
         labels=project.dataset.labels,
         cases_train=train,
         cases_validation=validation,
-        weights=None if len(set(weights)) == 1 and weights[0] else weights,
+        weights=project.weights(split.train),
         folder=project.folder.training(name, fold),
         device=resolve_device(project.options.device),
         seed=project.options.seed,
@@ -73,22 +73,23 @@ def _train(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> 
         checkpoint_seconds=project.options.training.checkpoint_seconds,
         identity=content_hash({case: keys[case] for case in (*split.train, *split.validation)}),
         title=f"training {name}, fold {fold}",
+        start=project.folder.root / run.start if raced and run.start else None,
         progress=project.progress,
     )
 
 
 def _validate(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> Summary:
     plan, run, inference = project.plan(), project.run_plan(), project.options.inference
-    _, cases = _cases(project, project.splits().folds[fold], keys)
+    store = CaseStore(project.folder.cases)
     return validate_fold(
         plan.configurations[name],
         plan.training[name],
         project.dataset,
-        cases,
+        [store.open(keys[case]) for case in project.validated(fold)],
         project.folder.training(name, fold) / WEIGHTS,
         project.folder.validation(name, fold),
         device=resolve_device(project.options.device),
-        mirror=inference.mirror is not False,
+        mirror=inference.mirror is not False and run.validation_mirror,
         tile_step=inference.tile_step,
         probabilities=len(run.configurations) > 1,
         title=f"validating {name}, fold {fold}",

@@ -26,7 +26,7 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def kernels_of(network: nn.Module) -> dict[nn.Parameter, int]:
+def kernels_of(network: nn.Module) -> dict[Tensor, int]:
     """Return the convolution kernels of a network, each with the axis that counts its outputs; heads are no kernels."""
     return {
         module.weight: 0 if isinstance(module, _CONVOLUTIONS) else 1
@@ -47,8 +47,8 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        kernels: dict[nn.Parameter, int],
-        rest: Iterable[nn.Parameter],
+        kernels: dict[Tensor, int],
+        rest: Iterable[Tensor],
         *,
         lr: float,
         momentum: float,
@@ -121,11 +121,10 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     gram = wide @ wide.mT
     a, b, c = _COEFFICIENTS
     identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    product = None
-    for step in range(_STEPS):
+    product = polynomial = torch.baddbmm(b * gram, gram, gram, alpha=c) + a * identity
+    for _ in range(_STEPS - 1):
+        gram = polynomial @ gram @ polynomial
         polynomial = torch.baddbmm(b * gram, gram, gram, alpha=c) + a * identity
-        product = polynomial if product is None else polynomial @ product
-        if step + 1 < _STEPS:
-            gram = polynomial @ gram @ polynomial
-    result = product @ wide
+        product = polynomial @ product
+    result: Tensor = product @ wide
     return result.mT if turned else result

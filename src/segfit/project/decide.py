@@ -1,0 +1,321 @@
+"""What is trained in the time there is: candidates are measured, the most promising ones race, and that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.device import resolve_device
+from segfit.errors import InputError, StageError
+from segfit.planning.budget import (
+    ENOUGH_STEPS,
+    FEWEST_STEPS,
+    LONG_STEPS,
+    TOLERABLE_STEPS,
+    choose_configurations,
+    choose_trainings,
+    with_run,
+)
+from segfit.planning.plan import Configuration, Plan, RunSpec, StageForecast, TrainingSpec
+from segfit.preprocessing.dataset import preprocess_dataset
+from segfit.preprocessing.store import CaseStore
+from segfit.project.forecast import (
+    PreprocessingCost,
+    Workload,
+    forecast_preprocessing,
+    forecast_stages,
+    probe_preprocessing,
+    report_seconds,
+)
+from segfit.project.preparation import Preparation
+from segfit.project.race import Outcome, race, taken_up
+from segfit.project.sizing import SLACK, Candidate, Sizer
+
+__all__ = ["DEFAULT_SECONDS", "decide_run"]
+
+DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
+"""Time budget of a run when the user names none, by kind of device."""
+
+_AROUND_SECONDS = 3.0  # starting, selecting and leaving
+_RACE_SHARE = 0.2  # of all time may go into finding out what is trained
+_SEEN_SHARE = 0.5  # of the median image: a patch that sees less of it calls for a coarser spacing
+_LOOKED_AT = 4  # cases whose labels are looked at on a coarser grid
+_MOST_VOXELS = 2**22  # of a case, for that; larger ones are cut
+
+
+def decide_run(project: Preparation, plan: Plan) -> Plan:
+    """Return the plan with `run` decided, measured on this machine.
+
+    Raises `InputError` if the budget is too small for anything or nothing fits into memory.
+    """
+    options = project.options
+    if options.time_s is not None and options.training.steps is not None:
+        raise InputError("a run is limited by --time or by --steps, not by both; leave one out")
+    if options.time_s is None and options.training.steps is None:
+        project.progress.note(f"no --time was given: this run is planned for {_budget(project) / 3600:g} h")
+    return _Decision(project, plan).decide()
+
+
+def _budget(project: Preparation) -> float:
+    return project.options.time_s or DEFAULT_SECONDS[project.hardware.kind]
+
+
+class _Decision:
+    """One decision on a run, and what it is taken from."""
+
+    def __init__(self, project: Preparation, plan: Plan) -> None:
+        options = project.options
+        self._project, self._plan, self._options = project, plan, options
+        self._names = choose_configurations(list(plan.configurations), options)
+        self._all_asked = options.planning.configurations is not None and len(self._names) > 1  # all are trained
+        splits = project.splits()
+        self._workload = Workload(
+            num_folds=len(splits.folds),
+            validation_cases=max(len(fold.validation) for fold in splits.folds),
+            test_cases=len(project.dataset.test),
+        )
+        self._folds = _folds(options.planning.folds, len(splits.folds))
+        asked_folds = 1 if options.planning.folds is None else len(self._folds)
+        self._shares = asked_folds * (len(self._names) if self._all_asked else 1)
+        self._budget = _budget(project)
+        self._device = resolve_device(options.device)
+        self._sizer = Sizer(
+            project.fingerprint(),
+            project.dataset.labels,
+            options,
+            self._device,
+            self._workload,
+            project.progress,
+            budget=self._budget,
+            shares=self._shares,
+        )
+
+    def decide(self) -> Plan:
+        """Return the plan with its run."""
+        project = self._project
+        started = perf_counter()
+        with project.stage("size"):
+            preprocessing = self._preprocessing()
+            entrants = taken_up(project, self._plan.basis) or self._entrants(preprocessing)
+        sizing = perf_counter() - started
+        outcome = None
+        if entrants is not None and len(entrants) > 1:
+            allowed = _RACE_SHARE * self._budget / self._shares - sizing
+            with project.stage("race"):
+                outcome = race(project, entrants, self._plan.basis, seconds=allowed)
+            entrants = [entrants[outcome.winner if outcome else 0]]
+        left = self._left(preprocessing)
+        chosen, folds = self._trainings(entrants, left)
+        run = self._run(chosen, folds, self._left(preprocessing), outcome, preprocessing, sizing)
+        return self._written(chosen, run)
+
+    def _preprocessing(self) -> PreprocessingCost:
+        project, configuration = self._project, self._plan.configurations[self._names[0]]
+        try:
+            return probe_preprocessing(
+                project.dataset.training,
+                project.fingerprint(),
+                configuration.preprocessing,
+                project.dataset.labels,
+                CaseStore(project.folder.cases),
+                workers=self._options.workers,
+            )
+        except StageError:
+            project.preprocess()  # does the cases that can be done, and names all others
+            raise
+
+    def _left(self, preprocessing: PreprocessingCost) -> float:
+        """Return the seconds for trainings and predictions."""
+        project = self._project
+        spec = self._plan.configurations[self._names[0]].preprocessing
+        ahead = forecast_preprocessing(preprocessing, project.fingerprint(), [spec]).seconds
+        return self._budget - project.seconds() - ahead - report_seconds(project.fingerprint()) - _AROUND_SECONDS
+
+    def _entrants(self, preprocessing: PreprocessingCost) -> list[Candidate] | None:
+        """Return what is to be tried, the most promising first; None where the rules decide alone."""
+        if self._options.training.steps is not None or self._options.preset != "auto" or self._all_asked:
+            return None
+        seconds = self._left(preprocessing) / self._shares * (1 - _RACE_SHARE)
+        first = self._sized(self._names[0], seconds)
+        if self._sizer.enough(first, seconds):
+            return None
+        found = [first]
+        for name in self._names[1:]:
+            if name != "3d_lowres":  # a coarser spacing of the full resolution takes its place
+                found.append(self._sized(name, seconds))
+        for candidate in tuple(found):
+            asked = self._options.planning.of(candidate.name)
+            if self._sizer.sees(candidate) < _SEEN_SHARE and asked.target_spacing_mm is None:
+                found += self._coarser(candidate.name, seconds)
+        return sorted(found, key=lambda item: self._doubts(item, seconds))
+
+    def _doubts(self, candidate: Candidate, seconds: float) -> int:
+        """Return how much speaks against a candidate: few steps, and a patch that sees a small part of an image."""
+        few = self._sizer.steps(candidate, seconds) < 0.8 * TOLERABLE_STEPS
+        return few + (self._sizer.sees(candidate) < _SEEN_SHARE)
+
+    def _sized(self, name: str, seconds: float, settings: tuple[str, ...] = ()) -> Candidate:
+        """Return the best version of a configuration of the plan, made with further settings."""
+        plan = self._project.replanned(settings) if settings else self._plan
+        found = self._sizer.best(plan.configurations[name], plan.training[name], seconds)
+        return found.model_copy(update={"settings": settings})
+
+    def _coarser(self, name: str, seconds: float) -> list[Candidate]:
+        """Return the version of a configuration whose patch sees the image, at a coarser spacing; [] if none does."""
+        configuration, recipe = self._plan.configurations[name], self._plan.training[name]
+        target = self._sizer.coarser(configuration, recipe, seconds, self._labels(name))
+        if not target:
+            return []
+        spec = configuration.preprocessing
+        by_axis = [0.0] * len(spec.transpose)
+        slices = self._plan.configurations[name].preprocessing.image_ndim - len(target)
+        whole = (*(_typical_spacing(self._project, axis) for axis in spec.transpose[:slices]), *target)
+        for axis, value in zip(spec.transpose, whole, strict=True):
+            by_axis[axis] = value
+        setting = f"planning.{name}.target_spacing_mm={','.join(f'{value:.6g}' for value in by_axis)}"
+        return [self._sized(name, seconds, (setting,))]
+
+    def _labels(self, name: str) -> list[NDArray[np.int16]]:
+        """Return labels of some cases at the spacing of a configuration."""
+        project = self._project
+        cases = project.dataset.training
+        store = CaseStore(project.folder.cases)
+        keys = preprocess_dataset(
+            cases[:: max(1, len(cases) // _LOOKED_AT)][:_LOOKED_AT],
+            self._plan.configurations[name].preprocessing,
+            project.dataset.labels,
+            store,
+            workers=self._options.workers,
+        )
+        arrays = [store.open(key).labels() for key in keys.values()]
+        return [_cut(array) for array in arrays if array is not None]
+
+    def _trainings(self, entrants: Sequence[Candidate] | None, left: float) -> tuple[list[Candidate], tuple[int, ...]]:
+        """Return the configurations and folds that are trained in the seconds that are left."""
+        if self._options.training.steps is not None:
+            names = self._names if self._all_asked else self._names[:1]
+            return [self._sizer.planned(*self._planned(name)) for name in names], self._folds
+        if entrants:
+            chosen = list(entrants)
+        else:
+            every = self._all_asked
+            chosen = [self._sizer.best(*self._planned(self._names[0]), left / self._shares)]
+            enough = ENOUGH_STEPS * self._workload.num_folds * chosen[0].step.seconds_per_step
+            if every or left > enough:
+                seconds = left / self._shares if every else left
+                chosen += [self._sizer.best(*self._planned(name), seconds) for name in self._names[1:]]
+        for candidate in chosen:
+            if not self._project.overrun:
+                self._sizer.require(candidate, left / self._shares)
+        count, folds = choose_trainings(
+            left,
+            [item.step.seconds_per_step * SLACK for item in chosen],
+            self._workload.num_folds,
+            folds=None if self._options.planning.folds is None else len(self._folds),
+        )
+        return chosen if self._all_asked else chosen[:count], self._folds[:folds]
+
+    def _planned(self, name: str) -> tuple[Configuration, TrainingSpec]:
+        return self._plan.configurations[name], self._plan.training[name]
+
+    def _run(
+        self,
+        chosen: Sequence[Candidate],
+        folds: tuple[int, ...],
+        left: float,
+        outcome: Outcome | None,
+        preprocessing: PreprocessingCost,
+        sizing: float,
+    ) -> RunSpec:
+        """Return the run, with a forecast of all its stages."""
+        options, sizer, fingerprint = self._options, self._sizer, self._project.fingerprint()
+        validations = [sizer.validation(item) for item in chosen]
+        per_training = None
+        if options.training.steps is not None:
+            steps = dict.fromkeys((item.name for item in chosen), options.training.steps)
+            seconds = {item.name: options.training.steps * item.step.seconds_per_step * SLACK for item in chosen}
+        else:
+            predicting = len(folds) * sum(item.seconds for item in validations)
+            predicting += sum(item.testing(len(folds), self._workload) for item in chosen)
+            least = max(FEWEST_STEPS * item.step.seconds_per_step for item in chosen)
+            per_training = round(max(least, (left - predicting) / (len(folds) * len(chosen))), 1)
+            steps = {item.name: int(per_training / item.step.seconds_per_step / SLACK) for item in chosen}
+            seconds = dict.fromkeys(steps, per_training)
+        costs = [item.training(seconds[item.name] * len(folds), steps[item.name]) for item in chosen]
+        on_cpu = self._device.type == "cpu"
+        forecast = {
+            "size": StageForecast(
+                seconds=round(sizing, 1),
+                **{"memory_gb" if on_cpu else "device_memory_gb": round(sizer.peak_gb, 3)},
+            ),
+            **({} if outcome is None else {"race": StageForecast(seconds=round(outcome.seconds, 1))}),
+            "preprocess": forecast_preprocessing(
+                preprocessing, fingerprint, [item.configuration.preprocessing for item in chosen]
+            ),
+            **forecast_stages(costs, len(folds), self._workload, fingerprint, on_cpu=on_cpu),
+        }
+        validated = len(folds) * sum(item.seconds for item in validations)
+        forecast["validate"] = forecast["validate"].model_copy(update={"seconds": round(validated, 1)})
+        return RunSpec(
+            configurations=tuple(item.name for item in chosen),
+            folds=folds,
+            steps=options.training.steps,
+            seconds_per_training=per_training,
+            expected_steps=steps,
+            seconds_per_step={item.name: round(item.step.seconds_per_step, 4) for item in chosen},
+            peak_memory_gb={item.name: round(item.step.peak_memory_gb, 3) for item in chosen},
+            forecast=forecast,
+            race=() if outcome is None else outcome.entries,
+            start=None if outcome is None else outcome.start,
+            validation_cases=min((item.cases for item in validations if item.cases is not None), default=None),
+            validation_mirror=all(item.mirror for item in validations),
+        )
+
+    def _written(self, chosen: Sequence[Candidate], run: RunSpec) -> Plan:
+        """Return the plan with the run and what was sized for it."""
+        options = self._options
+        settings = tuple(setting for item in chosen for setting in item.settings)
+        plan = self._project.replanned(settings) if settings else self._plan
+        sized = {}
+        for item in chosen:
+            recipe = item.recipe
+            long = not run.race and (options.preset != "auto" or run.expected_steps[item.name] >= LONG_STEPS)
+            if long:  # measured with the recipe of a short training
+                kept = {"precision": recipe.precision, "channels_last": recipe.channels_last}
+                recipe = plan.training[item.name].model_copy(update=kept | {"augmentation": recipe.augmentation})
+            sized[item.name] = (item.configuration, recipe)
+        asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}
+        return with_run(
+            plan,
+            sized,
+            run,
+            asked={key: value for key, value in asked.items() if value is not None},
+            memory_gb={item.name: item.memory_gb for item in chosen},
+            heads=self._project.dataset.labels.num_declared,
+            coarser=[item.name for item in chosen if item.settings],
+        )
+
+
+def _folds(asked: tuple[int, ...] | None, num_folds: int) -> tuple[int, ...]:
+    """Return the folds that were asked for, or all."""
+    folds = tuple(range(num_folds)) if asked is None else asked
+    if not folds or not set(folds) <= set(range(num_folds)):
+        raise InputError(f"planning.folds must be among 0 to {num_folds - 1} for this dataset, got {list(folds)}")
+    return folds
+
+
+def _typical_spacing(project: Preparation, axis: int) -> float:
+    """Return the median spacing along an axis of the images."""
+    return median(case.spacing_mm[axis] for case in project.fingerprint().cases)
+
+
+def _cut(labels: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Return the middle of an array, of at most `_MOST_VOXELS`."""
+    share = min(1.0, (_MOST_VOXELS / labels.size) ** (1 / labels.ndim))
+    sizes = [max(1, int(n * share)) for n in labels.shape]
+    starts = [(n - size) // 2 for n, size in zip(labels.shape, sizes, strict=True)]
+    return labels[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]

@@ -1,0 +1,245 @@
+"""The race: candidates are trained for a short while, and what learns fastest on this dataset and machine goes on.
+
+Successive halving (Jamieson and Talwalkar, 2016). All candidates train at a constant rate for the same time and predict
+the same few whole cases; the worse half stops, the others go on. These cases are kept out of the race's trainings and
+come back for the training of the winner, which goes on from where the race left it and alone cools down.
+
+    race/<key>/race.json          who takes part, for how long, which cases: written before it begins
+    race/<key>/<n>-<name>/round-<r>/   a training, its state, its predictions
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from segfit.dataset.splits import balanced_splits
+from segfit.device import resolve_device
+from segfit.errors import StageError
+from segfit.evaluation.summary import Summary
+from segfit.files import Document, content_hash
+from segfit.planning.plan import RaceEntry
+from segfit.planning.reasons import by_axis
+from segfit.preprocessing.dataset import preprocess_dataset
+from segfit.preprocessing.store import CaseStore
+from segfit.project.preparation import Preparation, load
+from segfit.project.sizing import SLACK, Candidate
+from segfit.project.validation import validate_fold
+from segfit.training.loop import train_fold
+from segfit.training.result import WEIGHTS, TrainingResult
+from segfit.words import duration
+
+__all__ = ["Outcome", "race", "taken_up"]
+
+_LOSERS_ROUNDS = {2: 1, 3: 3, 4: 4}
+"""Rounds that losers train, by number of candidates: one of two, or two after one round and the other after two."""
+_SHORTEST_SECONDS = 10.0  # of a round; shorter ones tell nothing
+_FEWEST_ROUND_STEPS = 30
+_MOST_ROUND_STEPS = 400  # of the slowest candidate; then it is known
+_CASES = (2, 8)  # at least, at most
+_PREDICTING_SHARE = 0.3  # of the time for losers may go into predicting
+_EVEN = 0.01  # of Dice is no difference: the candidate named first is taken
+_AVERAGE = 0.9  # decay of the averaged weights that predict, since nothing cools down in a race
+
+
+class RaceFile(Document):
+    """``race.json``: what a race was decided to be."""
+
+    candidates: tuple[Candidate, ...]
+    seconds: float  # of a round
+    cases: tuple[str, ...]  # that are predicted
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a race ended."""
+
+    winner: int
+    entries: tuple[RaceEntry, ...]
+    start: str  # folder of the winner's last training, in that of the project
+    seconds: float  # that the losers and all predictions took
+
+
+def taken_up(project: Preparation, basis: str) -> list[Candidate] | None:
+    """Return the candidates of a race that was begun, by the basis of the plan."""
+    known = load(RaceFile, _folder(project, basis) / "race.json")
+    return None if known is None else list(known.candidates)
+
+
+def race(project: Preparation, candidates: Sequence[Candidate], basis: str, *, seconds: float) -> Outcome | None:
+    """Let candidates race, the losers and all predictions within `seconds`; go on with a race that was begun.
+
+    Returns None if there is no time for a race: the first candidate is the most promising one.
+    """
+    folder = _folder(project, basis)
+    file = load(RaceFile, folder / "race.json") or _begun(project, candidates, seconds)
+    if file is None:
+        return None
+    file.save(folder / "race.json")
+    runners = [_Runner(project, file, number, folder) for number in range(len(file.candidates))]
+    running, round_ = runners, 0
+    while len(running) > 1 or round_ == 0:
+        for runner in running:
+            runner.run(round_)
+        ranked = sorted(running, key=lambda runner: -runner.dice)
+        best = ranked[0].dice
+        even = [runner for runner in running if best - runner.dice < _EVEN]
+        ranked = [*even, *(runner for runner in ranked if runner not in even)]
+        running = sorted(ranked[: (len(running) + 1) // 2] if len(running) > 2 else ranked[:1], key=running.index)
+        round_ += 1
+    winner = running[0]
+    for runner in runners:
+        if runner is not winner:
+            shutil.rmtree(runner.folder, ignore_errors=True)
+    entries = tuple(runner.entry(winner=runner is winner) for runner in runners)
+    project.progress.note(_told(entries))
+    spent = sum(runner.predicting + (0 if runner is winner else runner.training) for runner in runners)
+    start = winner.last.relative_to(project.folder.root).as_posix()
+    return Outcome(runners.index(winner), entries, start, spent)
+
+
+def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float) -> RaceFile | None:
+    """Return what a race within so many seconds is to be: fewer candidates where they would be seen too shortly."""
+    kept = list(candidates[: max(_LOSERS_ROUNDS)])
+    while len(kept) > 1:
+        slowest = max(item.step.seconds_per_step for item in kept) * SLACK
+        predicting = sum(item.case_seconds for item in kept) * (2 if len(kept) > 2 else 1)
+        cases = int(min(_CASES[1], max(_CASES[0], _PREDICTING_SHARE * seconds / predicting)))
+        round_ = min((seconds - cases * predicting) / _LOSERS_ROUNDS[len(kept)], _MOST_ROUND_STEPS * slowest)
+        if round_ >= max(_SHORTEST_SECONDS, _FEWEST_ROUND_STEPS * slowest):
+            return RaceFile(candidates=tuple(kept), seconds=round(round_, 1), cases=_held_out(project, cases))
+        kept.pop()
+    return None
+
+
+def _held_out(project: Preparation, count: int) -> tuple[str, ...]:
+    """Return training cases of the first fold that the race predicts: whole groups are not trained on."""
+    train = [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train]
+    present = project.structures()
+    return balanced_splits(train, present).folds[0].validation[:count]
+
+
+class _Runner:
+    """One candidate in the race."""
+
+    def __init__(self, project: Preparation, file: RaceFile, number: int, folder: Path) -> None:
+        self._project, self._file = project, file
+        self.candidate = file.candidates[number]
+        self.folder = folder / f"{number}-{self.candidate.name}"
+        self.training = self.predicting = 0.0
+        self.dice = 0.0
+        self.last = self.folder
+        self._result: TrainingResult | None = None
+        self._summary: Summary | None = None
+        self._keys: dict[str, str] | None = None
+
+    def run(self, round_: int) -> None:
+        """Train for a round and predict; a candidate that cannot be trained has a Dice of 0."""
+        started = perf_counter()
+        try:
+            self._result = self._train(round_)
+            self.training += self._result.seconds
+            self._summary = self._predict()
+            self.dice = self._summary.mean_dice or 0.0
+        except StageError as error:
+            self._project.progress.warn(f"{self.candidate.words} is out of the race: {error}")
+            self.dice = -1.0
+        self.predicting += perf_counter() - started - (self._result.seconds if self._result else 0.0)
+
+    def _train(self, round_: int) -> TrainingResult:
+        project, candidate = self._project, self.candidate
+        split = project.splits().folds[project.first_fold]
+        names = [name for name in split.train if name not in self._file.cases]
+        keys, store = self._stored(), CaseStore(project.folder.cases)
+        before = self.last if round_ else None
+        self.last = self.folder / f"round-{round_}"
+        return train_fold(
+            configuration=candidate.configuration,
+            recipe=candidate.recipe.model_copy(
+                update={"poly_exponent": 0.0, "validation_share": 0.0, "weight_average": _AVERAGE}
+            ),
+            labels=project.dataset.labels,
+            cases_train=[store.open(keys[name]) for name in names],
+            cases_validation=(),
+            weights=project.weights(names),
+            folder=self.last,
+            device=resolve_device(project.options.device),
+            seed=project.options.seed,
+            seconds=self._file.seconds,
+            checkpoint_seconds=project.options.training.checkpoint_seconds,
+            identity=content_hash({name: keys[name] for name in names}),
+            title=f"trying {candidate.words}",
+            start=before,
+            keep_state=True,
+            progress=project.progress,
+        )
+
+    def _predict(self) -> Summary:
+        project, candidate, keys = self._project, self.candidate, self._stored()
+        store = CaseStore(project.folder.cases)
+        return validate_fold(
+            candidate.configuration,
+            candidate.recipe,
+            project.dataset,
+            [store.open(keys[name]) for name in self._file.cases],
+            self.last / WEIGHTS,
+            self.last / "predicted",
+            device=resolve_device(project.options.device),
+            mirror=False,
+            tile_step=project.options.inference.tile_step,
+            probabilities=False,
+            title=f"looking at {candidate.name}",
+            workers=project.options.workers,
+            progress=project.progress,
+        )
+
+    def _stored(self) -> dict[str, str]:
+        """Return the keys of the first fold's training cases, preprocessed for this candidate."""
+        if self._keys is None:
+            project = self._project
+            self._keys = preprocess_dataset(
+                [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train],
+                self.candidate.configuration.preprocessing,
+                project.dataset.labels,
+                CaseStore(project.folder.cases),
+                workers=project.options.workers,
+                progress=project.progress,
+            )
+        return self._keys
+
+    def entry(self, *, winner: bool) -> RaceEntry:
+        """Return what it reached."""
+        configuration, summary = self.candidate.configuration, self._summary
+        return RaceEntry(
+            configuration=configuration.name,
+            spacing_mm=configuration.spacing_mm,
+            patch_size=configuration.patch_size,
+            features=configuration.network.features[0],
+            batch_size=configuration.batch_size,
+            steps=self._result.steps if self._result else 0,
+            seconds=round(self.training, 1),
+            dice={} if summary is None else {name: scores.dice for name, scores in summary.mean.items()},
+            mean=None if summary is None else summary.mean_dice,
+            winner=winner,
+        )
+
+
+def _folder(project: Preparation, basis: str) -> Path:
+    return project.folder.race / basis[:16]
+
+
+def _told(entries: Sequence[RaceEntry]) -> str:
+    """Say how a race ended."""
+
+    def words(entry: RaceEntry) -> str:
+        return f"{entry.configuration} with voxels of {by_axis(entry.spacing_mm)} mm"
+
+    reached = [
+        f"{words(entry)} reached Dice {entry.mean or 0:.2f} in {duration(entry.seconds)} ({entry.steps} steps)"
+        for entry in entries
+    ]
+    winner = next(entry for entry in entries if entry.winner)
+    return f"{', '.join(reached)}: {words(winner)} is trained"
