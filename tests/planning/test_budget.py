@@ -58,9 +58,15 @@ def a_configuration(*, patch: tuple[int, ...] = (40, 56, 40), batch: int = 9) ->
 def test_candidates_grow_in_width_first_then_in_batch() -> None:
     found = budget.candidates(a_configuration(), Options())
     sizes = [(item.network.features[0], item.batch_size) for item in found]
-    assert sizes == [(8, 2), (12, 2), (16, 2), (24, 2), (32, 2), (32, 4), (32, 9)]
+    assert sizes == [(8, 2), (16, 2), (24, 2), (32, 2), (32, 2), (32, 4), (32, 9)]
     assert found[0].network.features == (8, 16, 32, 64)
+    assert [item.network.features[-1] for item in found[3:5]] == [128, 256]  # the deep stages grow last
     assert found[-1] == a_configuration()
+
+
+def test_the_smallest_batch_of_small_patches_fills_the_processor() -> None:
+    found = budget.candidates(a_configuration(patch=(16, 16, 16), batch=50), Options())
+    assert sorted({item.batch_size for item in found}) == [8, 12, 25, 50]
 
 
 def test_what_the_user_fixed_stays() -> None:
@@ -82,7 +88,8 @@ def test_a_shrunk_patch_is_small_enough_and_fits_the_network(share: float, patch
     if after is None:
         return
     assert prod(after.patch_size) <= share * prod(patch)
-    assert all(size % 8 == 0 and size >= 8 for size in after.patch_size)
+    divisors = after.network.divisor
+    assert all(size % step == 0 and size >= step for size, step in zip(after.patch_size, divisors, strict=True))
     assert all(new <= old for new, old in zip(after.patch_size, patch, strict=True))
 
 
@@ -92,8 +99,27 @@ def test_the_longest_axis_shrinks_first() -> None:
     assert after.patch_size == (40, 48, 40)
 
 
-def test_a_patch_at_its_smallest_cannot_shrink() -> None:
-    assert budget.shrunk(a_configuration(patch=(16, 16, 16)), 0.9) is None
+def test_where_a_patch_is_at_its_smallest_the_network_loses_a_resolution() -> None:
+    before = a_configuration(patch=(16, 16, 16))
+    after = budget.shrunk(before, 0.9)
+    assert after is not None
+    assert (after.patch_size, after.network.features) == ((16, 12, 16), (32, 64, 128))
+    assert after.network.divisor == (4, 4, 4)
+    assert len(after.network.decoder_convs) == 2
+    assert budget.shrunk(before, 0.01) is None
+
+
+@given(st.tuples(*[st.floats(0.1, 10)] * 3), st.floats(1, 64))
+def test_a_coarser_spacing_has_the_voxels_asked_for(spacing: tuple[float, float, float], times: float) -> None:
+    after = budget.coarser(spacing, times)
+    assert prod(after) == pytest.approx(times * prod(spacing))
+    assert all(new >= old for new, old in zip(after, spacing, strict=True))
+    changed = [new for new, old in zip(after, spacing, strict=True) if new > old * (1 + 1e-9)]
+    assert max(changed, default=0) == pytest.approx(min(changed, default=0))
+
+
+def test_coarse_slices_stay_as_they_are() -> None:
+    assert budget.coarser((10.0, 1.5, 1.5), 4) == pytest.approx((10, 3, 3))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +156,10 @@ def test_the_second_stage_of_a_cascade_is_refused() -> None:
 
 def test_the_short_recipe_keeps_what_was_asked_for() -> None:
     short = budget.short_recipe(TrainingSpec(), Options())
-    assert (short.momentum, short.learning_rate) == (0.95, 0.05)
+    assert (short.optimizer, short.momentum, short.learning_rate, short.cooldown_share) == ("muon", 0.95, 0.05, 0.5)
+    sgd = Options().with_settings(["training.optimizer=sgd"])
+    short = budget.short_recipe(TrainingSpec(), sgd)
+    assert (short.optimizer, short.momentum, short.learning_rate) == ("sgd", 0.95, 0.05)
     rate = Options().with_settings(["training.learning_rate=0.02"])
     assert budget.short_recipe(TrainingSpec(learning_rate=0.02), rate).learning_rate == 0.02
     asked = Options().with_settings(["training.momentum=0.9"])
@@ -165,14 +194,14 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
     assert result.training["3d_fullres"] == recipe
     decisions = {item.key: item for item in result.decisions}
     width = decisions["3d_fullres.network.features"]
-    assert width.value == [12, 24, 48, 96]
+    assert width.value == [16, 32, 64, 128]
     assert width.bound == "time budget"
     assert width.inputs["seconds_per_step"] == 0.33
     assert decisions["3d_fullres.batch_size"].value == 2
     assert "3d_fullres.patch_size" not in decisions
     assert decisions["run"].value == {"configurations": ["3d_fullres"], "folds": [0]}
     assert result.changes == (
-        "3d_fullres: features 12, 24, 48, 96 instead of 32, 64, 128, 256",
+        "3d_fullres: features 16, 32, 64, 128 instead of 32, 64, 128, 256",
         "3d_fullres: batch_size 2 instead of 9",
         "3d_fullres: learning_rate 0.05 instead of 0.01",
         "3d_fullres: momentum 0.95 instead of 0.99",

@@ -15,7 +15,8 @@ from segfit.training.probe import StepCost, TileCost
 
 
 def _project(tmp_path: Path, data: Path, *settings: str) -> Project:
-    fast = ["training.steps=5", "planning.base_features=4", "training.channels_last=false", "planning.folds=0"]
+    fast = ["training.steps=5", "planning.base_features=4", "training.channels_last=false", "training.precision=fp32"]
+    fast.append("planning.folds=0")
     return Project.create(tmp_path / "p", data, settings=[*fast, *settings])
 
 

@@ -43,8 +43,8 @@ DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
 _AROUND_SECONDS = 3.0  # starting, selecting and leaving
 _RACE_SHARE = 0.2  # of all time may go into finding out what is trained
 _SEEN_SHARE = 0.5  # of the median image: a patch that sees less of it calls for a coarser spacing
-_LOOKED_AT = 4  # cases whose labels are looked at on a coarser grid
-_MOST_VOXELS = 2**22  # of a case, for that; larger ones are cut
+_LOOKED_AT = 3  # cases whose labels are looked at on a coarser grid
+_MOST_VOXELS = 2**19  # of a case, for that; larger ones are cut
 
 
 def decide_run(project: Preparation, plan: Plan) -> Plan:

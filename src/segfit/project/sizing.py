@@ -226,18 +226,25 @@ class Sizer:
 
         The gain hardly depends on the size of patch and network, so small ones do, once for 2D and once for 3D.
         """
-        best, _ = self._cheapest(configuration, recipe)
-        return recipe.model_copy(update={"precision": best.precision, "channels_last": best.channels_last})
+        found = {name: values[0] for name, values in self._choices().items()}
+        if any(len(values) > 1 for values in self._choices().values()):
+            fastest, _ = self._cheapest(configuration, recipe)
+            found = {name: getattr(fastest, name) for name in found}
+        return recipe.model_copy(update=found)
+
+    def _choices(self) -> dict[str, list[Any]]:
+        """Return the arithmetics and memory layouts that come into question, by the name of the value."""
+        fast, asked = measure_hardware(str(self._device)).fast_bf16, self._options.training
+        half = ["bf16"] if fast else (["fp16"] if self._device.type == "cuda" else [])
+        return {
+            "precision": [*half, "fp32"] if asked.precision is None else [asked.precision],
+            "channels_last": [True, False] if asked.channels_last is None else [asked.channels_last],
+        }
 
     def _cheapest(self, configuration: Configuration, recipe: TrainingSpec) -> tuple[TrainingSpec, float]:
         """Return a recipe with the fastest arithmetic, and seconds per voxel of a step of a narrow network."""
         if configuration.ndim in self._arithmetic:
             return self._arithmetic[configuration.ndim]
-        fast = measure_hardware(str(self._device)).fast_bf16
-        half = ["bf16"] if fast else (["fp16"] if self._device.type == "cuda" else [])
-        asked = self._options.training
-        precisions = [*half, "fp32"] if asked.precision is None else [asked.precision]
-        layouts = [True, False] if asked.channels_last is None else [asked.channels_last]
         ladder = candidates(configuration, self._options)
         small = next((item for item in ladder if item.network.features[0] >= NARROW), ladder[0])
         voxels = small.batch_size * prod(small.patch_size)
@@ -246,20 +253,19 @@ class Sizer:
         def seconds(item: TrainingSpec) -> float:
             try:
                 with memory_limited(self._device, self.available_gb()):
-                    cost = probe_step(small, self._adapted(item, small), self._labels, self._device)
+                    cost = probe_step(small, self._adapted(item, small), self._labels, self._device, steps=2)
             except MemoryShortageError:
                 return inf  # the patch will be reduced further
             self.peak_gb = max(self.peak_gb, cost.peak_memory_gb)
             return cost.seconds_per_step
 
-        tried = {
-            recipe.model_copy(update={"precision": precision, "channels_last": channels_last}): 0.0
-            for precision in precisions
-            for channels_last in layouts
-        }
-        tried = {item: seconds(item) for item in tried}
-        best = min(tried, key=tried.__getitem__)
-        result = best, tried[best] / (small.batch_size * prod(small.patch_size))
+        best, least = recipe, inf
+        for name, values in self._choices().items():  # one after the other: they hardly depend on each other
+            tried = [best.model_copy(update={name: value}) for value in values]
+            costs = [least if item == best and least < inf else seconds(item) for item in tried]
+            least = min(costs)
+            best = tried[costs.index(least)]
+        result = best, least / (small.batch_size * prod(small.patch_size))
         self._arithmetic[configuration.ndim] = result
         return result
 
@@ -334,11 +340,15 @@ class Sizer:
         affordable = seconds / (WANTED_STEPS * SLACK * per_voxel)
         voxels = prod(configuration.median_shape) * min(2, configuration.batch_size)
         wanted = next((times for times in _COARSENINGS if voxels / times <= affordable), _COARSENINGS[-1])
-        for times in reversed([times for times in _COARSENINGS if times <= wanted]):
+
+        def kept(times: int) -> float:
             target = coarser(configuration.spacing_mm, times)
-            if mean_kept_dice(kept_dice(array, _grid(array, configuration, target)) for array in labels) >= _KEPT_DICE:
-                return target
-        return ()
+            return mean_kept_dice(kept_dice(array, _grid(array, configuration, target)) for array in labels)
+
+        if kept(_COARSENINGS[0]) < _KEPT_DICE:
+            return ()
+        largest = next((times for times in reversed(_COARSENINGS) if times <= wanted and kept(times) >= _KEPT_DICE), 2)
+        return coarser(configuration.spacing_mm, largest)
 
     def enough(self, candidate: Candidate, seconds: float) -> bool:
         """Whether as much training is possible as the rules plan; then nothing needs to be tried."""
