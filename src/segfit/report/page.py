@@ -149,8 +149,9 @@ def _extremes(scores: Sequence[CaseScore]) -> list[str]:
 def _warnings(data: ReportData) -> list[str]:
     """Return what the reader should look at: warnings that came with the data, then those the numbers show."""
     found = [*(data.plan.warnings if data.plan else ()), *data.warnings, *_missed(data)]
+    told = data.verdict is not None and any(item.code == "skipped_steps" for item in data.verdict.findings)
     for curve in data.trainings:
-        if curve.skipped:
+        if curve.skipped and not told:
             found.append(
                 f"{count(curve.skipped, 'step')} of {curve.configuration} fold {curve.fold} had no finite gradient and "
                 "did not count; a few are harmless, many call for a lower learning rate or precision fp32."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from statistics import fmean
 from typing import Any, Literal
 
@@ -153,6 +153,16 @@ class Evidence:
                 gains.append(curve[-1][1] - before[-1])
         return fmean(gains) if gains else 0.0
 
+    @property
+    def skipped(self) -> int:
+        """Steps of the trainings of the chosen networks that had no finite gradient."""
+        return sum(item.skipped_steps for item in self.chosen)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether one of them got lost, for good or on its way."""
+        return any((item.final_loss or 0.0) > _LOST_LOSS or getattr(item, "diverged", False) for item in self.chosen)
+
     def held_by(self) -> dict[str, int]:
         """Return the number of training cases that hold each structure."""
         return {
@@ -171,11 +181,10 @@ def judge(evidence: Evidence) -> Verdict:
     """Return the verdict on a run; the same advice is given once, with the gravest finding."""
     order = ("failed", "doubtful", "remark")
     findings = [*_symptoms(evidence), *_trainings(evidence), *_data(evidence)]
-    told: set[str] = set()
-    once = []
+    once: list[Finding] = []
     for finding in sorted(findings, key=lambda item: order.index(item.level)):
-        once.append(finding.model_copy(update={"action": ""}) if finding.action in told else finding)
-        told.add(finding.action)
+        told = any(finding.action in item.action for item in once)
+        once.append(finding.model_copy(update={"action": ""}) if told else finding)
     level = once[0].level if once else "remark"
     return Verdict(level="good" if level == "remark" else level, findings=tuple(once))
 
@@ -217,7 +226,7 @@ def _symptoms(evidence: Evidence) -> Iterator[Finding]:
         )
         if grave:
             return
-    if mean < _USELESS:
+    if names and mean < _USELESS:
         yield Finding(
             code="low_dice",
             level="failed",
@@ -258,9 +267,10 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             text=f"Dice still rose by {gain:.2f} in the last quarter of the training ({count(steps, 'step')}).",
             action=_longer(evidence),
         )
-    skipped, done = sum(item.skipped_steps for item in chosen), sum(item.steps for item in chosen)
+    skipped, done = evidence.skipped, sum(item.steps for item in chosen)
     if skipped > _SKIPPED * done:
-        cases = tuple(dict.fromkeys(str(case) for item in chosen for case in getattr(item, "skipped_cases", ())))
+        named = [str(case) for item in chosen for case in getattr(item, "skipped_cases", None) or ()]
+        cases = tuple(dict.fromkeys(named))
         look = f"Look for extreme values in the images of {listing(cases)}. " if cases else ""
         yield Finding(
             code="skipped_steps",
@@ -270,14 +280,13 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             text=f"{skipped} of {done} training steps had no finite gradient and did not count.",
             action=look + _gentler(evidence),
         )
-    losses = [item.final_loss for item in chosen if item.final_loss is not None]
-    lost = [value for value in losses if not isfinite(value) or value > _LOST_LOSS]
-    if lost or any(getattr(item, "diverged", False) for item in chosen):
-        at = f": the loss at its end is {max(lost):.3g}" if lost else " on its way"
+    if evidence.diverged:
+        loss = max((item.final_loss or 0.0 for item in chosen), default=0.0)
+        at = f": the loss at its end is {loss:.3g}" if loss > _LOST_LOSS else " on its way"
         yield Finding(
             code="diverged",
             level="doubtful",
-            numbers={"loss": max(filter(isfinite, lost))} if any(map(isfinite, lost)) else {},
+            numbers={"loss": loss},
             text=f"The training diverged{at}.",
             action=_gentler(evidence),
         )
@@ -357,9 +366,11 @@ def _expected(run: RunSpec, result: TrainingResult) -> int:
 
 def _mending(evidence: Evidence, names: Sequence[str]) -> str:
     """Say what is likely to help structures that were not learned well."""
-    steps, held = evidence.steps, evidence.held_by()
-    if steps is None or steps < WANTED_STEPS or evidence.gain > _RISING:
-        return _longer(evidence)
+    steps, held = evidence.steps or 0, evidence.held_by()
+    unstable = evidence.diverged or evidence.skipped > _SKIPPED * sum(item.steps for item in evidence.chosen)
+    short = steps < WANTED_STEPS or evidence.gain > _RISING
+    if unstable or short:
+        return " ".join((_gentler(evidence) if unstable else "", _longer(evidence) if short else "")).strip()
     few = [name for name in names if held.get(name, 0) < _FEW_CASES]
     if few:
         return f"Label {listing(few)} in more cases."
@@ -392,7 +403,7 @@ def _longer(evidence: Evidence) -> str:
 
 
 def _gentler(evidence: Evidence) -> str:
-    """Say how to train more carefully. The rate of short trainings is five times nnU-Net's: a fifth is known to work."""
+    """Say how to train more carefully: at a fifth of the rate, which takes short trainings to that of nnU-Net."""
     recipe = evidence.plan.training[evidence.selection.winner[0]]
     precision = "" if recipe.precision == "fp32" else " and --set training.precision=fp32"
     return (
