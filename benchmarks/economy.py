@@ -135,7 +135,8 @@ def measure(run: Run, parted: Parted, project: Path) -> Line:
     command = [*SEGFIT, "run", str(parted.dataset), "--time", f"{run.minutes:g}m", "--out", str(project), "--json"]
     line = {"program": "segfit", **where(), **asdict(run), "exit_code": 0, "error": None, "dice": None}
     try:
-        done = measured([*command, *settings], log / "run")
+        done = measured([*command, *settings], log / "run", accepted=(0, 3))  # 3: its model should not be used
+        line["exit_code"] = done.exit_code
         result = json.loads(done.stdout)
         line |= done.figures() | {"verdict": result.get("verdict"), "trained": trained(project)}
         line["internal_dice"] = result.get("dice", {}).get("cross-validation", {}).get("mean")
@@ -240,8 +241,14 @@ class CommandFailedError(Exception):
         super().__init__(f"exit code {self.exit_code}: {self.message}")
 
 
-def measured(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Measured:
-    """Run a command to its end; what it says is kept in the folder `log`."""
+def measured(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    accepted: Sequence[int] = (0,),
+) -> Measured:
+    """Run a command to its end, which has an accepted exit code; what it says is kept in the folder `log`."""
     log.mkdir(parents=True, exist_ok=True)
     with (log / "stdout.txt").open("wb") as out, (log / "stderr.txt").open("wb") as error:
         started = time.perf_counter()
@@ -257,7 +264,7 @@ def measured(command: Sequence[str], log: Path, environment: Mapping[str, str] |
     said = [(log / name).read_text(errors="replace") for name in ("stdout.txt", "stderr.txt")]
     cpu = usage.ru_utime + usage.ru_stime
     done = Measured(process.returncode, wall, cpu, usage.ru_maxrss / 2**20, *said)
-    if done.exit_code:
+    if done.exit_code not in accepted:
         raise CommandFailedError(done)
     return done
 

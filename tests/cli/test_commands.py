@@ -15,8 +15,10 @@ from segfit.cli.main import run
 from segfit.dataset.phantom import make_phantom
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
+from segfit.selection.verdict import Verdict
 
 TINY = ["training.steps=4", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
+UNTRUSTED = 3  # four steps teach nothing
 SET = [part for setting in TINY for part in ("--set", setting)]
 
 
@@ -30,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished project."""
     out = tmp_path_factory.mktemp("project") / "p"
-    assert run(["run", str(dataset), "--out", str(out), *SET]) == 0
+    assert run(["run", str(dataset), "--out", str(out), *SET]) == UNTRUSTED
     return out
 
 
@@ -72,7 +74,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_run_prints_scores_model_and_report(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["run", "--out", str(project)]) == 0
+    assert run(["run", "--out", str(project)]) == UNTRUSTED
     out = capsys.readouterr().out
     assert "cross-validation (1 cases)" in out
     assert "test (2 cases)" in out
@@ -101,10 +103,42 @@ def test_stored_cases_are_verified(project: Path, capsys: pytest.CaptureFixture[
 
 
 def test_run_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["run", "--out", str(project), "--json"]) == 0
+    assert run(["run", "--out", str(project), "--json"]) == UNTRUSTED
     told = json.loads(capsys.readouterr().out)
     assert set(told["dice"]["test"]) == {"organ", "lesion", "mean"}
     assert told["model"] == str(project / "model")
+    assert told["verdict"]["level"] == "failed"
+    assert told["verdict"]["headline"] == "failed, this model should not be used"
+    finding = told["verdict"]["findings"][0]
+    assert finding["structures"] == ["organ", "lesion"]
+    assert "4 steps were too few: run again with --steps 1500 (about " in finding["action"]
+
+
+def test_the_verdict_is_told_everywhere(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(["run", "--out", str(project)])
+    out = capsys.readouterr().out
+    lines = out[out.index("verdict: ") : out.index("model:")].splitlines()
+    assert lines[0] == "verdict: failed, this model should not be used (1 remark in the report)"
+    assert max(map(len, lines)) <= 80
+    told = " ".join(line.strip() for line in lines[1:])
+    assert "4 steps were too few: run again with --steps 1500" in told
+    for path in (project / "report.html", project / "model" / "card.md"):
+        text = path.read_text(encoding="utf-8")
+        assert "failed, this model should not be used" in text
+        assert "4 steps were too few: run again with --steps 1500" in text
+    assert "a wrong reference label" not in (project / "report.html").read_text(encoding="utf-8")
+    assert run(["select", "--out", str(project)]) == 0
+    assert lines[0] in capsys.readouterr().out
+    monkeypatch.setattr("segfit.project.Project.verdict", lambda _: Verdict(level="doubtful"))
+    assert run(["run", "--out", str(project)]) == 0
+    assert "verdict: doubtful, check this model before you use it\n" in capsys.readouterr().out
+
+
+def test_exit_codes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    assert "3 done but not to be trusted" in " ".join(capsys.readouterr().out.split())
 
 
 def test_single_verbs_on_a_project(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

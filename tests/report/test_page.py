@@ -22,6 +22,7 @@ from segfit.report.data import (
 )
 from segfit.report.page import render, write_report
 from segfit.report.sections import derived
+from segfit.selection.verdict import Finding, Verdict
 
 EMPTY = ReportData(title="A new project", dataset="Dataset001_New")
 
@@ -267,11 +268,18 @@ def test_parts_without_any_number() -> None:
     assert "measure – –" in text
 
 
-def test_test_set_far_below_cross_validation() -> None:
-    good = tuple(CaseScore(case=f"v{i}", dice={"x": 0.9}) for i in range(12))
-    bad = tuple(CaseScore(case=f"t{i}", dice={"x": 0.8}) for i in range(3))
-    assert "The test Dice (0.800) is clearly below" in _text(render(replace(EMPTY, validation=good, test=bad)))
-    assert "clearly below" not in _text(render(replace(EMPTY, validation=good, test=good)))
+def test_the_verdict_comes_first_and_clears_the_labels() -> None:
+    """A structure that was never learned says nothing of its reference labels."""
+    scores = tuple(CaseScore(case=f"v{i}", dice={"x": 0.0, "y": 0.9}) for i in range(12))
+    data = replace(EMPTY, validation=scores)
+    assert "a wrong reference label" in _text(render(data))
+    finding = Finding(
+        code="not_learned", level="doubtful", structures=("x",), text="x <was> not learned.", action="Wait."
+    )
+    for verdict in (Verdict(level="doubtful", findings=(finding,)), Verdict(level="failed", findings=(finding,))):
+        text = _text(render(replace(data, verdict=verdict)))
+        assert "a wrong reference label" not in text
+        assert text.index("x <was> not learned. Wait.") < text.index("Cross-validated Dice")
 
 
 def test_many_structures_and_cases_stay_small() -> None:

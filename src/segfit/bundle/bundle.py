@@ -59,6 +59,7 @@ class ModelManifest(Document):
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: tuple[PostprocessingStep, ...] = ()
     scores: dict[str, float | None] = {}  # cross-validated Dice by structure; None where it is undefined
+    verdict: dict[str, Any] = {}  # whether it is to be trusted: "level", "headline", "findings" in sentences
     selection: dict[str, Any] = {}  # how members and post-processing were chosen
     training: dict[str, Any] = {}  # summary of data and training: number of cases, preset, budget
     provenance: dict[str, Any] = {}  # versions, hashes of plan and data
@@ -185,6 +186,9 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     yield f"# {manifest.name}"
     structures = ", ".join(target.name for target in manifest.labels.targets)
     yield f"\nSegments {structures} in images of {' + '.join(manifest.channel_names)}."
+    if manifest.verdict:
+        yield f"\n**Verdict: {manifest.verdict['headline']}.**\n"
+        yield from (f"- {finding}" for finding in manifest.verdict["findings"])
     yield "\n## Use\n"
     yield f"Intended use: {manifest.intended_use}\n"
     yield f"Known limits: {manifest.limits or 'not stated; check results on your own data before relying on them'}\n"

@@ -52,7 +52,7 @@ def export_nnunet(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for data and project.")] = Path("segfit-demo"),
     seconds: Annotated[int, typer.Option("--seconds", help="Time budget of the run.", min=30)] = _DEMO_SECONDS,
-) -> None:
+) -> int:
     """Run the pipeline on made-up data.
 
     Phantoms with two structures; takes less than five minutes on a CPU.
@@ -65,7 +65,7 @@ def demo(
         make_phantom(data, cases=20, test_cases=5)
     project = open_project(data, out / "project", [f"time_s={seconds}"])
     project.run()
-    print_outcome(project)
+    return print_outcome(project)
 
 
 def doctor(device: Device = None, as_json: AsJson = False) -> int:

@@ -30,7 +30,8 @@ app = typer.Typer(
     help="Self-configuring segmentation of biomedical images: from a folder of images and labels to a trained model "
     "and a report that says what happened and why. The verbs stand in pipeline order; each does what is missing and "
     "can be repeated.",
-    epilog="segfit run DATASET --time 2h does everything. Exit codes: 0 done, 1 failed, 2 bad input.",
+    epilog="segfit run DATASET --time 2h does everything. Exit codes: 0 done, 1 failed, 2 bad input, "
+    "3 done but not to be trusted.",
 )
 
 
@@ -57,7 +58,10 @@ helpers.add_to(app)
 
 
 def main() -> None:
-    """Run the command line and end the process: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
+    """Run the command line and end the process.
+
+    0 done, 1 failed, 2 bad input, 3 done but not to be trusted, 130 interrupted, 143 terminated.
+    """
     _have_streams()
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP

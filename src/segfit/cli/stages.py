@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,14 +21,17 @@ from segfit.cli.common import (
     with_settings,
 )
 from segfit.cli.console import problem_table, score_table, table
+from segfit.words import count
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
     from segfit.evaluation.summary import Summary
     from segfit.project import Project
+    from segfit.selection.verdict import Verdict
 
 __all__ = ["add_to", "print_outcome", "report"]
 
+_UNTRUSTED = 3  # exit code of a run whose model should not be used
 _MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "settings")
 _TRAINING = (
     "time",
@@ -52,11 +56,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 @with_settings(*_TRAINING)
-def run(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
-    """Do everything, from the check to the report."""
+def run(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> int:
+    """Do everything, from the check to the report.
+
+    The exit code is 3 if the run ended and its model should not be used.
+    """
     project = open_project(dataset, out, given)
     project.run()
-    print_outcome(project, as_json=as_json)
+    return print_outcome(project, as_json=as_json)
 
 
 @with_settings("skip_incomplete", "resample_labels", "workers")
@@ -250,6 +257,7 @@ def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]
     for step in selection.steps:
         sys.stdout.write(f"post-processing: {step.text}\n")
     sys.stdout.write(f"model: {project.folder.model}\n")
+    _print_verdict(project.verdict())
 
 
 def report(dataset: DatasetArgument = None, out: Out = None) -> None:
@@ -258,8 +266,8 @@ def report(dataset: DatasetArgument = None, out: Out = None) -> None:
     sys.stdout.write(f"{project.report()}\n")
 
 
-def print_outcome(project: Project, *, as_json: bool = False) -> None:
-    """Print scores, model and report of a finished run."""
+def print_outcome(project: Project, *, as_json: bool = False) -> int:
+    """Print scores, verdict, model and report of a finished run; return its exit code."""
     from segfit.evaluation.summary import Summary
 
     folder = project.folder
@@ -267,13 +275,37 @@ def print_outcome(project: Project, *, as_json: bool = False) -> None:
     test = folder.predictions / "summary.json"
     if test.exists():
         summaries["test"] = Summary.load(test)
+    verdict = project.verdict()
+    code = _UNTRUSTED if verdict is not None and verdict.level == "failed" else 0
     rows = {f"{name} ({len(summary.cases)} cases)": _dice(summary) for name, summary in summaries.items()}
     if as_json:
         scores = {name: _dice(summary) for name, summary in summaries.items()}
-        print_json({"dice": scores, "model": str(folder.model), "report": str(folder.report)})
-        return
+        judged = None if verdict is None else verdict.model_dump(mode="json") | {"headline": verdict.headline}
+        print_json({"dice": scores, "verdict": judged, "model": str(folder.model), "report": str(folder.report)})
+        return code
     score_table(rows, first="Dice")
+    _print_verdict(verdict)
     sys.stdout.write(f"model:  {folder.model}\nreport: {folder.report}\n")
+    return code
+
+
+def _print_verdict(verdict: Verdict | None) -> None:
+    """Print a verdict; remarks stand in the report and are only counted here."""
+    if verdict is None:
+        return
+    remarks = sum(item.level == "remark" for item in verdict.findings)
+    more = f" ({count(remarks, 'remark')} in the report)" if remarks else ""
+    sys.stdout.write(f"verdict: {verdict.headline}{more}\n")
+    for item in verdict.findings:
+        if item.level != "remark":
+            sys.stdout.writelines(f"{_indented(text)}\n" for text in (item.text, item.action) if text)
+
+
+def _indented(text: str) -> str:
+    """Return a sentence in lines of at most 80 characters; words of commands stay whole."""
+    return textwrap.fill(
+        text, 80, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _dice(summary: Summary) -> Mapping[str, float | None]:

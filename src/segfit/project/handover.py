@@ -21,7 +21,8 @@ from segfit.project.validation import probabilities_path, validation_pairs
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.select import Candidate, Selection, select
-from segfit.training.result import WEIGHTS
+from segfit.selection.verdict import Evidence, judge
+from segfit.training.result import WEIGHTS, TrainingResult
 
 __all__ = ["predict_test", "select_model"]
 
@@ -47,7 +48,7 @@ def select_model(project: Preparation) -> Selection:
         winner = next(item for item in candidates if item.members == selection.winner)
         winner.summary.save(folder.validation_summary)
         selection.save(folder.selection)
-        _write_model(project, selection, [result.steps for result in results])
+        _write_model(project, selection, winner.summary, results)
         project.marks.set("selection", basis)
         for name in summaries:
             for fold in summaries[name]:
@@ -121,8 +122,20 @@ def _pairs(project: Preparation, candidate: Candidate) -> list[Pair]:
     return merged_pairs(members, first, project.dataset.labels)
 
 
-def _write_model(project: Preparation, selection: Selection, steps: list[int]) -> None:
+def _write_model(
+    project: Preparation, selection: Selection, validation: Summary, results: list[TrainingResult]
+) -> None:
     plan, run, inference = project.plan(), project.run_plan(), project.options.inference
+    verdict = judge(
+        Evidence(
+            validation=validation,
+            selection=selection,
+            trainings=results,
+            plan=plan,
+            fingerprint=project.fingerprint(),
+            num_folds=len(project.splits().folds),
+        )
+    )
     members: list[Member] = []
     weights: dict[str, Path] = {}
     for name in selection.winner:
@@ -151,6 +164,7 @@ def _write_model(project: Preparation, selection: Selection, steps: list[int]) -
         members=tuple(members),
         postprocessing=selection.steps,
         scores=chosen.per_target,
+        verdict=verdict.facts(),
         selection={
             "winner": " + ".join(selection.winner),
             "reason": selection.reason,
@@ -161,7 +175,7 @@ def _write_model(project: Preparation, selection: Selection, steps: list[int]) -
             "cases": len(dataset.training),
             "preset": plan.preset,
             "stock": plan.stock,
-            "steps": steps,
+            "steps": [result.steps for result in results],
             "seconds_per_training": run.seconds_per_training,
         },
         provenance={

@@ -20,6 +20,7 @@ from segfit.progress import SILENT, Progress
 from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.preparation import Preparation, load
 from segfit.selection.select import Selection
+from segfit.selection.verdict import Evidence, Verdict, judge
 
 if TYPE_CHECKING:
     from segfit.training.result import TrainingResult
@@ -116,6 +117,29 @@ class Project(Preparation):
             summary.save(self.folder.predictions / "summary.json")
         return summary
 
+    def verdict(self) -> Verdict | None:
+        """Judge the model by what the stages left; None as long as none was selected."""
+        from segfit.project.reporting import stored_trainings
+
+        plan, selection = load(Plan, self.folder.plan), load(Selection, self.folder.selection)
+        validation, splits = load(Summary, self.folder.validation_summary), load(Splits, self.folder.splits)
+        fingerprint = load(Fingerprint, self.folder.fingerprint)
+        if plan is None or selection is None or validation is None or splits is None or fingerprint is None:
+            return None
+        if plan.run is None or not set(selection.winner) <= set(plan.run.configurations):
+            return None  # planned anew since
+        return judge(
+            Evidence(
+                validation=validation,
+                selection=selection,
+                trainings=stored_trainings(self.folder, plan.run),
+                plan=plan,
+                fingerprint=fingerprint,
+                num_folds=len(splits.folds),
+                test=load(Summary, self.folder.predictions / "summary.json"),
+            )
+        )
+
     def report(self) -> Path:
         """Write ``report.html`` from what there is; return its path."""
         from segfit.project.reporting import report_data
@@ -137,6 +161,7 @@ class Project(Preparation):
                 test=load(Summary, self.folder.predictions / "summary.json"),
                 records=self.accounts.records(),
                 hardware=self.hardware,
+                verdict=self.verdict(),
                 warnings=[f"{item.case}: {item.problem}; {item.action}" for item in problems if not item.fatal],
             )
             write_report(data, self.folder.report)

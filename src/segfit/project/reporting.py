@@ -33,10 +33,11 @@ from segfit.report.data import (
     choose_examples,
 )
 from segfit.selection.select import CandidateScores, Selection
+from segfit.selection.verdict import Verdict
 from segfit.training.events import read_events
 from segfit.training.result import EVENTS, RESULT, TrainingResult
 
-__all__ = ["case_scores", "report_data"]
+__all__ = ["case_scores", "report_data", "stored_trainings"]
 
 _STAGES = (
     "check",
@@ -66,6 +67,7 @@ def report_data(
     test: Summary | None,
     records: Sequence[StageRecord],
     hardware: Hardware,
+    verdict: Verdict | None,
     warnings: Sequence[str],
 ) -> ReportData:
     """Gather everything that is known about a project.
@@ -99,6 +101,7 @@ def report_data(
     return ReportData(
         title=dataset.name,
         dataset=dataset.name,
+        verdict=verdict,
         options=options.model_dump(mode="json"),
         fingerprint=fingerprint,
         label_names=value_names(dataset.labels),
@@ -201,7 +204,7 @@ def _resources(folder: ProjectFolder, run: RunSpec | None, records: Sequence[Sta
     """Return one row per stage: its last execution; training over all interruptions, as its results say."""
     forecast = run.forecast if run is not None else {}
     disk = {"preprocess": folder.cases, "train": folder.runs, "predict": folder.predictions}
-    trained = _trainings(folder, run) if run is not None else []
+    trained = stored_trainings(folder, run) if run is not None else []
     found = []
     for stage in _STAGES:
         own = [record for record in records if record.stage == stage]
@@ -226,7 +229,8 @@ def _resources(folder: ProjectFolder, run: RunSpec | None, records: Sequence[Sta
     return tuple(found)
 
 
-def _trainings(folder: ProjectFolder, run: RunSpec) -> list[TrainingResult]:
+def stored_trainings(folder: ProjectFolder, run: RunSpec) -> list[TrainingResult]:
+    """Return the results of the trainings of a run that are finished."""
     paths = [folder.training(name, fold) / RESULT for name in run.configurations for fold in run.folds]
     return [TrainingResult.load(path) for path in paths if path.exists()]
 

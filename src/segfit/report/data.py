@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan, StageForecast
+from segfit.selection.verdict import Verdict
 
 __all__ = [
     "Candidate",
@@ -151,6 +152,7 @@ class ReportData:
 
     title: str
     dataset: str
+    verdict: Verdict | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # `Options.model_dump()`, nested or with dotted keys
     fingerprint: Fingerprint | None = None
     label_names: Mapping[int, str] = field(default_factory=dict)  # foreground label value -> name

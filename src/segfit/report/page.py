@@ -16,6 +16,7 @@ from markupsafe import Markup
 from segfit.files import write_text
 from segfit.report import results, sections
 from segfit.report.data import CaseScore, ReportData, foreground_mean, mean_by_target
+from segfit.selection.verdict import Verdict
 from segfit.words import count, dice, duration, listing
 
 __all__ = ["render", "write_report"]
@@ -34,6 +35,7 @@ def render(data: ReportData) -> str:
         style=Markup(_package_text("style.css")),
         title=data.title,
         dataset=data.dataset,
+        verdict=data.verdict,
         tiles=_tiles(data),
         summary=_summary(data),
         warnings=_warnings(data),
@@ -146,32 +148,32 @@ def _extremes(scores: Sequence[CaseScore]) -> list[str]:
 
 def _warnings(data: ReportData) -> list[str]:
     """Return what the reader should look at: warnings that came with the data, then those the numbers show."""
-    found = [*(data.plan.warnings if data.plan else ()), *data.warnings]
-    for kind, scores in (("cross-validation", data.validation), ("the test set", data.test)):
-        missed = [score.case for score in scores if any(value == 0 for value in score.dice.values())]
-        if missed:
-            found.append(
-                f"In {kind} at least one structure was missed completely (Dice 0) in {count(len(missed), 'case')}: "
-                f"{listing(missed, 4)}. Look at these cases first; a wrong reference label is a common cause."
-            )
-    validated, tested = foreground_mean(data.validation), foreground_mean(data.test)
-    if validated - tested > 0.05:
-        found.append(
-            f"The test Dice ({dice(tested)}) is clearly below the cross-validated one ({dice(validated)}): the test "
-            "images probably differ from the training images."
-        )
-    if 0 < len(data.validation) < 10:
-        found.append(
-            f"Only {count(len(data.validation), 'case')} took part in cross-validation: "
-            "the mean Dice is a rough figure."
-        )
+    found = [*(data.plan.warnings if data.plan else ()), *data.warnings, *_missed(data)]
+    told = data.verdict is not None and any(item.code == "skipped_steps" for item in data.verdict.findings)
     for curve in data.trainings:
-        if curve.skipped:
+        if curve.skipped and not told:
             found.append(
                 f"{count(curve.skipped, 'step')} of {curve.configuration} fold {curve.fold} had no finite gradient and "
                 "did not count; a few are harmless, many call for a lower learning rate or precision fp32."
             )
     return list(dict.fromkeys(found))
+
+
+def _missed(data: ReportData) -> list[str]:
+    """Return where a structure was missed that the model otherwise finds; a network at fault says nothing of labels."""
+    verdict = data.verdict or Verdict(level="good")
+    if verdict.level == "failed":
+        return []
+    unlearned = verdict.structures("not_learned")
+    found = []
+    for kind, scores in (("cross-validation", data.validation), ("the test set", data.test)):
+        missed = [s.case for s in scores if any(v == 0 for name, v in s.dice.items() if name not in unlearned)]
+        if missed:
+            found.append(
+                f"In {kind} at least one structure was missed completely (Dice 0) in {count(len(missed), 'case')}: "
+                f"{listing(missed, 4)}. Look at these cases first; a wrong reference label is a common cause."
+            )
+    return found
 
 
 def _provenance(data: ReportData) -> list[tuple[str, str]]:

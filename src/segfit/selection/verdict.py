@@ -1,0 +1,431 @@
+"""Whether a trained model is to be trusted: what was measured in, findings with what to do next out. No files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from statistics import fmean
+from typing import Any, Literal
+
+from segfit.evaluation.summary import Summary
+from segfit.files import Record
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.planning.budget import TOLERABLE_STEPS, WANTED_STEPS
+from segfit.planning.plan import Plan, RunSpec
+from segfit.selection.select import Selection
+from segfit.training.result import TrainingResult
+from segfit.words import count, dice, duration, listing
+
+__all__ = ["Evidence", "Finding", "Verdict", "judge"]
+
+_UNLEARNED = 0.1
+"""Dice of a case. Painting every voxel gives a structure that fills a twentieth of the image this much: chance."""
+_MANY = 0.25
+"""Share of the structures. One of four is much of what was asked for, one of 37 is a rare structure."""
+_USELESS = 0.2
+"""Mean Dice. Correcting such predictions takes longer than drawing anew (assumption)."""
+_POOR = 0.3
+"""Mean Dice of a structure. Thin ones honestly end at 0.4 to 0.5 (the boundaries of nuclei: 0.39 to 0.53)."""
+_MODEST = 0.5
+"""Mean Dice of a structure, worth a remark below: more voxels are wrong or missing than right."""
+_RISING, _STEEP = 0.01, 0.05
+"""Dice gained in the last quarter of a training. The falling learning rate alone gives one or two hundredths; five say
+that the training was cut short (assumption)."""
+_SKIPPED = 0.05
+"""Share of the steps. Half precision skips single steps by design; one in twenty has a cause (assumption)."""
+_LOST_LOSS = 10.0
+"""Final loss. Guessing among 100 labels costs ln(100) = 4.6."""
+_FEW_CASES = 3
+"""Training cases with a structure. With two, a network is trained on one when the other validates it, or on both and
+nothing validates it."""
+_BUSY = 0.5
+"""Share of the expected steps. On a free machine forecasts of the training are right to a fifth."""
+_WORSE, _MUCH_WORSE = 0.05, 0.1
+"""Dice lost from cross-validation to the test cases. The folds of nuclei differ by up to 0.07."""
+_FEW_TESTED = 3
+"""Test cases. Fewer differ from the mean by chance."""
+_FEW_VALIDATED = 10
+"""Cases. Their mean has a standard error of a third of the spread between cases."""
+
+_Code = Literal[
+    "only_background",
+    "not_learned",
+    "low_dice",
+    "poor",
+    "too_few_steps",
+    "skipped_steps",
+    "diverged",
+    "few_cases",
+    "slow_machine",
+    "test_worse",
+    "few_validated",
+]
+_HEADLINES = {
+    "good": "good, nothing speaks against this model",
+    "doubtful": "doubtful, check this model before you use it",
+    "failed": "failed, this model should not be used",
+}
+
+
+class Finding(Record):
+    """One thing that a reader should know. A remark leaves the verdict good."""
+
+    code: _Code
+    level: Literal["remark", "doubtful", "failed"]
+    structures: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    numbers: dict[str, float] = {}
+    text: str  # what was found, one sentence that names no case
+    action: str = ""  # what to do and what it costs; names no case but those of `cases`
+
+    @property
+    def names_cases(self) -> bool:
+        """Whether the action names cases."""
+        return any(case in self.action for case in self.cases)
+
+
+class Verdict(Record):
+    """The judgement on a run: that of its gravest finding. Findings stand gravest first."""
+
+    level: Literal["good", "doubtful", "failed"]
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words."""
+        return _HEADLINES[self.level]
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain values for those who get the model: no case is named."""
+        told = [item.text if item.names_cases else f"{item.text} {item.action}".strip() for item in self.findings]
+        return {"level": self.level, "headline": self.headline, "findings": told}
+
+    def structures(self, *codes: str) -> frozenset[str]:
+        """Return the structures that findings of these codes concern."""
+        return frozenset(name for item in self.findings if item.code in codes for name in item.structures)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a verdict is made from.
+
+    Parameters
+    ----------
+    validation : cross-validated scores of what is handed over
+    trainings : results of all trainings of the run
+    num_folds : all folds there are, trained or not
+    test : scores of the test cases, if they have labels
+    """
+
+    validation: Summary
+    selection: Selection
+    trainings: Sequence[TrainingResult]
+    plan: Plan
+    fingerprint: Fingerprint
+    num_folds: int
+    test: Summary | None = None
+
+    @property
+    def run(self) -> RunSpec:
+        """What was to be trained."""
+        assert self.plan.run is not None
+        return self.plan.run
+
+    @property
+    def chosen(self) -> list[TrainingResult]:
+        """The trainings of the networks that are handed over."""
+        return [item for item in self.trainings if item.configuration in self.selection.winner]
+
+    @property
+    def steps(self) -> int | None:
+        """The steps of the shortest of them."""
+        return min((item.steps for item in self.chosen), default=None)
+
+    @property
+    def gain(self) -> float:
+        """Mean Dice gained in the last quarter of the trainings; 0 where the curves do not tell."""
+        gains = []
+        for result in self.chosen:
+            curve = [(point.share, point.mean) for point in result.curve if point.mean is not None]
+            before = [mean for share, mean in curve if share <= 0.75]
+            if before and curve[-1][0] > 0.75:
+                gains.append(curve[-1][1] - before[-1])
+        return fmean(gains) if gains else 0.0
+
+    @property
+    def skipped(self) -> int:
+        """Steps of the trainings of the chosen networks that had no finite gradient."""
+        return sum(item.skipped_steps for item in self.chosen)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether one of them got lost, for good or on its way."""
+        return any((item.final_loss or 0.0) > _LOST_LOSS or getattr(item, "diverged", False) for item in self.chosen)
+
+    def held_by(self) -> dict[str, int]:
+        """Return the number of training cases that hold each structure."""
+        return {
+            target.name: sum(any(case.label_voxels.get(v) for v in target.values) for case in self.fingerprint.cases)
+            for target in self.validation.targets
+        }
+
+    def seconds_for(self, steps: int) -> float:
+        """Return what a run with so many steps per training takes, from the steps and stages of this one."""
+        training = sum(steps * item.seconds / item.steps for item in self.trainings if item.steps)
+        forecast = self.run.forecast
+        return training + sum(item.seconds for stage, item in forecast.items() if stage != "train")
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Return the verdict on a run; the same advice is given once, with the gravest finding."""
+    order = ("failed", "doubtful", "remark")
+    findings = [*_symptoms(evidence), *_trainings(evidence), *_data(evidence)]
+    once: list[Finding] = []
+    for finding in sorted(findings, key=lambda item: order.index(item.level)):
+        told = any(finding.action in item.action for item in once)
+        once.append(finding.model_copy(update={"action": ""}) if told else finding)
+    level = once[0].level if once else "remark"
+    return Verdict(level="good" if level == "remark" else level, findings=tuple(once))
+
+
+def _symptoms(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what the scores of cross-validation say."""
+    summary = evidence.validation
+    by_target = _with_reference(summary)
+    names, mean = list(by_target), summary.mean_dice or 0.0
+    total = count(len(summary.cases), "validated case")
+    if names and not any(one.n_pred for case in summary.cases for one in case.scores.values()):
+        yield Finding(
+            code="only_background",
+            level="failed",
+            structures=tuple(names),
+            cases=_worst_cases(summary, names),
+            numbers={"cases": len(summary.cases)},
+            text=f"The networks found nothing: every voxel of {total} was predicted as background.",
+            action=_mending(evidence, names),
+        )
+        return
+    missed = [name for name, values in by_target.items() if max(values.values()) < _UNLEARNED]
+    if missed:
+        cases = max(len(by_target[name]) for name in missed)
+        grave = len(missed) >= _MANY * len(names) and (cases > 1 or mean < _USELESS)
+        which = f"{listing(missed)} {'was' if len(missed) == 1 else 'were'} not learned"
+        if len(names) > 2 and len(missed) > 1:
+            which = f"{len(missed)} of {len(names)} structures were not learned ({listing(missed)})"
+        them = "it" if len(missed) == 1 else "them"
+        where = "the one validated case" if cases == 1 else "every validated case"
+        yield Finding(
+            code="not_learned",
+            level="failed" if grave else "doubtful",
+            structures=tuple(missed),
+            cases=_worst_cases(summary, missed),
+            numbers={"structures": len(missed), "of": len(names), "cases": cases},
+            text=f"{which}: the Dice is below {_UNLEARNED:g} in {where} that has {them}.",
+            action=_mending(evidence, missed),
+        )
+        if grave:
+            return
+    if names and mean < _USELESS:
+        yield Finding(
+            code="low_dice",
+            level="failed",
+            cases=_worst_cases(summary, names),
+            numbers={"dice": mean},
+            text=f"Predictions and references hardly overlap: the mean Dice is {dice(mean)} over {total}.",
+            action=_mending(evidence, names),
+        )
+        return
+    means = {name: value.dice for name, value in summary.mean.items() if value.dice is not None and name not in missed}
+    levels: tuple[tuple[Literal["doubtful", "remark"], float, float], ...]
+    levels = (("doubtful", 0.0, _POOR), ("remark", _POOR, _MODEST))
+    for level, low, high in levels:
+        poor = {name: value for name, value in means.items() if low <= value < high}
+        if poor:
+            told = listing([f"{name} ({dice(value)})" for name, value in poor.items()])
+            yield Finding(
+                code="poor",
+                level=level,
+                structures=tuple(poor),
+                cases=_worst_cases(summary, list(poor)),
+                numbers={"dice": min(poor.values())},
+                text=f"The mean Dice is below {high:g} for {told}; thin and small structures often stay there.",
+                action=_mending(evidence, list(poor)) if level == "doubtful" else "",
+            )
+
+
+def _trainings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what the trainings say of themselves."""
+    chosen, steps, gain = evidence.chosen, evidence.steps, evidence.gain
+    if not chosen or steps is None:
+        return
+    if gain > (_RISING if steps < TOLERABLE_STEPS else _STEEP):
+        yield Finding(
+            code="too_few_steps",
+            level="doubtful" if steps < TOLERABLE_STEPS and gain > _STEEP else "remark",
+            numbers={"steps": steps, "gain": gain},
+            text=f"Dice still rose by {gain:.2f} in the last quarter of the training ({count(steps, 'step')}).",
+            action=_longer(evidence),
+        )
+    skipped, done = evidence.skipped, sum(item.steps for item in chosen)
+    if skipped > _SKIPPED * done:
+        named = [str(case) for item in chosen for case in getattr(item, "skipped_cases", None) or ()]
+        cases = tuple(dict.fromkeys(named))
+        look = f"Look for extreme values in the images of {listing(cases)}. " if cases else ""
+        yield Finding(
+            code="skipped_steps",
+            level="doubtful",
+            cases=cases,
+            numbers={"skipped": skipped, "steps": done},
+            text=f"{skipped} of {done} training steps had no finite gradient and did not count.",
+            action=look + _gentler(evidence),
+        )
+    if evidence.diverged:
+        loss = max((item.final_loss or 0.0 for item in chosen), default=0.0)
+        at = f": the loss at its end is {loss:.3g}" if loss > _LOST_LOSS else " on its way"
+        yield Finding(
+            code="diverged",
+            level="doubtful",
+            numbers={"loss": loss},
+            text=f"The training diverged{at}.",
+            action=_gentler(evidence),
+        )
+    run = evidence.run
+    expected = [item for item in chosen if run.steps is None and item.steps < _BUSY * _expected(run, item)]
+    if expected:
+        worst = min(expected, key=lambda item: item.steps / _expected(run, item))
+        yield Finding(
+            code="slow_machine",
+            level="remark",
+            numbers={"steps": worst.steps, "expected": _expected(run, worst)},
+            text=f"{worst.steps} of about {_expected(run, worst)} expected steps were done: the machine was busy.",
+            action="Run it on a free machine into another folder (--out), or give it more --time.",
+        )
+
+
+def _data(evidence: Evidence) -> Iterator[Finding]:
+    """Yield what the cases say: too few of them, or others than in training."""
+    held, validated, total = evidence.held_by(), len(evidence.validation.cases), len(evidence.fingerprint.cases)
+    few = [name for name, cases in held.items() if 0 < cases < _FEW_CASES]  # that of none is warned of in the plan
+    if few:
+        yield Finding(
+            code="few_cases",
+            level="doubtful" if len(few) >= _MANY * len(held) else "remark",
+            structures=tuple(few),
+            numbers={"cases": min(held[name] for name in few)},
+            text=f"Fewer than {_FEW_CASES} of {count(total, 'training case')} hold {listing(few)}.",
+            action=f"Label {'it' if len(few) == 1 else 'them'} in more cases.",
+        )
+    if evidence.test is not None:
+        yield from _tested(evidence.validation, evidence.test)
+    if validated < max(total, _FEW_VALIDATED):
+        rough = ": the mean Dice is a rough figure" if validated < _FEW_VALIDATED else ""
+        yield Finding(
+            code="few_validated",
+            level="remark",
+            numbers={"validated": validated, "cases": total},
+            text=f"{validated} of {count(total, 'case')} took part in cross-validation{rough}.",
+            action=_all_folds(evidence),
+        )
+
+
+def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
+    """Compare the structures that have a Dice in both."""
+    pairs = [
+        (scores.dice, other.dice)
+        for name, scores in validation.mean.items()
+        if scores.dice is not None and (other := test.mean.get(name)) is not None and other.dice is not None
+    ]
+    if not pairs:
+        return
+    before, after = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
+    if before - after > _WORSE:
+        yield Finding(
+            code="test_worse",
+            level="doubtful" if before - after > _MUCH_WORSE and len(test.cases) >= _FEW_TESTED else "remark",
+            numbers={"validation": before, "test": after, "cases": len(test.cases)},
+            text=f"The test Dice ({dice(after)}) is clearly below the cross-validated one ({dice(before)}).",
+            action="The test images probably differ from the training images: compare them, and train with cases that "
+            "look like those the model is for.",
+        )
+
+
+def _with_reference(summary: Summary) -> dict[str, dict[str, float]]:
+    """Return the Dice by structure and case, of the cases whose reference has the structure."""
+    found: dict[str, dict[str, float]] = {}
+    for case in summary.cases:
+        for name, one in case.scores.items():
+            if one.n_ref and one.dice is not None:
+                found.setdefault(name, {})[case.case] = one.dice
+    return found
+
+
+def _expected(run: RunSpec, result: TrainingResult) -> int:
+    return run.expected_steps.get(result.configuration, 0)
+
+
+def _mending(evidence: Evidence, names: Sequence[str]) -> str:
+    """Say what is likely to help structures that were not learned well."""
+    steps, held = evidence.steps or 0, evidence.held_by()
+    unstable = evidence.diverged or evidence.skipped > _SKIPPED * sum(item.steps for item in evidence.chosen)
+    short = steps < WANTED_STEPS or evidence.gain > _RISING
+    if unstable or short:
+        return " ".join((_gentler(evidence) if unstable else "", _longer(evidence) if short else "")).strip()
+    few = [name for name in names if held.get(name, 0) < _FEW_CASES]
+    if few:
+        return f"Label {listing(few)} in more cases."
+    worst = _worst_cases(evidence.validation, names)
+    return (
+        f"The training was long enough. Compare the labels of {listing(names)} with the images, first in "
+        f"{listing(worst)}; segfit check FOLDER lists doubtful labels."
+    )
+
+
+def _worst_cases(summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the three cases with the lowest Dice of any of the structures."""
+    by_target = _with_reference(summary)
+    scores = sorted((value, case) for name in names for case, value in by_target.get(name, {}).items())
+    return tuple(dict.fromkeys(case for _, case in scores))[:3]
+
+
+def _longer(evidence: Evidence) -> str:
+    """Say how to train longer, and what that takes."""
+    done = evidence.steps or 0
+    wanted = max(WANTED_STEPS, 2 * done)
+    seconds = evidence.seconds_for(wanted)
+    flat = "2d" in evidence.plan.configurations and "2d" not in evidence.selection.winner
+    if evidence.run.steps is None:
+        how = f"--time {_time(seconds)} (about {wanted} steps)"
+    else:
+        how = f"--steps {wanted} (about {duration(seconds)})"
+    other = ", or with --set planning.configurations=2d (a 2D step costs less)" if flat else ""
+    return f"{count(done, 'step')} {'was' if done == 1 else 'were'} too few: run again with {how}{other}."
+
+
+def _gentler(evidence: Evidence) -> str:
+    """Say how to train more carefully: at a fifth of the rate, which takes short trainings to that of nnU-Net."""
+    recipe = evidence.plan.training[evidence.selection.winner[0]]
+    precision = "" if recipe.precision == "fp32" else " and --set training.precision=fp32"
+    return (
+        f"Run again with --set training.learning_rate={recipe.learning_rate / 5:.3g}{precision}: a fifth of the rate, "
+        "in the same time."
+    )
+
+
+def _all_folds(evidence: Evidence) -> str:
+    """Say how to validate all cases, and what that takes."""
+    trained, every, run = len(evidence.run.folds), evidence.num_folds, evidence.run
+    if not 0 < trained < every:
+        return ""
+    seconds = run.total.seconds + sum(item.seconds for item in evidence.trainings) * (every / trained - 1)
+    how = f"--time {_time(seconds)} " if run.steps is None else ""
+    cost = "" if run.steps is None else f" (about {duration(seconds)})"
+    return f"To validate all, run again with {how}--set planning.folds={','.join(map(str, range(every)))}{cost}."
+
+
+def _time(seconds: float) -> str:
+    """Return a time for ``--time``, rounded up: ``7m``, ``25m``, ``1h30m``, ``12h``."""
+    minutes = seconds / 60
+    step = 1 if minutes < 10 else 5 if minutes < 60 else 30 if minutes < 600 else 60
+    hours, rest = divmod(max(1, ceil(minutes / step)) * step, 60)
+    return (f"{hours}h" if hours else "") + (f"{rest}m" if rest else "")
