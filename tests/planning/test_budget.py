@@ -103,7 +103,7 @@ def test_where_a_patch_is_at_its_smallest_the_network_loses_a_resolution() -> No
     before = a_configuration(patch=(16, 16, 16))
     after = budget.shrunk(before, 0.9)
     assert after is not None
-    assert (after.patch_size, after.network.features) == ((16, 12, 16), (32, 64, 128))
+    assert (after.patch_size, after.network.features) == ((12, 16, 16), (32, 64, 128))
     assert after.network.divisor == (4, 4, 4)
     assert len(after.network.decoder_convs) == 2
     assert budget.shrunk(before, 0.01) is None
