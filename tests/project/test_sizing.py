@@ -68,7 +68,9 @@ def test_the_largest_reduction_that_fits_is_found(
 def test_what_was_fixed_is_not_reduced(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend(monkeypatch, 10)
     project = _project(tmp_path, volumes, "planning.patch_size=16,32,32", "planning.batch_size=2")
-    with pytest.raises(InputError, match=r"not even 3d_fullres, 4 features, batch 2, patch 16x32x32 at .* mm fits into .* GB"):
+    with pytest.raises(
+        InputError, match=r"not even 3d_fullres, 4 features, batch 2, patch 16x32x32 at .* mm fits into .* GB"
+    ):
         project.size()
     assert not project.folder.runs.exists()
 

@@ -18,6 +18,7 @@ from segfit.planning.budget import (
     TOLERABLE_STEPS,
     choose_configurations,
     choose_trainings,
+    short_recipe,
     with_run,
 )
 from segfit.planning.plan import Configuration, Plan, RunSpec, StageForecast, TrainingSpec
@@ -282,11 +283,10 @@ class _Decision:
         plan = self._project.replanned(settings) if settings else self._plan
         sized = {}
         for item in chosen:
-            recipe = item.recipe
-            long = not run.race and (options.preset != "auto" or run.expected_steps[item.name] >= LONG_STEPS)
-            if long:  # measured with the recipe of a short training
-                kept = {"precision": recipe.precision, "channels_last": recipe.channels_last}
-                recipe = plan.training[item.name].model_copy(update=kept | {"augmentation": recipe.augmentation})
+            recipe = short_recipe(item.recipe, options)
+            if not run.race and (options.preset != "auto" or run.expected_steps[item.name] >= LONG_STEPS):
+                kept = ("precision", "channels_last", "augmentation")
+                recipe = plan.training[item.name].model_copy(update={key: getattr(recipe, key) for key in kept})
             sized[item.name] = (item.configuration, recipe)
         asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}
         return with_run(

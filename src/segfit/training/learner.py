@@ -138,14 +138,15 @@ class Learner:
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take over a state made by `tensors` and `facts`."""
         self.network.load_state_dict(_under("network/", tensors))
-        index_of = {name: index for index, (name, _) in enumerate(self.network.named_parameters())}
+        grouped = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        index_of = {parameter: index for index, parameter in enumerate(grouped)}
         parameter_of = dict(self.network.named_parameters())
         slots: dict[int, dict[str, Tensor]] = {}
         for path, value in _under("optimizer/", tensors).items():
             key, _, name = path.partition("/")
             like = parameter_of[name]
             # In the parameter's own memory layout, or the optimiser's fused kernels cannot be used.
-            slots.setdefault(index_of[name], {})[key] = (
+            slots.setdefault(index_of[like], {})[key] = (
                 torch.empty_like(like).copy_(value) if value.shape == like.shape else value
             )
         self._optimizer.load_state_dict({"state": slots, "param_groups": self._optimizer.state_dict()["param_groups"]})

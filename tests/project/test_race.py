@@ -1,0 +1,108 @@
+"""What learns fastest is found by trying: several candidates train for a while, one goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segfit.planning.plan import Plan
+from segfit.project import Project, race, sizing
+from segfit.training.probe import StepCost, TileCost
+from segfit.training.result import TrainingResult
+
+
+@pytest.fixture
+def raced(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose planned network is too slow for its budget, so that it tries two; rounds take a second."""
+    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.03, 0.1, 0.001))
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(race, "_SHORTEST_SECONDS", 0.5)
+    monkeypatch.setattr(race, "_FEWEST_ROUND_STEPS", 1)
+    monkeypatch.setattr(race, "_MOST_ROUND_STEPS", 30)
+    settings = ["time_s=40", "planning.base_features=4", "training.precision=fp32", "training.channels_last=false"]
+    return Project.create(tmp_path / "p", volumes, settings=settings)
+
+
+def test_the_winner_goes_on_from_where_it_is(raced: Project) -> None:
+    plan = raced.size()
+    run = plan.run
+    assert run is not None
+    assert {entry.configuration for entry in run.race} == {"2d", "3d_fullres"}
+    winner = next(entry for entry in run.race if entry.winner)
+    best = max(entry.mean or 0.0 for entry in run.race)
+    assert (winner.mean or 0.0) >= best - race._EVEN
+    assert run.configurations == (winner.configuration,)
+    assert run.start is not None
+    begun = TrainingResult.load(raced.folder.root / run.start / "training.json")
+    assert begun.steps == winner.steps > 0
+    loser = next(path for path in (raced.folder.root / run.start).parents[1].iterdir() if path.is_dir())
+    assert loser == (raced.folder.root / run.start).parent  # the other one is gone
+    recipe = plan.training[winner.configuration]
+    assert (recipe.optimizer, recipe.poly_exponent, recipe.cooldown_share) == ("muon", 0.9, 0.5)
+    [trained] = raced.train()
+    assert trained.steps > begun.steps
+    assert "race" in run.forecast
+
+
+def test_cases_of_the_race_are_not_trained_on_in_it(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[set[str], set[str]]] = []
+    train, predict = race.train_fold, race.validate_fold
+
+    def watched_train(**kwargs: Any) -> TrainingResult:
+        seen.append(({case.id for case in kwargs["cases_train"]}, set()))
+        return train(**kwargs)
+
+    def watched_predict(*args: Any, **kwargs: Any) -> Any:
+        seen[-1][1].update(case.id for case in args[3])
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(race, "train_fold", watched_train)
+    monkeypatch.setattr(race, "validate_fold", watched_predict)
+    raced.size()
+    split = raced.splits().folds[0]
+    assert len(seen) == 2
+    for trained, predicted in seen:
+        assert predicted
+        assert trained | predicted == set(split.train)
+        assert not trained & predicted
+
+
+def test_a_race_that_was_killed_goes_on(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, done = race.train_fold, []
+
+    def killed(**kwargs: Any) -> TrainingResult:
+        if done:
+            raise KeyboardInterrupt
+        done.append(train(**kwargs))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(race, "train_fold", killed)
+        with pytest.raises(KeyboardInterrupt):
+            raced.size()
+    [file] = raced.folder.race.glob("*/race.json")
+    before = json.loads(file.read_text())
+    assert raced.plan().run is None
+
+    monkeypatch.setattr(
+        sizing, "probe_step", lambda *_, **__: StepCost(0.5, 0.1, 0.001)
+    )  # it would decide otherwise now
+    again = Project.open(raced.folder.root)
+    plan = again.size()
+    assert json.loads(file.read_text()) == before
+    assert plan.run is not None
+    entry = next(item for item in plan.run.race if item.configuration == done[0].configuration)
+    assert entry.steps == done[0].steps  # it was not trained again
+    assert Plan.load(again.folder.plan) == plan
+
+
+def test_there_is_no_race_without_time_for_one(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.1, 0.1, 0.001))
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    project = Project.create(tmp_path / "p", volumes, settings=["time_s=40"])
+    run = project.size().run
+    assert run is not None
+    assert (run.race, run.start, len(run.configurations)) == ((), None, 1)
