@@ -52,6 +52,7 @@ class Preparation:
         self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
         self._checked = False  # here and now; what a busy machine caused earlier may be gone
         self._started = perf_counter()
+        self.overrun = False  # whether a run goes on where the time is too short
 
     def _adopt(self, options: Options) -> None:
         """Take options; some of them say how the dataset is read."""
