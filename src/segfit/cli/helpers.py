@@ -74,7 +74,7 @@ def demo(
     print_outcome(project)
     took = perf_counter() - started
     if took > max(_PROMISED_SECONDS, seconds):
-        sys.stderr.write(f"this machine is busy: the demo took {duration(took)}; its time was {duration(seconds)}\n")
+        sys.stderr.write(f"the demo took {duration(took)}: this machine is busy\n")
 
 
 def doctor(device: Device = None, as_json: AsJson = False) -> int:

@@ -33,7 +33,8 @@ __all__ = [
 _SAMPLED_S = 0.005  # between two looks at the memory
 _LEAST_GROWTH = 64 << 20  # bytes without which the interpreter itself could not go on
 _THREADS_S = 1.2  # of comparing numbers of threads, after which no further round begins
-_THREADS_ROUNDS = (2, 7)  # at least and at most; a single one would measure what else happened just then
+_THREADS_ROUNDS = (3, 7)  # are begun even so, and at most; one odd time among three changes no median,
+_THREADS_LIMIT_S = 4.0  # but after this none is
 _THREADS_GAIN = 0.1  # of the time: below that the default stays
 _LONG_S = 10.0  # of probing: what takes longer is measured well enough by fewer repetitions
 
@@ -97,14 +98,15 @@ def best_threads(
 def fastest_threads(work: Callable[[int], object], numbers: Sequence[int]) -> int:
     """Return which number of threads does `work(i)` fastest; the first one unless another takes a tenth less time.
 
-    Medians of several rounds over all numbers, so that what disturbs one disturbs all; a round before warms up.
+    Medians of three rounds or more over all numbers, so that what disturbs one disturbs all, after one that warms up;
+    where a round takes seconds there are fewer.
     """
     times: dict[int, list[float]] = {number: [] for number in numbers}
     least, most = _THREADS_ROUNDS
     before, began = torch.get_num_threads(), perf_counter()
     try:
         for index in range(1 + most):
-            if index > least and perf_counter() - began > _THREADS_S:
+            if index and perf_counter() - began > (_THREADS_S if index > least else _THREADS_LIMIT_S):
                 break
             for number, taken in times.items():
                 torch.set_num_threads(number)
@@ -113,7 +115,7 @@ def fastest_threads(work: Callable[[int], object], numbers: Sequence[int]) -> in
                 taken.append(perf_counter() - started)
     finally:
         torch.set_num_threads(before)
-    seconds = {number: median(taken[1:]) for number, taken in times.items()}
+    seconds = {number: median(taken[1:] or taken) for number, taken in times.items()}
     best = min(seconds, key=seconds.__getitem__)
     return best if seconds[best] <= (1 - _THREADS_GAIN) * seconds[numbers[0]] else numbers[0]
 
