@@ -111,6 +111,7 @@ def interrupt_at(wanted: int, error: BaseException) -> Callable[[int], None]:
 RECIPES = {
     "sgd": tiny_recipe(),
     "adamw averaged": tiny_recipe(optimizer="adamw", momentum=0.9, learning_rate=1e-3, weight_average=0.99),
+    "muon": tiny_recipe(optimizer="muon", momentum=0.95, learning_rate=0.05, cooldown_share=0.5),
     "bf16 channels last": tiny_recipe(precision="bf16", channels_last=True),
     "fp16 scaled": tiny_recipe(precision="fp16"),
 }

@@ -16,7 +16,14 @@ from segfit.execution.memory import PeakWatch, process_bytes, process_peak_bytes
 from segfit.inference.predictor import default_batch
 from segfit.training import probe
 from segfit.training.learner import Learner
-from segfit.training.probe import PeakMemory, memory_limited, probe_forward, probe_step
+from segfit.training.probe import (
+    PeakMemory,
+    best_threads,
+    fastest_threads,
+    memory_limited,
+    probe_forward,
+    probe_step,
+)
 
 CPU = torch.device("cpu")
 
@@ -53,6 +60,82 @@ def test_slow_steps_are_repeated_less(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(monkeypatch, 1.0, 60.0)
     monkeypatch.setattr(Learner, "step", clock.work)
     assert probe_step(tiny_configuration(), tiny_recipe(), SCHEME, CPU).seconds_per_step == 60.0
+
+
+class Threads:
+    """Work whose time depends on torch's number of threads: the seconds of each round, by number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: list[float]) -> None:
+        self.now, self.rounds = 0.0, 0
+        self._seconds = {int(name[1:]): times for name, times in seconds.items()}
+        self._threads = 2
+        self.used: list[int] = []
+        monkeypatch.setattr(probe, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: self._threads)
+        monkeypatch.setattr(torch, "set_num_threads", self._set)
+
+    def _set(self, number: int) -> None:
+        self._threads = number
+
+    def work(self, index: int) -> None:
+        self.used.append(self._threads)
+        self.now += self._seconds[self._threads][index]
+
+
+def test_fewer_threads_need_a_tenth_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fewer, best in ((0.92, 2), (0.89, 1)):
+        threads = Threads(monkeypatch, n2=[9.0] + [0.1] * 7, n1=[0.1] + [0.1 * fewer] * 7)
+        monkeypatch.setattr(probe, "_THREADS_LIMIT_S", 100.0)
+        monkeypatch.setattr(probe, "_THREADS_S", 100.0)
+        assert fastest_threads(threads.work, (2, 1, 1)) == best  # the first round does not count
+        assert threads.used == [2, 1] * 8
+        assert torch.get_num_threads() == 2
+
+
+def test_one_slow_round_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(monkeypatch, n2=[0.1, 0.8, *[0.1] * 6], n1=[0.1] * 8)
+    assert fastest_threads(threads.work, (2, 1)) == 2
+    assert len(threads.used) == 8  # no further round begins after 1.2 s
+
+
+def test_threads_that_take_seconds_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(monkeypatch, n2=[6.5], n1=[0.3])
+    assert fastest_threads(threads.work, (2, 1)) == 1
+
+
+def test_the_number_of_threads_is_restored_after_a_failure() -> None:
+    before = torch.get_num_threads()
+
+    def fail(_: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fastest_threads(fail, (before + 1, 1))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("threads", "processors", "compared"),
+    [(8, 16, (8, 7, 4)), (64, 6, (6, 5, 3)), (3, 3, (3, 2, 1)), (2, 2, (2, 1, 1))],
+)
+def test_the_threads_compared(
+    threads: int, processors: int, compared: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(probe, "available_workers", lambda: processors)
+    told: list[tuple[int, ...]] = []
+    monkeypatch.setattr(probe, "fastest_threads", lambda work, numbers: (work(0), told.append(tuple(numbers)), 5)[2])
+    assert best_threads(tiny_configuration(), tiny_recipe(), SCHEME, CPU) == 5
+    assert told == [compared]
+
+
+@pytest.mark.parametrize(("processors", "device"), [(1, "cpu"), (3, "cuda")])
+def test_threads_are_not_compared_where_there_is_nothing_to_choose(
+    processors: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(probe, "available_workers", lambda: processors)
+    assert best_threads(tiny_configuration(), tiny_recipe(), SCHEME, torch.device(device)) == processors
 
 
 def test_a_tile_is_measured_in_the_batches_of_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:

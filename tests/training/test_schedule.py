@@ -45,3 +45,14 @@ def test_moving_average() -> None:
     assert moving_average(None, 0.5) == 0.5
     assert moving_average(0.5, 1.0) == pytest.approx(0.55)
     assert isnan(moving_average(nan, 1.0))
+
+
+def test_the_rate_is_constant_before_the_cool_down() -> None:
+    rates = [learning_rate(share, 0.1, 1.0, 0.1, 0.5) for share in (0.0, 0.05, 0.1, 0.3, 0.5, 0.75, 1.0)]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.1, 0.1, 0.05, 0.0])
+
+
+def test_a_cool_down_over_everything_is_the_polynomial() -> None:
+    for share in (0.0, 0.2, 0.9, 1.0):
+        assert learning_rate(share, 0.01) == pytest.approx(poly_learning_rate(share, 0.01))
+    assert learning_rate(0.5, 0.1, 1.0, 0.2, 1.0) == pytest.approx(0.1 * 0.5 / 0.8)

@@ -15,6 +15,7 @@ import typer
 from segfit.cli import helpers, models, stages
 from segfit.cli.console import problem_table
 from segfit.errors import DatasetError, InputError, SegfitError
+from segfit.execution.processors import affinity, available_workers
 
 __all__ = ["app", "main"]
 
@@ -62,6 +63,7 @@ def main() -> None:
 
     0 done, 1 failed, 2 bad input, 3 done but not to be trusted, 130 interrupted, 143 terminated.
     """
+    _share_processors()
     _have_streams()
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -71,6 +73,16 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text that can be printed
     sys.exit(_flushed(run()))
+
+
+def _share_processors() -> None:
+    """Have OpenMP's threads sleep while they wait, and no more of them than a control group grants.
+
+    What the user set stays. The runtimes (libgomp, Intel's, LLVM's) read it when torch loads them; workers inherit it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if (granted := available_workers()) < affinity():  # the affinity they heed by themselves
+        os.environ.setdefault("OMP_NUM_THREADS", str(granted))
 
 
 def _flushed(code: int) -> int:

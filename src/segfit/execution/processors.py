@@ -8,14 +8,18 @@ from pathlib import Path
 
 from segfit.execution.groups import group_folders, group_text
 
-__all__ = ["available_workers", "processor_quota"]
+__all__ = ["affinity", "available_workers", "processor_quota"]
 
 
 def available_workers() -> int:
     """Return how many processors this process may use: its affinity, within its cgroup's limit; never below 1."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = processor_quota()
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+    return max(1, affinity() if quota is None else min(affinity(), math.ceil(quota)))
+
+
+def affinity() -> int:
+    """Return how many processors this process may run on, however little of their time it is granted."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_quota(root: Path = Path("/")) -> float | None:

@@ -167,8 +167,12 @@ class Project(Preparation):
             write_report(data, self.folder.report)
         return self.folder.report
 
-    def run(self) -> Summary | None:
-        """Run all stages; return the scores of the test images, None if there are no labels for them."""
+    def run(self, *, overrun: bool = False) -> Summary | None:
+        """Run all stages; return the scores of the test images, None if there are no labels for them.
+
+        With `overrun` a time that is too short is overrun instead of refused.
+        """
+        self.overrun = overrun
         with self.alone():
             return self._run()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -12,16 +12,30 @@ import torch
 
 from segfit.errors import MemoryShortageError
 from segfit.execution.memory import PeakWatch, limit_growth, process_bytes
+from segfit.execution.processors import available_workers
 from segfit.inference.predictor import default_batch
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.learner import Learner, training_on
 from segfit.training.sampler import stream
 
-__all__ = ["PeakMemory", "StepCost", "TileCost", "memory_limited", "probe_forward", "probe_step"]
+__all__ = [
+    "PeakMemory",
+    "StepCost",
+    "TileCost",
+    "best_threads",
+    "fastest_threads",
+    "memory_limited",
+    "probe_forward",
+    "probe_step",
+]
 
 _SAMPLED_S = 0.005  # between two looks at the memory
 _LEAST_GROWTH = 64 << 20  # bytes without which the interpreter itself could not go on
+_THREADS_S = 1.2  # of comparing numbers of threads, after which no further round begins
+_THREADS_ROUNDS = (3, 7)  # are begun even so, and at most; one odd time among three changes no median,
+_THREADS_LIMIT_S = 4.0  # but after this none is
+_THREADS_GAIN = 0.1  # of the time: below that the default stays
 _LONG_S = 10.0  # of probing: what takes longer is measured well enough by fewer repetitions
 
 
@@ -55,20 +69,55 @@ def probe_step(
 
     Raises `MemoryShortageError` when the configuration does not fit into the device's memory.
     """
-    size = recipe.augmentation.sample_patch or configuration.patch_size
-    generator = torch.Generator().manual_seed(seed)
-    batch, channels = configuration.batch_size, configuration.network.in_channels
-    image = torch.randn((batch, channels, *size), generator=generator)
-    target = torch.randint(max(labels.all_values) + 1, (batch, 1, *size), generator=generator, dtype=torch.int16)
     with training_on(configuration, device), PeakMemory(device, _SAMPLED_S) as memory:
-        learner = Learner(configuration, recipe, labels, device, seed=seed)
-
-        def step(index: int) -> None:
-            learner.step(image, target, learning_rate=recipe.learning_rate, rng=stream(seed, "augmentation", index))
-
+        learner, step = _learning(configuration, recipe, labels, device, seed)
         seconds = _median_seconds(step, device, steps)
         state = sum(tensor.nbytes for tensor in learner.tensors().values()) / 2**30
         return StepCost(seconds, memory.peak_gb(), state)
+
+
+def best_threads(
+    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, *, seed: int = 0
+) -> int:
+    """Return the number of threads with which a training step is fastest on this machine as busy as it is now.
+
+    It is meant for `torch.set_num_threads`, which is left as it was. The default is torch's own number within the
+    processors of this process. On a CPU it is compared with one less and with half; see `fastest_threads`. This takes
+    less than two seconds if a step takes less than a quarter of one, so a small patch should be given.
+
+    Raises `MemoryShortageError` when the configuration does not fit into memory.
+    """
+    default = min(torch.get_num_threads(), available_workers())
+    if device.type != "cpu" or default == 1:
+        return default
+    with training_on(configuration, device):
+        _, step = _learning(configuration, recipe, labels, device, seed)
+        return fastest_threads(step, (default, default - 1, default // 2))
+
+
+def fastest_threads(work: Callable[[int], object], numbers: Sequence[int]) -> int:
+    """Return which number of threads does `work(i)` fastest; the first one unless another takes a tenth less time.
+
+    Medians of three rounds or more over all numbers, so that what disturbs one disturbs all, after one that warms up;
+    where a round takes seconds there are fewer.
+    """
+    times: dict[int, list[float]] = {number: [] for number in numbers}
+    least, most = _THREADS_ROUNDS
+    before, began = torch.get_num_threads(), perf_counter()
+    try:
+        for index in range(1 + most):
+            if index and perf_counter() - began > (_THREADS_S if index > least else _THREADS_LIMIT_S):
+                break
+            for number, taken in times.items():
+                torch.set_num_threads(number)
+                started = perf_counter()
+                work(index)
+                taken.append(perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+    seconds = {number: median(taken[1:] or taken) for number, taken in times.items()}
+    best = min(seconds, key=seconds.__getitem__)
+    return best if seconds[best] <= (1 - _THREADS_GAIN) * seconds[numbers[0]] else numbers[0]
 
 
 def probe_forward(
@@ -133,6 +182,23 @@ class PeakMemory:
         """Return the peak so far in GiB."""
         taken = torch.cuda.max_memory_reserved(self._device) if self._watch is None else self._watch.peak_bytes()
         return taken / 2**30
+
+
+def _learning(
+    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, seed: int
+) -> tuple[Learner, Callable[[int], object]]:
+    """Return a learner and what does its step i, on one batch of random data."""
+    size = recipe.augmentation.sample_patch or configuration.patch_size
+    generator = torch.Generator().manual_seed(seed)
+    batch, channels = configuration.batch_size, configuration.network.in_channels
+    image = torch.randn((batch, channels, *size), generator=generator)
+    target = torch.randint(max(labels.all_values) + 1, (batch, 1, *size), generator=generator, dtype=torch.int16)
+    learner = Learner(configuration, recipe, labels, device, seed=seed)
+
+    def step(index: int) -> None:
+        learner.step(image, target, learning_rate=recipe.learning_rate, rng=stream(seed, "augmentation", index))
+
+    return learner, step
 
 
 def _median_seconds(work: Callable[[int], object], device: torch.device, repeats: int) -> float:
