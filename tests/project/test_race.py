@@ -19,6 +19,7 @@ def raced(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> Pro
     """A project whose planned network is too slow for its budget, so that it tries two; rounds take a second."""
     monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.03, 0.1, 0.001))
     monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
     monkeypatch.setattr(race, "_SHORTEST_SECONDS", 0.5)
     monkeypatch.setattr(race, "_FEWEST_ROUND_STEPS", 1)
     monkeypatch.setattr(race, "_MOST_ROUND_STEPS", 30)
@@ -102,6 +103,7 @@ def test_a_race_that_was_killed_goes_on(raced: Project, monkeypatch: pytest.Monk
 def test_there_is_no_race_without_time_for_one(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.1, 0.1, 0.001))
     monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
     project = Project.create(tmp_path / "p", volumes, settings=["time_s=40"])
     run = project.size().run
     assert run is not None

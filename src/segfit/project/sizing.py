@@ -45,7 +45,7 @@ from segfit.project.forecast import (
     TrainingCost,
     Workload,
 )
-from segfit.training.probe import StepCost, TileCost, memory_limited, probe_forward, probe_step
+from segfit.training.probe import StepCost, TileCost, best_threads, memory_limited, probe_forward, probe_step
 from segfit.words import duration
 
 __all__ = ["SLACK", "Candidate", "Sizer", "Validation"]
@@ -242,13 +242,19 @@ class Sizer:
         }
 
     def _cheapest(self, configuration: Configuration, recipe: TrainingSpec) -> tuple[TrainingSpec, float]:
-        """Return a recipe with the fastest arithmetic, and seconds per voxel of a step of a narrow network."""
+        """Return a recipe with the fastest arithmetic, and seconds per voxel of a step of a narrow network.
+
+        The first time, this process is also given the number of threads that is fastest beside what else runs.
+        """
         if configuration.ndim in self._arithmetic:
             return self._arithmetic[configuration.ndim]
         ladder = candidates(configuration, self._options)
         small = next((item for item in ladder if item.network.features[0] >= NARROW), ladder[0])
         voxels = small.batch_size * prod(small.patch_size)
         small = shrunk(small, _PROBED_VOXELS * small.batch_size / voxels) or _smallest(small)
+
+        if not self._arithmetic:
+            torch.set_num_threads(best_threads(small, self._adapted(recipe, small), self._labels, self._device))
 
         def seconds(item: TrainingSpec) -> float:
             try:
