@@ -104,14 +104,17 @@ class _Decision:
             entrants = taken_up(project, self._plan.basis) or self._entrants(preprocessing)
         sizing = perf_counter() - started
         outcome = None
-        if entrants is not None and len(entrants) > 1:
-            allowed = _RACE_SHARE * self._budget / self._shares - sizing
-            with project.stage("race"):
-                outcome = race(project, entrants, self._plan.basis, seconds=allowed)
+        if entrants is not None:
+            if len(entrants) > 1:
+                outcome = self._raced(entrants, preprocessing, sizing)
             entrants = [entrants[outcome.winner if outcome else 0]]
-        left = self._left(preprocessing)
-        chosen, folds = self._trainings(entrants, left)
-        run = self._run(chosen, folds, self._left(preprocessing), outcome, preprocessing, sizing)
+            with project.stage("preprocess"):
+                self._prepared(entrants[0])
+        ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
+        chosen, folds = self._trainings(entrants, self._left() - ahead)
+        run = self._run(
+            chosen, folds, self._left() - ahead, outcome, preprocessing, sizing, prepared=entrants is not None
+        )
         return self._written(chosen, run)
 
     def _preprocessing(self) -> PreprocessingCost:
@@ -129,18 +132,41 @@ class _Decision:
             project.preprocess()  # does the cases that can be done, and names all others
             raise
 
-    def _left(self, preprocessing: PreprocessingCost) -> float:
-        """Return the seconds for trainings and predictions."""
+    def _left(self) -> float:
+        """Return the seconds for preprocessing, trainings and predictions."""
+        return self._budget - self._project.seconds() - report_seconds(self._project.fingerprint()) - _AROUND_SECONDS
+
+    def _preprocessing_seconds(self, cost: PreprocessingCost, candidates: Sequence[Candidate] = ()) -> float:
+        """Return how long preprocessing takes: for all candidates, or for the first configuration of the plan."""
+        planned = [self._plan.configurations[self._names[0]]]
+        specs = [item.preprocessing for item in [item.configuration for item in candidates] or planned]
+        return forecast_preprocessing(cost, self._project.fingerprint(), specs).seconds
+
+    def _raced(self, entrants: Sequence[Candidate], cost: PreprocessingCost, sizing: float) -> Outcome | None:
+        """Let the entrants race within what sizing has left of the time for finding out what is trained."""
+        allowed = _RACE_SHARE * self._budget / self._shares - sizing
+        allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
+        with self._project.stage("race"):
+            return race(self._project, entrants, self._plan.basis, seconds=allowed)
+
+    def _prepared(self, candidate: Candidate) -> None:
+        """Preprocess all cases for a candidate, so that the time for it is known."""
         project = self._project
-        spec = self._plan.configurations[self._names[0]].preprocessing
-        ahead = forecast_preprocessing(preprocessing, project.fingerprint(), [spec]).seconds
-        return self._budget - project.seconds() - ahead - report_seconds(project.fingerprint()) - _AROUND_SECONDS
+        preprocess_dataset(
+            project.dataset.training,
+            candidate.configuration.preprocessing,
+            project.dataset.labels,
+            CaseStore(project.folder.cases),
+            workers=self._options.workers,
+            progress=project.progress,
+        )
 
     def _entrants(self, preprocessing: PreprocessingCost) -> list[Candidate] | None:
         """Return what is to be tried, the most promising first; None where the rules decide alone."""
         if self._options.training.steps is not None or self._options.preset != "auto" or self._all_asked:
             return None
-        seconds = self._left(preprocessing) / self._shares * (1 - _RACE_SHARE)
+        left = self._left() - self._preprocessing_seconds(preprocessing)
+        seconds = left / self._shares * (1 - _RACE_SHARE)
         first = self._sized(self._names[0], seconds)
         if self._sizer.enough(first, seconds):
             return None
@@ -231,6 +257,8 @@ class _Decision:
         outcome: Outcome | None,
         preprocessing: PreprocessingCost,
         sizing: float,
+        *,
+        prepared: bool,
     ) -> RunSpec:
         """Return the run, with a forecast of all its stages."""
         options, sizer, fingerprint = self._options, self._sizer, self._project.fingerprint()
@@ -259,6 +287,8 @@ class _Decision:
             ),
             **forecast_stages(costs, len(folds), self._workload, fingerprint, on_cpu=on_cpu),
         }
+        if prepared:
+            forecast["preprocess"] = forecast["preprocess"].model_copy(update={"seconds": 0.0})
         validated = len(folds) * sum(item.seconds for item in validations)
         forecast["validate"] = forecast["validate"].model_copy(update={"seconds": round(validated, 1)})
         return RunSpec(
