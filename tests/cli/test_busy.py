@@ -14,6 +14,7 @@ import pytest
 from segfit.cli import helpers, main
 from segfit.cli.main import run
 from segfit.dataset.phantom import make_phantom
+from segfit.execution.workers import WorkerPool
 from segfit.project import Project
 
 _SET_BY_USERS = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
@@ -97,6 +98,12 @@ def test_doctor_tells_when_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_library_leaves_the_environment_alone() -> None:
     code = "import os; before = dict(os.environ); import segfit; segfit.Project; print(before == dict(os.environ))"
     assert fresh("-c", code) == "True\n"
+
+
+def test_workers_inherit_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    with WorkerPool(1) as pool:
+        assert pool.submit(os.getenv, "OMP_WAIT_POLICY").result() == "passive"
 
 
 @pytest.mark.parametrize(("granted", "number"), [(3, "3"), (8, None)])

@@ -83,7 +83,7 @@ def best_threads(
 
     It is meant for `torch.set_num_threads`, which is left as it was. The default is torch's own number within the
     processors of this process. On a CPU it is compared with one less and with half; see `fastest_threads`. This takes
-    less than two seconds if a step takes less than a quarter of one, so a small patch should be given.
+    about two seconds if a step takes a fifth of one, so a small patch should be given.
 
     Raises `MemoryShortageError` when the configuration does not fit into memory.
     """
