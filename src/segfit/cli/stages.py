@@ -245,9 +245,9 @@ def train(dataset: DatasetArgument = None, out: Out = None, *, given: list[str])
 
 @with_settings("skip_incomplete", "resample_labels", "settings")
 def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
-    """Validate, compare, choose, write the model."""
+    """Validate all cases, compare, choose, write the model."""
     project = open_project(dataset, out, given)
-    selection = project.select()
+    selection = project.select(complete=True)
     if as_json:
         print_json(selection.model_dump(mode="json"))
         return

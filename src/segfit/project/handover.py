@@ -28,11 +28,16 @@ __all__ = ["predict_test", "select_model"]
 
 
 def select_model(project: Preparation) -> Selection:
-    """Validate, choose, and write ``selection.json``, ``validation.json`` and ``model/``."""
+    """Validate, choose, and write ``selection.json``, ``validation.json`` and ``model/``.
+
+    What was selected from all validation cases stays, also where a part of them would do.
+    """
     results = train_all(project)
     basis = content_hash([result.identity for result in results])
-    folder = project.folder
-    if project.marks.holds("selection", basis) and folder.selection.exists() and (folder.model / "model.json").exists():
+    folder, whole = project.folder, f"{basis}/all"
+    if project.validates_all and project.run_plan().validation_cases is not None:
+        basis = whole
+    if project.marks.get("selection") in (basis, whole) and folder.selection.exists() and (folder.model / "model.json").exists():
         return Selection.load(folder.selection)
     summaries = validate_all(project, results)
     with project.stage("select"):

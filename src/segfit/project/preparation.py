@@ -52,6 +52,7 @@ class Preparation:
         self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
         self._checked = False  # here and now; what a busy machine caused earlier may be gone
         self._started = perf_counter()
+        self.validates_all = False  # predict all validation cases, also those that a run had no time for
         self.overrun = False  # take more time rather than refuse a budget that is too short
 
     def _adopt(self, options: Options) -> None:
@@ -240,7 +241,7 @@ class Preparation:
     def validated(self, fold: int) -> tuple[str, ...]:
         """Return the validation cases of a fold that are predicted: all, or those there is time for."""
         count, cases = self.run_plan().validation_cases, self.splits().folds[fold].validation
-        return cases if count is None else cases[:: max(1, len(cases) // count)][:count]
+        return cases if count is None or self.validates_all else cases[:: max(1, len(cases) // count)][:count]
 
     @property
     def first_fold(self) -> int:

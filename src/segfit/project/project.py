@@ -89,9 +89,14 @@ class Project(Preparation):
 
         return trainings.train_all(self)
 
-    def select(self) -> Selection:
-        """Choose the best configuration or ensemble and its post-processing, and write the model."""
+    def select(self, *, complete: bool = False) -> Selection:
+        """Choose the best configuration or ensemble and its post-processing, and write the model.
+
+        With `complete` from all validation cases, also those that a run had no time to predict.
+        """
         from segfit.project import handover
+
+        self.validates_all = complete
 
         return handover.select_model(self)
 

@@ -260,6 +260,13 @@ def _run_facts(plan: Plan) -> list[tuple[str, str]]:
         ("Folds", ", ".join(map(str, run.folds))),
         ("Length of each training", length),
     ]
+    for entry in run.race:
+        what = f"Tried: {entry.configuration}, {extent(entry.spacing_mm)} mm, patch {extent(entry.patch_size)}"
+        reached = "nothing" if entry.mean is None else f"Dice {entry.mean:.2f}"
+        facts.append((what, f"{reached} in {duration(entry.seconds)}, {number(entry.steps)} steps"))
+    if run.validation_cases is not None or not run.validation_mirror:
+        cases = "all" if run.validation_cases is None else number(run.validation_cases)
+        facts.append(("Validation cases of each fold", f"{cases}, without mirrored views, to save time"))
     facts += [(f"Measured step, {name}", duration(value)) for name, value in run.seconds_per_step.items()]
     facts += [(f"Measured memory of a step, {name}", gigabytes(value)) for name, value in run.peak_memory_gb.items()]
     return facts
