@@ -190,14 +190,14 @@ def test_a_killed_process_loses_nothing_that_was_saved(tmp_path: Path) -> None:
 
 
 class FakeClock:
-    """Every look takes 0.1 ms, a step 50 ms, a validation 20 ms."""
+    """Every look takes 0.1 ms, a step 50 ms, a predicted case 20 ms."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         for module in (budget, loop, validation):
             monkeypatch.setattr(module, "perf_counter", self.look)
         monkeypatch.setattr(Learner, "step", self.slow(Learner.step, 0.05))
-        monkeypatch.setattr(validation, "validate", self.slow(validation.validate, 0.02))
+        monkeypatch.setattr(Predictor, "logits", self.slow(Predictor.logits, 0.02))
 
     def look(self) -> float:
         self.now += 1e-4
