@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from segfit.errors import DivergedError
@@ -17,6 +17,7 @@ from segfit.words import listing
 __all__ = ["Guard"]
 
 _WINDOW = 20  # steps that are looked at
+_LAST = 5  # steps that are looked at when the training ends
 _FAR = 2.0  # above the loss of the untrained network: no training that learns stays there for a window (assumption)
 _NOT_WORSE = 0.5  # than the best kept state, of a state that is kept (assumption)
 _KEPT_EVERY = 0.02  # share of the budget between two kept states
@@ -38,22 +39,19 @@ class Guard:
         self._best = inf  # mean loss of a kept state
 
     def is_healthy(self, losses: Losses) -> bool:
-        """Whether a state with these losses may be kept or saved."""
-        return losses.skipped_in_a_row < _WINDOW / 2 and not self._is_far(losses, 1)
+        """Whether a state with these losses may be kept or saved: a single bad one forbids it for a while."""
+        recent = losses.recent(_WINDOW)
+        return losses.skipped_in_a_row < _WINDOW / 2 and not (recent and _is_far(fmean(recent), losses))
 
     def trouble(self, losses: Losses, *, at_end: bool = False) -> str:
-        """Say in words why the training has diverged, or nothing; at the end every doubt counts."""
+        """Say in words why the training has diverged, or nothing. A few outlying losses are no divergence."""
         skipped = losses.skipped_in_a_row
         if skipped >= _WINDOW or (at_end and (skipped >= _WINDOW / 2 or losses.final is None)):
             return f"{skipped} training steps in a row (up to step {losses.step}) had no finite gradient"
-        if self._is_far(losses, 1 if at_end else _WINDOW):
-            now = fmean(losses.recent(_WINDOW))
-            return f"up to step {losses.step} the loss was {now:.3g}, {losses.first:.3g} at the beginning"
+        recent = losses.recent(_LAST if at_end else _WINDOW)
+        if (at_end or len(recent) == _WINDOW) and _is_far(median(recent), losses):
+            return f"up to step {losses.step} the loss was {median(recent):.3g}, {losses.first:.3g} at the beginning"
         return ""
-
-    def _is_far(self, losses: Losses, fewest: int) -> bool:
-        recent = losses.recent(_WINDOW)
-        return losses.first is not None and len(recent) >= fewest and fmean(recent) > losses.first + _FAR
 
     def keep(self, share: float, losses: Losses, state: Callable[[], State]) -> None:
         """Keep a copy of the state when `share` of the budget is used, if it is time and the state is good."""
@@ -91,3 +89,8 @@ class Guard:
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on from saved facts."""
         self.times, self.factor = facts["diverged"], facts["learning_rate_factor"]
+
+
+def _is_far(loss: float, losses: Losses) -> bool:
+    """Whether no training that learns has such a loss."""
+    return losses.first is not None and loss > losses.first + _FAR

@@ -231,14 +231,13 @@ class _Training:
     def _share(self) -> float:
         return self._budget.share(self._done, self._clock.seconds())
 
-    def _is_over(self) -> bool:
-        """Whether the budget is used, or the next step (and the last validation) would exceed it."""
-        ahead = self._pace.step_seconds + self._validation.seconds if self._pace.is_known else 0.0
-        return self._budget.is_over(self._done, self._clock.seconds(), ahead)
-
     def _is_done(self, batches: Batches) -> bool:
-        """Whether the training ends here, in a good state; one that has diverged goes back."""
-        over = self._is_over()
+        """Whether the budget is used, or the next step (and the last validation) would exceed it.
+
+        A training that has diverged goes back first, so it ends in a good state.
+        """
+        ahead = self._pace.step_seconds + self._validation.seconds if self._pace.is_known else 0.0
+        over = self._budget.is_over(self._done, self._clock.seconds(), ahead)
         if over:
             self._losses.settle(self._events)
         trouble = self._guard.trouble(self._losses, at_end=over)

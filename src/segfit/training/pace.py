@@ -56,6 +56,6 @@ class Pace:
             return ""
         self._told_of_overrun = True
         return (
-            f"the time is over after {count(done, 'step')}, of at least {budget.fewest_steps}; the training goes on for "
+            f"the time is over after {count(done, 'step')} of at least {budget.fewest_steps}; the training goes on for "
             f"them, about {duration(missing * self.step_seconds)} more"
         )

@@ -81,16 +81,12 @@ class CaseValidation:
     ) -> None:
         self.curve: list[ValidationPoint] = []
         self.schedule: ValidationSchedule | None = None  # None: not yet known
+        self.seconds = 0.0  # that the next validation takes, as far as that is known
         self._learner = learner
         self._configuration = configuration
         self._recipe = recipe
         self._labels = labels
         self._cases = {case.id: case for case in cases}
-
-    @property
-    def seconds(self) -> float:
-        """What one validation takes, as far as that is known."""
-        return self.schedule.seconds if self.schedule else 0.0
 
     def plan(self, step_seconds: float, seconds: float) -> None:
         """Decide how often and on which cases to validate in a training of so many seconds.
@@ -118,6 +114,7 @@ class CaseValidation:
             self.schedule = ValidationSchedule.within(left, {case.id: costs[case.id] for case in affordable})
         elif spent + costs[smallest] <= 2 * allowance:
             self.schedule = ValidationSchedule(1, (smallest,), costs[smallest])
+        self.seconds = self.schedule.seconds
 
     def is_due(self, share: float) -> bool:
         """Whether to validate when `share` of the budget is used."""
@@ -131,6 +128,7 @@ class CaseValidation:
     def measure(self, *, step: int, seconds: float, share: float) -> ValidationPoint:
         """Score the present network on the cases of the schedule and add the point to the curve."""
         assert self.schedule is not None
+        started = perf_counter()
         scored = [
             CaseScores(case=name, prediction_file="", reference_file="", scores=scores)
             for name, scores in self._score(self.schedule.cases).items()
@@ -142,6 +140,7 @@ class CaseValidation:
             dice, mean = {name: one.dice for name, one in summary.mean.items()}, summary.mean_dice
         point = ValidationPoint(step=step, seconds=seconds, share=share, dice=dice, mean=mean)
         self.curve.append(point)
+        self.seconds = perf_counter() - started
         return point
 
     def _score(self, names: Sequence[str]) -> dict[str, dict[str, Scores]]:
@@ -182,9 +181,8 @@ class CaseValidation:
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on from saved facts."""
         saved = facts["schedule"]
-        self.schedule = None
-        if saved is not None:
-            self.schedule = ValidationSchedule(saved["count"], tuple(saved["cases"]), saved["seconds"])
+        self.schedule = None if saved is None else ValidationSchedule(**saved | {"cases": tuple(saved["cases"])})
+        self.seconds = self.schedule.seconds if self.schedule else 0.0
         self.curve = [ValidationPoint.model_validate(point) for point in facts["curve"]]
 
 
