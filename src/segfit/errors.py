@@ -4,7 +4,8 @@
     ├── InputError              bad input or options: the message says what to do (CLI exit code 2)
     │   └── DatasetError        one or more problems found in a dataset, as a table of `Problem`
     └── StageError              a stage could not finish although its input was good (CLI exit code 1)
-        └── MemoryShortageError      a network does not fit into the memory there is
+        ├── MemoryShortageError      a network does not fit into the memory there is
+        └── DivergedError            a training diverged, with a lower learning rate too
 
 Every message is one or two sentences: what was expected, what came, in which case or file, what to do.
 """
@@ -15,7 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-__all__ = ["DatasetError", "InputError", "MemoryShortageError", "Problem", "SegfitError", "StageError", "nearest"]
+__all__ = [
+    "DatasetError",
+    "DivergedError",
+    "InputError",
+    "MemoryShortageError",
+    "Problem",
+    "SegfitError",
+    "StageError",
+    "nearest",
+]
 
 
 class SegfitError(Exception):
@@ -32,6 +42,10 @@ class StageError(SegfitError):
 
 class MemoryShortageError(StageError):
     """A training step or a tile does not fit into the memory of its device."""
+
+
+class DivergedError(StageError):
+    """A training diverged, and again with a lower learning rate."""
 
 
 @dataclass(frozen=True, slots=True)

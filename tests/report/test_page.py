@@ -285,7 +285,7 @@ def test_the_verdict_comes_first_and_clears_the_labels() -> None:
 def test_many_structures_and_cases_stay_small() -> None:
     names = [f"structure {i}" for i in range(60)]
     scores = tuple(CaseScore(case=f"c{i}", dice=dict.fromkeys(names, i / 2000)) for i in range(1000))
-    curve = TrainingCurve(configuration="2d", fold=0, validation_share=(0.5,), pseudo_dice=dict.fromkeys(names, (0.1,)))
+    curve = TrainingCurve(configuration="2d", fold=0, validation_share=(0.5,), dice=dict.fromkeys(names, (0.1,)))
     text = _text(page := render(replace(EMPTY, validation=scores, trainings=(curve,))))
     assert len(page.encode()) < 3_000_000
     assert "673 better cases are left out" in text

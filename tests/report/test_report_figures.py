@@ -29,8 +29,8 @@ def test_events_become_curves() -> None:
     assert curve.loss == (0.2, -0.1)
     assert curve.learning_rate == (0.01, 0.0)
     assert curve.validation_share == (0.5,)
-    assert curve.pseudo_dice["a"] == (0.3,)
-    assert np.isnan(curve.pseudo_dice["b"]).all()
+    assert curve.dice["a"] == (0.3,)
+    assert np.isnan(curve.dice["b"]).all()
     assert (curve.steps, curve.seconds, curve.skipped, curve.fold) == (20, 2.0, 1, 3)
 
 
@@ -60,13 +60,13 @@ def test_figures_are_inline_svg_with_own_ids() -> None:
     assert "0.005" in figures.learning_rate_figure([curve], "b")
 
 
-def test_pseudo_dice_of_folds_that_miss_values() -> None:
+def test_dice_of_folds_that_miss_values() -> None:
     nan = float("nan")
     curves = [
-        _curve(validation_share=(0.2, 0.6, 1.0), pseudo_dice={"x": (0.1, 0.5, 0.9), "y": (nan, nan, nan)}),
-        _curve(validation_share=(0.3, 0.9), pseudo_dice={"x": (0.2, nan), "y": (0.1, 0.2)}),
+        _curve(validation_share=(0.2, 0.6, 1.0), dice={"x": (0.1, 0.5, 0.9), "y": (nan, nan, nan)}),
+        _curve(validation_share=(0.3, 0.9), dice={"x": (0.2, nan), "y": (0.1, 0.2)}),
     ]
-    assert "Pseudo Dice" in figures.pseudo_dice_figure(curves, ["x", "y"], "p")
+    assert "some validation cases" in figures.validation_figure(curves, ["x", "y"], "p")
 
 
 def test_strip_shows_quartiles_and_points() -> None:

@@ -145,8 +145,6 @@ def test_a_patch_depends_on_seed_step_and_sample_only() -> None:
     assert first.draw(7, 1) == sampler(cases).draw(7, 1)
     assert [first.draw(s, 0)[1] for s in range(9)] != [other.draw(s, 0)[1] for s in range(9)]
     assert [first.draw(s, 0)[1] for s in range(9)] != [first.draw(s, 1)[1] for s in range(9)]
-    validation = sampler(cases, purpose="validation")
-    assert [first.draw(s, 0)[1] for s in range(9)] != [validation.draw(s, 0)[1] for s in range(9)]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

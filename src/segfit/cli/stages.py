@@ -21,7 +21,7 @@ from segfit.cli.common import (
     with_settings,
 )
 from segfit.cli.console import problem_table, score_table, table
-from segfit.words import count
+from segfit.words import count, dice
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
@@ -237,10 +237,10 @@ def train(dataset: DatasetArgument = None, out: Out = None, *, given: list[str])
     results = project.train()
     run_plan = project.run_plan()
     rows = [
-        (item.configuration, str(fold), str(item.steps), f"{item.seconds:.0f}", f"{item.dice or 0:.3f}")
+        (item.configuration, str(fold), str(item.steps), f"{item.seconds:.0f}", dice(item.dice))
         for item, fold in zip(results, list(run_plan.folds) * len(run_plan.configurations), strict=True)
     ]
-    table(("configuration", "fold", "steps", "seconds", "Dice on patches"), rows, sys.stdout, numbers=True)
+    table(("configuration", "fold", "steps", "seconds", "Dice of some cases"), rows, sys.stdout, numbers=True)
 
 
 @with_settings("skip_incomplete", "resample_labels", "settings")

@@ -191,7 +191,7 @@ class TrainingSpec(Record):
     weight_average: float = 0.0  # decay of the exponential moving average of the weights; 0 = off
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
-    validation_share: float = 0.05  # share of the time spent on online validation
+    validation_share: float = 0.05  # share of the time spent on validation during training
     augmentation: AugmentationSpec = AugmentationSpec()
 
 

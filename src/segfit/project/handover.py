@@ -37,7 +37,8 @@ def select_model(project: Preparation) -> Selection:
     folder, whole = project.folder, f"{basis}/all"
     if project.validates_all and project.run_plan().validation_cases is not None:
         basis = whole
-    if project.marks.get("selection") in (basis, whole) and folder.selection.exists() and (folder.model / "model.json").exists():
+    done = folder.selection.exists() and (folder.model / "model.json").exists()
+    if done and project.marks.get("selection") in (basis, whole):
         return Selection.load(folder.selection)
     summaries = validate_all(project, results)
     with project.stage("select"):

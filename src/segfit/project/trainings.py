@@ -9,6 +9,7 @@ from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash
+from segfit.planning.budget import FEWEST_STEPS
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.project.preparation import Preparation
 from segfit.project.validation import validate_fold
@@ -70,6 +71,8 @@ def _train(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> 
         seed=project.options.seed,
         seconds=run.seconds_per_training if run.steps is None else None,
         steps=run.steps,
+        fewest_steps=FEWEST_STEPS if run.steps is None else 0,
+        expected_seconds_per_step=run.seconds_per_step.get(name),
         checkpoint_seconds=project.options.training.checkpoint_seconds,
         identity=content_hash({case: keys[case] for case in (*split.train, *split.validation)}),
         title=f"training {name}, fold {fold}",

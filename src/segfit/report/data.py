@@ -41,7 +41,7 @@ class TrainingCurve:
     loss: tuple[float, ...] = ()  # one per entry of `share`
     learning_rate: tuple[float, ...] = ()  # one per entry of `share`
     validation_share: tuple[float, ...] = ()
-    pseudo_dice: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by target, per `validation_share`
+    dice: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by target, per `validation_share`
     steps: int | None = None
     seconds: float | None = None
     skipped: int = 0  # steps left out because their gradient was not finite
@@ -61,7 +61,7 @@ class TrainingCurve:
             loss=_column(steps, "loss"),
             learning_rate=_column(steps, "learning_rate"),
             validation_share=_column(validations, "share"),
-            pseudo_dice={name: _column([event["dice"] for event in validations], name) for name in names},
+            dice={name: _column([event["dice"] for event in validations], name) for name in names},
             steps=steps[-1]["step"] if steps else None,
             seconds=steps[-1]["seconds"] if steps else None,
             skipped=len(by_kind["skipped"]),

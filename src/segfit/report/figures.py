@@ -20,7 +20,7 @@ from segfit.report.data import TrainingCurve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["PALETTE", "colour", "histogram", "learning_rate_figure", "loss_figure", "pseudo_dice_figure", "strip"]
+__all__ = ["PALETTE", "colour", "histogram", "learning_rate_figure", "loss_figure", "strip", "validation_figure"]
 
 # Okabe and Ito's colours, yellow last because it is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F5AA8", "#F0E442")
@@ -86,30 +86,30 @@ def learning_rate_figure(curves: Sequence[TrainingCurve], name: str) -> Markup:
     return _figure(draw, f"{name}-rate", "Learning rate of each fold over the share of the budget")
 
 
-def pseudo_dice_figure(curves: Sequence[TrainingCurve], targets: Sequence[str], name: str) -> Markup:
-    """Draw the pseudo Dice of `targets`: thin lines for the folds, a thick one for their mean where they share x."""
+def validation_figure(curves: Sequence[TrainingCurve], targets: Sequence[str], name: str) -> Markup:
+    """Draw the Dice of `targets` on some validation cases.
+
+    Thin lines are folds, a thick one is their mean where they share x; a single validation is a dot.
+    """
 
     def draw(axes: Axes) -> None:
         for index, target in enumerate(targets):
-            lines = [
-                _thinned(curve.validation_share, curve.pseudo_dice[target])
-                for curve in curves
-                if target in curve.pseudo_dice
-            ]
+            lines = [_thinned(curve.validation_share, curve.dice[target]) for curve in curves if target in curve.dice]
             for x, y in lines:
                 single = len(lines) == 1
-                axes.plot(x, y, color=colour(index), linewidth=1.4 if single else 0.6, alpha=1.0 if single else 0.55)
+                width, alpha = (1.4, 1.0) if single else (0.6, 0.55)
+                axes.plot(x, y, color=colour(index), marker="o" if len(x) == 1 else "", linewidth=width, alpha=alpha)
             if len(lines) > 1:
                 grid = np.linspace(0, 1, 60)
                 finite = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in lines]
                 values = [np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in finite if len(x)]
                 shown = np.isfinite(values).all(0)
                 axes.plot(grid[shown], np.mean(values, axis=0)[shown], color=colour(index), linewidth=2.0)
-        axes.set_title("Pseudo Dice on patches")
+        axes.set_title("Dice of some validation cases")
         axes.set_ylim(-0.02, 1.02)
         _budget_axis(axes)
 
-    return _figure(draw, f"{name}-dice", "Pseudo Dice of each structure over the share of the budget")
+    return _figure(draw, f"{name}-dice", "Dice of each structure on some validation cases over the share of the budget")
 
 
 def histogram(columns: Sequence[Sequence[float]], title: str, unit: str, name: str) -> Markup:

@@ -26,12 +26,12 @@ def training(trainings: Sequence[TrainingCurve]) -> list[dict[str, Any]] | None:
     groups = []
     for number_, name in enumerate(dict.fromkeys(curve.configuration for curve in trainings)):
         curves = sorted((c for c in trainings if c.configuration == name), key=lambda curve: curve.fold)
-        targets = list(dict.fromkeys(target for curve in curves for target in curve.pseudo_dice))
+        targets = list(dict.fromkeys(target for curve in curves for target in curve.dice))
         shown = _hardest(curves, targets)
         prefix = f"train{number_}"
         drawn = [figures.loss_figure(curves, prefix)]
         if shown:
-            drawn.append(figures.pseudo_dice_figure(curves, shown, prefix))
+            drawn.append(figures.validation_figure(curves, shown, prefix))
         drawn.append(figures.learning_rate_figure(curves, prefix))
         groups.append(
             {
@@ -198,7 +198,7 @@ def _hardest(curves: Sequence[TrainingCurve], targets: Sequence[str]) -> list[st
     """Return at most `_MAX_LINES` targets: those with the lowest last values, in declared order."""
     if len(targets) <= _MAX_LINES:
         return list(targets)
-    last = {name: np.nanmean([_last_finite(c.pseudo_dice.get(name, ())) or 0.0 for c in curves]) for name in targets}
+    last = {name: np.nanmean([_last_finite(c.dice.get(name, ())) or 0.0 for c in curves]) for name in targets}
     keep = set(sorted(targets, key=lambda name: last[name])[:_MAX_LINES])
     return [name for name in targets if name in keep]
 

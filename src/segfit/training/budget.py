@@ -12,10 +12,14 @@ __all__ = ["Budget", "Clock"]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long to train: seconds of wall clock spent training, or optimiser steps; `InputError` if it is neither."""
+    """How long to train: seconds of wall clock spent training, or optimiser steps; `InputError` if it is neither.
+
+    A training by time goes on past its time until it has done `fewest_steps`.
+    """
 
     seconds: float | None
     steps: int | None
+    fewest_steps: int = 0
 
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):
@@ -31,12 +35,24 @@ class Budget:
         return float(total)
 
     def used(self, step: int, seconds: float) -> float:
-        """What of it is used, in its unit."""
-        return seconds if self.steps is None else float(step)
+        """What of it is used, in its unit; of a time no larger a share than of the fewest steps."""
+        if self.seconds is None:
+            return float(step)
+        return min(seconds, self.seconds * step / self.fewest_steps) if self.fewest_steps else seconds
 
     def share(self, step: int, seconds: float) -> float:
         """What of it is used, 0 to 1."""
         return min(1.0, self.used(step, seconds) / self.total)
+
+    def is_over(self, step: int, seconds: float, ahead: float = 0.0) -> bool:
+        """Whether it is used up, or its time would be exceeded by the `ahead` seconds that come next."""
+        if self.seconds is None:
+            return self.used(step, seconds) >= self.total
+        return step >= self.fewest_steps and seconds + ahead > self.seconds
+
+    def expected_steps(self, step_seconds: float) -> float:
+        """Return how many steps it will have if one takes so many seconds."""
+        return self.total if self.seconds is None else max(self.seconds / step_seconds, self.fewest_steps)
 
 
 class Clock:

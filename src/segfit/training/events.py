@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from segfit.files import write_text
 
@@ -36,9 +36,18 @@ class EventLog:
     """
 
     def __init__(self, path: Path, *, step: int) -> None:
-        kept = [event for event in read_events(path) if event.get("step", 0) <= step] if step else []
-        write_text(path, "".join(_line(event) for event in kept))
-        self._handle = path.open("a", encoding="utf-8")
+        self._path = path
+        self._handle = self._opened(step)
+
+    def _opened(self, step: int) -> TextIO:
+        kept = [event for event in read_events(self._path) if event.get("step", 0) <= step] if step else []
+        write_text(self._path, "".join(_line(event) for event in kept))
+        return self._path.open("a", encoding="utf-8")
+
+    def go_back(self, step: int) -> None:
+        """Drop the events of later steps."""
+        self._handle.close()
+        self._handle = self._opened(step)
 
     def write(self, kind: str, *, step: int, **facts: Any) -> None:
         """Append one event; the facts are JSON values without NaN."""

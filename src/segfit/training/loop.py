@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from segfit.device import free_memory_gb
-from segfit.errors import InputError, StageError
+from segfit.errors import DivergedError, InputError, StageError
 from segfit.execution.processors import available_workers
 from segfit.files import content_hash
 from segfit.labels import LabelScheme
@@ -22,23 +20,26 @@ from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.progress import SILENT, Progress, Task
 from segfit.training.budget import Budget, Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
+from segfit.training.divergence import Guard
 from segfit.training.events import EventLog
 from segfit.training.interruption import Interruption
 from segfit.training.learner import Learner, training_on
 from segfit.training.losses import Losses
+from segfit.training.pace import Pace
 from segfit.training.probe import PeakMemory
 from segfit.training.readback import StepFacts
-from segfit.training.result import EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, ValidationPoint, finished_result
+from segfit.training.result import EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, finished_result
 from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
 from segfit.training.schedule import learning_rate
-from segfit.training.validation import OnlineValidation
+from segfit.training.threads import ThreadChoice, kept_threads, thread_numbers
+from segfit.training.validation import CaseValidation
 
 __all__ = ["train_fold"]
 
-_RECENT = 100  # steps that the time of a step is taken from
 _PLANNED_AT = 0.05  # share of a time budget after which the time of a step is known well enough
 _MEMORY_SHARE = 0.5  # of the free RAM, for keeping cases (assumption)
 _MOST_READERS = 4  # threads reading ahead for a GPU (assumption)
+_MOST_SKIPPED_CASES = 20  # in the result
 
 
 def train_fold(
@@ -54,6 +55,8 @@ def train_fold(
     weights: Sequence[float] | None = None,
     seconds: float | None = None,
     steps: int | None = None,
+    fewest_steps: int = 0,
+    expected_seconds_per_step: float | None = None,
     checkpoint_seconds: float = 60.0,
     identity: str = "",
     title: str = "",
@@ -67,10 +70,12 @@ def train_fold(
 
     Parameters
     ----------
-    cases_validation : for the online validation only; may be empty
+    cases_validation : for the validation during training only, which uses a few of them; may be empty
     weights : how often each training case is drawn, relative to the others; alike when absent
     seconds, steps : the budget, one of them. Seconds count what was spent training, over all interruptions; the loop
         ends before the step that would exceed them. The learning rate falls with the used share of the budget.
+    fewest_steps : a training by time goes on past its time until it has done so many; the rate falls accordingly slower
+    expected_seconds_per_step : when steps take much longer than that, a note says what it costs
     checkpoint_seconds : time between two saved states
     identity : names the data (for example the keys of the preprocessed cases). It is hashed with everything else that
         determines the training; files in `folder` with another hash are not used, the training starts afresh.
@@ -81,12 +86,14 @@ def train_fold(
     cache_gb : memory for keeping cases in RAM, half of the free one when absent
     reader_threads : threads that read ahead; when absent none on a CPU (they would compete) and up to four on a GPU
 
+    A training that diverges goes back to its last good state, with a quarter of the learning rate, and warns of it; the
+    second time it raises `DivergedError`.
+
     Ctrl-C and SIGTERM (when called from the main thread) let the running step end, save the state and raise
     `KeyboardInterrupt` or `SystemExit`. Raises `InputError` for a budget that is none and where there is nothing to
-    train on, `StageError` when the model does not fit into the device's memory, a file cannot be written or 20 steps in
-    a row have no finite gradient.
+    train on, `StageError` when the model does not fit into the device's memory or a file cannot be written.
     """
-    budget = Budget(seconds, steps)
+    budget = Budget(seconds, steps, fewest_steps)
     if not cases_train:
         raise InputError(f"{title or configuration.name}: there is no case to train on")
     if weights is not None and not any(weights):
@@ -110,16 +117,17 @@ def train_fold(
     if finished is not None:
         return finished
     kept = keep_in_memory(
-        (*cases_train, *cases_validation),
+        cases_train,
         channels=configuration.network.in_channels,
         limit_gb=free_memory_gb() * _MEMORY_SHARE if cache_gb is None else cache_gb,
     )
     if reader_threads is None:
         reader_threads = 0 if device.type == "cpu" else min(_MOST_READERS, available_workers())
-    with training_on(configuration, device), _told_of_files(folder):
+    with training_on(configuration, device), kept_threads(), _told_of_files(folder):
         training = _Training(
-            configuration, recipe, labels, kept[: len(cases_train)], kept[len(cases_train) :], weights,
-            budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start, progress=progress,
+            configuration, recipe, labels, kept, cases_validation, weights,
+            budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start,
+            expected_seconds=expected_seconds_per_step, progress=progress,
         )  # fmt: skip
         training.run(title or f"training {configuration.name}", checkpoint_seconds, reader_threads)
         return training.finish(keep_state=keep_state)
@@ -143,11 +151,11 @@ class _Training:
         seed: int,
         identity: str,
         start: Path | None,
+        expected_seconds: float | None,
         progress: Progress,
     ) -> None:
         self._configuration = configuration
         self._recipe = recipe
-        self._labels = labels
         self._budget = budget
         self._folder = folder
         self._device = device
@@ -158,19 +166,27 @@ class _Training:
         self._memory = PeakMemory(device)
         self._learner = Learner(configuration, recipe, labels, device, seed=seed)
         self._checkpoints = Checkpoints(folder / STATE, identity)
-        sample_patch = recipe.augmentation.sample_patch or configuration.patch_size
-        self._sampler = self._patches("training", train, sample_patch, weights)
-        self._validation = OnlineValidation(
-            self._learner,
-            self._patches("validation", validation, configuration.patch_size) if validation else None,
+        self._sampler = PatchSampler(
+            train,
             labels,
-            recipe.validation_share,
+            channels=configuration.network.in_channels,
+            sample_patch=recipe.augmentation.sample_patch or configuration.patch_size,
+            patch=configuration.patch_size,
+            batch_size=configuration.batch_size,
+            foreground_share=recipe.foreground_share,
+            seed=seed,
+            weights=weights,
         )
+        self._validation = CaseValidation(self._learner, configuration, recipe, labels, validation)
         self._events: EventLog  # opened when it is known where to go on
         self._losses = Losses()
+        self._guard = Guard(recipe)
         self._clock = Clock()
+        threads = min(torch.get_num_threads(), available_workers())
+        clocked = device.type == "cpu" and budget.seconds is not None  # what has counted steps is repeated to the bit
+        self._threads = ThreadChoice(thread_numbers(threads) if clocked else (torch.get_num_threads(),))
         self._step = self._first_step = 0  # those of the training that this one started from count
-        self._step_seconds: deque[float] = deque(maxlen=_RECENT)
+        self._pace = Pace(budget, expected_seconds)
         self._told = 0.0  # what the progress was told of the budget
         self._whole = True  # False while a step changes the weights
 
@@ -191,45 +207,25 @@ class _Training:
             self._memory,
         ):
             self._clock.start()
+            self._guard.keep(self._share(), self._losses, self._state)
             saved = perf_counter()
             self._tell(task)
             try:
-                while not self._is_over():
+                while not self._is_done(batches):
                     self._advance(batches)
                     self._tell(task)
                     interruption.raise_if_asked()
-                    if perf_counter() - saved > checkpoint_seconds:
+                    if perf_counter() - saved > checkpoint_seconds and self._guard.is_healthy(self._losses):
                         self._save()
                         saved = perf_counter()
             except (KeyboardInterrupt, SystemExit):
-                if self._whole:
+                if self._whole and self._guard.is_healthy(self._losses):
                     self._save()
                 raise
-            self._losses.settle(self._events)
+            self._plan(at_end=True)
             if self._validation.is_missing_at_end(self._step):
                 self._validate()
             self._tell(task)
-
-    def _patches(
-        self,
-        purpose: Literal["training", "validation"],
-        cases: Sequence[TrainingCase],
-        sample_patch: Sequence[int],
-        weights: Sequence[float] | None = None,
-    ) -> PatchSampler:
-        configuration = self._configuration
-        return PatchSampler(
-            cases,
-            self._labels,
-            channels=configuration.network.in_channels,
-            sample_patch=sample_patch,
-            patch=configuration.patch_size,
-            batch_size=configuration.batch_size,
-            foreground_share=self._recipe.foreground_share,
-            seed=self._seed,
-            purpose=purpose,
-            weights=weights,
-        )
 
     @property
     def _done(self) -> int:
@@ -239,33 +235,46 @@ class _Training:
     def _share(self) -> float:
         return self._budget.share(self._done, self._clock.seconds())
 
-    def _is_over(self) -> bool:
-        """Whether the budget is used, or the next step (and the last validation) would exceed it."""
-        used = self._budget.used(self._done, self._clock.seconds())
-        if self._budget.seconds is None or not self._step_seconds:
-            return used >= self._budget.total
-        return used + median(self._step_seconds) + self._validation.seconds > self._budget.total
+    def _is_done(self, batches: Batches) -> bool:
+        """Whether the budget is used, or the next step (and the last validation) would exceed it.
+
+        A training that has diverged goes back first, so it ends in a good state.
+        """
+        ahead = self._pace.step_seconds + self._validation.seconds if self._pace.is_known else 0.0
+        over = self._budget.is_over(self._done, self._clock.seconds(), ahead)
+        if over:
+            self._losses.settle(self._events)
+        trouble = self._guard.trouble(self._losses, at_end=over)
+        if not trouble:
+            return over
+        self._go_back(trouble, batches)
+        return self._is_done(batches)
 
     def _advance(self, batches: Batches) -> None:
         """Do one step, and the validation that is due after it."""
         started = perf_counter()
         share = self._share()
         recipe = self._recipe
-        rate = learning_rate(
+        rate = self._guard.factor * learning_rate(
             share, recipe.learning_rate, recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share
         )
         batch = next(batches)
         rng = stream(self._seed, "augmentation", self._step)
+        torch.set_num_threads(self._threads.number)
         self._whole = False
         values = self._learner.step(batch.image, batch.labels, learning_rate=rate, rng=rng)
         self._step += 1
         self._whole = True
-        self._losses.push(StepFacts(self._step, self._clock.seconds(), share, rate), values, self._events)
-        self._step_seconds.append(perf_counter() - started)
-        self._plan_validation()
-        if self._validation.is_planned and self._validation.is_due(self._share()):
+        facts = StepFacts(self._step, self._clock.seconds(), share, rate, batch.cases)
+        self._losses.push(facts, values, self._events)
+        self._pace.add(perf_counter() - started)
+        self._threads.add(perf_counter() - started)
+        self._plan()
+        self._note(self._pace.overrun(self._done, self._clock.seconds()))
+        if self._validation.is_due(self._share()):
             self._losses.settle(self._events)
             self._validate()
+        self._guard.keep(self._share(), self._losses, self._state)
 
     def _tell(self, task: Task) -> None:
         used = self._budget.used(self._done, self._clock.seconds())
@@ -277,24 +286,24 @@ class _Training:
         task.advance(used - self._told, ", ".join(facts))
         self._told = used
 
-    def _plan_validation(self) -> None:
-        """Have the validations planned once the time of a step is known."""
-        if not self._validation.is_planned and (self._budget.steps or self._share() >= _PLANNED_AT):
-            self._validation.plan(self._budget.steps or self._budget.total / median(self._step_seconds))
+    def _plan(self, *, at_end: bool = False) -> None:
+        """Have the validations planned once the time of a step is known; tell if it is much longer than expected."""
+        if self._validation.schedule is None and self._pace.is_known and (at_end or self._share() >= _PLANNED_AT):
+            seconds = self._pace.step_seconds
+            self._validation.plan(seconds, self._budget.expected_steps(seconds) * seconds)
+            self._note(self._pace.slowness())
+
+    def _note(self, message: str) -> None:
+        if message:
+            self._progress.note(message)
 
     def _validate(self) -> None:
-        dice, mean = self._validation.measure()
-        point = ValidationPoint(
-            step=self._step,
-            seconds=round(self._clock.seconds(), 3),
-            share=round(self._share(), 6),
-            dice=dice,
-            mean=mean,
+        point = self._validation.measure(
+            step=self._step, seconds=round(self._clock.seconds(), 3), share=round(self._share(), 6)
         )
-        self._validation.curve.append(point)
         self._events.write("validation", **point.model_dump(mode="json"))
 
-    def _save(self) -> None:
+    def _state(self) -> State:
         self._losses.settle(self._events)
         facts: dict[str, Any] = {
             "learner": self._learner.facts(),
@@ -302,8 +311,35 @@ class _Training:
             "first_step": self._first_step,
             **self._losses.facts(),
             **self._validation.facts(),
+            **self._guard.facts(),
         }
-        self._checkpoints.save(State(self._step, self._learner.tensors(), facts))
+        return State(self._step, self._learner.tensors(), facts)
+
+    def _save(self) -> None:
+        self._checkpoints.save(self._state())
+
+    def _restore(self, state: State) -> None:
+        self._learner.restore(state.tensors, state.facts["learner"])
+        self._step, self._first_step = state.step, state.facts["first_step"]
+        self._losses = Losses()
+        self._losses.restore(state.facts)
+        self._validation.restore(state.facts)
+
+    def _go_back(self, trouble: str, batches: Batches) -> None:
+        """Go on from the last good state with a lower learning rate, and let an interruption do the same."""
+        diverged_at = self._step
+        self._restore(self._guard.go_back(trouble, self._losses))
+        batches.go_back(self._step)
+        self._events.go_back(self._step)
+        self._events.write(
+            "diverged", step=self._step, at=diverged_at, why=trouble, learning_rate_factor=self._guard.factor
+        )
+        self._progress.warn(
+            f"the training diverged: {trouble}; it goes on from step {self._step} with a learning rate of "
+            f"{self._recipe.learning_rate * self._guard.factor:.2g}"
+        )
+        self._checkpoints.delete()  # states of later steps with the old rate
+        self._save()
 
     def _resume(self) -> None:
         """Go on from the last saved state, if there is one of this training."""
@@ -313,11 +349,9 @@ class _Training:
         if state is None:
             self._take_over()
             return
-        self._learner.restore(state.tensors, state.facts["learner"])
+        self._restore(state)
+        self._guard.restore(state.facts)
         self._clock = Clock(state.facts["seconds"])
-        self._step, self._first_step = state.step, state.facts["first_step"]
-        self._losses.restore(state.facts)
-        self._validation.restore(state.facts)
         self._progress.note(f"going on from step {self._step}")
 
     def _take_over(self) -> None:
@@ -329,23 +363,31 @@ class _Training:
         if state is None:
             raise StageError(f"the training in {self._start} has no state to start from; delete it, it is made anew")
         self._learner.restore(state.tensors, state.facts["learner"])
+        self._guard.factor = state.facts["learning_rate_factor"]
         self._step = self._first_step = state.step
 
     def finish(self, *, keep_state: bool) -> TrainingResult:
         """Write weights and result, and remove the states or leave the last one."""
+        weights = self._learner.weights()
+        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+            raise DivergedError(f"the weights of {self._configuration.name} are not finite; nothing was written")
         if keep_state:
             self._save()
-        write_tensors(self._folder / WEIGHTS, self._learner.weights(), {"identity": self._identity})
+        write_tensors(self._folder / WEIGHTS, weights, {"identity": self._identity})
         result = TrainingResult(
             identity=self._identity,
             configuration=self._configuration.name,
             device=str(self._device),
             steps=self._step,
             seconds=round(self._clock.seconds(), 3),
-            seconds_per_step=round(median(self._step_seconds or [0.0]), 6),
+            seconds_per_step=round(self._pace.step_seconds, 6),
             skipped_steps=self._losses.skipped,
+            skipped_cases=dict(self._losses.skipped_cases.most_common(_MOST_SKIPPED_CASES)),
+            diverged=self._guard.times,
+            learning_rate_factor=self._guard.factor,
             final_loss=self._losses.final,
             curve=tuple(self._validation.curve),
+            validation_cases=self._validation.schedule.cases if self._validation.schedule else (),
             peak_memory_gb=round(self._memory.peak_gb(), 3),
         )
         result.save(self._folder / RESULT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import fmean
@@ -10,26 +10,24 @@ from typing import Any
 
 from torch import Tensor
 
-from segfit.errors import StageError
 from segfit.training.events import EventLog
 from segfit.training.readback import Readback, StepFacts
 
 __all__ = ["Losses"]
 
 _EVENT_SHARE = 1e-3  # at most one logged loss per this share of the budget
-_MOST_SKIPPED = 20  # steps in a row without a finite gradient
 _RECENT = 100  # steps that the final loss is taken from
 
 
 class Losses:
-    """Takes the values of every step and writes their means into the log; counts steps without a finite gradient.
-
-    `push` and `settle` raise `StageError` after twenty such steps in a row.
-    """
+    """Takes the values of every step and writes their means into the log; counts steps without a finite gradient."""
 
     def __init__(self) -> None:
         self.skipped = 0  # steps without a finite gradient
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = 0  # up to the last step that is known
+        self.skipped_cases: Counter[str] = Counter()  # how many skipped steps each case was part of
+        self.step = 0  # the last one that is known
+        self.first: float | None = None  # finite loss: the untrained network's, since skipped steps change nothing
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._readback = Readback()
         # Losses not yet logged, the last step they come from, and the share of the budget when others were logged.
@@ -47,6 +45,10 @@ class Losses:
         """The mean loss of the last steps."""
         return fmean(self._recent) if self._recent else None
 
+    def recent(self, steps: int) -> list[float]:
+        """Return the finite losses of the last steps, at most `steps` (up to 100), the newest last."""
+        return list(self._recent)[-steps:]
+
     def push(self, facts: StepFacts, values: Tensor, events: EventLog) -> None:
         """Take a step with its (loss, gradient norm), which may still be on its way from the device."""
         self._take(self._readback.push(facts, values), events)
@@ -60,7 +62,10 @@ class Losses:
         """Return what a training needs to go on, as JSON values."""
         return {
             "skipped": self.skipped,
-            "skipped_in_a_row": self._skipped_in_a_row,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "skipped_cases": dict(self.skipped_cases),
+            "last_step": self.step,
+            "first_loss": self.first,
             "losses": list(self._recent),
             "logged_share": self._logged_share,
         }
@@ -68,14 +73,19 @@ class Losses:
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on from saved facts."""
         self.skipped = facts["skipped"]
-        self._skipped_in_a_row = facts["skipped_in_a_row"]
+        self.skipped_in_a_row = facts["skipped_in_a_row"]
+        self.skipped_cases = Counter(facts["skipped_cases"])
+        self.step = facts["last_step"]
+        self.first = facts["first_loss"]
         self._recent.extend(facts["losses"])
         self._logged_share = facts["logged_share"]
 
     def _take(self, steps: Sequence[tuple[StepFacts, float, float]], events: EventLog) -> None:
         for facts, loss, norm in steps:
+            self.step = facts.step
             if isfinite(loss) and isfinite(norm):
-                self._skipped_in_a_row = 0
+                self.skipped_in_a_row = 0
+                self.first = loss if self.first is None else self.first
                 self._recent.append(loss)
                 self._unlogged.append(loss)
                 self._last = facts
@@ -83,13 +93,10 @@ class Losses:
                     self._flush(events)
                 continue
             self.skipped += 1
-            self._skipped_in_a_row += 1
-            events.write("skipped", step=facts.step, loss=_or_none(loss), gradient_norm=_or_none(norm))
-            if self._skipped_in_a_row >= _MOST_SKIPPED:
-                raise StageError(
-                    f"{_MOST_SKIPPED} training steps in a row (up to step {facts.step}) had no finite gradient; "
-                    "try a lower --set training.learning_rate or --set training.precision=fp32"
-                )
+            self.skipped_in_a_row += 1
+            cases = list(dict.fromkeys(facts.cases))
+            self.skipped_cases.update(cases)
+            events.write("skipped", step=facts.step, loss=_or_none(loss), gradient_norm=_or_none(norm), cases=cases)
 
     def _flush(self, events: EventLog) -> None:
         """Write the mean of the losses that are not yet in the log."""

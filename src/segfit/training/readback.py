@@ -21,6 +21,7 @@ class StepFacts:
     seconds: float  # spent training until then
     share: float  # of the budget used until then
     learning_rate: float
+    cases: tuple[str, ...] = ()  # ids of the cases it learns from
 
 
 class Readback:

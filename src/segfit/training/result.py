@@ -23,12 +23,12 @@ RESULT = "training.json"
 
 
 class ValidationPoint(Record):
-    """One online validation: Dice pooled over a fixed set of patches ("pseudo Dice"), None where undefined."""
+    """One validation during training: Dice on a few whole cases, None where undefined."""
 
     step: int
     seconds: float
     share: float  # share of the budget that was used
-    dice: dict[str, float | None]  # by target name
+    dice: dict[str, float | None]  # by target name, mean over the cases
     mean: float | None  # mean of the defined ones
 
 
@@ -42,13 +42,17 @@ class TrainingResult(Document):
     seconds: float  # spent training, summed over interruptions
     seconds_per_step: float  # median of the last steps, without validation and saving
     skipped_steps: int  # steps whose gradient was not finite
+    skipped_cases: dict[str, int] = {}  # how many of them each case was part of; at most 20, the most frequent first
+    diverged: int = 0  # how often it was taken back to an earlier state
+    learning_rate_factor: float = 1.0  # at the end, of the recipe's rates; below 1 after it diverged
     final_loss: float | None  # mean of the last steps
     curve: tuple[ValidationPoint, ...] = ()
+    validation_cases: tuple[str, ...] = ()  # that the curve was measured on
     peak_memory_gb: float  # device memory, or memory of the process on a CPU
 
     @property
     def dice(self) -> float | None:
-        """Mean pseudo Dice at the end."""
+        """Mean Dice of `validation_cases` at the end."""
         return self.curve[-1].mean if self.curve else None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from threading import Lock
 from types import TracebackType
@@ -42,7 +42,7 @@ Region = tuple[slice, ...]
 """One slice per spatial axis, inside the array."""
 
 _OUTSIDE_LABEL = -1  # label of voxels outside the image; augmentation turns it into background at its end
-_STREAMS = {"training": 0, "validation": 1, "augmentation": 2}
+_STREAMS = {"training": 0, "augmentation": 2}
 
 
 class TrainingCase(Protocol):
@@ -72,7 +72,7 @@ class TrainingCase(Protocol):
         ...
 
 
-def stream(seed: int, name: Literal["training", "validation", "augmentation"], step: int, sample: int = 0) -> Any:
+def stream(seed: int, name: Literal["training", "augmentation"], step: int, sample: int = 0) -> Any:
     """Return the random generator (numpy) of one sample of one step."""
     return np.random.default_rng((seed, _STREAMS[name], step, sample))
 
@@ -119,6 +119,7 @@ class Batch:
     step: int
     image: Tensor
     labels: Tensor
+    cases: tuple[str, ...]  # id of the case of every sample
 
 
 class PatchSampler:
@@ -146,7 +147,6 @@ class PatchSampler:
         batch_size: int,
         foreground_share: float,
         seed: int,
-        purpose: Literal["training", "validation"] = "training",
         weights: Sequence[float] | None = None,
     ) -> None:
         assert cases, "a sampler needs at least one case"
@@ -164,11 +164,10 @@ class PatchSampler:
         self._has_ignore = labels.ignore_value is not None
         self._keys = (*(target.name for target in labels.targets), ANNOTATED)
         self._seed = seed
-        self._purpose = purpose
 
     def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:
         """Return the case and the lower corner (may be negative) of one sample of one step."""
-        rng = stream(self._seed, self._purpose, step, sample)
+        rng = stream(self._seed, "training", step, sample)
         case = self._cases[self._number(rng)]
         lowest, highest = corner_bounds(case.shape, self._cut, self._seen)
         voxel = self._centre(case, rng, forced=self._forced[sample])
@@ -206,14 +205,15 @@ class PatchSampler:
         size = len(self._forced)
         image = np.empty((size, self._channels, *self._cut), np.float32)
         labels = np.empty((size, *self._cut), np.int16)
-        for sample in range(size):
-            case, corner = self.draw(step, sample)
+        drawn = [self.draw(step, sample) for sample in range(size)]
+        for sample, (case, corner) in enumerate(drawn):
             read_patch(case, corner, image[sample], labels[sample])
         patch = self._image_shape[1:]
         return Batch(
             step,
             torch.from_numpy(image.reshape(size, self._channels, *patch)),
             torch.from_numpy(labels.reshape(size, 1, *patch)),
+            tuple(case.id for case, _ in drawn),
         )
 
 
@@ -247,7 +247,16 @@ class Batches:
 
     def _read(self, step: int) -> Batch:
         batch = self._sampler.batch(step)
-        return Batch(step, batch.image.pin_memory(), batch.labels.pin_memory()) if self._pin else batch
+        if self._pin:
+            return replace(batch, image=batch.image.pin_memory(), labels=batch.labels.pin_memory())
+        return batch
+
+    def go_back(self, step: int) -> None:
+        """Go on with the batch of an earlier step."""
+        for batch in self._waiting:
+            batch.cancel()
+        self._waiting.clear()
+        self._next = step
 
     def close(self) -> None:
         """Drop what was read ahead and end the threads."""

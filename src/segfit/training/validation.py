@@ -1,126 +1,210 @@
-"""Online validation: Dice over a fixed set of validation patches, pooled ("pseudo Dice" of the reference).
+"""Validation during training: Dice on a few whole validation cases, always the same ones.
 
-It shows that a training learns; it is not the quality of predictions on whole images.
+They are predicted on the network's grid, by sliding window without mirroring, and scored as in the report: per case,
+then the mean over cases, then the mean over structures. The score of all cases on their own grids is found after the
+training, with finer steps of the window and usually a little higher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from math import prod
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
+from segfit.errors import MemoryShortageError, StageError
+from segfit.evaluation.metrics import Scores, case_metrics
+from segfit.evaluation.summary import CaseScores, summarize
+from segfit.inference.predictor import Predictor
+from segfit.inference.tiles import tile_starts
 from segfit.labels import LabelScheme
+from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.learner import Learner
-from segfit.training.loss import hard_counts
 from segfit.training.result import ValidationPoint
-from segfit.training.sampler import PatchSampler
-from segfit.training.schedule import pseudo_dice
+from segfit.training.sampler import TrainingCase
 
-__all__ = ["OnlineValidation", "ValidationSchedule", "validate"]
+__all__ = ["TILE_STEP", "CaseValidation", "ValidationSchedule", "tile_count", "varied"]
 
+TILE_STEP = 1.0  # of the sliding window: tiles overlap as little as they can, which never flatters
+_MOST_CASES = 8
 _MOST_VALIDATIONS = 20  # one per 5 % of the budget
-_MOST_BATCHES = 50  # the reference's number per epoch
+_ENOUGH_VALIDATIONS = 5  # fewer cases rather than less than this
 _FORWARD_COST = 1 / 3  # of a training step: no backward pass, no augmentation (assumption)
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationSchedule:
-    """How often and on how many batches a training is validated."""
+    """How often a training is validated, on which cases, and what that takes."""
 
-    count: int  # validations over the whole budget, evenly spread, the last one at its end; 0: none
-    batches: int  # per validation, always the same ones
+    count: int = 0  # validations over the whole budget, evenly spread, the last one at its end; 0: none
+    cases: tuple[str, ...] = ()
+    seconds: float = 0.0  # that one validation takes
 
     @classmethod
-    def within(cls, share: float, steps: float) -> ValidationSchedule:
-        """Return the schedule that costs about `share` of `steps` training steps, at least one batch at the end."""
-        if share <= 0:
-            return cls(0, 0)
-        affordable = share * steps / _FORWARD_COST
-        count = int(min(_MOST_VALIDATIONS, max(1.0, affordable)))
-        return cls(count, int(min(_MOST_BATCHES, max(1.0, affordable / count))))
+    def within(cls, allowance: float, costs: Mapping[str, float]) -> ValidationSchedule:
+        """Return the schedule that takes at most `allowance` seconds.
+
+        `costs` are the seconds of each case, the first ones preferred; none costs more than the allowance.
+        """
+        names = list(costs)[:_MOST_CASES]
+        for number in range(len(names), 0, -1):
+            seconds = sum(costs[name] for name in names[:number])
+            count = min(_MOST_VALIDATIONS, int(allowance / seconds))
+            if count >= _ENOUGH_VALIDATIONS or number == 1:
+                return cls(count, tuple(names[:number]), seconds)
+        return cls()
 
     def is_due(self, done: int, share: float) -> bool:
         """Whether the next validation is due when `done` were made and `share` of the budget is used."""
         return done < self.count and share >= (done + 1) / self.count
 
 
-class OnlineValidation:
-    """The validations of one training: when they are due, what they cost and what they found.
+class CaseValidation:
+    """The validations of one training: when they are due, what they take and what they found.
 
     Parameters
     ----------
-    sampler : draws the validation patches; None where there are no validation cases, then nothing is ever due
-    share : of the training's steps that all validations together may cost
+    cases : candidates, some of which are used; without any nothing is ever due
     """
 
-    def __init__(self, learner: Learner, sampler: PatchSampler | None, labels: LabelScheme, share: float) -> None:
-        self.seconds = 0.0  # that the last one took
+    def __init__(
+        self,
+        learner: Learner,
+        configuration: Configuration,
+        recipe: TrainingSpec,
+        labels: LabelScheme,
+        cases: Sequence[TrainingCase],
+    ) -> None:
         self.curve: list[ValidationPoint] = []
+        self.schedule: ValidationSchedule | None = None  # None: not yet known
+        self.seconds = 0.0  # that the next validation takes, as far as that is known
         self._learner = learner
-        self._sampler = sampler
+        self._configuration = configuration
+        self._recipe = recipe
         self._labels = labels
-        self._share = share
-        self._schedule = ValidationSchedule(0, 0) if sampler is None else None
+        self._cases = {case.id: case for case in cases}
 
-    @property
-    def is_planned(self) -> bool:
-        """Whether it is known how often and on how much to validate."""
-        return self._schedule is not None
+    def plan(self, step_seconds: float, seconds: float) -> None:
+        """Decide how often and on which cases to validate in a training of so many seconds.
 
-    def plan(self, steps: float) -> None:
-        """Decide how often and on how much to validate in a training of so many steps."""
-        self._schedule = ValidationSchedule.within(self._share, steps)
+        All of it takes the recipe's share of them, or, where not even one case fits into that, one case at the end
+        takes twice the share; otherwise there is no validation. The smallest case is predicted to learn what a tile
+        takes, unless it is too large for that by the time of a training step.
+        """
+        self.schedule = ValidationSchedule()
+        allowance = self._recipe.validation_share * seconds
+        if not self._cases or allowance <= 0:
+            return
+        tiles = {case.id: tile_count(case.shape, self._configuration.patch_size) for case in self._cases.values()}
+        smallest = min(tiles, key=lambda name: (tiles[name], name))
+        per_tile, spent = step_seconds * _FORWARD_COST / self._configuration.batch_size, 0.0
+        if per_tile * tiles[smallest] <= allowance / 4:
+            started = perf_counter()
+            self._score([smallest])
+            spent = perf_counter() - started
+            per_tile = spent / tiles[smallest]
+        costs = {name: per_tile * number for name, number in tiles.items()}
+        left = allowance - spent
+        affordable = varied([case for case in self._cases.values() if costs[case.id] <= left], self._labels)
+        if affordable:
+            self.schedule = ValidationSchedule.within(left, {case.id: costs[case.id] for case in affordable})
+        elif spent + costs[smallest] <= 2 * allowance:
+            self.schedule = ValidationSchedule(1, (smallest,), costs[smallest])
+        self.seconds = self.schedule.seconds
 
     def is_due(self, share: float) -> bool:
         """Whether to validate when `share` of the budget is used."""
-        return self._schedule is not None and self._schedule.is_due(len(self.curve), share)
+        return self.schedule is not None and self.schedule.is_due(len(self.curve), share)
 
-    def is_missing_at_end(self, steps: int) -> bool:
-        """Whether a training that ends after `steps` steps is still to be validated."""
-        if not self.is_planned:
-            self.plan(steps)
-        assert self._schedule is not None
-        return self._schedule.count > 0 and (not self.curve or self.curve[-1].step != steps)
+    def is_missing_at_end(self, step: int) -> bool:
+        """Whether a training that ends after this step is still to be validated."""
+        wanted = self.schedule is not None and self.schedule.count > 0
+        return wanted and (not self.curve or self.curve[-1].step != step)
 
-    def measure(self) -> tuple[dict[str, float | None], float | None]:
-        """Return what `validate` returns on the patches of the schedule, and remember how long it took."""
-        assert self._schedule is not None
-        assert self._sampler is not None
+    def measure(self, *, step: int, seconds: float, share: float) -> ValidationPoint:
+        """Score the present network on the cases of the schedule and add the point to the curve."""
+        assert self.schedule is not None
         started = perf_counter()
-        result = validate(self._learner, self._sampler, self._labels, self._schedule.batches)
+        scored = [
+            CaseScores(case=name, prediction_file="", reference_file="", scores=scores)
+            for name, scores in self._score(self.schedule.cases).items()
+        ]
+        dice: dict[str, float | None] = {target.name: None for target in self._labels.targets}
+        mean = None
+        if scored:
+            summary = summarize(scored, self._labels.targets)
+            dice, mean = {name: one.dice for name, one in summary.mean.items()}, summary.mean_dice
+        point = ValidationPoint(step=step, seconds=seconds, share=share, dice=dice, mean=mean)
+        self.curve.append(point)
         self.seconds = perf_counter() - started
-        return result
+        return point
+
+    def _score(self, names: Sequence[str]) -> dict[str, dict[str, Scores]]:
+        """Predict and score cases; those for which the network gives no finite numbers are left out."""
+        found = {}
+        with self._learner.evaluating() as network:
+            predictor = Predictor(
+                self._configuration,
+                self._labels,
+                [deepcopy(network)],  # the predictor may move its networks to another device
+                (),
+                self._learner.device,
+                TILE_STEP,
+                precision=self._recipe.precision,
+                channels_last=self._recipe.channels_last,
+            )
+            for name in names:
+                case = self._cases[name]
+                reference = case.labels()
+                assert reference is not None, f"case {name} was preprocessed without labels"
+                try:
+                    prediction = self._labels.to_labels(predictor.logits(case.image()).cpu().numpy())
+                except MemoryShortageError:
+                    raise
+                except StageError:
+                    continue
+                # Outside the non-zero mask is background.
+                found[name] = case_metrics(prediction, np.maximum(reference, 0), self._labels)
+        return found
 
     def facts(self) -> dict[str, Any]:
         """Return what a training needs to go on, as JSON values."""
         return {
-            "schedule": None if self._schedule is None else asdict(self._schedule),
+            "schedule": None if self.schedule is None else asdict(self.schedule),
             "curve": [point.model_dump(mode="json") for point in self.curve],
         }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on from saved facts."""
-        self._schedule = None if facts["schedule"] is None else ValidationSchedule(**facts["schedule"])
+        saved = facts["schedule"]
+        self.schedule = None if saved is None else ValidationSchedule(**saved | {"cases": tuple(saved["cases"])})
+        self.seconds = self.schedule.seconds if self.schedule else 0.0
         self.curve = [ValidationPoint.model_validate(point) for point in facts["curve"]]
 
 
-def validate(
-    learner: Learner, sampler: PatchSampler, labels: LabelScheme, batches: int
-) -> tuple[dict[str, float | None], float | None]:
-    """Return Dice by target name over the sampler's first `batches` batches, and the mean; None where undefined."""
-    counts = torch.zeros((3, len(labels.targets)), dtype=torch.int64, device=learner.device)
-    with learner.evaluating() as network:
-        for index in range(batches):
-            batch = sampler.batch(index)
-            target = batch.labels.to(learner.device).clamp_(min=0)  # outside the image is background
-            with learner.precision():
-                logits = network(learner.to_device(batch.image))
-            counts += hard_counts(logits, target, labels)
-    dice, mean = pseudo_dice(counts.cpu().numpy())
-    values = (None if np.isnan(value) else float(value) for value in (*dice, mean))
-    *by_target, overall = values
-    return dict(zip((target.name for target in labels.targets), by_target, strict=True)), overall
+def tile_count(shape: Sequence[int], patch: Sequence[int]) -> int:
+    """Return how many tiles a prediction has; a patch with fewer axes than the image sees its slices."""
+    seen = (1,) * (len(shape) - len(patch)) + tuple(patch)
+    return prod(len(tile_starts(max(n, p), p, TILE_STEP)) for n, p in zip(shape, seen, strict=True))
+
+
+def varied(cases: Sequence[TrainingCase], labels: LabelScheme) -> list[TrainingCase]:
+    """Return at most eight cases: first those with structures still missing, then those of sizes still missing."""
+    ranked = sorted(cases, key=lambda case: (prod(case.shape), case.id))
+    held = [{target.name for target in labels.targets if len(case.locations.get(target.name, ()))} for case in ranked]
+    missing = set().union(*held)
+    chosen: list[int] = []
+
+    def worth(rank: int) -> tuple[int, int]:
+        distances = [abs(rank - other) for other in chosen]
+        return len(held[rank] & missing), min(distances) if distances else -abs(rank - len(ranked) // 2)
+
+    while len(chosen) < min(_MOST_CASES, len(ranked)):
+        best = max((rank for rank in range(len(ranked)) if rank not in chosen), key=worth)
+        chosen.append(best)
+        missing -= held[best]
+    return [ranked[rank] for rank in chosen]

@@ -1,0 +1,96 @@
+"""Training that diverges: noticed by its losses, taken back once to a good state, given up the second time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import inf
+from statistics import fmean, median
+from typing import Any
+
+from segfit.errors import DivergedError
+from segfit.planning.plan import TrainingSpec
+from segfit.training.checkpoint import State
+from segfit.training.losses import Losses
+from segfit.words import listing
+
+__all__ = ["Guard"]
+
+_WINDOW = 20  # steps that are looked at
+_LAST = 5  # steps that are looked at when the training ends
+_FAR = 2.0  # above the loss of the untrained network: no training that learns stays there for a window (assumption)
+_NOT_WORSE = 0.5  # than the best kept state, of a state that is kept (assumption)
+_KEPT_EVERY = 0.02  # share of the budget between two kept states
+_SLOWER = 0.25
+
+
+class Guard:
+    """Judges the losses of a training and keeps a copy of its last good state in RAM.
+
+    The copy is not saved with the training: one that was interrupted goes back at most to where it went on.
+    """
+
+    def __init__(self, recipe: TrainingSpec) -> None:
+        self.times = 0  # the training diverged
+        self.factor = 1.0  # of the learning rate
+        self._recipe = recipe
+        self._good: State | None = None
+        self._kept_share = -inf
+        self._best = inf  # mean loss of a kept state
+
+    def is_healthy(self, losses: Losses) -> bool:
+        """Whether a state with these losses may be kept or saved: a single bad one forbids it for a while."""
+        recent = losses.recent(_WINDOW)
+        return losses.skipped_in_a_row < _WINDOW / 2 and not (recent and _is_far(fmean(recent), losses))
+
+    def trouble(self, losses: Losses, *, at_end: bool = False) -> str:
+        """Say in words why the training has diverged, or nothing. A few outlying losses are no divergence."""
+        skipped = losses.skipped_in_a_row
+        if skipped >= _WINDOW or (at_end and (skipped >= _WINDOW / 2 or losses.final is None)):
+            return f"{skipped} training steps in a row (up to step {losses.step}) had no finite gradient"
+        recent = losses.recent(_LAST if at_end else _WINDOW)
+        if (at_end or len(recent) == _WINDOW) and _is_far(median(recent), losses):
+            return f"up to step {losses.step} the loss was {median(recent):.3g}, {losses.first:.3g} at the beginning"
+        return ""
+
+    def keep(self, share: float, losses: Losses, state: Callable[[], State]) -> None:
+        """Keep a copy of the state when `share` of the budget is used, if it is time and the state is good."""
+        if self.times or share - self._kept_share < _KEPT_EVERY or not self.is_healthy(losses):
+            return
+        mean = fmean(losses.recent(_WINDOW) or [inf])
+        if mean <= self._best + _NOT_WORSE:
+            now = state()
+            tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.tensors.items()}
+            self._good, self._kept_share = replace(now, tensors=tensors), share
+            self._best = min(self._best, mean)
+
+    def go_back(self, why: str, losses: Losses) -> State:
+        """Return the state to go on from with a lower learning rate; raise `DivergedError` the second time."""
+        if self._good is None:
+            raise DivergedError(self._sentence(why, losses))
+        good, self._good = self._good, None
+        self.times += 1
+        self.factor *= _SLOWER
+        return good
+
+    def _sentence(self, why: str, losses: Losses) -> str:
+        rate = self._recipe.learning_rate * self.factor
+        advice = f"try --set training.learning_rate={rate * _SLOWER:.2g}"
+        if self._recipe.precision != "fp32":
+            advice += " or --set training.precision=fp32"
+        if losses.skipped_in_a_row:
+            advice += f", and look at the images of {listing(list(losses.skipped_cases), 4)}"
+        return f"the training diverged again with a learning rate of {rate:.2g}: {why}; {advice}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a training needs to go on, as JSON values."""
+        return {"diverged": self.times, "learning_rate_factor": self.factor}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Go on from saved facts."""
+        self.times, self.factor = facts["diverged"], facts["learning_rate_factor"]
+
+
+def _is_far(loss: float, losses: Losses) -> bool:
+    """Whether no training that learns has such a loss."""
+    return losses.first is not None and loss > losses.first + _FAR

@@ -1,0 +1,61 @@
+"""How long the steps of a training take, and what that means for its budget."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+from segfit.training.budget import Budget
+from segfit.words import count, duration
+
+__all__ = ["Pace"]
+
+_RECENT = 100  # steps that the time of a step is taken from
+_SLOW = 1.5  # times the expected time of a step: worth telling
+
+
+class Pace:
+    """The median time of the last steps, in seconds, beside the expected one (None: nothing was expected)."""
+
+    def __init__(self, budget: Budget, expected: float | None) -> None:
+        self._budget = budget
+        self._expected = expected
+        self._seconds: deque[float] = deque(maxlen=_RECENT)
+        self._told_of_overrun = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there was a step."""
+        return bool(self._seconds)
+
+    @property
+    def step_seconds(self) -> float:
+        """What a step takes; 0 when there was none."""
+        return median(self._seconds) if self._seconds else 0.0
+
+    def add(self, seconds: float) -> None:
+        """Take what a step took."""
+        self._seconds.append(seconds)
+
+    def slowness(self) -> str:
+        """Say what it costs that steps take much longer than expected, or nothing."""
+        seconds, expected = self.step_seconds, self._expected
+        if self._budget.seconds is None or expected is None or seconds <= _SLOW * expected:
+            return ""
+        steps, planned = self._budget.expected_steps(seconds), self._budget.expected_steps(expected)
+        return (
+            f"a step takes {duration(seconds)} instead of {duration(expected)}: the machine is busy; the training goes "
+            f"on by the clock, with about {steps:.0f} steps instead of {planned:.0f}"
+        )
+
+    def overrun(self, done: int, seconds: float) -> str:
+        """Say once that the time is over before the fewest steps are done, or nothing."""
+        budget = self._budget
+        missing = budget.fewest_steps - done
+        if self._told_of_overrun or budget.seconds is None or seconds <= budget.seconds or missing <= 0:
+            return ""
+        self._told_of_overrun = True
+        return (
+            f"the time is over after {count(done, 'step')} of at least {budget.fewest_steps}; the training goes on for "
+            f"them, about {duration(missing * self.step_seconds)} more"
+        )
