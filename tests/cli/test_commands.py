@@ -111,7 +111,7 @@ def test_run_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["verdict"]["headline"] == "failed, this model should not be used"
     finding = told["verdict"]["findings"][0]
     assert finding["structures"] == ["organ", "lesion"]
-    assert "4 steps were too few: run again with --steps 1500 (about " in finding["action"]
+    assert "4 steps were too few: run again with --steps 1000 (about " in finding["action"]
 
 
 def test_the_verdict_is_told_everywhere(
@@ -123,11 +123,11 @@ def test_the_verdict_is_told_everywhere(
     assert lines[0] == "verdict: failed, this model should not be used (1 remark in the report)"
     assert max(map(len, lines)) <= 80
     told = " ".join(line.strip() for line in lines[1:])
-    assert "4 steps were too few: run again with --steps 1500" in told
+    assert "4 steps were too few: run again with --steps 1000" in told
     for path in (project / "report.html", project / "model" / "card.md"):
         text = path.read_text(encoding="utf-8")
         assert "failed, this model should not be used" in text
-        assert "4 steps were too few: run again with --steps 1500" in text
+        assert "4 steps were too few: run again with --steps 1000" in text
     assert "a wrong reference label" not in (project / "report.html").read_text(encoding="utf-8")
     assert run(["select", "--out", str(project)]) == 0
     assert lines[0] in capsys.readouterr().out

@@ -136,11 +136,11 @@ def test_a_structure_that_was_not_learned() -> None:
     finding = found(verdict, "not_learned")
     assert finding.structures == ("RV",)
     assert finding.text == "RV was not learned: the Dice is below 0.1 in every validated case that has it."
-    assert finding.action == (  # 1500 steps at 0.1 s, and 60 s for the rest
-        "420 steps were too few: run again with --time 4m (about 1500 steps), or with "
+    assert finding.action == (  # 1000 steps at 0.1 s, and 60 s for the rest
+        "420 steps were too few: run again with --time 3m (about 1000 steps), or with "
         "--set planning.configurations=2d (a 2D step costs less)."
     )
-    assert parse_seconds("4m") >= 1500 * 0.1 + 60
+    assert parse_seconds("3m") >= 1000 * 0.1 + 60
 
 
 def test_many_structures_fail_a_model_and_few_make_it_doubtful() -> None:
@@ -151,7 +151,7 @@ def test_many_structures_fail_a_model_and_few_make_it_doubtful() -> None:
     assert many.level == "failed"
     finding = found(many, "not_learned")
     assert finding.text.startswith("32 of 37 structures were not learned (s0, s1, s2, s3, s4 and 27 more):")
-    assert "60 steps were too few: run again with --steps 1500 (about 4 min)" in finding.action
+    assert "60 steps were too few: run again with --steps 1000 (about 3 min)" in finding.action
     assert [item.code for item in many.findings if item.level != "remark"] == ["not_learned"]
 
 
@@ -205,7 +205,7 @@ def test_a_curve_that_still_rises(steps: int, curve: tuple[float, ...], expected
     verdict = judge(evidence(GOOD, training(steps, curve), expected=steps))
     assert codes(verdict) == expected
     if expected:
-        assert f"run again with --time {'4m' if steps == 300 else '15m'}" in verdict.findings[0].action
+        assert f"run again with --time {'3m' if steps == 300 else '15m'}" in verdict.findings[0].action
 
 
 def test_skipped_steps_and_their_cases() -> None:
@@ -217,10 +217,7 @@ def test_skipped_steps_and_their_cases() -> None:
     assert "--set training.learning_rate=0.01 and --set training.precision=fp32" in finding.action
     Options().with_settings(["training.learning_rate=0.01", "training.precision=fp32"])
 
-    class Named(TrainingResult):
-        skipped_cases: tuple[str, ...] = ("case_7",)
-
-    named = Named(**training(60, (), skipped_steps=8).model_dump())
+    named = training(60, (), skipped_steps=8, skipped_cases={"case_7": 8})
     finding = judge(evidence(GOOD, named, expected=60)).findings[0]
     assert finding.cases == ("case_7",)
     assert finding.action.startswith("Look for extreme values in the images of case_7.")
@@ -231,10 +228,7 @@ def test_divergence() -> None:
     assert codes(verdict) == [("diverged", "doubtful")]
     assert "the loss at its end is 8e+06" in verdict.findings[0].text
 
-    class Recovered(TrainingResult):
-        diverged: bool = True
-
-    recovered = judge(evidence(GOOD, Recovered(**training().model_dump())))
+    recovered = judge(evidence(GOOD, training(diverged=1)))
     assert recovered.findings[0].text == "The training diverged on its way."
     lost = judge(evidence({"a": [0.0] * 20}, training(200, (), final_loss=8e6), expected=200))
     assert codes(lost) == [("not_learned", "failed"), ("diverged", "doubtful")]

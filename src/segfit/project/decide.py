@@ -35,7 +35,6 @@ from segfit.project.forecast import (
 from segfit.project.preparation import Preparation
 from segfit.project.race import Outcome, race, taken_up
 from segfit.project.sizing import SLACK, Candidate, Sizer
-from segfit.training.threads import kept_threads
 
 __all__ = ["DEFAULT_SECONDS", "decide_run"]
 
@@ -100,7 +99,7 @@ class _Decision:
         """Return the plan with its run."""
         project = self._project
         started = perf_counter()
-        with project.stage("size"), kept_threads():
+        with project.stage("size"):
             preprocessing = self._preprocessing()
             entrants = taken_up(project, self._plan.basis) or self._entrants(preprocessing)
         sizing = perf_counter() - started

@@ -46,6 +46,7 @@ from segfit.project.forecast import (
     Workload,
 )
 from segfit.training.probe import StepCost, TileCost, best_threads, memory_limited, probe_forward, probe_step
+from segfit.training.threads import kept_threads
 from segfit.words import duration
 
 __all__ = ["SLACK", "Candidate", "Sizer", "Validation"]
@@ -145,6 +146,7 @@ class Sizer:
         self._progress = progress
         self._budget, self._shares = budget, shares
         self._arithmetic: dict[int, tuple[TrainingSpec, float]] = {}  # by axes: a recipe, seconds per voxel
+        self._threads: int | None = None  # that are fastest beside what else runs; None: not yet known
         self.peak_gb = 0.0  # of everything that was measured
 
     def available_gb(self) -> float:
@@ -161,7 +163,7 @@ class Sizer:
     def measure(self, configuration: Configuration, recipe: TrainingSpec) -> Candidate:
         """Run a few steps and tiles; raise `MemoryShortageError` where they take more memory than there is."""
         recipe = self._adapted(recipe, configuration)
-        with memory_limited(self._device, self.available_gb()):
+        with memory_limited(self._device, self.available_gb()), kept_threads(self._threads):
             step = probe_step(configuration, recipe, self._labels, self._device)
             tile = probe_forward(configuration, recipe, self._labels, self._device)
         self.peak_gb = max(self.peak_gb, step.peak_memory_gb)
@@ -244,7 +246,7 @@ class Sizer:
     def _cheapest(self, configuration: Configuration, recipe: TrainingSpec) -> tuple[TrainingSpec, float]:
         """Return a recipe with the fastest arithmetic, and seconds per voxel of a step of a narrow network.
 
-        The first time, this process is also given the number of threads that is fastest beside what else runs.
+        The first time, the number of threads is found that is fastest beside what else runs.
         """
         if configuration.ndim in self._arithmetic:
             return self._arithmetic[configuration.ndim]
@@ -254,11 +256,11 @@ class Sizer:
         small = shrunk(small, _PROBED_VOXELS * small.batch_size / voxels) or _smallest(small)
 
         if not self._arithmetic:
-            torch.set_num_threads(best_threads(small, self._adapted(recipe, small), self._labels, self._device))
+            self._threads = best_threads(small, self._adapted(recipe, small), self._labels, self._device)
 
         def seconds(item: TrainingSpec) -> float:
             try:
-                with memory_limited(self._device, self.available_gb()):
+                with memory_limited(self._device, self.available_gb()), kept_threads(self._threads):
                     cost = probe_step(small, self._adapted(item, small), self._labels, self._device, steps=2)
             except MemoryShortageError:
                 return inf  # the patch will be reduced further

@@ -161,7 +161,7 @@ class Evidence:
     @property
     def diverged(self) -> bool:
         """Whether one of them got lost, for good or on its way."""
-        return any((item.final_loss or 0.0) > _LOST_LOSS or getattr(item, "diverged", False) for item in self.chosen)
+        return any((item.final_loss or 0.0) > _LOST_LOSS or item.diverged for item in self.chosen)
 
     def held_by(self) -> dict[str, int]:
         """Return the number of training cases that hold each structure."""
@@ -269,7 +269,7 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
         )
     skipped, done = evidence.skipped, sum(item.steps for item in chosen)
     if skipped > _SKIPPED * done:
-        named = [str(case) for item in chosen for case in getattr(item, "skipped_cases", None) or ()]
+        named = [str(case) for item in chosen for case in item.skipped_cases]
         cases = tuple(dict.fromkeys(named))
         look = f"Look for extreme values in the images of {listing(cases)}. " if cases else ""
         yield Finding(

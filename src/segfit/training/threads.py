@@ -25,10 +25,11 @@ def thread_numbers(available: int) -> tuple[int, ...]:
 
 
 @contextmanager
-def kept_threads() -> Iterator[None]:
-    """Leave torch's number of threads afterwards as it was."""
+def kept_threads(number: int | None = None) -> Iterator[None]:
+    """Work with so many of torch's threads (None: as many as before) and leave their number afterwards as it was."""
     before = torch.get_num_threads()
     try:
+        torch.set_num_threads(number or before)
         yield
     finally:
         torch.set_num_threads(before)
