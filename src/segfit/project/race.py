@@ -86,6 +86,8 @@ def race(project: Preparation, candidates: Sequence[Candidate], basis: str, *, s
             runner.run(round_)
         ranked = sorted(running, key=lambda runner: -runner.dice)
         best = ranked[0].dice
+        if ranked[0].error is not None:
+            raise ranked[0].error  # none can be trained
         even = [runner for runner in running if best - runner.dice < _EVEN]
         ranked = [*even, *(runner for runner in ranked if runner not in even)]
         running = sorted(ranked[: (len(running) + 1) // 2] if len(running) > 2 else ranked[:1], key=running.index)
@@ -130,14 +132,15 @@ class _Runner:
         self.candidate = file.candidates[number]
         self.folder = folder / f"{number}-{self.candidate.name}"
         self.training = self.predicting = 0.0
-        self.dice = 0.0
+        self.dice = 0.0  # of the last round; below 0 where it could not be trained
+        self.error: StageError | None = None
         self.last = self.folder
         self._result: TrainingResult | None = None
         self._summary: Summary | None = None
         self._keys: dict[str, str] | None = None
 
     def run(self, round_: int) -> None:
-        """Train for a round and predict; a candidate that cannot be trained has a Dice of 0."""
+        """Train for a round and predict."""
         started = perf_counter()
         try:
             self._result = self._train(round_)
@@ -146,7 +149,7 @@ class _Runner:
             self.dice = self._summary.mean_dice or 0.0
         except StageError as error:
             self._project.progress.warn(f"{self.candidate.words} is out of the race: {error}")
-            self.dice = -1.0
+            self.dice, self.error = -1.0, error
         self.predicting += perf_counter() - started - (self._result.seconds if self._result else 0.0)
 
     def _train(self, round_: int) -> TrainingResult:
