@@ -70,17 +70,18 @@ def test_it_goes_back_to_a_good_state_with_a_quarter_of_the_rate(
     assert all(torch.isfinite(tensor).all() for tensor in torch_weights(tmp_path).values())
     events = read_events(tmp_path / EVENTS)
     (diverged,) = [event for event in events if event["kind"] == "diverged"]
-    assert diverged["step"] == 30  # the last one before the first bad loss
+    back = diverged["step"]
+    assert 20 <= back <= 26  # good losses followed
     assert 30 < diverged["at"] <= 50
     assert diverged["learning_rate_factor"] == 0.25
     assert "the loss was" in diverged["why"]
     assert watcher.warned == [
-        f"the training diverged: {diverged['why']}; it goes on from step 30 with a learning rate of 0.0025"
+        f"the training diverged: {diverged['why']}; it goes on from step {back} with a learning rate of 0.0025"
     ]
     steps = [event for event in events if event["kind"] == "step"]
     assert [event["step"] for event in steps] == list(range(1, 81))
-    assert [event["learning_rate"] for event in steps[30:]] == pytest.approx(
-        [0.25e-2 * (1 - step / 80) ** 0.9 for step in range(30, 80)]
+    assert [event["learning_rate"] for event in steps[back:]] == pytest.approx(
+        [0.25e-2 * (1 - step / 80) ** 0.9 for step in range(back, 80)]
     )
 
 
@@ -88,8 +89,8 @@ def test_the_lower_rate_outlives_an_interruption(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         break_above(patch, 0.004, from_step=10)
         straight = train(tmp_path / "straight", steps=60)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        break_above(patch, 0.004, from_step=10)
+    break_above(monkeypatch, 0.004, from_step=10)
+    with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "resumed", steps=60, progress=Watcher(interrupt_at(50, KeyboardInterrupt())))
     resumed = train(tmp_path / "resumed", steps=60)
     assert (resumed.diverged, resumed.learning_rate_factor) == (straight.diverged, straight.learning_rate_factor)
@@ -124,7 +125,7 @@ def test_a_training_by_time_that_is_bad_at_its_end_hands_over_its_good_state(
     watcher = Watcher()
     result = train(tmp_path, seconds=4.0, progress=watcher)
     assert (result.diverged, result.learning_rate_factor) == (1, 0.25)
-    assert 65 <= result.steps <= 68
+    assert 55 <= result.steps <= 68
     assert result.seconds <= 4.0
     assert result.final_loss is not None
     assert result.final_loss < 1.0

@@ -27,7 +27,7 @@ REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core"
 
 
 def predicted(folder: Path, configuration: Configuration, labels: LabelScheme, case: MemoryCase) -> NDArray[Any]:
-    network = build_network(configuration.network, generator=torch.Generator())
+    network = build_network(configuration.network, deep_supervision=False, generator=torch.Generator())
     network.load_state_dict(load_file(folder / WEIGHTS))
     predictor = Predictor(configuration, labels, [network], (), CPU, TILE_STEP)
     return labels.to_labels(predictor.logits(case.image()).numpy())

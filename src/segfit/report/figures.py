@@ -97,8 +97,8 @@ def validation_figure(curves: Sequence[TrainingCurve], targets: Sequence[str], n
             lines = [_thinned(curve.validation_share, curve.dice[target]) for curve in curves if target in curve.dice]
             for x, y in lines:
                 single = len(lines) == 1
-                style = {"linewidth": 1.4, "alpha": 1.0} if single else {"linewidth": 0.6, "alpha": 0.55}
-                axes.plot(x, y, color=colour(index), marker="o" if len(x) == 1 else "", **style)
+                width, alpha = (1.4, 1.0) if single else (0.6, 0.55)
+                axes.plot(x, y, color=colour(index), linewidth=width, alpha=alpha, marker="o" if len(x) == 1 else "")
             if len(lines) > 1:
                 grid = np.linspace(0, 1, 60)
                 finite = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in lines]
