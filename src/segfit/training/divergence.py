@@ -17,7 +17,7 @@ from segfit.words import listing
 __all__ = ["Guard"]
 
 _WINDOW = 20  # steps that are looked at
-_LAST = 5  # steps that are looked at when the training ends
+_LAST = 5  # steps that are looked at when the training ends, and those that show that a kept state was good
 _FAR = 2.0  # above the loss of the untrained network: no training that learns stays there for a window (assumption)
 _NOT_WORSE = 0.5  # than the best kept state, of a state that is kept (assumption)
 _KEPT_EVERY = 0.02  # share of the budget between two kept states
@@ -35,13 +35,14 @@ class Guard:
         self.factor = 1.0  # of the learning rate
         self._recipe = recipe
         self._good: State | None = None
+        self._next: State | None = None  # good as far as is known: the losses of the steps after it will show it
         self._kept_share = -inf
         self._best = inf  # mean loss of a kept state
 
     def is_healthy(self, losses: Losses) -> bool:
         """Whether a state with these losses may be kept or saved: a single bad one forbids it for a while."""
-        recent = losses.recent(_WINDOW)
-        return losses.skipped_in_a_row < _WINDOW / 2 and not (recent and _is_far(fmean(recent), losses))
+        windows = [losses.recent(steps) for steps in (_LAST, _WINDOW)]
+        return losses.skipped_in_a_row < _WINDOW / 2 and not any(w and _is_far(fmean(w), losses) for w in windows)
 
     def trouble(self, losses: Losses, *, at_end: bool = False) -> str:
         """Say in words why the training has diverged, or nothing. A few outlying losses are no divergence."""
@@ -54,21 +55,33 @@ class Guard:
         return ""
 
     def keep(self, share: float, losses: Losses, state: Callable[[], State]) -> None:
-        """Keep a copy of the state when `share` of the budget is used, if it is time and the state is good."""
-        if self.times or share - self._kept_share < _KEPT_EVERY or not self.is_healthy(losses):
+        """Keep a copy of the state when `share` of the budget is used, if it is time and the state is good.
+
+        It replaces the last one a few steps later: the first state alone counts at once.
+        """
+        if self.times:
+            return
+        if not self.is_healthy(losses):
+            self._next = None
+            return
+        if self._next is not None:
+            if losses.step >= self._next.step + _LAST:
+                self._good, self._next = self._next, None
             return
         mean = fmean(losses.recent(_WINDOW) or [inf])
-        if mean <= self._best + _NOT_WORSE:
-            now = state()
-            tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.tensors.items()}
-            self._good, self._kept_share = replace(now, tensors=tensors), share
-            self._best = min(self._best, mean)
+        if share - self._kept_share < _KEPT_EVERY or mean > self._best + _NOT_WORSE:
+            return
+        now = state()
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.tensors.items()}
+        copied = replace(now, tensors=tensors)
+        self._good, self._next = (copied, None) if self._good is None else (self._good, copied)
+        self._kept_share, self._best = share, min(self._best, mean)
 
     def go_back(self, why: str, losses: Losses) -> State:
         """Return the state to go on from with a lower learning rate; raise `DivergedError` the second time."""
         if self._good is None:
             raise DivergedError(self._sentence(why, losses))
-        good, self._good = self._good, None
+        good, self._good, self._next = self._good, None, None
         self.times += 1
         self.factor *= _SLOWER
         return good
