@@ -35,7 +35,7 @@ def fresh(*command: str, **environment: str) -> str:
     """Run Python with nothing said about threads but what is given; return what it printed."""
     kept = {name: value for name, value in os.environ.items() if name not in _SET_BY_USERS}
     done = subprocess.run([sys.executable, *command], env=kept | environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 3), done.stderr  # however little it learned there
     return done.stdout
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from segfit.planning.plan import Plan
-from segfit.project import Project, race, sizing
+from segfit.planning.plan import Configuration, Plan
+from segfit.project import Project, decide, race, sizing
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import TrainingResult
 
@@ -108,3 +111,57 @@ def test_there_is_no_race_without_time_for_one(tmp_path: Path, volumes: Path, mo
     run = project.size().run
     assert run is not None
     assert (run.race, run.start, len(run.configurations)) == ((), None, 1)
+
+
+def test_large_structures_are_tried_at_a_coarser_spacing(
+    tmp_path: Path, data_of_discs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[sizing.Candidate, ...]] = []
+    monkeypatch.setattr(decide, "race", lambda _, entrants, *__, **___: seen.append(tuple(entrants)))
+    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
+    monkeypatch.setattr(sizing, "probe_step", lambda item, *_, **__: StepCost(2e-6 * _voxels(item), 0.1, 0.001))
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    project = Project.create(tmp_path / "p", data_of_discs, settings=["time_s=60", "training.precision=fp32"])
+    plan = project.size()
+    [(coarse, fine)] = seen
+    assert fine.configuration.spacing_mm == (1.0, 1.0)
+    assert coarse.configuration.spacing_mm == pytest.approx((coarse.configuration.spacing_mm[0],) * 2)
+    assert coarse.configuration.spacing_mm[0] > 2
+    assert prod(fine.configuration.patch_size) < 0.5 * 256**2 <= 256**2  # sees less than half
+    assert all(p >= n for p, n in zip(coarse.configuration.patch_size, coarse.configuration.median_shape, strict=True))
+    assert plan.configurations["2d"] == coarse.configuration.model_copy(
+        update={"memory_estimate": plan.configurations["2d"].memory_estimate}
+    )
+    decision = next(item for item in plan.decisions if item.key == "2d.spacing_mm")
+    assert (decision.bound, decision.value) == ("time budget", list(coarse.configuration.spacing_mm))
+
+
+def _voxels(item: Configuration) -> int:
+    return item.batch_size * prod(item.patch_size)
+
+
+@pytest.fixture
+def data_of_discs(tmp_path: Path) -> Path:
+    """Six pictures of 256 x 256 pixels with one large disc each."""
+    folder = tmp_path / "Dataset009_Discs"
+    (folder / "imagesTr").mkdir(parents=True)
+    (folder / "labelsTr").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        y, x = np.ogrid[:256, :256]
+        disc = (y - rng.integers(100, 156)) ** 2 + (x - rng.integers(100, 156)) ** 2 < 80**2
+        Image.fromarray((disc * 120 + rng.integers(0, 90, disc.shape)).astype(np.uint8)).save(
+            folder / "imagesTr" / f"disc_{number}_0000.png"
+        )
+        Image.fromarray(disc.astype(np.uint8)).save(folder / "labelsTr" / f"disc_{number}.png")
+    (folder / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "grey"},
+                "labels": {"background": 0, "disc": 1},
+                "numTraining": 6,
+                "file_ending": ".png",
+            }
+        )
+    )
+    return folder

@@ -325,8 +325,13 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
             level="remark",
             numbers={"validated": validated, "cases": total},
             text=f"{validated} of {count(total, 'case')} took part in cross-validation{rough}.",
-            action=_all_folds(evidence),
+            action=" ".join(part for part in (_all_cases(evidence.run), _all_folds(evidence)) if part),
         )
+
+
+def _all_cases(run: RunSpec) -> str:
+    """Say how to validate the cases of the trained folds that there was no time for."""
+    return "" if run.validation_cases is None else "segfit select predicts the other cases of the fold, at any time."
 
 
 def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
