@@ -323,9 +323,11 @@ def _following(
         yield share.model_copy(update={"rule": f"{share.rule} (by the planned patch, before it was reduced)"})
     strides = decided.get(f"{now.name}.network.strides")
     if strides is not None and strides.bound != SET:
+        lost = before.network.num_stages - now.network.num_stages
+        less = f" but for the {lost} lowest resolutions" if lost > 0 else ""
         yield strides.model_copy(
             update={
-                "rule": f"{strides.rule}; decided for the planned patch, and kept when the patch was reduced",
+                "rule": f"{strides.rule}; decided for the planned patch, and kept{less} when the patch was reduced",
                 "inputs": stride_inputs(now) | {"planned_patch_size": list(before.patch_size)},
                 "bound": f"planned patch of {by_axis(before.patch_size)}",
             }
@@ -376,7 +378,8 @@ def _sized_values(before: Configuration, after: Configuration) -> tuple[tuple[st
             "network.features",
             list(before.network.features),
             list(after.network.features),
-            f"the widest network that still gets {WANTED_STEPS} training steps",
+            f"the widest network that still gets {WANTED_STEPS} training steps, its deep stages with at most "
+            f"{_MOST_FEATURES} features",
             longer + "base_features",
         ),
         (
@@ -390,7 +393,7 @@ def _sized_values(before: Configuration, after: Configuration) -> tuple[tuple[st
             "patch_size",
             list(before.patch_size),
             list(after.patch_size),
-            f"reduced along its longest axes until the narrowest network gets {TOLERABLE_STEPS} training steps",
+            f"reduced along its longest axes until a network of {NARROW} features gets {TOLERABLE_STEPS} training steps",
             longer + "patch_size",
         ),
     )
