@@ -24,6 +24,7 @@ __all__ = [
     "ENOUGH_STEPS",
     "FEWEST_STEPS",
     "LONG_STEPS",
+    "MANY_STEPS",
     "NARROW",
     "TOLERABLE_STEPS",
     "WANTED_STEPS",
@@ -41,6 +42,8 @@ FEWEST_STEPS = 100
 """With fewer optimiser steps a network has learned nothing worth handing over."""
 WANTED_STEPS = 1000
 """A wider network is taken only if it still gets this many steps; below, width costs more than it gives."""
+MANY_STEPS = 3000
+"""Wider deep stages and larger batches are taken only if they still get this many steps."""
 TOLERABLE_STEPS = 600
 """The patch is reduced only if a narrow network does not even get these: a network that sees less learns less."""
 ENOUGH_STEPS = 10_000
@@ -386,14 +389,14 @@ def _sized_values(before: Configuration, after: Configuration) -> tuple[tuple[st
             "batch_size",
             before.batch_size,
             after.batch_size,
-            f"the largest batch that leaves {WANTED_STEPS} training steps, once the network has its full width",
+            f"the largest batch that leaves {MANY_STEPS} training steps, once the network has its full width",
             longer + "batch_size",
         ),
         (
             "patch_size",
             list(before.patch_size),
             list(after.patch_size),
-            f"reduced along its longest axes until a network of {NARROW} features gets {TOLERABLE_STEPS} training steps",
+            f"reduced along its longest axes until a network of {NARROW} features gets {TOLERABLE_STEPS} steps",
             longer + "patch_size",
         ),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, inf, prod
 from typing import Any
 
@@ -26,6 +27,7 @@ from segfit.planning.augmentation import augmentation_for
 from segfit.planning.budget import (
     ENOUGH_STEPS,
     FEWEST_STEPS,
+    MANY_STEPS,
     NARROW,
     TOLERABLE_STEPS,
     WANTED_STEPS,
@@ -301,21 +303,27 @@ class Sizer:
             cost = per_voxel * _COST_BY_WIDTH[near] * item.batch_size * prod(item.patch_size)
             return seconds / (cost * SLACK)
 
-        narrow = [item for item in ladder if item.network.features[0] >= NARROW] or [ladder[-1]]
-        start = next((item for item in reversed(narrow) if guess(item) >= WANTED_STEPS), narrow[0])
+        wanted = [WANTED_STEPS]
+        for smaller, larger in pairwise(ladder):
+            wider = larger.network.features[0] > smaller.network.features[0]
+            wanted.append(WANTED_STEPS if wider else MANY_STEPS)
+        lowest = next((rung for rung, item in enumerate(ladder) if item.network.features[0] >= NARROW), len(ladder) - 1)
+        rungs = range(lowest, len(ladder))
+        begin = next((rung for rung in reversed(rungs) if guess(ladder[rung]) >= wanted[rung]), lowest)
+        start = ladder[begin]
         if free and guess(start) < TOLERABLE_STEPS:
             start = shrunk(start, guess(start) / TOLERABLE_STEPS) or _smallest(start)
         best = self.fitting(start, recipe)
         if start.patch_size != planned.patch_size or self.steps(best, seconds) < TOLERABLE_STEPS:
             return self._reduced(best, ladder[0], seconds, shrink=free)
-        for candidate in ladder[ladder.index(start) + 1 :]:
-            if self.steps(best, seconds) < WANTED_STEPS * 1.2:
+        for rung in range(begin + 1, len(ladder)):
+            if self.steps(best, seconds) < wanted[rung] * 1.2:
                 break
             try:
-                tried = self.measure(candidate, recipe)
+                tried = self.measure(ladder[rung], recipe)
             except MemoryShortageError:
                 return best.model_copy(update={"memory_gb": self.available_gb()})
-            if self.steps(tried, seconds) < WANTED_STEPS:
+            if self.steps(tried, seconds) < wanted[rung]:
                 break
             best = tried
         return best
