@@ -452,3 +452,19 @@ def test_an_image_is_never_its_own_label_map(
         with pytest.raises(InputError, match="is an image and would be its own label map; write to another folder"):
             predict_folder(model, [Case(id="a", images=(path,))], tmp_path, overwrite=overwrite)
     assert path.read_bytes() == b"an image"
+
+
+def test_a_picture_without_a_size_is_taken_to_be_like_those_of_the_training(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "picture.png"
+    Picture.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)).save(path)
+    coarse = member(configuration("2d", ndim=2, patch=(16, 16), spacing=(2.0, 2.0)))
+    model = make_model(coarse, spacing_mm=(1.0, 1.0))
+    assert model.spacing_mm == (1.0, 1.0)
+    prepared = model.prepare(path)
+    assert prepared.inputs[0][0].shape == (1, 20, 30)  # pixels twice as large
+    assert prepared.warnings == ()

@@ -56,6 +56,7 @@ class ModelManifest(Document):
     channel_names: tuple[str, ...]
     file_ending: str  # of the label maps it was made from, with the leading dot
     image_ending: str = ""  # of the images it was made from, as in `segfit.images.formats`; empty: as the label maps
+    spacing_mm: tuple[float, ...] | None = None  # median voxel size of the training images, array order
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: tuple[PostprocessingStep, ...] = ()
     scores: dict[str, float | None] = {}  # cross-validated Dice by structure; None where it is undefined

@@ -169,7 +169,12 @@ class Model:
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
-        """Voxel size of an image that is not resampled, array order; the finest of all members, 1 where any will do."""
+        """Voxel size that an image is taken to have which does not say its own, array order.
+
+        That of the training images, else what the model works at: the finest of all members, 1 where any will do.
+        """
+        if self.manifest.spacing_mm is not None:
+            return self.manifest.spacing_mm
         sizes: list[list[float]] = []
         for member in self.manifest.members:
             spec = member.configuration.preprocessing
@@ -195,7 +200,7 @@ class Model:
             voxels to RAS+ mm) or `Grid`. Arrays of 2D pictures need no geometry.
         previous_stage : label map of the previous stage on the same grid, for second stages of a cascade only
         spacing_mm : voxel size of files that do not say theirs (pictures), one number for all axes or one per axis in
-            array order; without it they are taken to be what the model works at, with a warning
+            array order; without it they are taken to be like those the model was made from, with a warning
         probabilities : also keep them
 
         Raises `InputError` if the image is not what the model was made for.

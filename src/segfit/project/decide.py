@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -199,8 +198,9 @@ class _Decision:
             return []
         spec = configuration.preprocessing
         by_axis = [0.0] * len(spec.transpose)
-        slices = self._plan.configurations[name].preprocessing.image_ndim - len(target)
-        whole = (*(_typical_spacing(self._project, axis) for axis in spec.transpose[:slices]), *target)
+        slices = spec.image_ndim - len(target)
+        typical = self._project.typical_spacing()
+        whole = (*(typical[axis] for axis in spec.transpose[:slices]), *target)
         for axis, value in zip(spec.transpose, whole, strict=True):
             by_axis[axis] = value
         setting = f"planning.{name}.target_spacing_mm={','.join(f'{value:.6g}' for value in by_axis)}"
@@ -336,11 +336,6 @@ def _folds(asked: tuple[int, ...] | None, num_folds: int) -> tuple[int, ...]:
     if not folds or not set(folds) <= set(range(num_folds)):
         raise InputError(f"planning.folds must be among 0 to {num_folds - 1} for this dataset, got {list(folds)}")
     return folds
-
-
-def _typical_spacing(project: Preparation, axis: int) -> float:
-    """Return the median spacing along an axis of the images."""
-    return median(case.spacing_mm[axis] for case in project.fingerprint().cases)
 
 
 def _cut(labels: NDArray[np.int16]) -> NDArray[np.int16]:

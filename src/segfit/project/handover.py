@@ -167,6 +167,7 @@ def _write_model(
         channel_names=dataset.channel_names,
         file_ending=dataset.file_ending,
         image_ending=dataset.image_ending,
+        spacing_mm=project.typical_spacing(),
         members=tuple(members),
         postprocessing=selection.steps,
         scores=chosen.per_target,

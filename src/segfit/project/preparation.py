@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
@@ -232,6 +233,10 @@ class Preparation:
             case.case: [value for value, voxels in case.label_voxels.items() if value > 0 and voxels]
             for case in self.fingerprint().cases
         }
+
+    def typical_spacing(self) -> tuple[float, ...]:
+        """Return the median voxel size of the training images, array order."""
+        return tuple(map(median, zip(*(case.spacing_mm for case in self.fingerprint().cases), strict=True)))
 
     def weights(self, names: Sequence[str]) -> list[float] | None:
         """Return how often training cases are drawn, relative to each other; None where all are drawn alike."""
