@@ -22,6 +22,7 @@ _FAR = 2.0  # above the loss of the untrained network: no training that learns s
 _NOT_WORSE = 0.5  # than the best kept state, of a state that is kept (assumption)
 _KEPT_EVERY = 0.02  # share of the budget between two kept states
 _SLOWER = 0.25
+_MODEST_RATE = 0.01  # with which trainings do not diverge, whatever the optimiser
 
 
 class Guard:
@@ -88,7 +89,7 @@ class Guard:
 
     def _sentence(self, why: str, losses: Losses) -> str:
         rate = self._recipe.learning_rate * self.factor
-        advice = f"try --set training.learning_rate={rate * _SLOWER:.2g}"
+        advice = f"try --set training.learning_rate={min(rate * _SLOWER, _MODEST_RATE):.2g}"
         if self._recipe.precision != "fp32":
             advice += " or --set training.precision=fp32"
         if losses.skipped_in_a_row:
