@@ -44,7 +44,7 @@ def test_a_rate_far_too_high_ends_the_training_without_a_result(tmp_path: Path) 
         train(tmp_path, recipe=recipe, steps=60, progress=watcher)
     message = str(caught.value)
     assert "diverged again with a learning rate of 2.5e+02: up to step " in message
-    assert message.endswith("try --set training.learning_rate=62")
+    assert message.endswith("try --set training.learning_rate=0.01")
     assert len(watcher.warned) == 1
     assert "it goes on from step 0 with a learning rate of 2.5e+02" in watcher.warned[0]
     assert not (tmp_path / WEIGHTS).exists()
