@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -100,13 +101,15 @@ class _Decision:
         started = perf_counter()
         with project.stage("size"):
             preprocessing = self._preprocessing()
-            entrants = taken_up(project, self._plan.basis) or self._entrants(preprocessing)
+            entrants = taken_up(project, self._plan.basis)
+            if entrants is None:
+                entrants = self._possible(self._entrants(preprocessing), preprocessing)
         sizing = perf_counter() - started
         outcome = None
         if entrants is not None:
             if len(entrants) > 1:
                 outcome = self._raced(entrants, preprocessing, sizing)
-            entrants = [entrants[outcome.winner if outcome else 0]]
+            entrants = [entrants[0] if outcome is None else _raced(entrants[outcome.winner], outcome)]
             with project.stage("preprocess"):
                 self._prepared(entrants[0])
         ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
@@ -179,6 +182,18 @@ class _Decision:
                 found += self._coarser(candidate.name, seconds)
         return sorted(found, key=lambda item: self._doubts(item, seconds))
 
+    def _possible(self, entrants: list[Candidate] | None, cost: PreprocessingCost) -> list[Candidate] | None:
+        """Return the entrants that can be trained in the time, or refuse: before any of it is spent on them."""
+        if not entrants:
+            return entrants
+        seconds = (self._left() - self._preprocessing_seconds(cost)) / self._shares
+        possible = [item for item in entrants if self._sizer.steps(item, seconds) >= FEWEST_STEPS]
+        if not possible:
+            possible = [max(entrants, key=lambda item: self._sizer.steps(item, seconds))]
+            if not self._project.overrun:
+                self._sizer.require(possible[0], seconds)
+        return possible
+
     def _doubts(self, candidate: Candidate, seconds: float) -> int:
         """Return how much speaks against a candidate: few steps, and a patch that sees a small part of an image."""
         few = self._sizer.steps(candidate, seconds) < 0.8 * TOLERABLE_STEPS
@@ -235,9 +250,9 @@ class _Decision:
             if every or left > enough:
                 seconds = left / self._shares if every else left
                 chosen += [self._sizer.best(*self._planned(name), seconds) for name in self._names[1:]]
-        for candidate in chosen:
-            if not self._project.overrun:
-                self._sizer.require(candidate, left / self._shares)
+            for candidate in chosen:
+                if not self._project.overrun:
+                    self._sizer.require(candidate, left / self._shares)
         count, folds = choose_trainings(
             left,
             [item.step.seconds_per_step * SLACK for item in chosen],
@@ -272,7 +287,8 @@ class _Decision:
             predicting += sum(item.testing(len(folds), self._workload) for item in chosen)
             least = max(FEWEST_STEPS * item.step.seconds_per_step for item in chosen)
             per_training = round(max(least, (left - predicting) / (len(folds) * len(chosen))), 1)
-            steps = {item.name: int(per_training / item.step.seconds_per_step / SLACK) for item in chosen}
+            slack = SLACK if outcome is None else 1.0  # a race measures what training takes
+            steps = {item.name: int(per_training / item.step.seconds_per_step / slack) for item in chosen}
             seconds = dict.fromkeys(steps, per_training)
         costs = [item.training(seconds[item.name] * len(folds), steps[item.name]) for item in chosen]
         on_cpu = self._device.type == "cpu"
@@ -336,6 +352,12 @@ def _folds(asked: tuple[int, ...] | None, num_folds: int) -> tuple[int, ...]:
     if not folds or not set(folds) <= set(range(num_folds)):
         raise InputError(f"planning.folds must be among 0 to {num_folds - 1} for this dataset, got {list(folds)}")
     return folds
+
+
+def _raced(winner: Candidate, outcome: Outcome) -> Candidate:
+    """Return the winner of a race with the time that its steps took there."""
+    step = replace(winner.step, seconds_per_step=outcome.seconds_per_step)
+    return winner.model_copy(update={"step": step})
 
 
 def _cut(labels: NDArray[np.int16]) -> NDArray[np.int16]:

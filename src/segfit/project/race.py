@@ -61,6 +61,7 @@ class Outcome:
     entries: tuple[RaceEntry, ...]
     start: str  # folder of the winner's last training, in that of the project
     seconds: float  # that the losers and all predictions took
+    seconds_per_step: float  # of the winner
 
 
 def taken_up(project: Preparation, basis: str) -> list[Candidate] | None:
@@ -100,7 +101,7 @@ def race(project: Preparation, candidates: Sequence[Candidate], basis: str, *, s
     project.progress.note(_told(entries))
     spent = sum(runner.predicting + (0 if runner is winner else runner.training) for runner in runners)
     start = winner.last.relative_to(project.folder.root).as_posix()
-    return Outcome(runners.index(winner), entries, start, spent)
+    return Outcome(runners.index(winner), entries, start, spent, winner.seconds_per_step)
 
 
 def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float) -> RaceFile | None:
@@ -198,6 +199,12 @@ class _Runner:
             workers=project.options.workers,
             progress=project.progress,
         )
+
+    @property
+    def seconds_per_step(self) -> float:
+        """What a step took in its last round."""
+        assert self._result is not None
+        return self._result.seconds_per_step
 
     def _stored(self) -> dict[str, str]:
         """Return the keys of the first fold's training cases, preprocessed for this candidate."""
