@@ -136,6 +136,21 @@ def test_large_structures_are_tried_at_a_coarser_spacing(
     assert (decision.bound, decision.value) == ("time budget", list(coarse.configuration.spacing_mm))
 
 
+def test_a_patch_that_was_guessed_far_too_small_grows(
+    tmp_path: Path, data_of_discs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Half a second for every step, as on a device that small patches leave idle, but a quarter of it for large ones.
+    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
+    monkeypatch.setattr(
+        sizing, "probe_step", lambda item, *_, **__: StepCost(0.5 if _voxels(item) < 2**16 else 0.125, 0.1, 0.001)
+    )
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(decide, "race", lambda *_, **__: None)
+    project = Project.create(tmp_path / "p", data_of_discs, settings=["time_s=900", "training.precision=fp32"])
+    plan = project.plan()
+    assert project.size().configurations["2d"].patch_size == plan.configurations["2d"].patch_size
+
+
 def _voxels(item: Configuration) -> int:
     return item.batch_size * prod(item.patch_size)
 

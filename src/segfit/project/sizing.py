@@ -62,6 +62,7 @@ _VALIDATION_SHARE = 0.1  # of all time may go into predicting validation cases, 
 _KEPT_DICE = 0.95  # a coarser spacing that leaves less of the labels is not tried (docs/decisions/time-budget.md)
 _COARSENINGS = (2, 4, 8, 16, 32)  # times larger voxels
 _COST_BY_WIDTH = {8: 0.7, 16: 1.0, 24: 1.5, 32: 2.2}  # of a step, in that of 16 features; a first guess only
+_MOST_GROWTHS = 3  # of a patch that was guessed far too small
 _PROBED_VOXELS = 2**15  # of the patch are enough to compare precisions and memory layouts
 
 
@@ -313,8 +314,8 @@ class Sizer:
         start = ladder[begin]
         if free and guess(start) < TOLERABLE_STEPS:
             start = shrunk(start, guess(start) / TOLERABLE_STEPS) or _smallest(start)
-        best = self.fitting(start, recipe)
-        if start.patch_size != planned.patch_size or self.steps(best, seconds) < TOLERABLE_STEPS:
+        best = self._grown(self.fitting(start, recipe), ladder[begin], seconds)
+        if best.configuration.patch_size != planned.patch_size or self.steps(best, seconds) < TOLERABLE_STEPS:
             return self._reduced(best, ladder[0], seconds, shrink=free)
         for rung in range(begin + 1, len(ladder)):
             if self.steps(best, seconds) < wanted[rung] * 1.2:
@@ -324,6 +325,25 @@ class Sizer:
             except MemoryShortageError:
                 return best.model_copy(update={"memory_gb": self.available_gb()})
             if self.steps(tried, seconds) < wanted[rung]:
+                break
+            best = tried
+        return best
+
+    def _grown(self, best: Candidate, whole: Configuration, seconds: float) -> Candidate:
+        """Return a version with a larger patch, at most that of `whole`, where the guess was far too low."""
+        for _ in range(_MOST_GROWTHS):
+            patch, steps = best.configuration.patch_size, self.steps(best, seconds)
+            if best.memory_gb is not None or patch == whole.patch_size or steps < 2 * TOLERABLE_STEPS:
+                break
+            share = prod(patch) / prod(whole.patch_size) * steps / (1.3 * TOLERABLE_STEPS)
+            larger = whole if share >= 1 else shrunk(whole, share)
+            if larger is None or prod(larger.patch_size) <= prod(patch):
+                break
+            try:
+                tried = self.measure(larger, best.recipe)
+            except MemoryShortageError:
+                break
+            if self.steps(tried, seconds) < TOLERABLE_STEPS:
                 break
             best = tried
         return best
