@@ -134,6 +134,8 @@ def test_large_structures_are_tried_at_a_coarser_spacing(
     )
     decision = next(item for item in plan.decisions if item.key == "2d.spacing_mm")
     assert (decision.bound, decision.value) == ("time budget", list(coarse.configuration.spacing_mm))
+    [change] = [change for change in plan.changes if change.startswith("2d: target_spacing_mm ")]
+    assert "set by you" not in change
 
 
 def test_a_patch_that_was_guessed_far_too_small_grows(

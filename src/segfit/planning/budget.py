@@ -233,7 +233,7 @@ def with_run(
     coarser : configurations for which `plan` was made with a coarser spacing than that of the rules
     """
     decided = {item.key: item for item in plan.decisions}
-    changes = list(plan.changes)
+    changes = [_unset(change, coarser) for change in plan.changes]
     configurations: dict[str, Configuration] = {}
     for name, (configuration, recipe) in sized.items():
         before, limit = plan.configurations[name], memory_gb.get(name)
@@ -367,6 +367,12 @@ def _recipe_decision(
         source=_SOURCE,
         would_change="a longer time budget, or the options training.*",
     )
+
+
+def _unset(change: str, coarser: Collection[str]) -> str:
+    """Return a change without the words that it was set, where sizing asked for a coarser spacing."""
+    sized = any(change.startswith(f"{name}: target_spacing_mm") for name in coarser)
+    return change.replace(f" {SET}", "") if sized else change
 
 
 def _as_json(value: tuple[Any, ...]) -> list[Any]:
