@@ -151,7 +151,8 @@ class _Runner:
         except StageError as error:
             self._project.progress.warn(f"{self.candidate.words} is out of the race: {error}")
             self.dice, self.error = -1.0, error
-        self.predicting += perf_counter() - started - (self._result.seconds if self._result else 0.0)
+        trained = self._result.seconds if self._result else 0.0  # in an earlier process, if the race was taken up
+        self.predicting += max(0.0, perf_counter() - started - trained)
 
     def _train(self, round_: int) -> TrainingResult:
         project, candidate = self._project, self.candidate
