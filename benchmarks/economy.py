@@ -55,7 +55,7 @@ def main(given: Sequence[str] | None = None) -> None:
         show(recorded(arguments.results))
         return
     runs = [
-        Run(SETS[name], minutes, seed, arguments.label, tuple(arguments.settings), arguments.busy)
+        Run(SETS.get(name, name), minutes, seed, arguments.label, tuple(arguments.settings), arguments.busy)
         for seed, minutes, name in product(
             map(int, arguments.seeds.split(",")), numbers(arguments.minutes), arguments.sets.split(",")
         )
@@ -70,7 +70,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, sets: str, minutes: str)
     """Add the options that say what is run."""
     parser.add_argument("--data", type=Path, help="folder of the datasets")
     parser.add_argument("--work", type=Path, help="folder for parted datasets and projects")
-    parser.add_argument("--sets", default=sets, help=f"of {', '.join(SETS)}")
+    parser.add_argument("--sets", default=sets, help=f"of {', '.join(SETS)}, or other folders of the data")
     parser.add_argument("--minutes", default=minutes, help="time budgets")
     parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="repeatable")
 
