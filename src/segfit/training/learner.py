@@ -21,6 +21,7 @@ from segfit.networks.unet import UNet, build_network
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
+from segfit.training.side_by_side import SideBySide
 
 __all__ = ["Learner", "training_on"]
 
@@ -57,7 +58,8 @@ class Learner:
         if recipe.channels_last:
             self._format = torch.channels_last if spec.ndim == 2 else torch.channels_last_3d
             self.network.to(memory_format=self._format)  # type: ignore[call-overload] # missing in torch's types
-        self._optimizer = _optimizer(recipe, self.network, device)
+        self._side_by_side = SideBySide(device, least=2 if spec.ndim == 3 and recipe.precision == "fp32" else 1)
+        self._optimizer = _optimizer(recipe, self.network, device, self._side_by_side)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if recipe.precision == "fp16" else 1.0)
         self._average = _WeightAverage(self.network, recipe.weight_average) if recipe.weight_average > 0 else None
 
@@ -91,9 +93,7 @@ class Learner:
             group["lr"] = learning_rate
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        with self.precision():
-            loss = self.loss(self.network(self.to_device(image)), labels)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        loss = self._backward(image, labels)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._recipe.gradient_clip)
         self._scaler.step(self._optimizer)
@@ -101,6 +101,19 @@ class Learner:
         if self._average is not None:
             self._average.update()
         return torch.stack((loss.detach().float(), norm.float()))
+
+    def _backward(self, image: Tensor, labels: Tensor) -> Tensor:
+        """Set the gradients for an augmented batch; return the loss."""
+        groups = self._side_by_side.arrange(image.shape[0])
+        if groups > 1:
+            parts = [self.to_device(part) for part in image.chunk(groups)]
+            return self._side_by_side.backward(
+                self.network, parts, lambda outputs: self.loss(outputs, labels), self._scaler.scale, self.precision
+            )
+        with self.precision():
+            loss = self.loss(self.network(self.to_device(image)), labels)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss
 
     @contextmanager
     def evaluating(self) -> Iterator[UNet]:
@@ -222,7 +235,9 @@ def _out_of_memory(error: Exception) -> bool:
     return alone or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in words)
 
 
-def _optimizer(recipe: TrainingSpec, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(
+    recipe: TrainingSpec, network: nn.Module, device: torch.device, side_by_side: SideBySide
+) -> torch.optim.Optimizer:
     """Return the optimiser over all parameters, weight decay on norms and biases too, as in the reference.
 
     On a GPU the fused kernels leave out a non-finite step without asking the host.
@@ -245,6 +260,7 @@ def _optimizer(recipe: TrainingSpec, network: nn.Module, device: torch.device) -
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
+            side_by_side=side_by_side.map,
         )
     return torch.optim.AdamW(
         network.parameters(),

@@ -22,8 +22,12 @@ REST_RATE = 5 / 3
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, chosen by its author for slope at zero
 _STEPS = 5
 _TINY = 1e-7
+_PARTS = 2  # of the kernels of one shape, for threads side by side
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+_Alike = list[tuple[Tensor, Tensor]]
+"""Kernels of one shape, outputs first, and their momenta as matrices."""
 
 
 def kernels_of(network: nn.Module) -> dict[Tensor, int]:
@@ -43,6 +47,7 @@ class Muon(torch.optim.Optimizer):
     kernels : convolution kernels and the axis of each that counts its outputs
     rest : all other parameters; their rate is `REST_RATE` times the learning rate
     weight_decay : of all parameters, in the gradient for `rest`, directly for kernels
+    side_by_side : does work on items on several threads, as `map` does on one
     """
 
     def __init__(
@@ -53,7 +58,9 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
+        side_by_side: Callable[[Callable[[_Alike], None], Iterable[_Alike]], Iterable[None]] = map,
     ) -> None:
+        self._side_by_side = side_by_side
         self._output_axis = {id(kernel): axis for kernel, axis in kernels.items()}
         groups = [{"params": list(kernels)}, {"params": list(rest)}]
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -93,20 +100,23 @@ class Muon(torch.optim.Optimizer):
         if not parameters:
             return
         directions = self._directions(group, parameters, [parameter.grad for parameter in parameters])
-        alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)  # kernels of one shape in one product
-        matrices = []
-        for index, (parameter, direction) in enumerate(zip(parameters, directions, strict=True)):
-            matrix = direction.movedim(self._output_axis[id(parameter)], 0).flatten(1)
-            alike[tuple(matrix.shape)].append(index)
-            matrices.append(matrix)
+        alike: defaultdict[tuple[int, ...], _Alike] = defaultdict(list)  # kernels of one shape in one product
+        for parameter, direction in zip(parameters, directions, strict=True):
+            axis = self._output_axis[id(parameter)]
+            matrix = direction.movedim(axis, 0).flatten(1)
+            alike[tuple(matrix.shape)].append((parameter.movedim(axis, 0), matrix))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for (rows, columns), indices in alike.items():
-            updates = orthogonalized(torch.stack([matrices[index] for index in indices]))
-            length = group["lr"] * max(1.0, rows / columns) ** 0.5
-            for index, update in zip(indices, updates, strict=True):
-                parameter, axis = parameters[index], self._output_axis[id(parameters[index])]
-                moved = parameter.movedim(axis, 0)
-                moved.add_(update.view(moved.shape), alpha=-length)
+
+        @torch.no_grad()  # threads of their own start with gradients
+        def move(kernels: _Alike) -> None:
+            moved, matrices = zip(*kernels, strict=True)
+            updates = orthogonalized(torch.stack(matrices))
+            length = group["lr"] * max(1.0, updates.shape[1] / updates.shape[2]) ** 0.5
+            for kernel, update in zip(moved, updates, strict=True):
+                kernel.add_(update.view(kernel.shape), alpha=-length)
+
+        parts = [kernels[start::_PARTS] for kernels in alike.values() for start in range(min(_PARTS, len(kernels)))]
+        list(self._side_by_side(move, sorted(parts, key=lambda part: -sum(matrix.numel() for _, matrix in part))))
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
