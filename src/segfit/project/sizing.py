@@ -53,14 +53,15 @@ from segfit.words import duration
 
 __all__ = ["SLACK", "Candidate", "Sizer", "Validation"]
 
-SLACK = 1.15
-"""A step in training, in a measured one: that was alone on the machine and read no data."""
+SLACK = 1.05
+"""A step in training, with what is validated meanwhile, in a measured one."""
 
 _SPARE = 1.25  # on top of the smallest budget that a refusal names
 _FREE_SHARE = 0.9  # of the free memory may be taken
 _VALIDATION_SHARE = 0.1  # of all time may go into predicting validation cases, in `auto`
-_KEPT_DICE = 0.95  # a coarser spacing that leaves less of the labels is not tried (docs/decisions/time-budget.md)
-_COARSENINGS = (2, 4, 8, 16, 32)  # times larger voxels
+_COARSE_ENOUGH = ((WANTED_STEPS, 0.95), (MANY_STEPS, 0.99))
+"""So many steps are worth a coarser spacing that leaves so much Dice of the labels (docs/decisions/time-budget.md)."""
+_COARSENINGS = (2, 4, 8, 16, 32, 64, 128)  # times larger voxels
 _COST_BY_WIDTH = {8: 0.7, 16: 1.0, 24: 1.5, 32: 2.2}  # of a step, in that of 16 features; a first guess only
 _MOST_GROWTHS = 3  # of a patch that was guessed far too small
 _PROBED_VOXELS = 2**15  # of the patch are enough to compare precisions and memory layouts
@@ -373,18 +374,22 @@ class Sizer:
         labels : of some cases at the spacing of the configuration, to see how much of them a coarser grid keeps
         """
         _, per_voxel = self._cheapest(configuration, recipe)
-        affordable = seconds / (WANTED_STEPS * SLACK * per_voxel)
         voxels = prod(configuration.median_shape) * min(2, configuration.batch_size)
-        wanted = next((times for times in _COARSENINGS if voxels / times <= affordable), _COARSENINGS[-1])
 
         def kept(times: int) -> float:
             target = coarser(configuration.spacing_mm, times)
             return mean_kept_dice(kept_dice(array, _grid(array, configuration, target)) for array in labels)
 
-        if kept(_COARSENINGS[0]) < _KEPT_DICE:
-            return ()
-        largest = next((times for times in reversed(_COARSENINGS) if times <= wanted and kept(times) >= _KEPT_DICE), 2)
-        return coarser(configuration.spacing_mm, largest)
+        chosen = 1
+        for steps, least in _COARSE_ENOUGH:
+            affordable = seconds / (steps * SLACK * per_voxel)
+            for times in _COARSENINGS:
+                if kept(times) < least:
+                    break
+                chosen = max(chosen, times)
+                if voxels / times <= affordable:
+                    break
+        return coarser(configuration.spacing_mm, chosen) if chosen > 1 else ()
 
     def enough(self, candidate: Candidate, seconds: float) -> bool:
         """Whether as much training is possible as the rules plan; then nothing needs to be tried."""
