@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from segfit.dataset.phantom import make_phantom
 
@@ -29,3 +32,30 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny() -> list[str]:
     """Settings of a training that takes a second."""
     return list(TINY)
+
+
+@pytest.fixture
+def data_of_discs(tmp_path: Path) -> Path:
+    """Six pictures of 256 x 256 pixels with one large disc each."""
+    folder = tmp_path / "Dataset009_Discs"
+    (folder / "imagesTr").mkdir(parents=True)
+    (folder / "labelsTr").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        y, x = np.ogrid[:256, :256]
+        disc = (y - rng.integers(100, 156)) ** 2 + (x - rng.integers(100, 156)) ** 2 < 80**2
+        Image.fromarray((disc * 120 + rng.integers(0, 90, disc.shape)).astype(np.uint8)).save(
+            folder / "imagesTr" / f"disc_{number}_0000.png"
+        )
+        Image.fromarray(disc.astype(np.uint8)).save(folder / "labelsTr" / f"disc_{number}.png")
+    (folder / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "grey"},
+                "labels": {"background": 0, "disc": 1},
+                "numTraining": 6,
+                "file_ending": ".png",
+            }
+        )
+    )
+    return folder

@@ -7,9 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from segfit.planning.plan import Configuration, Plan
 from segfit.project import Project, decide, race, sizing
@@ -155,30 +153,3 @@ def test_a_patch_that_was_guessed_far_too_small_grows(
 
 def _voxels(item: Configuration) -> int:
     return item.batch_size * prod(item.patch_size)
-
-
-@pytest.fixture
-def data_of_discs(tmp_path: Path) -> Path:
-    """Six pictures of 256 x 256 pixels with one large disc each."""
-    folder = tmp_path / "Dataset009_Discs"
-    (folder / "imagesTr").mkdir(parents=True)
-    (folder / "labelsTr").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(6):
-        y, x = np.ogrid[:256, :256]
-        disc = (y - rng.integers(100, 156)) ** 2 + (x - rng.integers(100, 156)) ** 2 < 80**2
-        Image.fromarray((disc * 120 + rng.integers(0, 90, disc.shape)).astype(np.uint8)).save(
-            folder / "imagesTr" / f"disc_{number}_0000.png"
-        )
-        Image.fromarray(disc.astype(np.uint8)).save(folder / "labelsTr" / f"disc_{number}.png")
-    (folder / "dataset.json").write_text(
-        json.dumps(
-            {
-                "channel_names": {"0": "grey"},
-                "labels": {"background": 0, "disc": 1},
-                "numTraining": 6,
-                "file_ending": ".png",
-            }
-        )
-    )
-    return folder

@@ -63,6 +63,11 @@ _SHORT_MOMENTUM = 0.95
 _MUON_RATE = 0.05
 _COOLDOWN_SHARE = 0.5  # of a short training
 _SOURCE = "segfit, docs/decisions/time-budget.md"
+_RUN_RULE = (
+    "one network first, of several that were tried the one that had learned most; another fold, then another "
+    f"configuration, if every training still gets {ENOUGH_STEPS} steps"
+)
+_EXTENSION_RULE = "the network of an earlier, shorter run goes on from where its learning rate began to fall"
 _ORDER = ("3d_fullres", "2d", "3d_lowres")  # which configuration is trained first
 
 
@@ -288,13 +293,13 @@ def with_run(
     decided["run"] = Decision(
         key="run",
         value={"configurations": list(run.configurations), "folds": list(run.folds)},
-        rule="one network first, of several that were tried the one that had learned most; another fold, then another "
-        f"configuration, if every training still gets {ENOUGH_STEPS} steps",
+        rule=_RUN_RULE if run.extends is None else _EXTENSION_RULE,
         inputs={
             **asked,
             "seconds_per_training": run.seconds_per_training,
             "steps": run.steps,
             "tried": [f"{entry.configuration}: Dice {entry.mean or 0:.2f}" for entry in run.race],
+            **_beginning(run),
         },
         bound="time budget" if run.steps is None else "steps asked for",
         source=_SOURCE,
@@ -310,6 +315,13 @@ def with_run(
             "stock": plan.stock and tuple(changes) == plan.changes,
         }
     )
+
+
+def _beginning(run: RunSpec) -> dict[str, Any]:
+    """Return what a run goes on with, as inputs of the decision on it."""
+    if run.extends is None:
+        return {}
+    return {"seconds_of_the_earlier_run": run.extends.time_s, "step_before_its_cool_down": run.extends.step}
 
 
 def _following(

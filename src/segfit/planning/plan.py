@@ -19,6 +19,7 @@ __all__ = [
     "AugmentationSpec",
     "Configuration",
     "Decision",
+    "Extension",
     "NetworkSpec",
     "Normalization",
     "Plan",
@@ -219,6 +220,13 @@ class RaceEntry(Record):
     winner: bool = False
 
 
+class Extension(Record):
+    """What a run goes on with: the training of an earlier, shorter one, up to its cool-down."""
+
+    time_s: float  # of the earlier run, all in all
+    step: int  # that it is gone on from
+
+
 class RunSpec(Record):
     """What is trained with the time there is: decided by rule from a measured step."""
 
@@ -232,6 +240,10 @@ class RunSpec(Record):
     forecast: dict[str, StageForecast] = {}  # by stage, the whole run
     race: tuple[RaceEntry, ...] = ()  # what was tried before it was decided; () if nothing was
     start: str | None = None  # folder, in that of the project, of the training that the first one goes on from
+    extends: Extension | None = None  # the earlier run that it belongs to; None if it belongs to the race
+    time_s: float | None = None  # that all of it may take, what an earlier run took included; None: by steps
+    course: str = ""  # hash of all that the plan is derived from but the time: equal in runs that can be extended
+    settings: tuple[str, ...] = ()  # asked of the planner beside the options, for a coarser spacing
     validation_cases: int | None = None  # of each fold, that are predicted to validate it; None: all
     validation_mirror: bool = True  # validation predicts mirrored views too
 

@@ -1,4 +1,7 @@
-"""What is trained in the time there is: candidates are measured, the most promising ones race, and that is written."""
+"""What is trained in the time there is: candidates are measured, the most promising ones race, and that is written.
+
+A run with more time than an earlier one goes on with the training of that, see `segfit.project.extension`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.device import resolve_device
-from segfit.errors import InputError, StageError
+from segfit.errors import InputError, MemoryShortageError, StageError
 from segfit.planning.budget import (
     ENOUGH_STEPS,
     FEWEST_STEPS,
@@ -24,6 +27,7 @@ from segfit.planning.budget import (
 from segfit.planning.plan import Configuration, Plan, RunSpec, StageForecast, TrainingSpec
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
+from segfit.project.extension import Beginning, beginning
 from segfit.project.forecast import (
     PreprocessingCost,
     Workload,
@@ -84,6 +88,7 @@ class _Decision:
         self._shares = asked_folds * (len(self._names) if self._all_asked else 1)
         self._budget = _budget(project)
         self._device = resolve_device(options.device)
+        self._beginning: Beginning | None = None  # that the training goes on with
         self._sizer = Sizer(
             project.fingerprint(),
             project.dataset.labels,
@@ -102,6 +107,8 @@ class _Decision:
         with project.stage("size"):
             preprocessing = self._preprocessing()
             entrants = taken_up(project, self._plan.basis)
+            if entrants is None:
+                entrants = self._extended(preprocessing)
             if entrants is None:
                 entrants = self._possible(self._entrants(preprocessing), preprocessing)
         sizing = perf_counter() - started
@@ -162,6 +169,28 @@ class _Decision:
             workers=self._options.workers,
             progress=project.progress,
         )
+
+    def _extended(self, preprocessing: PreprocessingCost) -> list[Candidate] | None:
+        """Return what an earlier run trained, measured, if this one goes on with it; None if it is decided anew.
+
+        A network that gets enough steps in the time of this run is not gone on with: a larger one is worth it.
+        """
+        project, sizer = self._project, self._sizer
+        if self._options.training.steps is not None or self._options.preset != "auto" or self._all_asked:
+            return None
+        found = beginning(project, self._budget)
+        if found is None:
+            return None
+        try:
+            candidate = sizer.measure(found.configuration, found.recipe)
+        except MemoryShortageError:
+            return None
+        seconds = self._left() - self._preprocessing_seconds(preprocessing, [candidate])
+        if sizer.enough(candidate, seconds * (1 - _RACE_SHARE)):
+            return None
+        self._beginning = found
+        project.progress.note(found.words)
+        return [candidate.model_copy(update={"recipe": found.recipe, "settings": found.settings})]
 
     def _entrants(self, preprocessing: PreprocessingCost) -> list[Candidate] | None:
         """Return what is to be tried, the most promising first; None where the rules decide alone."""
@@ -243,6 +272,8 @@ class _Decision:
             return [self._sizer.planned(*self._planned(name)) for name in names], self._folds
         if entrants:
             chosen = list(entrants)
+            if self._beginning is not None:
+                return chosen, (self._beginning.fold,)
         else:
             every = self._all_asked
             chosen = [self._sizer.best(*self._planned(self._names[0]), left / self._shares)]
@@ -277,6 +308,7 @@ class _Decision:
     ) -> RunSpec:
         """Return the run, with a forecast of all its stages."""
         options, sizer, fingerprint = self._options, self._sizer, self._project.fingerprint()
+        before = self._beginning
         validations = [sizer.validation(item) for item in chosen]
         per_training = None
         if options.training.steps is not None:
@@ -286,11 +318,19 @@ class _Decision:
             predicting = len(folds) * sum(item.seconds for item in validations)
             predicting += sum(item.testing(len(folds), self._workload) for item in chosen)
             least = max(FEWEST_STEPS * item.step.seconds_per_step for item in chosen)
-            per_training = round(max(least, (left - predicting) / (len(folds) * len(chosen))), 1)
+            per_training = (left - predicting) / (len(folds) * len(chosen))
+            if before is not None:
+                per_training = min(per_training, before.seconds(self._budget))
+            per_training = round(max(least, per_training), 1)
             slack = SLACK if outcome is None else 1.0  # a race measures what training takes
             steps = {item.name: int(per_training / item.step.seconds_per_step / slack) for item in chosen}
             seconds = dict.fromkeys(steps, per_training)
-        costs = [item.training(seconds[item.name] * len(folds), steps[item.name]) for item in chosen]
+        tried = outcome is not None or before is not None
+        recipes = [self._recipe(item, self._plan, steps[item.name], tried=tried) for item in chosen]
+        costs = [
+            item.training(seconds[item.name] * len(folds), steps[item.name], recipe)
+            for item, recipe in zip(chosen, recipes, strict=True)
+        ]
         on_cpu = self._device.type == "cpu"
         forecast = {
             "size": StageForecast(
@@ -316,23 +356,34 @@ class _Decision:
             seconds_per_step={item.name: round(item.step.seconds_per_step, 4) for item in chosen},
             peak_memory_gb={item.name: round(item.step.peak_memory_gb, 3) for item in chosen},
             forecast=forecast,
-            race=() if outcome is None else outcome.entries,
-            start=None if outcome is None else outcome.start,
+            race=outcome.entries if outcome else before.race if before else (),
+            start=outcome.start if outcome else before.start if before else None,
+            extends=None if before is None else before.told,
+            time_s=None if options.training.steps is not None else self._budget,
+            course=self._project.course(),
+            settings=tuple(setting for item in chosen for setting in item.settings),
             validation_cases=min((item.cases for item in validations if item.cases is not None), default=None),
             validation_mirror=all(item.mirror for item in validations),
         )
 
+    def _recipe(self, item: Candidate, plan: Plan, steps: int, *, tried: bool) -> TrainingSpec:
+        """Return the recipe for so many steps; what was `tried` in a race or an earlier run is short."""
+        if self._beginning is not None:
+            return item.recipe
+        short = short_recipe(item.recipe, self._options)
+        if tried or (self._options.preset == "auto" and steps < LONG_STEPS):
+            return short
+        kept = ("precision", "channels_last", "augmentation")
+        return plan.training[item.name].model_copy(update={key: getattr(short, key) for key in kept})
+
     def _written(self, chosen: Sequence[Candidate], run: RunSpec) -> Plan:
         """Return the plan with the run and what was sized for it."""
         options = self._options
-        settings = tuple(setting for item in chosen for setting in item.settings)
-        plan = self._project.replanned(settings) if settings else self._plan
+        plan = self._project.replanned(run.settings) if run.settings else self._plan
         sized = {}
         for item in chosen:
-            recipe = short_recipe(item.recipe, options)
-            if not run.race and (options.preset != "auto" or run.expected_steps[item.name] >= LONG_STEPS):
-                kept = ("precision", "channels_last", "augmentation")
-                recipe = plan.training[item.name].model_copy(update={key: getattr(recipe, key) for key in kept})
+            tried = bool(run.race) or run.extends is not None
+            recipe = self._recipe(item, plan, run.expected_steps[item.name], tried=tried)
             sized[item.name] = (item.configuration, recipe)
         asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}
         return with_run(

@@ -8,12 +8,14 @@ my-project/
   cases/             preprocessed cases
   runs/<configuration>/fold-<k>/
     events.jsonl weights.safetensors training.json state/
+    before-cooldown/ the state from before the learning rate fell, for a run with more time
     validation/      predictions of the fold's validation cases, summary.json
   race/<hash>/       what was tried before it was decided what is trained, see `segfit.project.race`
   model/             the bundle
   predictions/       of the dataset's test images, summary.json if they have labels
   stages.jsonl       what each stage used
-  earlier/<hash>/    plan, runs and model of other options, taken up again when they are asked for again
+  earlier/<hash>/    plan, runs and model of other options, taken up again when they are asked for again; a run with
+                     more time goes on from the training there (`segfit.project.extension`)
 """
 
 from __future__ import annotations

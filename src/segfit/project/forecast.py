@@ -73,6 +73,7 @@ class TrainingCost:
     step_memory_gb: float  # of the device; on a CPU of the process
     tile_memory_gb: float
     state_gb: float
+    keeps_state: bool  # that from before the cool-down
 
 
 def probe_preprocessing(
@@ -148,6 +149,7 @@ def forecast_stages(
     arrays = max(_arrays_gb(cost.configuration, fingerprint) for cost in costs)
     step, tile = max(cost.step_memory_gb for cost in costs), max(cost.tile_memory_gb for cost in costs)
     weights = sum(cost.state_gb / 2 for cost in costs) * folds  # the other half is the optimiser's
+    states = sum(cost.state_gb for cost in costs if cost.keeps_state) * folds
     device = {} if on_cpu else {"device_memory_gb": round(step, 3)}
     network = max(step, tile)  # what the steps took stays with the process
     predicting = {"memory_gb": round((network if on_cpu else base) + arrays, 3), **device}
@@ -158,7 +160,7 @@ def forecast_stages(
         "train": StageForecast(
             seconds=round(sum(cost.seconds for cost in costs), 1),
             memory_gb=round((step if on_cpu else base) + kept, 3),
-            disk_gb=round(weights, 4),
+            disk_gb=round(weights + states, 4),
             **device,
         ),
         "validate": StageForecast(seconds=round(validated, 1), **predicting),

@@ -152,10 +152,8 @@ class Preparation:
             return known
         with self.stage("plan"):
             if known is not None:
-                known.save(self.folder.earlier / known.basis / "plan.json")
-            plan = load(Plan, self.folder.earlier / basis / "plan.json") or self._derived(
-                fingerprint, splits, basis, self.options
-            )
+                known.save(self.put_aside(known.basis).plan)
+            plan = load(Plan, self.put_aside(basis).plan) or self._derived(fingerprint, splits, basis, self.options)
             plan.save(self.folder.plan)
         return plan
 
@@ -334,14 +332,31 @@ class Preparation:
         assert run is not None
         return run
 
-    def _plan_basis(self, fingerprint: Fingerprint, splits: Splits) -> str:
-        """Return the hash of everything that a plan is derived from."""
+    def _plan_basis(self, fingerprint: Fingerprint, splits: Splits, *, timed: bool = True) -> str:
+        """Return the hash of everything that a plan is derived from; the time is left out if it is not `timed`."""
         asked = self.options.model_dump(
             mode="json",
             exclude_defaults=True,
-            exclude={"workers": True, "dataset": {"skip_incomplete"}, "training": {"checkpoint_seconds"}},
+            exclude={
+                "workers": True,
+                "dataset": {"skip_incomplete"},
+                "training": {"checkpoint_seconds"},
+                "time_s": not timed,
+            },
         )
         return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), splits.seal, asked])
+
+    def course(self) -> str:
+        """Return the hash of everything but the time that the plan is derived from."""
+        return self._plan_basis(self.fingerprint(), self.splits(), timed=False)
+
+    def put_aside(self, basis: str) -> ProjectFolder:
+        """Return where the results of a plan lie while those of another one are in their place."""
+        return ProjectFolder(self.folder.earlier / basis)
+
+    def results_of(self, basis: str) -> ProjectFolder:
+        """Return where the results of a plan lie at this moment."""
+        return self.folder if self.marks.holds("plan", basis) else self.put_aside(basis)
 
     def _results_of(self, plan: Plan) -> None:
         """See that what was trained belongs to this plan: put that of another aside, bring back what there was.
@@ -355,9 +370,10 @@ class Preparation:
         parts = [folder.selection, folder.validation_summary, folder.model, folder.predictions, folder.runs]
         with self.stage("results", unless=True):
             if owner is not None:
-                self.progress.note(f"options or data changed; what was trained before is in {folder.earlier / owner}")
-                _move(parts, folder.earlier / owner)
-            _move([folder.earlier / plan.basis / part.name for part in parts], folder.root)
+                aside = self.put_aside(owner).root
+                self.progress.note(f"options or data changed; what was trained before is in {aside}")
+                _move(parts, aside)
+            _move([self.put_aside(plan.basis).root / part.name for part in parts], folder.root)
             self.marks.set("plan", plan.basis)
 
 

@@ -48,6 +48,7 @@ from segfit.project.forecast import (
     Workload,
 )
 from segfit.training.probe import StepCost, TileCost, best_threads, memory_limited, probe_forward, probe_step
+from segfit.training.schedule import cooldown_start
 from segfit.training.threads import kept_threads
 from segfit.words import duration
 
@@ -98,8 +99,9 @@ class Candidate(Record):
         """What it is, in a few words."""
         return _words(self.configuration)
 
-    def training(self, seconds: float, steps: int) -> TrainingCost:
-        """Return the cost of training it for so many seconds, over all folds, with so many steps each."""
+    def training(self, seconds: float, steps: int, recipe: TrainingSpec) -> TrainingCost:
+        """Return the cost of training it by a recipe for so many seconds, over all folds, with so many steps each."""
+        cools_from = cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share)
         return TrainingCost(
             configuration=self.configuration,
             seconds=seconds,
@@ -108,6 +110,7 @@ class Candidate(Record):
             step_memory_gb=self.step.peak_memory_gb,
             tile_memory_gb=self.tile.peak_memory_gb,
             state_gb=self.step.state_gb,
+            keeps_state=cools_from is not None,
         )
 
     def validation(self, workload: Workload, seconds: float) -> Validation:

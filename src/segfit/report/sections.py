@@ -260,6 +260,8 @@ def _run_facts(plan: Plan) -> list[tuple[str, str]]:
         ("Folds", ", ".join(map(str, run.folds))),
         ("Length of each training", length),
     ]
+    if run.extends is not None:
+        facts.append(("Goes on from", f"step {number(run.extends.step)} of the run of {duration(run.extends.time_s)}"))
     for entry in run.race:
         what = f"Tried: {entry.configuration}, {extent(entry.spacing_mm)} mm, patch {extent(entry.patch_size)}"
         reached = "nothing" if entry.mean is None else f"Dice {entry.mean:.2f}"

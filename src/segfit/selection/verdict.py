@@ -172,7 +172,7 @@ class Evidence:
 
     def seconds_for(self, steps: int) -> float:
         """Return what a run with so many steps per training takes, from the steps and stages of this one."""
-        training = sum(steps * item.seconds / item.steps for item in self.trainings if item.steps)
+        training = sum(steps * item.seconds / item.own_steps for item in self.trainings if item.own_steps)
         forecast = self.run.forecast
         return training + sum(item.seconds for stage, item in forecast.items() if stage != "train")
 
@@ -291,14 +291,14 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             action=_gentler(evidence),
         )
     run = evidence.run
-    expected = [item for item in chosen if run.steps is None and item.steps < _BUSY * _expected(run, item)]
+    expected = [item for item in chosen if run.steps is None and item.own_steps < _BUSY * _expected(run, item)]
     if expected:
-        worst = min(expected, key=lambda item: item.steps / _expected(run, item))
+        worst = min(expected, key=lambda item: item.own_steps / _expected(run, item))
         yield Finding(
             code="slow_machine",
             level="remark",
-            numbers={"steps": worst.steps, "expected": _expected(run, worst)},
-            text=f"{worst.steps} of about {_expected(run, worst)} expected steps were done: the machine was busy.",
+            numbers={"steps": worst.own_steps, "expected": _expected(run, worst)},
+            text=f"{worst.own_steps} of about {_expected(run, worst)} expected steps were done: the machine was busy.",
             action="Run it on a free machine into another folder (--out), or give it more --time.",
         )
 

@@ -28,13 +28,13 @@ from segfit.training.losses import Losses
 from segfit.training.pace import Pace
 from segfit.training.probe import PeakMemory
 from segfit.training.readback import StepFacts
-from segfit.training.result import EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, finished_result
+from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, finished_result
 from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
-from segfit.training.schedule import learning_rate
+from segfit.training.schedule import cooldown_start, learning_rate
 from segfit.training.threads import ThreadChoice, kept_threads, thread_numbers
 from segfit.training.validation import CaseValidation
 
-__all__ = ["train_fold"]
+__all__ = ["before_cooldown", "train_fold"]
 
 _PLANNED_AT = 0.05  # share of a time budget after which the time of a step is known well enough
 _MEMORY_SHARE = 0.5  # of the free RAM, for keeping cases (assumption)
@@ -80,11 +80,15 @@ def train_fold(
     identity : names the data (for example the keys of the preprocessed cases). It is hashed with everything else that
         determines the training; files in `folder` with another hash are not used, the training starts afresh.
     title : what the progress calls it
-    start : folder of a finished training of the same network, made with `keep_state`: weights and optimiser are taken
-        over from its end, and steps are counted on. The budget is that of this training alone.
+    start : folder of a finished training of the same network: weights, optimiser and the lowered rate of one that
+        diverged are taken over as they were before its cool-down, or, if it had none, at its end (then it must be made
+        with `keep_state`). Steps are counted on. The budget is that of this training alone, its cool-down included.
     keep_state : leave the last state beside the weights, for another training to start from
     cache_gb : memory for keeping cases in RAM, half of the free one when absent
     reader_threads : threads that read ahead; when absent none on a CPU (they would compete) and up to four on a GPU
+
+    A training whose learning rate falls in a part of its budget only leaves the state from before that, for a longer
+    one to start from.
 
     A training that diverges goes back to its last good state, with a quarter of the learning rate, and warns of it; the
     second time it raises `DivergedError`.
@@ -166,6 +170,9 @@ class _Training:
         self._memory = PeakMemory(device)
         self._learner = Learner(configuration, recipe, labels, device, seed=seed)
         self._checkpoints = Checkpoints(folder / STATE, identity)
+        self._before_cooldown = Checkpoints(folder / BEFORE_COOLDOWN, identity)
+        self._cools_from = cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share)
+        self._cooling = False  # whether the cool-down has begun
         self._sampler = PatchSampler(
             train,
             labels,
@@ -252,8 +259,10 @@ class _Training:
 
     def _advance(self, batches: Batches) -> None:
         """Do one step, and the validation that is due after it."""
-        started = perf_counter()
         share = self._share()
+        if self._cools_from is not None and share >= self._cools_from and not self._cooling:
+            self._begin_cooldown()
+        started = perf_counter()
         recipe = self._recipe
         rate = self._guard.factor * learning_rate(
             share, recipe.learning_rate, recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share
@@ -309,6 +318,7 @@ class _Training:
             "learner": self._learner.facts(),
             "seconds": self._clock.seconds(),
             "first_step": self._first_step,
+            "cooling": self._cooling,
             **self._losses.facts(),
             **self._validation.facts(),
             **self._guard.facts(),
@@ -318,9 +328,21 @@ class _Training:
     def _save(self) -> None:
         self._checkpoints.save(self._state())
 
+    def _begin_cooldown(self) -> None:
+        """Keep the state before the first step of the cool-down, unless it is going bad.
+
+        It is whole before any state of the cool-down is saved: what goes on from one of those has it.
+        """
+        self._before_cooldown.delete()
+        state = self._state()
+        if self._guard.is_healthy(self._losses):
+            self._before_cooldown.save(state)
+        self._cooling = True
+
     def _restore(self, state: State) -> None:
         self._learner.restore(state.tensors, state.facts["learner"])
         self._step, self._first_step = state.step, state.facts["first_step"]
+        self._cooling = state.facts.get("cooling", True)  # saved by an earlier version: what was before is not known
         self._losses = Losses()
         self._losses.restore(state.facts)
         self._validation.restore(state.facts)
@@ -340,26 +362,37 @@ class _Training:
         )
         self._checkpoints.delete()  # states of later steps with the old rate
         self._save()
+        if not self._cooling:
+            self._before_cooldown.delete()  # it comes again, with the new rate
 
     def _resume(self) -> None:
-        """Go on from the last saved state, if there is one of this training."""
+        """Go on from the last saved state, if there is one of this training.
+
+        What was kept from before the cool-down stays only if the cool-down had begun: else it is of another training,
+        or of a later step than the one to go on from.
+        """
         state, complaints = self._checkpoints.load()
         for complaint in complaints:
             self._progress.warn(complaint)
         if state is None:
+            self._before_cooldown.delete()
             self._take_over()
             return
         self._restore(state)
+        if not self._cooling:
+            self._before_cooldown.delete()
         self._guard.restore(state.facts)
         self._clock = Clock(state.facts["seconds"])
         self._progress.note(f"going on from step {self._step}")
 
     def _take_over(self) -> None:
-        """Start from the end of another training, if this one is to."""
+        """Start from another training, if this one is to: from before its cool-down, or from its end if it had none."""
         if self._start is None:
             return
-        identity = TrainingResult.load(self._start / RESULT).identity
-        state, _ = Checkpoints(self._start / STATE, identity).load()
+        state = before_cooldown(self._start)
+        if state is None:
+            identity = TrainingResult.load(self._start / RESULT).identity
+            state, _ = Checkpoints(self._start / STATE, identity).load()
         if state is None:
             raise StageError(f"the training in {self._start} has no state to start from; delete it, it is made anew")
         self._learner.restore(state.tensors, state.facts["learner"])
@@ -379,6 +412,7 @@ class _Training:
             configuration=self._configuration.name,
             device=str(self._device),
             steps=self._step,
+            first_step=self._first_step,
             seconds=round(self._clock.seconds(), 3),
             seconds_per_step=round(self._pace.step_seconds, 6),
             skipped_steps=self._losses.skipped,
@@ -394,6 +428,12 @@ class _Training:
         if not keep_state:
             self._checkpoints.delete()
         return result
+
+
+def before_cooldown(folder: Path) -> State | None:
+    """Return the state that a finished training kept from before its cool-down; None if there is none that is whole."""
+    state, _ = Checkpoints(folder / BEFORE_COOLDOWN, TrainingResult.load(folder / RESULT).identity).load()
+    return state
 
 
 @contextmanager

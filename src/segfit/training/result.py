@@ -3,6 +3,7 @@
 In the folder of a training:
 
     state/                 what is needed to go on, see `segfit.training.checkpoint`
+    before-cooldown/       the state before the learning rate fell: it stays, for a longer training to start from
     events.jsonl           the log, see `segfit.training.events`
     weights.safetensors    the final weights
     training.json          the result, written last: the training is finished when it is there
@@ -14,9 +15,19 @@ from pathlib import Path
 
 from segfit.files import Document, Record, remove_leftovers
 
-__all__ = ["EVENTS", "RESULT", "STATE", "WEIGHTS", "TrainingResult", "ValidationPoint", "finished_result"]
+__all__ = [
+    "BEFORE_COOLDOWN",
+    "EVENTS",
+    "RESULT",
+    "STATE",
+    "WEIGHTS",
+    "TrainingResult",
+    "ValidationPoint",
+    "finished_result",
+]
 
 STATE = "state"
+BEFORE_COOLDOWN = "before-cooldown"
 EVENTS = "events.jsonl"
 WEIGHTS = "weights.safetensors"
 RESULT = "training.json"
@@ -38,7 +49,8 @@ class TrainingResult(Document):
     identity: str  # hash of everything that determines the training
     configuration: str
     device: str
-    steps: int
+    steps: int  # those of the training that it started from count
+    first_step: int = 0  # how many those are
     seconds: float  # spent training, summed over interruptions
     seconds_per_step: float  # median of the last steps, without validation and saving
     skipped_steps: int  # steps whose gradient was not finite
@@ -49,6 +61,11 @@ class TrainingResult(Document):
     curve: tuple[ValidationPoint, ...] = ()
     validation_cases: tuple[str, ...] = ()  # that the curve was measured on
     peak_memory_gb: float  # device memory, or memory of the process on a CPU
+
+    @property
+    def own_steps(self) -> int:
+        """Steps of this training alone."""
+        return self.steps - self.first_step
 
     @property
     def dice(self) -> float | None:

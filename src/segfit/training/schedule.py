@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["forced_foreground", "learning_rate", "moving_average", "poly_learning_rate", "pseudo_dice"]
+__all__ = [
+    "cooldown_start",
+    "forced_foreground",
+    "learning_rate",
+    "moving_average",
+    "poly_learning_rate",
+    "pseudo_dice",
+]
 
 
 def poly_learning_rate(share: float, base: float = 1e-2, exponent: float = 0.9) -> float:
@@ -31,6 +38,11 @@ def learning_rate(
         return base * max(share, 0.0) / warmup_share
     falling = min(cooldown_share, 1.0 - warmup_share)
     return poly_learning_rate(1.0 - (1.0 - share) / falling, base, exponent)
+
+
+def cooldown_start(exponent: float, warmup_share: float, cooldown_share: float) -> float | None:
+    """Return the share of the budget from which the learning rate falls; None where it never or always does."""
+    return max(1.0 - cooldown_share, warmup_share) if exponent > 0 and 0 < cooldown_share < 1 else None
 
 
 def forced_foreground(batch: int, share: float = 0.33) -> tuple[bool, ...]:

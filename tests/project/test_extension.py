@@ -1,0 +1,246 @@
+"""More time for a finished short run: its training goes on, and only its cool-down is done again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segfit.errors import MemoryShortageError
+from segfit.planning.plan import Extension, Plan, RunSpec
+from segfit.project import Project, decide, race, sizing, trainings
+from segfit.training.events import read_events
+from segfit.training.loop import before_cooldown
+from segfit.training.probe import StepCost, TileCost
+from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, TrainingResult
+
+SETTINGS = ["planning.base_features=4", "training.precision=fp32", "training.channels_last=false"]
+
+
+@pytest.fixture
+def begun(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project with 40 seconds, planned as on a machine that takes 30 ms for a step, and nothing is tried.
+
+    Trainings have as many steps as they have seconds, so that they end soon.
+    """
+    _pretend(monkeypatch, 0.03)
+    monkeypatch.setattr(decide, "race", lambda *_, **__: None)
+    train = trainings.train_fold
+
+    def quick(**values: Any) -> TrainingResult:
+        return train(**values | {"seconds": None, "steps": int(values["seconds"]), "fewest_steps": 0})
+
+    monkeypatch.setattr(trainings, "train_fold", quick)
+    return Project.create(tmp_path / "p", volumes, settings=["time_s=40", *SETTINGS])
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(seconds, 0.1, 0.001))
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
+
+
+def again(project: Project, *settings: str) -> Project:
+    return Project.open(project.folder.root, settings=settings)
+
+
+def run_of(project: Project) -> RunSpec:
+    run = project.size().run
+    assert run is not None
+    return run
+
+
+def stages(project: Project) -> list[str]:
+    return [json.loads(line)["stage"] for line in project.folder.stages.read_text().splitlines()]
+
+
+def test_more_time_goes_on_from_before_the_cool_down(begun: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    [first] = begun.train()
+    before, plan = run_of(begun), begun.plan()
+    (name,), (fold,) = before.configurations, before.folds
+    assert (before.extends, before.start, before.time_s) == (None, None, 40.0)
+    kept = before_cooldown(begun.folder.training(name, fold))
+    assert kept is not None
+    assert 0 < kept.step < first.steps
+
+    monkeypatch.setattr(sizing.Sizer, "best", lambda *_: pytest.fail("nothing is sized"))
+    more = again(begun, "time_s=60")
+    [second] = more.train()
+    after = run_of(more)
+    assert after.extends == Extension(time_s=40.0, step=kept.step)
+    assert after.start == f"earlier/{plan.basis}/runs/{name}/fold-{fold}"
+    assert (after.configurations, after.folds, after.race) == (before.configurations, before.folds, before.race)
+    assert more.plan().configurations[name] == plan.configurations[name]
+    assert more.plan().training[name] == plan.training[name]
+    assert after.seconds_per_training == pytest.approx(20 + first.seconds - kept.facts["seconds"], abs=0.06)
+    assert after.expected_steps[name] == int(after.seconds_per_training / (0.03 * sizing.SLACK))
+    assert after.forecast["train"].seconds == after.seconds_per_training
+    assert "race" not in after.forecast
+    assert after.forecast["train"].disk_gb == 0.0015  # the weights, and the state before the cool-down
+    assert second.first_step == kept.step
+    assert second.steps == kept.step + int(after.seconds_per_training)
+    steps = [event["step"] for event in read_events(more.folder.training(name, fold) / EVENTS)]
+    assert steps[0] == kept.step + 1
+    assert more.size() == again(begun).size()  # it is decided once
+
+
+def test_it_is_gone_on_with_again_and_comes_back(begun: Project) -> None:
+    begun.train()
+    first = begun.plan()
+    more = again(begun, "time_s=60")
+    [second] = more.train()
+    plan = more.plan()
+    most = again(begun, "time_s=90")
+    [third] = most.train()
+    run = run_of(most)
+    assert run.extends is not None
+    assert (run.extends.time_s, run.start) == (60.0, f"earlier/{plan.basis}/{_training(run)}")
+    assert third.first_step > second.first_step > 0
+    back = again(begun, "time_s=60")  # what it went on from is put aside again, where its plan says
+    assert back.train() == [second]
+    assert back.plan() == plan
+    assert again(begun, "time_s=40").plan() == first
+
+
+def _training(run: RunSpec) -> str:
+    return f"runs/{run.configurations[0]}/fold-{run.folds[0]}"
+
+
+def _nothing(_: Project) -> None:
+    pass
+
+
+def _forget(project: Project) -> None:
+    for path in project.folder.runs.rglob(f"{BEFORE_COOLDOWN}/*"):
+        path.unlink()
+
+
+def _tear(project: Project) -> None:
+    for path in project.folder.runs.rglob(f"{BEFORE_COOLDOWN}/*"):
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+def _unfinish(project: Project) -> None:
+    for path in project.folder.runs.rglob(RESULT):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("settings", "spoil"),
+    [
+        (["time_s=30"], _nothing),
+        (["time_s=60", "seed=5"], _nothing),
+        (["time_s=60", "planning.folds=1"], _nothing),
+        (["time_s=60", "training.cooldown_share=0.4"], _nothing),
+        (["time_s=60"], _forget),
+        (["time_s=60"], _tear),
+        (["time_s=60"], _unfinish),
+    ],
+    ids=["less time", "another seed", "another fold", "another recipe", "nothing kept", "damaged", "unfinished"],
+)
+def test_all_else_is_decided_anew(begun: Project, settings: list[str], spoil: Callable[[Project], None]) -> None:
+    begun.train()
+    spoil(begun)
+    other = again(begun, *settings)
+    [result] = other.train()
+    run = run_of(other)
+    assert (run.extends, run.start, result.first_step) == (None, None, 0)
+
+
+def test_a_coarser_spacing_stays(begun: Project, data_of_discs: Path, tmp_path: Path) -> None:
+    settings = ["time_s=60", "training.precision=fp32", "planning.base_features=4", "planning.batch_size=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizing, "probe_step", lambda item, *_, **__: StepCost(2e-6 * 2 * prod(item.patch_size), 0.1, 0.0))
+        project = Project.create(tmp_path / "discs", data_of_discs, settings=settings)
+        project.train()
+        before = project.plan()
+        more = again(project, "time_s=70")
+        [result] = more.train()
+    run, after = run_of(more), more.plan()
+    assert before.run is not None
+    assert before.configurations["2d"].spacing_mm[0] > 2
+    assert run.settings == before.run.settings != ()
+    assert (run.extends is not None, result.first_step > 0) == (True, True)
+    assert after.configurations["2d"] == before.configurations["2d"]
+    assert after.changes == before.changes
+
+
+def test_a_network_that_gets_enough_steps_is_decided_anew(begun: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun.train()
+    monkeypatch.setattr(sizing, "ENOUGH_STEPS", 500)
+    assert run_of(again(begun, "time_s=45")).extends is None
+    monkeypatch.setattr(sizing, "ENOUGH_STEPS", 10_000)
+    assert run_of(again(begun, "time_s=46")).extends is not None
+
+
+def test_a_network_that_no_longer_fits_is_decided_anew(begun: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun.train()
+    measure = sizing.Sizer.measure
+    calls = []
+
+    def first_fails(self: sizing.Sizer, *values: Any) -> sizing.Candidate:
+        calls.append(values)
+        if len(calls) == 1:
+            raise MemoryShortageError("too large")
+        return measure(self, *values)
+
+    monkeypatch.setattr(sizing.Sizer, "measure", first_fails)
+    assert run_of(again(begun, "time_s=60")).extends is None
+    assert len(calls) > 1
+
+
+def test_other_trainings_than_one_are_decided_anew(tmp_path: Path, begun: Project) -> None:
+    two = Project.create(tmp_path / "two", begun.dataset, settings=["time_s=40", *SETTINGS, "planning.folds=0,1"])
+    assert len(two.train()) == 2
+    assert run_of(again(two, "time_s=60")).extends is None
+
+
+def test_the_course_leaves_out_the_time_alone(begun: Project) -> None:
+    def course(*settings: str) -> tuple[str, str]:
+        project = again(begun, *settings)
+        return project.course(), project.plan().basis
+
+    first, basis = course()
+    other, another = course("time_s=50")
+    assert other == first
+    assert another != basis
+    assert course("workers=2") == (first, another)
+    assert course("seed=9")[0] != first
+
+
+def test_a_whole_run_with_a_race_and_then_more_time(
+    tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, 0.03)
+    monkeypatch.setattr(race, "_SHORTEST_SECONDS", 0.1)
+    monkeypatch.setattr(race, "_FEWEST_ROUND_STEPS", 1)
+    monkeypatch.setattr(race, "_MOST_ROUND_STEPS", 10)
+    project = Project.create(tmp_path / "p", volumes, settings=["time_s=18", *SETTINGS])
+    project.run()
+    before = run_of(project)
+    [first] = project.train()
+    kept = before_cooldown(project.folder.training(before.configurations[0], before.folds[0]))
+    assert kept is not None
+    assert kept.step > first.first_step > 0  # that of the race
+    assert stages(project).count("race") == 1
+
+    more = again(project, "time_s=24")
+    more.run()
+    after = run_of(more)
+    [second] = more.train()
+    assert stages(more).count("race") == 1
+    assert stages(more).count("size") == 2
+    assert after.race == before.race != ()
+    assert after.extends == Extension(time_s=18.0, step=kept.step)
+    assert second.first_step == kept.step
+    assert after.seconds_per_training == pytest.approx(6 + first.seconds - kept.facts["seconds"], abs=0.06)
+    assert second.seconds == pytest.approx(after.seconds_per_training, rel=0.1)
+    assert second.steps > first.steps
+    page = more.folder.report.read_text()
+    assert f"step {kept.step} of the run of 18 s" in page
+    decision = next(item for item in Plan.load(more.folder.plan).decisions if item.key == "run")
+    assert decision.inputs["step_before_its_cool_down"] == kept.step

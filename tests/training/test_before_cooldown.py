@@ -1,0 +1,165 @@
+"""The state before the cool-down is kept, and a longer training goes on from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_divergence import break_above
+from test_loop import FakeClock, Watcher, assert_same_weights, interrupt_at, train
+from training_fakes import tiny_recipe
+
+from segfit.training.checkpoint import Checkpoints, State
+from segfit.training.events import read_events
+from segfit.training.loop import before_cooldown
+from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, TrainingResult
+from segfit.training.schedule import cooldown_start, learning_rate
+
+SHORT = tiny_recipe(optimizer="muon", momentum=0.95, learning_rate=0.05, cooldown_share=0.5)
+CONSTANT = SHORT.model_copy(update={"poly_exponent": 0.0})
+
+
+def kept(folder: Path) -> State:
+    state = before_cooldown(folder)
+    assert state is not None
+    return state
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / BEFORE_COOLDOWN).glob("*"))
+
+
+def assert_same_state(a: State, b: State) -> None:
+    assert a.step == b.step
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+@pytest.mark.parametrize(("exponent", "warmup", "cooldown"), [(0.9, 0.0, 0.5), (2.0, 0.2, 0.3), (1.0, 0.4, 0.9)])
+def test_the_rate_falls_from_there_on(exponent: float, warmup: float, cooldown: float) -> None:
+    start = cooldown_start(exponent, warmup, cooldown)
+    assert start is not None
+    rates = [learning_rate(start + ahead, 1.0, exponent, warmup, cooldown) for ahead in (0.0, 0.01, 0.02)]
+    assert rates[0] == pytest.approx(1.0)
+    assert rates[0] > rates[1] > rates[2]
+    if start > warmup:
+        assert learning_rate((start + warmup) / 2, 1.0, exponent, warmup, cooldown) == 1.0
+
+
+@pytest.mark.parametrize(("exponent", "cooldown"), [(0.0, 0.5), (0.9, 1.0), (0.9, 0.0)])
+def test_what_has_no_cool_down_keeps_nothing(exponent: float, cooldown: float) -> None:
+    assert cooldown_start(exponent, 0.0, cooldown) is None
+
+
+def test_an_extension_is_what_a_training_with_a_constant_rate_would_go_on_with(tmp_path: Path) -> None:
+    short = train(tmp_path / "short", recipe=SHORT, steps=20)
+    train(tmp_path / "constant", recipe=CONSTANT, steps=10, keep_state=True)
+    identity = TrainingResult.load(tmp_path / "constant" / RESULT).identity
+    constant, _ = Checkpoints(tmp_path / "constant" / STATE, identity).load()
+    assert constant is not None
+    assert_same_state(kept(tmp_path / "short"), constant)
+    assert files(tmp_path / "short") == ["step-000000010.safetensors"]
+    assert not (tmp_path / "short" / STATE).exists()
+
+    extended = train(tmp_path / "extended", recipe=SHORT, steps=30, start=tmp_path / "short")
+    train(tmp_path / "other", recipe=SHORT, steps=30, start=tmp_path / "constant")
+    assert_same_weights(tmp_path / "extended", tmp_path / "other")
+    assert (extended.first_step, extended.steps, extended.own_steps) == (10, 40, 30)
+    assert (short.first_step, short.own_steps) == (0, 20)
+    events = [event for event in read_events(tmp_path / "extended" / EVENTS) if event["kind"] == "step"]
+    assert [event["step"] for event in events] == list(range(11, 41))
+    assert [event["learning_rate"] for event in events[:16]] == [0.05] * 16  # the last is that of share 0.5
+
+    # The extension has kept one of its own, that is constant from the first step of all to the 25th.
+    train(tmp_path / "longer", recipe=CONSTANT, steps=25, keep_state=True)
+    longer, _ = Checkpoints(
+        tmp_path / "longer" / STATE, TrainingResult.load(tmp_path / "longer" / RESULT).identity
+    ).load()
+    assert longer is not None
+    assert_same_state(kept(tmp_path / "extended"), longer)
+
+
+@pytest.mark.parametrize("at", [5, 10, 15])
+def test_an_interruption_does_not_lose_it(tmp_path: Path, at: int) -> None:
+    train(tmp_path / "straight", recipe=SHORT, steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "resumed", recipe=SHORT, steps=20, progress=Watcher(interrupt_at(at, KeyboardInterrupt())))
+    assert files(tmp_path / "resumed") == (["step-000000010.safetensors"] if at > 10 else [])
+    train(tmp_path / "resumed", recipe=SHORT, steps=20)
+    assert_same_state(kept(tmp_path / "resumed"), kept(tmp_path / "straight"))
+    assert_same_weights(tmp_path / "resumed", tmp_path / "straight")
+
+
+def test_going_on_from_an_older_state_makes_it_anew(tmp_path: Path) -> None:
+    """Power fails after the cool-down began, and only a state from before it was saved."""
+    train(tmp_path / "straight", recipe=SHORT, steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", recipe=SHORT, steps=20, progress=Watcher(interrupt_at(8, KeyboardInterrupt())))
+    folder = tmp_path / "cut" / BEFORE_COOLDOWN
+    folder.mkdir()
+    for step in (10, 12):
+        (folder / f"step-{step:09d}.safetensors").write_bytes(b"of a life that was lost")
+    train(tmp_path / "cut", recipe=SHORT, steps=20)
+    assert files(tmp_path / "cut") == ["step-000000010.safetensors"]
+    assert_same_state(kept(tmp_path / "cut"), kept(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("change", [{"recipe": CONSTANT}, {"seed": 4}, {"steps": 24}])
+def test_another_training_does_not_take_it_for_its_own(tmp_path: Path, change: dict[str, Any]) -> None:
+    train(tmp_path, recipe=SHORT, steps=20)
+    first = kept(tmp_path)
+    train(tmp_path, **({"recipe": SHORT, "steps": 20} | change))
+    if change.get("recipe") == CONSTANT:
+        assert files(tmp_path) == []
+    else:
+        second = kept(tmp_path)
+        assert second.step == change.get("steps", 20) // 2
+        assert any(not torch.equal(second.tensors[name], tensor) for name, tensor in first.tensors.items())
+
+
+def test_by_time_it_is_kept_once_when_half_of_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeClock(monkeypatch)
+    train(tmp_path, recipe=SHORT, seconds=4.0)
+    state = kept(tmp_path)
+    assert 2.0 <= state.facts["seconds"] < 2.1
+    steps = [event for event in read_events(tmp_path / EVENTS) if event["kind"] == "step"]
+    assert all(event["learning_rate"] == 0.05 for event in steps[: state.step])
+    assert all(event["learning_rate"] < 0.05 for event in steps[state.step :])
+
+
+def test_a_divergence_that_goes_back_behind_it_has_it_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_above(monkeypatch, 0.003, from_step=38)
+    result = train(tmp_path, recipe=tiny_recipe(cooldown_share=0.5), steps=80)
+    (diverged,) = [event for event in read_events(tmp_path / EVENTS) if event["kind"] == "diverged"]
+    assert diverged["step"] < 38 < 40 < diverged["at"]
+    state = kept(tmp_path)
+    assert state.step == 40
+    assert result.learning_rate_factor == state.facts["learning_rate_factor"] == 0.25
+
+
+def test_a_divergence_in_the_cool_down_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_above(monkeypatch, 0.003, from_step=50)
+    result = train(tmp_path, recipe=tiny_recipe(cooldown_share=0.5), steps=80)
+    (diverged,) = [event for event in read_events(tmp_path / EVENTS) if event["kind"] == "diverged"]
+    assert diverged["step"] > 40
+    assert result.learning_rate_factor == 0.25
+    state = kept(tmp_path)
+    assert (state.step, state.facts["learning_rate_factor"]) == (40, 1.0)
+
+
+def test_the_lowered_rate_goes_into_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        break_above(patch, 0.003, from_step=30)
+        train(tmp_path / "short", recipe=tiny_recipe(cooldown_share=0.5), steps=80)
+    extended = train(tmp_path / "long", recipe=tiny_recipe(cooldown_share=0.5), steps=50, start=tmp_path / "short")
+    assert (extended.first_step, extended.steps, extended.learning_rate_factor) == (40, 90, 0.25)
+
+
+def test_a_damaged_one_counts_as_none(tmp_path: Path) -> None:
+    train(tmp_path, recipe=SHORT, steps=20)
+    (tmp_path / BEFORE_COOLDOWN / files(tmp_path)[0]).write_bytes(b"torn")
+    assert before_cooldown(tmp_path) is None
