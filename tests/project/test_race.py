@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from segfit.errors import DivergedError, StageError
 from segfit.planning.plan import Configuration, Plan
-from segfit.project import Project, decide, race, sizing
+from segfit.project import Project, decide, race, sizing, trainings
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import TrainingResult
 
@@ -40,13 +41,84 @@ def test_the_winner_goes_on_from_where_it_is(raced: Project) -> None:
     assert run.start is not None
     begun = TrainingResult.load(raced.folder.root / run.start / "training.json")
     assert begun.steps == winner.steps > 0
-    loser = next(path for path in (raced.folder.root / run.start).parents[1].iterdir() if path.is_dir())
-    assert loser == (raced.folder.root / run.start).parent  # the other one is gone
     recipe = plan.training[winner.configuration]
     assert (recipe.optimizer, recipe.poly_exponent, recipe.cooldown_share) == ("muon", 0.9, 0.5)
     [trained] = raced.train()
     assert trained.steps > begun.steps
     assert "race" in run.forecast
+    kept = [path for path in (raced.folder.root / run.start).parents[1].iterdir() if path.is_dir()]
+    assert kept == [(raced.folder.root / run.start).parent]  # the other one is gone
+
+
+def test_the_next_candidate_is_trained_where_the_winner_diverges(
+    raced: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    race_run = raced.size().run
+    assert race_run is not None
+    train = trainings.train_fold
+
+    def diverges(**kwargs: Any) -> TrainingResult:
+        if kwargs["configuration"].name == race_run.configurations[0]:
+            raise DivergedError("twice")
+        return train(**kwargs)
+
+    monkeypatch.setattr(trainings, "train_fold", diverges)
+    monkeypatch.setattr(race, "train_fold", _never_trained(race.train_fold))
+    [trained] = raced.train()
+    run = raced.run_plan()
+    assert run.configurations == (trained.configuration,) != race_run.configurations
+    assert [(entry.configuration, entry.winner, entry.diverged) for entry in run.race] == [
+        (entry.configuration, not entry.winner, entry.winner) for entry in race_run.race
+    ]
+    assert [entry.steps for entry in run.race] == [entry.steps for entry in race_run.race]
+    assert trained.steps > next(entry.steps for entry in run.race if entry.winner)
+    raced.select()
+    verdict = raced.verdict()
+    assert verdict is not None
+    assert any(item.code == "diverged" and item.numbers == {"networks": 1} for item in verdict.findings)
+
+
+def test_the_run_fails_where_all_candidates_diverge(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def diverges(**kwargs: Any) -> TrainingResult:
+        names.append(kwargs["configuration"].name)
+        raise DivergedError("twice")
+
+    monkeypatch.setattr(trainings, "train_fold", diverges)
+    with pytest.raises(DivergedError):
+        raced.train()
+    assert sorted(names) == ["2d", "3d_fullres"]
+    with pytest.raises(DivergedError):  # the same command says the same again
+        raced.train()
+
+
+def _never_trained(train: Any) -> Any:
+    """Return `train`, for what is finished only."""
+
+    def finished(**kwargs: Any) -> TrainingResult:
+        assert (kwargs["folder"] / "training.json").exists()
+        result: TrainingResult = train(**kwargs)
+        return result
+
+    return finished
+
+
+def test_what_cannot_be_trained_is_not_tried_again(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, tried = race.train_fold, []
+
+    def fails(**kwargs: Any) -> TrainingResult:
+        name = kwargs["configuration"].name
+        tried.append(name)
+        if name == "2d":
+            raise StageError("no")
+        return train(**kwargs)
+
+    monkeypatch.setattr(race, "train_fold", fails)
+    run = raced.size().run
+    assert run is not None
+    assert run.configurations == ("3d_fullres",)
+    assert sorted(tried) == ["2d", "3d_fullres"]
 
 
 def test_cases_of_the_race_are_not_trained_on_in_it(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,7 @@ class RaceEntry(Record):
     dice: dict[str, float | None]  # by target name
     mean: float | None
     winner: bool = False
+    diverged: bool = False  # later, in its training, which was given up
 
 
 class Extension(Record):

@@ -47,6 +47,7 @@ DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
 
 _AROUND_SECONDS = 3.0  # starting, selecting and leaving
 _RACE_SHARE = 0.2  # of all time may go into finding out what is trained
+_HURRIED = 1.5  # times as fast as measured before: then sizing was disturbed
 _SEEN_SHARE = 0.5  # of the median image: a patch that sees less of it calls for a coarser spacing
 _LOOKED_AT = 3  # cases whose labels are looked at on a coarser grid
 _MOST_VOXELS = 2**19  # of a case, for that; larger ones are cut
@@ -114,9 +115,9 @@ class _Decision:
         sizing = perf_counter() - started
         outcome = None
         if entrants is not None:
-            if len(entrants) > 1:
+            if self._beginning is None:
                 outcome = self._raced(entrants, preprocessing, sizing)
-            entrants = [entrants[0] if outcome is None else _raced(entrants[outcome.winner], outcome)]
+            entrants = [entrants[0] if outcome is None else self._winner(entrants[outcome.winner], outcome)]
             with project.stage("preprocess"):
                 self._prepared(entrants[0])
         ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
@@ -157,6 +158,20 @@ class _Decision:
         allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
         with self._project.stage("race"):
             return race(self._project, entrants, self._plan.basis, seconds=allowed)
+
+    def _winner(self, candidate: Candidate, outcome: Outcome) -> Candidate:
+        """Return the winner of a race with the time that its steps took there.
+
+        Where that is far less than was measured before, the machine was busy then, and the patch may grow.
+        """
+        step = replace(candidate.step, seconds_per_step=outcome.seconds_per_step)
+        raced = candidate.model_copy(update={"step": step})
+        if _HURRIED * step.seconds_per_step > candidate.step.seconds_per_step:
+            return raced
+        planned = self._project.replanned(candidate.settings).configurations[candidate.name]
+        whole = candidate.configuration.model_copy(update={"patch_size": planned.patch_size})
+        grown = self._sizer.grown(raced, whole, self._left() / self._shares)
+        return grown if grown.configuration.network == whole.network else raced
 
     def _prepared(self, candidate: Candidate) -> None:
         """Preprocess all cases for a candidate, so that the time for it is known."""
@@ -403,12 +418,6 @@ def _folds(asked: tuple[int, ...] | None, num_folds: int) -> tuple[int, ...]:
     if not folds or not set(folds) <= set(range(num_folds)):
         raise InputError(f"planning.folds must be among 0 to {num_folds - 1} for this dataset, got {list(folds)}")
     return folds
-
-
-def _raced(winner: Candidate, outcome: Outcome) -> Candidate:
-    """Return the winner of a race with the time that its steps took there."""
-    step = replace(winner.step, seconds_per_step=outcome.seconds_per_step)
-    return winner.model_copy(update={"step": step})
 
 
 def _cut(labels: NDArray[np.int16]) -> NDArray[np.int16]:

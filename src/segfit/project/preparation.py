@@ -176,6 +176,13 @@ class Preparation:
         self._results_of(plan)
         return plan
 
+    def decide_anew(self) -> None:
+        """Forget what is trained: it is decided again, when it is asked for, in the time that is left."""
+        plan = self.replanned(())
+        with self.stage("plan", unless=True):
+            plan.save(self.folder.plan)
+        self._keys.clear()
+
     def _sized(self, plan: Plan) -> Plan:
         """Return the plan with its run."""
         from segfit.project.decide import decide_run

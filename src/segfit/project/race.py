@@ -2,16 +2,17 @@
 
 Successive halving (Jamieson and Talwalkar, 2016). All candidates train at a constant rate for the same time and predict
 the same few whole cases; the worse half stops, the others go on. These cases are kept out of the race's trainings and
-come back for the training of the winner, which goes on from where the race left it and alone cools down.
+come back for the training of the winner, which goes on from where the race left it and alone cools down. A single
+candidate begins its training here, so that what a step takes is known from steps that count.
 
     race/<key>/race.json          who takes part, for how long, which cases: written before it begins
-    race/<key>/<n>-<name>/round-<r>/   a training, its state, its predictions
+    race/<key>/<n>-<name>/round-<r>/   a training, its state, its predictions; those of losers until all is trained
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +22,7 @@ from segfit.device import resolve_device
 from segfit.errors import StageError
 from segfit.evaluation.summary import Summary
 from segfit.files import Document, content_hash
-from segfit.planning.plan import RaceEntry
+from segfit.planning.plan import Plan, RaceEntry
 from segfit.planning.reasons import by_axis
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
@@ -29,16 +30,17 @@ from segfit.project.preparation import Preparation, load
 from segfit.project.sizing import SLACK, Candidate
 from segfit.project.validation import validate_fold
 from segfit.training.loop import train_fold
-from segfit.training.result import WEIGHTS, TrainingResult
+from segfit.training.result import RESULT, WEIGHTS, TrainingResult
 from segfit.words import duration
 
-__all__ = ["Outcome", "race", "taken_up"]
+__all__ = ["Outcome", "exclude", "race", "remove_losers", "taken_up"]
 
 _LOSERS_ROUNDS = {2: 1, 3: 3, 4: 4}
 """Rounds that losers train, by number of candidates: one of two, or two after one round and the other after two."""
 _SHORTEST_SECONDS = 10.0  # of a round; shorter ones tell nothing
 _FEWEST_ROUND_STEPS = 30
 _MOST_ROUND_STEPS = 400  # of the slowest candidate; then it is known
+_ALONE_SHARE = 0.3  # of the time for a race, for a candidate without others
 _CASES = (2, 8)  # at least, at most
 _PREDICTING_SHARE = 0.3  # of the time for losers may go into predicting
 _EVEN = 0.01  # of Dice is no difference: the candidate named first is taken
@@ -51,6 +53,7 @@ class RaceFile(Document):
     candidates: tuple[Candidate, ...]
     seconds: float  # of a round
     cases: tuple[str, ...]  # that are predicted
+    diverged: tuple[int, ...] = ()  # candidates that won and then could not be trained to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +84,65 @@ def race(project: Preparation, candidates: Sequence[Candidate], basis: str, *, s
         return None
     file.save(folder / "race.json")
     runners = [_Runner(project, file, number, folder) for number in range(len(file.candidates))]
-    running, round_ = runners, 0
+    winner = _second(runners, file.diverged) if file.diverged else _first(runners)
+    entries = tuple(
+        runner.entry(winner=runner is winner, diverged=number in file.diverged) for number, runner in enumerate(runners)
+    )
+    if len(entries) > 1:
+        project.progress.note(_told(entries))
+    spent = sum(runner.predicting + (0 if runner is winner else runner.training) for runner in runners)
+    start = winner.last.relative_to(project.folder.root).as_posix()
+    told = entries if len(entries) > 1 else ()
+    return Outcome(runners.index(winner), told, start, spent, winner.seconds_per_step)
+
+
+def exclude(project: Preparation, plan: Plan) -> bool:
+    """Take the winner, which cannot be trained, out of the race of a plan; return whether another candidate is left."""
+    path = _folder(project, plan.basis) / "race.json"
+    file = load(RaceFile, path)
+    if file is None or plan.run is None or not plan.run.race:
+        return False
+    winner = next(number for number, entry in enumerate(plan.run.race) if entry.winner)
+    file = file.model_copy(update={"diverged": tuple(sorted({*file.diverged, winner}))})
+    file.save(path)
+    return any(entry.mean is not None for n, entry in enumerate(plan.run.race) if n not in file.diverged)
+
+
+def remove_losers(project: Preparation, plan: Plan) -> None:
+    """Remove what the candidates left that are not trained: nothing goes on from there any more."""
+    if plan.run is None or plan.run.start is None:
+        return
+    for folder in _folder(project, plan.basis).glob("*/"):
+        if not (project.folder.root / plan.run.start).is_relative_to(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first(runners: Sequence[_Runner]) -> _Runner:
+    """Let all of them run, half of them again, and so on; return the winner."""
+    running, round_ = list(runners), 0
     while len(running) > 1 or round_ == 0:
         for runner in running:
             runner.run(round_)
-        ranked = sorted(running, key=lambda runner: -runner.dice)
-        best = ranked[0].dice
-        if ranked[0].error is not None:
-            raise ranked[0].error  # none can be trained
-        even = [runner for runner in running if best - runner.dice < _EVEN]
+        ranked = sorted((runner for runner in running if runner.error is None), key=lambda runner: -runner.dice)
+        if not ranked:
+            assert running[0].error is not None
+            raise running[0].error  # none can be trained
+        even = [runner for runner in running if runner in ranked and ranked[0].dice - runner.dice < _EVEN]
         ranked = [*even, *(runner for runner in ranked if runner not in even)]
         running = sorted(ranked[: (len(running) + 1) // 2] if len(running) > 2 else ranked[:1], key=running.index)
         round_ += 1
-    winner = running[0]
+    return running[0]
+
+
+def _second(runners: Sequence[_Runner], diverged: Collection[int]) -> _Runner:
+    """Return the best of those that have not diverged, by the last round that each has done."""
     for runner in runners:
-        if runner is not winner:
-            shutil.rmtree(runner.folder, ignore_errors=True)
-    entries = tuple(runner.entry(winner=runner is winner) for runner in runners)
-    project.progress.note(_told(entries))
-    spent = sum(runner.predicting + (0 if runner is winner else runner.training) for runner in runners)
-    start = winner.last.relative_to(project.folder.root).as_posix()
-    return Outcome(runners.index(winner), entries, start, spent, winner.seconds_per_step)
+        round_ = 0
+        while runner.error is None and (round_ == 0 or runner.has_done(round_)):
+            runner.run(round_)
+            round_ += 1
+    left = [item for number, item in enumerate(runners) if number not in diverged and item.error is None]
+    return max(left, key=lambda item: (item.rounds, item.dice))
 
 
 def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float) -> RaceFile | None:
@@ -115,7 +156,10 @@ def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float
         if round_ >= max(_SHORTEST_SECONDS, _FEWEST_ROUND_STEPS * slowest):
             return RaceFile(candidates=tuple(kept), seconds=round(round_, 1), cases=_held_out(project, cases))
         kept.pop()
-    return None
+    alone = max(_ALONE_SHARE * seconds, _FEWEST_ROUND_STEPS * kept[0].step.seconds_per_step)
+    if alone < min(_SHORTEST_SECONDS, seconds):
+        return None
+    return RaceFile(candidates=tuple(kept), seconds=round(alone, 1), cases=())
 
 
 def _held_out(project: Preparation, count: int) -> tuple[str, ...]:
@@ -136,6 +180,7 @@ class _Runner:
         self.dice = 0.0  # of the last round; below 0 where it could not be trained
         self.error: StageError | None = None
         self.last = self.folder
+        self.rounds = 0
         self._result: TrainingResult | None = None
         self._summary: Summary | None = None
         self._keys: dict[str, str] | None = None
@@ -146,13 +191,19 @@ class _Runner:
         try:
             self._result = self._train(round_)
             self.training += self._result.seconds
-            self._summary = self._predict()
-            self.dice = self._summary.mean_dice or 0.0
+            if self._file.cases:
+                self._summary = self._predict()
+                self.dice = self._summary.mean_dice or 0.0
+            self.rounds = round_ + 1
         except StageError as error:
             self._project.progress.warn(f"{self.candidate.words} is out of the race: {error}")
             self.dice, self.error = -1.0, error
         trained = self._result.seconds if self._result else 0.0  # in an earlier process, if the race was taken up
         self.predicting += max(0.0, perf_counter() - started - trained)
+
+    def has_done(self, round_: int) -> bool:
+        """Whether it trained in that round, in an earlier process."""
+        return (self.folder / f"round-{round_}" / RESULT).exists()
 
     def _train(self, round_: int) -> TrainingResult:
         project, candidate = self._project, self.candidate
@@ -221,7 +272,7 @@ class _Runner:
             )
         return self._keys
 
-    def entry(self, *, winner: bool) -> RaceEntry:
+    def entry(self, *, winner: bool, diverged: bool) -> RaceEntry:
         """Return what it reached."""
         configuration, summary = self.candidate.configuration, self._summary
         return RaceEntry(
@@ -235,6 +286,7 @@ class _Runner:
             dice={} if summary is None else {name: scores.dice for name, scores in summary.mean.items()},
             mean=None if summary is None else summary.mean_dice,
             winner=winner,
+            diverged=diverged,
         )
 
 
@@ -250,6 +302,7 @@ def _told(entries: Sequence[RaceEntry]) -> str:
 
     reached = [
         f"{words(entry)} reached Dice {entry.mean or 0:.2f} in {duration(entry.seconds)} ({entry.steps} steps)"
+        + (" and diverged later" if entry.diverged else "")
         for entry in entries
     ]
     winner = next(entry for entry in entries if entry.winner)

@@ -318,7 +318,7 @@ class Sizer:
         start = ladder[begin]
         if free and guess(start) < TOLERABLE_STEPS:
             start = shrunk(start, guess(start) / TOLERABLE_STEPS) or _smallest(start)
-        best = self._grown(self.fitting(start, recipe), ladder[begin], seconds)
+        best = self.grown(self.fitting(start, recipe), ladder[begin], seconds)
         if best.configuration.patch_size != planned.patch_size or self.steps(best, seconds) < TOLERABLE_STEPS:
             return self._reduced(best, ladder[0], seconds, shrink=free)
         for rung in range(begin + 1, len(ladder)):
@@ -333,7 +333,7 @@ class Sizer:
             best = tried
         return best
 
-    def _grown(self, best: Candidate, whole: Configuration, seconds: float) -> Candidate:
+    def grown(self, best: Candidate, whole: Configuration, seconds: float) -> Candidate:
         """Return a version with a larger patch, at most that of `whole`, where the guess was far too low."""
         for _ in range(_MOST_GROWTHS):
             patch, steps = best.configuration.patch_size, self.steps(best, seconds)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
+from segfit.errors import DivergedError
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash
 from segfit.planning.budget import FEWEST_STEPS
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.project.preparation import Preparation
+from segfit.project.race import exclude, remove_losers
 from segfit.project.validation import validate_fold
 from segfit.training.loop import train_fold
 from segfit.training.result import WEIGHTS, TrainingResult
@@ -20,7 +22,24 @@ __all__ = ["train_all", "validate_all"]
 
 
 def train_all(project: Preparation) -> list[TrainingResult]:
-    """Train what is not trained yet, one after the other."""
+    """Train what is not trained yet, one after the other.
+
+    Where a training that a race decided on diverges for good, the next candidate of the race is trained.
+    """
+    while True:
+        try:
+            results = _train_planned(project)
+        except DivergedError as error:
+            if not exclude(project, project.plan()):
+                raise
+            project.progress.warn(f"{error}; the next candidate is trained instead")
+            project.decide_anew()
+        else:
+            remove_losers(project, project.plan())
+            return results
+
+
+def _train_planned(project: Preparation) -> list[TrainingResult]:
     run, keys = project.run_plan(), project.preprocess()
     results = []
     for name in run.configurations:

@@ -265,7 +265,8 @@ def _run_facts(plan: Plan) -> list[tuple[str, str]]:
     for entry in run.race:
         what = f"Tried: {entry.configuration}, {extent(entry.spacing_mm)} mm, patch {extent(entry.patch_size)}"
         reached = "nothing" if entry.mean is None else f"Dice {entry.mean:.2f}"
-        facts.append((what, f"{reached} in {duration(entry.seconds)}, {number(entry.steps)} steps"))
+        later = "; its training diverged" if entry.diverged else ""
+        facts.append((what, f"{reached} in {duration(entry.seconds)}, {number(entry.steps)} steps{later}"))
     if run.validation_cases is not None or not run.validation_mirror:
         cases = "all" if run.validation_cases is None else number(run.validation_cases)
         facts.append(("Validation cases of each fold", f"{cases}, without mirrored views, to save time"))

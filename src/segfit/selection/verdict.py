@@ -291,6 +291,16 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             action=_gentler(evidence),
         )
     run = evidence.run
+    lost = [entry for entry in run.race if entry.diverged]
+    if lost:
+        yield Finding(
+            code="diverged",
+            level="remark",
+            numbers={"networks": len(lost)},
+            text=f"{listing([entry.configuration for entry in lost])} had learned most, but its training diverged: the "
+            "next best was trained.",
+            action=_gentler(evidence),
+        )
     expected = [item for item in chosen if run.steps is None and item.own_steps < _BUSY * _expected(run, item)]
     if expected:
         worst = min(expected, key=lambda item: item.own_steps / _expected(run, item))
