@@ -28,6 +28,7 @@ __all__ = [
     "NARROW",
     "TOLERABLE_STEPS",
     "WANTED_STEPS",
+    "WIDE_STEPS",
     "candidates",
     "choose_configurations",
     "choose_trainings",
@@ -41,6 +42,8 @@ __all__ = [
 FEWEST_STEPS = 100
 """With fewer optimiser steps a network has learned nothing worth handing over."""
 WANTED_STEPS = 1000
+"""A patch should see the whole image if it still gets this many steps."""
+WIDE_STEPS = 2000
 """A wider network is taken only if it still gets this many steps; below, width costs more than it gives."""
 MANY_STEPS = 3000
 """Wider deep stages and larger batches are taken only if they still get this many steps."""
@@ -399,7 +402,7 @@ def _sized_values(before: Configuration, after: Configuration) -> tuple[tuple[st
             "network.features",
             list(before.network.features),
             list(after.network.features),
-            f"the widest network that still gets {WANTED_STEPS} training steps, its deep stages with at most "
+            f"the widest network that still gets {WIDE_STEPS} training steps, its deep stages with at most "
             f"{_MOST_FEATURES} features",
             longer + "base_features",
         ),

@@ -31,6 +31,7 @@ from segfit.planning.budget import (
     NARROW,
     TOLERABLE_STEPS,
     WANTED_STEPS,
+    WIDE_STEPS,
     candidates,
     coarser,
     reductions,
@@ -311,7 +312,7 @@ class Sizer:
         wanted = [WANTED_STEPS]
         for smaller, larger in pairwise(ladder):
             wider = larger.network.features[0] > smaller.network.features[0]
-            wanted.append(WANTED_STEPS if wider else MANY_STEPS)
+            wanted.append(WIDE_STEPS if wider else MANY_STEPS)
         lowest = next((rung for rung, item in enumerate(ladder) if item.network.features[0] >= NARROW), len(ladder) - 1)
         rungs = range(lowest, len(ladder))
         begin = next((rung for rung in reversed(rungs) if guess(ladder[rung]) >= wanted[rung]), lowest)

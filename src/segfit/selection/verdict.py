@@ -408,7 +408,8 @@ def _longer(evidence: Evidence) -> str:
     done = evidence.steps or 0
     wanted = max(WANTED_STEPS, 2 * done)
     seconds = evidence.seconds_for(wanted)
-    flat = "2d" in evidence.plan.configurations and "2d" not in evidence.selection.winner
+    known = {*evidence.selection.winner, *(entry.configuration for entry in evidence.run.race)}
+    flat = "2d" in evidence.plan.configurations and "2d" not in known
     if evidence.run.steps is None:
         how = f"--time {_time(seconds)} (about {wanted} steps)"
     else:
