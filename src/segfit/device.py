@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segfit.errors import InputError
-from segfit.execution.memory import group_memory_left
+from segfit.execution.memory import group_memory_left, process_memory_left
 from segfit.execution.processors import available_workers
 
 if TYPE_CHECKING:
@@ -99,17 +99,15 @@ def _processor() -> Hardware:
 
 
 def free_memory_gb() -> float:
-    """Return the RAM this process may still take, in GiB: what the machine has free, within its groups' limits."""
+    """Return the RAM this process may still take, in GiB: what is free, within its own and its groups' limits."""
     available = 8 * 2**30
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-    granted = group_memory_left()
-    if granted is not None:
-        available = min(available, granted)
-    return available / 2**30
+    granted = [left for left in (group_memory_left(), process_memory_left()) if left is not None]
+    return min([available, *granted]) / 2**30
 
 
 def _cpu_flags() -> str:

@@ -181,3 +181,30 @@ def test_a_run_beside_a_busy_process(busy_neighbour: None, tmp_path: Path) -> No
     out = tmp_path / "p"
     assert "test (2 cases)" in fresh("-m", "segfit", "run", str(data), "--out", str(out), "--device", "cpu", *given)
     assert (out / "report.html").is_file()
+
+
+_LIMITED = """
+import os, resource, sys
+if sys.argv.pop(1) == "memory":
+    resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
+else:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from segfit.cli.main import main
+main()
+"""
+
+
+@needs_affinity
+@pytest.mark.slow
+@pytest.mark.parametrize("limited", ["memory", "processors"])
+def test_a_timed_run_within_limits(limited: str, tmp_path: Path) -> None:
+    """With 2 GiB of memory, and on one processor: it ends in time with a model, by the planned network."""
+    data = make_phantom(tmp_path / "Dataset001_Volumes", cases=5, test_cases=2, shape=(12, 24, 24))
+    out = tmp_path / "p"
+    fresh("-c", _LIMITED, limited, "run", str(data), "--out", str(out), "--device", "cpu", "--time", "30s", "--json")
+    plan = json.loads((out / "plan.json").read_text())
+    [trained] = [json.loads(path.read_text()) for path in out.glob("runs/*/fold-*/training.json")]
+    assert trained["steps"] >= 100
+    assert plan["run"]["forecast"]["train"]["seconds"] <= 30
+    if limited == "memory":
+        assert trained["peak_memory_gb"] < 2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,21 @@ def test_workers_follow_affinity_and_quota(quota: float | None, workers: int, mo
 )
 def test_memory_that_control_groups_grant(tmp_path: Path, groups: str, files: dict[str, str], left: int | None) -> None:
     assert group_memory_left(_system(tmp_path, groups, files)) == left
+
+
+def test_the_limits_of_the_process_count() -> None:
+    code = """
+import resource, sys
+from segfit.device import free_memory_gb
+from segfit.execution.memory import process_memory_left
+assert process_memory_left() is None
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, resource.RLIM_INFINITY))
+print(process_memory_left(), free_memory_gb())
+resource.setrlimit(resource.RLIMIT_AS, (1, resource.RLIM_INFINITY))
+print(process_memory_left())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    left, gigabytes, nothing = done.stdout.split()
+    assert 0.5 * 2**30 < int(left) < 2**30
+    assert float(gigabytes) < 1
+    assert int(nothing) == 0

@@ -10,7 +10,14 @@ from threading import Event, Thread
 
 from segfit.execution.groups import group_folders, group_text
 
-__all__ = ["PeakWatch", "group_memory_left", "limit_growth", "process_bytes", "process_peak_bytes"]
+__all__ = [
+    "PeakWatch",
+    "group_memory_left",
+    "limit_growth",
+    "process_bytes",
+    "process_memory_left",
+    "process_peak_bytes",
+]
 
 
 @contextmanager
@@ -33,6 +40,18 @@ def limit_growth(num_bytes: float) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def process_memory_left() -> int | None:
+    """Return the bytes that the limits of this process (``ulimit``) still grant on Linux; None without a limit."""
+    taken = {"RLIMIT_DATA": _status_bytes("VmData"), "RLIMIT_AS": _status_bytes("VmSize")}
+    if not all(taken.values()):
+        return None
+    import resource  # exists on Unix only
+
+    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in taken}
+    left = [max(0, limit - taken[name]) for name, limit in limits.items() if limit != resource.RLIM_INFINITY]
+    return min(left, default=None)
 
 
 def group_memory_left(root: Path = Path("/")) -> int | None:

@@ -8,7 +8,7 @@ are in ``docs/decisions/time-budget.md``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 from segfit.errors import InputError
@@ -59,7 +59,7 @@ NARROW = 16
 _WIDTHS = (8, 16, 24, 32)  # features of the first stage, narrow to wide
 _MOST_FEATURES = 128  # of the deep stages of a network that is trained for a short time
 _SMALL_BATCH = 2
-_BATCH_VOXELS = 2**15  # smaller batches cost hardly less; they occur where a network sees slices of volumes
+_BATCH_VOXELS = 2**15  # much smaller batches, of slices of volumes, cost hardly less; an even number suits two threads
 _FEWEST_STAGES = 3  # of a network whose patch is reduced
 _REDUCTION = 0.8  # of the patch's voxels, from one version to the next that needs less memory
 _SHORT_MOMENTUM = 0.95
@@ -102,7 +102,8 @@ def candidates(configuration: Configuration, options: Options) -> tuple[Configur
     asked = options.planning.of(configuration.name)
     fixed = bool(asked.base_features or asked.features)
     widths = [planned] if fixed else [*(w for w in _WIDTHS if w < planned), planned]
-    small = min(configuration.batch_size, max(_SMALL_BATCH, ceil(_BATCH_VOXELS / prod(configuration.patch_size))))
+    pairs = round(_BATCH_VOXELS / prod(configuration.patch_size) / _SMALL_BATCH)
+    small = min(configuration.batch_size, _SMALL_BATCH * max(1, pairs))
     batches = [configuration.batch_size]
     if asked.batch_size is None:
         while batches[0] > small:
