@@ -104,21 +104,48 @@ def _never_trained(train: Any) -> Any:
     return finished
 
 
-def test_what_cannot_be_trained_is_not_tried_again(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, tried = race.train_fold, []
+class _Fake:
+    """A candidate with a Dice for each round; None cannot be trained."""
 
-    def fails(**kwargs: Any) -> TrainingResult:
-        name = kwargs["configuration"].name
-        tried.append(name)
-        if name == "2d":
-            raise StageError("no")
-        return train(**kwargs)
+    def __init__(self, *dice: float | None) -> None:
+        self.results, self.tried = dice, 0
+        self.rounds, self.dice = 0, 0.0
+        self.error: StageError | None = None
 
-    monkeypatch.setattr(race, "train_fold", fails)
-    run = raced.size().run
-    assert run is not None
-    assert run.configurations == ("3d_fullres",)
-    assert sorted(tried) == ["2d", "3d_fullres"]
+    def run(self, round_: int) -> None:
+        self.tried += 1
+        result = self.results[round_]
+        if result is None:
+            self.error, self.dice = StageError("no"), -1.0
+        else:
+            self.dice, self.rounds = result, round_ + 1
+
+    def has_done(self, round_: int) -> bool:
+        return round_ < len(self.results) and self.results[round_] is not None
+
+
+@pytest.mark.parametrize(
+    ("candidates", "winner", "tried"),
+    [
+        ([[0.5], [0.7]], 1, [1, 1]),
+        ([[0.695], [0.7]], 0, [1, 1]),  # even: the first one
+        ([[0.1], [0.5, 0.6], [0.4, 0.7], [0.2]], 2, [1, 2, 2, 1]),
+        ([[None], [0.5, 0.6], [None], [None]], 1, [1, 1, 1, 1]),  # what failed is not tried again
+        ([[0.1], [0.5, None], [0.4, None], [0.2]], 3, [1, 2, 2, 1]),  # both of the last round fail
+    ],
+)
+def test_half_of_them_go_on(candidates: list[list[float | None]], winner: int, tried: list[int]) -> None:
+    runners = [_Fake(*dice) for dice in candidates]
+    assert race._first(runners) is runners[winner]  # type: ignore[arg-type]
+    assert [runner.tried for runner in runners] == tried
+
+
+def test_the_second_best_is_known_without_further_training() -> None:
+    runners = [_Fake(0.5, 0.6), _Fake(None), _Fake(0.4, 0.5), _Fake(0.45)]
+    assert race._second(runners, (0,)) is runners[2]  # type: ignore[arg-type]
+    assert runners[1].tried == 0
+    with pytest.raises(StageError):
+        race._second(runners, (0, 2, 3))  # type: ignore[arg-type]
 
 
 def test_cases_of_the_race_are_not_trained_on_in_it(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:

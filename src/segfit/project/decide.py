@@ -39,6 +39,7 @@ from segfit.project.forecast import (
 from segfit.project.preparation import Preparation
 from segfit.project.race import Outcome, race, taken_up
 from segfit.project.sizing import SLACK, Candidate, Sizer
+from segfit.words import duration
 
 __all__ = ["DEFAULT_SECONDS", "decide_run"]
 
@@ -155,7 +156,8 @@ class _Decision:
     def _raced(self, entrants: Sequence[Candidate], cost: PreprocessingCost, sizing: float) -> Outcome | None:
         """Let the entrants race within what sizing has left of the time for finding out what is trained."""
         allowed = _RACE_SHARE * self._budget / self._shares - sizing
-        allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
+        if len(entrants) > 1:
+            allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
         with self._project.stage("race"):
             return race(self._project, entrants, self._plan.basis, seconds=allowed)
 
@@ -170,7 +172,8 @@ class _Decision:
             return raced
         planned = self._project.replanned(candidate.settings).configurations[candidate.name]
         whole = candidate.configuration.model_copy(update={"patch_size": planned.patch_size})
-        grown = self._sizer.grown(raced, whole, self._left() / self._shares)
+        with self._project.stage("size"):
+            grown = self._sizer.grown(raced, whole, self._left() / self._shares)
         return grown if grown.configuration.network == whole.network else raced
 
     def _prepared(self, candidate: Candidate) -> None:
@@ -199,6 +202,7 @@ class _Decision:
         try:
             candidate = sizer.measure(found.configuration, found.recipe)
         except MemoryShortageError:
+            project.progress.note(f"the network of the run of {duration(found.time_s)} no longer fits into memory")
             return None
         seconds = self._left() - self._preprocessing_seconds(preprocessing, [candidate])
         if sizer.enough(candidate, seconds * (1 - _RACE_SHARE)):
@@ -373,6 +377,7 @@ class _Decision:
             forecast=forecast,
             race=outcome.entries if outcome else before.race if before else (),
             start=outcome.start if outcome else before.start if before else None,
+            start_identity=outcome.identity if outcome else before.identity if before else None,
             extends=None if before is None else before.told,
             time_s=None if options.training.steps is not None else self._budget,
             course=self._project.course(),
@@ -397,7 +402,7 @@ class _Decision:
         plan = self._project.replanned(run.settings) if run.settings else self._plan
         sized = {}
         for item in chosen:
-            tried = bool(run.race) or run.extends is not None
+            tried = run.start is not None
             recipe = self._recipe(item, plan, run.expected_steps[item.name], tried=tried)
             sized[item.name] = (item.configuration, recipe)
         asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}

@@ -1,7 +1,8 @@
 """More time for a finished short run: its training goes on from before its cool-down.
 
 Until the cool-down the learning rate is constant, so what was trained then is what a longer training would have begun
-with. Nothing is sized, nothing races: the network and the recipe stay, and only the cool-down is done again.
+with. Nothing is chosen, nothing races: the network and the recipe stay, a step is measured, and only the cool-down is
+done again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Beginning:
     fold: int
     race: tuple[RaceEntry, ...]  # that the run began with
     start: str  # folder of the training, in that of the project
+    identity: str  # of the training
     step: int  # the last one before the cool-down
     cooldown_seconds: float  # that are to be done again
     time_s: float  # of the run
@@ -94,6 +96,7 @@ def _begun(project: Preparation, plan: Plan) -> Beginning | None:
         fold=fold,
         race=run.race,
         start=project.put_aside(plan.basis).training(name, fold).relative_to(project.folder.root).as_posix(),
+        identity=result.identity,
         step=state.step,
         cooldown_seconds=max(0.0, result.seconds - state.facts["seconds"]),
         time_s=run.time_s,

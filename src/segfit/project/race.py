@@ -63,6 +63,7 @@ class Outcome:
     winner: int
     entries: tuple[RaceEntry, ...]
     start: str  # folder of the winner's last training, in that of the project
+    identity: str  # of that training
     seconds: float  # that the losers and all predictions took
     seconds_per_step: float  # of the winner
 
@@ -93,7 +94,7 @@ def race(project: Preparation, candidates: Sequence[Candidate], basis: str, *, s
     spent = sum(runner.predicting + (0 if runner is winner else runner.training) for runner in runners)
     start = winner.last.relative_to(project.folder.root).as_posix()
     told = entries if len(entries) > 1 else ()
-    return Outcome(runners.index(winner), told, start, spent, winner.seconds_per_step)
+    return Outcome(runners.index(winner), told, start, winner.identity, spent, winner.seconds_per_step)
 
 
 def exclude(project: Preparation, plan: Plan) -> bool:
@@ -125,8 +126,7 @@ def _first(runners: Sequence[_Runner]) -> _Runner:
             runner.run(round_)
         ranked = sorted((runner for runner in running if runner.error is None), key=lambda runner: -runner.dice)
         if not ranked:
-            assert running[0].error is not None
-            raise running[0].error  # none can be trained
+            return _best(runners)
         even = [runner for runner in running if runner in ranked and ranked[0].dice - runner.dice < _EVEN]
         ranked = [*even, *(runner for runner in ranked if runner not in even)]
         running = sorted(ranked[: (len(running) + 1) // 2] if len(running) > 2 else ranked[:1], key=running.index)
@@ -137,12 +137,17 @@ def _first(runners: Sequence[_Runner]) -> _Runner:
 def _second(runners: Sequence[_Runner], diverged: Collection[int]) -> _Runner:
     """Return the best of those that have not diverged, by the last round that each has done."""
     for runner in runners:
-        round_ = 0
-        while runner.error is None and (round_ == 0 or runner.has_done(round_)):
-            runner.run(round_)
-            round_ += 1
-    left = [item for number, item in enumerate(runners) if number not in diverged and item.error is None]
-    return max(left, key=lambda item: (item.rounds, item.dice))
+        while runner.error is None and runner.has_done(runner.rounds):
+            runner.run(runner.rounds)
+    return _best([runner for number, runner in enumerate(runners) if number not in diverged])
+
+
+def _best(runners: Sequence[_Runner]) -> _Runner:
+    """Return the best of those that can be trained, by the last round of each; raise an error if none can."""
+    left = [runner for runner in runners if runner.error is None and runner.rounds]
+    if not left:
+        raise next((runner.error for runner in runners if runner.error), StageError("no candidate could be trained"))
+    return max(left, key=lambda runner: (runner.rounds, runner.dice))
 
 
 def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float) -> RaceFile | None:
@@ -156,8 +161,9 @@ def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float
         if round_ >= max(_SHORTEST_SECONDS, _FEWEST_ROUND_STEPS * slowest):
             return RaceFile(candidates=tuple(kept), seconds=round(round_, 1), cases=_held_out(project, cases))
         kept.pop()
-    alone = max(_ALONE_SHARE * seconds, _FEWEST_ROUND_STEPS * kept[0].step.seconds_per_step)
-    if alone < min(_SHORTEST_SECONDS, seconds):
+    step = kept[0].step.seconds_per_step * SLACK
+    alone = min(max(_ALONE_SHARE * seconds, _FEWEST_ROUND_STEPS * step), _MOST_ROUND_STEPS * step)
+    if not _SHORTEST_SECONDS <= alone <= seconds:
         return None
     return RaceFile(candidates=tuple(kept), seconds=round(alone, 1), cases=())
 
@@ -251,6 +257,12 @@ class _Runner:
             workers=project.options.workers,
             progress=project.progress,
         )
+
+    @property
+    def identity(self) -> str:
+        """What names its last training."""
+        assert self._result is not None
+        return self._result.identity
 
     @property
     def seconds_per_step(self) -> float:

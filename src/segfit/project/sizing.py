@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from math import ceil, inf, prod
 from typing import Any
@@ -380,6 +381,7 @@ class Sizer:
         _, per_voxel = self._cheapest(configuration, recipe)
         voxels = prod(configuration.median_shape) * min(2, configuration.batch_size)
 
+        @cache
         def kept(times: int) -> float:
             target = coarser(configuration.spacing_mm, times)
             return mean_kept_dice(kept_dice(array, _grid(array, configuration, target)) for array in labels)

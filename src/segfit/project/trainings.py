@@ -24,15 +24,18 @@ __all__ = ["train_all", "validate_all"]
 def train_all(project: Preparation) -> list[TrainingResult]:
     """Train what is not trained yet, one after the other.
 
-    Where a training that a race decided on diverges for good, the next candidate of the race is trained.
+    Where the first training that a race decided on diverges for good, the next candidate of the race is trained.
     """
     while True:
         try:
             results = _train_planned(project)
         except DivergedError as error:
-            if not exclude(project, project.plan()):
+            run = project.run_plan()
+            name, fold = run.configurations[0], run.folds[0]
+            if project.folder.trained(name, fold) or not exclude(project, project.plan()):
                 raise
-            project.progress.warn(f"{error}; the next candidate is trained instead")
+            project.progress.warn(f"{error}; the next candidate of the race is trained instead")
+            shutil.rmtree(project.folder.training(name, fold), ignore_errors=True)
             project.decide_anew()
         else:
             remove_losers(project, project.plan())
@@ -96,6 +99,7 @@ def _train(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> 
         identity=content_hash({case: keys[case] for case in (*split.train, *split.validation)}),
         title=f"training {name}, fold {fold}",
         start=project.folder.root / run.start if raced and run.start else None,
+        start_identity=run.start_identity if raced else None,
         progress=project.progress,
     )
 

@@ -12,7 +12,8 @@ from segfit.evaluation.summary import Summary
 from segfit.files import Record
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.budget import TOLERABLE_STEPS, WANTED_STEPS
-from segfit.planning.plan import Plan, RunSpec
+from segfit.planning.plan import Plan, RaceEntry, RunSpec
+from segfit.planning.reasons import by_axis
 from segfit.selection.select import Selection
 from segfit.training.result import TrainingResult
 from segfit.words import count, dice, duration, listing
@@ -267,7 +268,7 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             text=f"Dice still rose by {gain:.2f} in the last quarter of the training ({count(steps, 'step')}).",
             action=_longer(evidence),
         )
-    skipped, done = evidence.skipped, sum(item.steps for item in chosen)
+    skipped, done = evidence.skipped, sum(item.own_steps for item in chosen)
     if skipped > _SKIPPED * done:
         named = [str(case) for item in chosen for case in item.skipped_cases]
         cases = tuple(dict.fromkeys(named))
@@ -297,8 +298,7 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             code="diverged",
             level="remark",
             numbers={"networks": len(lost)},
-            text=f"{listing([entry.configuration for entry in lost])} had learned most, but its training diverged: the "
-            "next best was trained.",
+            text=f"What had learned most when tried ({_networks(lost)}) diverged later: the next best was trained.",
             action=_gentler(evidence),
         )
     expected = [item for item in chosen if run.steps is None and item.own_steps < _BUSY * _expected(run, item)]
@@ -375,6 +375,10 @@ def _with_reference(summary: Summary) -> dict[str, dict[str, float]]:
     return found
 
 
+def _networks(entries: Sequence[RaceEntry]) -> str:
+    return listing([f"{item.configuration} with voxels of {by_axis(item.spacing_mm)} mm" for item in entries])
+
+
 def _expected(run: RunSpec, result: TrainingResult) -> int:
     return run.expected_steps.get(result.configuration, 0)
 
@@ -382,7 +386,7 @@ def _expected(run: RunSpec, result: TrainingResult) -> int:
 def _mending(evidence: Evidence, names: Sequence[str]) -> str:
     """Say what is likely to help structures that were not learned well."""
     steps, held = evidence.steps or 0, evidence.held_by()
-    unstable = evidence.diverged or evidence.skipped > _SKIPPED * sum(item.steps for item in evidence.chosen)
+    unstable = evidence.diverged or evidence.skipped > _SKIPPED * sum(item.own_steps for item in evidence.chosen)
     short = steps < WANTED_STEPS or evidence.gain > _RISING
     if unstable or short:
         return " ".join((_gentler(evidence) if unstable else "", _longer(evidence) if short else "")).strip()
@@ -433,7 +437,8 @@ def _all_folds(evidence: Evidence) -> str:
     trained, every, run = len(evidence.run.folds), evidence.num_folds, evidence.run
     if not 0 < trained < every:
         return ""
-    seconds = run.total.seconds + sum(item.seconds for item in evidence.trainings) * (every / trained - 1)
+    whole = sum(item.seconds * item.steps / item.own_steps for item in evidence.trainings)  # with what was begun before
+    seconds = run.total.seconds + (run.extends.time_s if run.extends else 0.0) + whole * (every / trained - 1)
     how = f"--time {_time(seconds)} " if run.steps is None else ""
     cost = "" if run.steps is None else f" (about {duration(seconds)})"
     return f"To validate all, run again with {how}--set planning.folds={','.join(map(str, range(every)))}{cost}."

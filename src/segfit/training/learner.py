@@ -229,7 +229,7 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
 def _out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed: torch has an exception of its own for GPUs only."""
     text = str(error)
-    words = ("can't allocate memory", "out of memory", "could not create a memory object")
+    words = ("can't allocate memory", "out of memory", "could not create a memory object", "can't start new thread")
     # oneDNN says more of a primitive that it does not have; in these words alone it had no room for one.
     alone = text == "could not create a primitive"
     return alone or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in words)
@@ -260,7 +260,7 @@ def _optimizer(
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
-            side_by_side=side_by_side.map,
+            side_by_side=side_by_side.map if device.type == "cpu" else None,
         )
     return torch.optim.AdamW(
         network.parameters(),

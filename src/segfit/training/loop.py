@@ -61,6 +61,7 @@ def train_fold(
     identity: str = "",
     title: str = "",
     start: Path | None = None,
+    start_identity: str | None = None,
     keep_state: bool = False,
     cache_gb: float | None = None,
     reader_threads: int | None = None,
@@ -83,6 +84,7 @@ def train_fold(
     start : folder of a finished training of the same network: weights, optimiser and the lowered rate of one that
         diverged are taken over as they were before its cool-down, or, if it had none, at its end (then it must be made
         with `keep_state`). Steps are counted on. The budget is that of this training alone, its cool-down included.
+    start_identity : of that training, read from `start` when absent; what is finished then needs no `start`
     keep_state : leave the last state beside the weights, for another training to start from
     cache_gb : memory for keeping cases in RAM, half of the free one when absent
     reader_threads : threads that read ahead; when absent none on a CPU (they would compete) and up to four on a GPU
@@ -114,7 +116,7 @@ def train_fold(
             "budget": asdict(budget),
             "seed": seed,
             "data": identity if weights is None else [identity, list(weights)],
-            "start": None if start is None else TrainingResult.load(start / RESULT).identity,
+            "start": None if start is None else start_identity or TrainingResult.load(start / RESULT).identity,
         }
     )
     finished = finished_result(folder, identity)
@@ -202,7 +204,7 @@ class _Training:
         self._resume()
         self._folder.mkdir(parents=True, exist_ok=True)
         with (
-            EventLog(self._folder / EVENTS, step=self._step) as self._events,
+            EventLog(self._folder / EVENTS, step=self._step if self._done else 0) as self._events,
             self._progress.task(title, self._budget.total) as task,
             Batches(
                 self._sampler,
@@ -394,7 +396,9 @@ class _Training:
             identity = TrainingResult.load(self._start / RESULT).identity
             state, _ = Checkpoints(self._start / STATE, identity).load()
         if state is None:
-            raise StageError(f"the training in {self._start} has no state to start from; delete it, it is made anew")
+            raise StageError(
+                f"the training in {self._start} has no whole state to go on from; run again in another folder (--out)"
+            )
         self._learner.restore(state.tensors, state.facts["learner"])
         self._guard.factor = state.facts["learning_rate_factor"]
         self._step = self._first_step = state.step

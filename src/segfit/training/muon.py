@@ -22,7 +22,6 @@ REST_RATE = 5 / 3
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, chosen by its author for slope at zero
 _STEPS = 5
 _TINY = 1e-7
-_PARTS = 2  # of the kernels of one shape, for threads side by side
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -47,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     kernels : convolution kernels and the axis of each that counts its outputs
     rest : all other parameters; their rate is `REST_RATE` times the learning rate
     weight_decay : of all parameters, in the gradient for `rest`, directly for kernels
-    side_by_side : does work on items on several threads, as `map` does on one
+    side_by_side : does work on items on several threads, as `map` does on one; None: there is one
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
-        side_by_side: Callable[[Callable[[_Alike], None], Iterable[_Alike]], Iterable[None]] = map,
+        side_by_side: Callable[[Callable[[_Alike], None], Iterable[_Alike]], object] | None = None,
     ) -> None:
         self._side_by_side = side_by_side
         self._output_axis = {id(kernel): axis for kernel, axis in kernels.items()}
@@ -115,8 +114,12 @@ class Muon(torch.optim.Optimizer):
             for kernel, update in zip(moved, updates, strict=True):
                 kernel.add_(update.view(kernel.shape), alpha=-length)
 
-        parts = [kernels[start::_PARTS] for kernels in alike.values() for start in range(min(_PARTS, len(kernels)))]
-        list(self._side_by_side(move, sorted(parts, key=lambda part: -sum(matrix.numel() for _, matrix in part))))
+        if self._side_by_side is None:
+            for kernels in alike.values():
+                move(kernels)
+            return
+        halves = [kernels[start::2] for kernels in alike.values() for start in range(min(2, len(kernels)))]
+        self._side_by_side(move, sorted(halves, key=lambda half: -sum(matrix.numel() for _, matrix in half)))
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

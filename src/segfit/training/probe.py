@@ -32,6 +32,7 @@ __all__ = [
 
 _SAMPLED_S = 0.005  # between two looks at the memory
 _LEAST_GROWTH = 64 << 20  # bytes without which the interpreter itself could not go on
+_STACK = 8 << 20  # bytes that the system counts for a new thread, although hardly any are used
 _THREADS_S = 1.2  # of comparing numbers of threads, after which no further round begins
 _THREADS_ROUNDS = (3, 7)  # are begun even so, and at most; one odd time among three changes no median,
 _THREADS_LIMIT_S = 4.0  # but after this none is
@@ -154,7 +155,7 @@ def memory_limited(device: torch.device, gb: float) -> Iterator[None]:
         growth = gb * 2**30 - process_bytes()
         if growth < _LEAST_GROWTH:
             raise MemoryShortageError(f"this process holds {process_bytes() / 2**30:.2f} GB already, of {gb:.2f} GB")
-        with limit_growth(growth):
+        with limit_growth(growth + available_workers() * _STACK):
             yield
     else:
         yield

@@ -7,7 +7,7 @@ cores a step takes two thirds to four fifths of the time, beside a busy process 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -66,7 +66,9 @@ class SideBySide:
             return [work(item) for item in items]
         threads = torch.get_num_threads()
         try:
-            return list(self._pool.map(work, items))
+            futures = [self._pool.submit(work, item) for item in items]
+            wait(futures)  # also after a failure: nothing goes on behind the back of who is told of it
+            return [future.result() for future in futures]
         finally:
             torch.set_num_threads(threads)  # what new threads set holds for a part of all others too
 
