@@ -22,6 +22,7 @@ from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
 from segfit.training.side_by_side import SideBySide
+from segfit.training.threads import kept_threads
 
 __all__ = ["Learner", "training_on"]
 
@@ -83,6 +84,15 @@ class Learner:
         Returns the loss and the norm of the gradient before clipping, float32 on the device. With a norm that is not
         finite the weights stayed as they were.
         """
+        groups = self._side_by_side.arrange(image.shape[0])
+        with kept_threads(
+            torch.get_num_threads() // groups
+        ):  # all others would wait, or spin, between the groups' work
+            return self._step(image, labels, groups, learning_rate, rng)
+
+    def _step(
+        self, image: Tensor, labels: Tensor, groups: int, learning_rate: float, rng: np.random.Generator
+    ) -> Tensor:
         parameters = draw(
             self._recipe.augmentation, self._configuration.patch_size, image.shape[0], image.shape[1], rng
         )
@@ -93,7 +103,7 @@ class Learner:
             group["lr"] = learning_rate
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(image, labels)
+        loss = self._backward(image, labels, groups)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._recipe.gradient_clip)
         self._scaler.step(self._optimizer)
@@ -102,9 +112,8 @@ class Learner:
             self._average.update()
         return torch.stack((loss.detach().float(), norm.float()))
 
-    def _backward(self, image: Tensor, labels: Tensor) -> Tensor:
+    def _backward(self, image: Tensor, labels: Tensor, groups: int) -> Tensor:
         """Set the gradients for an augmented batch; return the loss."""
-        groups = self._side_by_side.arrange(image.shape[0])
         if groups > 1:
             parts = [self.to_device(part) for part in image.chunk(groups)]
             return self._side_by_side.backward(
