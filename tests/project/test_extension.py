@@ -13,10 +13,11 @@ import pytest
 from segfit.errors import MemoryShortageError
 from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project import Project, decide, race, sizing, trainings
+from segfit.project.candidate import SLACK, Candidate
 from segfit.training.events import read_events
-from segfit.training.loop import before_cooldown
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, TrainingResult
+from segfit.training.takeover import before_cooldown
 
 SETTINGS = ["planning.base_features=4", "training.precision=fp32", "training.channels_last=false"]
 
@@ -77,7 +78,7 @@ def test_more_time_goes_on_from_before_the_cool_down(begun: Project, monkeypatch
     assert more.plan().configurations[name] == plan.configurations[name]
     assert more.plan().training[name] == plan.training[name]
     assert after.seconds_per_training == pytest.approx(20 + first.seconds - kept.facts["seconds"], abs=0.06)
-    assert after.expected_steps[name] == int(after.seconds_per_training / (0.03 * sizing.SLACK))
+    assert after.expected_steps[name] == int(after.seconds_per_training / (0.03 * SLACK))
     assert after.forecast["train"].seconds == after.seconds_per_training
     assert "race" not in after.forecast
     assert after.forecast["train"].disk_gb == 0.0015  # the weights, and the state before the cool-down
@@ -182,7 +183,7 @@ def test_a_network_that_no_longer_fits_is_decided_anew(begun: Project, monkeypat
     measure = sizing.Sizer.measure
     calls = []
 
-    def first_fails(self: sizing.Sizer, *values: Any) -> sizing.Candidate:
+    def first_fails(self: sizing.Sizer, *values: Any) -> Candidate:
         calls.append(values)
         if len(calls) == 1:
             raise MemoryShortageError("too large")

@@ -12,6 +12,7 @@ import pytest
 from segfit.errors import DivergedError, StageError
 from segfit.planning.plan import Configuration, Plan
 from segfit.project import Project, decide, race, sizing, trainings
+from segfit.project.candidate import Candidate
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import TrainingResult
 
@@ -213,7 +214,7 @@ def test_there_is_no_race_without_time_for_one(tmp_path: Path, volumes: Path, mo
 def test_large_structures_are_tried_at_a_coarser_spacing(
     tmp_path: Path, data_of_discs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[sizing.Candidate, ...]] = []
+    seen: list[tuple[Candidate, ...]] = []
     monkeypatch.setattr(decide, "race", lambda _, entrants, *__, **___: seen.append(tuple(entrants)))
     monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
     monkeypatch.setattr(sizing, "probe_step", lambda item, *_, **__: StepCost(2e-6 * _voxels(item), 0.1, 0.001))

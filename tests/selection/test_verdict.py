@@ -13,8 +13,9 @@ from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import Options, parse_seconds
 from segfit.planning.plan import Plan, RunSpec, StageForecast, TrainingSpec
+from segfit.selection.evidence import Evidence
 from segfit.selection.select import Selection
-from segfit.selection.verdict import Evidence, Finding, Verdict, judge
+from segfit.selection.verdict import Finding, Verdict, judge
 from segfit.training.result import TrainingResult, ValidationPoint
 
 DONE = (0.8, 0.88, 0.885, 0.888)  # a curve that is at its end

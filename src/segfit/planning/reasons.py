@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from segfit.planning.plan import Configuration, Decision
+from segfit.planning.plan import Configuration, Decision, RaceEntry
 
-__all__ = ["REFERENCE", "SET", "Alternative", "by_axis", "reason", "with_more_memory"]
+__all__ = ["REFERENCE", "SET", "Alternative", "by_axis", "candidate_words", "reason", "with_more_memory"]
 
 REFERENCE = "nnU-Net 2.8.1 planning rules"
 SET = "set by you"
@@ -68,6 +68,11 @@ def _target(item: Alternative, preset: str) -> str:
 def by_axis(values: Sequence[float]) -> str:
     """Return ``128x96x96``; one number per axis."""
     return "x".join(f"{n:.6g}" for n in values)
+
+
+def candidate_words(entry: RaceEntry) -> str:
+    """Return which candidate of a race an entry is about, in a few words."""
+    return f"{entry.configuration} with voxels of {by_axis(entry.spacing_mm)} mm"
 
 
 def reason(

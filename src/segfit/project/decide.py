@@ -27,6 +27,7 @@ from segfit.planning.budget import (
 from segfit.planning.plan import Configuration, Plan, RunSpec, StageForecast, TrainingSpec
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
+from segfit.project.candidate import SLACK, Candidate
 from segfit.project.extension import Beginning, beginning
 from segfit.project.forecast import (
     PreprocessingCost,
@@ -38,7 +39,7 @@ from segfit.project.forecast import (
 )
 from segfit.project.preparation import Preparation
 from segfit.project.race import Outcome, race, taken_up
-from segfit.project.sizing import SLACK, Candidate, Sizer
+from segfit.project.sizing import Sizer
 from segfit.words import duration
 
 __all__ = ["DEFAULT_SECONDS", "decide_run"]
@@ -123,9 +124,10 @@ class _Decision:
                 self._prepared(entrants[0])
         ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
         chosen, folds = self._trainings(entrants, self._left() - ahead)
-        run = self._run(
-            chosen, folds, self._left() - ahead, outcome, preprocessing, sizing, prepared=entrants is not None
-        )
+        seconds, steps = self._lengths(chosen, folds, self._left() - ahead, raced=outcome is not None)
+        tried = outcome is not None or self._beginning is not None
+        chosen = [self._with_recipe(item, steps[item.name], tried=tried) for item in chosen]
+        run = self._run(chosen, folds, seconds, steps, outcome, preprocessing, sizing, prepared=entrants is not None)
         return self._written(chosen, run)
 
     def _preprocessing(self) -> PreprocessingCost:
@@ -147,17 +149,17 @@ class _Decision:
         """Return the seconds for preprocessing, trainings and predictions."""
         return self._budget - self._project.seconds() - report_seconds(self._project.fingerprint()) - _AROUND_SECONDS
 
-    def _preprocessing_seconds(self, cost: PreprocessingCost, candidates: Sequence[Candidate] = ()) -> float:
+    def _preprocessing_seconds(self, cost: PreprocessingCost, candidates: Sequence[Candidate] | None = None) -> float:
         """Return how long preprocessing takes: for all candidates, or for the first configuration of the plan."""
-        planned = [self._plan.configurations[self._names[0]]]
-        specs = [item.preprocessing for item in [item.configuration for item in candidates] or planned]
+        planned = self._plan.configurations[self._names[0]]
+        configurations = [planned] if candidates is None else [item.configuration for item in candidates]
+        specs = [item.preprocessing for item in configurations]
         return forecast_preprocessing(cost, self._project.fingerprint(), specs).seconds
 
     def _raced(self, entrants: Sequence[Candidate], cost: PreprocessingCost, sizing: float) -> Outcome | None:
         """Let the entrants race within what sizing has left of the time for finding out what is trained."""
         allowed = _RACE_SHARE * self._budget / self._shares - sizing
-        if len(entrants) > 1:
-            allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
+        allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
         with self._project.stage("race"):
             return race(self._project, entrants, self._plan.basis, seconds=allowed)
 
@@ -314,11 +316,40 @@ class _Decision:
     def _planned(self, name: str) -> tuple[Configuration, TrainingSpec]:
         return self._plan.configurations[name], self._plan.training[name]
 
+    def _lengths(
+        self, chosen: Sequence[Candidate], folds: tuple[int, ...], left: float, *, raced: bool
+    ) -> tuple[float | None, dict[str, int]]:
+        """Return the seconds of each training (None: by steps) and the steps that are expected, by configuration."""
+        asked = self._options.training.steps
+        if asked is not None:
+            return None, dict.fromkeys((item.name for item in chosen), asked)
+        predicting = len(folds) * sum(self._sizer.validation(item).seconds for item in chosen)
+        predicting += sum(item.testing(len(folds), self._workload) for item in chosen)
+        seconds = (left - predicting) / (len(folds) * len(chosen))
+        if self._beginning is not None:
+            seconds = min(seconds, self._beginning.seconds(self._budget))
+        least = max(FEWEST_STEPS * item.step.seconds_per_step for item in chosen)
+        seconds = round(max(least, seconds), 1)
+        slack = 1.0 if raced else SLACK  # a race measures what training takes
+        return seconds, {item.name: int(seconds / item.step.seconds_per_step / slack) for item in chosen}
+
+    def _with_recipe(self, item: Candidate, steps: int, *, tried: bool) -> Candidate:
+        """Return a candidate with the recipe for so many steps: what was `tried` already keeps the short one."""
+        if self._beginning is not None:
+            return item
+        recipe = short_recipe(item.recipe, self._options)
+        if not tried and (self._options.preset != "auto" or steps >= LONG_STEPS):
+            kept = ("precision", "channels_last", "augmentation")
+            planned = self._plan.training[item.name]
+            recipe = planned.model_copy(update={key: getattr(recipe, key) for key in kept})
+        return item.model_copy(update={"recipe": recipe})
+
     def _run(
         self,
         chosen: Sequence[Candidate],
         folds: tuple[int, ...],
-        left: float,
+        seconds: float | None,
+        steps: dict[str, int],
         outcome: Outcome | None,
         preprocessing: PreprocessingCost,
         sizing: float,
@@ -329,27 +360,10 @@ class _Decision:
         options, sizer, fingerprint = self._options, self._sizer, self._project.fingerprint()
         before = self._beginning
         validations = [sizer.validation(item) for item in chosen]
-        per_training = None
-        if options.training.steps is not None:
-            steps = dict.fromkeys((item.name for item in chosen), options.training.steps)
-            seconds = {item.name: options.training.steps * item.step.seconds_per_step * SLACK for item in chosen}
-        else:
-            predicting = len(folds) * sum(item.seconds for item in validations)
-            predicting += sum(item.testing(len(folds), self._workload) for item in chosen)
-            least = max(FEWEST_STEPS * item.step.seconds_per_step for item in chosen)
-            per_training = (left - predicting) / (len(folds) * len(chosen))
-            if before is not None:
-                per_training = min(per_training, before.seconds(self._budget))
-            per_training = round(max(least, per_training), 1)
-            slack = SLACK if outcome is None else 1.0  # a race measures what training takes
-            steps = {item.name: int(per_training / item.step.seconds_per_step / slack) for item in chosen}
-            seconds = dict.fromkeys(steps, per_training)
-        tried = outcome is not None or before is not None
-        recipes = [self._recipe(item, self._plan, steps[item.name], tried=tried) for item in chosen]
-        costs = [
-            item.training(seconds[item.name] * len(folds), steps[item.name], recipe)
-            for item, recipe in zip(chosen, recipes, strict=True)
-        ]
+        costs = []
+        for item in chosen:
+            length = steps[item.name] * item.step.seconds_per_step * SLACK if seconds is None else seconds
+            costs.append(item.training(length * len(folds), steps[item.name]))
         on_cpu = self._device.type == "cpu"
         forecast = {
             "size": StageForecast(
@@ -370,7 +384,7 @@ class _Decision:
             configurations=tuple(item.name for item in chosen),
             folds=folds,
             steps=options.training.steps,
-            seconds_per_training=per_training,
+            seconds_per_training=seconds,
             expected_steps=steps,
             seconds_per_step={item.name: round(item.step.seconds_per_step, 4) for item in chosen},
             peak_memory_gb={item.name: round(item.step.peak_memory_gb, 3) for item in chosen},
@@ -386,29 +400,14 @@ class _Decision:
             validation_mirror=all(item.mirror for item in validations),
         )
 
-    def _recipe(self, item: Candidate, plan: Plan, steps: int, *, tried: bool) -> TrainingSpec:
-        """Return the recipe for so many steps; what was `tried` in a race or an earlier run is short."""
-        if self._beginning is not None:
-            return item.recipe
-        short = short_recipe(item.recipe, self._options)
-        if tried or (self._options.preset == "auto" and steps < LONG_STEPS):
-            return short
-        kept = ("precision", "channels_last", "augmentation")
-        return plan.training[item.name].model_copy(update={key: getattr(short, key) for key in kept})
-
     def _written(self, chosen: Sequence[Candidate], run: RunSpec) -> Plan:
         """Return the plan with the run and what was sized for it."""
         options = self._options
         plan = self._project.replanned(run.settings) if run.settings else self._plan
-        sized = {}
-        for item in chosen:
-            tried = run.start is not None
-            recipe = self._recipe(item, plan, run.expected_steps[item.name], tried=tried)
-            sized[item.name] = (item.configuration, recipe)
         asked = {"time_s": options.time_s, "steps": options.training.steps, "folds": options.planning.folds}
         return with_run(
             plan,
-            sized,
+            {item.name: (item.configuration, item.recipe) for item in chosen},
             run,
             asked={key: value for key, value in asked.items() if value is not None},
             memory_gb={item.name: item.memory_gb for item in chosen},

@@ -20,8 +20,9 @@ from segfit.project.trainings import train_all, validate_all
 from segfit.project.validation import probabilities_path, validation_pairs
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
+from segfit.selection.evidence import Evidence
 from segfit.selection.select import Candidate, Selection, select
-from segfit.selection.verdict import Evidence, judge
+from segfit.selection.verdict import judge
 from segfit.training.result import WEIGHTS, TrainingResult
 
 __all__ = ["predict_test", "select_model"]

@@ -173,7 +173,7 @@ class Preparation:
         plan = self.plan()
         if plan.run is None:
             plan = self._sized(plan)
-        self._results_of(plan)
+        self._put_in_place(plan)
         return plan
 
     def decide_anew(self) -> None:
@@ -365,7 +365,7 @@ class Preparation:
         """Return where the results of a plan lie at this moment."""
         return self.folder if self.marks.holds("plan", basis) else self.put_aside(basis)
 
-    def _results_of(self, plan: Plan) -> None:
+    def _put_in_place(self, plan: Plan) -> None:
         """See that what was trained belongs to this plan: put that of another aside, bring back what there was.
 
         `runs`, which knows its plan, moves last: whoever is killed in between finds the same work to do again.

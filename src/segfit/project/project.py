@@ -19,8 +19,9 @@ from segfit.planning.plan import Plan
 from segfit.progress import SILENT, Progress
 from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.preparation import Preparation, load
+from segfit.selection.evidence import Evidence
 from segfit.selection.select import Selection
-from segfit.selection.verdict import Evidence, Verdict, judge
+from segfit.selection.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from segfit.training.result import TrainingResult

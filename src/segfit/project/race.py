@@ -23,11 +23,11 @@ from segfit.errors import StageError
 from segfit.evaluation.summary import Summary
 from segfit.files import Document, content_hash
 from segfit.planning.plan import Plan, RaceEntry
-from segfit.planning.reasons import by_axis
+from segfit.planning.reasons import candidate_words
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
+from segfit.project.candidate import SLACK, Candidate
 from segfit.project.preparation import Preparation, load
-from segfit.project.sizing import SLACK, Candidate
 from segfit.project.validation import validate_fold
 from segfit.training.loop import train_fold
 from segfit.training.result import RESULT, WEIGHTS, TrainingResult
@@ -86,15 +86,16 @@ def race(project: Preparation, candidates: Sequence[Candidate], basis: str, *, s
     file.save(folder / "race.json")
     runners = [_Runner(project, file, number, folder) for number in range(len(file.candidates))]
     winner = _second(runners, file.diverged) if file.diverged else _first(runners)
-    entries = tuple(
-        runner.entry(winner=runner is winner, diverged=number in file.diverged) for number, runner in enumerate(runners)
-    )
-    if len(entries) > 1:
+    entries: tuple[RaceEntry, ...] = ()
+    if len(runners) > 1:
+        entries = tuple(
+            runner.entry(winner=runner is winner, diverged=number in file.diverged)
+            for number, runner in enumerate(runners)
+        )
         project.progress.note(_told(entries))
     spent = sum(runner.predicting + (0 if runner is winner else runner.training) for runner in runners)
     start = winner.last.relative_to(project.folder.root).as_posix()
-    told = entries if len(entries) > 1 else ()
-    return Outcome(runners.index(winner), told, start, winner.identity, spent, winner.seconds_per_step)
+    return Outcome(runners.index(winner), entries, start, winner.identity, spent, winner.seconds_per_step)
 
 
 def exclude(project: Preparation, plan: Plan) -> bool:
@@ -308,14 +309,10 @@ def _folder(project: Preparation, basis: str) -> Path:
 
 def _told(entries: Sequence[RaceEntry]) -> str:
     """Say how a race ended."""
-
-    def words(entry: RaceEntry) -> str:
-        return f"{entry.configuration} with voxels of {by_axis(entry.spacing_mm)} mm"
-
     reached = [
-        f"{words(entry)} reached Dice {entry.mean or 0:.2f} in {duration(entry.seconds)} ({entry.steps} steps)"
-        + (" and diverged later" if entry.diverged else "")
+        f"{candidate_words(entry)} reached Dice {entry.mean or 0:.2f} in {duration(entry.seconds)} "
+        f"({entry.steps} steps)" + (" and diverged later" if entry.diverged else "")
         for entry in entries
     ]
     winner = next(entry for entry in entries if entry.winner)
-    return f"{', '.join(reached)}: {words(winner)} is trained"
+    return f"{', '.join(reached)}: {candidate_words(winner)} is trained"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from math import ceil, inf, prod
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from segfit.device import measure_hardware
 from segfit.errors import InputError, MemoryShortageError
 from segfit.execution.memory import process_bytes
-from segfit.files import Record
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.inference.tiles import mirror_subsets, tile_starts
 from segfit.labels import LabelScheme
@@ -40,24 +38,15 @@ from segfit.planning.budget import (
     shrunk,
 )
 from segfit.planning.plan import AugmentationSpec, Configuration, TrainingSpec
-from segfit.planning.reasons import by_axis
 from segfit.preprocessing.coarsening import kept_dice, mean_kept_dice
 from segfit.progress import Progress
-from segfit.project.forecast import (
-    CASE_SECONDS,
-    CASE_SECONDS_PER_MEGAVOXEL,
-    TrainingCost,
-    Workload,
-)
-from segfit.training.probe import StepCost, TileCost, best_threads, memory_limited, probe_forward, probe_step
-from segfit.training.schedule import cooldown_start
+from segfit.project.candidate import SLACK, Candidate, Validation, configuration_words
+from segfit.project.forecast import CASE_SECONDS_PER_MEGAVOXEL, Workload
+from segfit.training.probe import best_threads, memory_limited, probe_forward, probe_step
 from segfit.training.threads import kept_threads
 from segfit.words import duration
 
-__all__ = ["SLACK", "Candidate", "Sizer", "Validation"]
-
-SLACK = 1.05
-"""A step in training, with what is validated meanwhile, in a measured one."""
+__all__ = ["Sizer"]
 
 _SPARE = 1.25  # on top of the smallest budget that a refusal names
 _FREE_SHARE = 0.9  # of the free memory may be taken
@@ -68,67 +57,6 @@ _COARSENINGS = (2, 4, 8, 16, 32, 64, 128)  # times larger voxels
 _COST_BY_WIDTH = {8: 0.7, 16: 1.0, 24: 1.5, 32: 2.2}  # of a step, in that of 16 features; a first guess only
 _MOST_GROWTHS = 3  # of a patch that was guessed far too small
 _PROBED_VOXELS = 2**15  # of the patch are enough to compare precisions and memory layouts
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """How much of a fold is predicted to validate it; see `RunSpec`."""
-
-    cases: int | None
-    mirror: bool
-    seconds: float
-
-
-class Candidate(Record):
-    """A way to see the data, and what it costs here."""
-
-    settings: tuple[str, ...] = ()  # asked of the planner beside the options, for a plan that has the configuration
-    configuration: Configuration  # of that plan, or a reduced version of it
-    recipe: TrainingSpec
-    step: StepCost
-    tile: TileCost
-    case_seconds: float  # predicting one case with one network, without mirrored views
-    views: int  # mirrored ones and the plain one
-    memory_gb: float | None = None  # what it was reduced to; None: the planned one fits
-
-    @property
-    def name(self) -> str:
-        """Name of the configuration."""
-        return self.configuration.name
-
-    @property
-    def words(self) -> str:
-        """What it is, in a few words."""
-        return _words(self.configuration)
-
-    def training(self, seconds: float, steps: int, recipe: TrainingSpec) -> TrainingCost:
-        """Return the cost of training it by a recipe for so many seconds, over all folds, with so many steps each."""
-        cools_from = cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share)
-        return TrainingCost(
-            configuration=self.configuration,
-            seconds=seconds,
-            case_seconds=self.case_seconds * self.views,
-            steps=steps,
-            step_memory_gb=self.step.peak_memory_gb,
-            tile_memory_gb=self.tile.peak_memory_gb,
-            state_gb=self.step.state_gb,
-            keeps_state=cools_from is not None,
-        )
-
-    def validation(self, workload: Workload, seconds: float) -> Validation:
-        """Return how a fold is validated in at most so many seconds: without mirroring, or on a part of its cases."""
-        mirrored, plain = self.views * self.case_seconds + CASE_SECONDS, self.case_seconds + CASE_SECONDS
-        cases = workload.validation_cases
-        if cases * mirrored <= seconds:
-            return Validation(None, True, cases * mirrored)
-        if cases * plain <= seconds:
-            return Validation(None, False, cases * plain)
-        some = max(1, int(seconds / plain))
-        return Validation(some, False, some * plain)
-
-    def testing(self, networks: int, workload: Workload) -> float:
-        """Return the seconds of predicting the test images with `networks` networks."""
-        return workload.test_cases * (networks * self.views * self.case_seconds + CASE_SECONDS)
 
 
 class Sizer:
@@ -200,7 +128,7 @@ class Sizer:
             return self.measure(configuration, recipe)
         except MemoryShortageError:
             limit = self.available_gb()
-            self._progress.note(f"{_words(configuration)}: does not fit into {limit:.1f} GB")
+            self._progress.note(f"{configuration_words(configuration)}: does not fit into {limit:.1f} GB")
         smaller = reductions(configuration, self._options)
         best: Candidate | None = None
         low, high = 0, len(smaller)  # the first that fits is among them
@@ -210,12 +138,12 @@ class Sizer:
             try:
                 tried = self.measure(item, recipe)
             except MemoryShortageError:
-                self._progress.note(f"{_words(item)}: does not fit into {limit:.1f} GB")
+                self._progress.note(f"{configuration_words(item)}: does not fit into {limit:.1f} GB")
                 low = middle + 1
             else:
                 best, high = tried, middle
         if best is None:
-            least = _words(smaller[-1] if smaller else configuration)
+            least = configuration_words(smaller[-1] if smaller else configuration)
             raise InputError(
                 f"not even {least} fits into {limit:.1f} GB of memory; free memory, raise --memory, or leave "
                 "planning.patch_size, planning.batch_size and planning.base_features to the planner"
@@ -429,13 +357,6 @@ class Sizer:
         """Return the training steps that are possible in so many seconds, predictions included."""
         left = seconds - self._predicting(candidate)
         return max(0.0, left) / (candidate.step.seconds_per_step * SLACK)
-
-
-def _words(configuration: Configuration) -> str:
-    return (
-        f"{configuration.name}, {configuration.network.features[0]} features, batch {configuration.batch_size}, "
-        f"patch {by_axis(configuration.patch_size)} at {by_axis(configuration.spacing_mm)} mm"
-    )
 
 
 def _grid(array: NDArray[Any], configuration: Configuration, spacing_mm: Sequence[float]) -> list[int]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import ceil
 from statistics import fmean
 from typing import Any, Literal
 
 from segfit.evaluation.summary import Summary
 from segfit.files import Record
-from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.budget import TOLERABLE_STEPS, WANTED_STEPS
-from segfit.planning.plan import Plan, RaceEntry, RunSpec
-from segfit.planning.reasons import by_axis
-from segfit.selection.select import Selection
+from segfit.planning.plan import RunSpec
+from segfit.planning.reasons import candidate_words
+from segfit.selection.evidence import LOST_LOSS, Evidence
 from segfit.training.result import TrainingResult
 from segfit.words import count, dice, duration, listing
 
-__all__ = ["Evidence", "Finding", "Verdict", "judge"]
+__all__ = ["Finding", "Verdict", "judge"]
 
 _UNLEARNED = 0.1
 """Dice of a case. Painting every voxel gives a structure that fills a twentieth of the image this much: chance."""
@@ -35,8 +33,6 @@ _RISING, _STEEP = 0.01, 0.05
 that the training was cut short (assumption)."""
 _SKIPPED = 0.05
 """Share of the steps. Half precision skips single steps by design; one in twenty has a cause (assumption)."""
-_LOST_LOSS = 10.0
-"""Final loss. Guessing among 100 labels costs ln(100) = 4.6."""
 _FEW_CASES = 3
 """Training cases with a structure. With two, a network is trained on one when the other validates it, or on both and
 nothing validates it."""
@@ -105,77 +101,6 @@ class Verdict(Record):
     def structures(self, *codes: str) -> frozenset[str]:
         """Return the structures that findings of these codes concern."""
         return frozenset(name for item in self.findings if item.code in codes for name in item.structures)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What a verdict is made from.
-
-    Parameters
-    ----------
-    validation : cross-validated scores of what is handed over
-    trainings : results of all trainings of the run
-    num_folds : all folds there are, trained or not
-    test : scores of the test cases, if they have labels
-    """
-
-    validation: Summary
-    selection: Selection
-    trainings: Sequence[TrainingResult]
-    plan: Plan
-    fingerprint: Fingerprint
-    num_folds: int
-    test: Summary | None = None
-
-    @property
-    def run(self) -> RunSpec:
-        """What was to be trained."""
-        assert self.plan.run is not None
-        return self.plan.run
-
-    @property
-    def chosen(self) -> list[TrainingResult]:
-        """The trainings of the networks that are handed over."""
-        return [item for item in self.trainings if item.configuration in self.selection.winner]
-
-    @property
-    def steps(self) -> int | None:
-        """The steps of the shortest of them."""
-        return min((item.steps for item in self.chosen), default=None)
-
-    @property
-    def gain(self) -> float:
-        """Mean Dice gained in the last quarter of the trainings; 0 where the curves do not tell."""
-        gains = []
-        for result in self.chosen:
-            curve = [(point.share, point.mean) for point in result.curve if point.mean is not None]
-            before = [mean for share, mean in curve if share <= 0.75]
-            if before and curve[-1][0] > 0.75:
-                gains.append(curve[-1][1] - before[-1])
-        return fmean(gains) if gains else 0.0
-
-    @property
-    def skipped(self) -> int:
-        """Steps of the trainings of the chosen networks that had no finite gradient."""
-        return sum(item.skipped_steps for item in self.chosen)
-
-    @property
-    def diverged(self) -> bool:
-        """Whether one of them got lost, for good or on its way."""
-        return any((item.final_loss or 0.0) > _LOST_LOSS or item.diverged for item in self.chosen)
-
-    def held_by(self) -> dict[str, int]:
-        """Return the number of training cases that hold each structure."""
-        return {
-            target.name: sum(any(case.label_voxels.get(v) for v in target.values) for case in self.fingerprint.cases)
-            for target in self.validation.targets
-        }
-
-    def seconds_for(self, steps: int) -> float:
-        """Return what a run with so many steps per training takes, from the steps and stages of this one."""
-        training = sum(steps * item.seconds / item.own_steps for item in self.trainings if item.own_steps)
-        forecast = self.run.forecast
-        return training + sum(item.seconds for stage, item in forecast.items() if stage != "train")
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -283,7 +208,7 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
         )
     if evidence.diverged:
         loss = max((item.final_loss or 0.0 for item in chosen), default=0.0)
-        at = f": the loss at its end is {loss:.3g}" if loss > _LOST_LOSS else " on its way"
+        at = f": the loss at its end is {loss:.3g}" if loss > LOST_LOSS else " on its way"
         yield Finding(
             code="diverged",
             level="doubtful",
@@ -294,11 +219,12 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
     run = evidence.run
     lost = [entry for entry in run.race if entry.diverged]
     if lost:
+        which = listing([candidate_words(entry) for entry in lost])
         yield Finding(
             code="diverged",
             level="remark",
             numbers={"networks": len(lost)},
-            text=f"What had learned most when tried ({_networks(lost)}) diverged later: the next best was trained.",
+            text=f"What had learned most when tried ({which}) diverged later: the next best was trained.",
             action=_gentler(evidence),
         )
     expected = [item for item in chosen if run.steps is None and item.own_steps < _BUSY * _expected(run, item)]
@@ -373,10 +299,6 @@ def _with_reference(summary: Summary) -> dict[str, dict[str, float]]:
             if one.n_ref and one.dice is not None:
                 found.setdefault(name, {})[case.case] = one.dice
     return found
-
-
-def _networks(entries: Sequence[RaceEntry]) -> str:
-    return listing([f"{item.configuration} with voxels of {by_axis(item.spacing_mm)} mm" for item in entries])
 
 
 def _expected(run: RunSpec, result: TrainingResult) -> int:

@@ -85,9 +85,8 @@ class Learner:
         finite the weights stayed as they were.
         """
         groups = self._side_by_side.arrange(image.shape[0])
-        with kept_threads(
-            torch.get_num_threads() // groups
-        ):  # all others would wait, or spin, between the groups' work
+        # Further threads would wait, or spin, while the groups work.
+        with kept_threads(torch.get_num_threads() // groups):
             return self._step(image, labels, groups, learning_rate, rng)
 
     def _step(

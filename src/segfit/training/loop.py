@@ -31,10 +31,11 @@ from segfit.training.readback import StepFacts
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, finished_result
 from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
 from segfit.training.schedule import cooldown_start, learning_rate
+from segfit.training.takeover import state_to_start_from
 from segfit.training.threads import ThreadChoice, kept_threads, thread_numbers
 from segfit.training.validation import CaseValidation
 
-__all__ = ["before_cooldown", "train_fold"]
+__all__ = ["train_fold"]
 
 _PLANNED_AT = 0.05  # share of a time budget after which the time of a step is known well enough
 _MEMORY_SHARE = 0.5  # of the free RAM, for keeping cases (assumption)
@@ -391,14 +392,7 @@ class _Training:
         """Start from another training, if this one is to: from before its cool-down, or from its end if it had none."""
         if self._start is None:
             return
-        state = before_cooldown(self._start)
-        if state is None:
-            identity = TrainingResult.load(self._start / RESULT).identity
-            state, _ = Checkpoints(self._start / STATE, identity).load()
-        if state is None:
-            raise StageError(
-                f"the training in {self._start} has no whole state to go on from; run again in another folder (--out)"
-            )
+        state = state_to_start_from(self._start)
         self._learner.restore(state.tensors, state.facts["learner"])
         self._guard.factor = state.facts["learning_rate_factor"]
         self._step = self._first_step = state.step
@@ -432,12 +426,6 @@ class _Training:
         if not keep_state:
             self._checkpoints.delete()
         return result
-
-
-def before_cooldown(folder: Path) -> State | None:
-    """Return the state that a finished training kept from before its cool-down; None if there is none that is whole."""
-    state, _ = Checkpoints(folder / BEFORE_COOLDOWN, TrainingResult.load(folder / RESULT).identity).load()
-    return state
 
 
 @contextmanager

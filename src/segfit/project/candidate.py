@@ -1,0 +1,87 @@
+"""A way to see the data, and what it costs on this machine to train and to predict with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segfit.files import Record
+from segfit.planning.plan import Configuration, TrainingSpec
+from segfit.planning.reasons import by_axis
+from segfit.project.forecast import CASE_SECONDS, TrainingCost, Workload
+from segfit.training.probe import StepCost, TileCost
+from segfit.training.schedule import cooldown_start
+
+__all__ = ["SLACK", "Candidate", "Validation", "configuration_words"]
+
+SLACK = 1.05
+"""A step in training, with what is validated meanwhile, in a measured one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """How much of a fold is predicted to validate it; see `RunSpec`."""
+
+    cases: int | None
+    mirror: bool
+    seconds: float
+
+
+class Candidate(Record):
+    """A way to see the data, and what it costs here."""
+
+    settings: tuple[str, ...] = ()  # asked of the planner beside the options, for a plan that has the configuration
+    configuration: Configuration  # of that plan, or a reduced version of it
+    recipe: TrainingSpec
+    step: StepCost
+    tile: TileCost
+    case_seconds: float  # predicting one case with one network, without mirrored views
+    views: int  # mirrored ones and the plain one
+    memory_gb: float | None = None  # what it was reduced to; None: the planned one fits
+
+    @property
+    def name(self) -> str:
+        """Name of the configuration."""
+        return self.configuration.name
+
+    @property
+    def words(self) -> str:
+        """What it is, in a few words."""
+        return configuration_words(self.configuration)
+
+    def training(self, seconds: float, steps: int) -> TrainingCost:
+        """Return the cost of training it for so many seconds, over all folds, with so many steps each."""
+        recipe = self.recipe
+        cools_from = cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share)
+        return TrainingCost(
+            configuration=self.configuration,
+            seconds=seconds,
+            case_seconds=self.case_seconds * self.views,
+            steps=steps,
+            step_memory_gb=self.step.peak_memory_gb,
+            tile_memory_gb=self.tile.peak_memory_gb,
+            state_gb=self.step.state_gb,
+            keeps_state=cools_from is not None,
+        )
+
+    def validation(self, workload: Workload, seconds: float) -> Validation:
+        """Return how a fold is validated in at most so many seconds: without mirroring, or on a part of its cases."""
+        mirrored, plain = self.views * self.case_seconds + CASE_SECONDS, self.case_seconds + CASE_SECONDS
+        cases = workload.validation_cases
+        if cases * mirrored <= seconds:
+            return Validation(None, True, cases * mirrored)
+        if cases * plain <= seconds:
+            return Validation(None, False, cases * plain)
+        some = max(1, int(seconds / plain))
+        return Validation(some, False, some * plain)
+
+    def testing(self, networks: int, workload: Workload) -> float:
+        """Return the seconds of predicting the test images with `networks` networks."""
+        return workload.test_cases * (networks * self.views * self.case_seconds + CASE_SECONDS)
+
+
+def configuration_words(configuration: Configuration) -> str:
+    """Return what a configuration is, in a few words."""
+    return (
+        f"{configuration.name}, {configuration.network.features[0]} features, batch {configuration.batch_size}, "
+        f"patch {by_axis(configuration.patch_size)} at {by_axis(configuration.spacing_mm)} mm"
+    )
