@@ -12,9 +12,9 @@ from segfit.images.image import Image
 from segfit.inference import export as export_module
 from segfit.inference.export import ScoreField, export_labels, export_probabilities, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration, ResamplingSpec
 from segfit.preprocessing.pipeline import CaseProperties, paste, preprocess, restore_axes
 from segfit.resampling import resample_image
+from segfit.specs import Configuration, ResamplingSpec
 
 LABELS = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
