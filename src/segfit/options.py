@@ -130,11 +130,13 @@ class PlanningOptions(ConfigurationOptions):
 
         The second stage of a cascade also takes the values of 3d_fullres, which it repeats.
         """
+        keys = ("3d_fullres", name) if name == "3d_cascade_fullres" else (name,)
+        own = [item for key in keys for known, item in self.by_configuration.items() if known == key]
+        if not own:
+            return self
         tree = self.model_dump(include=set(ConfigurationOptions.model_fields))
-        for key in ("3d_fullres", name) if name == "3d_cascade_fullres" else (name,):
-            own = [item for known, item in self.by_configuration.items() if known == key]
-            if own:
-                tree = _laid_over(tree, own[0].model_dump())
+        for item in own:
+            tree = _laid_over(tree, item.model_dump())
         return ConfigurationOptions.model_validate(tree)
 
 

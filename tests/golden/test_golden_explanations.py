@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from math import prod
 from typing import Any
 
@@ -14,17 +13,13 @@ from segfit.device import Hardware
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import Options
+from segfit.planning.explain import words_of
 from segfit.planning.plan import Decision, Plan
 from segfit.planning.planner import derive
+from segfit.planning.rules import TABLE
 from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
 
 pytestmark = pytest.mark.golden("plans.jsonl.gz")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "x".join(f"{n:.6g}" for n in value) if isinstance(value, list | tuple) else str(value)
 
 
 def _value(plan: Plan, key: str) -> Any:
@@ -67,41 +62,23 @@ def _plans(
             yield derive(fingerprint, scheme, options), fingerprint, scheme, options
 
 
-def _promises(sentence: str) -> Any:
-    """Yield memory target and promised value; None where there would be no such configuration."""
-    start = sentence.find("memory: ")
-    if start < 0:
-        return
-    for part in re.split(r", (?=with )", sentence[start + len("memory: ") :].split("; ")[0]):
-        targets, _, promise = part.partition(" it would ")
-        promise = promise.removeprefix("still ").removeprefix("be ")
-        for gb in re.findall(r"([\d.]+) GB", targets):
-            yield float(gb), promise or None
-
-
 def _check_memory(plan: Plan, item: Decision, again: Any) -> int:
     """Replan with every memory target that a decision speaks of; returns how many promises there were."""
     name, _, leaf = item.key.partition(".")
     kept = 0
-    if name not in plan.configurations and item.key != "configurations":
-        return kept
-    for gb, promise in _promises(item.would_change):
-        other = again(gb)
+    for outcome in item.outcomes:
+        if outcome.memory_gb is None:
+            continue
+        other = again(outcome.memory_gb)
         if item.key == "configurations":
-            names = sorted(other.configurations)
-            assert promise == ", ".join(names[:-1]) + " and " + names[-1]
-        elif promise is None:
+            assert outcome.value == sorted(other.configurations)
+        elif outcome.state == "absent":
             assert name not in other.configurations
-            assert f"there would be no {name}" in item.would_change
         else:
-            assert promise == _shown(getattr(other.configurations[name], leaf)), (item.key, gb)
+            assert outcome.state == "planned"
+            value = getattr(other.configurations[name], leaf)
+            assert outcome.value == (list(value) if isinstance(value, tuple) else value), (item.key, outcome)
         kept += 1
-    if "more memory would not change it" in item.would_change and leaf:
-        now = getattr(plan.configurations[name], leaf)
-        for factor in (2, 3):
-            budget = next(one.value for one in plan.decisions if one.key == "memory_gb")
-            assert getattr(again(factor * budget).configurations[name], leaf) == now, item.key
-            kept += 1
     return kept
 
 
@@ -111,8 +88,12 @@ def test_every_value_told_is_the_plans(datasets: list[dict[str, Any]]) -> None: 
         told = {item.key: item for item in plan.decisions}
         assert len(told) == len(plan.decisions)
         for key, item in told.items():
-            assert all((item.rule, item.bound, item.source, item.would_change)), key
-            fixed = key == "memory_gb" or key.endswith((".training", ".augmentation.intensities"))
+            assert item.bound in TABLE[item.rule].bounds, key
+            words = words_of(item)
+            assert all((words.rule, words.bound, words.source, words.changes)), key
+            assert "*" not in words.rule + words.bound, key  # every sentence is filled
+            assert not item.options
+            fixed = key == "memory_gb" or key.endswith((".training", ".augmentation.intensities", ".batch_dice"))
             assert item.inputs or fixed, key
             if key.partition(".")[0] in plan.configurations:
                 assert item.value == _value(plan, key), key
@@ -180,7 +161,7 @@ def test_auto_promises_what_it_does_with_that_memory(datasets: list[dict[str, An
             again = _replanner(fingerprint, scheme, options, hardware)
             kept += sum(_check_memory(plan, one, again) for one in plan.decisions)
             patch = next(one for one in plan.decisions if one.key.endswith("patch_size"))
-            assert (free < 30) or "auto plans for no more memory" in patch.would_change
+            assert (free < 30) or "memory is capped by auto" in words_of(patch).changes
     assert kept > 200
 
 
@@ -201,13 +182,11 @@ def test_promises_about_more_cases_are_kept(datasets: list[dict[str, Any]]) -> N
     kept = 0
     for plan, fingerprint, scheme, options in _plans(datasets):
         twice = fingerprint.model_copy(update={"num_training": 2 * fingerprint.num_training})
-        told = [item for item in plan.decisions if "with twice as many it would" in item.would_change]
-        if not told:
-            continue
+        told = {item.key: one for item in plan.decisions for one in item.outcomes if one.cases is not None}
         other = derive(twice, scheme, options)
-        for item in told:
-            batch = int(re.findall(r"twice as many it would (?:still )?be (\d+)", item.would_change)[0])
-            assert batch == other.configurations[item.key.partition(".")[0]].batch_size
+        for key, outcome in told.items():
+            assert outcome.cases == twice.num_training
+            assert outcome.value == other.configurations[key.partition(".")[0]].batch_size
             kept += 1
     assert kept > 50
 
@@ -220,7 +199,7 @@ def test_inputs_are_enough_to_recompute_the_value(datasets: list[dict[str, Any]]
             if configuration.previous_stage is not None:
                 continue
             batch, estimate = told[f"{name}.batch_size"], told[f"{name}.memory_estimate"].inputs
-            share = next(value for key, value in batch.inputs.items() if key.endswith("_of_the_dataset_is"))
+            share = batch.inputs["coverage_allows"]
             room = estimate["budget_per_sample"] / configuration.memory_estimate * estimate["samples_of_the_budget"]
             assert batch.inputs["memory_allows"] == pytest.approx(room)
             assert batch.value == max(2, min(round(room), round(share)))

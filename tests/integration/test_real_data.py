@@ -67,7 +67,7 @@ def test_left_and_right_of_the_mouse_brain_change_places(data: Path) -> None:
     assert told["mirror_axes"].value == [2]
     assert told["exchanged_labels"].inputs == {
         "pairs": 17,
-        "lie on both sides in spite of their names": "Left External Capsule, Left Ventricles and Left Brain Stem",
+        "on_both_sides_in_spite_of_their_names": ["Left External Capsule", "Left Ventricles", "Left Brain Stem"],
     }
 
 

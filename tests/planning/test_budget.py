@@ -14,6 +14,7 @@ from segfit.planning import budget
 from segfit.planning.augmentation import augmentation_for
 from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
+from segfit.planning.sized_plan import with_run
 from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
 
 
@@ -179,16 +180,14 @@ def test_the_plan_says_what_was_sized_and_why() -> None:
         expected_steps={"3d_fullres": 1600},
         seconds_per_step={"3d_fullres": 0.33},
     )
-    result = budget.with_run(
-        plan, {"3d_fullres": (narrow, recipe)}, run, asked={"time_s": 900.0}, memory_gb={}, heads=3
-    )
+    result = with_run(plan, {"3d_fullres": (narrow, recipe)}, run, asked={"time_s": 900.0}, memory_gb={}, heads=3)
     assert result.run == run
     assert result.configurations["3d_fullres"] == narrow.model_copy(update={"memory_estimate": _elements(narrow, 3)})
     assert result.training["3d_fullres"] == recipe
     decisions = {item.key: item for item in result.decisions}
     width = decisions["3d_fullres.network.features"]
     assert width.value == [16, 32, 64, 128]
-    assert width.bound == "time budget"
+    assert (width.rule, width.bound) == ("sized_features", "time")
     assert width.inputs["seconds_per_step"] == 0.33
     assert decisions["3d_fullres.batch_size"].value == 2
     assert "3d_fullres.patch_size" not in decisions
@@ -224,7 +223,7 @@ def _sized(plan: Plan, now: Configuration, recipe: TrainingSpec, memory_gb: floa
         seconds_per_step={now.name: 0.1},
     )
     sized = {now.name: (now, recipe)}
-    return budget.with_run(plan, sized, run, asked={"time_s": 90.0}, memory_gb={now.name: memory_gb}, heads=3)
+    return with_run(plan, sized, run, asked={"time_s": 90.0}, memory_gb={now.name: memory_gb}, heads=3)
 
 
 def _derived(*settings: str) -> Plan:
@@ -251,16 +250,18 @@ def test_what_follows_from_a_smaller_patch_and_width_is_told_anew(memory_gb: flo
     lowest = [n // d for n, d in zip(now.patch_size, now.network.divisor, strict=True)]
     assert strides.inputs["lowest_resolution_shape"] == lowest
     assert min(lowest) < 4  # what the rule asks for holds of the planned patch only
-    assert strides.bound == f"planned patch of {'x'.join(map(str, before.patch_size))}"
+    assert strides.bound == "kept"
     geometry = told["augmentation"]
-    assert geometry.inputs["patch_size"] == "x".join(map(str, now.patch_size))
+    assert geometry.inputs["patch_size"] == list(now.patch_size)
     assert geometry.value["sample_patch"] == list(recipe.augmentation.sample_patch)
     assert told["batch_size"].value == now.batch_size == before.batch_size
-    assert told["batch_size"].bound == ("time budget" if memory_gb is None else "2.0 GB of free memory")
+    assert told["batch_size"].rule == ("sized_batch" if memory_gb is None else "sized_memory")
+    assert told["batch_size"].bound == ("time" if memory_gb is None else "memory")
+    assert told["batch_size"].inputs.get("free_gb") == memory_gb
     assert "memory_estimate" not in told["batch_size"].inputs
     assert not any("batch_size" in change for change in result.changes)
     share = next(one for one in result.decisions if one.key == "configurations")
-    assert share.rule.endswith("(by the planned patch, before it was reduced)")
+    assert share.inputs["patch_size_after_sizing"] == list(now.patch_size)
     assert share.inputs["patch_size"] == list(before.patch_size)
     untouched = {one.key: one for one in plan.decisions if one.key.startswith("2d.")}
     assert untouched == {one.key: one for one in result.decisions if one.key.startswith("2d.")}
@@ -282,8 +283,9 @@ def test_what_was_set_is_still_told_after_sizing() -> None:
     result = _sized(plan, now, plan.training["3d_fullres"])
     told = {item.key: item for item in result.decisions}
     assert told["3d_fullres.batch_size"] == next(one for one in plan.decisions if one.key == "3d_fullres.batch_size")
-    assert told["3d_fullres.training"].bound == "set by you; time budget"
-    assert told["3d_fullres.training"].inputs["by_rule"] == {"momentum": 0.99}
+    assert (told["3d_fullres.training"].rule, told["3d_fullres.training"].bound) == ("sized_recipe", "time")
+    assert told["3d_fullres.training"].options == ("training.momentum",)
+    assert told["3d_fullres.training"].by_rule == {"momentum": 0.99}
     assert told["3d_fullres.training"].value["momentum"] == 0.9
 
 

@@ -10,6 +10,7 @@ from planning_fakes import STATISTICS, case, fingerprint, scheme
 from segfit.errors import InputError
 from segfit.feature_maps import feature_map_elements
 from segfit.options import Options
+from segfit.planning.explain import words_of
 from segfit.planning.plan import Plan
 from segfit.planning.planner import derive
 
@@ -51,9 +52,9 @@ def test_a_whole_network_can_be_given() -> None:
     assert not plan.stock
     assert "3d_fullres: features 8, 16, 24 set by you instead of 32, 64, 128, 256" in plan.changes
     decision = next(one for one in plan.decisions if one.key == "3d_fullres.network.strides")
-    assert (decision.value, decision.bound) == (strides, "set by you")
-    assert decision.inputs["by_rule"] == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
-    assert decision.would_change == "the option planning.strides"
+    assert (decision.value, decision.options) == (strides, ("planning.strides",))
+    assert decision.by_rule == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
+    assert words_of(decision).changes == "the option planning.strides"
 
 
 def test_a_patch_is_rounded_up_to_what_the_strides_divide() -> None:
@@ -74,18 +75,20 @@ def test_loss_normalization_and_order_of_axes() -> None:
         "transpose 2, 0, 1 set by you instead of 0, 1, 2",
         "3d_fullres: batch_dice yes set by you instead of no",
     )
-    bounds = {one.key: one.bound for one in plan.decisions}
-    assert bounds["transpose"] == bounds["normalization.0"] == bounds["3d_fullres.batch_dice"] == "set by you"
+    options = {one.key: one.options for one in plan.decisions}
+    assert options["transpose"] == ("planning.transpose",)
+    assert options["normalization.0"] == ("planning.normalization",)
+    assert options["3d_fullres.batch_dice"] == ("planning.batch_dice",)
 
 
 @pytest.mark.parametrize(
     ("planning", "message"),
     [
-        ({"features": [8, 16]}, "planning.features cannot be had in 2d, a network of 2 axes and 4 stages"),
+        ({"features": [8, 16]}, "planning.features does not fit 2d (2D, 4 stages)"),
         ({"features": [8, 16, 0, 8]}, "all numbers must be 1 or more"),
         ({"configurations": ["3d_fullres"], "kernels": [[2, 2, 2]] * 4}, "kernels must be odd"),
         ({"configurations": ["3d_fullres"], "strides": [[2, 2, 2]] * 4}, "the first stride must be 1 along every axis"),
-        ({"kernels": [[3, 3, 3]] * 4}, "in 2d, a network of 2 axes"),
+        ({"kernels": [[3, 3, 3]] * 4}, "does not fit 2d (2D, 4 stages)"),
         ({"decoder_convs": [1]}, "decoder_convs must have one entry less than there are stages"),
         ({"normalization": ["ct", "ct"]}, "one scheme for each of the channels MRI, got ct, ct"),
         ({"transpose": [0, 1]}, "planning.transpose is an order of the axes 0,1,2 of volumes, got [0, 1]"),

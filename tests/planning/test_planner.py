@@ -11,11 +11,13 @@ from planning_fakes import STATISTICS, case, fingerprint, scheme
 
 from segfit.device import Hardware
 from segfit.errors import InputError
+from segfit.files import write_json
 from segfit.fingerprint.fingerprint import ChannelIntensities, Fingerprint
 from segfit.labels import Exchange
 from segfit.options import Options
-from segfit.planning.plan import Decision, Plan
+from segfit.planning.plan import Decision, Outcome, Plan
 from segfit.planning.planner import derive
+from segfit.planning.rules import TABLE
 from segfit.specs import TrainingSpec
 
 _LABELS = scheme("liver", "tumour")
@@ -104,10 +106,9 @@ def test_every_value_has_a_reason_and_none_is_given_twice() -> None:
         for value in (*values, *network, "training", "augmentation"):
             assert f"{name}.{value}" in keys
     for item in plan.decisions:
-        assert item.rule
-        assert item.bound
-        assert item.source
-        assert item.would_change
+        assert item.rule in TABLE
+        assert item.bound in TABLE[item.rule].bounds
+        assert not item.options
     general = {"preset", "memory_gb", "orientation", "target_spacing_mm", "transpose", "configurations", "mirror_axes"}
     assert general <= set(keys)
     assert {"normalization.0", "normalization.1", "3d_cascade_fullres.previous_stage"} <= set(keys)
@@ -116,16 +117,19 @@ def test_every_value_has_a_reason_and_none_is_given_twice() -> None:
 def test_the_patch_tells_its_bound_and_what_more_memory_would_give() -> None:
     item = _decision(derive(_large(), _LABELS, _options()), "3d_fullres.patch_size")
     assert item.value == [128, 128, 128]
-    assert item.bound == "memory 8 GB"
+    assert (item.bound, item.inputs["memory_gb"]) == ("memory", 8)
     double, triple = (
-        derive(_large(), _LABELS, Options(preset="stock", memory_gb=gb)).configurations["3d_fullres"].patch_size
+        list(derive(_large(), _LABELS, Options(preset="stock", memory_gb=gb)).configurations["3d_fullres"].patch_size)
         for gb in (16, 24)
     )
-    sizes = ["x".join(map(str, patch)) for patch in (double, triple)]
-    assert item.would_change == f"memory: with 16 GB it would be {sizes[0]}, with 24 GB it would be {sizes[1]}"
+    assert item.outcomes == (
+        Outcome(memory_gb=16, state="planned", value=double),
+        Outcome(memory_gb=24, state="planned", value=triple),
+    )
     small = _decision(derive(_small(), _LABELS, _options()), "3d_fullres.patch_size")
-    assert small.bound == "median shape 36x50x35"
-    assert "more memory would not change it" in small.would_change
+    assert (small.bound, small.inputs["median_shape"]) == ("median", [36, 50, 35])
+    assert {one.state for one in small.outcomes} == {"planned"}
+    assert all(one.value == small.value for one in small.outcomes)
 
 
 def test_overrides_are_applied_and_listed() -> None:
@@ -141,15 +145,15 @@ def test_overrides_are_applied_and_listed() -> None:
     assert full.network.features[:2] == (16, 32)
     assert not plan.stock
     assert plan.changes == (
-        "only 3d_fullres is planned, as asked",
+        "configurations, as asked: 3d_fullres",
         "3d_fullres: patch_size 32x40x32 (30x40x30 rounded up to multiples of 8x8x8) set by you instead of 40x56x40",
         "3d_fullres: batch_size 5 set by you instead of 9",
         "3d_fullres: base_features 16 set by you instead of 32",
     )
-    assert _decision(plan, "3d_fullres.batch_size").bound == "set by you"
-    assert _decision(plan, "3d_fullres.patch_size").bound == "set by you"
-    assert _decision(plan, "configurations").bound == "set by you"
-    assert _decision(plan, "configurations").inputs["by_rule"] == ["2d", "3d_fullres"]
+    assert _decision(plan, "3d_fullres.batch_size").options == ("planning.batch_size",)
+    assert _decision(plan, "3d_fullres.patch_size").options == ("planning.patch_size",)
+    assert _decision(plan, "configurations").options == ("planning.configurations",)
+    assert _decision(plan, "configurations").by_rule == ["2d", "3d_fullres"]
 
 
 def test_a_patch_beyond_the_memory_target_is_taken_with_a_warning() -> None:
@@ -203,11 +207,12 @@ def test_auto_is_canonical_and_leaves_out_telling_axes() -> None:
     assert plan.changes == (
         "axes are brought to the canonical orientation",
         "folds are balanced over groups, sites and structures",
-        "only z, x are mirrored",
+        "flipped axes: z and x",
     )
     item = _decision(plan, "mirror_axes")
     assert item.value == [0, 2]
-    assert '"Anterior" lies 40% of the extent beyond "Posterior"' in item.inputs["y is not flipped"]
+    assert list(item.inputs["kept_axes"]) == ["y"]
+    assert '"Anterior" lies 40% of the extent beyond "Posterior"' in item.inputs["kept_axes"]["y"]
 
 
 def _eyes(**fields: Any) -> Fingerprint:
@@ -229,7 +234,6 @@ def test_auto_exchanges_left_and_right_where_it_flips_them() -> None:
     item = _decision(plan, "exchanged_labels")
     assert item.value == ["Left eye with Right eye"]
     assert item.inputs == {"pairs": 1}
-    assert item.would_change == "other names, or the option planning.mirror_axes without x"
 
 
 def test_axes_that_are_set_exchange_left_and_right() -> None:
@@ -292,7 +296,7 @@ def test_hounsfield_units_are_ct_whatever_the_name_in_auto() -> None:
     assert stock.stock
     assert any("as its name says; its values would ask for ct" in text for text in stock.warnings)
     decision = next(item for item in auto.decisions if item.key == "normalization.0")
-    assert decision.source == "segfit preset auto"
+    assert (decision.rule, decision.bound) == ("normalization_ct", "values")
 
 
 def _scheme_of(plan: Plan) -> str:
@@ -349,6 +353,14 @@ def test_impossible_memory_targets_are_refused() -> None:
         derive(_small(), _LABELS, Options(preset="stock", memory_gb=1e-4))
     with pytest.raises(InputError, match=r"does not fit into 1e-07 GB"):
         derive(_small(), _LABELS, Options(preset="stock", memory_gb=1e-7))
+
+
+def test_a_plan_of_sentences_is_read_without_them(tmp_path: Path) -> None:
+    plan = derive(_small(), _LABELS, _options())
+    old = plan.model_dump(mode="json") | {"schema_version": 1}
+    old["decisions"] = [{"key": "preset", "value": "stock", "rule": "a sentence", "source": "", "would_change": ""}]
+    write_json(tmp_path / "plan.json", old)
+    assert Plan.load(tmp_path / "plan.json") == plan.model_copy(update={"decisions": ()})
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

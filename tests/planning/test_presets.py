@@ -5,6 +5,7 @@ import pytest
 from segfit.device import Hardware
 from segfit.options import Options
 from segfit.planning.presets import choose_rules, orientation_of
+from segfit.planning.trace import Trace
 
 
 def _gpu(free_gb: float) -> Hardware:
@@ -32,20 +33,20 @@ _CPU = Hardware(device="cpu", name="a CPU", threads=8, free_memory_gb=120.0, fas
 def test_auto_goes_by_the_memory_there_is(
     hardware: Hardware | None, memory_gb: float | None, rules: str, target: float
 ) -> None:
-    chosen, memory, decisions = choose_rules(Options(memory_gb=memory_gb), hardware)
+    trace = Trace()
+    chosen, memory = choose_rules(Options(memory_gb=memory_gb), hardware, trace)
     assert (chosen.name, memory) == (rules, target)
-    assert [item.key for item in decisions] == ["preset", "memory_gb"]
-    assert [item.value for item in decisions] == [rules, target]
+    assert {key: item.value for key, item in trace.found.items()} == {"preset": rules, "memory_gb": target}
 
 
 def test_named_presets_keep_their_own_target_whatever_the_machine() -> None:
-    assert choose_rules(Options(preset="stock"), _gpu(40.0))[1] == 8
-    assert choose_rules(Options(preset="resenc-xl"), _gpu(8.0))[1] == 40
-    assert choose_rules(Options(preset="resenc-l", memory_gb=12), None)[1] == 12
+    assert choose_rules(Options(preset="stock"), _gpu(40.0), Trace())[1] == 8
+    assert choose_rules(Options(preset="resenc-xl"), _gpu(8.0), Trace())[1] == 40
+    assert choose_rules(Options(preset="resenc-l", memory_gb=12), None, Trace())[1] == 12
 
 
 def test_budgets_scale_linearly_with_memory() -> None:
-    rules = choose_rules(Options(preset="resenc-l"), None)[0]
+    rules = choose_rules(Options(preset="resenc-l"), None, Trace())[0]
     assert rules.elements(3, 24) == 2100e6
     assert rules.elements(3, 12) == 1050e6
     assert rules.elements(2, 24) == 380e6
@@ -58,14 +59,17 @@ def test_orientation_of_the_presets() -> None:
 
 
 def test_features_and_blocks() -> None:
-    rules = choose_rules(Options(preset="resenc-m"), None)[0]
+    rules = choose_rules(Options(preset="resenc-m"), None, Trace())[0]
     assert rules.features(3, 7) == (32, 64, 128, 256, 320, 320, 320)
     assert rules.features(2, 7) == (32, 64, 128, 256, 512, 512, 512)
     assert rules.convs(6) == ((1, 3, 4, 6, 6, 6), (1, 1, 1, 1, 1))
 
 
 def test_auto_says_that_it_takes_less_memory_than_was_asked_for() -> None:
-    memory = choose_rules(Options(memory_gb=80), _gpu(139.0))[2][1]
-    assert memory.bound == "auto plans for at most 24 GB, of 80 GB asked for"
-    preset = choose_rules(Options(), _CPU)[2][0]
-    assert preset.would_change.startswith("a GPU: resenc-m from 7 GB on, resenc-l from 20 GB on; or another preset")
+    trace = Trace()
+    choose_rules(Options(memory_gb=80), _gpu(139.0), trace)
+    memory = trace.found["memory_gb"]
+    assert (memory.bound, memory.inputs) == ("capped", {"there_gb": 80})
+    choose_rules(Options(), _CPU, trace)
+    assert trace.found["preset"].bound == "no_gpu"
+    assert trace.found["memory_gb"].bound == "cpu"

@@ -197,7 +197,7 @@ def test_time_sizes_the_run(tmp_path: Path, volumes: Path, monkeypatch: pytest.M
     assert 3400 < 3 * plan.run.seconds_per_training < 3600
     assert plan.run.expected_steps["3d_fullres"] == int(plan.run.seconds_per_training / (0.1 * sizing.SLACK))
     assert 3400 < plan.run.total.seconds < 3600.5
-    assert next(decision for decision in plan.decisions if decision.key == "run").bound == "time budget"
+    assert next(decision for decision in plan.decisions if decision.key == "run").bound == "time"
     assert project.size() == plan
 
 

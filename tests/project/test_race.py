@@ -232,7 +232,7 @@ def test_large_structures_are_tried_at_a_coarser_spacing(
         update={"memory_estimate": plan.configurations["2d"].memory_estimate}
     )
     decision = next(item for item in plan.decisions if item.key == "2d.spacing_mm")
-    assert (decision.bound, decision.value) == ("time budget", list(coarse.configuration.spacing_mm))
+    assert (decision.rule, decision.value) == ("sized_spacing", list(coarse.configuration.spacing_mm))
     [change] = [change for change in plan.changes if change.startswith("2d: target_spacing_mm ")]
     assert "set by you" not in change
 

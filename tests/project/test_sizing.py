@@ -59,7 +59,7 @@ def test_the_largest_reduction_that_fits_is_found(
     assert 0.6 * room < used <= room
     assert used == max(size for size in tried if size <= room)
     decision = next(item for item in plan.decisions if item.key == "3d_fullres.patch_size")
-    assert decision.bound.endswith("GB of free memory")
+    assert (decision.rule, decision.bound) == ("sized_memory", "memory")
     assert decision.value == list(found.patch_size)
     assert any(change.startswith("3d_fullres: patch_size") for change in plan.changes)
     assert plan.training["3d_fullres"].augmentation.sample_patch != ()

@@ -9,7 +9,7 @@ import pytest
 
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import Options
-from segfit.planning.plan import Decision, Plan, RunSpec, StageForecast
+from segfit.planning.plan import Decision, Outcome, Plan, RunSpec, StageForecast
 from segfit.report.data import (
     Candidate,
     CaseScore,
@@ -170,27 +170,30 @@ def make_plan() -> Plan:
             peak_memory_gb={"3d_fullres": 6.9, "2d": 2.2},
         ),
         decisions=(
-            Decision(
-                key="orientation", value="canonical", rule="The network sees closest canonical axes.", source="segfit"
-            ),
+            Decision(key="orientation", value="canonical", rule="orientation_3d", bound="canonical"),
             Decision(
                 key="3d_fullres.patch_size",
                 value=[40, 56, 40],
-                rule="The median image, cut until the network fits into the memory.",
-                inputs={"median shape": [36, 50, 35], "memory GB": 8},
-                bound="median image size",
-                source="nnU-Net 2.8.1, default planner",
-                would_change="Larger images; more memory would change only the batch.",
+                rule="patch_size_3d",
+                inputs={"median_shape": [36, 50, 35], "memory_gb": 8},
+                bound="median",
+                outcomes=(Outcome(memory_gb=16, state="planned", value=[40, 56, 40]),),
             ),
             Decision(
                 key="3d_fullres.batch_size",
                 value=9,
-                rule="As many patches as fit, at most 5 % of all voxels.",
-                inputs={"voxels of the dataset": 12_600_000},
-                bound="5 % of the dataset",
-                would_change="More cases.",
+                rule="batch_size",
+                inputs={"dataset_voxels": 12_600_000, "coverage": 0.05},
+                bound="coverage",
+                outcomes=(Outcome(cases=240, state="planned", value=18),),
             ),
-            Decision(key="2d.patch_size", value=[56, 40], rule="The median slice, rounded up."),
+            Decision(
+                key="2d.patch_size",
+                value=[56, 40],
+                rule="patch_size_2d",
+                bound="median",
+                inputs={"median_shape": [50, 35]},
+            ),
         ),
         warnings=("Left and right structures are not named: mirroring stays on for all axes.",),
     )

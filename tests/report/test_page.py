@@ -158,10 +158,10 @@ def test_asked_measured_derived_found(page: str) -> None:
     assert "The spacing is the same in all cases." in text
     assert "22 360" in text
     assert "40 × 56 × 40 voxels = 40 × 56 × 40 mm" in text
-    assert "patch_size 40x56x40 The median image, cut until the network fits" in text
-    assert "bound: 5 % of the dataset" in text
-    assert "What would change it More cases." in text
-    assert "median shape: 36x50x35; memory GB: 8" in text
+    assert "patch_size 40x56x40 as much context as possible: a volume of" in text
+    assert "bound: at most 5% of the dataset's voxels" in text
+    assert "with 240 training cases it would be 18" in text
+    assert "median shape: 36x50x35; memory (GB): 8" in text
     assert "bottleneck 5 × 7 × 5 256 2 × 2 × 2 3 × 3 × 3 2 –" in text
     assert "Measured step, 3d_fullres 420 ms" in text
     assert "3d_fullres was chosen. The ensemble gains less than 0.001 Dice" in text
@@ -172,10 +172,17 @@ def test_asked_measured_derived_found(page: str) -> None:
 def test_decisions_read_as_in_the_explanation(complete: ReportData) -> None:
     assert complete.plan is not None
     recipe = TrainingSpec().augmentation.model_dump(mode="json", exclude={"sample_patch", "mirror_axes", "exchange"})
-    spacing = {"target_spacing_mm": ["the case's own", 0.75, 0.75], "by_rule": {"order": 3, "force_separate": None}}
+    spacing = {"target_spacing_mm": ["the case's own", 0.75, 0.75]}
     decisions = (
         Decision(key="memory_gb", value=8, rule="r", inputs={"budget_per_sample": 560_000_000}),
-        Decision(key="2d.resample_image", value={"method": "spline", "order": 1}, rule="r", inputs=spacing),
+        Decision(
+            key="2d.resample_image",
+            value={"method": "spline", "order": 1},
+            rule="r",
+            inputs=spacing,
+            options=("planning.2d.resample_image.order",),
+            by_rule={"method": "spline", "order": 3},
+        ),
         Decision(key="2d.augmentation.intensities", value=recipe, rule="r", inputs={}),
     )
     plan = complete.plan.model_copy(update={"decisions": decisions})
@@ -184,9 +191,8 @@ def test_decisions_read_as_in_the_explanation(complete: ReportData) -> None:
     resampling, augmentation = next(item["decisions"] for item in part["configurations"] if item["name"] == "2d")
     assert part["general"][0]["inputs"] == "budget per sample: 560,000,000"
     assert (resampling["brief"], resampling["value"]) == ("method spline; order 1", "")
-    assert resampling["inputs"] == (
-        "target spacing (mm): the case's own, 0.75, 0.75; by rule: order 3; force separate not given"
-    )
+    assert resampling["inputs"] == "target spacing (mm): the case's own, 0.75, 0.75"
+    assert (resampling["rule"], resampling["bound"]) == ("set by you; the rule gives order 3: r", "set by you")
     assert augmentation["brief"] == f"{len(recipe)} values"
     assert "scaling range 0.7 to 1.4; dummy 2d no; noise probability 0.1" in augmentation["value"]
     text = explain(plan.model_copy(update={"run": None}), 10_000)

@@ -12,11 +12,14 @@ from pydantic import ValidationError
 
 from segfit.errors import InputError, nearest
 from segfit.nnunet.plans_reader import channel_names_of
-from segfit.nnunet.plans_writer import SCHEME_CLASSES, architecture_entry, resampling_entries
-from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
+from segfit.nnunet.plans_writer import configuration_entry
+from segfit.options import PlanningOptions
+from segfit.planning.configurations import Draft, Images, configuration, drafts
 from segfit.planning.normalization import MASK_BELOW, scheme_of
+from segfit.planning.patch import Budget
 from segfit.planning.presets import RULES, Rules
-from segfit.specs import IntensityStatistics, ResamplingSpec
+from segfit.planning.trace import Asked, Trace
+from segfit.specs import Configuration, IntensityStatistics, Normalization
 
 __all__ = ["plans"]
 
@@ -35,6 +38,7 @@ _READERS = {
 _SHARED_DATA = {"2d": "nnUNetPlans_2d", "3d_fullres": "nnUNetPlans_3d_fullres"}
 """Residual planners share the default planner's preprocessed data."""
 
+_NOTHING_SET = PlanningOptions()
 _LARGEST = 1e12
 """No spacing, size or count of a real dataset is larger than this, no spacing smaller than its inverse."""
 
@@ -83,18 +87,41 @@ def plans(
     relative_size = fingerprint.get("median_relative_size_after_cropping")
     if not _is_number(relative_size):
         raise InputError(f'the fingerprint needs "median_relative_size_after_cropping", got {relative_size!r}')
+    images = Images(spacings=spacings, shapes=shapes, num_training=num_training, ndim=3)
     budget = Budget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=len(labels))
+    drafted = drafts(images, budget, _NOTHING_SET, Trace())
     return _content(
-        design_dataset(spacings, shapes, num_training, budget),
+        _configurations(drafted, images, channels, len(labels), float(relative_size)),
         dataset_name=dataset_name or str(dataset_json.get("name", "Dataset")),
         reader=_reader(dataset_json, shapes),
         rules=rules,
-        channel_names=channels,
-        spacings=spacings,
-        shapes=shapes,
-        relative_size=float(relative_size),
+        transpose=drafted["2d"].transpose,
+        images=images,
         intensities=_intensities(fingerprint, len(channels)),
     )
+
+
+def _configurations(
+    drafted: Mapping[str, Draft], images: Images, channels: Sequence[str], num_labels: int, relative_size: float
+) -> dict[str, Configuration]:
+    """Return all that nnU-Net plans, also what no network can be trained for."""
+    schemes = [scheme_of(name) for name in channels]
+    normalization = tuple(
+        [Normalization(scheme=it, use_mask=it == "zscore" and relative_size < MASK_BELOW) for it in schemes]
+    )
+    return {
+        name: configuration(
+            name,
+            drafted,
+            images,
+            Asked(_NOTHING_SET, Trace(), name),
+            normalization=normalization,
+            in_channels=len(channels),
+            num_outputs=num_labels,
+            next_stage="3d_cascade_fullres" if name == "3d_lowres" else None,
+        )
+        for name in drafted
+    }
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -146,68 +173,37 @@ def _reader(dataset_json: Mapping[str, Any], shapes: NDArray[np.float64]) -> str
 
 
 def _content(
-    dataset: DatasetDesign,
+    configurations: Mapping[str, Configuration],
     *,
     dataset_name: str,
     reader: str,
     rules: Rules,
-    channel_names: Sequence[str],
-    spacings: NDArray[np.float64],
-    shapes: NDArray[np.float64],
-    relative_size: float,
+    transpose: Sequence[int],
+    images: Images,
     intensities: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the content of the reference's plans file for a design; `spacings`, `shapes` ``(cases, 3)``."""
-    schemes = [scheme_of(name) for name in channel_names]
-    masks = [scheme == "zscore" and relative_size < MASK_BELOW for scheme in schemes]
-    cascade = dataset.lowres is not None
-
-    def entry(name: str, this: Design, median: list[float] | list[int], batch_dice: bool) -> dict[str, Any]:
+    """Return the content of the plans file, in its order; `transpose` is of the three axes that it knows."""
+    entries: dict[str, Any] = {}
+    for name, item in configurations.items():
+        if item.previous_stage is not None:
+            entries[name] = {"inherits_from": "3d_fullres", "previous_stage": item.previous_stage}
+            continue
         shared = rules.kind == "residual" and name in _SHARED_DATA
-        ndim, stages = len(this.patch), len(this.topology.strides)
-        encoder, decoder = rules.convs(stages)
-        return {
-            "data_identifier": _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}",
-            "preprocessor_name": "DefaultPreprocessor",
-            "batch_size": this.batch_size,
-            "patch_size": list(this.patch),
-            "median_image_size_in_voxels": median,
-            "spacing": list(this.spacing_mm),
-            "normalization_schemes": [SCHEME_CLASSES[scheme] for scheme in schemes],
-            "use_mask_for_norm": list(masks),
-            **resampling_entries(ResamplingSpec(order=3), ResamplingSpec(order=1), ResamplingSpec(order=1)),
-            "architecture": architecture_entry(
-                rules.kind,
-                ndim,
-                rules.features(ndim, stages),
-                this.topology.kernels,
-                this.topology.strides,
-                encoder,
-                decoder,
-            ),
-            "batch_dice": batch_dice,
-        }
-
-    configurations = {"2d": entry("2d", dataset.plane, list(dataset.plane.median_shape), True)}
-    if dataset.lowres is not None:
-        median = [int(n) for n in dataset.lowres.median_shape]
-        configurations["3d_lowres"] = entry("3d_lowres", dataset.lowres, median, False)
-        configurations["3d_lowres"]["next_stage"] = "3d_cascade_fullres"
-    if dataset.fullres is not None:
-        full = entry("3d_fullres", dataset.fullres, list(dataset.fullres.median_shape), cascade)
-        configurations["3d_fullres"] = full
-    if cascade:
-        configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    forward = list(dataset.transpose)
+        entries[name] = configuration_entry(item, _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}")
+        if item.next_stage is not None:
+            whole = [int(n) for n in item.median_shape]
+            entries[name] |= {"median_image_size_in_voxels": whole, "next_stage": item.next_stage}
+    forward = list(transpose)
+    medians = [np.median(values, axis=0)[forward] for values in (images.spacings, images.shapes)]
     return {
         "dataset_name": dataset_name,
         "plans_name": rules.plans_name,
-        "original_median_spacing_after_transp": [float(v) for v in np.median(spacings, axis=0)[forward]],
-        "original_median_shape_after_transp": [round(float(v)) for v in np.median(shapes, axis=0)[forward]],
+        "original_median_spacing_after_transp": [float(v) for v in medians[0]],
+        "original_median_shape_after_transp": [round(float(v)) for v in medians[1]],
         "image_reader_writer": reader,
         "transpose_forward": forward,
         "transpose_backward": [forward.index(axis) for axis in range(3)],
-        "configurations": configurations,
+        "configurations": entries,
         "experiment_planner_used": rules.planner,
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": copy.deepcopy(dict(intensities)),

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from segfit.errors import InputError
 from segfit.options import NormalizationScheme
-from segfit.specs import Configuration, ResamplingSpec
+from segfit.specs import Configuration, NetworkSpec, ResamplingSpec
 
-__all__ = [
-    "NETWORK_CLASSES",
-    "SCHEME_CLASSES",
-    "architecture_entry",
-    "configuration_entry",
-    "reference_layers",
-    "resampling_entries",
-]
+__all__ = ["NETWORK_CLASSES", "SCHEME_CLASSES", "configuration_entry", "reference_layers"]
 
 SCHEME_CLASSES: dict[NormalizationScheme, str] = {
     "ct": "CTNormalization",
@@ -60,21 +52,13 @@ def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
         "spacing": list(item.spacing_mm),
         "normalization_schemes": [SCHEME_CLASSES[how.scheme] for how in normalization],
         "use_mask_for_norm": [how.use_mask for how in normalization],
-        **resampling_entries(preprocessing.resample_image, preprocessing.resample_label, preprocessing.resample_scores),
-        "architecture": architecture_entry(
-            network.kind,
-            network.ndim,
-            network.features,
-            network.kernels,
-            network.strides,
-            network.encoder_convs,
-            network.decoder_convs,
-        ),
+        **_resampling(preprocessing.resample_image, preprocessing.resample_label, preprocessing.resample_scores),
+        "architecture": _architecture(network),
         "batch_dice": item.batch_dice,
     }
 
 
-def resampling_entries(image: ResamplingSpec, label: ResamplingSpec, scores: ResamplingSpec) -> dict[str, Any]:
+def _resampling(image: ResamplingSpec, label: ResamplingSpec, scores: ResamplingSpec) -> dict[str, Any]:
     """Return functions and arguments in the order of the reference's file."""
     functions = [_FUNCTIONS[spec.method] for spec in (image, label, scores)]
     return {
@@ -107,28 +91,19 @@ def _arguments(spec: ResamplingSpec, *, is_label: bool) -> dict[str, Any]:
     }
 
 
-def architecture_entry(
-    kind: Literal["plain", "residual"],
-    ndim: int,
-    features: Sequence[int],
-    kernels: Sequence[Sequence[int]],
-    strides: Sequence[Sequence[int]],
-    encoder_convs: Sequence[int],
-    decoder_convs: Sequence[int],
-) -> dict[str, Any]:
-    """Return a network, its values per stage, under the names of the reference's file."""
-    class_name, encoder_key = NETWORK_CLASSES[kind]
+def _architecture(network: NetworkSpec) -> dict[str, Any]:
+    class_name, encoder_key = NETWORK_CLASSES[network.kind]
     return {
         "network_class_name": f"dynamic_network_architectures.architectures.unet.{class_name}",
         "arch_kwargs": {
-            "n_stages": len(features),
-            "features_per_stage": list(features),
-            "conv_op": f"torch.nn.modules.conv.Conv{ndim}d",
-            "kernel_sizes": [list(kernel) for kernel in kernels],
-            "strides": [list(stride) for stride in strides],
-            encoder_key: list(encoder_convs),
-            "n_conv_per_stage_decoder": list(decoder_convs),
-            **reference_layers(ndim),
+            "n_stages": network.num_stages,
+            "features_per_stage": list(network.features),
+            "conv_op": f"torch.nn.modules.conv.Conv{network.ndim}d",
+            "kernel_sizes": [list(kernel) for kernel in network.kernels],
+            "strides": [list(stride) for stride in network.strides],
+            encoder_key: list(network.encoder_convs),
+            "n_conv_per_stage_decoder": list(network.decoder_convs),
+            **reference_layers(network.ndim),
         },
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }

@@ -7,18 +7,12 @@ are in ``docs/decisions/time-budget.md``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 from segfit.errors import InputError
-from segfit.feature_maps import network_elements
 from segfit.options import Options
-from segfit.planning.configuration_decisions import stride_inputs
-from segfit.planning.plan import Decision, Plan, RunSpec
-from segfit.planning.reasons import SET, by_axis
-from segfit.planning.recipe_decisions import geometry_values, patch_ratio, recipe_values
-from segfit.planning.wording import value_in_words
 from segfit.specs import Configuration, NetworkSpec, TrainingSpec
 
 __all__ = [
@@ -26,6 +20,7 @@ __all__ = [
     "FEWEST_STEPS",
     "LONG_STEPS",
     "MANY_STEPS",
+    "MOST_FEATURES",
     "NARROW",
     "TOLERABLE_STEPS",
     "WANTED_STEPS",
@@ -37,7 +32,6 @@ __all__ = [
     "reductions",
     "short_recipe",
     "shrunk",
-    "with_run",
 ]
 
 FEWEST_STEPS = 100
@@ -57,8 +51,10 @@ LONG_STEPS = 10_000
 NARROW = 16
 """Features of the first stage below which a network costs hardly less; taken only where the patch cannot shrink."""
 
+MOST_FEATURES = 128
+"""Of the deep stages of a network that is trained for a short time."""
+
 _WIDTHS = (8, 16, 24, 32)  # features of the first stage, narrow to wide
-_MOST_FEATURES = 128  # of the deep stages of a network that is trained for a short time
 _SMALL_BATCH = 2
 _BATCH_VOXELS = 2**15  # much smaller batches, of slices of volumes, cost hardly less; an even number suits two threads
 _FEWEST_STAGES = 3  # of a network whose patch is reduced
@@ -66,12 +62,6 @@ _REDUCTION = 0.8  # of the patch's voxels, from one version to the next that nee
 _SHORT_MOMENTUM = 0.95
 _MUON_RATE = 0.05
 _COOLDOWN_SHARE = 0.5  # of a short training
-_SOURCE = "segfit, docs/decisions/time-budget.md"
-_RUN_RULE = (
-    "one network first, of several that were tried the one that had learned most; another fold, then another "
-    f"configuration, if every training still gets {ENOUGH_STEPS} steps"
-)
-_EXTENSION_RULE = "the network of an earlier, shorter run goes on from where its learning rate began to fall"
 _ORDER = ("3d_fullres", "2d", "3d_lowres")  # which configuration is trained first
 
 
@@ -109,7 +99,7 @@ def candidates(configuration: Configuration, options: Options) -> tuple[Configur
     if asked.batch_size is None:
         while batches[0] > small:
             batches.insert(0, max(small, batches[0] // 2))
-    most = None if fixed else _MOST_FEATURES
+    most = None if fixed else MOST_FEATURES
     narrow = [_resized(configuration, width, batches[0], most) for width in widths]
     return tuple(dict.fromkeys([*narrow, *(_resized(configuration, planned, batch, None) for batch in batches)]))
 
@@ -220,206 +210,3 @@ def short_recipe(recipe: TrainingSpec, options: Options) -> TrainingSpec:
     else:
         values |= {"optimizer": "muon", "learning_rate": _MUON_RATE}
     return recipe.model_copy(update={key: value for key, value in values.items() if key not in asked})
-
-
-def with_run(
-    plan: Plan,
-    sized: Mapping[str, tuple[Configuration, TrainingSpec]],
-    run: RunSpec,
-    *,
-    asked: Mapping[str, Any],
-    memory_gb: Mapping[str, float | None],
-    heads: int,
-    coarser: Collection[str] = (),
-) -> Plan:
-    """Return the plan with what was sized to the budget, a reason for each, and how that differs from before.
-
-    Parameters
-    ----------
-    sized : by name of the configuration, those that are trained
-    asked : what the user asked for (time, steps, folds, ...), the inputs of the decisions
-    memory_gb : by name of the configuration, the memory that a measured step had to be reduced to; None: it fitted
-    heads : declared labels, as the memory estimate counts them
-    coarser : configurations for which `plan` was made with a coarser spacing than that of the rules
-    """
-    decided = {item.key: item for item in plan.decisions}
-    changes = [_unset(change, coarser) for change in plan.changes]
-    configurations: dict[str, Configuration] = {}
-    for name, (configuration, recipe) in sized.items():
-        before, limit = plan.configurations[name], memory_gb.get(name)
-        estimate = before.memory_estimate
-        if (configuration.network, configuration.patch_size) != (before.network, before.patch_size):
-            estimate = network_elements(configuration.network, configuration.patch_size, heads)
-        now = configurations[name] = configuration.model_copy(update={"memory_estimate": estimate})
-        steps = run.expected_steps.get(name, 0)
-        inputs = {**asked, "seconds_per_step": run.seconds_per_step.get(name), "expected_steps": steps}
-        for key, old, new, rule, change in _sized_values(before, now):
-            known = decided.get(f"{name}.{key}")
-            if limit is not None and key != "network.features":
-                rule = "the largest whose training step, measured, fits into the memory that is free, smaller batches "
-                rule += "before smaller patches"
-                change = "more free memory, or the option planning." + key
-            kept_batch = key == "batch_size" and now != before and not (known is not None and known.bound == SET)
-            if new != old or kept_batch:
-                decided[f"{name}.{key}"] = Decision(
-                    key=f"{name}.{key}",
-                    value=new,
-                    rule=rule,
-                    inputs=inputs | {"by_rule_of_the_preset": old},
-                    bound="time budget" if limit is None else f"{limit:.1f} GB of free memory",
-                    source=_SOURCE,
-                    would_change=change,
-                )
-            if new != old:
-                words = [value_in_words(value, key) for value in (new, old)]
-                changes.append(f"{name}: {key.removeprefix('network.')} {words[0]} instead of {words[1]}")
-        for key in ("optimizer", "learning_rate", "momentum", "cooldown_share"):
-            old, new = getattr(plan.training[name], key), getattr(recipe, key)
-            if old != new:
-                changes.append(f"{name}: {key} {value_in_words(new, key)} instead of {value_in_words(old, key)}")
-        for part in ("strides", "kernels", "encoder_convs", "decoder_convs"):
-            item = decided.get(f"{name}.network.{part}")
-            if item is not None and getattr(before.network, part) != getattr(now.network, part):
-                decided[item.key] = item.model_copy(update={"value": _as_json(getattr(now.network, part))})
-        spacing = decided.get(f"{name}.spacing_mm")
-        if name in coarser and spacing is not None:
-            decided[spacing.key] = spacing.model_copy(
-                update={
-                    "rule": "coarser than by the rules of the preset, so that a patch that leaves enough steps sees the"
-                    " whole image; larger voxels keep enough of the labels",
-                    "bound": "time budget",
-                    "source": _SOURCE,
-                    "would_change": "a longer time budget, or the option planning.target_spacing_mm",
-                }
-            )
-        decided |= {item.key: item for item in _following(decided, before, now, recipe)}
-        item = _recipe_decision(name, recipe, decided.get(f"{name}.training"), inputs, run)
-        decided[item.key] = item
-    decided["run"] = Decision(
-        key="run",
-        value={"configurations": list(run.configurations), "folds": list(run.folds)},
-        rule=_RUN_RULE if run.extends is None else _EXTENSION_RULE,
-        inputs={
-            **asked,
-            "seconds_per_training": run.seconds_per_training,
-            "steps": run.steps,
-            "tried": [f"{entry.configuration}: Dice {entry.mean or 0:.2f}" for entry in run.race],
-            **_beginning(run),
-        },
-        bound="time budget" if run.steps is None else "steps asked for",
-        source=_SOURCE,
-        would_change="a longer time budget, or the options planning.configurations and planning.folds",
-    )
-    return plan.model_copy(
-        update={
-            "configurations": plan.configurations | configurations,
-            "training": plan.training | {name: item for name, (_, item) in sized.items()},
-            "run": run,
-            "decisions": tuple(decided.values()),
-            "changes": tuple(changes),
-            "stock": plan.stock and tuple(changes) == plan.changes,
-        }
-    )
-
-
-def _beginning(run: RunSpec) -> dict[str, Any]:
-    """Return what a run goes on with, as inputs of the decision on it."""
-    if run.extends is None:
-        return {}
-    return {"seconds_of_the_earlier_run": run.extends.time_s, "step_before_its_cool_down": run.extends.step}
-
-
-def _following(
-    decided: Mapping[str, Decision], before: Configuration, now: Configuration, recipe: TrainingSpec
-) -> Iterator[Decision]:
-    """Yield anew the decisions on what follows from another width or patch."""
-    estimate = decided.get(f"{now.name}.memory_estimate")
-    if estimate is not None:
-        yield estimate.model_copy(update={"value": now.memory_estimate})
-    if now.patch_size == before.patch_size:
-        return
-    share = decided.get({"3d_fullres": "configurations", "3d_lowres": "3d_lowres.spacing_mm"}.get(now.name, ""))
-    if share is not None:
-        yield share.model_copy(update={"rule": f"{share.rule} (by the planned patch, before it was reduced)"})
-    strides = decided.get(f"{now.name}.network.strides")
-    if strides is not None and strides.bound != SET:
-        lost = before.network.num_stages - now.network.num_stages
-        less = f" but for the {lost} lowest resolutions" if lost > 0 else ""
-        yield strides.model_copy(
-            update={
-                "rule": f"{strides.rule}; decided for the planned patch, and kept{less} when the patch was reduced",
-                "inputs": stride_inputs(now) | {"planned_patch_size": list(before.patch_size)},
-                "bound": f"planned patch of {by_axis(before.patch_size)}",
-            }
-        )
-    geometry = decided.get(f"{now.name}.augmentation")
-    if geometry is not None:
-        yield geometry.model_copy(
-            update={
-                "value": geometry_values(recipe),
-                "inputs": geometry.inputs | {"patch_size": by_axis(now.patch_size)},
-                "bound": geometry.bound if geometry.bound == SET else patch_ratio(now.patch_size),
-            }
-        )
-
-
-def _recipe_decision(
-    name: str, recipe: TrainingSpec, before: Decision | None, inputs: Mapping[str, Any], run: RunSpec
-) -> Decision:
-    """Return the decision on the recipe, of which the user may have set a part."""
-    steps = run.expected_steps.get(name, 0)
-    rule = (
-        f"the recipe for a training of about {steps} steps; below {LONG_STEPS} updates are orthogonalised and the "
-        "learning rate falls in the last half; arithmetic and memory layout are those that were measured to be fastest"
-    )
-    bound = "time budget" if run.steps is None else "steps asked for"
-    if before is not None and before.bound == SET:
-        rule, bound, inputs = f"{rule}; what you set stays", f"{SET}; {bound}", {**inputs, **before.inputs}
-    return Decision(
-        key=f"{name}.training",
-        value=recipe_values(recipe),
-        rule=rule,
-        inputs=dict(inputs),
-        bound=bound,
-        source=_SOURCE,
-        would_change="a longer time budget, or the options training.*",
-    )
-
-
-def _unset(change: str, coarser: Collection[str]) -> str:
-    """Return a change without the words that it was set, where sizing asked for a coarser spacing."""
-    sized = any(change.startswith(f"{name}: target_spacing_mm") for name in coarser)
-    return change.replace(f" {SET}", "") if sized else change
-
-
-def _as_json(value: tuple[Any, ...]) -> list[Any]:
-    return [list(item) if isinstance(item, tuple) else item for item in value]
-
-
-def _sized_values(before: Configuration, after: Configuration) -> tuple[tuple[str, Any, Any, str, str], ...]:
-    """Return (key, old, new, rule, what would change it) of what sizing may change."""
-    longer = "a longer time budget, a faster machine, or the option planning."
-    return (
-        (
-            "network.features",
-            list(before.network.features),
-            list(after.network.features),
-            f"the widest network that still gets {WIDE_STEPS} training steps, its deep stages with at most "
-            f"{_MOST_FEATURES} features",
-            longer + "base_features",
-        ),
-        (
-            "batch_size",
-            before.batch_size,
-            after.batch_size,
-            f"the largest batch that leaves {MANY_STEPS} training steps, once the network has its full width",
-            longer + "batch_size",
-        ),
-        (
-            "patch_size",
-            list(before.patch_size),
-            list(after.patch_size),
-            f"reduced along its longest axes until a network of {NARROW} features gets {TOLERABLE_STEPS} steps",
-            longer + "patch_size",
-        ),
-    )

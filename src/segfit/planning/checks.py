@@ -1,15 +1,15 @@
-"""What can be said against a request before or while it is planned: contradictions, and values of what is not there."""
+"""What can be said against a request before it is planned: fingerprints and options that contradict each other."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import ConfigurationOptions, Options
 from segfit.planning.presets import orientation_of
 
-__all__ = ["check_planned", "check_request"]
+__all__ = ["check_request"]
 
 
 def check_request(fingerprint: Fingerprint, options: Options) -> None:
@@ -72,14 +72,3 @@ def _check_length(key: str, values: Sequence[float], lengths: tuple[int, ...]) -
     if len(values) not in lengths:
         wanted = " or ".join(str(n) for n in lengths)
         raise InputError(f"{key} needs {wanted} values for this dataset, in array order, got {list(values)}")
-
-
-def check_planned(planned: Collection[str], options: Options) -> None:
-    """Refuse values for a configuration that is not there."""
-    for name, own in options.planning.by_configuration.items():
-        if name not in planned and own != ConfigurationOptions():
-            hint = "; planning.3d_lowres.target_spacing_mm adds one" if name.startswith("3d_") else ""
-            raise InputError(
-                f"planning.{name} has values, but this plan has no configuration {name}, only {', '.join(planned)}"
-                + (hint if name in ("3d_lowres", "3d_cascade_fullres") else "")
-            )

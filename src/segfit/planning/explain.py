@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
-from segfit.planning.plan import Decision, Plan, RunSpec
-from segfit.planning.wording import name_in_words, value_in_words
-from segfit.words import duration, gigabytes
+from segfit.planning.plan import Decision, Outcome, Plan, RunSpec
+from segfit.planning.rules import CHANGES, SET, TABLE
+from segfit.words import duration, gigabytes, listing, name_in_words, value_in_words
 
-__all__ = ["WIDEST", "compare", "explain", "explain_json", "forecast_rows", "in_words"]
+__all__ = [
+    "WIDEST",
+    "Filling",
+    "Words",
+    "change_in_words",
+    "compare",
+    "explain",
+    "explain_json",
+    "forecast_rows",
+    "set_in_words",
+    "words_of",
+]
 
 WIDEST = 110
 _GENERAL = "dataset"
@@ -18,7 +31,7 @@ _GENERAL = "dataset"
 
 def explain(plan: Plan, width: int = WIDEST) -> str:
     """Return the plan as readable text, grouped by configuration, in lines of at most `width` characters."""
-    kind = "differs from the reference" if plan.changes else "every decision is the reference's"
+    kind = "differs from nnU-Net" if plan.changes else "every decision is nnU-Net's"
     lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", f"stock: {'yes' if plan.stock else 'no'}", ""]
     lines += _bullets("How it differs", plan.changes, width)
     lines += _bullets("Remarks on the data", plan.warnings, width)
@@ -59,7 +72,7 @@ def _forecast(run: RunSpec) -> list[str]:
 
 
 def explain_json(plan: Plan) -> dict[str, Any]:
-    """Return the same as a JSON-able value: decisions by configuration ("dataset" for those of all of them)."""
+    """Return the same as a JSON-able value: decisions by configuration ("dataset" for those of all), also in words."""
     return {
         "dataset": plan.dataset,
         "preset": plan.preset,
@@ -68,20 +81,10 @@ def explain_json(plan: Plan) -> dict[str, Any]:
         "run": None if plan.run is None else plan.run.model_dump(mode="json"),
         "warnings": list(plan.warnings),
         "decisions": {
-            group: [decision.model_dump(mode="json") for decision in decisions]
+            group: [{**item.model_dump(mode="json"), "words": asdict(words_of(item))} for item in decisions]
             for group, decisions in _groups(plan).items()
         },
     }
-
-
-def in_words(decision: Decision) -> tuple[str, str]:
-    """Return the value and the inputs of a decision as people write them."""
-    key = decision.key
-    inputs = [
-        f"{name_in_words(name)}: {value_in_words(value, key if name.startswith('by_rule') else name)}"
-        for name, value in decision.inputs.items()
-    ]
-    return value_in_words(decision.value, key), "; ".join(inputs)
 
 
 def compare(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
@@ -101,15 +104,15 @@ def _groups(plan: Plan) -> dict[str, list[Decision]]:
 
 
 def _paragraph(decision: Decision, group: str, width: int) -> list[str]:
+    words = words_of(decision)
     key = decision.key.removeprefix(group + ".")
-    value, inputs = in_words(decision)
-    lines = textwrap.wrap(f"{key} = {value}", width, subsequent_indent="  ", break_long_words=False)
+    lines = textwrap.wrap(f"{key} = {words.value}", width, subsequent_indent="  ", break_long_words=False)
     for label, text in (
-        ("rule", decision.rule),
-        ("inputs", inputs),
-        ("bound", decision.bound),
-        ("source", decision.source),
-        ("changes with", decision.would_change),
+        ("rule", words.rule),
+        ("inputs", words.inputs),
+        ("bound", words.bound),
+        ("source", words.source),
+        ("changes with", words.changes),
     ):
         if text:
             lines += textwrap.wrap(
@@ -123,3 +126,122 @@ def _bullets(title: str, items: Sequence[str], width: int) -> list[str]:
         return []
     wrapped = [textwrap.fill(item, width, initial_indent="  - ", subsequent_indent="    ") for item in items]
     return [title, *wrapped, ""]
+
+
+def change_in_words(change: str, inputs: Mapping[str, Any]) -> str:
+    """Return how a plan differs, in a sentence."""
+    if change == "option":
+        inputs = {"option": inputs["option"], "value": value_in_words(inputs["value"], inputs["option"])}
+    return _filled(CHANGES[change], inputs)
+
+
+def set_in_words(name: str, value: Any, by_rule: Any, remark: str = "") -> str:
+    """Return what was set in place of what the rules give; None: they give nothing."""
+    words = {"name": name, "value": value_in_words(value, name) + remark, "by_rule": value_in_words(by_rule, name)}
+    return change_in_words("set" if by_rule is None else "set_instead", words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """A decision as people read it."""
+
+    value: str
+    rule: str
+    inputs: str
+    bound: str
+    source: str
+    changes: str
+
+
+def words_of(decision: Decision) -> Words:
+    """Return a decision in words."""
+    rule, name = TABLE.get(decision.rule), decision.key
+    value = value_in_words(decision.value, name)
+    inputs = "; ".join(f"{name_in_words(key)}: {value_in_words(item, key)}" for key, item in decision.inputs.items())
+    says = decision.rule if rule is None else _filled(rule.says, decision.inputs)
+    bound = decision.bound if rule is None else _filled(rule.bounds[decision.bound], decision.inputs)
+    if decision.options:
+        said = "the rules give none" if decision.by_rule is None else f"the rule gives {_by_rule(decision)}: {says}"
+        option = f"the option{'s' * (len(decision.options) > 1)} {listing(decision.options)}"
+        return Words(value=value, rule=f"{SET}; {said}", inputs=inputs, bound=SET, source="options", changes=option)
+    if rule is None:
+        return Words(value=value, rule=says, inputs=inputs, bound=bound, source="", changes="")
+    outlook = [_outlook(decision, kind) for kind in rule.again]
+    return Words(
+        value=value,
+        rule=says,
+        inputs=inputs,
+        bound=bound,
+        source=rule.source,
+        changes="; ".join([rule.changes, *outlook]),
+    )
+
+
+def _by_rule(decision: Decision) -> str:
+    """Return what the rule gives, of many values only those that differ."""
+    usual = decision.by_rule
+    if isinstance(usual, Mapping) and isinstance(decision.value, Mapping):
+        usual = {key: item for key, item in usual.items() if item != decision.value.get(key)} or "the same"
+    return value_in_words(usual, decision.key)
+
+
+def _outlook(decision: Decision, kind: str) -> str:
+    """Return what more memory, or more cases, would make of a value."""
+    outcomes = [item for item in decision.outcomes if (item.memory_gb is not None) == (kind == "memory")]
+    if not outcomes:
+        return "memory is capped by auto; choose another preset" if kind == "memory" else ""
+    if all(item.state == "planned" and item.value == decision.value for item in outcomes):
+        return f"more {'memory' if kind == 'memory' else 'training cases'} would not change it"
+    parts = []
+    for fate, group in groupby(outcomes, key=lambda item: _fate(item, decision)):
+        parts.append(f"with {' or '.join(_circumstance(item) for item in group)} {fate}")
+    return ", ".join(parts)
+
+
+def _fate(item: Outcome, decision: Decision) -> str:
+    if item.state == "refused":
+        return "your settings do not fit"
+    if item.state == "absent":
+        return f"there would be no {decision.key.partition('.')[0]}"
+    still = "still " if item.value == decision.value else ""
+    return f"it would {still}be {value_in_words(item.value, decision.key)}"
+
+
+def _circumstance(item: Outcome) -> str:
+    if item.memory_gb is None:
+        return f"{item.cases} training cases"
+    return f"{item.memory_gb:g} GB" + (f" (then by {item.preset})" if item.preset else "")
+
+
+class _Input:
+    """A value that a sentence is filled with: as people write it, or by a format of numbers."""
+
+    def __init__(self, value: Any, name: str) -> None:
+        self.value, self.name = value, name
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            return format(self.value, spec)
+        names = isinstance(self.value, list | tuple) and all(isinstance(item, str) for item in self.value)
+        return listing(self.value) if names else value_in_words(self.value, self.name)
+
+
+class _Blank:
+    """The place of an input that is not there: its name, in italics."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __format__(self, spec: str) -> str:
+        return f"*{name_in_words(self.name)}*"
+
+
+class Filling(dict[str, Any]):
+    """What the names in braces of a sentence are filled with."""
+
+    def __missing__(self, name: str) -> _Blank:
+        return _Blank(name)
+
+
+def _filled(text: str, inputs: Mapping[str, Any]) -> str:
+    return text.format_map(Filling({name: _Input(value, name) for name, value in inputs.items()}))

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
-from segfit.options import NormalizationScheme
+from segfit.options import NormalizationScheme, StatisticsOptions
+from segfit.planning.trace import Asked
 from segfit.specs import Normalization
 
-__all__ = ["MASK_BELOW", "SCHEME_NAMES", "ChannelScheme", "channel_schemes", "normalization_of", "scheme_of"]
+__all__ = [
+    "MASK_BELOW",
+    "SCHEME_NAMES",
+    "SETTABLE",
+    "ChannelScheme",
+    "channel_schemes",
+    "decide_normalization",
+    "normalization_of",
+    "scheme_of",
+]
+
+SETTABLE = ("normalization", "use_mask", "statistics")
+"""Options of the normalisation."""
 
 MASK_BELOW = 0.75
 """Cropping to non-zero that leaves less than this share asks for statistics inside the non-zero mask."""
@@ -85,7 +99,7 @@ def channel_schemes(
 
 
 def normalization_of(schemes: Sequence[ChannelScheme], fingerprint: Fingerprint) -> tuple[Normalization, ...]:
-    """Return the normalisation of every channel: the scheme with its mask or its statistics."""
+    """Return the normalisation of every channel by rule: the scheme with its mask or its statistics."""
     masked = fingerprint.median_relative_size_after_crop < MASK_BELOW
     return tuple(
         Normalization(
@@ -95,6 +109,92 @@ def normalization_of(schemes: Sequence[ChannelScheme], fingerprint: Fingerprint)
         )
         for item, statistics in zip(schemes, fingerprint.intensities, strict=True)
     )
+
+
+def decide_normalization(
+    fingerprint: Fingerprint, schemes: Sequence[ChannelScheme], asked: Asked
+) -> tuple[Normalization, ...]:
+    """Return the normalisation of a configuration, or of all of them, with masks and statistics that were set.
+
+    `schemes` are those of `channel_schemes` for what was asked.
+    """
+    found = normalization_of(schemes, fingerprint)
+    found = _masked(found, asked.values.use_mask, asked.key("use_mask"))
+    found = _measured_otherwise(found, asked.values.statistics, asked.key("statistics"))
+    trace = asked.trace
+    asked.note("normalization", [how.scheme for how in found])
+    asked.note("use_mask", [how.use_mask for how in found])
+    asked.note("statistics", [_clipping(how) for how in found])
+    if asked.name:
+        for leaf in SETTABLE:
+            if asked.own(leaf):
+                value = trace.values[asked.name, leaf]
+                trace.decide(f"{asked.name}.{leaf}", value, "normalization", "", asked.option(leaf))
+        return found
+    options = [asked.option(leaf) for leaf in SETTABLE]
+    for index, (name, how, scheme) in enumerate(zip(fingerprint.channel_names, found, schemes, strict=True)):
+        inputs: dict[str, Any] = {"channel": name}
+        if how.scheme == "zscore":
+            inputs["median_relative_size_after_crop"] = fingerprint.median_relative_size_after_crop
+        inputs |= _clipping(how) or {}
+        if scheme.remark:
+            inputs["remark"] = scheme.remark
+        known = "name" if name.casefold() in SCHEME_NAMES else "unknown_name"
+        bound = known if how.scheme == scheme_of(name) else "values"
+        rule = f"normalization_{how.scheme}" + ("_masked" if how.use_mask else "")
+        value = how.scheme + (" inside the non-zero mask" if how.use_mask else "")
+        trace.decide(f"normalization.{index}", value, rule, bound, *options, **inputs)
+        if bound == "values" and asked.values.normalization is None:
+            trace.differ("scheme", channel=name, scheme=how.scheme, by_name=scheme_of(name))
+    return found
+
+
+def _clipping(how: Normalization) -> dict[str, float] | None:
+    return None if how.statistics is None else how.statistics.model_dump(include=set(StatisticsOptions.model_fields))
+
+
+def _masked(
+    normalization: tuple[Normalization, ...], asked: tuple[bool, ...] | None, key: str
+) -> tuple[Normalization, ...]:
+    if asked is None:
+        return normalization
+    _check_count(asked, normalization, key)
+    for channel, (how, mask) in enumerate(zip(normalization, asked, strict=True)):
+        if mask and how.scheme != "zscore":
+            raise InputError(
+                f"{key} asks for the mask in channel {channel}, which is normalised as {how.scheme}; only zscore "
+                "has one"
+            )
+    return tuple(how.model_copy(update={"use_mask": mask}) for how, mask in zip(normalization, asked, strict=True))
+
+
+def _measured_otherwise(
+    normalization: tuple[Normalization, ...], asked: tuple[StatisticsOptions | None, ...] | None, key: str
+) -> tuple[Normalization, ...]:
+    """Return the normalisation with other statistics; those that are not given stay as they were measured."""
+    if asked is None:
+        return normalization
+    _check_count(asked, normalization, key)
+    result = []
+    for channel, (how, given) in enumerate(zip(normalization, asked, strict=True)):
+        values = {} if given is None else given.model_dump(exclude_none=True)
+        if values and how.statistics is None:
+            raise InputError(
+                f"{key} has values for channel {channel}, which is normalised as {how.scheme}; only ct has statistics"
+            )
+        statistics = None if how.statistics is None else how.statistics.model_copy(update=values)
+        if statistics is not None and statistics.percentile_00_5 >= statistics.percentile_99_5:
+            raise InputError(
+                f"{key} clips channel {channel} to {statistics.percentile_00_5:g} to {statistics.percentile_99_5:g}; "
+                "percentile_00_5 must be below percentile_99_5"
+            )
+        result.append(how.model_copy(update={"statistics": statistics}))
+    return tuple(result)
+
+
+def _check_count(values: Sequence[Any], normalization: Sequence[Normalization], key: str) -> None:
+    if len(values) != len(normalization):
+        raise InputError(f"{key} needs one value for each of {len(normalization)} channels, got {len(values)}")
 
 
 def _decide(name: str, values: _Values | None, *, propose: bool) -> ChannelScheme:

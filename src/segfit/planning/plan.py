@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from segfit.files import Document, Record
 from segfit.specs import Configuration, TrainingSpec
+from segfit.words import by_axis
 
 __all__ = [
     "Decision",
     "Extension",
+    "Outcome",
     "Plan",
     "RaceEntry",
     "RunSpec",
     "StageForecast",
+    "candidate_words",
 ]
 
 
+class Outcome(Record):
+    """What the same rules decide under other circumstances."""
+
+    memory_gb: float | None = None  # with this memory target, or
+    cases: int | None = None  # with so many training cases
+    preset: str = ""  # whose rules apply then, where `auto` takes other ones
+    state: Literal["planned", "absent", "refused"]  # absent: nothing to decide; refused: what was set does not fit
+    value: Any = None
+
+
 class Decision(Record):
-    """Why a value is what it is."""
+    """Why a value is what it is, as data; `segfit.planning.rules` has the sentences."""
 
     key: str  # dotted name of the value, e.g. "3d_fullres.patch_size"
     value: Any  # JSON-able
-    rule: str  # the rule in one sentence
-    inputs: dict[str, Any] = {}  # the inputs it used, by name
-    bound: str = ""  # the bound that was active, e.g. "memory 8 GB"
-    source: str = ""  # where the rule comes from
-    would_change: str = ""  # what would change it
+    rule: str  # in the table of rules; empty: there is none, the value was set
+    bound: str = ""  # of the rule, that was active
+    inputs: dict[str, Any] = {}  # what the rule went by, by name
+    options: tuple[str, ...] = ()  # that set the value; rule, bound and inputs are then those of `by_rule`
+    by_rule: Any = None  # the value without these options
+    outcomes: tuple[Outcome, ...] = ()  # what would change it
 
 
 class StageForecast(Record):
@@ -52,6 +68,11 @@ class RaceEntry(Record):
     mean: float | None
     winner: bool = False
     diverged: bool = False  # later, in its training, which was given up
+
+
+def candidate_words(entry: RaceEntry) -> str:
+    """Return which candidate of a race an entry is about, in a few words."""
+    return f"{entry.configuration} with voxels of {by_axis(entry.spacing_mm)} mm"
 
 
 class Extension(Record):
@@ -98,12 +119,14 @@ class RunSpec(Record):
 
 
 class Plan(Document):
-    """The plan file."""
+    """The plan file. One of schema 1 is read without its reasons, which were sentences."""
 
+    SCHEMA: ClassVar[int] = 2
+    schema_version: int = 2
     basis: str = ""  # hash of what it was derived from: a project plans anew when that changes
     dataset: str
     preset: str
-    stock: bool  # True: every decision is the reference's
+    stock: bool  # True: every decision is nnU-Net's
     changes: tuple[str, ...] = ()  # how it differs from the preset
     fingerprint_hash: str
     channel_names: tuple[str, ...]
@@ -112,3 +135,10 @@ class Plan(Document):
     run: RunSpec | None = None  # None until a step was measured or the user decided
     decisions: tuple[Decision, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrated(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("schema_version") == 1:
+            return raw | {"schema_version": 2, "decisions": ()}
+        return raw

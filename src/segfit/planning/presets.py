@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from segfit.device import Hardware
-from segfit.options import Options, Preset
-from segfit.planning.plan import Decision
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.options import Options
+from segfit.planning.trace import Trace
 
-__all__ = ["RULES", "Rules", "choose_rules", "orientation_of", "rules_of_kind", "splits_of"]
+__all__ = ["RULES", "Rules", "choose_rules", "decide_orientation", "orientation_of", "rules_of_kind", "splits_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,73 +125,54 @@ def splits_of(options: Options) -> Literal["balanced", "reference"] | Path:
     return options.planning.splits or ("balanced" if options.preset == "auto" else "reference")
 
 
-def choose_rules(options: Options, hardware: Hardware | None) -> tuple[Rules, float, tuple[Decision, ...]]:
-    """Return the planning rules, the memory target in GB, and why.
+def choose_rules(options: Options, hardware: Hardware | None, trace: Trace) -> tuple[Rules, float]:
+    """Return the planning rules and the memory target in GB.
 
     A named preset keeps its own memory target unless the user gave one. `auto` goes by the memory that is there:
     nine tenths of the free device memory in whole GB, so that small fluctuations do not change the plan. On a CPU, or
     when nothing was measured, it plans like `stock`: time, not memory, is short there.
     """
+    asked = options.memory_gb
     if options.preset != "auto":
         rules = RULES[options.preset]
-        memory = options.memory_gb or rules.memory_gb
-        why = "the preset that was asked for"
-        bound = "the preset's own target" if options.memory_gb is None else "asked for"
-        decisions = (_preset(options.preset, rules, why, "asked for"), _memory(memory, options, bound))
-        return rules, memory, decisions
+        memory = asked or rules.memory_gb
+        trace.decide("preset", rules.name, "preset", "asked", planner=rules.planner)
+        trace.decide("memory_gb", memory, "memory", "preset" if asked is None else "asked", planner=rules.planner)
+        return rules, memory
 
     accelerated = hardware is not None and hardware.kind != "cpu"
-    if options.memory_gb is not None:
-        there = options.memory_gb
-        source = "asked for"
+    measured: dict[str, Any] = {}
+    if asked is not None:
+        there, bound = asked, "asked"
     elif hardware is not None and accelerated:
-        there = float(max(1, math.floor(0.9 * hardware.free_memory_gb)))
-        source = f"nine tenths of the {hardware.free_memory_gb:.1f} GB that are free on {hardware.name}, rounded down"
+        there, bound = float(max(1, math.floor(0.9 * hardware.free_memory_gb))), "free"
+        measured = {"device": hardware.name, "free_gb": hardware.free_memory_gb}
     else:
-        there = RULES["stock"].memory_gb
-        source = "the reference's target; on a CPU time is short, not memory"
-    large, medium = f"resenc-l from {AUTO_LARGE_GB} GB on", f"resenc-m from {AUTO_MEDIUM_GB} GB on"
+        there, bound = RULES["stock"].memory_gb, "cpu"
     if not accelerated:
-        rules, why = RULES["stock"], "without a GPU the plain network is trained, which costs least time"
-        change = f"a GPU: {medium}, {large}"
+        rules, why = RULES["stock"], "no_gpu"
     elif there >= AUTO_LARGE_GB:
-        rules, why = RULES["resenc-l"], f"there are at least {AUTO_LARGE_GB} GB of device memory"
-        change = f"less device memory: {medium}, stock below"
+        rules, why = RULES["resenc-l"], "large"
     elif there >= AUTO_MEDIUM_GB:
-        rules, why = RULES["resenc-m"], f"there are {AUTO_MEDIUM_GB} to {AUTO_LARGE_GB} GB of device memory"
-        change = f"another amount of device memory: {large}, stock below {AUTO_MEDIUM_GB} GB"
+        rules, why = RULES["resenc-m"], "medium"
     else:
-        rules, why = RULES["stock"], f"there are less than {AUTO_MEDIUM_GB} GB of device memory"
-        change = f"more device memory: {medium}, {large}"
+        rules, why = RULES["stock"], "small"
     memory = min(there, AUTO_MOST_GB)
-    if memory < there:
-        source = f"auto plans for at most {AUTO_MOST_GB} GB, of {there:g} GB " + (
-            "asked for" if options.memory_gb is not None else "there are"
-        )
-    bound = f"{there:g} GB of device memory" if accelerated else "no GPU"
-    return rules, memory, (_preset(options.preset, rules, why, bound, change), _memory(memory, options, source))
+    trace.decide("preset", rules.name, "preset_auto", why, planner=rules.planner, memory_gb=there)
+    trace.decide("memory_gb", memory, "memory", "capped" if memory < there else bound, there_gb=there, **measured)
+    return rules, memory
 
 
-def _preset(preset: Preset, rules: Rules, why: str, bound: str, change: str = "") -> Decision:
-    others = ", ".join(name for name in RULES if name != rules.name)
-    return Decision(
-        key="preset",
-        value=rules.name,
-        rule=f"planning rules of {rules.planner}: {why}",
-        inputs={"preset": preset},
-        bound=bound,
-        source="nnU-Net 2.8.1 planner presets" if preset != "auto" else "segfit preset auto",
-        would_change=(f"{change}; or " if change else "") + f"another preset ({others})",
-    )
-
-
-def _memory(memory: float, options: Options, source: str) -> Decision:
-    return Decision(
-        key="memory_gb",
-        value=memory,
-        rule="memory in GB that one training may take; the budget of feature maps scales linearly with it",
-        inputs={} if options.memory_gb is None else {"asked": options.memory_gb},
-        bound=source,
-        source="nnU-Net 2.8.1 planning rules, memory target",
-        would_change="the option memory_gb (--memory)",
-    )
+def decide_orientation(fingerprint: Fingerprint, options: Options, trace: Trace) -> None:
+    """Record the axes on which the images are seen, and how folds are made where that is not nnU-Net's way."""
+    asked = options.planning.orientation
+    if fingerprint.ndim == 2:
+        trace.decide("orientation", fingerprint.orientation, "orientation_2d", preset=options.preset)
+    else:
+        value = orientation_of(options)
+        option = "" if asked is None else "planning.orientation"
+        trace.decide("orientation", value, "orientation_3d", value, option, preset=options.preset)
+        if asked is None and value == "canonical":
+            trace.differ("canonical")
+    if splits_of(options) == "balanced":
+        trace.differ("balanced")

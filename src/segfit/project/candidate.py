@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segfit.files import Record
-from segfit.planning.reasons import by_axis
 from segfit.project.forecast import CASE_SECONDS, TrainingCost, Workload
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.schedule import cooldown_start
+from segfit.words import by_axis
 
 __all__ = ["SLACK", "Candidate", "Validation", "configuration_words"]
 

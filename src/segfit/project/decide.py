@@ -22,9 +22,9 @@ from segfit.planning.budget import (
     choose_configurations,
     choose_trainings,
     short_recipe,
-    with_run,
 )
 from segfit.planning.plan import Plan, RunSpec, StageForecast
+from segfit.planning.sized_plan import with_run
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
 from segfit.project.candidate import SLACK, Candidate

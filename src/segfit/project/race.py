@@ -22,8 +22,7 @@ from segfit.device import resolve_device
 from segfit.errors import StageError
 from segfit.evaluation.summary import Summary
 from segfit.files import Document, content_hash
-from segfit.planning.plan import Plan, RaceEntry
-from segfit.planning.reasons import candidate_words
+from segfit.planning.plan import Plan, RaceEntry, candidate_words
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
 from segfit.project.candidate import SLACK, Candidate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import CONFIGURATION_NAMES, Options
-from segfit.planning.explain import in_words
+from segfit.planning.explain import words_of
 from segfit.planning.plan import Decision, Plan
 from segfit.report import figures
 from segfit.specs import Configuration, TrainingSpec
@@ -188,18 +189,10 @@ def _label_rows(fingerprint: Fingerprint, names: Mapping[int, str]) -> tuple[lis
 
 
 def _decision_row(decision: Decision, key: str) -> dict[str, str]:
-    value, inputs = in_words(decision)
-    brief = f"{len(decision.value)} values" if len(value) > _LONGEST and isinstance(decision.value, Mapping) else value
-    return {
-        "key": key,
-        "brief": brief,
-        "value": value if brief != value else "",
-        "rule": decision.rule,
-        "inputs": inputs,
-        "bound": decision.bound,
-        "source": decision.source,
-        "would_change": decision.would_change,
-    }
+    words = words_of(decision)
+    mapping = isinstance(decision.value, Mapping)
+    brief = f"{len(decision.value)} values" if mapping and len(words.value) > _LONGEST else words.value
+    return {**asdict(words), "key": key, "brief": brief, "value": "" if brief == words.value else words.value}
 
 
 def _configuration_facts(

@@ -10,8 +10,7 @@ from typing import Any, Literal
 from segfit.evaluation.summary import Summary
 from segfit.files import Record
 from segfit.planning.budget import TOLERABLE_STEPS, WANTED_STEPS
-from segfit.planning.plan import RunSpec
-from segfit.planning.reasons import candidate_words
+from segfit.planning.plan import RunSpec, candidate_words
 from segfit.selection.evidence import LOST_LOSS, Evidence
 from segfit.training.result import TrainingResult
 from segfit.words import count, dice, duration, listing

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segfit.planning.wording import name_in_words, value_in_words
+from segfit.words import name_in_words, value_in_words
 
 
 @pytest.mark.parametrize(

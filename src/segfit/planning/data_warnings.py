@@ -13,7 +13,7 @@ from segfit.planning.mirroring import value_names
 from segfit.specs import Normalization
 from segfit.words import listing
 
-__all__ = ["dataset_notes"]
+__all__ = ["data_warnings"]
 
 FEW_CASES = 10
 RARE_SHARE = 1e-4
@@ -28,7 +28,7 @@ ODD_SHARE = 0.1
 """unless there are more of them than this."""
 
 
-def dataset_notes(
+def data_warnings(
     fingerprint: Fingerprint, labels: LabelScheme, normalization: Sequence[Normalization]
 ) -> tuple[str, ...]:
     """Return remarks on few cases, absent, rare and tiny labels, and cases that differ much, with the consequence."""

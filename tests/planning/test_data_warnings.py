@@ -9,7 +9,7 @@ from planning_fakes import case, fingerprint, scheme
 from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities
 from segfit.labels import LabelScheme
 from segfit.options import NormalizationScheme
-from segfit.planning.notes import dataset_notes
+from segfit.planning.data_warnings import data_warnings
 from segfit.specs import Normalization
 
 _MANY = 12
@@ -18,7 +18,7 @@ _MANY = 12
 def _notes(
     cases: Sequence[CaseFingerprint], labels: LabelScheme, how: NormalizationScheme = "zscore"
 ) -> tuple[str, ...]:
-    return dataset_notes(fingerprint(cases), labels, [Normalization(scheme=how)])
+    return data_warnings(fingerprint(cases), labels, [Normalization(scheme=how)])
 
 
 def test_nothing_odd_nothing_said() -> None:

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segfit.errors import InputError
-from segfit.planning.design import Budget, DatasetDesign, Design, _unhalved_share, design_dataset
+from segfit.options import PlanningOptions
+from segfit.planning.configurations import Draft, Images, drafts
+from segfit.planning.patch import Budget, _unhalved_share, batch_size
 from segfit.planning.presets import RULES
 from segfit.planning.topology import topology
+from segfit.planning.trace import Trace
 
 _SETS = {
     "A": ((1, 1, 1), (36, 50, 35), 260, 3),
@@ -45,15 +48,25 @@ G 3d  24,256,256/2  20,256,256/2   32,384,384/2    40,448,448/2
 """
 
 
-def _design(name: str, preset: str = "stock") -> DatasetDesign:
+def _drafts(
+    spacing: tuple[float, ...], shape: tuple[int, ...], cases: int, budget: Budget, **planning: tuple[float, ...]
+) -> dict[str, Draft]:
+    images = Images(spacings=np.array([spacing], float), shapes=np.array([shape], float), num_training=cases, ndim=3)
+    return drafts(images, budget, PlanningOptions.model_validate(planning), Trace())
+
+
+def _of(name: str, preset: str = "stock") -> dict[str, Draft]:
     spacing, shape, cases, labels = _SETS[name]
     rules = RULES[preset]
-    budget = Budget(rules=rules, memory_gb=rules.memory_gb, heads=labels)
-    return design_dataset(np.array([spacing], float), np.array([shape], float), cases, budget)
+    return _drafts(spacing, shape, cases, Budget(rules=rules, memory_gb=rules.memory_gb, heads=labels))
 
 
-def _text(this: Design | None) -> str:
-    return "-" if this is None else f"{','.join(map(str, this.patch))}/{this.batch_size}"
+def _batch(this: Draft) -> tuple[int, str]:
+    return batch_size(this.patch.size, this.patch.estimate, this.dataset_voxels, this.budget)
+
+
+def _text(this: Draft | None) -> str:
+    return "-" if this is None else f"{','.join(map(str, this.patch.size))}/{_batch(this)[0]}"
 
 
 @pytest.mark.parametrize("row", _EXPECTED.strip().splitlines(), ids=lambda row: row[:5])
@@ -61,8 +74,8 @@ def test_patch_and_batch_of_the_reference(row: str) -> None:
     name, configuration, *expected = row.split()
     found = []
     for preset in _PRESETS:
-        made = _design(name, preset)
-        found.append(_text({"2d": made.plane, "3d": made.fullres, "low": made.lowres}[configuration]))
+        names = {"2d": "2d", "3d": "3d_fullres", "low": "3d_lowres"}
+        found.append(_text(_of(name, preset).get(names[configuration])))
     assert found == expected
 
 
@@ -75,60 +88,46 @@ def test_patch_and_batch_of_the_reference(row: str) -> None:
     ],
 )
 def test_lower_resolution(preset: str, spacing: tuple[float, ...], median: tuple[int, ...]) -> None:
-    low = _design("B", preset).lowres
-    assert low is not None
+    low = _of("B", preset)["3d_lowres"]
     assert low.spacing_mm == pytest.approx(spacing, abs=1e-6)
     assert low.median_shape == median
 
 
 def test_bounds_tell_what_was_active() -> None:
-    assert _design("A").plane.patch_bound == "median shape"
-    assert _design("A").plane.batch_bound == "dataset coverage"
-    full = _design("F").fullres
-    assert full is not None
-    assert full.patch_bound == "memory"
-    assert full.batch_bound == "memory"
-    assert full.start_patch == (256, 256, 256)
-    large = design_dataset(
-        np.array([[1.0, 1.0, 1.0]]),
-        np.array([[500.0, 500.0, 500.0]]),
-        50,
-        Budget(rules=RULES["stock"], memory_gb=1000, heads=2),
-    )
-    assert large.fullres is not None
-    assert large.fullres.patch_bound == "start volume"
-    assert large.fullres.patch == (256, 256, 256)
-    assert _design("D").plane.batch_bound == "memory"
-    assert _design("E").plane.batch_bound == "memory"
-    few = design_dataset(
-        np.array([[1.0, 1.0, 1.0]]), np.array([[40.0] * 3]), 5, Budget(rules=RULES["stock"], memory_gb=8, heads=2)
-    )
-    assert few.fullres is not None
-    assert (few.fullres.batch_size, few.fullres.batch_bound) == (2, "minimum")
+    assert _of("A")["2d"].patch.bound == "median"
+    assert _batch(_of("A")["2d"])[1] == "coverage"
+    full = _of("F")["3d_fullres"]
+    assert full.patch.bound == "memory"
+    assert _batch(full)[1] == "memory"
+    assert full.patch.start == (256, 256, 256)
+    large = _drafts((1, 1, 1), (500, 500, 500), 50, Budget(rules=RULES["stock"], memory_gb=1000, heads=2))
+    assert large["3d_fullres"].patch.bound == "start"
+    assert large["3d_fullres"].patch.size == (256, 256, 256)
+    assert _batch(_of("D")["2d"])[1] == "memory"
+    assert _batch(_of("E")["2d"])[1] == "memory"
+    few = _drafts((1, 1, 1), (40, 40, 40), 5, Budget(rules=RULES["stock"], memory_gb=8, heads=2))
+    assert _batch(few["3d_fullres"]) == (2, "least_coverage")
 
 
 def test_a_fixed_patch_is_rounded_up_and_follows_the_transposition() -> None:
     budget = Budget(rules=RULES["stock"], memory_gb=8, heads=3)
-    made = design_dataset(
-        np.array([[1.0, 4.0, 1.0]]), np.array([[200.0, 40.0, 200.0]]), 20, budget, patch_size=(100, 20, 90)
-    )
-    assert made.transpose == (1, 0, 2)
-    assert made.fullres is not None
-    assert made.fullres.patch == (20, 112, 96)
-    assert made.fullres.patch_bound == "fixed"
-    assert made.plane.patch_bound == "median shape"
+    made = _drafts((1, 4, 1), (200, 40, 200), 20, budget, patch_size=(100, 20, 90))
+    assert made["3d_fullres"].transpose == (1, 0, 2)
+    assert made["3d_fullres"].patch.size == (20, 112, 96)
+    assert made["3d_fullres"].patch.bound == "fixed"
+    assert made["2d"].patch.bound == "median"
 
 
 def test_an_impossible_memory_target_is_one_clear_sentence() -> None:
     budget = Budget(rules=replace(RULES["stock"], base_features=4096, max_features_3d=4096), memory_gb=1e-4, heads=3)
     with pytest.raises(InputError, match=r"does not fit into 0\.0001 GB"):
-        design_dataset(np.array([[1.0, 1.0, 1.0]]), np.array([[64.0, 64.0, 64.0]]), 5, budget)
+        _drafts((1, 1, 1), (64, 64, 64), 5, budget)
 
 
 def test_a_target_spacing_beyond_the_image_is_refused() -> None:
     budget = Budget(rules=RULES["stock"], memory_gb=8, heads=3)
     with pytest.raises(InputError, match="finer target spacing"):
-        design_dataset(np.ones((1, 3)), np.full((1, 3), 40.0), 5, budget, target_mm=(1.0, 1.0, 500.0))
+        _drafts((1, 1, 1), (40, 40, 40), 5, budget, target_spacing_mm=(1.0, 1.0, 500.0))
 
 
 @settings(max_examples=40)
@@ -138,17 +137,16 @@ def test_a_target_spacing_beyond_the_image_is_refused() -> None:
     st.sampled_from(sorted(RULES)),
     st.floats(1, 50),
 )
-def test_every_dataset_gets_a_design_that_fits(
+def test_every_dataset_gets_patches_that_fit(
     spacing: tuple[float, ...], shape: tuple[int, ...], preset: str, memory_gb: float
 ) -> None:
     budget = Budget(rules=RULES[preset], memory_gb=memory_gb, heads=4)
-    made = design_dataset(np.array([spacing]), np.array([shape], float), 30, budget)
-    for this in (made.plane, made.fullres, made.lowres):
-        if this is not None:
-            assert this.batch_size >= 2
-            assert min(this.patch) >= 1
-            assert not budget.exceeded(len(this.patch), this.estimate)
-            assert all(n % d == 0 for n, d in zip(this.patch, this.topology.divisor, strict=True))
+    for this in _drafts(spacing, shape, 30, budget).values():
+        size = this.patch.size
+        assert _batch(this)[0] >= 2
+        assert min(size) >= 1
+        assert not budget.exceeded(len(size), this.patch.estimate)
+        assert all(n % d == 0 for n, d in zip(size, this.patch.topology.divisor, strict=True))
 
 
 _MM = st.floats(0.3, 6.0).map(lambda mm: round(mm, 3))
@@ -167,13 +165,10 @@ def test_no_resolution_is_passed_over_that_would_have_been_taken(
     rules = RULES[preset]
     budget = Budget(rules=rules, memory_gb=factor * rules.memory_gb, heads=4)
 
-    def planned() -> DatasetDesign:
-        return design_dataset(np.array([spacing]), np.array([shape], float), 40, budget)
-
-    found = planned()
+    found = _drafts(spacing, shape, 40, budget)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("segfit.planning.design._unhalved_share", lambda *_: 1.0)  # every resolution is designed
-        assert planned() == found
+        patched.setattr("segfit.planning.patch._unhalved_share", lambda *_: 1.0)  # a patch is made for every resolution
+        assert _drafts(spacing, shape, 40, budget) == found
 
 
 def test_a_flat_image_of_one_stage_is_not_passed_over() -> None:

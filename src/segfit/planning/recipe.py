@@ -1,0 +1,212 @@
+"""How a configuration is trained: the axes that are flipped, the augmentation, the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segfit.errors import InputError
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.labels import Exchange, LabelScheme
+from segfit.options import Options
+from segfit.planning.augmentation import augmentation_for
+from segfit.planning.mirroring import AxisEvidence, exchanged_values, value_names
+from segfit.planning.trace import Asked, Trace
+from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
+
+__all__ = [
+    "Flips",
+    "decide_common_recipe",
+    "decide_flips",
+    "flips_of",
+    "geometry_values",
+    "patch_ratio",
+    "recipe_of",
+    "recipe_values",
+]
+
+_FEWEST_SUPERVISED_STAGES = 3
+_GEOMETRY = ("rotation_degrees", "dummy_2d")  # which the patch that is cut out depends on
+_BY_PATCH = (*_GEOMETRY, "sample_patch", "mirror_axes", "masked_channels")
+"""What of the augmentation depends on the data; the rest are nnU-Net's constants."""
+_NO_INTENSITY = {*_BY_PATCH, "exchange"}  # the exchange of labels is a decision of its own
+_ADAMW = {"learning_rate": 3e-4, "momentum": 0.9, "weight_decay": 5e-2}
+"""What AdamW starts from where the user names it and nothing else; published for nnU-Net's transformers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """Axes that are flipped, in array order."""
+
+    axes: tuple[int, ...]
+    exchanged: tuple[tuple[int, int], ...] = ()  # label values that change places when the last axis is flipped
+
+
+def flips_of(
+    fingerprint: Fingerprint, labels: LabelScheme, options: Options, asked: Asked, evidence: Sequence[AxisEvidence]
+) -> Flips:
+    """Return what is flipped: the axes that were set, all of them as nnU-Net does, in `auto` those of the evidence."""
+    axes = asked.values.mirror_axes
+    if axes is None and options.preset != "auto":
+        return Flips(tuple(range(fingerprint.ndim)))
+    if axes is not None:
+        sides_known = fingerprint.ndim == 2 or fingerprint.orientation == "canonical"
+        exchanging = options.preset == "auto" and sides_known and fingerprint.ndim - 1 in axes
+        return Flips(tuple(sorted(set(axes))), exchanged_values(labels) if exchanging else ())
+    return Flips(tuple(item.axis for item in evidence if item.mirrored), evidence[-1].exchanged)
+
+
+def decide_flips(
+    fingerprint: Fingerprint, labels: LabelScheme, options: Options, asked: Asked, evidence: Sequence[AxisEvidence]
+) -> Flips:
+    """Return what is flipped in all configurations without axes of their own, and record it.
+
+    `evidence` is what the cases say where that decides.
+    """
+    flips = flips_of(fingerprint, labels, options, asked, evidence)
+    trace, names = asked.trace, "zyx"[-fingerprint.ndim :]
+    augmented = options.augmentation.strength != "none"
+    kept = {names[item.axis]: item.reason for item in evidence if item.reason}
+    inputs: dict[str, Any] = {"array_order": ", ".join(f"{axis} is {name}" for axis, name in enumerate(names))}
+    trace.decide(
+        "mirror_axes",
+        flips.axes if augmented else (),
+        "mirror_evidence" if evidence else "mirror_all",
+        "kept" if kept else "all",
+        asked.option("mirror_axes"),
+        "" if augmented else "augmentation.strength",
+        **(inputs | {"kept_axes": kept} if kept else inputs),
+    )
+    if kept:
+        trace.differ("mirrored", axes=[names[axis] for axis in flips.axes])
+    if augmented and flips.exchanged:
+        value_name = value_names(labels)
+        pairs = [f"{value_name[a]} with {value_name[b]}" for a, b in flips.exchanged]
+        two_sided = [name for item in evidence for name in item.two_sided]
+        inputs = {"on_both_sides_in_spite_of_their_names": two_sided} if two_sided else {}
+        trace.decide(
+            "exchanged_labels",
+            pairs,
+            "exchange",
+            pairs=len(pairs),
+            **inputs,
+        )
+    return flips
+
+
+def recipe_of(item: Configuration, flips: Flips, options: Options, asked: Asked) -> TrainingSpec:
+    """Return the recipe of one configuration, and record it."""
+    augmentation = _augmentation(item, flips, options)
+    supervised = item.network.num_stages >= _FEWEST_SUPERVISED_STAGES
+    if options.training.deep_supervision and not supervised:
+        raise InputError(
+            f"training.deep_supervision does not fit {item.name} ({item.network.num_stages} stages); it needs "
+            f"{_FEWEST_SUPERVISED_STAGES} stages or more"
+        )
+    recipe = TrainingSpec(deep_supervision=supervised, augmentation=augmentation)
+    recipe = recipe.model_copy(update=_asked_training(options))
+    seen = item.preprocessing.transpose[-item.ndim :]
+    asked.note("mirror_axes", sorted(seen[axis] for axis in augmentation.mirror_axes))
+    if asked.own("mirror_axes"):
+        value = asked.trace.values[item.name, "mirror_axes"]
+        asked.trace.decide(f"{item.name}.mirror_axes", value, "mirror_all", "all", asked.option("mirror_axes"))
+    _recipe_decisions(item, recipe, options, asked.trace)
+    if not recipe.deep_supervision and options.training.deep_supervision is None:
+        asked.trace.differ("unsupervised", name=item.name, stages=item.network.num_stages)
+    return recipe
+
+
+def decide_common_recipe(training: Mapping[str, TrainingSpec], options: Options, trace: Trace) -> None:
+    """Record how the recipes differ from nnU-Net's, once for all configurations."""
+    if any(recipe.augmentation.exchange is not None for recipe in training.values()):
+        trace.differ("exchange")
+    for group, values in (("training", _asked_training(options)), ("augmentation", options.augmentation.values)):
+        for key, value in values.items():
+            trace.differ("option", option=f"{group}.{key}", value=value)
+    if options.augmentation.strength == "none":
+        trace.differ("no_augmentation")
+
+
+def _augmentation(item: Configuration, flips: Flips, options: Options) -> AugmentationSpec:
+    masked = [channel for channel, how in enumerate(item.preprocessing.normalization) if how.use_mask]
+    asked = options.augmentation
+    found = augmentation_for(
+        item.patch_size,
+        _network_axes(flips.axes, item),
+        masked,
+        dummy_2d=asked.dummy_2d,
+        degrees=asked.rotation_degrees,
+    )
+    across = _network_axes([item.preprocessing.image_ndim - 1], item)  # none where the network does not see that axis
+    exchange = Exchange(axis=across[0], pairs=flips.exchanged) if flips.exchanged and across else None
+    own = {key: value for key, value in asked.values.items() if key not in _GEOMETRY}
+    found = found.model_copy(update={"exchange": exchange, **own})
+    if asked.strength != "none":
+        return found
+    none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
+    return found.model_copy(update={**none, "mirror_axes": (), "exchange": None, "sample_patch": item.patch_size})
+
+
+def _network_axes(array_axes: Iterable[int], item: Configuration) -> tuple[int, ...]:
+    """Return array axes as the network counts them: transposed, without the slice axis of a 2D configuration."""
+    wanted = set(array_axes)
+    seen = item.preprocessing.transpose[-item.ndim :]
+    return tuple(axis for axis, source in enumerate(seen) if source in wanted)
+
+
+def _asked_training(options: Options) -> dict[str, Any]:
+    """Return what was set of the recipe, with what AdamW needs beside it."""
+    return {**(_ADAMW if options.training.optimizer == "adamw" else {}), **options.training.values}
+
+
+def recipe_values(recipe: TrainingSpec) -> dict[str, Any]:
+    """Return everything of the recipe but the augmentation and deep supervision, which are decisions of their own."""
+    return recipe.model_dump(mode="json", exclude={"augmentation", "deep_supervision"})
+
+
+def geometry_values(recipe: TrainingSpec) -> dict[str, Any]:
+    """Return what of the augmentation depends on patch and data."""
+    return recipe.augmentation.model_dump(mode="json", include=set(_BY_PATCH))
+
+
+def patch_ratio(patch: Sequence[int]) -> float:
+    """Return how flat a patch is, which bounds how far it may be turned: over the first axis, in 2D the shorter one."""
+    return max(patch) / (min(patch) if len(patch) == 2 else patch[0])
+
+
+def _recipe_decisions(item: Configuration, recipe: TrainingSpec, options: Options, trace: Trace) -> None:
+    name, patch = item.name, item.patch_size
+    training, augmentation = options.training.values, options.augmentation
+    strength = ["augmentation.strength"] if augmentation.strength == "none" else []
+
+    def given(of_patch: bool) -> list[str]:
+        return [f"augmentation.{key}" for key in augmentation.values if (key in _BY_PATCH) == of_patch]
+
+    trace.decide(
+        f"{name}.training",
+        recipe_values(recipe),
+        "recipe",
+        "",
+        *(f"training.{key}" for key in training if key != "deep_supervision"),
+    )
+    trace.decide(
+        f"{name}.training.deep_supervision",
+        recipe.deep_supervision,
+        "deep_supervision",
+        "stages" if item.network.num_stages >= _FEWEST_SUPERVISED_STAGES else "two_stages",
+        "training.deep_supervision" if "deep_supervision" in training else "",
+        stages=item.network.num_stages,
+    )
+    trace.decide(
+        f"{name}.augmentation",
+        geometry_values(recipe),
+        f"geometry_{len(patch)}d",
+        "",
+        *strength,
+        *given(True),
+        patch_size=patch,
+        ratio=patch_ratio(patch),
+    )
+    intensities = recipe.augmentation.model_dump(mode="json", exclude=_NO_INTENSITY)
+    trace.decide(f"{name}.augmentation.intensities", intensities, "intensities", "", *strength, *given(False))
