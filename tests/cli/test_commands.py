@@ -154,7 +154,7 @@ def test_plan_explains(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = ["plan", str(dataset), "--out", str(tmp_path / "p"), "--preset", "stock"]
     assert run([*arguments, "--explain"]) == 0
     text = capsys.readouterr().out
-    assert "every decision is the reference's" in text
+    assert "every decision is nnU-Net's" in text
     assert "patch_size = " in text
     assert "  bound" in text
     assert run([*arguments, "--explain", "--json"]) == 0

@@ -15,7 +15,7 @@ from segfit.errors import InputError
 from segfit.feature_maps import feature_map_elements
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
-from segfit.nnunet.plans_reader import read_plans_file, read_reference_plans, write_plans_file
+from segfit.nnunet.plans_reader import read_configurations, read_plans_file, write_plans_file
 from segfit.options import Options
 from segfit.planning.planner import derive
 from segfit.specs import Configuration
@@ -140,7 +140,7 @@ def test_reference_plans_are_read_as_they_were_planned(datasets: list[dict[str, 
             if planner not in item["plans"] or not _trainable(item["plans"][planner]):
                 continue
             plan = derive(fingerprint, scheme, Options.model_validate({"preset": PRESETS[planner]}))
-            read = read_reference_plans(item["plans"][planner], item["dataset"])
+            read = read_configurations(item["plans"][planner], item["dataset"])
             assert list(read) == list(item["plans"][planner]["configurations"])
             for name, ours in plan.configurations.items():
                 theirs = read[name]
@@ -170,7 +170,7 @@ def test_reference_plans_survive_a_round_trip(datasets: list[dict[str, Any]]) ->
 def test_trained_reference_models_are_read(path: Path) -> None:
     name = path.parent.name.rpartition("__")[2]
     dataset = json.loads((path.parent / "dataset.json").read_text())
-    read = read_reference_plans(json.loads(path.read_text()), dataset, [name])
+    read = read_configurations(json.loads(path.read_text()), dataset, [name])
     foreground = {value for values in dataset["labels"].values() for value in np.atleast_1d(values)} - {0}
     channels = len(dataset["channel_names"]) + (len(foreground) if name == "3d_cascade_fullres" else 0)
     assert list(read) == [name]

@@ -13,7 +13,7 @@ from segfit.dataset.manifest import Case, Dataset
 from segfit.fingerprint.measure import measure
 from segfit.images.formats import read_case, read_label
 from segfit.labels import LabelScheme
-from segfit.nnunet.plans_reader import read_reference_plans
+from segfit.nnunet.plans_reader import read_configurations
 from segfit.preprocessing.locations import ANNOTATED
 from segfit.preprocessing.pipeline import Preprocessed, preprocess
 
@@ -86,7 +86,7 @@ def _preprocess(folder: Path, configuration: str, name: str) -> tuple[Preprocess
     dataset = _dataset(folder)
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     declaration = json.loads((folder / "raw" / "dataset.json").read_text())
-    spec = read_reference_plans(plans, declaration, [configuration])[configuration].preprocessing
+    spec = read_configurations(plans, declaration, [configuration])[configuration].preprocessing
     case = dataset.case(name.removesuffix("_as_test_case"))
     image = read_case(case.images)
     assert case.label is not None

@@ -41,8 +41,8 @@ def test_labels_absent_rare_and_tiny() -> None:
         'label "vessel" (3) is absent in 10 of 12 cases: it is learned from the other 2 alone',
         'label "vessel" (3) is tiny, 40 voxels in the median case that has it: a few voxels decide its Dice, and a '
         "coarser spacing may lose it",
-        'label "vessel" (3) is rare, 3e-05 of all voxels: it is seen mostly in the third of the patches that are '
-        "forced to hold foreground, and needs longer training",
+        'label "vessel" (3) is rare, 3e-05 of all voxels: it is sampled mainly by foreground oversampling '
+        "(33 % of patches), and needs longer training",
     )
 
 

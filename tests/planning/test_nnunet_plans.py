@@ -102,5 +102,5 @@ def test_bad_memory_targets_are_refused(memory_gb: Any) -> None:
 def test_presets_that_the_reference_does_not_have() -> None:
     with pytest.raises(InputError, match="did you mean 'resenc-l'"):
         nnunet.plans(_DATASET, _FINGERPRINT, "resenc_l")
-    with pytest.raises(InputError, match="the reference has stock"):
+    with pytest.raises(InputError, match="nnU-Net has stock"):
         nnunet.plans(_DATASET, _FINGERPRINT, "auto")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segfit.errors import InputError
 from segfit.options import PlanningOptions
-from segfit.planning.configurations import Draft, Images, drafts
+from segfit.planning.drafts import Draft, Images, drafts
 from segfit.planning.patch import Budget, _unhalved_share, batch_size
 from segfit.planning.presets import RULES
 from segfit.planning.topology import topology

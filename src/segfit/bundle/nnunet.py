@@ -20,7 +20,7 @@ from segfit.bundle.bundle import Bundle, Member, ModelManifest, weights_name
 from segfit.errors import InputError
 from segfit.files import read_json
 from segfit.labels import LabelScheme
-from segfit.nnunet.plans_reader import channel_names_of, read_reference_plans
+from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def read_reference_model(
     plans, dataset = read_json(path / "plans.json"), read_json(path / "dataset.json")
     if not isinstance(plans, dict) or not isinstance(dataset, dict):
         raise InputError(f"{path} is not a model of nnU-Net v2: plans.json and dataset.json must be objects")
-    configurations = read_reference_plans(plans, dataset)
+    configurations = read_configurations(plans, dataset)
     names = [str(fold) for fold in folds] if folds is not None else _folds(path, checkpoint)
     checkpoints = {fold: _read_checkpoint(path / f"{_FOLD}{fold}" / checkpoint) for fold in names}
     first = checkpoints[names[0]]

@@ -14,7 +14,8 @@ from segfit.errors import InputError, nearest
 from segfit.nnunet.plans_reader import channel_names_of
 from segfit.nnunet.plans_writer import configuration_entry
 from segfit.options import PlanningOptions
-from segfit.planning.configurations import Draft, Images, configuration, drafts
+from segfit.planning.configurations import configuration
+from segfit.planning.drafts import Draft, Images, drafts
 from segfit.planning.normalization import MASK_BELOW, scheme_of
 from segfit.planning.patch import Budget
 from segfit.planning.presets import RULES, Rules
@@ -34,7 +35,7 @@ _READERS = {
     ".tiff": "Tiff3DIO",
     ".nii": "NibabelIO",
 }
-"""The reader that the reference tries first, by file ending."""
+"""The reader that nnU-Net tries first, by file ending."""
 _SHARED_DATA = {"2d": "nnUNetPlans_2d", "3d_fullres": "nnUNetPlans_3d_fullres"}
 """Residual planners share the default planner's preprocessed data."""
 
@@ -51,7 +52,7 @@ def plans(
     *,
     dataset_name: str | None = None,
 ) -> dict[str, Any]:
-    """Return the content of the plans file that the reference's planner would write.
+    """Return the content of the plans file that nnU-Net's planner would write.
 
     Parameters
     ----------
@@ -63,9 +64,7 @@ def plans(
     Raises `InputError` for content that is incomplete or contradicts itself.
     """
     if preset not in RULES:
-        raise InputError(
-            f"unknown preset {preset!r}{nearest(preset, list(RULES))}; the reference has {', '.join(RULES)}"
-        )
+        raise InputError(f"unknown preset {preset!r}{nearest(preset, list(RULES))}; nnU-Net has {', '.join(RULES)}")
     if memory_gb is not None and not (_is_number(memory_gb) and memory_gb > 0):
         raise InputError(f"the memory target must be a number of GB above zero, got {memory_gb!r}")
     if not isinstance(dataset_json, Mapping) or not isinstance(fingerprint, Mapping):
@@ -161,7 +160,7 @@ def _intensities(fingerprint: Mapping[str, Any], num_channels: int) -> Mapping[s
 
 
 def _reader(dataset_json: Mapping[str, Any], shapes: NDArray[np.float64]) -> str:
-    """Return the reader the reference would choose; stacks in .tif files are read by the TIFF reader."""
+    """Return the reader nnU-Net would choose; stacks in .tif files are read by the TIFF reader."""
     asked = dataset_json.get("overwrite_image_reader_writer", "None")
     if asked != "None":
         return str(asked)

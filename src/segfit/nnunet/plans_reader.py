@@ -1,4 +1,4 @@
-"""The reference's plans file read into configurations of ours.
+"""nnU-Net's plans file read into configurations of ours.
 
 Understood are the present and the older format, inheritance, and everything that nnU-Net 2.8.1's own planners can
 produce; architectures and functions that segfit does not have are refused by name.
@@ -20,7 +20,7 @@ from segfit.nnunet.plans_writer import (
     NETWORK_CLASSES,
     SCHEME_CLASSES,
     configuration_entry,
-    reference_layers,
+    nnunet_layers,
 )
 from segfit.specs import (
     Configuration,
@@ -31,15 +31,15 @@ from segfit.specs import (
     ResamplingSpec,
 )
 
-__all__ = ["PlansFile", "channel_names_of", "read_plans_file", "read_reference_plans", "write_plans_file"]
+__all__ = ["PlansFile", "channel_names_of", "read_configurations", "read_plans_file", "write_plans_file"]
 
 _MARKER_RATIO = 500
-"""The reference marks 2D images by a first spacing 999 times the others; medians over cases come near to that."""
+"""nnU-Net marks 2D images by a first spacing 999 times the others; medians over cases come near to that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlansFile:
-    """A plans file of the reference, read: its configurations are ours, whatever the file's format was."""
+    """A plans file of nnU-Net, read: its configurations are ours, whatever the file's format was."""
 
     header: Mapping[str, Any]  # everything beside the configurations, as it is in the file
     configurations: Mapping[str, Configuration]
@@ -47,8 +47,8 @@ class PlansFile:
 
 
 def read_plans_file(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> PlansFile:
-    """Return the content of a plans file; arguments and errors as in `read_reference_plans`."""
-    configurations = read_reference_plans(plans, dataset_json)
+    """Return the content of a plans file; arguments and errors as in `read_configurations`."""
+    configurations = read_configurations(plans, dataset_json)
     entries = {name: _inherited(plans["configurations"], name) for name in configurations}
     default = _get(plans, "plans_name", str, "the plans") if "plans_name" in plans else "nnUNetPlans"
     return PlansFile(
@@ -83,10 +83,10 @@ def channel_names_of(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names.values())
 
 
-def read_reference_plans(
+def read_configurations(
     plans: Mapping[str, Any], dataset_json: Mapping[str, Any], names: Sequence[str] | None = None
 ) -> dict[str, Configuration]:
-    """Return the configurations of a reference plans file, by name, with orientation "stored".
+    """Return the configurations of a plans file of nnU-Net, by name, with orientation "stored".
 
     Parameters
     ----------
@@ -253,9 +253,9 @@ def _network(entry: Mapping[str, Any], where: str, *, ndim: int, in_channels: in
 
 
 def _check_layers(kwargs: Mapping[str, Any], where: str, ndim: int) -> None:
-    """Refuse layers other than those the reference's planners write."""
+    """Refuse layers other than those nnU-Net's planners write."""
     _get(kwargs, "conv_op", str, where)
-    expected = {"conv_op": f"torch.nn.modules.conv.Conv{ndim}d", **reference_layers(ndim)}
+    expected = {"conv_op": f"torch.nn.modules.conv.Conv{ndim}d", **nnunet_layers(ndim)}
     for key, wanted in expected.items():
         got = kwargs.get(key)
         if isinstance(wanted, str) and isinstance(got, str):
@@ -291,7 +291,7 @@ def _from_old_format(entry: Mapping[str, Any], where: str, ndim: int) -> dict[st
             "strides": _get(entry, "pool_op_kernel_sizes", (list, tuple), where),
             kinds.get(class_name, "n_conv_per_stage"): encoder,
             "n_conv_per_stage_decoder": _get(entry, "n_conv_per_stage_decoder", (list, tuple), where),
-            **reference_layers(ndim),
+            **nnunet_layers(ndim),
         },
     }
 
@@ -323,7 +323,7 @@ def _preprocessing(
 
 
 def _pictures(plans: Mapping[str, Any], transpose: tuple[int, ...]) -> bool:
-    """Whether the plans are for 2D images: read as pictures, or as one slice with the reference's marker spacing."""
+    """Whether the plans are for 2D images: read as pictures, or as one slice with nnU-Net's marker spacing."""
     if transpose[0] != 0 or any(name.startswith("3d") for name in plans["configurations"]):
         return False
     if plans.get("image_reader_writer") == "NaturalImage2DIO":

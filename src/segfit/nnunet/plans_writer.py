@@ -8,7 +8,7 @@ from segfit.errors import InputError
 from segfit.options import NormalizationScheme
 from segfit.specs import Configuration, NetworkSpec, ResamplingSpec
 
-__all__ = ["NETWORK_CLASSES", "SCHEME_CLASSES", "configuration_entry", "reference_layers"]
+__all__ = ["NETWORK_CLASSES", "SCHEME_CLASSES", "configuration_entry", "nnunet_layers"]
 
 SCHEME_CLASSES: dict[NormalizationScheme, str] = {
     "ct": "CTNormalization",
@@ -17,12 +17,12 @@ SCHEME_CLASSES: dict[NormalizationScheme, str] = {
     "rescale_to_0_1": "RescaleTo01Normalization",
     "rgb_to_0_1": "RGBTo01Normalization",
 }
-"""The reference's class for each normalisation."""
+"""nnU-Net's class for each normalisation."""
 NETWORK_CLASSES: dict[Literal["plain", "residual"], tuple[str, str]] = {
     "plain": ("PlainConvUNet", "n_conv_per_stage"),
     "residual": ("ResidualEncoderUNet", "n_blocks_per_stage"),
 }
-"""The reference's class for each network, and its name for the encoder's convolutions or blocks per stage."""
+"""nnU-Net's class for each network, and its name for the encoder's convolutions or blocks per stage."""
 _FUNCTIONS = {
     "spline": "resample_data_or_seg_to_shape",
     "torch": "resample_torch_fornnunet",
@@ -31,10 +31,10 @@ _FUNCTIONS = {
 
 
 def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
-    """Return a configuration as an entry of the reference's plans file, complete in itself.
+    """Return a configuration as an entry of nnU-Net's plans file, complete in itself.
 
     `identifier` names its preprocessed data. What links it to other configurations is for the caller to add. Raises
-    `InputError` for a configuration on canonical axes, which the reference does not have.
+    `InputError` for a configuration on canonical axes, which nnU-Net does not have.
     """
     preprocessing, network = item.preprocessing, item.network
     if preprocessing.orientation != "stored" and item.preprocessing.image_ndim == 3:
@@ -59,7 +59,7 @@ def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
 
 
 def _resampling(image: ResamplingSpec, label: ResamplingSpec, scores: ResamplingSpec) -> dict[str, Any]:
-    """Return functions and arguments in the order of the reference's file."""
+    """Return functions and arguments in the order of nnU-Net's file."""
     functions = [_FUNCTIONS[spec.method] for spec in (image, label, scores)]
     return {
         "resampling_fn_data": functions[0],
@@ -103,14 +103,14 @@ def _architecture(network: NetworkSpec) -> dict[str, Any]:
             "strides": [list(stride) for stride in network.strides],
             encoder_key: list(network.encoder_convs),
             "n_conv_per_stage_decoder": list(network.decoder_convs),
-            **reference_layers(network.ndim),
+            **nnunet_layers(network.ndim),
         },
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
 
 
-def reference_layers(ndim: int) -> dict[str, Any]:
-    """Return the layers that all of the reference's planners write: the only ones segfit has."""
+def nnunet_layers(ndim: int) -> dict[str, Any]:
+    """Return the layers that all of nnU-Net's planners write: the only ones segfit has."""
     return {
         "conv_bias": True,
         "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{ndim}d",

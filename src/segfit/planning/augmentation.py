@@ -1,6 +1,6 @@
 """How far a patch may be rotated, and how large the patch that is cut out for it must be.
 
-The rules are the reference's (nnU-Net 2.8.1). They look at the patch, not at the spacing: a flat patch stands for
+The rules are nnU-Net's (2.8.1). They look at the patch, not at the spacing: a flat patch stands for
 anisotropic voxels.
 """
 
@@ -26,7 +26,7 @@ def augmentation_for(
     dummy_2d: bool | None = None,
     degrees: float | None = None,
 ) -> AugmentationSpec:
-    """Return the reference's augmentation of a patch.
+    """Return nnU-Net's augmentation of a patch.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def _degrees(patch: Sequence[int], dummy_2d: bool) -> float:
 
 
 def _enlarged(patch: Sequence[int], angle: float) -> tuple[int, ...]:
-    """Return a patch that covers the rotated one. Not symmetric in the axes; the reference's plans depend on it."""
+    """Return a patch that covers the rotated one. Not symmetric in the axes; nnU-Net's plans depend on it."""
     c, s = cos(angle), sin(angle)
     if len(patch) == 2:
         x, y = patch

@@ -47,7 +47,7 @@ TOLERABLE_STEPS = 600
 ENOUGH_STEPS = 10_000
 """Another fold, or another configuration, is trained only if each training still gets this many steps."""
 LONG_STEPS = 10_000
-"""From here on the reference's recipe is kept."""
+"""From here on nnU-Net's recipe is kept."""
 NARROW = 16
 """Features of the first stage below which a network costs hardly less; taken only where the patch cannot shrink."""
 

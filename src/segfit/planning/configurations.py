@@ -1,289 +1,29 @@
-"""From spacings, shapes and a memory budget to configurations: which there are, and every number of theirs.
+"""Every number of a configuration: its patch, batch, network, memory and how cases are prepared for it.
 
 The rules are nnU-Net's (2.8.1). Each takes what the user set in place of its own value, and records what it decided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
 from math import log, prod
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from segfit.errors import InputError, nearest
+from segfit.errors import InputError
 from segfit.feature_maps import network_elements
-from segfit.options import CONFIGURATION_NAMES, ConfigurationOptions, PlanningOptions
-from segfit.planning.patch import (
-    LOWRES_SHARE,
-    LOWRES_STEP,
-    Budget,
-    Patch,
-    affordable,
-    batch_size,
-    fit_patch,
-    lower_resolution,
-    nnunet_batch,
-    start_volume,
-)
-from segfit.planning.presets import rules_of_kind
+from segfit.planning.drafts import Draft, Images, fixed_patch
+from segfit.planning.patch import LOWRES_STEP, affordable, batch_size, nnunet_batch, start_volume
 from segfit.planning.resampling import preprocessing_of
-from segfit.planning.spacing import axis_order, coarse_axis, median_shape, target_spacing
-from segfit.planning.topology import SMALLEST_MAP, kernels_for
+from segfit.planning.topology import kernels_for
 from segfit.planning.trace import Asked, Trace
 from segfit.specs import Configuration, NetworkSpec, Normalization
 from segfit.words import by_axis
 
-__all__ = ["Draft", "Images", "chosen", "configuration", "drafts"]
+__all__ = ["configuration", "stride_inputs"]
 
 _NETWORK = ("features", "strides", "kernels", "encoder_convs", "decoder_convs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """What the rules for configurations know of the cases. Array order; pictures are volumes of one thick slice."""
-
-    spacings: NDArray[np.float64]  # (cases, 3) mm
-    shapes: NDArray[np.float64]  # (cases, 3) voxels after cropping
-    num_training: int  # declared number of training cases; the batch-size cap uses it
-    ndim: Literal[2, 3]  # axes that the images have
-    orientation: Literal["canonical", "stored"] = "stored"
-
-    @cached_property
-    def target_mm(self) -> tuple[float, ...]:
-        """Target spacing by the rule."""
-        return target_spacing(self.spacings, self.shapes)
-
-    def target_of(self, values: ConfigurationOptions) -> tuple[float, ...]:
-        """Return the target spacing that was set, with the thickness of a picture, or that of the rule."""
-        asked = values.target_spacing_mm
-        if asked is None:
-            return self.target_mm
-        return asked if self.ndim == 3 else (float(self.spacings[0, 0]), *asked)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """The images as one configuration sees them, and the patch that fits: all but its network and preprocessing.
-
-    Axes are those the network sees, after transposition.
-    """
-
-    budget: Budget
-    transpose: tuple[int, ...]  # of the three axes that the rules know
-    spacing_mm: tuple[float, ...]
-    median_shape: tuple[float, ...]
-    dataset_voxels: float  # voxels of the whole dataset at this resolution
-    patch: Patch
-    coarsened: bool = False  # from the full resolution, until a patch sees enough
-
-
-class _Sight:
-    """How images look at the target spacing and with the order of axes that was asked for, each computed once."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-        self._medians: dict[tuple[float, ...], tuple[float, ...]] = {}
-
-    def __call__(
-        self, values: ConfigurationOptions, target: tuple[float, ...]
-    ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-        """Return the order of the axes, and in that order spacing in mm and median shape."""
-        if target not in self._medians:
-            self._medians[target] = median_shape(self.images.spacings, self.images.shapes, target)
-        median = self._medians[target]
-        if min(median) < 1:
-            raise InputError(
-                f"at a target spacing of {list(target)} mm the median image would have {list(median)} voxels; "
-                "choose a finer target spacing"
-            )
-        order = values.transpose or axis_order(target)
-        return order, tuple([target[axis] for axis in order]), tuple([median[axis] for axis in order])
-
-
-def drafts(images: Images, budget: Budget, planning: PlanningOptions, trace: Trace) -> dict[str, Draft]:
-    """Return a draft of every configuration that the rules or the user ask for, in the order of the plan."""
-    see = _Sight(images)
-    _dataset_decisions(trace, images, planning)
-    _, _, median = see(planning, images.target_of(planning))
-
-    def draft(name: str, axes: slice = slice(None)) -> Draft:
-        values = planning.of(name)
-        cost = _budget(budget, values)
-        order, spacing, median = see(values, images.target_of(values))
-        patch = fit_patch(spacing[axes], median[axes], cost, _fixed(values, order, len(spacing[axes])))
-        return Draft(
-            budget=cost,
-            transpose=order,
-            spacing_mm=spacing[axes],
-            median_shape=median[axes],
-            dataset_voxels=prod(median) * images.num_training,
-            patch=patch,
-        )
-
-    found = {"2d": draft("2d", slice(1, None))}
-    if median[0] == 1:
-        return found
-    full = draft("3d_fullres")
-    own = planning.by_configuration.get("3d_lowres")
-    if own is not None and own.target_spacing_mm is not None:
-        lowres: Draft | None = draft("3d_lowres")
-    else:
-        lowres = _coarsened(images, see, budget, planning, full)
-    if lowres is None:
-        return found | {"3d_fullres": full}
-    same = planning.of("3d_cascade_fullres") == planning.of("3d_fullres")
-    cascade = full if same else draft("3d_cascade_fullres")
-    return found | {"3d_lowres": lowres, "3d_fullres": full, "3d_cascade_fullres": cascade}
-
-
-def _budget(budget: Budget, values: ConfigurationOptions) -> Budget:
-    rules = budget.rules if values.kind is None else rules_of_kind(budget.rules, values.kind)
-    if values.base_features is not None:
-        rules = replace(rules, base_features=values.base_features)
-    return budget if rules is budget.rules else replace(budget, rules=rules)
-
-
-def _fixed(values: ConfigurationOptions, order: tuple[int, ...], ndim: int) -> tuple[int, ...] | None:
-    """Return the patch that was set for so many axes, as the network sees it; a plane's axes keep their order."""
-    patch = values.patch_size
-    if patch is None or len(patch) != ndim:
-        return None
-    return tuple([patch[axis] for axis in order]) if ndim == 3 else patch
-
-
-def _coarsened(images: Images, see: _Sight, budget: Budget, planning: PlanningOptions, full: Draft) -> Draft | None:
-    """Return the lower resolution that the full one calls for: its target spacing, coarsened."""
-    values = planning.of("3d_lowres")
-    target = tuple([full.spacing_mm[full.transpose.index(axis)] for axis in range(3)])
-    order, spacing, median = see(values, target)
-    cost = _budget(budget, values)
-    found = lower_resolution(spacing, median, prod(full.patch.size), cost, _fixed(values, order, 3))
-    if found is None:
-        return None
-    return Draft(
-        budget=cost,
-        transpose=order,
-        spacing_mm=found.spacing_mm,
-        median_shape=found.median_shape,
-        dataset_voxels=found.voxels * images.num_training,
-        patch=found.patch,
-        coarsened=True,
-    )
-
-
-def _dataset_decisions(trace: Trace, images: Images, planning: PlanningOptions) -> None:
-    """Record the target spacing and the order of axes of the configurations without values of their own."""
-    ndim = images.ndim
-    target = images.target_of(planning)
-    spacings, shapes = images.spacings[:, -ndim:], images.shapes[:, -ndim:]
-    median_mm, median = np.median(spacings, axis=0).tolist(), np.median(shapes, axis=0).tolist()
-    inputs: dict[str, Any] = {
-        "cases": len(spacings),
-        "median_mm": median_mm,
-        "finest_mm": spacings.min(axis=0).tolist(),
-        "coarsest_mm": spacings.max(axis=0).tolist(),
-        "median_shape_after_crop": median,
-    }
-    bound, coarse = "median", coarse_axis(median_mm, median) if ndim == 3 else None
-    if coarse is not None:
-        percentile = float(np.percentile(spacings[:, coarse], 10))
-        inputs |= {"percentile_10_mm": percentile, "coarse_axis": "zyx"[coarse]}
-        bound = "capped_percentile" if images.target_mm[coarse] > percentile else "percentile"
-    option = "planning.target_spacing_mm" if planning.target_spacing_mm is not None else ""
-    trace.decide("target_spacing_mm", target[-ndim:], f"target_spacing_{ndim}d", bound, option, **inputs)
-    if ndim == 3:
-        largest = max(target)
-        coarsest = ["zyx"[axis] for axis, mm in enumerate(target) if mm == largest]
-        order = planning.transpose or axis_order(target)
-        option = "planning.transpose" if planning.transpose is not None else ""
-        bound = "coarsest" if len(coarsest) == 1 else "first"
-        trace.decide("transpose", order, "transpose", bound, option, target_spacing_mm=target, coarsest_axes=coarsest)
-
-
-def chosen(drafted: Mapping[str, Draft], ndim: int, planning: PlanningOptions, trace: Trace) -> dict[str, Draft]:
-    """Return the drafts that are planned: those that were asked for and can be trained, in the order of the plan."""
-    too_small = {name: _too_small(item) for name, item in drafted.items() if len(item.patch.topology.strides) == 1}
-    usable = {name: item for name, item in drafted.items() if name not in too_small}
-    if not usable:
-        raise InputError(f"there is nothing to train: {'; '.join(dict.fromkeys(too_small.values()))}")
-    found, asked = usable, planning.configurations
-    if asked is not None:
-        _check_names(asked, usable)
-        previous = {"3d_lowres" for name in asked if name == "3d_cascade_fullres"}
-        found = {name: item for name, item in usable.items() if name in {*asked, *previous}}
-    for name, own in planning.by_configuration.items():
-        if name not in found and own != ConfigurationOptions():
-            hint = "; planning.3d_lowres.target_spacing_mm adds one" if name in CONFIGURATION_NAMES[1::2] else ""
-            raise InputError(
-                f"planning.{name} has values, but this plan has no configuration {name}, only {', '.join(found)}{hint}"
-            )
-    inputs: dict[str, Any] = (
-        {"left_out": [f"{name} is left out: {why}" for name, why in too_small.items()]} if too_small else {}
-    )
-    option = "planning.configurations" if asked is not None else ""
-    inputs |= _share(drafted)
-    trace.decide("configurations", sorted(found), *_why_these(drafted, ndim), option, axes=ndim, **inputs)
-    if asked is not None:
-        trace.differ("configurations", names=list(found))
-    return found
-
-
-def _check_names(asked: Iterable[str], usable: Mapping[str, Draft]) -> None:
-    for name in asked:
-        if name not in CONFIGURATION_NAMES:
-            raise InputError(f"unknown configuration {name!r}{nearest(name, CONFIGURATION_NAMES)}")
-        if name not in usable:
-            raise InputError(f"this dataset has no configuration {name}; the rules give {', '.join(usable)}")
-    if not asked:
-        raise InputError(f"planning.configurations is empty; the rules give {', '.join(usable)}")
-
-
-def _share(drafted: Mapping[str, Draft]) -> dict[str, Any]:
-    """Return how much of the median image a patch of 3d_fullres sees; nothing where there is none."""
-    full = drafted.get("3d_fullres")
-    if full is None:
-        return {}
-    share = prod(full.patch.size) / prod(full.median_shape)
-    return {
-        "patch_size": full.patch.size,
-        "median_shape": full.median_shape,
-        "patch_share_of_median_image": share,
-    }
-
-
-def _why_these(drafted: Mapping[str, Draft], ndim: int) -> tuple[str, str]:
-    """Return the rule for the configurations of a dataset and its bound."""
-    if "3d_fullres" not in drafted:
-        return "configurations_2d", "pictures" if ndim == 2 else "one_slice"
-    lowres = drafted.get("3d_lowres")
-    if lowres is not None:
-        return "configurations_3d", "lowres_added" if lowres.coarsened else "lowres_set"
-    sees = _share(drafted)["patch_share_of_median_image"]
-    return "configurations_3d", "lowres_close" if sees < LOWRES_SHARE else "sees_enough"
-
-
-def _too_small(this: Draft) -> str:
-    """Say why a patch leaves nothing to halve."""
-    patch = by_axis(this.patch.size)
-    if this.patch.bound == "memory":
-        return f"{this.budget.memory_gb:g} GB leave a patch of {patch} voxels, too small for a network; raise --memory"
-    if this.patch.bound == "fixed":
-        return f"the patch of {patch} voxels that was asked for is too small for a network; one axis needs 8 or more"
-    size = by_axis(this.median_shape)
-    axes = zip(this.spacing_mm, this.patch.size, strict=True)
-    long_enough = [(spacing, voxels) for spacing, voxels in axes if voxels >= 2 * SMALLEST_MAP]
-    if long_enough:  # and yet nothing was halved
-        spacing, voxels = min(long_enough)
-        return (
-            f"the images have {size} voxels, too few for a network: the axis to be halved first, the finest with "
-            f"{spacing:g} mm, has {voxels} of the {3 * SMALLEST_MAP} it needs; set a coarser planning.target_spacing_mm"
-        )
-    return f"the images have {size} voxels, too few for a network; at least one axis needs {2 * SMALLEST_MAP} or more"
 
 
 def configuration(
@@ -376,7 +116,7 @@ def _resolution(name: str, this: Draft, drafted: Mapping[str, Draft], images: Im
 def _patch(name: str, this: Draft, asked: Asked, network: NetworkSpec) -> tuple[int, ...]:
     """Return the patch as a multiple of the strides: that which was set, if both were."""
     divisor, patch = network.divisor, this.patch.size
-    fixed = _fixed(asked.values, this.transpose, network.ndim)
+    fixed = fixed_patch(asked.values, this.transpose, network.ndim)
     if fixed is not None and asked.values.strides is not None:
         patch = fixed
         if any(size % d for size, d in zip(patch, divisor, strict=True)):

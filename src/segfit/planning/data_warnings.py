@@ -1,4 +1,4 @@
-"""Remarks on the data that a person should read before training: what is odd, and what follows from it."""
+"""Warnings about the data that a person should read before training: what is odd, and what follows from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ODD_SHARE = 0.1
 def data_warnings(
     fingerprint: Fingerprint, labels: LabelScheme, normalization: Sequence[Normalization]
 ) -> tuple[str, ...]:
-    """Return remarks on few cases, absent, rare and tiny labels, and cases that differ much, with the consequence."""
+    """Return warnings about few cases, absent, rare and tiny labels, and cases that differ much, with what follows."""
     return (
         *_amount(fingerprint),
         *_labels(fingerprint, labels),
@@ -83,8 +83,8 @@ def _labels(fingerprint: Fingerprint, labels: LabelScheme) -> Iterator[str]:
             )
         if sum(counts) < RARE_SHARE * voxels:
             yield (
-                f"{label} is rare, {sum(counts) / voxels:.1g} of all voxels: it is seen mostly in the third of the "
-                "patches that are forced to hold foreground, and needs longer training"
+                f"{label} is rare, {sum(counts) / voxels:.1g} of all voxels: it is sampled mainly by foreground "
+                "oversampling (33 % of patches), and needs longer training"
             )
 
 

@@ -1,6 +1,6 @@
 """Which axes may be flipped: those along which a flipped image could still be one of the dataset's.
 
-Flipping every axis, as the reference does, costs accuracy where labels differ by their place only: a flipped left
+Flipping every axis, as nnU-Net does, costs accuracy where labels differ by their place only: a flipped left
 kidney is a right kidney. The rule here reads that from label names and from where the labels lie in the cases. Where
 names come in pairs of left and right, the left-right axis may be flipped if the labels of each pair change places.
 

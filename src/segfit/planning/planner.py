@@ -15,8 +15,9 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import AugmentationOptions, Options, PlanningOptions, TrainingOptions
 from segfit.planning.checks import check_request
-from segfit.planning.configurations import Draft, Images, chosen, configuration, drafts
+from segfit.planning.configurations import configuration
 from segfit.planning.data_warnings import data_warnings
+from segfit.planning.drafts import Draft, Images, chosen, drafts
 from segfit.planning.explain import change_in_words, set_in_words
 from segfit.planning.mirroring import AxisEvidence, axis_evidence
 from segfit.planning.normalization import SETTABLE, ChannelScheme, channel_schemes, decide_normalization

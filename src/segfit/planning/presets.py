@@ -1,4 +1,4 @@
-"""The planning rules of the presets: the reference's planners as values, and how `auto` chooses among them."""
+"""The planning rules of the presets: nnU-Net's planners as values, and how `auto` chooses among them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["RULES", "Rules", "choose_rules", "decide_orientation", "orientation_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What distinguishes one planner of the reference from another.
+    """What distinguishes one planner of nnU-Net from another.
 
     `elements_2d` and `elements_3d` are the feature-map elements of one sample (`segfit.feature_maps`) that fill
-    `memory_gb` at the reference batch size; they scale linearly with the memory target.
+    `memory_gb` at nnU-Net's usual batch size; they scale linearly with the memory target.
     """
 
     name: str
-    planner: str  # the reference's class
-    plans_name: str  # the reference's plans identifier
+    planner: str  # nnU-Net's class
+    plans_name: str  # nnU-Net's plans identifier
     kind: Literal["plain", "residual"]
     memory_gb: float
     elements_2d: float
@@ -49,7 +49,7 @@ class Rules:
         return encoder, (self.decoder_convs,) * (stages - 1)
 
     def elements(self, ndim: int, memory_gb: float) -> float:
-        """Return the feature-map elements that fit at the reference batch size."""
+        """Return the feature-map elements that fit at nnU-Net's usual batch size."""
         return (self.elements_2d if ndim == 2 else self.elements_3d) * (memory_gb / self.memory_gb)
 
 
@@ -85,13 +85,13 @@ RULES: dict[str, Rules] = {
     "resenc-l": _residual("resenc-l", "L", 24, 380e6, 2100e6),
     "resenc-xl": _residual("resenc-xl", "XL", 40, 560e6, 3600e6),
 }
-"""The reference's planners by preset, nnU-Net 2.8.1."""
+"""The planners of nnU-Net 2.8.1 by preset."""
 
 
 def rules_of_kind(rules: Rules, kind: Literal["plain", "residual"]) -> Rules:
     """Return the rules for the other kind of network: its convolutions, and what of it fills the memory.
 
-    The share of the dataset in a batch stays; the default planner's rules become those of the reference's
+    The share of the dataset in a batch stays; the default planner's rules become those of nnU-Net's
     `ResEncUNetPlanner`.
     """
     if kind == rules.kind:

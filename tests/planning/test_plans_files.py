@@ -10,7 +10,7 @@ import pytest
 
 from segfit import nnunet
 from segfit.errors import InputError
-from segfit.nnunet.plans_reader import read_reference_plans
+from segfit.nnunet.plans_reader import read_configurations
 from segfit.specs import ResamplingSpec
 
 _STATISTICS = {
@@ -35,7 +35,7 @@ def _plans() -> dict[str, Any]:
 
 
 def test_plans_are_read() -> None:
-    read = read_reference_plans(_plans(), _DATASET)
+    read = read_configurations(_plans(), _DATASET)
     assert list(read) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
     cascade = read["3d_cascade_fullres"]
     assert cascade.network.in_channels == 4
@@ -54,7 +54,7 @@ def test_inherited_configurations_take_over_everything_else() -> None:
     plans = _plans()
     plans["configurations"]["3d_big"] = {"inherits_from": "3d_fullres", "batch_size": 40}
     plans["configurations"]["3d_bigger"] = {"inherits_from": "3d_big", "patch_size": [160, 160, 160]}
-    read = read_reference_plans(plans, _DATASET, ["3d_bigger"])
+    read = read_configurations(plans, _DATASET, ["3d_bigger"])
     assert list(read) == ["3d_bigger"]
     assert read["3d_bigger"].batch_size == 40
     assert read["3d_bigger"].patch_size == (160, 160, 160)
@@ -62,7 +62,7 @@ def test_inherited_configurations_take_over_everything_else() -> None:
 
 def test_the_old_format_is_the_new_one_in_other_words() -> None:
     plans = _plans()
-    expected = read_reference_plans(plans, _DATASET, ["3d_fullres"])
+    expected = read_configurations(plans, _DATASET, ["3d_fullres"])
     entry = plans["configurations"]["3d_fullres"]
     kwargs = entry.pop("architecture")["arch_kwargs"]
     entry |= {
@@ -75,7 +75,7 @@ def test_the_old_format_is_the_new_one_in_other_words() -> None:
         "n_conv_per_stage_decoder": kwargs["n_conv_per_stage_decoder"],
     }
     plans["foreground_intensity_properties_by_modality"] = plans.pop("foreground_intensity_properties_per_channel")
-    assert read_reference_plans(plans, _DATASET, ["3d_fullres"]) == expected
+    assert read_configurations(plans, _DATASET, ["3d_fullres"]) == expected
     _round_trip(plans)
 
 
@@ -142,7 +142,7 @@ def test_other_resamplers_and_module_paths() -> None:
     }  # fmt: skip
     entry["resampling_fn_seg"] = "no_resampling_hack"
     entry["resampling_fn_seg_kwargs"] = {}
-    read = read_reference_plans(plans, _DATASET, ["3d_fullres"])["3d_fullres"]
+    read = read_configurations(plans, _DATASET, ["3d_fullres"])["3d_fullres"]
     assert read.network.kind == "residual"
     assert read.network.encoder_convs == (1, 3, 4, 6, 6, 6)
     assert read.preprocessing.resample_image == ResamplingSpec(method="torch", order=1, force_separate=False)
@@ -154,7 +154,7 @@ def test_scalars_stand_for_lists() -> None:
     kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     kwargs |= {"kernel_sizes": 3, "n_conv_per_stage": 2, "n_conv_per_stage_decoder": 2}
     kwargs["strides"] = [1, *[2] * (kwargs["n_stages"] - 1)]
-    read = read_reference_plans(plans, _DATASET, ["3d_fullres"])["3d_fullres"]
+    read = read_configurations(plans, _DATASET, ["3d_fullres"])["3d_fullres"]
     assert read.network.kernels == ((3, 3, 3),) * 6
     assert read.network.strides[1] == (2, 2, 2)
     assert read.network.encoder_convs == (2,) * 6
@@ -164,12 +164,12 @@ def test_pictures_get_two_axes_and_single_slices_keep_three() -> None:
     measured = _FINGERPRINT | {"spacings": [[999.0, 1.0, 1.0]], "shapes_after_crop": [[1, 512, 512]]}
     pictures = nnunet.plans(_DATASET | {"file_ending": ".png"}, measured)
     assert pictures["image_reader_writer"] == "NaturalImage2DIO"
-    read = read_reference_plans(pictures, _DATASET)["2d"]
+    read = read_configurations(pictures, _DATASET)["2d"]
     assert (read.preprocessing.transpose, read.preprocessing.spacing_mm) == ((0, 1), (1.0, 1.0))
     flat_nifti = nnunet.plans(_DATASET, measured)
-    assert read_reference_plans(flat_nifti, _DATASET)["2d"].preprocessing.transpose == (0, 1)
+    assert read_configurations(flat_nifti, _DATASET)["2d"].preprocessing.transpose == (0, 1)
     one_slice = nnunet.plans(_DATASET, measured | {"spacings": [[5.0, 1.0, 1.0]]})
-    read = read_reference_plans(one_slice, _DATASET)["2d"]
+    read = read_configurations(one_slice, _DATASET)["2d"]
     assert (read.preprocessing.transpose, read.preprocessing.spacing_mm) == ((0, 1, 2), (None, 1.0, 1.0))
 
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_understood_is_refused_in_one_sentence(
     plans = copy.deepcopy(_plans())
     change(plans)
     with pytest.raises(InputError) as caught:
-        read_reference_plans(plans, _DATASET)
+        read_configurations(plans, _DATASET)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -247,4 +247,4 @@ def test_what_cannot_be_understood_is_refused_in_one_sentence(
 def test_a_broken_neighbour_does_not_matter_when_names_are_given() -> None:
     plans = _plans()
     plans["configurations"]["own"] = {"inherits_from": "nothing"}
-    assert list(read_reference_plans(plans, _DATASET, ["2d"])) == ["2d"]
+    assert list(read_configurations(plans, _DATASET, ["2d"])) == ["2d"]
