@@ -131,17 +131,21 @@ def _patch(name: str, this: Draft, asked: Asked, network: NetworkSpec) -> tuple[
             f"nothing can be normalised; set fewer strides, or a larger {asked.key('patch_size')}"
         )
     rounded = f" ({by_axis(fixed)} rounded up to multiples of {by_axis(divisor)})" if fixed not in (None, patch) else ""
+    rounded_up: dict[str, Any] = {}
+    if patch != this.patch.size:
+        rounded_up["before_rounding_up_to_a_multiple_of_your_strides"] = this.patch.size
     return asked.trace.decide(
         f"{name}.patch_size",
         asked.note("patch_size", patch, rounded),
         f"patch_size_{network.ndim}d",
-        this.patch.bound if patch == this.patch.size else f"{this.patch.bound}_strides",
+        this.patch.bound,
         asked.option("patch_size") if fixed else "",
         start=this.patch.start,
         start_volume=start_volume(this.spacing_mm),
         median_shape=this.median_shape,
         memory_gb=this.budget.memory_gb,
         multiples_of=divisor,
+        **rounded_up,
     )
 
 

@@ -157,7 +157,10 @@ def words_of(decision: Decision) -> Words:
     """Return a decision in words."""
     rule, name = TABLE.get(decision.rule), decision.key
     value = value_in_words(decision.value, name)
-    inputs = "; ".join(f"{name_in_words(key)}: {value_in_words(item, key)}" for key, item in decision.inputs.items())
+    inputs = "; ".join(
+        f"{name_in_words(key)}: {value_in_words(item, name if key.startswith('by_rule') else key)}"
+        for key, item in decision.inputs.items()
+    )
     says = decision.rule if rule is None else _filled(rule.says, decision.inputs)
     bound = decision.bound if rule is None else _filled(rule.bounds[decision.bound], decision.inputs)
     if decision.options:
@@ -173,7 +176,7 @@ def words_of(decision: Decision) -> Words:
         inputs=inputs,
         bound=bound,
         source=rule.source,
-        changes="; ".join([rule.changes, *outlook]),
+        changes="; ".join([rule.changes, *filter(None, outlook)]),
     )
 
 

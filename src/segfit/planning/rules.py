@@ -47,27 +47,20 @@ class Rule:
     again: tuple[str, ...] = ()  # "memory", "cases": what the rules are followed again with, to tell what it changes
 
 
-def _start(volume: str, more: str) -> dict[str, str]:
-    """Return the bounds of a patch, each also with strides that were set."""
-    bounds = {
-        "memory": "memory {memory_gb} GB",
-        "median": "median shape {median_shape}",
-        "start": f"start {volume} of {{start_volume}} {more}",
-        "mixed": f"median shape {{median_shape}} along some axes, start {volume} {{start_volume}} along the others",
-        "fixed": "the size that was set",
-    }
-    strides = {f"{name}_strides": f"{text}; rounded up to a multiple of your strides" for name, text in bounds.items()}
-    return bounds | strides
-
-
-def _patch(volume: str, voxels: str, more: str) -> Rule:
+def _patch(volume: str, voxels: str, unit: str) -> Rule:
     return Rule(
-        says=f"as much context as possible: a {volume} of {voxels} of equal physical edge, cut to the median shape and "
-        "rounded up to what the network halves, then reduced along the axis that covers most of the image until its "
-        "feature maps fit into memory",
+        says=f"as much context as possible: a {volume} of {voxels} {unit} of equal physical edge, cut to the median "
+        "shape and rounded up to what the network halves, then reduced along the axis that covers most of the image "
+        "until its feature maps fit into memory",
         source=f"{_PLANNER}, patch size",
         changes="larger images, another target spacing, or the option planning.patch_size",
-        bounds=_start(volume, more),
+        bounds={
+            "memory": "memory {memory_gb} GB",
+            "median": "median shape {median_shape}",
+            "start": f"start {volume} of {{start_volume}} {unit}",
+            "mixed": f"median shape {{median_shape}} along some axes, start {volume} {{start_volume}} along the others",
+            "fixed": "the size that was set",
+        },
         again=("memory",),
     )
 
@@ -305,8 +298,8 @@ TABLE: dict[str, Rule] = {
         changes="larger images, or another spacing of 3d_lowres",
         bounds={"": "spacing of 3d_lowres"},
     ),
-    "patch_size_2d": _patch("plane", "2048x2048 pixels", "pixels"),
-    "patch_size_3d": _patch("volume", "256x256x256 voxels", "voxels"),
+    "patch_size_2d": _patch("plane", "2048x2048", "pixels"),
+    "patch_size_3d": _patch("volume", "256x256x256", "voxels"),
     "batch_size": Rule(
         says="as many samples as fit into memory, no more than {coverage:.0%} of the dataset's voxels, both rounded, "
         f"at least {SMALLEST_BATCH}",

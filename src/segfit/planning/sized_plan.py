@@ -59,7 +59,7 @@ def with_run(
         told.recipe(name, plan.training[name], recipe, inputs, run)
         told.following(before, now, recipe)
         if name in coarser:
-            told.again(f"{name}.spacing_mm", rule="sized_spacing", bound="time", options=(), outcomes=())
+            told.coarser(f"{name}.spacing_mm")
     told.run(run, asked)
     changes = tuple(told.changes)
     return plan.model_copy(
@@ -139,6 +139,12 @@ class _Told:
             leaves = [option.partition(".")[2] for option in known.options]
             usual = {leaf: known.by_rule[leaf] for leaf in leaves} if known.by_rule else None
             self.again(key, options=known.options, by_rule=usual)
+
+    def coarser(self, key: str) -> None:
+        """Tell a spacing that sizing asked for, not the user."""
+        known = self.decisions.get(key)
+        usual = {} if known is None else {"by_rule_of_the_preset": known.by_rule}
+        self.again(key, usual, rule="sized_spacing", bound="time", options=(), by_rule=None, outcomes=())
 
     def following(self, before: Configuration, now: Configuration, recipe: TrainingSpec) -> None:
         """Tell anew what follows from another width or patch."""
