@@ -13,6 +13,7 @@ from segfit.planning.rules import CHANGES, SET, TABLE
 from segfit.words import duration, gigabytes, listing, name_in_words, value_in_words
 
 __all__ = [
+    "GENERAL",
     "WIDEST",
     "Filling",
     "Words",
@@ -21,12 +22,14 @@ __all__ = [
     "explain",
     "explain_json",
     "forecast_rows",
+    "grouped",
     "set_in_words",
     "words_of",
 ]
 
 WIDEST = 110
-_GENERAL = "dataset"
+GENERAL = "dataset"
+"""The group of the decisions that are not of one configuration."""
 
 
 def explain(plan: Plan, width: int = WIDEST) -> str:
@@ -35,9 +38,9 @@ def explain(plan: Plan, width: int = WIDEST) -> str:
     lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", f"stock: {'yes' if plan.stock else 'no'}", ""]
     lines += _bullets("How it differs", plan.changes, width)
     lines += _bullets("Remarks on the data", plan.warnings, width)
-    for group, decisions in _groups(plan).items():
-        title = group if group == _GENERAL else f"configuration {group}"
-        lines += [title.capitalize() if group == _GENERAL else title, "-" * len(title)]
+    for group, decisions in grouped(plan).items():
+        title = group if group == GENERAL else f"configuration {group}"
+        lines += [title.capitalize() if group == GENERAL else title, "-" * len(title)]
         for decision in decisions:
             lines += [*_paragraph(decision, group, width), ""]
     if plan.run is not None:
@@ -82,7 +85,7 @@ def explain_json(plan: Plan) -> dict[str, Any]:
         "warnings": list(plan.warnings),
         "decisions": {
             group: [{**item.model_dump(mode="json"), "words": asdict(words_of(item))} for item in decisions]
-            for group, decisions in _groups(plan).items()
+            for group, decisions in grouped(plan).items()
         },
     }
 
@@ -95,11 +98,12 @@ def compare(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
     return [(key, a, b) for key, a, b in values if a != b]
 
 
-def _groups(plan: Plan) -> dict[str, list[Decision]]:
-    groups: dict[str, list[Decision]] = {_GENERAL: [], **{name: [] for name in plan.configurations}}
+def grouped(plan: Plan) -> dict[str, list[Decision]]:
+    """Return the decisions by configuration, those of all of them first, without groups that are empty."""
+    groups: dict[str, list[Decision]] = {GENERAL: [], **{name: [] for name in plan.configurations}}
     for decision in plan.decisions:
         prefix = decision.key.partition(".")[0]
-        groups[prefix if prefix in plan.configurations else _GENERAL].append(decision)
+        groups[prefix if prefix in plan.configurations else GENERAL].append(decision)
     return {group: decisions for group, decisions in groups.items() if decisions}
 
 

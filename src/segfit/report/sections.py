@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import CONFIGURATION_NAMES, Options
-from segfit.planning.explain import words_of
+from segfit.planning.explain import GENERAL, grouped, words_of
 from segfit.planning.plan import Decision, Plan
 from segfit.report import figures
 from segfit.specs import Configuration, TrainingSpec
@@ -97,25 +97,18 @@ def derived(plan: Plan | None) -> dict[str, Any] | None:
     """Return the plan: its configurations, network tables and all decisions, grouped by configuration."""
     if plan is None:
         return None
-    groups: dict[str, list[dict[str, str]]] = {name: [] for name in plan.configurations}
-    general: list[dict[str, str]] = []
-    for decision in plan.decisions:
-        group, _, key = decision.key.partition(".")
-        if key and group in groups:
-            groups[group].append(_decision_row(decision, key))
-        else:
-            general.append(_decision_row(decision, decision.key))
+    groups = grouped(plan)
     return {
         "preset": plan.preset,
         "stock": plan.stock,
         "changes": plan.changes,
-        "general": general,
+        "general": [_decision_row(item, item.key) for item in groups.get(GENERAL, ())],
         "configurations": [
             {
                 "name": name,
                 "facts": _configuration_facts(configuration, plan.training.get(name), plan.channel_names),
                 "stages": _stages(configuration),
-                "decisions": groups[name],
+                "decisions": [_decision_row(item, item.key.removeprefix(f"{name}.")) for item in groups.get(name, ())],
             }
             for name, configuration in plan.configurations.items()
         ],
