@@ -52,7 +52,9 @@ def test_light_modules_load_nothing_heavy_and_change_nothing() -> None:
     assert told == {"heavy": [], "optional": [], "environment": True, "threads": 1}
 
 
-@pytest.mark.parametrize("module", ["segfit.evaluation.summary", "segfit.selection.select", "segfit.components"])
+@pytest.mark.parametrize(
+    "module", [f"segfit.{name}" for name in ("evaluation.summary", "selection.select", "connected_components")]
+)
 def test_evaluation_and_selection_need_no_torch(module: str) -> None:
     assert "torch" not in json.loads(fresh(_PROBE, module))["heavy"]
 

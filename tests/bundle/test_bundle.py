@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, card, open_bundle, weights_name, write_bundle
-from segfit.components import PostprocessingStep
+from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.labels import Exchange, LabelScheme
 from segfit.networks.unet import build_network

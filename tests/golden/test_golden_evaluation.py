@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segfit.components import PostprocessingStep, apply_steps
+from segfit.connected_components import PostprocessingStep, apply_steps
 from segfit.evaluation.summary import Pair, evaluate_folder
 from segfit.images.formats import read_label
 from segfit.labels import LabelScheme, Target

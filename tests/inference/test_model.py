@@ -12,15 +12,15 @@ import zarr
 from PIL import Image as Picture
 
 from segfit.bundle.bundle import Member
-from segfit.components import PostprocessingStep, keep_largest
+from segfit.connected_components import PostprocessingStep, keep_largest
 from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import find_format, read_grid, read_label
 from segfit.images.image import Image
-from segfit.inference.folder import predict_folder
 from segfit.inference.model import Model, load_model
+from segfit.inference.predict_folder import predict_folder
 from segfit.planning.plan import Configuration
 from series_builder import affine_of, clutter, write_series
 

@@ -13,7 +13,7 @@ from segfit.dataset.layouts import open_dataset
 from segfit.dataset.phantom import make_phantom
 from segfit.geometry import Grid
 from segfit.images.image import Image
-from segfit.inference.export import ScoreField, export_probabilities
+from segfit.inference.to_input_grid import ScoreField, export_probabilities
 from segfit.networks.blocks import ResidualBlock
 from segfit.networks.unet import build_network
 from segfit.options import Options

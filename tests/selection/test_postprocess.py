@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segfit.components import PostprocessingStep, apply_steps, keep_largest
+from segfit.connected_components import PostprocessingStep, apply_steps, keep_largest
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.execution import pool
 from segfit.geometry import Grid

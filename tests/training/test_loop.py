@@ -28,7 +28,7 @@ from segfit.inference.predictor import Predictor
 from segfit.labels import LabelScheme
 from segfit.planning.plan import AugmentationSpec, TrainingSpec
 from segfit.progress import SILENT, Progress
-from segfit.training import budget, checkpoint, loop, validation
+from segfit.training import budget, checkpoint, loop, online_validation
 from segfit.training.events import read_events
 from segfit.training.learner import Learner, training_on
 from segfit.training.loop import train_fold
@@ -201,7 +201,7 @@ class FakeClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        for module in (budget, loop, validation):
+        for module in (budget, loop, online_validation):
             monkeypatch.setattr(module, "perf_counter", self.look)
         monkeypatch.setattr(Learner, "step", self.slow(Learner.step, 0.05))
         monkeypatch.setattr(Predictor, "logits", self.slow(Predictor.logits, 0.02))

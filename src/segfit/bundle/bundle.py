@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from segfit.components import PostprocessingStep
+from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.files import Document, Record, hash_file, write_bytes, write_text
 from segfit.images.formats import described

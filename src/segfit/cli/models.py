@@ -65,8 +65,8 @@ def predict(
         raise InputError("predict needs the images with -i and a folder for the results with -o")
     inputs = [*inputs, *(more or [])]
     from segfit.dataset.layouts import cases_from_files, find_cases
-    from segfit.inference.folder import predict_folder
     from segfit.inference.model import load_model
+    from segfit.inference.predict_folder import predict_folder
 
     loaded = load_model(
         model,

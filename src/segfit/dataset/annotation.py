@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
+from segfit.dataset.label_grid import on_image_grid
+from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
-from segfit.dataset.placement import on_image_grid
 from segfit.geometry import Grid
 from segfit.images.formats import read_label
 from segfit.images.image import FileError, Image

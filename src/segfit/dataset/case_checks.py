@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.dataset.annotation import count_values, merged_masks
-from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
+from segfit.dataset.label_grid import on_image_grid
+from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
-from segfit.dataset.placement import on_image_grid
 from segfit.errors import InputError, Problem
 from segfit.geometry import Grid
 from segfit.images import omezarr
 from segfit.images.formats import find_format, read_image, read_label, remarks, split_ending
 from segfit.images.image import Image, Remark, problem_of
-from segfit.images.picture import colours, kind
+from segfit.images.png_jpeg import colours, kind
 from segfit.labels import LabelScheme
 
 __all__ = ["Finding", "check_case"]

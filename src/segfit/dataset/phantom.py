@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from segfit.errors import InputError
 from segfit.files import write_json
 from segfit.geometry import Grid
-from segfit.images import nifti, picture
+from segfit.images import nifti, png_jpeg
 from segfit.images.formats import write_labels
 
 __all__ = ["make_phantom"]
@@ -68,7 +68,7 @@ def make_phantom(
                 nifti.write(image_path, image, grid)
             else:
                 image, labels, grid = _picture(generator, tuple(shape)[-2:])
-                picture.write(image_path, image)
+                png_jpeg.write(image_path, image)
             write_labels(label_path, labels, grid)
     channels = ("MRI",) if kind == "volume" else ("red", "green", "blue")
     declaration = {

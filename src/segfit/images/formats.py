@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
-from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, picture, tiff
+from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, png_jpeg, tiff
 from segfit.images.image import FileError, Image, Remark
 from segfit.labels import smallest_dtype
 
@@ -73,7 +73,7 @@ class Format:
 def _write_picture(path: Path, array: NDArray[Any], grid: Grid) -> None:
     if grid.ndim != 2:
         raise FileError(path, "cannot hold a 3D label map", "write .nii.gz or .tif instead")
-    picture.write(path, array)
+    png_jpeg.write(path, array)
 
 
 def _inside(path: Path) -> tuple[Path, ...]:
@@ -105,13 +105,13 @@ _METAIMAGE = Format(
 )
 _PICTURE = Format(
     name="picture",
-    read=picture.read,
-    read_grid=picture.read_grid,
-    num_voxels=picture.num_voxels,
-    read_label=picture.read_label,
+    read=png_jpeg.read,
+    read_grid=png_jpeg.read_grid,
+    num_voxels=png_jpeg.num_voxels,
+    read_label=png_jpeg.read_label,
     write=_write_picture,
     multichannel=True,
-    remarks=picture.remarks,
+    remarks=png_jpeg.remarks,
 )
 _JPEG = replace(
     _PICTURE,

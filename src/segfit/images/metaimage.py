@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
 from segfit.images.image import FileError, Image, mm_per_unit, reading
-from segfit.images.payload import COMPRESSION_LEVEL, COPY_AGAIN, Payload, numbers, require_file, whole_numbers
+from segfit.images.raw_voxels import COMPRESSION_LEVEL, COPY_AGAIN, Payload, numbers, require_file, whole_numbers
 
 __all__ = ["companions", "read", "read_grid", "write"]
 

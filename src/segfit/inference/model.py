@@ -1,6 +1,6 @@
 """A trained model in memory: `load_model`, and `Model.predict` for one image.
 
-Prediction happens in this process and writes nothing by itself; many cases go through `segfit.inference.folder`.
+Prediction happens in this process and writes nothing by itself; many cases: `segfit.inference.predict_folder`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
 from segfit.bundle.nnunet import is_reference_model, read_reference_model
-from segfit.components import apply_steps
+from segfit.connected_components import apply_steps
 from segfit.device import free_memory_gb, resolve_device
 from segfit.errors import InputError
 from segfit.files import write_file
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image
-from segfit.inference.export import ScoreField, merged_labels, merged_probabilities
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Source, read_previous_stage, read_source, source_remarks
+from segfit.inference.to_input_grid import ScoreField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
 from segfit.preprocessing.pipeline import CaseProperties, preprocess

@@ -14,7 +14,7 @@ from segfit.errors import InputError
 from segfit.planning.plan import Configuration, Extension, Plan, RaceEntry, TrainingSpec
 from segfit.project.preparation import Preparation
 from segfit.training.result import RESULT, TrainingResult
-from segfit.training.takeover import before_cooldown
+from segfit.training.starting_state import before_cooldown
 from segfit.words import duration
 
 __all__ = ["Beginning", "beginning"]

@@ -15,8 +15,8 @@ from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.files import write_file
 from segfit.images.formats import read_grid, write_labels
-from segfit.inference.export import export_labels, export_probabilities
 from segfit.inference.predictor import Predictor
+from segfit.inference.to_input_grid import export_labels, export_probabilities
 from segfit.networks.unet import build_network
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.preprocessing.store import StoredCase

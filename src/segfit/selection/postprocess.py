@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.components import PostprocessingStep, apply_steps, label_boxes, strays
+from segfit.connected_components import PostprocessingStep, apply_steps, label_boxes, strays
 from segfit.device import free_memory_gb
 from segfit.evaluation.metrics import joint_histogram, scores_from_histogram
 from segfit.evaluation.summary import MeanScores, Pair, Summary, summarize

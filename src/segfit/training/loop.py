@@ -18,22 +18,22 @@ from segfit.files import content_hash
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.progress import SILENT, Progress, Task
+from segfit.training.async_scalars import StepFacts
 from segfit.training.budget import Budget, Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
 from segfit.training.divergence import Guard
 from segfit.training.events import EventLog
 from segfit.training.interruption import Interruption
 from segfit.training.learner import Learner, training_on
-from segfit.training.losses import Losses
+from segfit.training.loss_history import LossHistory
+from segfit.training.online_validation import CaseValidation
 from segfit.training.pace import Pace
 from segfit.training.probe import PeakMemory
-from segfit.training.readback import StepFacts
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, finished_result
 from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
 from segfit.training.schedule import cooldown_start, learning_rate
-from segfit.training.takeover import state_to_start_from
+from segfit.training.starting_state import state_to_start_from
 from segfit.training.threads import ThreadChoice, kept_threads, thread_numbers
-from segfit.training.validation import CaseValidation
 
 __all__ = ["train_fold"]
 
@@ -189,7 +189,7 @@ class _Training:
         )
         self._validation = CaseValidation(self._learner, configuration, recipe, labels, validation)
         self._events: EventLog  # opened when it is known where to go on
-        self._losses = Losses()
+        self._losses = LossHistory()
         self._guard = Guard(recipe)
         self._clock = Clock()
         threads = min(torch.get_num_threads(), available_workers())
@@ -346,7 +346,7 @@ class _Training:
         self._learner.restore(state.tensors, state.facts["learner"])
         self._step, self._first_step = state.step, state.facts["first_step"]
         self._cooling = state.facts.get("cooling", True)  # saved by an earlier version: what was before is not known
-        self._losses = Losses()
+        self._losses = LossHistory()
         self._losses.restore(state.facts)
         self._validation.restore(state.facts)
 

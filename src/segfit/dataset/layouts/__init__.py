@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segfit.dataset.layouts import decathlon, nnunet, paired, table
-from segfit.dataset.layouts.audit import name_problems, shared_files
+from segfit.dataset.layouts.case_conflicts import name_problems, shared_files
 from segfit.dataset.layouts.common import WHOLE, plural
-from segfit.dataset.layouts.loose import cases_from_files, find_cases
+from segfit.dataset.layouts.input_files import cases_from_files, find_cases
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, Problem
 from segfit.images.formats import described

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values
-from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
+from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem

@@ -27,7 +27,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from segfit.dataset.layouts.audit import fault_of_name
 from segfit.dataset.layouts.common import (
     WHOLE,
     declaration_of,
@@ -40,7 +39,7 @@ from segfit.dataset.layouts.common import (
     label_ending,
     plural,
 )
-from segfit.dataset.layouts.names import composed, likely_partner
+from segfit.dataset.layouts.names import composed, fault_of_name, likely_partner
 from segfit.dataset.layouts.paired import masks_of, names_as_labels
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import DatasetError, InputError, Problem

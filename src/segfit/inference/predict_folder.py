@@ -13,8 +13,8 @@ from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.images.formats import label_ending
 from segfit.images.image import problem_of
-from segfit.inference.export import ScoreField
 from segfit.inference.model import Model, Prepared
+from segfit.inference.to_input_grid import ScoreField
 from segfit.progress import SILENT, KeptWarnings, Progress, Task
 
 __all__ = ["predict_folder"]

@@ -9,8 +9,14 @@ from numpy.typing import NDArray
 
 from segfit.geometry import Grid
 from segfit.images.image import Image
-from segfit.inference import export as export_module
-from segfit.inference.export import ScoreField, export_labels, export_probabilities, merged_labels, merged_probabilities
+from segfit.inference import to_input_grid as export_module
+from segfit.inference.to_input_grid import (
+    ScoreField,
+    export_labels,
+    export_probabilities,
+    merged_labels,
+    merged_probabilities,
+)
 from segfit.labels import LabelScheme
 from segfit.planning.plan import Configuration, ResamplingSpec
 from segfit.preprocessing.pipeline import CaseProperties, paste, preprocess, restore_axes

@@ -11,9 +11,9 @@ import pytest
 from dataset_builder import build
 
 from segfit.dataset.checks import check_dataset
+from segfit.dataset.label_grid import on_image_grid
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.manifest import Case
-from segfit.dataset.placement import on_image_grid
 from segfit.errors import InputError, Problem
 from segfit.fingerprint.measure import measure
 from segfit.geometry import AxisMap, Grid

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from segfit.dataset.doubts import label_doubt
+from segfit.dataset.label_plausibility import label_doubt
 
 
 def texture(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
