@@ -108,7 +108,7 @@ def test_run_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(told["dice"]["test"]) == {"organ", "lesion", "mean"}
     assert told["model"] == str(project / "model")
     assert told["verdict"]["level"] == "failed"
-    assert told["verdict"]["headline"] == "failed, this model should not be used"
+    assert told["verdict"]["headline"] == "failed, do not use this model"
     finding = told["verdict"]["findings"][0]
     assert finding["structures"] == ["organ", "lesion"]
     assert "4 steps were too few: run again with --steps 1000 (about " in finding["action"]
@@ -120,20 +120,20 @@ def test_the_verdict_is_told_everywhere(
     run(["run", "--out", str(project)])
     out = capsys.readouterr().out
     lines = out[out.index("verdict: ") : out.index("model:")].splitlines()
-    assert lines[0] == "verdict: failed, this model should not be used (1 remark in the report)"
+    assert lines[0] == "verdict: failed, do not use this model (1 remark in the report)"
     assert max(map(len, lines)) <= 80
     told = " ".join(line.strip() for line in lines[1:])
     assert "4 steps were too few: run again with --steps 1000" in told
     for path in (project / "report.html", project / "model" / "card.md"):
         text = path.read_text(encoding="utf-8")
-        assert "failed, this model should not be used" in text
+        assert "failed, do not use this model" in text
         assert "4 steps were too few: run again with --steps 1000" in text
     assert "a wrong reference label" not in (project / "report.html").read_text(encoding="utf-8")
     assert run(["select", "--out", str(project)]) == 0
     assert lines[0] in capsys.readouterr().out
     monkeypatch.setattr("segfit.project.Project.verdict", lambda _: Verdict(level="doubtful"))
     assert run(["run", "--out", str(project)]) == 0
-    assert "verdict: doubtful, check this model before you use it\n" in capsys.readouterr().out
+    assert "verdict: doubtful, check this model before use\n" in capsys.readouterr().out
 
 
 def test_exit_codes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,7 +377,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
         "file_ending": ".nii.gz",
         "image_ending": ".nii.gz",
     }
-    assert [item["problem"] for item in told["problems"]] == ["2 training cases, 5 or more are needed for five folds"]
+    assert [item["problem"] for item in told["problems"]] == ["2 training cases, five folds need 5 or more"]
     assert run(["info", str(pairs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["structures"] == "label 1, label 2"
 

@@ -134,17 +134,17 @@ def test_faulty_series_are_named_with_their_case(tmp_path: Path, write: Callable
     difference = "its shape is (3, 4, 5), expected (2, 4, 5) (array order)"
     assert found[0][1] == f"{label} does not fit {a.name}: {difference}"
     assert found[1][1:] == (
-        f"{b.name} has uneven distances between slices: 4.5 mm behind slice 2 of 5 (slice998), "
+        f"{b.name} has uneven distances between slices: 4.5 mm after slice 2 of 5 (slice998), "
         "usually 2.25 mm (1 such place)",
         "add the missing slices or convert the series to evenly spaced NIfTI",
     )
     assert found[2][1] in [
         f"{c.name} holds 2 series: CT ({x}), CT ({y})" for x, y in permutations(("1 image", "3 images"))
     ]
-    assert found[2][2] == "keep the one that is meant, or give each series a folder of its own"
+    assert found[2][2] == "keep the one that is meant, or give each series its own folder"
     assert found[3][1:] == (
         f"{e.name} holds no DICOM images",
-        "give the folder of one series, unpacked and with all its slices, or take this one away from the images",
+        "give the folder of one complete series, or remove this folder",
     )
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_slice_is_named_with_its_channel(tmp_path: Path) -> None:
     damaged = root / "imagesTr" / "d_0001" / "1.2.840" / "slice997"
     damaged.write_bytes(damaged.read_bytes()[:200])
     (root / "imagesTr" / "a_0000" / "slice997").write_bytes(b"")  # the last one: the rest is even
-    again = "copy or export the series again; remove the file if it is no slice"
+    again = "copy or export the series again; remove the file if it is not a slice"
     assert told(root) == [
         ("a", "a_0000/slice997 is empty", again),
         ("d", "d_0001/1.2.840/slice997 is truncated or damaged (an image without rows and columns)", again),
@@ -182,10 +182,10 @@ def test_faulty_headers_are_named_with_their_case(tmp_path: Path, ending: str, w
     name = {".nrrd": "an NRRD", ".mha": "a MetaImage"}[ending]
     assert found == [
         ("b", f"b_0000{ending} is truncated (the end of its compressed voxels is missing)", True),
-        ("c", f"c_0000{ending} holds more bytes of voxels than the 40 that its header asks for "
+        ("c", f"c_0000{ending} has more bytes of voxels than the 40 declared in its header "
          "(5 x 4 x 2 of type uint8)", True),
         ("d", f"d_0000{ending} is not {name} file", True),
-        ("e", f"e_0000{ending} does not place its voxels in space, they are taken as 1 mm cubes", False),
+        ("e", f"e_0000{ending} has no voxel size; 1 mm is assumed", False),
     ]  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_labels_of_a_converter_are_turned(tmp_path: Path) -> None:
         write_labels(path, turned.array[0], turned.grid)
     found = check_dataset(open_dataset(root))
     assert [item.problem for item in found if item.case == "a"] == [
-        "a_seg.nii.gz stores its axes in another order or direction than a and is turned onto it"
+        "a_seg.nii.gz stores its axes in another order or direction than a and is reoriented to it"
     ]
     assert not [item for item in found if item.fatal]
 
@@ -208,7 +208,7 @@ def test_labels_that_are_series_are_refused(tmp_path: Path) -> None:
         text = text.replace(f"labels/{case}_seg.nii.gz", f"images/{case}")
     (root / "cases.csv").write_text(text)
     _, problems = inspect_dataset(root)
-    assert ("dataset", "labels cannot be a DICOM series, which is for images alone") in [
+    assert ("dataset", "labels cannot be a DICOM series, which cannot hold labels") in [
         (item.case, item.problem) for item in problems if item.fatal
     ]
     assert "save labels as .nii.gz" in [item.action for item in problems]
@@ -221,7 +221,7 @@ def test_series_beside_images_of_another_ending_are_told(tmp_path: Path) -> None
         write_labels(root / "imagesTr" / f"{case}_0000.nii.gz", image.array[0].astype(np.int16), image.grid)
     _, problems = inspect_dataset(root)
     assert [item.problem for item in problems if item.case == "b_0000"] == [
-        "lies in imagesTr but does not end in .nii.gz; it is not used"
+        "is in imagesTr but does not end in .nii.gz; it is ignored"
     ]
 
 
@@ -289,7 +289,7 @@ def test_folders_without_images_to_predict(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     clutter(tmp_path / "empty")
     for ending, wanted in (("/", "DICOM series"), (".nii.gz", ".nii.gz image")):
-        with pytest.raises(InputError, match=f"empty holds no {wanted}"):
+        with pytest.raises(InputError, match=f"empty has no {wanted}"):
             find_cases(tmp_path / "empty", ending, 1)
-        with pytest.raises(InputError, match=rf"holds no {wanted}; the model reads"):
+        with pytest.raises(InputError, match=rf"has no {wanted}; the model reads"):
             find_cases(tmp_path, ending, 1)

@@ -92,7 +92,7 @@ def test_files_of_both_kinds(tmp_path: Path) -> None:
         (["c00"], "fold 0 of .* must be like"),
         (
             [{"train": ["c00"], "val": ["c01"]}, {"train": ["c00"], "val": ["c99"]}],
-            "fold 1 of .* names the case 'c99', which the dataset lacks",
+            "fold 1 of .* names the case 'c99', which is not in",
         ),
     ],
 )
@@ -247,10 +247,10 @@ def test_doubtful_folds_are_told() -> None:
         folds=(Fold(train=("c00", "c02"), validation=("c01", "c02")), Fold(train=("c02",), validation=("c01",)))
     )
     assert faults_of(splits, cases) == (
-        "fold 0 trains and validates on c02 and P1: its scores will be too good",
-        "no fold has c03, c04, c05 and 3 more: nothing is learned from them",
+        "fold 0 trains and validates on c02 and P1: its Dice will be too high",
+        "no fold uses c03, c04, c05 and 3 more",
     )
-    assert faults_of(splits, cases[:4])[1:] == ("no fold has c03: nothing is learned from it",)
+    assert faults_of(splits, cases[:4])[1:] == ("no fold uses c03",)
     assert faults_of(reference_splits(names(9)), [case(name) for name in names(9)]) == ()
 
 
@@ -263,5 +263,5 @@ def test_a_seal_breaks_when_folds_change(tmp_path: Path) -> None:
     assert not kept.model_copy(update={"folds": kept.folds[:4]}).intact
     assert not reference_splits(names(7)).intact
     assert read_splits(tmp_path / "splits.json", names(7)).folds == splits.folds
-    with pytest.raises(InputError, match=r"of .*splits\.json names the case 'c00', which the dataset lacks"):
+    with pytest.raises(InputError, match=r"of .*splits\.json names the case 'c00', which is not in"):
         read_splits(tmp_path / "splits.json", [name for name in names(7) if name != "c00"])

@@ -62,7 +62,7 @@ def test_a_subset_has_means_of_its_own() -> None:
 def test_no_case_and_a_case_twice_are_refused() -> None:
     with pytest.raises(InputError, match="no case"):
         summarize([], TWO.targets)
-    with pytest.raises(InputError, match="x would be counted twice"):
+    with pytest.raises(InputError, match="x occurs twice"):
         summarize([case("x", a=HALF, b=FULL)] * 2, TWO.targets)
 
 
@@ -161,19 +161,19 @@ def test_processes_score_the_same(folders: tuple[Path, Path], monkeypatch: pytes
 def test_missing_counterparts_are_named(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
     (predictions / "case_a.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"predictions lacks the prediction of case_a\.nii\.gz;"):
+    with pytest.raises(InputError, match=r"predictions has no prediction for case_a\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
     notes = Notes()
     part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False, progress=notes)
     assert [item.case for item in part.cases] == ["case_b"]
     assert notes.warnings == ["case_a.nii.gz of 2 references have no prediction and are not counted"]
     (references / "case_b.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"references lacks the reference of case_b\.nii\.gz;"):
+    with pytest.raises(InputError, match=r"references has no reference for case_b\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
 
 
 def test_empty_and_absent_folders_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no prediction that ends in \.png"):
+    with pytest.raises(InputError, match=r"has no prediction that ends in \.png"):
         evaluate_folder(*folders, TWO, ending=".png")
     with pytest.raises(InputError, match="is not a folder"):
         evaluate_folder(tmp_path / "nowhere", folders[1], TWO, ending=".nii.gz")
@@ -191,7 +191,7 @@ def test_all_cases_that_cannot_be_scored_are_named(folders: tuple[Path, Path]) -
         "the prediction has shape (1, 2, 2) and its reference (2, 3, 4)",
         "predict on the grid of the reference",
     )
-    assert caught.value.outcome == "nothing was scored"
+    assert caught.value.outcome == "nothing was evaluated"
 
 
 def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> None:
@@ -202,7 +202,7 @@ def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> No
     write_labels(path, array, labels.grid)
     notes = Notes()
     evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
-    assert notes.warnings == ["the prediction of case_b holds undeclared values, which count as no structure"]
+    assert notes.warnings == ["the prediction of case_b has undeclared values, which are ignored"]
 
 
 def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -> None:
@@ -210,7 +210,7 @@ def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -
     write_labels(folders[0] / "case_b.nii.gz", np.zeros(grid.shape, np.uint8), grid)
     with pytest.raises(DatasetError) as caught:
         evaluate_folder(*folders, TWO, ending=".nii.gz")
-    action = "predict on the grid of the reference, or copy its header if the voxels already correspond"
+    action = "predict on the grid of the reference, or copy its header if the voxels correspond"
     problem = "case_b.nii.gz does not fit its reference: it lies 5.0 voxels away (5 mm)"
     assert caught.value.problems == (Problem("case_b", problem, action),)
 
@@ -231,7 +231,7 @@ def test_files_without_a_place_are_compared_by_index(folders: tuple[Path, Path])
     notes = Notes()
     assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
     assert notes.warnings == [
-        "prediction and reference of case_b.nii.gz differ in voxel size, and do not both say where they lie; "
+        "prediction and reference of case_b.nii.gz differ in voxel size and do not both have an affine; "
         "voxels were compared by index"
     ]
 
@@ -252,5 +252,5 @@ def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[i
     turned = [f"{n}.nii.gz" for n in range(8) if n or order != (0, 1, 2)]
     assert notes.warnings == [
         f"the prediction of {', '.join(turned[:5])} and {len(turned) - 5} more "
-        "stores its axes in another order and was turned"
+        "stores its axes in another order and was reoriented"
     ]

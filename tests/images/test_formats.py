@@ -111,10 +111,10 @@ def test_labels_are_integers(tmp_path: Path, dtype: Any, values: tuple[float, fl
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (0.5, "holds 0.5 where labels must be integers; round it"),
-        (np.nan, "holds nan where labels must be integers"),
-        (np.inf, "holds inf where labels must be integers"),
-        (1e12, "holds the label value 1000000000000; number labels from 0"),
+        (0.5, "has the value 0.5, labels must be integers; round"),
+        (np.nan, "has the value nan, labels must be integers"),
+        (np.inf, "has the value inf, labels must be integers"),
+        (1e12, "has the label value 1000000000000, which exceeds 32 bits; number labels from 0"),
     ],
 )
 def test_other_numbers_are_no_labels(tmp_path: Path, value: float, message: str) -> None:
@@ -128,11 +128,9 @@ def test_other_numbers_are_no_labels(tmp_path: Path, value: float, message: str)
 def test_labels_have_one_channel_and_no_loss(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
         Pillow.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3) % 2).save(tmp_path / name)
-    with pytest.raises(
-        InputError, match=r"a.png is a colour picture \(2 different colours\) where label values are expected"
-    ):
+    with pytest.raises(InputError, match=r"a.png is a colour image \(2 colours\), expected label values"):
         read_label(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"a.jpg is JPEG, which changes label values; save labels as .png"):
+    with pytest.raises(InputError, match=r"a.jpg is JPEG, which changes label values; export labels as .png"):
         read_label(tmp_path / "a.jpg")
     with pytest.raises(InputError, match=r"b.jpg would be JPEG, which changes label values; write .png instead"):
         write_labels(tmp_path / "b.jpg", np.zeros((5, 6), np.uint8), Grid((5, 6), (1.0, 1.0)))
@@ -188,7 +186,7 @@ def test_folders_are_images_by_name_or_content(tmp_path: Path) -> None:
     assert find_format(series).name == "a DICOM series"
     assert [is_image_folder(tmp_path / n) for n in ("1.2.840.10008", "a.ome.zarr", "images")] == [True, True, False]
     assert not is_image_folder(other / "a.txt")
-    with pytest.raises(InputError, match=r"is a DICOM series, which is for images alone; save labels as \.nii\.gz"):
+    with pytest.raises(InputError, match=r"is a DICOM series, which cannot hold labels; save labels as \.nii\.gz"):
         read_label(series)
 
 

@@ -228,11 +228,11 @@ def broken(folder: Path, what: str) -> Path:
     [
         ("missing", "is missing", "add the file"),
         ("file", "is not a folder, as OME-Zarr is", "export it again or correct its ending"),
-        ("empty", "is no Zarr group", "export it again as OME-Zarr"),
+        ("empty", "is not a Zarr group", "export it again as OME-Zarr"),
         ("plain", 'has no "multiscales" in its metadata', "export it again as OME-Zarr"),
         ("plate", "holds several images", "give the folder of one of them, such as a.zarr/0"),
         ("times", "has 2 time points", "give each an image of its own"),
-        ("damaged", "has metadata that are no JSON (", "copy or export it again"),
+        ("damaged", "has metadata that is not valid JSON (", "copy or export it again"),
         ("complex", "holds values of type complex64", "export real numbers"),
         ("no axes", 'does not describe its "axes" and "datasets"', "export it again as OME-Zarr"),
         ("axes by name", 'does not describe its "axes" and "datasets"', "export it again as OME-Zarr"),
@@ -241,9 +241,9 @@ def broken(folder: Path, what: str) -> Path:
         ("rotation", "has the coordinate transformation {'type': 'rotation'", "export it again as OME-Zarr"),
         ("short scale", "has the coordinate transformation {'type': 'scale'", "export it again as OME-Zarr"),
         ("zero scale", "has the voxel size (0.0, 0.002, 0.003) mm", 'write its true "scale"'),
-        ("unit", "measures the axis y in 'parsec'", 'use "micrometer"'),
+        ("unit", "has the unit 'parsec' for its axis y", 'use "micrometer"'),
         ("two channel axes", "has the axes z, y, x; expected are", "export it again as OME-Zarr"),
-        ("lost level", "has lost its resolution level '9'", "copy or export it again"),
+        ("lost level", "lacks its resolution level '9'", "copy or export it again"),
     ],
 )
 def test_broken_folders_are_explained(tmp_path: Path, what: str, problem: str, action: str) -> None:
@@ -273,9 +273,9 @@ def test_what_an_image_does_not_say_is_told(tmp_path: Path) -> None:
         return [r.problem for r in omezarr.remarks(make(tmp_path / "a.zarr", numbered(2, 3, 4) + 1, **options))]
 
     assert problems() == []
-    assert problems(unit=None) == ['gives no unit for its "scale", which is taken as mm']
+    assert problems(unit=None) == ['has no unit for its "scale"; mm is assumed']
     assert problems(change=lambda m: m["datasets"][0].pop("coordinateTransformations")) == [
-        "gives no scale, voxels are taken as (0.001, 0.001, 0.001) mm"
+        "has no scale; voxels of (0.001, 0.001, 0.001) mm are assumed"
     ]
     path = make(tmp_path / "b.zarr", numbered(4, 6, 8) + 1, chunks=(2, 3, 4))
     assert omezarr.remarks(path) == ()

@@ -70,9 +70,9 @@ def test_transparency_of_grey_pictures_is_dropped_and_told(tmp_path: Path) -> No
     Pillow.fromarray(np.stack([GREY, GREY], axis=2), mode="LA").save(tmp_path / "a.png")
     assert np.array_equal(png_jpeg.read(tmp_path / "a.png").array, GREY[None])
     assert [remark.problem for remark in png_jpeg.remarks(tmp_path / "a.png")] == [
-        "is transparent in some places; its grey values are used there all the same"
+        "is partly transparent; its grey values are used there too"
     ]
-    with pytest.raises(FileError, match="is transparent in some places, so that it is not certain what its labels"):
+    with pytest.raises(FileError, match="is partly transparent, so its labels"):
         png_jpeg.read_label(tmp_path / "a.png")
     Pillow.fromarray(np.stack([GREY, np.full_like(GREY, 255)], axis=2), mode="LA").save(tmp_path / "b.png")
     assert np.array_equal(png_jpeg.read_label(tmp_path / "b.png").array, GREY[None])
@@ -91,10 +91,10 @@ def test_labels_in_colours_are_taken_where_they_are_grey(tmp_path: Path) -> None
         Pillow.fromarray(np.stack([GREY, GREY, GREY, *alpha], axis=2)).save(tmp_path / name)
         assert np.array_equal(png_jpeg.read_label(tmp_path / name).array, GREY[None])
     Pillow.fromarray(COLOUR).save(tmp_path / "c.png")
-    with pytest.raises(FileError, match=r"is a colour picture \(35 different colours\) where label values"):
+    with pytest.raises(FileError, match=r"is a colour image \(35 colours\), expected label values"):
         png_jpeg.read_label(tmp_path / "c.png")
     Pillow.fromarray(GREY).save(tmp_path / "d.png", "JPEG")
-    with pytest.raises(FileError, match="is a JPEG picture in spite of its name, which changes label values; export"):
+    with pytest.raises(FileError, match="is a JPEG image despite its name; JPEG changes label values; export"):
         png_jpeg.read_label(tmp_path / "d.png")
     assert png_jpeg.read(tmp_path / "d.png").array.shape == (1, 5, 7)
 
@@ -146,7 +146,7 @@ def test_large_pictures_are_no_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("content", "problem"),
     [
         (b"", "is empty"),
-        (b"no picture at all", "is not a PNG, JPEG or BMP picture"),
+        (b"no picture at all", "is not a PNG, JPEG or BMP image"),
         (png(3, 2, 2, 16, b"\0" + bytes(18)), "cannot be read ("),  # one row of two
         (png(1, 1, 4, 16, bytes(5)), "is grey with transparency in 16 bits"),
         (b"\x89PNG\r\n\x1a\nrubbish", "cannot be read ("),
@@ -195,7 +195,7 @@ def test_an_animated_picture_is_not_read_as_its_first_frame(tmp_path: Path) -> N
     frames = [Pillow.fromarray(np.full((4, 5), value, np.uint8)) for value in (0, 200)]
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
     for read in (png_jpeg.read, png_jpeg.read_label):
-        with pytest.raises(FileError, match="is animated: it holds several pictures; save the one that is meant"):
+        with pytest.raises(FileError, match="is animated: it has several frames; save the one that is meant"):
             read(tmp_path / "a.png")
 
 
@@ -206,6 +206,6 @@ def test_a_picture_that_is_stored_turned_is_known(tmp_path: Path) -> None:
     pixels.save(tmp_path / "turned.jpg", exif=exif)
     pixels.save(tmp_path / "upright.jpg")
     assert [remark.problem for remark in png_jpeg.remarks(tmp_path / "turned.jpg")] == [
-        "is stored turned or mirrored (EXIF orientation) and is used as it is stored"
+        "is rotated or mirrored by its EXIF orientation, which is ignored"
     ]
     assert png_jpeg.remarks(tmp_path / "upright.jpg") == ()

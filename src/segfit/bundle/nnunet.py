@@ -108,9 +108,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{path} cannot be read safely ({reason}); copy it again, or export it as plain weights"
-        ) from None
+        raise InputError(f"{path} cannot be read safely ({reason}); copy it again, or export plain weights") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint of nnU-Net v2")
     return content

@@ -213,7 +213,7 @@ def read_splits(path: Path, case_ids: Collection[str]) -> Splits:
                 raise InputError(f"fold {number} of {path} must be like {form}; correct it or delete the file")
             unknown = [name for name in part if name not in known]
             if unknown:
-                raise InputError(f"fold {number} of {path} names the case {unknown[0]!r}, which the dataset lacks")
+                raise InputError(f"fold {number} of {path} names the case {unknown[0]!r}, which is not in the dataset")
         folds.append(Fold(train=tuple(parts[0] or ()), validation=tuple(parts[1] or ())))
     if not folds:
         raise InputError(f"{path} must hold folds like {form}; correct it or delete the file")
@@ -221,9 +221,9 @@ def read_splits(path: Path, case_ids: Collection[str]) -> Splits:
 
 
 def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[str, ...]:
-    """Return what makes the scores of folds doubtful, in sentences; none for `balanced_splits` of several groups.
+    """Return what makes validation with these folds doubtful, in sentences; none for `balanced_splits`.
 
-    Told are groups (and cases) that a fold trains on and validates with, and cases that are in no fold.
+    That is groups (and cases) that a fold both trains on and validates with, and cases in no fold.
     """
     faults: list[str] = []
     groups = {case.id: _group_of(case) for case in cases}
@@ -231,11 +231,11 @@ def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[str, ...]:
         shared = sorted({groups[case] for case in fold.train} & {groups[case] for case in fold.validation})
         if shared:
             names = listing([name for _, name in shared], 4)
-            faults.append(f"fold {number} trains and validates on {names}: its scores will be too good")
+            faults.append(f"fold {number} trains and validates on {names}: its Dice will be too high")
     used = {case for fold in splits.folds for case in (*fold.train, *fold.validation)}
     left = sorted(set(groups) - used)
     if left:
-        faults.append(f"no fold has {listing(left, 4)}: nothing is learned from {'it' if len(left) == 1 else 'them'}")
+        faults.append(f"no fold uses {listing(left, 4)}")
     return tuple(faults)
 
 

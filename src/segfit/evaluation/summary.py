@@ -92,7 +92,7 @@ class _File:
             grid = read_grid(self.onto)
             image = image.turned_to(grid)
             if _apart(grid, image.grid):
-                action = "predict on the grid of the reference, or copy its header if the voxels already correspond"
+                action = "predict on the grid of the reference, or copy its header if the voxels correspond"
                 raise FileError(self.path, f"does not fit its reference: {grid.mismatch(image.grid)}", action)
         labels: NDArray[Any] = image.array[0]
         return labels if self.scheme is None else self.scheme.to_inner(labels)
@@ -249,7 +249,7 @@ def summarize(cases: Sequence[CaseScores], targets: Sequence[Target]) -> Summary
         raise InputError("there is no case to summarise")
     twice = [case for case, count in Counter(item.case for item in cases).items() if count > 1]
     if twice:
-        raise InputError(f"{_listed(sorted(twice))} would be counted twice; every case may be scored once")
+        raise InputError(f"{_listed(sorted(twice))} occurs twice; every case may be evaluated once")
     mean = {target.name: _mean([case.scores[target.name] for case in cases]) for target in targets}
     dice = [scores.dice for scores in mean.values() if scores.dice is not None]
     return Summary(
@@ -282,11 +282,11 @@ def evaluate(
     found = {pair.case: one for pair, one in results}
     problems = [found[pair.case].problem for pair in pairs]
     if any(problems):
-        raise DatasetError([problem for problem in problems if problem is not None], "nothing was scored")
+        raise DatasetError([problem for problem in problems if problem is not None], "nothing was evaluated")
     for role in ("prediction", "reference"):
         strange = sorted(case for case, one in found.items() if role in one.undeclared)
         if strange:
-            progress.warn(f"the {role} of {_listed(strange)} holds undeclared values, which count as no structure")
+            progress.warn(f"the {role} of {_listed(strange)} has undeclared values, which are ignored")
     return summarize([pair.scored(found[pair.case].scores) for pair in pairs], scheme.targets)
 
 
@@ -334,13 +334,15 @@ def evaluate_folder(
     """
     predicted, expected = _files(predictions, ending), _files(references, ending)
     if not predicted:
-        raise InputError(f"{predictions} holds no prediction that ends in {ending}")
+        raise InputError(f"{predictions} has no prediction that ends in {ending}")
     unknown = sorted(set(predicted) - set(expected))
     if unknown:
-        raise InputError(f"{references} lacks the reference of {_listed(unknown)}; add it or remove the prediction")
+        raise InputError(f"{references} has no reference for {_listed(unknown)}; add it or remove the prediction")
     missing = sorted(set(expected) - set(predicted))
     if missing and require_all:
-        raise InputError(f"{predictions} lacks the prediction of {_listed(missing)}; predict first or allow a part")
+        raise InputError(
+            f"{predictions} has no prediction for {_listed(missing)}; predict them first or allow a subset"
+        )
     if missing:
         progress.warn(f"{_listed(missing)} of {len(expected)} references have no prediction and are not counted")
     pairs = [
@@ -351,11 +353,11 @@ def evaluate_folder(
     differing = {name: pair for name, pair in grids.items() if pair[0].mismatch(pair[1])}
     turned = [name for name, (grid, other) in differing.items() if grid.turn(other) is not None]
     if turned:
-        progress.warn(f"the prediction of {_listed(turned)} stores its axes in another order and was turned")
+        progress.warn(f"the prediction of {_listed(turned)} stores its axes in another order and was reoriented")
     unsure = [name for name in differing if name not in turned]
     if unsure:
         progress.warn(
-            f"prediction and reference of {_listed(unsure)} differ in voxel size, and do not both say where they lie; "
+            f"prediction and reference of {_listed(unsure)} differ in voxel size and do not both have an affine; "
             "voxels were compared by index"
         )
     return summary

@@ -109,7 +109,7 @@ def measure(
     if odd:
         raise InputError(f"case {odd[0]} does not have {len(ordered[0].shape)} axes like {ordered[0].case}; remove one")
     if not len(mixtures[0]):
-        raise InputError(f"dataset {dataset.name}: no case has a label above 0; there is nothing to learn from it")
+        raise InputError(f"dataset {dataset.name}: no case has a label above 0; label at least one class")
     return Fingerprint(
         dataset=dataset.name,
         ndim=3 if len(ordered[0].shape) == 3 else 2,

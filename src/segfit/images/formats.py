@@ -118,7 +118,7 @@ _JPEG = replace(
     name="JPEG",
     write=None,
     unfit="which changes label values",
-    remedy="save labels as .png from where they were drawn; a JPEG turned into one keeps its errors",
+    remedy="export labels as .png from the annotation tool; converting a JPEG keeps its errors",
     label_ending=".png",
 )
 _TIFF = Format(
@@ -144,7 +144,7 @@ _DICOM = Format(
     read=dicom.read,
     read_grid=dicom.read_grid,
     num_voxels=dicom.num_voxels,
-    unfit="which is for images alone",
+    unfit="which cannot hold labels",
     files=dicom.files,
 )
 
@@ -196,7 +196,7 @@ def split_ending(name: str | Path) -> tuple[str, str]:
     if found.lower() in _SLICES:
         raise InputError(f"{name} is a slice of a DICOM series; give the folder of the series")
     if found.lower() in _PAIR:
-        raise InputError(f"{name} is one of two files (.hdr and .img) of Analyze or NIfTI; convert them to .nii.gz")
+        raise InputError(f"{name} is half of an Analyze or NIfTI pair (.hdr and .img); convert it to .nii.gz")
     raise InputError(
         f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}; known are {', '.join(_NAMED)}"
     )
@@ -258,14 +258,14 @@ def _sized(path: Path, grid: Grid, spacing_mm: Sequence[float] | None) -> Grid:
     given = tuple(spacing_mm) * (grid.ndim if len(spacing_mm) == 1 else 1)
     sizes = ", ".join(f"{size:.4g}" for size in given)
     if len(given) != grid.ndim:
-        action = f"write one number for all, or {' '.join('zyx'[-grid.ndim :])} with blanks between"
-        raise FileError(path, f"has {grid.ndim} axes, the voxel size given for it is ({sizes}) mm", action)
+        action = f'write one number, or "{" ".join("zyx"[-grid.ndim :])}" separated by blanks'
+        raise FileError(path, f"has {grid.ndim} axes but was given the voxel size ({sizes}) mm", action)
     if not grid.spacing_known:
         return replace(grid, spacing_mm=given, header=None, spacing_known=True)
     if not np.allclose(given, grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
         own = ", ".join(f"{size:.4g}" for size in grid.spacing_mm)
-        problem = f"has voxels of ({own}) mm (array order), the size given for it is ({sizes}) mm"
-        raise FileError(path, problem, "correct or empty it in the table, or correct the header of the file")
+        problem = f"has voxels of ({own}) mm (array order) but was given ({sizes}) mm"
+        raise FileError(path, problem, "correct or clear it in the table, or correct the header")
     return grid
 
 
@@ -330,11 +330,11 @@ def read_label(path: Path, spacing_mm: Sequence[float] | None = None) -> Image:
             whole = np.isfinite(array) & (array == np.rint(array))
         if not whole.all():
             example = array[~whole].flat[0]
-            raise FileError(path, f"holds {example!s} where labels must be integers", "round it or export it again")
+            raise FileError(path, f"has the value {example!s}, labels must be integers", "round or export it again")
     low, high = int(array.min()), int(array.max())
     if low < -(2**31) or high >= 2**31:
         outside = array.max() if high >= 2**31 else array.min()
-        raise FileError(path, f"holds the label value {outside:.15g}", "number labels from 0")
+        raise FileError(path, f"has the label value {outside:.15g}, which exceeds 32 bits", "number labels from 0")
     small = low >= -(2**15) and high < 2**15
     grid = image.grid if image.grid.spacing_known else _sized(path, image.grid, spacing_mm)
     return Image(array.astype(np.int16 if small else np.int32), grid)

@@ -41,23 +41,23 @@ _MM_PER_UNIT = {
 }
 
 
-# What the first bytes of files say that have the ending of a picture and are none: what it is, what to do.
+# First bytes of files that are not what their ending says: what the file is, what to do.
 _ENDING = "correct its ending or export it again"
 _KNOWN_STARTS = {
-    b"\x89PNG": ("is a PNG picture", _ENDING),
-    b"\xff\xd8\xff": ("is a JPEG picture", _ENDING),
-    b"BM": ("is a BMP picture", _ENDING),
+    b"\x89PNG": ("is a PNG image", _ENDING),
+    b"\xff\xd8\xff": ("is a JPEG image", _ENDING),
+    b"BM": ("is a BMP image", _ENDING),
     b"II*\0": ("is a TIFF file", _ENDING),
     b"MM\0*": ("is a TIFF file", _ENDING),
     b"II+\0": ("is a TIFF file", _ENDING),
-    b"GIF8": ("is a GIF picture", "export it again as .png"),
-    b"RIFF": ("is a WebP picture or a sound", "export it again as .png"),
-    b"\0\0\0\x0cjP": ("is a JPEG 2000 picture", "export it again as .png or .tif"),
+    b"GIF8": ("is a GIF image", "export it again as .png"),
+    b"RIFF": ("is a WebP image or a sound file", "export it again as .png"),
+    b"\0\0\0\x0cjP": ("is a JPEG 2000 image", "export it again as .png or .tif"),
     b"PK\x03\x04": ("is a zip archive", "unpack it"),
-    b"\x1f\x8b": ("is packed by gzip", "unpack it or correct its ending"),
-    b"%PDF": ("is a PDF document", "export the picture in it"),
-    b"<": ("is a page of the web or another text", "download the file itself"),
-    b"version https://git-lfs": ("is a pointer of Git LFS, not the file it stands for", "fetch it with git lfs pull"),
+    b"\x1f\x8b": ("is gzipped", "unpack it or correct its ending"),
+    b"%PDF": ("is a PDF document", "export the image in it"),
+    b"<": ("is a web page or another text file", "download the file itself"),
+    b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch it with git lfs pull"),
 }
 _LARGE_BYTES = 1 << 28  # of an image, from which on it is asked whether its file can hold it (assumption)
 _MOST_PACKED = 8300  # pixels per byte of a file: Deflate packs 1032 bytes into one, each 8 pixels of black and white
@@ -82,7 +82,7 @@ class FileError(InputError):
 
 
 def problem_of(
-    case: str, error: InputError, action: str = "mend the case or leave it out", images: Sequence[Path] = ()
+    case: str, error: InputError, action: str = "fix or remove the case", images: Sequence[Path] = ()
 ) -> Problem:
     """Return an error as a problem of a case; `action` is for errors that do not say what to do.
 
@@ -128,7 +128,7 @@ def require_room(path: Path, shape: Sequence[int], num_bytes: int) -> None:
     size = path.stat().st_size
     if num_bytes > _LARGE_BYTES and num_bytes > _MOST_PACKED * size:
         sizes = " x ".join(map(str, shape))
-        problem = f"says that it has {sizes} pixels, which its {size} bytes cannot hold: its header is damaged or false"
+        problem = f"declares {sizes} pixels in its header but has {size} bytes; the header is corrupt"
         raise FileError(path, problem, "copy or export it again, or remove the case")
 
 

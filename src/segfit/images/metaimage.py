@@ -228,7 +228,7 @@ class _Header:
             require_file(self.path, detached)
         kind = self.field("ElementType").removeprefix("MET_").removesuffix("_ARRAY").lower()
         if kind not in _TYPES:
-            problem = f"has the ElementType {self.field('ElementType')}, which is not read"
+            problem = f"has the ElementType {self.field('ElementType')}, which is not supported"
             raise FileError(self.path, problem, "export it with another type")
         big = self.is_true("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
         binary = "binarydata" not in self.fields or self.is_true("BinaryData")

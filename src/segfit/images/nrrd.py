@@ -164,7 +164,7 @@ class _Header:
                 if text.startswith("#") or value.startswith("="):  # a comment, a key with a value
                     continue
                 if not colon:
-                    problem = f"has a line in its header that is no field: {text[:40]!r}"
+                    problem = f"has a header line that is not a field: {text[:40]!r}"
                     raise FileError(path, problem, COPY_AGAIN)
                 name = name.strip().lower()
                 fields[_ALIASES.get(name, name)] = value.strip()
@@ -184,7 +184,9 @@ class _Header:
     def choice(self, name: str, known: Mapping[str, _Meaning]) -> _Meaning:
         value = self.field(name)
         if value.lower() not in known:
-            raise FileError(self.path, f'has the {name} "{value}", which is not read', f"export it with another {name}")
+            raise FileError(
+                self.path, f'has the {name} "{value}", which is not supported', f"export it with another {name}"
+            )
         return known[value.lower()]
 
     def grid(self) -> tuple[Grid, list[int]]:

@@ -65,7 +65,7 @@ class Payload:
         try:
             return np.array(words).astype(self.dtype)
         except (ValueError, OverflowError):
-            problem = f"holds voxels that are no numbers of type {self.dtype.name}"
+            problem = f"has voxels that are not numbers of type {self.dtype.name}"
             raise FileError(self.path, problem, COPY_AGAIN) from None
 
     def _binary(self, handle: BinaryIO) -> NDArray[Any]:
@@ -89,7 +89,7 @@ class Payload:
                 try:
                     yield bytes.fromhex(handle.read().decode("ascii"))
                 except ValueError:
-                    raise FileError(self.path, "holds voxels that are no hexadecimal numbers", COPY_AGAIN) from None
+                    raise FileError(self.path, "has voxels that are not hexadecimal numbers", COPY_AGAIN) from None
             case "zlib" | "bzip2":
                 try:
                     yield from self._unpacked(handle)
@@ -118,7 +118,7 @@ class Payload:
         asked = f"{' x '.join(map(str, self.shape[::-1]))} of type {self.dtype.name}"
         if found is not None and found < expected:
             return FileError(self.path, f"is truncated ({found} of {expected} {what}: {asked})", COPY_AGAIN)
-        problem = f"holds more {what} than the {expected} that its header asks for ({asked})"
+        problem = f"has more {what} than the {expected} declared in its header ({asked})"
         return FileError(self.path, problem, "correct sizes and type in its header, or export it again")
 
 

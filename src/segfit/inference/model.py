@@ -226,17 +226,17 @@ class Model:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
         warnings = source_remarks(source)
         if image.array.size and image.array.min() == image.array.max():
-            warnings.append(f"{name} has the same value everywhere")
+            warnings.append(f"{name} is constant")
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
         if canonical and ndim == 3 and image.grid.affine is None:
-            warnings.append(f"{name} does not say how it is oriented; its axes are taken as canonical (RAS+, z, y, x)")
+            warnings.append(f"{name} has no orientation; RAS+ (z, y, x) is assumed")
         if sizeless and spacing_mm is not None:
-            warnings.append(f"the pixel size of {name} is not used: the model was made from pictures without one")
+            warnings.append(f"the pixel size of {name} is ignored: the model was trained on images without one")
         sized = image
         if not image.grid.spacing_known and image.grid.ndim == ndim and image.grid.spacing_mm != self.spacing_mm:
             sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
             size = ", ".join(f"{value:.4g}" for value in self.spacing_mm)
-            warnings.append(f"{name} does not say how large its voxels are; ({size}) mm is assumed, as in training")
+            warnings.append(f"{name} has no voxel size; ({size}) mm is assumed, as in training")
         inputs = tuple(self._member_input(member, sized, earlier, name) for member in self.manifest.members)
         return Prepared(image.grid, inputs, tuple(warnings))
 

@@ -42,7 +42,7 @@ def read_source(source: Source, ndim: int, spacing_mm: Sequence[float] | None = 
 
 
 def source_remarks(source: Source) -> list[str]:
-    """Return what the files of a source say and is not followed, or do not say; nothing for arrays and images."""
+    """Return warnings about the headers of the files of a source; nothing for arrays and images."""
     if isinstance(source, str | Path):
         source = [source]
     if not isinstance(source, Sequence):

@@ -1,4 +1,4 @@
-"""Training that diverges: noticed by its losses, taken back once to a good state, given up the second time."""
+"""Divergence of a training: detected by its losses, answered once by going back to a good state, then by an error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Guard:
         return losses.skipped_in_a_row < _WINDOW / 2 and not any(w and _is_far(fmean(w), losses) for w in windows)
 
     def trouble(self, losses: LossHistory, *, at_end: bool = False) -> str:
-        """Say in words why the training has diverged, or nothing. A few outlying losses are no divergence."""
+        """Return why the training has diverged, or nothing. A few outlying losses are not a divergence."""
         skipped = losses.skipped_in_a_row
         if skipped >= _WINDOW or (at_end and (skipped >= _WINDOW / 2 or losses.final is None)):
             return f"{skipped} training steps in a row (up to step {losses.step}) had no finite gradient"

@@ -1,4 +1,4 @@
-"""What learns: network, loss, optimiser and the average of the weights, with one method per thing done to them.
+"""Model, loss and optimiser of a training, with the average of the weights.
 
 The gradient scaler decides on every device whether a gradient is finite: with fp16 it scales as usual, otherwise its
 scale stays 1 and it only leaves out the optimiser's step, on a GPU without the host waiting for the answer.

@@ -103,7 +103,7 @@ def leave_out(dataset: Dataset, problems: Sequence[Problem]) -> tuple[Dataset, t
     if not unusable:
         return dataset, told
     if not kept:
-        told += (Problem(WHOLE, "every case was left out", "mend the cases; the warnings say what they lack"),)
+        told += (Problem(WHOLE, "no usable case", "fix the cases listed in the warnings"),)
     return dataset.model_copy(update={"training": kept, "num_training": len(kept)}), told
 
 
@@ -117,7 +117,7 @@ def describe(dataset: Dataset) -> tuple[str, str]:
     if any(case.spacing_mm for case in dataset.training):
         extra.append("voxel sizes from the table")
     if any(case.masks for case in dataset.training):
-        extra.append("one label file per structure, later ones painted over earlier ones")
+        extra.append("one label file per class, later ones over earlier ones")
     stored = dataset.labels.stored_values
     structures = [
         f"{target.name} = {', '.join(str(stored[value]) for value in target.values)}"

@@ -23,8 +23,8 @@ def name_problems(dataset: Dataset) -> list[Problem]:
             problems.append(Problem(shown[:LONGEST_NAME], f"its name {fault}", "give the case another name"))
         other = first.setdefault(same_letters(case.id), case.id)
         if other != case.id:
-            problem = f"differs from the case {other} in capitals or in how accents are stored alone"
-            action = "rename one; on other file systems their results would overwrite each other"
+            problem = f"differs from the case {other} only in case or Unicode normalisation"
+            action = "rename one; on some file systems their results overwrite each other"
             problems.append(Problem(case.id, problem, action, fatal=False))
     return problems
 
@@ -38,15 +38,15 @@ def shared_files(dataset: Dataset) -> list[Problem]:
         labels = [_resolved(path) for path in case.label_files]
         twice = _repeated(images)
         if twice is not None:
-            problems.append(Problem(case.id, f"{twice.name} is given for two channels", "correct one of them"))
+            problems.append(Problem(case.id, f"{twice.name} is listed for two channels", "correct one of them"))
         both = next((path for path in labels if path in images), None)
         if both is not None:
             problems.append(Problem(case.id, f"{both.name} is both its image and its label", "correct one of them"))
         for path in dict.fromkeys(labels):
             other = labelled.setdefault(path, case)
             if other is not case and both is None:
-                problem = f"{path.name} is its label and that of the case {other.id}"
-                problems.append(Problem(case.id, problem, "correct one of them, unless it fits both", fatal=False))
+                problem = f"{path.name} is also the label of the case {other.id}"
+                problems.append(Problem(case.id, problem, "correct one of them unless that is right", fatal=False))
     return problems
 
 

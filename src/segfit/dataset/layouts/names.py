@@ -31,7 +31,7 @@ def fault_of_name(name: str) -> str:
     if name != Path(name).name or name.startswith("."):
         return "is a path or would be a hidden file"
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-        return "has control characters or bytes that are no UTF-8 text"
+        return "has control characters or is not UTF-8 text"
     if len(name.encode()) > LONGEST_NAME:
         return f"is longer than {LONGEST_NAME} bytes"
     return ""
