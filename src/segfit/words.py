@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["count", "dice", "duration", "extent", "gigabytes", "listing", "number", "plain"]
+__all__ = ["count", "dice", "duration", "extent", "gigabytes", "listing", "number", "numbers", "plain"]
 
 _MISSING = "–"
 
@@ -62,6 +62,11 @@ def number(value: float | None) -> str:
     else:
         text = f"{value:.4g}".replace("e-0", "e-")
     return text.replace(",", "\u202f").replace("-", "−")
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Return ``(3, 0.781, 0.781)``: sizes or a place in mm."""
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def extent(values: Sequence[float | None]) -> str:

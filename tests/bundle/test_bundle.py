@@ -179,7 +179,7 @@ def test_the_card_tells_what_a_reader_needs() -> None:
         "Licence: CC-BY-4.0",
         "Known limits: adults only",
         "| liver | 1 | 0.912 |",
-        "| 2d | 16 x 16 | 0.5 x 0.5 | 2 | 0 |",
+        "| 2d | 16 × 16 | 0.5 × 0.5 | 2 | 0 |",
         "Afterwards: keep only the largest component of liver.",
         "- cases: 12",
     ):

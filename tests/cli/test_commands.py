@@ -359,7 +359,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
     assert run(["check", str(dataset)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "nnU-Net v2 folder: 5 training cases, 2 test cases",
-        "1 channel: MRI; labels (.nii.gz): organ = 1, lesion = 2",
+        "1 channel: MRI; labels (.nii.gz): organ = 1 and lesion = 2",
         "no problem found: the dataset can be used",
     ]
     pairs = tmp_path / "paired folders"

@@ -537,7 +537,7 @@ def test_structures_are_those_of_the_label_maps_alone(tmp_path: Path) -> None:
     Pillow.fromarray(photo("c")).save(root / "labels/b.png")
     dataset, problems = inspect_dataset(root)
     assert dataset is not None
-    assert describe(dataset)[1] == "1 channel: image; labels (.png): label 1 = 1, label 2 = 2"
+    assert describe(dataset)[1] == "1 channel: image; labels (.png): label 1 = 1 and label 2 = 2"
     kept, told = leave_out(dataset, check_dataset(root))
     assert [case.id for case in kept.training] == ["a", "c", "d", "e"]
     assert not any(problem.fatal for problem in (*problems, *told))

@@ -70,7 +70,7 @@ def test_decathlon(tmp_path: Path) -> None:
     assert check_dataset(dataset) == ()
     assert describe(dataset) == (
         "Decathlon / nnU-Net v1 folder: 5 training cases, 1 test case",
-        "1 channel: MRI; labels (.nii.gz): Anterior = 1, Posterior = 2",
+        "1 channel: MRI; labels (.nii.gz): Anterior = 1 and Posterior = 2",
     )
 
 
@@ -202,7 +202,7 @@ def test_paired_folders_may_declare_names(tmp_path: Path) -> None:
     (root / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
     dataset = open_dataset(root)
     assert (dataset.layout, dataset.channel_names) == ("paired", ("CT",))
-    assert describe(dataset)[1] == "1 channel: CT; labels (.nii.gz): kidney = 7, stone = 500"
+    assert describe(dataset)[1] == "1 channel: CT; labels (.nii.gz): kidney = 7 and stone = 500"
 
 
 def drop(*names: str) -> Callable[[Path], None]:

@@ -81,7 +81,7 @@ def test_nnunet_folders_may_hold_series(tmp_path: Path) -> None:
         assert check_dataset(dataset) == ()
         assert describe(dataset) == (
             "nnU-Net v2 folder: 5 training cases, 1 test case",
-            "2 channels: phase 0, phase 1 (DICOM series); labels (.nii.gz): organ = 1, lesion = 2",
+            "2 channels: phase 0 and phase 1 (DICOM series); labels (.nii.gz): organ = 1 and lesion = 2",
         )
 
 

@@ -86,7 +86,7 @@ def test_problems_of_a_dataset_cross_processes() -> None:
 @pytest.mark.parametrize(
     ("task", "arguments", "told"),
     [
-        (pool_tasks.die, (signal.SIGKILL, 200), r"killed by signal 9 \(Killed\) at 0\.[2-4] GB"),
+        (pool_tasks.die, (signal.SIGKILL, 200), r"killed by signal 9 \(Killed\) at 0\.[2-4]\d GB"),
         (pool_tasks.die, (signal.SIGSEGV,), r"killed by signal 11 \(Segmentation fault\)"),
         (pool_tasks.leave, (137,), "ended with code 137"),
         (pool_tasks.exhaust, (400,), "ran out of memory"),

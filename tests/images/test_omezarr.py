@@ -280,7 +280,7 @@ def test_what_an_image_does_not_say_is_told(tmp_path: Path) -> None:
     path = make(tmp_path / "b.zarr", numbered(4, 6, 8) + 1, chunks=(2, 3, 4))
     assert omezarr.remarks(path) == ()
     next(iter(chunk_files(path).values())).unlink()
-    assert [r.problem for r in omezarr.remarks(path)] == ["lacks some of its chunks, which are read as 0"]
+    assert [r.problem for r in omezarr.remarks(path)] == ["has missing chunks, which are read as 0"]
 
 
 def test_levels_from_coarse_to_fine_are_refused(tmp_path: Path) -> None:

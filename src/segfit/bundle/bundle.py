@@ -25,6 +25,7 @@ from segfit.files import Document, Record, hash_file, write_bytes, write_text
 from segfit.images.formats import described
 from segfit.labels import Exchange, LabelScheme
 from segfit.planning.plan import Configuration
+from segfit.words import extent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -216,8 +217,7 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     yield "| configuration | patch (voxels) | spacing (mm) | folds | mirrored axes |\n| --- | --- | --- | --- | --- |"
     for member in manifest.members:
         configuration = member.configuration
-        patch = " x ".join(str(n) for n in configuration.patch_size)
-        spacing = " x ".join(f"{s:.3g}" for s in configuration.spacing_mm)
+        patch, spacing = extent(configuration.patch_size), extent(configuration.spacing_mm)
         mirrored = ", ".join(str(axis) for axis in member.mirror_axes) or "none"
         if member.exchange is not None and member.exchange.axis in member.mirror_axes:
             mirrored += f" (left and right labels exchanged along {member.exchange.axis})"

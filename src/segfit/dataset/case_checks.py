@@ -22,6 +22,7 @@ from segfit.images.formats import find_format, read_image, read_label, remarks, 
 from segfit.images.image import Image, Remark, problem_of
 from segfit.images.png_jpeg import colours, kind
 from segfit.labels import LabelScheme
+from segfit.words import count, numbers
 
 __all__ = ["Finding", "check_case"]
 
@@ -125,15 +126,14 @@ def _wrong_channels(case: Case, channels: int, expected: int) -> Problem:
         forms = {1: "as greyscale", 3: "as RGB without alpha", 4: "as RGBA"}
         if len(case.images) == 1 and expected in forms:
             action = f"save it {forms[expected]}; if all are like this one, declare as many channels as they have"
-    number = f"{channels} channel" + "s" * (channels != 1)
-    return Problem(case.id, f"{files}: {number}{held}, the dataset has {expected}", action)
+    return Problem(case.id, f"{files}: {count(channels, 'channel')}{held}, the dataset has {expected}", action)
 
 
 def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
     if array.dtype.kind == "f":
         bad = array.size - int(np.isfinite(array).sum())
         if bad:
-            problem = f"{path.name} has {bad} NaN or infinite voxel" + "s" * (bad > 1)
+            problem = f"{path.name} has {count(bad, 'NaN or infinite voxel')}"
             return [Problem(case.id, problem, "replace them by a value such as 0, or remove the case")]
     extremes = [(float(channel.min()), float(channel.max())) for channel in array]
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
@@ -221,8 +221,8 @@ def _header_remarks(grid: Grid) -> list[Remark]:
     if grid.affine is not None:
         lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)
         if not np.allclose(lengths[::-1], grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
-            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (grid.spacing_mm, lengths[::-1])]
-            problem = f"has voxels of ({sizes[0]}) mm, but its orientation matrix says ({sizes[1]}) mm"
+            own, other = numbers(grid.spacing_mm), numbers(lengths[::-1])
+            problem = f"has voxels of {own} mm, but its orientation matrix says {other} mm"
             found.append(Remark(problem, "correct its header; the voxel size is used"))
         axes = grid.affine[:3, :3] / lengths
         skew = np.degrees(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max().clip(max=1)))

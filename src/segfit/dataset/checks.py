@@ -25,6 +25,7 @@ from segfit.images.formats import find_format, num_voxels
 from segfit.images.image import Remark
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
+from segfit.words import count, numbers
 
 __all__ = ["MIN_CASES", "check_dataset", "check_files", "require_usable"]
 
@@ -140,9 +141,9 @@ def _told_once(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
 def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
     """Return what only shows when all cases are seen together."""
     problems: list[Problem] = []
-    count = len(dataset.training)
-    if 0 < count < MIN_CASES:
-        problem = f"{count} training case{'s' * (count > 1)}, five folds need {MIN_CASES} or more"
+    amount = len(dataset.training)
+    if 0 < amount < MIN_CASES:
+        problem = f"{count(amount, 'training case')}, five folds need {MIN_CASES} or more"
         problems.append(Problem("dataset", problem, "add cases; until then fewer folds are made", fatal=False))
     kinds = Counter(finding.ndim for finding in findings if finding.ndim is not None)
     if len(kinds) > 1:
@@ -160,7 +161,7 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]
         for target in dataset.labels.targets
         if seen and not any({stored[value] for value in target.values} & values for values in seen)
     ]
-    if absent and len(absent) == len(dataset.labels.targets) and len(seen) == count:
+    if absent and len(absent) == len(dataset.labels.targets) and len(seen) == amount:
         problem = f"no label file has any class: {', '.join(absent)} occur{'s' * (len(absent) == 1)} nowhere"
         return [*problems, Problem("dataset", problem, 'label some cases or correct the values in "labels"')]
     for name in absent:
@@ -175,7 +176,7 @@ def _check_spacings(dataset: Dataset, findings: Sequence[Finding]) -> list[Probl
     if not known or len({len(spacing) for _, spacing in known}) > 1:
         return []
     usual = np.median(np.array([spacing for _, spacing in known]), axis=0)
-    shown = ", ".join(f"{value:.4g}" for value in usual)
+    shown = numbers(usual)
     action = "correct the voxel size in its header if the unit was mistaken"
     problems: list[Problem] = []
     if any(case.spacing_mm for case in dataset.training):
@@ -185,7 +186,7 @@ def _check_spacings(dataset: Dataset, findings: Sequence[Finding]) -> list[Probl
         problem = "has no voxel size in the table or its files; other cases have one"
         problems += [Problem(name, problem, told) for name in lacking]
     if usual.max() > _LARGEST_VOXEL_MM:
-        problem = f"the median voxel size is ({shown}) mm, which is implausibly large"
+        problem = f"the median voxel size is {shown} mm, which is implausibly large"
         problems.append(
             Problem("dataset", problem, action.replace("its ", "the ").replace("header", "headers"), fatal=False)
         )
@@ -193,8 +194,7 @@ def _check_spacings(dataset: Dataset, findings: Sequence[Finding]) -> list[Probl
         ratios = np.array(spacing) / usual
         scale = max(ratios.min(), 1 / ratios.max())  # by which all axes are longer, or shorter, at least
         if scale > _SCALE_RATIO or max(ratios.max(), 1 / ratios.min()) > _SPACING_RATIO:
-            size = ", ".join(f"{value:.4g}" for value in spacing)
-            problem = f"its voxel size is ({size}) mm, the median of the dataset ({shown}) mm"
+            problem = f"its voxel size is {numbers(spacing)} mm, the median of the dataset {shown} mm"
             problems.append(Problem(name, problem, action, fatal=False))
     return problems
 

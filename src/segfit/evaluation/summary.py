@@ -26,6 +26,7 @@ from segfit.images.formats import num_voxels, read_grid, read_label
 from segfit.images.image import FileError, problem_of
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Progress
+from segfit.words import listing
 
 __all__ = [
     "CaseScores",
@@ -249,7 +250,7 @@ def summarize(cases: Sequence[CaseScores], targets: Sequence[Target]) -> Summary
         raise InputError("there is no case to summarise")
     twice = [case for case, count in Counter(item.case for item in cases).items() if count > 1]
     if twice:
-        raise InputError(f"{_listed(sorted(twice))} occurs twice; every case may be evaluated once")
+        raise InputError(f"{listing(sorted(twice))} occurs twice; every case may be evaluated once")
     mean = {target.name: _mean([case.scores[target.name] for case in cases]) for target in targets}
     dice = [scores.dice for scores in mean.values() if scores.dice is not None]
     return Summary(
@@ -286,7 +287,7 @@ def evaluate(
     for role in ("prediction", "reference"):
         strange = sorted(case for case, one in found.items() if role in one.undeclared)
         if strange:
-            progress.warn(f"the {role} of {_listed(strange)} has undeclared values, which are ignored")
+            progress.warn(f"the {role} of {listing(strange)} has undeclared values, which are ignored")
     return summarize([pair.scored(found[pair.case].scores) for pair in pairs], scheme.targets)
 
 
@@ -337,14 +338,14 @@ def evaluate_folder(
         raise InputError(f"{predictions} has no prediction that ends in {ending}")
     unknown = sorted(set(predicted) - set(expected))
     if unknown:
-        raise InputError(f"{references} has no reference for {_listed(unknown)}; add it or remove the prediction")
+        raise InputError(f"{references} has no reference for {listing(unknown)}; add it or remove the prediction")
     missing = sorted(set(expected) - set(predicted))
     if missing and require_all:
         raise InputError(
-            f"{predictions} has no prediction for {_listed(missing)}; predict them first or allow a subset"
+            f"{predictions} has no prediction for {listing(missing)}; predict them first or allow a subset"
         )
     if missing:
-        progress.warn(f"{_listed(missing)} of {len(expected)} references have no prediction and are not counted")
+        progress.warn(f"{listing(missing)} of {len(expected)} references have no prediction and are not counted")
     pairs = [
         Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
     ]
@@ -353,11 +354,11 @@ def evaluate_folder(
     differing = {name: pair for name, pair in grids.items() if pair[0].mismatch(pair[1])}
     turned = [name for name, (grid, other) in differing.items() if grid.turn(other) is not None]
     if turned:
-        progress.warn(f"the prediction of {_listed(turned)} stores its axes in another order and was reoriented")
+        progress.warn(f"the prediction of {listing(turned)} stores its axes in another order and was reoriented")
     unsure = [name for name in differing if name not in turned]
     if unsure:
         progress.warn(
-            f"prediction and reference of {_listed(unsure)} differ in voxel size and do not both have an affine; "
+            f"prediction and reference of {listing(unsure)} differ in voxel size and do not both have an affine; "
             "voxels were compared by index"
         )
     return summary
@@ -368,10 +369,6 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
         raise InputError(f"{folder} is not a folder of label files")
     found = [path for path in sorted(folder.iterdir()) if path.name.endswith(ending) and path.name[0] != "."]
     return {composed(path.name): path for path in found}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _apart(reference: Grid, prediction: Grid) -> bool:

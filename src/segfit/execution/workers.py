@@ -25,6 +25,7 @@ from segfit.errors import StageError
 from segfit.execution.memory import process_bytes
 from segfit.execution.processors import available_workers
 from segfit.execution.worker_main import GRACE_S, Answer
+from segfit.words import gigabytes
 
 __all__ = ["LostCaseError", "WorkerPool"]
 
@@ -70,8 +71,7 @@ class _Task:
     held: int = 0  # bytes, the most that its worker was seen to hold
 
     def lost_error(self, reason: str) -> LostCaseError:
-        held = f"{self.held / 2**30:.1f}"
-        return LostCaseError(self.case, reason + (f" at {held} GB" if float(held) else ""))
+        return LostCaseError(self.case, reason + (f" at {gigabytes(self.held / 2**30)}" if self.held else ""))
 
 
 class _Worker:

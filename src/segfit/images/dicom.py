@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, optional_package, reading
+from segfit.words import count
+from segfit.words import numbers as shown
 
 __all__ = ["files", "holds_slices", "num_voxels", "read", "read_grid"]
 
@@ -250,7 +252,7 @@ def _series(folder: Path, datasets: list[Any]) -> tuple[list[Any], Grid]:
 def _require_one_series(folder: Path, datasets: Sequence[Any]) -> None:
     kinds = Counter((str(d.get("SeriesInstanceUID", "")), _describe(d)) for d in datasets)
     if len(kinds) > 1:
-        found = ", ".join(f"{text} ({count} image{'s' * (count > 1)})" for (_, text), count in sorted(kinds.items()))
+        found = ", ".join(f"{text} ({count(amount, 'image')})" for (_, text), amount in sorted(kinds.items()))
         action = "keep the one that is meant, or give each series its own folder"
         raise FileError(folder, f"holds {len(kinds)} series: {found}", action)
 
@@ -298,8 +300,7 @@ def _require_numbers(file: Path, dataset: Any, name: str, length: int) -> None:
     if not numbers.size:
         raise FileError(file, f"has no {name}, which says where its pixels lie", "export the series again")
     if numbers.size != length or not np.isfinite(numbers).all():
-        shown = ", ".join(f"{number:g}" for number in numbers)
-        problem = f"has the {name} ({shown}), expected {length} finite numbers"
+        problem = f"has the {name} {shown(numbers)}, expected {length} finite numbers"
         raise FileError(file, problem, "export the series again")
 
 
@@ -350,7 +351,7 @@ def _slice_distance(folder: Path, along: NDArray[np.float64], slices: Sequence[A
         first, second = sorted(names[twice[0] : twice[0] + 2])
         raise FileError(
             folder,
-            f"has {len(twice)} slice{'s' * (len(twice) > 1)} at the position of another (copies, times or echoes), "
+            f"has {count(len(twice), 'slice')} at the position of another (copies, times or echoes), "
             f"such as {second} and {first}",
             "keep one slice per position, or give each time point its own folder",
         )
@@ -361,7 +362,7 @@ def _slice_distance(folder: Path, along: NDArray[np.float64], slices: Sequence[A
         raise FileError(
             folder,
             f"has uneven distances between slices: {distances[at]:.4g} mm after slice {at + 1} of {len(along)} "
-            f"({names[at]}), usually {usual:.4g} mm ({len(uneven)} such place{'s' * (len(uneven) > 1)})",
+            f"({names[at]}), usually {usual:.4g} mm ({count(len(uneven), 'such place')})",
             "add the missing slices or convert the series to evenly spaced NIfTI",
         )
     return float((along[-1] - along[0]) / (len(along) - 1))

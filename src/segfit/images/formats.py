@@ -16,6 +16,7 @@ from segfit.geometry import Grid
 from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, png_jpeg, tiff
 from segfit.images.image import FileError, Image, Remark
 from segfit.labels import smallest_dtype
+from segfit.words import numbers
 
 __all__ = [
     "ENDINGS",
@@ -256,15 +257,13 @@ def _sized(path: Path, grid: Grid, spacing_mm: Sequence[float] | None) -> Grid:
     if spacing_mm is None:
         return grid
     given = tuple(spacing_mm) * (grid.ndim if len(spacing_mm) == 1 else 1)
-    sizes = ", ".join(f"{size:.4g}" for size in given)
     if len(given) != grid.ndim:
         action = f'write one number, or "{" ".join("zyx"[-grid.ndim :])}" separated by blanks'
-        raise FileError(path, f"has {grid.ndim} axes but was given the voxel size ({sizes}) mm", action)
+        raise FileError(path, f"has {grid.ndim} axes but was given the voxel size {numbers(given)} mm", action)
     if not grid.spacing_known:
         return replace(grid, spacing_mm=given, header=None, spacing_known=True)
     if not np.allclose(given, grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
-        own = ", ".join(f"{size:.4g}" for size in grid.spacing_mm)
-        problem = f"has voxels of ({own}) mm (array order) but was given ({sizes}) mm"
+        problem = f"has voxels of {numbers(grid.spacing_mm)} mm (array order) but was given {numbers(given)} mm"
         raise FileError(path, problem, "correct or clear it in the table, or correct the header")
     return grid
 

@@ -29,6 +29,7 @@ from segfit.images.raw_voxels import (
     require_file,
     whole_numbers,
 )
+from segfit.words import numbers as shown
 
 __all__ = ["companions", "read", "read_grid", "write"]
 
@@ -200,9 +201,8 @@ class _Header:
             columns = np.array([vectors[axis] for axis in spatial]) * self._mm("space units", vectors)
             spacing = np.linalg.norm(columns, axis=1).tolist()
         if not all(np.isfinite(size) and size > 0 for size in spacing):
-            shown = ", ".join(f"{size:g}" for size in spacing)
             raise FileError(
-                self.path, f"has the voxel size ({shown}) mm (x, y, z)", "write the true positive sizes into it"
+                self.path, f"has the voxel size {shown(spacing)} mm (x, y, z)", "write the true positive sizes into it"
             )
         if vectors is None or len(spatial) < 3 or "space" not in self.fields:
             known = vectors is not None or "spacings" in self.fields

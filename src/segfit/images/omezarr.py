@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, optional_package, reading
+from segfit.words import numbers
 
 __all__ = ["read", "read_grid", "remarks", "translated", "write"]
 
@@ -70,7 +71,7 @@ def remarks(path: Path) -> tuple[Remark, ...]:
     level = _open(path)
     found: list[Remark] = []
     if not level.scaled:
-        problem = f"has no scale; voxels of {_numbers(level.grid.spacing_mm)} mm are assumed"
+        problem = f"has no scale; voxels of {numbers(level.grid.spacing_mm)} mm are assumed"
         found.append(Remark(problem, 'write its true "scale" if that is wrong'))
     elif not level.with_unit:
         found.append(Remark('has no unit for its "scale"; mm is assumed', 'write the "unit" of its axes'))
@@ -98,7 +99,7 @@ def translated(grid: Grid, other: Grid) -> str:
     units = [[mm_per_unit(str(axis.get("unit", "mm"))) or 1.0 for axis in one["axes"]] for one in placed]
     starts = [np.array(one["translation"]) * unit for one, unit in zip(placed, units, strict=True)]
     apart = starts[1] - starts[0]
-    return f"{_numbers(apart.tolist())} mm away" if (np.abs(apart) > np.array(grid.spacing_mm) / 2).any() else ""
+    return f"{numbers(apart.tolist())} mm away" if (np.abs(apart) > np.array(grid.spacing_mm) / 2).any() else ""
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -272,10 +273,6 @@ def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mappi
     grid = Grid(shape, spacing, None, _MARK + json.dumps(placement).encode(), spacing_known=scaled)
     with_unit = all(axes[number].get("unit") for number in spatial)
     return _Level(array, channels[0] if channels else None, tuple(spatial), grid, scaled, with_unit, images)
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return f"({', '.join(f'{value:g}' for value in values)})"
 
 
 def _unit(path: Path, axis: Mapping[str, Any]) -> float:

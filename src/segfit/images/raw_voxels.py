@@ -14,6 +14,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from segfit.images.image import FileError
+from segfit.words import count as amount
 
 __all__ = ["COMPRESSION_LEVEL", "COPY_AGAIN", "Encoding", "Payload", "numbers", "require_file", "whole_numbers"]
 
@@ -129,7 +130,7 @@ def numbers(path: Path, field: str, text: str, count: int) -> list[float]:
     except ValueError:
         values = []
     if len(values) != count:
-        raise _unexpected(path, field, text, f"{count} number{'s' * (count > 1)}")
+        raise _unexpected(path, field, text, f"{amount(count, 'number')}")
     return values
 
 

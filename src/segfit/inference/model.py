@@ -31,6 +31,7 @@ from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.progress import SILENT, KeptWarnings, Progress
+from segfit.words import numbers
 
 __all__ = ["Model", "Prediction", "Prepared", "load_model"]
 
@@ -235,8 +236,7 @@ class Model:
         sized = image
         if not image.grid.spacing_known and image.grid.ndim == ndim and image.grid.spacing_mm != self.spacing_mm:
             sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
-            size = ", ".join(f"{value:.4g}" for value in self.spacing_mm)
-            warnings.append(f"{name} has no voxel size; ({size}) mm is assumed, as in training")
+            warnings.append(f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training")
         inputs = tuple(self._member_input(member, sized, earlier, name) for member in self.manifest.members)
         return Prepared(image.grid, inputs, tuple(warnings))
 

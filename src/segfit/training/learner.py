@@ -23,6 +23,7 @@ from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
 from segfit.training.side_by_side import SideBySide
 from segfit.training.threads import kept_threads
+from segfit.words import extent
 
 __all__ = ["Learner", "training_on"]
 
@@ -225,10 +226,9 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        patch = "x".join(str(size) for size in configuration.patch_size)
         raise MemoryShortageError(
-            f"{configuration.name} (patch {patch}, batch {configuration.batch_size}) does not fit into the memory of "
-            f"{device}; free memory there, or plan again with a smaller --memory"
+            f"{configuration.name} (patch {extent(configuration.patch_size)}, batch {configuration.batch_size}) "
+            f"does not fit into the memory of {device}; free memory there, or plan again with a smaller --memory"
         ) from None
     finally:
         torch.backends.cudnn.benchmark = benchmark

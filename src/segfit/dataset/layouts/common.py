@@ -30,6 +30,7 @@ from segfit.images.formats import (
 )
 from segfit.images.image import FileError, problem_of
 from segfit.labels import LabelScheme
+from segfit.words import count as counted
 
 __all__ = [
     "CHANNEL_NUMBER",
@@ -48,7 +49,6 @@ __all__ = [
     "is_there",
     "json_problem",
     "label_ending",
-    "plural",
     "visible_files",
 ]
 
@@ -104,7 +104,7 @@ def hidden_files(folders: Iterable[Path]) -> list[Problem]:
     if not found:
         return []
     shown = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:3]) + (", ..." if len(found) > 3 else "")
-    problem = f"{plural(len(found), 'hidden file')}: {shown}"
+    problem = f"{counted(len(found), 'hidden file')}: {shown}"
     return [Problem(WHOLE, problem, "none needed, hidden files are ignored", False)]
 
 
@@ -119,11 +119,6 @@ def endings_found(paths: Sequence[Path]) -> str:
     return f" (found {', '.join(f'{n} {ending}' for ending, n in counts.most_common(3))})" if counts else ""
 
 
-def plural(count: int, noun: str) -> str:
-    """Return ``1 case`` or ``2 cases``."""
-    return f"{count} {noun}" + "s" * (count != 1)
-
-
 def is_count(value: object) -> bool:
     """Whether a value of a JSON file is a number of things."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -136,10 +131,10 @@ def channel_problems(name: str, numbered: Mapping[int, Path], expected: int) -> 
     extra = [path.name for number, path in sorted(numbered.items()) if number >= expected]
     if missing:
         files = ", ".join(f"{name}_{number:04d}" for number in missing)
-        problem = f"expected {plural(expected, 'channel file')}, missing {files}"
+        problem = f"expected {counted(expected, 'channel file')}, missing {files}"
         problems.append(Problem(name, problem, "add the missing file or remove the case"))
     if extra:
-        problem = f"expected {plural(expected, 'channel file')}, also found {', '.join(extra)}"
+        problem = f"expected {counted(expected, 'channel file')}, also found {', '.join(extra)}"
         problems.append(Problem(name, problem, "remove the file or declare its channel in dataset.json"))
     return problems
 

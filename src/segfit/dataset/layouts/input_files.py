@@ -12,6 +12,7 @@ from segfit.dataset.layouts.table import spacings_of
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.images.formats import ENDINGS, described, full_name, is_image_folder, split_ending
+from segfit.words import count
 
 __all__ = ["cases_from_files", "find_cases"]
 
@@ -88,7 +89,7 @@ def _surplus_channels(groups: Mapping[tuple[Path, str], _Group], channels: int) 
         first = groups.get((folder, match[1])) if match else None
         if match and first and 0 in first.files and split_ending(first.files[0])[0] != match[1]:
             problem = f"{group.files[0].name} is one more channel of it, but the model takes {channels}"
-            action = f"give images of {channels} channel{'s' * (channels > 1)}, or remove the number from its name"
+            action = f"give images of {count(channels, 'channel')}, or remove the number from its name"
             problems.append(Problem(match[1], problem, action))
     return problems
 

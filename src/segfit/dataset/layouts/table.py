@@ -37,7 +37,6 @@ from segfit.dataset.layouts.common import (
     is_there,
     json_problem,
     label_ending,
-    plural,
 )
 from segfit.dataset.layouts.names import composed, fault_of_name, likely_partner
 from segfit.dataset.layouts.paired import masks_of, names_as_labels
@@ -46,6 +45,7 @@ from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import read_json
 from segfit.images.formats import is_image_folder, split_ending
 from segfit.labels import LabelScheme
+from segfit.words import count, listing
 
 __all__ = ["names_images", "read", "recognises", "spacings_of", "with_facts"]
 
@@ -56,7 +56,7 @@ _OTHER = ("case", "label", "set", *_FACTS)  # columns that are no channel
 _SETS = ("training", "train", "test")
 _MASK = "label:"
 _SHOWN_LETTERS = 40  # of a name in a message
-_SHOWN_CASES = 3  # named in a message about many
+_SHOWN_CASES = 4  # named in a message about many
 _Row = Mapping[str, str]
 
 
@@ -155,10 +155,14 @@ def with_facts(dataset: Dataset, problems: list[Problem]) -> Dataset:
             problems.append(Problem(name, problem, f"rename it to {partner} if that is meant", fatal=False))
     unknown = [name for name, partner in meant.items() if partner is None]
     if unknown:
-        problem = f"{path.name} lists {plural(len(unknown), 'case')} not in the dataset: {_listed(unknown)}"
+        problem = (
+            f"{path.name} lists {count(len(unknown), 'case')} not in the dataset: {listing(unknown, _SHOWN_CASES)}"
+        )
         problems.append(Problem(WHOLE, problem, "add their images or remove the rows", fatal=False))
     if without:
-        problem = f"{plural(len(without), 'training case')} without a row in {path.name}: {_listed(without)}"
+        problem = (
+            f"{count(len(without), 'training case')} without a row in {path.name}: {listing(without, _SHOWN_CASES)}"
+        )
         if "group" in columns:
             problem += "; each is its own group"
         problems.append(Problem(WHOLE, problem, "add the missing rows", fatal=False))
@@ -228,10 +232,6 @@ def _weight_problems(path: Path, cases: Sequence[Case]) -> list[Problem]:
         return []
     problem = f"fewer than two training cases have a weight above 0 in {path.name}"
     return [Problem(WHOLE, problem, "give more cases a weight; every fold leaves some out")]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN_CASES]) + (", ..." if len(names) > _SHOWN_CASES else "")
 
 
 def _table(path: Path) -> Path | None:
