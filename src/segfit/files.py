@@ -88,13 +88,13 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); restore it or its permissions") from None
+        raise InputError(f"{path} cannot be read ({error.strerror})", "restore it or its permissions") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not valid JSON (it is no UTF-8 text); save it as UTF-8") from None
+        raise InputError(f"{path} is not valid JSON (it is no UTF-8 text)", "save it as UTF-8") from None
     except RecursionError:
-        raise InputError(f"{path} is not valid JSON (too deeply nested); restore it or delete it") from None
+        raise InputError(f"{path} is not valid JSON (too deeply nested)", "restore it or delete it") from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or delete it") from None
+        raise InputError(f"{path} is not valid JSON ({error})", "restore it or delete it") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -155,11 +155,13 @@ class Document(Record):
             raise InputError(f"{path} is not a segfit {cls.__name__.lower()} file: it has no schema_version")
         if version > cls.SCHEMA:
             raise InputError(
-                f"{path} was written by a newer segfit (schema {version}, this one reads {cls.SCHEMA}); update segfit"
+                f"{path} was written by a newer segfit (schema {version}, this one reads {cls.SCHEMA})", "update segfit"
             )
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "top level"
-            raise InputError(f"{path} is damaged at {where}: {first['msg']}; delete it to have it made anew") from None
+            raise InputError(
+                f"{path} is damaged at {where}: {first['msg']}", "delete it to have it made anew"
+            ) from None

@@ -106,7 +106,7 @@ def axis_operator(old: int, new: int, order: int, reach: int = REACH) -> AxisOpe
     that, which differs by less than 1e-11 of the range.
     """
     if order not in (0, 1, 3):
-        raise InputError(f"resampling knows the orders 0, 1 and 3, got {order}; change the plan's resampling order")
+        raise InputError(f"resampling knows the orders 0, 1 and 3, got {order}", "change the plan's resampling order")
     centres = (np.arange(new) + 0.5) * (old / new) - 0.5
     if order == 0:
         first = np.floor(centres + 0.5)

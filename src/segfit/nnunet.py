@@ -60,7 +60,7 @@ def plans(
     """
     if preset not in RULES:
         raise InputError(
-            f"unknown preset {preset!r}{nearest(preset, list(RULES))}; the reference has {', '.join(RULES)}"
+            f"unknown preset {preset!r}{nearest(preset, list(RULES))}", f"the reference has {', '.join(RULES)}"
         )
     if memory_gb is not None and not (_is_number(memory_gb) and memory_gb > 0):
         raise InputError(f"the memory target must be a number of GB above zero, got {memory_gb!r}")
@@ -78,7 +78,7 @@ def plans(
     shapes = _per_case(fingerprint, "shapes_after_crop")
     if len(spacings) != len(shapes):
         raise InputError(
-            f"the fingerprint has {len(spacings)} spacings and {len(shapes)} shapes; it must have one of each"
+            f"the fingerprint has {len(spacings)} spacings and {len(shapes)} shapes", "it must have one of each"
         )
     relative_size = fingerprint.get("median_relative_size_after_cropping")
     if not _is_number(relative_size):

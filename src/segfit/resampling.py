@@ -197,7 +197,8 @@ def resample_labels(
     if order not in (0, 1) or order_separate_axis != 0:
         raise InputError(
             f"labels are resampled with order 0 or 1 and order 0 along a separate axis, got {order} and "
-            f"{order_separate_axis}; change the plan's label resampling"
+            f"{order_separate_axis}",
+            "change the plan's label resampling",
         )
     resize = _torch_votes if method == "torch" else _linear_votes if order == 1 else _nearest
     separate = separate_axis(current_mm, new_mm, force=force_separate, threshold=separate_threshold)

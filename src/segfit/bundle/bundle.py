@@ -112,7 +112,7 @@ class Bundle:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error}); copy the model folder again") from None
+            raise InputError(f"{path} cannot be read ({error})", "copy the model folder again") from None
 
 
 def weights_name(configuration: str, fold: int | str) -> str:
@@ -134,7 +134,7 @@ def write_bundle(
     """
     assert set(weights) == set(manifest.files), (set(weights), manifest.files)
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not a segfit model; choose another folder")
+        raise InputError(f"{folder} exists and is not a segfit model", "choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
     try:
@@ -166,15 +166,15 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     Raises `InputError` if the folder is no bundle, comes from a newer segfit, or misses or damaged a file.
     """
     if not (path / MANIFEST).is_file():
-        raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}; give the folder that segfit wrote")
+        raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}", "give the folder that segfit wrote")
     manifest = ModelManifest.load(path / MANIFEST)
     for name in manifest.files:
         file = path / name
         if not file.is_file():
-            raise InputError(f"{path} lacks {name}; copy the model folder again")
+            raise InputError(f"{path} lacks {name}", "copy the model folder again")
         if verify and hash_file(file) != manifest.checksums.get(name):
             raise InputError(
-                f"{file} is damaged: its checksum is not the one in {MANIFEST}; copy the model folder again"
+                f"{file} is damaged: its checksum is not the one in {MANIFEST}", "copy the model folder again"
             )
     return Bundle(manifest, path)
 

@@ -94,7 +94,7 @@ def read_reference_model(
 def _folds(path: Path, checkpoint: str) -> list[str]:
     found = sorted(file.parent.name.removeprefix(_FOLD) for file in path.glob(f"{_FOLD}*/{checkpoint}"))
     if not found:
-        raise InputError(f"{path} has no {_FOLD}*/{checkpoint}; give a trained model or another checkpoint name")
+        raise InputError(f"{path} has no {_FOLD}*/{checkpoint}", "give a trained model or another checkpoint name")
     return [fold for fold in found if fold != "all"] or found
 
 
@@ -102,13 +102,13 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     if not path.is_file():
-        raise InputError(f"{path} is missing; choose among the folds that are there")
+        raise InputError(f"{path} is missing", "choose among the folds that are there")
     try:
         with torch.serialization.safe_globals(_plain_numpy()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} cannot be read safely ({reason}); copy it again, or export plain weights") from None
+        raise InputError(f"{path} cannot be read safely ({reason})", "copy it again, or export plain weights") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint of nnU-Net v2")
     return content

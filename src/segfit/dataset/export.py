@@ -41,9 +41,9 @@ def export_nnunet(
     """
     target = Path(folder).expanduser().absolute()
     if target.exists():
-        raise InputError(f"{target} exists already; remove it or choose another folder with --out")
+        raise InputError(f"{target} exists already", "remove it or choose another folder with --out")
     if not dataset.training:
-        raise InputError(f"dataset {dataset.name} has no training case; add images with labels")
+        raise InputError(f"dataset {dataset.name} has no training case", "add images with labels")
     ending = _ENDINGS.get(split_ending(dataset.training[0].images[0])[1].lower(), ".nii.gz")
     items = [("Tr", case) for case in dataset.training] + [("Ts", case) for case in dataset.test]
     partial_folder: Path | None = None
@@ -69,7 +69,7 @@ def export_nnunet(
         partial_folder.rename(target)
     except OSError as error:
         raise StageError(
-            f"{target} cannot be written ({error.strerror}); free disk space or choose another folder with --out"
+            f"{target} cannot be written ({error.strerror})", "free disk space or choose another folder with --out"
         ) from error
     finally:
         if partial_folder is not None:

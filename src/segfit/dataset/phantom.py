@@ -54,7 +54,7 @@ def make_phantom(
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; give a new folder for the phantom dataset")
+        raise InputError(f"{folder} is not empty", "give a new folder for the phantom dataset")
     ending = ".nii.gz" if kind == "volume" else ".png"
     for part, count in (("Tr", cases), ("Ts", test_cases)):
         for number in range(count):

@@ -97,7 +97,7 @@ def balanced_splits(cases: Sequence[Case], classes: Mapping[str, Collection[int]
     site, any) together in a fold; a kind counts with the inverse square of its cases, so that rare ones matter most.
     """
     if not cases:
-        raise InputError("a split needs at least one case; the dataset has none")
+        raise InputError("a split needs at least one case", "add training cases")
     groups = _groups(cases, classes)
     num_folds = min(MAX_FOLDS, len(groups))
     members: list[list[str]] = [[] for _ in range(num_folds)]
@@ -210,13 +210,13 @@ def read_splits(path: Path, case_ids: Collection[str]) -> Splits:
         parts = [entry.get(key) if isinstance(entry, dict) else None for key in ("train", "val")]
         for part in parts:
             if not isinstance(part, list) or not part or not all(isinstance(name, str) for name in part):
-                raise InputError(f"fold {number} of {path} must be like {form}; correct it or delete the file")
+                raise InputError(f"fold {number} of {path} must be like {form}", "correct it or delete the file")
             unknown = [name for name in part if name not in known]
             if unknown:
                 raise InputError(f"fold {number} of {path} names the case {unknown[0]!r}, which is not in the dataset")
         folds.append(Fold(train=tuple(parts[0] or ()), validation=tuple(parts[1] or ())))
     if not folds:
-        raise InputError(f"{path} must hold folds like {form}; correct it or delete the file")
+        raise InputError(f"{path} must hold folds like {form}", "correct it or delete the file")
     return Splits(folds=tuple(folds))
 
 
@@ -242,5 +242,5 @@ def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[str, ...]:
 def _sorted_unique(case_ids: Sequence[str]) -> tuple[str, ...]:
     ids = tuple(sorted(set(case_ids)))
     if not ids:
-        raise InputError("a split needs at least one case; the dataset has none")
+        raise InputError("a split needs at least one case", "add training cases")
     return ids

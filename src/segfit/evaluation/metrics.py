@@ -108,5 +108,5 @@ def _known(block: NDArray[Any], unknown: int) -> NDArray[np.int64]:
     """Return the values as int64, those above the known ones replaced by `unknown`."""
     values = block.astype(np.int64)
     if values.min() < 0:
-        raise InputError(f"label values must not be negative, found {values.min()}; store the labels as unsigned")
+        raise InputError(f"label values must not be negative, found {values.min()}", "store the labels as unsigned")
     return np.minimum(values, unknown, out=values)

@@ -172,8 +172,8 @@ class Pair:
         prediction, reference = self.load_prediction(), self.load_reference()
         if prediction.shape != reference.shape:
             raise InputError(
-                f"case {self.case}: the prediction has shape {prediction.shape} and its reference {reference.shape}; "
-                "predict on the grid of the reference"
+                f"case {self.case}: the prediction has shape {prediction.shape} and its reference {reference.shape}",
+                "predict on the grid of the reference",
             )
         return prediction, reference
 
@@ -250,7 +250,7 @@ def summarize(cases: Sequence[CaseScores], targets: Sequence[Target]) -> Summary
         raise InputError("there is no case to summarise")
     twice = [case for case, count in Counter(item.case for item in cases).items() if count > 1]
     if twice:
-        raise InputError(f"{listing(sorted(twice))} occurs twice; every case may be evaluated once")
+        raise InputError(f"{listing(sorted(twice))} occurs twice", "every case may be evaluated once")
     mean = {target.name: _mean([case.scores[target.name] for case in cases]) for target in targets}
     dice = [scores.dice for scores in mean.values() if scores.dice is not None]
     return Summary(
@@ -338,11 +338,11 @@ def evaluate_folder(
         raise InputError(f"{predictions} has no prediction that ends in {ending}")
     unknown = sorted(set(predicted) - set(expected))
     if unknown:
-        raise InputError(f"{references} has no reference for {listing(unknown)}; add it or remove the prediction")
+        raise InputError(f"{references} has no reference for {listing(unknown)}", "add it or remove the prediction")
     missing = sorted(set(expected) - set(predicted))
     if missing and require_all:
         raise InputError(
-            f"{predictions} has no prediction for {listing(missing)}; predict them first or allow a subset"
+            f"{predictions} has no prediction for {listing(missing)}", "predict them first or allow a subset"
         )
     if missing:
         progress.warn(f"{listing(missing)} of {len(expected)} references have no prediction and are not counted")

@@ -95,8 +95,8 @@ def map_cases(
     if failed:
         others = ", the others are done" if len(failed) < total else ""
         raise StageError(
-            f"{description}: {len(failed)} of {total} cases failed{others}: "
-            f"{'; '.join(map(str, failed))}. Free memory or fix these files, then rerun"
+            f"{description}: {len(failed)} of {total} cases failed{others}: {'; '.join(map(str, failed))}",
+            "free memory or fix these files, then rerun",
         )
 
 

@@ -51,11 +51,9 @@ class LostCaseError(StageError):
     """
 
     def __init__(self, case: str, reason: str) -> None:
-        self.case, self.reason = case, reason
         super().__init__(f"case {case}: worker {reason}")
-
-    def __reduce__(self) -> tuple[type[LostCaseError], tuple[str, str]]:
-        return LostCaseError, (self.case, self.reason)
+        self.case, self.reason = case, reason
+        self.args = (case, reason)
 
 
 class _EndedError(Exception):

@@ -195,11 +195,12 @@ def split_ending(name: str | Path) -> tuple[str, str]:
             return name[: -len(ending)], name[-len(ending) :]
     found = Path(name).suffix
     if found.lower() in _SLICES:
-        raise InputError(f"{name} is a slice of a DICOM series; give the folder of the series")
+        raise InputError(f"{name} is a slice of a DICOM series", "give the folder of the series")
     if found.lower() in _PAIR:
-        raise InputError(f"{name} is half of an Analyze or NIfTI pair (.hdr and .img); convert it to .nii.gz")
+        raise InputError(f"{name} is half of an Analyze or NIfTI pair (.hdr and .img)", "convert it to .nii.gz")
     raise InputError(
-        f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}; known are {', '.join(_NAMED)}"
+        f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}",
+        f"known are {', '.join(_NAMED)}",
     )
 
 

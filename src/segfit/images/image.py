@@ -71,14 +71,15 @@ class Remark(NamedTuple):
 
 
 class FileError(InputError):
-    """One image file is unusable; `problem` and `action` stand apart so that a table can show them."""
+    """One image file is unusable: `problem` follows its name."""
 
     def __init__(self, path: Path, problem: str, action: str) -> None:
-        self.path, self.problem, self.action = path, problem, action
-        super().__init__(f"{path} {problem}; {action}")
+        super().__init__(problem, action)
+        self.path = path
+        self.args = (path, problem, action)
 
-    def __reduce__(self) -> tuple[type[FileError], tuple[Path, str, str]]:
-        return FileError, (self.path, self.problem, self.action)  # so that it crosses processes
+    def __str__(self) -> str:
+        return f"{self.path} {super().__str__()}"
 
 
 def problem_of(
@@ -92,8 +93,7 @@ def problem_of(
         folder = next((image for image in images if image in error.path.parents), error.path)
         name = error.path.relative_to(folder.parent).as_posix()
         return Problem(case, f"{name} {error.problem}", error.action)
-    problem, _, told = str(error).removeprefix(f"case {case}: ").partition("; ")
-    return Problem(case, problem, told or action)
+    return Problem(case, error.problem.removeprefix(f"case {case}: "), error.action or action)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class Prediction:
     def save_probabilities(self, path: str | Path) -> None:
         """Write the probabilities as compressed ``.npz`` with the key ``probabilities``."""
         if self.probabilities is None:
-            raise InputError("this prediction has no probabilities; predict with probabilities=True")
+            raise InputError("this prediction has no probabilities", "predict with probabilities=True")
         array = self.probabilities
 
         def fill(handle: BinaryIO) -> None:
@@ -105,8 +105,8 @@ def load_model(
         bundle = read_reference_model(path, folds)
     else:
         raise InputError(
-            f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*; "
-            "give the folder of a trained model"
+            f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",
+            "give the folder of a trained model",
         )
     return Model(bundle, resolve_device(device), folds, mirror=mirror, tile_step=tile_step, precision=precision)
 
@@ -250,8 +250,8 @@ class Model:
             return case.image, case.properties
         if earlier is None:
             raise InputError(
-                f"{self.name} is the second stage of a cascade; predict {name} with {configuration.previous_stage} "
-                "first and give the label map as previous_stage"
+                f"{self.name} is the second stage of a cascade",
+                f"predict {name} with {configuration.previous_stage} first and give the label map as previous_stage",
             )
         case = preprocess(image, earlier, configuration.preprocessing, self.labels, name, room=room)
         assert case.labels is not None
@@ -285,11 +285,12 @@ def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | N
     if folds is None:
         return list(member.weights)
     if not folds:
-        raise InputError("folds must name at least one fold; leave it out to use all")
+        raise InputError("folds must name at least one fold", "leave it out to use all")
     for fold in folds:
         if str(fold) not in member.weights:
             raise InputError(
-                f"{bundle.source} has no fold {fold} of {member.configuration.name}; it has {', '.join(member.weights)}"
+                f"{bundle.source} has no fold {fold} of {member.configuration.name}",
+                f"it has {', '.join(member.weights)}",
             )
     return [str(fold) for fold in folds]
 

@@ -52,7 +52,7 @@ def predict_folder(
     inputs = {path.resolve() for case in cases for path in case.images}
     for path in paths.values():
         if path.resolve() in inputs:
-            raise InputError(f"{path} is an input image and would be overwritten; write to another folder")
+            raise InputError(f"{path} is an input image and would be overwritten", "write to another folder")
     scores = {case.id: output / f"{case.id}.npz" for case in cases}
     waiting = [
         case

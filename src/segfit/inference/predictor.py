@@ -117,7 +117,7 @@ class Predictor:
             progress.warn("the network overflowed in fp16; retrying the case in fp32")
             result = self._with_fallback(image, None, progress)
         if not _all_finite(result):
-            raise StageError("the network output is not finite; its weights or the image are unusable")
+            raise StageError("the network output is not finite", "its weights or the image are unusable")
         return result
 
     def _with_fallback(self, image: NDArray[np.float32], dtype: torch.dtype | None, progress: Progress) -> Tensor:

@@ -37,7 +37,7 @@ def read_source(source: Source, ndim: int, spacing_mm: Sequence[float] | None = 
         return _from_array(source[0], source[1], ndim), "the image"  # type: ignore[arg-type]
     paths = [Path(path) for path in source]  # type: ignore[arg-type]
     if not paths:
-        raise InputError("no image was given; give a file, a list of files, an Image, or an array with its spacing")
+        raise InputError("no image was given", "give a file, a list of files, an Image, or an array with its spacing")
     return read_case(paths, spacing_mm), str(paths[0])
 
 
@@ -64,10 +64,10 @@ def _from_array(array: NDArray[Any], geometry: Geometry | None, ndim: int) -> Im
 def _grid(shape: tuple[int, ...], geometry: Geometry | None) -> Grid:
     if isinstance(geometry, Grid):
         if geometry.shape != shape:
-            raise InputError(f"the image has the shape {shape}, its grid {geometry.shape}; they must agree")
+            raise InputError(f"the image has the shape {shape}, its grid {geometry.shape}", "they must agree")
         return geometry
     if geometry is None and len(shape) == 3:
-        raise InputError("the spacing of the image is unknown; give (array, spacing in mm) or (array, affine)")
+        raise InputError("the spacing of the image is unknown", "give (array, spacing in mm) or (array, affine)")
     if geometry is None:
         return Grid(shape, (1.0,) * len(shape), spacing_known=False)
     values = np.asarray(geometry, dtype=np.float64)
@@ -97,5 +97,5 @@ def read_previous_stage(
     image = read_label(Path(source), grid.spacing_mm).turned_to(grid)
     difference = grid.mismatch(image.grid)
     if difference:
-        raise InputError(f"{source} does not lie on the grid of {name}: {difference}; predict that stage again")
+        raise InputError(f"{source} does not lie on the grid of {name}: {difference}", "predict that stage again")
     return Image(labels.to_inner(image.array), image.grid)

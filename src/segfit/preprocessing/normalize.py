@@ -46,8 +46,8 @@ def normalize(
             low, high = float(channel.min()), float(channel.max())
             if low < 0 or high > 255:
                 raise InputError(
-                    f"channel {index} is normalised as a picture and must hold 0 to 255, got {low:g} to {high:g}; "
-                    "give the channel another name, so that another normalisation is chosen"
+                    f"channel {index} is normalised as a picture and must hold 0 to 255, got {low:g} to {high:g}",
+                    "give the channel another name, so that another normalisation is chosen",
                 )
             np.divide(channel, np.float32(255), out=target)
         else:

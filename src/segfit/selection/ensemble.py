@@ -177,8 +177,8 @@ def _score_couples(names: Sequence[str], scheme: LabelScheme, item: _Item) -> li
     for name, array in zip(names, arrays, strict=True):
         if array.shape != expected:
             raise InputError(
-                f"case {item.case}: the probabilities of {name} have shape {array.shape}, expected "
-                f"{expected}; validate this configuration again"
+                f"case {item.case}: the probabilities of {name} have shape {array.shape}, expected {expected}",
+                "validate this configuration again",
             )
     return [case_metrics(merge_labels(couple, scheme), reference, scheme) for couple in combinations(arrays, 2)]
 
@@ -188,6 +188,6 @@ def _check_cases(members: Sequence[Member], references: Sequence[Pair]) -> None:
         missing = [pair.case for pair in references if pair.case not in member.probabilities]
         if missing:
             raise InputError(
-                f"{member.name} has no probabilities of {len(missing)} case(s), first {missing[0]}; "
-                "validate all folds of it or leave it out of the ensemble"
+                f"{member.name} has no probabilities of {len(missing)} case(s), first {missing[0]}",
+                "validate all folds of it or leave it out of the ensemble",
             )

@@ -68,14 +68,15 @@ def select_winner(candidates: Sequence[Candidate]) -> Choice:
     them has a value.
     """
     if not candidates:
-        raise InputError("there is nothing to select from; train at least one configuration")
+        raise InputError("there is nothing to select from", "train at least one configuration")
     cases = {case.case for case in candidates[0].summary.cases}
     for candidate in candidates:
         other = {case.case for case in candidate.summary.cases}
         if other != cases:
             raise InputError(
                 f"{candidates[0].name} was validated on {len(cases)} cases and {candidate.name} on {len(other)} others "
-                "or in part; train the same folds of both, or select among one of them"
+                "or in part",
+                "train the same folds of both, or select among one of them",
             )
     ordered = sorted(candidates, key=lambda candidate: len(candidate.members) > 1)
     scored = [(candidate.summary.mean_dice, candidate) for candidate in ordered]

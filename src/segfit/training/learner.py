@@ -228,7 +228,8 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
             raise
         raise MemoryShortageError(
             f"{configuration.name} (patch {extent(configuration.patch_size)}, batch {configuration.batch_size}) "
-            f"does not fit into the memory of {device}; free memory there, or plan again with a smaller --memory"
+            f"does not fit into the memory of {device}",
+            "free memory there, or plan again with a smaller --memory",
         ) from None
     finally:
         torch.backends.cudnn.benchmark = benchmark

@@ -105,7 +105,7 @@ def train_fold(
         raise InputError(f"{title or configuration.name}: there is no case to train on")
     if weights is not None and not any(weights):
         raise InputError(
-            f"{title or configuration.name}: all training cases have weight 0; give at least one a weight above 0"
+            f"{title or configuration.name}: all training cases have weight 0", "give at least one a weight above 0"
         )
     identity = content_hash(
         {
@@ -401,7 +401,7 @@ class _Training:
         """Write weights and result, and remove the states or leave the last one."""
         weights = self._learner.weights()
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-            raise DivergedError(f"the weights of {self._configuration.name} are not finite; nothing was written")
+            raise DivergedError(f"the weights of {self._configuration.name} are not finite", "nothing was written")
         if keep_state:
             self._save()
         write_tensors(self._folder / WEIGHTS, weights, {"identity": self._identity})
@@ -435,6 +435,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StageError(
-            f"the training in {folder} failed ({error.strerror or error}); fix it and rerun "
-            "to resume from the last saved state"
+            f"the training in {folder} failed ({error.strerror or error})",
+            "fix it and rerun to resume from the last saved state",
         ) from error

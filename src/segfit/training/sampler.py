@@ -152,7 +152,7 @@ class PatchSampler:
         assert cases, "a sampler needs at least one case"
         self._cases = tuple(cases)
         if weights is not None and not sum(weights) > 0:
-            raise InputError("all cases of a fold have the weight 0; give more cases a weight above 0")
+            raise InputError("all cases of a fold have the weight 0", "give more cases a weight above 0")
         # The last share is exactly 1, which no random number reaches.
         self._shares = None if weights is None else np.cumsum(weights) / np.cumsum(weights)[-1]
         slice_axis = (1,) * (len(cases[0].shape) - len(patch))

@@ -144,8 +144,8 @@ def channel_problems(name: str, numbered: Mapping[int, Path], expected: int) -> 
 
 def json_problem(path: Path, error: InputError) -> Problem:
     """Return what `read_json` refused in a file of the dataset as one of its problems."""
-    problem, _, action = str(error).removeprefix(f"{path.parent}{os.sep}").partition("; ")
-    return Problem(WHOLE, problem, action if "cannot be read" in problem else "correct it in an editor")
+    problem = error.problem.removeprefix(f"{path.parent}{os.sep}")
+    return Problem(WHOLE, problem, error.action if "cannot be read" in problem else "correct it in an editor")
 
 
 def declaration_of(root: Path) -> Mapping[str, Any]:

@@ -28,15 +28,15 @@ def find_cases(folder: Path | str, ending: str, channels: int) -> tuple[Case, ..
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give the folder that holds the images")
+        raise InputError(f"{folder} is not a folder", "give the folder that holds the images")
     if is_image_folder(folder, nested=False):
         return cases_from_files([folder], channels)
     visible = visible_files(folder)
     files = [path for path in visible if full_name(path).endswith(ending)] or [p for p in visible if p.is_dir()]
     if not files:
         raise InputError(
-            f"{folder} has no {described(ending, 'image')}{endings_found(visible)}; the model reads "
-            f"{described(ending, 'files')} from a folder; list other files one by one"
+            f"{folder} has no {described(ending, 'image')}{endings_found(visible)}",
+            f"the model reads {described(ending, 'files')} from a folder; list other files one by one",
         )
     return cases_from_files(files, channels)
 
