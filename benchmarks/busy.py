@@ -23,14 +23,7 @@ import torch
 from economy import busy, numbers
 from segfit.device import measure_hardware
 from segfit.labels import LabelScheme
-from segfit.planning.plan import (
-    AugmentationSpec,
-    Configuration,
-    NetworkSpec,
-    Normalization,
-    PreprocessingSpec,
-    TrainingSpec,
-)
+from segfit.specs import AugmentationSpec, Configuration, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
 from segfit.training.probe import best_threads, probe_step
 
 POLICIES = ("unset", "passive")

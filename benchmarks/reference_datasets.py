@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
+from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme, Target
 from segfit.planning.presets import RULES
+from segfit.specs import IntensityStatistics
 
 __all__ = ["PRESETS", "fingerprint_of", "labels_of", "preset_and_memory", "read_datasets"]
 

@@ -33,6 +33,7 @@ LIGHT = [
     "segfit.options",
     "segfit.planning",
     "segfit.planning.plan",
+    "segfit.specs",
 ]
 
 
@@ -50,6 +51,13 @@ def test_the_package_prints_nothing() -> None:
 def test_light_modules_load_nothing_heavy_and_change_nothing() -> None:
     told = json.loads(fresh(_PROBE, *LIGHT))
     assert told == {"heavy": [], "optional": [], "environment": True, "threads": 1}
+
+
+def test_a_model_is_loaded_without_the_planner() -> None:
+    program = (
+        "import sys, segfit.inference.model, segfit.bundle.nnunet; print([m for m in sys.modules if '.planning' in m])"
+    )
+    assert fresh(program) == "[]\n"
 
 
 @pytest.mark.parametrize(

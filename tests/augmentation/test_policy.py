@@ -14,7 +14,7 @@ from segfit.augmentation.policy import Parameters, apply, draw, exchanged
 from segfit.augmentation.spatial import centre_crop, warp
 from segfit.labels import Exchange
 from segfit.planning.augmentation import augmentation_for
-from segfit.planning.plan import AugmentationSpec
+from segfit.specs import AugmentationSpec
 
 OFF = AugmentationSpec(
     rotation_probability=0,

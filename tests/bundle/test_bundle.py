@@ -16,7 +16,7 @@ from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.labels import Exchange, LabelScheme
 from segfit.networks.unet import build_network
-from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec
+from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec
 
 CONFIGURATION = Configuration(
     name="2d",

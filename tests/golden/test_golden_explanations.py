@@ -14,8 +14,9 @@ from segfit.device import Hardware
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import Options
-from segfit.planning.plan import AugmentationSpec, Configuration, Decision, Plan, TrainingSpec
+from segfit.planning.plan import Decision, Plan
 from segfit.planning.planner import derive
+from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
 
 pytestmark = pytest.mark.golden("plans.jsonl.gz")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from segfit.labels import LabelScheme
 from segfit.networks.translate import from_reference, to_reference
 from segfit.networks.unet import build_network
-from segfit.planning.plan import NetworkSpec
+from segfit.specs import NetworkSpec
 from segfit.training.loss import SegmentationLoss, hard_counts, shrink_target
 from segfit.training.schedule import poly_learning_rate
 

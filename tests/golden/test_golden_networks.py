@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segfit.networks.translate import from_reference, reference_keys, to_reference
 from segfit.networks.unet import UNet, build_network
-from segfit.planning.plan import NetworkSpec
+from segfit.specs import NetworkSpec
 
 pytestmark = pytest.mark.golden("networks")
 

@@ -12,13 +12,13 @@ import pytest
 from reference_datasets import PRESETS, fingerprint_of, labels_of, preset_and_memory, read_datasets
 from segfit import nnunet
 from segfit.errors import InputError
+from segfit.feature_maps import feature_map_elements
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
+from segfit.nnunet.plans_reader import read_plans_file, read_reference_plans, write_plans_file
 from segfit.options import Options
-from segfit.planning.memory import feature_map_elements
-from segfit.planning.plan import Configuration
 from segfit.planning.planner import derive
-from segfit.planning.reference_plans import read_plans_file, read_reference_plans, write_plans_file
+from segfit.specs import Configuration
 
 pytestmark = pytest.mark.golden("plans.jsonl.gz")
 

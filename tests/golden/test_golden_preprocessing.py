@@ -13,7 +13,7 @@ from segfit.dataset.manifest import Case, Dataset
 from segfit.fingerprint.measure import measure
 from segfit.images.formats import read_case, read_label
 from segfit.labels import LabelScheme
-from segfit.planning.reference_plans import read_reference_plans
+from segfit.nnunet.plans_reader import read_reference_plans
 from segfit.preprocessing.locations import ANNOTATED
 from segfit.preprocessing.pipeline import Preprocessed, preprocess
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segfit.inference.predictor import Predictor
 from segfit.inference.tiles import importance_map, mirror_subsets, padding, tile_corners, tile_starts
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec
+from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec
 
 pytestmark = pytest.mark.golden("sliding_window")
 

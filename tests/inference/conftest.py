@@ -13,7 +13,7 @@ from segfit.bundle.bundle import Member, ModelManifest, open_bundle, weights_nam
 from segfit.inference.model import Model
 from segfit.labels import LabelScheme
 from segfit.networks.unet import build_network
-from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec
+from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec
 
 
 def _configuration(

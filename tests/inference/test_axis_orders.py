@@ -22,10 +22,10 @@ from segfit.images.formats import read_case, read_label
 from segfit.images.image import Image
 from segfit.inference.model import Model
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.pipeline import preprocess
 from segfit.preprocessing.store import CaseStore
+from segfit.specs import Configuration
 
 MAPS = [AxisMap(order, flip) for order in permutations(range(3)) for flip in product((False, True), repeat=3)]
 SHAPE = (9, 14, 12)

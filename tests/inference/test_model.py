@@ -21,7 +21,7 @@ from segfit.images.formats import find_format, read_grid, read_label
 from segfit.images.image import Image
 from segfit.inference.model import Model, load_model
 from segfit.inference.predict_folder import predict_folder
-from segfit.planning.plan import Configuration
+from segfit.specs import Configuration
 from series_builder import affine_of, clutter, write_series
 
 MULTISCALE = {

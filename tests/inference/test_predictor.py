@@ -16,8 +16,8 @@ from segfit.inference import predictor as predictor_module
 from segfit.inference.predictor import Predictor
 from segfit.inference.tiles import mirror_subsets
 from segfit.labels import Exchange, LabelScheme
-from segfit.planning.plan import Configuration
 from segfit.progress import SILENT, KeptWarnings
+from segfit.specs import Configuration
 
 CPU = torch.device("cpu")
 LABELS = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})

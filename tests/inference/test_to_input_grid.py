@@ -18,9 +18,9 @@ from segfit.inference.to_input_grid import (
     merged_probabilities,
 )
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration, ResamplingSpec
 from segfit.preprocessing.pipeline import CaseProperties, paste, preprocess, restore_axes
 from segfit.resampling import resample_image
+from segfit.specs import Configuration, ResamplingSpec
 
 LABELS = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])

@@ -9,7 +9,7 @@ from torch import Tensor
 from segfit.errors import InputError
 from segfit.networks.translate import from_reference, to_reference
 from segfit.networks.unet import build_network
-from segfit.planning.plan import NetworkSpec
+from segfit.specs import NetworkSpec
 
 
 def make(kind: Literal["plain", "residual"]) -> tuple[NetworkSpec, dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from segfit.networks.blocks import ConvUnit
 from segfit.networks.unet import build_network
-from segfit.planning.plan import NetworkSpec
+from segfit.specs import NetworkSpec
 
 
 def spec_of(kind: Literal["plain", "residual"] = "plain", ndim: Literal[2, 3] = 3, stages: int = 4) -> NetworkSpec:

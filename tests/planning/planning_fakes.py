@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint, IntensityStatistics
+from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
 from segfit.labels import LabelScheme
+from segfit.specs import IntensityStatistics
 
 STATISTICS = IntensityStatistics(mean=50, median=45, std=20, min=-10, max=200, percentile_00_5=-5, percentile_99_5=150)
 

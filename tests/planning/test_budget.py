@@ -8,20 +8,13 @@ from hypothesis import strategies as st
 from planning_fakes import case, fingerprint, scheme
 
 from segfit.errors import InputError
+from segfit.feature_maps import feature_map_elements
 from segfit.options import Options
 from segfit.planning import budget
 from segfit.planning.augmentation import augmentation_for
-from segfit.planning.memory import feature_map_elements
-from segfit.planning.plan import (
-    Configuration,
-    NetworkSpec,
-    Normalization,
-    Plan,
-    PreprocessingSpec,
-    RunSpec,
-    TrainingSpec,
-)
+from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
+from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
 
 
 def a_configuration(*, patch: tuple[int, ...] = (40, 56, 40), batch: int = 9) -> Configuration:

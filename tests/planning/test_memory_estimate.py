@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from segfit.planning.memory import feature_map_elements
+from segfit.feature_maps import feature_map_elements
 from segfit.planning.presets import RULES
 from segfit.planning.topology import topology
 

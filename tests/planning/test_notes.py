@@ -10,7 +10,7 @@ from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities
 from segfit.labels import LabelScheme
 from segfit.options import NormalizationScheme
 from segfit.planning.notes import dataset_notes
-from segfit.planning.plan import Normalization
+from segfit.specs import Normalization
 
 _MANY = 12
 

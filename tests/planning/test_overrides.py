@@ -8,8 +8,8 @@ import pytest
 from planning_fakes import STATISTICS, case, fingerprint, scheme
 
 from segfit.errors import InputError
+from segfit.feature_maps import feature_map_elements
 from segfit.options import Options
-from segfit.planning.memory import feature_map_elements
 from segfit.planning.plan import Plan
 from segfit.planning.planner import derive
 

@@ -14,8 +14,9 @@ from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import ChannelIntensities, Fingerprint
 from segfit.labels import Exchange
 from segfit.options import Options
-from segfit.planning.plan import Decision, Plan, TrainingSpec
+from segfit.planning.plan import Decision, Plan
 from segfit.planning.planner import derive
+from segfit.specs import TrainingSpec
 
 _LABELS = scheme("liver", "tumour")
 

@@ -10,8 +10,8 @@ import pytest
 
 from segfit import nnunet
 from segfit.errors import InputError
-from segfit.planning.plan import ResamplingSpec
-from segfit.planning.reference_plans import read_reference_plans
+from segfit.nnunet.plans_reader import read_reference_plans
+from segfit.specs import ResamplingSpec
 
 _STATISTICS = {
     "mean": 1.0, "median": 1.0, "std": 1.0, "min": 0.0, "max": 3.0, "percentile_00_5": 0.0, "percentile_99_5": 2.0

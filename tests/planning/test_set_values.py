@@ -13,8 +13,9 @@ from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import Options
 from segfit.planning.explain import compare, explain, explain_json
-from segfit.planning.plan import AugmentationSpec, Decision, Plan, ResamplingSpec, TrainingSpec
+from segfit.planning.plan import Decision, Plan
 from segfit.planning.planner import derive
+from segfit.specs import AugmentationSpec, ResamplingSpec, TrainingSpec
 
 _LABELS = scheme("liver", "tumour")
 

@@ -17,11 +17,11 @@ from segfit.inference.to_input_grid import ScoreField, export_probabilities
 from segfit.networks.blocks import ResidualBlock
 from segfit.networks.unet import build_network
 from segfit.options import Options
-from segfit.planning.plan import Configuration
 from segfit.planning.planner import derive
 from segfit.preprocessing.pipeline import preprocess
 from segfit.preprocessing.store import CaseStore
 from segfit.resampling import resample_image, resample_labels
+from segfit.specs import Configuration
 
 _LABELS = scheme("liver", "tumour")
 _SPACING, _TARGET = (3.5, 1.0, 1.0), (3.0, 0.8, 1.2)

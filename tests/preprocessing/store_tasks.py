@@ -16,10 +16,10 @@ from segfit.dataset.manifest import Case
 from segfit.errors import StageError
 from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Normalization, PreprocessingSpec
 from segfit.preprocessing import dataset
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore, DamagedCase
+from segfit.specs import Normalization, PreprocessingSpec
 
 SCHEME = LabelScheme.from_declaration({"background": 0, "organ": 1, "lesion": 2})
 SPEC = PreprocessingSpec(

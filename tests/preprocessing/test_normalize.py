@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from segfit.errors import InputError
-from segfit.fingerprint.fingerprint import IntensityStatistics
-from segfit.planning.plan import Normalization
 from segfit.preprocessing.normalize import normalize
+from segfit.specs import IntensityStatistics, Normalization
 
 _STATISTICS = IntensityStatistics(mean=10, median=9, std=4, min=-50, max=90, percentile_00_5=2, percentile_99_5=30)
 

@@ -10,8 +10,8 @@ from segfit.errors import InputError
 from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Normalization, PreprocessingSpec, ResamplingSpec
 from segfit.preprocessing.pipeline import CaseProperties, paste, preprocess, restore_axes
+from segfit.specs import Normalization, PreprocessingSpec, ResamplingSpec
 
 _SCHEME = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 

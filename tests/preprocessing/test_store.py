@@ -17,13 +17,13 @@ from segfit.errors import InputError, StageError
 from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Normalization, PreprocessingSpec, ResamplingSpec
 from segfit.preprocessing import dataset as dataset_module
 from segfit.preprocessing import store as store_module
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.pipeline import Preprocessed, preprocess
 from segfit.preprocessing.store import CaseStore
 from segfit.progress import SILENT, KeptWarnings
+from segfit.specs import Normalization, PreprocessingSpec, ResamplingSpec
 
 _SCHEME = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 _SPEC = PreprocessingSpec(

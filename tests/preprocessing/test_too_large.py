@@ -13,10 +13,10 @@ from segfit.errors import InputError, StageError
 from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Normalization, PreprocessingSpec
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.pipeline import preprocess
 from segfit.preprocessing.store import CaseStore
+from segfit.specs import Normalization, PreprocessingSpec
 
 SCHEME = LabelScheme.from_declaration({"background": 0, "a": 1})
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from segfit.errors import DivergedError, StageError
-from segfit.planning.plan import Configuration, Plan
+from segfit.planning.plan import Plan
 from segfit.project import Project, decide, race, sizing, trainings
 from segfit.project.candidate import Candidate
+from segfit.specs import Configuration
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import TrainingResult
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from segfit.errors import InputError, MemoryShortageError
-from segfit.planning.plan import Configuration
 from segfit.project import Project, sizing
+from segfit.specs import Configuration
 from segfit.training.probe import StepCost, TileCost
 
 

@@ -7,19 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
+from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import Options
-from segfit.planning.plan import (
-    Configuration,
-    Decision,
-    NetworkSpec,
-    Normalization,
-    Plan,
-    PreprocessingSpec,
-    RunSpec,
-    StageForecast,
-    TrainingSpec,
-)
+from segfit.planning.plan import Decision, Plan, RunSpec, StageForecast
 from segfit.report.data import (
     Candidate,
     CaseScore,
@@ -29,6 +19,7 @@ from segfit.report.data import (
     StageUse,
     TrainingCurve,
 )
+from segfit.specs import Configuration, IntensityStatistics, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
 
 NAMES = {1: "Anterior", 2: "Posterior"}
 

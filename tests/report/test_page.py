@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segfit.planning.explain import explain
-from segfit.planning.plan import Decision, TrainingSpec
+from segfit.planning.plan import Decision
 from segfit.report.data import (
     Candidate,
     CaseScore,
@@ -23,6 +23,7 @@ from segfit.report.data import (
 from segfit.report.page import render, write_report
 from segfit.report.sections import derived
 from segfit.selection.verdict import Finding, Verdict
+from segfit.specs import TrainingSpec
 
 EMPTY = ReportData(title="A new project", dataset="Dataset001_New")
 

@@ -12,10 +12,11 @@ from segfit.evaluation.summary import CaseScores, Summary, summarize
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import Options, parse_seconds
-from segfit.planning.plan import Plan, RunSpec, StageForecast, TrainingSpec
+from segfit.planning.plan import Plan, RunSpec, StageForecast
 from segfit.selection.evidence import Evidence
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Finding, Verdict, judge
+from segfit.specs import TrainingSpec
 from segfit.training.result import TrainingResult, ValidationPoint
 
 DONE = (0.8, 0.88, 0.885, 0.888)  # a curve that is at its end

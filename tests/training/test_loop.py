@@ -26,8 +26,8 @@ from segfit.errors import InputError, StageError
 from segfit.execution.memory import process_bytes, process_peak_bytes
 from segfit.inference.predictor import Predictor
 from segfit.labels import LabelScheme
-from segfit.planning.plan import AugmentationSpec, TrainingSpec
 from segfit.progress import SILENT, Progress
+from segfit.specs import AugmentationSpec, TrainingSpec
 from segfit.training import budget, checkpoint, loop, online_validation
 from segfit.training.events import read_events
 from segfit.training.learner import Learner, training_on

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from segfit.networks.unet import build_network
-from segfit.planning.plan import NetworkSpec
+from segfit.specs import NetworkSpec
 from segfit.training.muon import REST_RATE, Muon, kernels_of, orthogonalized
 
 

@@ -17,7 +17,7 @@ from segfit.evaluation.summary import Pair, evaluate
 from segfit.inference.predictor import Predictor
 from segfit.labels import LabelScheme
 from segfit.networks.unet import build_network
-from segfit.planning.plan import AugmentationSpec, Configuration
+from segfit.specs import AugmentationSpec, Configuration
 from segfit.training.learner import Learner
 from segfit.training.online_validation import TILE_STEP, CaseValidation, ValidationSchedule, tile_count, varied
 from segfit.training.result import WEIGHTS

@@ -9,14 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.labels import LabelScheme
-from segfit.planning.plan import (
-    AugmentationSpec,
-    Configuration,
-    NetworkSpec,
-    Normalization,
-    PreprocessingSpec,
-    TrainingSpec,
-)
+from segfit.specs import AugmentationSpec, Configuration, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
 
 SCHEME = LabelScheme.from_declaration({"background": 0, "disc": 1})
 

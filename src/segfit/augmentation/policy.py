@@ -18,7 +18,7 @@ from torch import Tensor
 from segfit.augmentation.intensity import blur, change_contrast, change_gamma, lower_resolution, make_noise
 from segfit.augmentation.spatial import affine_matrices, centre_crop, warp
 from segfit.labels import Exchange
-from segfit.planning.plan import AugmentationSpec
+from segfit.specs import AugmentationSpec
 
 __all__ = ["Parameters", "apply", "draw", "exchanged"]
 

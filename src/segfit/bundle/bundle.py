@@ -24,7 +24,7 @@ from segfit.errors import InputError
 from segfit.files import Document, Record, hash_file, write_bytes, write_text
 from segfit.images.formats import described
 from segfit.labels import Exchange, LabelScheme
-from segfit.planning.plan import Configuration
+from segfit.specs import Configuration
 from segfit.words import extent
 
 if TYPE_CHECKING:

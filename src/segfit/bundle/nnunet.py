@@ -20,7 +20,7 @@ from segfit.bundle.bundle import Bundle, Member, ModelManifest, weights_name
 from segfit.errors import InputError
 from segfit.files import read_json
 from segfit.labels import LabelScheme
-from segfit.planning.reference_plans import channel_names_of, read_reference_plans
+from segfit.nnunet.plans_reader import channel_names_of, read_reference_plans
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -148,7 +148,7 @@ def _trial_step(device: str) -> float:
 
     from segfit.device import resolve_device
     from segfit.networks.unet import build_network
-    from segfit.planning.plan import NetworkSpec
+    from segfit.specs import NetworkSpec
 
     spec = NetworkSpec(
         kind="plain",

@@ -5,20 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from segfit.files import Document, Record
+from segfit.specs import IntensityStatistics
 
-__all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint", "IntensityStatistics"]
-
-
-class IntensityStatistics(Record):
-    """Foreground intensities of one channel, an equal-weight mixture over cases."""
-
-    mean: float
-    median: float
-    std: float
-    min: float
-    max: float
-    percentile_00_5: float
-    percentile_99_5: float
+__all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint"]
 
 
 class ChannelIntensities(Record):

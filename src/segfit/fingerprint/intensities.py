@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.fingerprint.fingerprint import IntensityStatistics
+from segfit.specs import IntensityStatistics
 
 __all__ = ["ChannelDistribution", "Mixture"]
 

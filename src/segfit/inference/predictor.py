@@ -29,8 +29,8 @@ from segfit.inference.tiles import (
     tile_starts,
 )
 from segfit.labels import Exchange, LabelScheme
-from segfit.planning.plan import Configuration
 from segfit.progress import SILENT, Progress
+from segfit.specs import Configuration
 
 __all__ = ["Precision", "Predictor"]
 

@@ -20,9 +20,9 @@ from segfit.cropping import Box
 from segfit.geometry import AxisMap
 from segfit.interpolation import AxisOperator, axis_operator
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration, ResamplingSpec
 from segfit.preprocessing.pipeline import CaseProperties
 from segfit.resampling import resample_image, separate_axis
+from segfit.specs import Configuration, ResamplingSpec
 
 __all__ = ["ScoreField", "export_labels", "export_probabilities", "merged_labels", "merged_probabilities"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segfit.errors import InputError
 from segfit.networks.unet import UNet
-from segfit.planning.plan import NetworkSpec
+from segfit.specs import NetworkSpec
 
 __all__ = ["from_reference", "reference_keys", "to_reference"]
 

@@ -20,7 +20,7 @@ from segfit.networks.blocks import (
     InstanceNorm,
     ResidualBlock,
 )
-from segfit.planning.plan import NetworkSpec
+from segfit.specs import NetworkSpec
 
 __all__ = ["UNet", "build_network"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import cos, pi, radians, sin
 
-from segfit.planning.plan import AugmentationSpec
+from segfit.specs import AugmentationSpec
 
 __all__ = ["augmentation_for"]
 

@@ -12,13 +12,14 @@ from math import prod
 from typing import Any
 
 from segfit.errors import InputError
+from segfit.feature_maps import network_elements
 from segfit.options import Options
 from segfit.planning.configuration_decisions import stride_inputs
-from segfit.planning.memory import network_elements
-from segfit.planning.plan import Configuration, Decision, NetworkSpec, Plan, RunSpec, TrainingSpec
+from segfit.planning.plan import Decision, Plan, RunSpec
 from segfit.planning.reasons import SET, by_axis
 from segfit.planning.recipe_decisions import geometry_values, patch_ratio, recipe_values
 from segfit.planning.wording import value_in_words
+from segfit.specs import Configuration, NetworkSpec, TrainingSpec
 
 __all__ = [
     "ENOUGH_STEPS",

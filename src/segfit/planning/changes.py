@@ -8,9 +8,9 @@ from typing import Any
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import NormalizationScheme, Options
 from segfit.planning.normalization import scheme_of
-from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.planning.presets import splits_of
 from segfit.planning.wording import value_in_words
+from segfit.specs import Configuration, TrainingSpec
 
 __all__ = ["changes_of"]
 

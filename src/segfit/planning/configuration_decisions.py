@@ -17,9 +17,10 @@ from segfit.planning.design import (
     batch_size,
     reference_batch,
 )
-from segfit.planning.plan import Configuration, Decision, ResamplingSpec
+from segfit.planning.plan import Decision
 from segfit.planning.reasons import REFERENCE, Alternative, by_axis, reason, with_more_memory
 from segfit.planning.topology import SMALLEST_MAP
+from segfit.specs import Configuration, ResamplingSpec
 
 __all__ = ["cascade_decisions", "configuration_decisions", "network_ends", "stride_inputs"]
 

@@ -18,9 +18,10 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.design import LOWRES_SHARE, DatasetDesign
 from segfit.planning.mirroring import AxisEvidence
 from segfit.planning.normalization import MASK_BELOW, SCHEME_NAMES, ChannelScheme, scheme_of
-from segfit.planning.plan import Decision, Normalization
+from segfit.planning.plan import Decision
 from segfit.planning.reasons import REFERENCE, SET, Alternative, by_axis, reason, with_more_memory
 from segfit.planning.spacing import ANISOTROPY, coarse_axis
+from segfit.specs import Normalization
 from segfit.words import listing
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 Numbers only, and exactly the reference's (nnU-Net 2.8.1): every step below is one of its planning rules, evaluated in
 float64 in the same order. `design_dataset` is the whole of it; `segfit.planning.planner` makes a plan of the result
-and `segfit.planning.reference_plans` the reference's plans file.
+and `segfit.nnunet.plans_reader` the reference's plans file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import InputError
-from segfit.planning.memory import feature_map_elements
+from segfit.feature_maps import feature_map_elements
 from segfit.planning.presets import Rules
 from segfit.planning.spacing import axis_order, median_shape, target_spacing
 from segfit.planning.topology import SMALLEST_MAP, Topology, topology

@@ -10,7 +10,7 @@ import numpy as np
 from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import NormalizationScheme
-from segfit.planning.plan import Normalization
+from segfit.specs import Normalization
 
 __all__ = ["MASK_BELOW", "SCHEME_NAMES", "ChannelScheme", "channel_schemes", "normalization_of", "scheme_of"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.planning.mirroring import value_names
-from segfit.planning.plan import Normalization
+from segfit.specs import Normalization
 from segfit.words import listing
 
 __all__ = ["dataset_notes"]

@@ -13,12 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from segfit.errors import InputError
+from segfit.feature_maps import network_elements
 from segfit.options import ConfigurationOptions, PlanningOptions, ResamplingOptions, StatisticsOptions
 from segfit.planning.design import Design, batch_size
-from segfit.planning.memory import network_elements
-from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec
 from segfit.planning.reasons import by_axis
 from segfit.planning.topology import kernels_for
+from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec
 
 __all__ = ["option_key", "overridden"]
 

@@ -22,22 +22,14 @@ from segfit.planning.mirroring import AxisEvidence, axis_evidence, exchanged_val
 from segfit.planning.normalization import channel_schemes, normalization_of
 from segfit.planning.notes import dataset_notes
 from segfit.planning.overrides import option_key, overridden
-from segfit.planning.plan import (
-    AugmentationSpec,
-    Configuration,
-    Decision,
-    NetworkSpec,
-    Normalization,
-    Plan,
-    PreprocessingSpec,
-    TrainingSpec,
-)
+from segfit.planning.plan import Decision, Plan
 from segfit.planning.presets import Rules, choose_rules, orientation_of
 from segfit.planning.reasons import Alternative, by_axis
 from segfit.planning.recipe_decisions import training_decisions
 from segfit.planning.request import designed, designs_of
 from segfit.planning.set_values import anything_set, with_set_values
 from segfit.planning.topology import SMALLEST_MAP
+from segfit.specs import AugmentationSpec, Configuration, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
 
 __all__ = ["derive"]
 

@@ -18,7 +18,7 @@ __all__ = ["RULES", "Rules", "choose_rules", "orientation_of", "rules_of_kind", 
 class Rules:
     """What distinguishes one planner of the reference from another.
 
-    `elements_2d` and `elements_3d` are the feature-map elements of one sample (`segfit.planning.memory`) that fill
+    `elements_2d` and `elements_3d` are the feature-map elements of one sample (`segfit.feature_maps`) that fill
     `memory_gb` at the reference batch size; they scale linearly with the memory target.
     """
 

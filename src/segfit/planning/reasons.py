@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from segfit.planning.plan import Configuration, Decision, RaceEntry
+from segfit.planning.plan import Decision, RaceEntry
+from segfit.specs import Configuration
 
 __all__ = ["REFERENCE", "SET", "Alternative", "by_axis", "candidate_words", "reason", "with_more_memory"]
 

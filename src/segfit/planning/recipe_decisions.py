@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from segfit.options import AugmentationOptions, Options
-from segfit.planning.plan import Decision, TrainingSpec
+from segfit.planning.plan import Decision
 from segfit.planning.reasons import SET, by_axis, reason
+from segfit.specs import TrainingSpec
 from segfit.words import listing
 
 __all__ = ["geometry_values", "patch_ratio", "recipe_values", "training_decisions"]

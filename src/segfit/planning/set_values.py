@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segfit.fingerprint.fingerprint import IntensityStatistics
 from segfit.options import ConfigurationOptions, PlanningOptions, ResamplingOptions, StatisticsOptions
 from segfit.planning.overrides import option_key
-from segfit.planning.plan import Configuration, Decision, Plan, TrainingSpec
+from segfit.planning.plan import Decision, Plan
 from segfit.planning.reasons import SET, by_axis
 from segfit.planning.wording import value_in_words
+from segfit.specs import Configuration, IntensityStatistics, TrainingSpec
 from segfit.words import listing
 
 __all__ = ["anything_set", "with_set_values"]

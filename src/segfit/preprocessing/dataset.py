@@ -20,11 +20,11 @@ from segfit.fingerprint.contents import FileHashes
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid
 from segfit.labels import LabelScheme
-from segfit.planning.plan import PreprocessingSpec
 from segfit.preprocessing.pipeline import TooLargeError, preprocess
 from segfit.preprocessing.store import CaseStore, DamagedCase, legible_name
 from segfit.progress import SILENT, Progress
 from segfit.resampling import new_shape
+from segfit.specs import PreprocessingSpec
 
 __all__ = ["preprocess_dataset", "preprocessing_pool", "verify_store"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import InputError
-from segfit.planning.plan import Normalization
+from segfit.specs import Normalization
 
 __all__ = ["normalize"]
 

@@ -22,10 +22,10 @@ from segfit.files import Record
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
-from segfit.planning.plan import PreprocessingSpec
 from segfit.preprocessing.locations import class_locations
 from segfit.preprocessing.normalize import normalize
 from segfit.resampling import new_shape, resample_image, resample_labels
+from segfit.specs import PreprocessingSpec
 from segfit.words import extent, gigabytes
 
 __all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "paste", "preprocess", "restore_axes"]

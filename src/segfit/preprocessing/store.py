@@ -36,8 +36,8 @@ from segfit.errors import InputError, StageError
 from segfit.files import Document, Record, content_hash, hash_file, read_json
 from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
-from segfit.planning.plan import PreprocessingSpec
 from segfit.preprocessing.pipeline import CaseProperties, Preprocessed
+from segfit.specs import PreprocessingSpec
 
 __all__ = ["CaseStore", "DamagedCase", "Region", "StoredCase", "legible_name"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segfit.files import Record
-from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.planning.reasons import by_axis
 from segfit.project.forecast import CASE_SECONDS, TrainingCost, Workload
+from segfit.specs import Configuration, TrainingSpec
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.schedule import cooldown_start
 

@@ -24,7 +24,7 @@ from segfit.planning.budget import (
     short_recipe,
     with_run,
 )
-from segfit.planning.plan import Configuration, Plan, RunSpec, StageForecast, TrainingSpec
+from segfit.planning.plan import Plan, RunSpec, StageForecast
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
 from segfit.project.candidate import SLACK, Candidate
@@ -40,6 +40,7 @@ from segfit.project.forecast import (
 from segfit.project.preparation import Preparation
 from segfit.project.race import Outcome, race, taken_up
 from segfit.project.sizing import Sizer
+from segfit.specs import Configuration, TrainingSpec
 from segfit.words import duration
 
 __all__ = ["DEFAULT_SECONDS", "decide_run"]

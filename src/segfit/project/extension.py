@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from segfit.errors import InputError
-from segfit.planning.plan import Configuration, Extension, Plan, RaceEntry, TrainingSpec
+from segfit.planning.plan import Extension, Plan, RaceEntry
 from segfit.project.preparation import Preparation
+from segfit.specs import Configuration, TrainingSpec
 from segfit.training.result import RESULT, TrainingResult
 from segfit.training.starting_state import before_cooldown
 from segfit.words import duration

@@ -17,10 +17,11 @@ from segfit.device import free_memory_gb
 from segfit.execution.memory import PeakWatch, process_bytes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration, PreprocessingSpec, StageForecast
+from segfit.planning.plan import StageForecast
 from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_pool
 from segfit.preprocessing.store import CaseStore
 from segfit.resampling import new_shape
+from segfit.specs import Configuration, PreprocessingSpec
 
 __all__ = [
     "PreprocessingCost",

@@ -37,11 +37,11 @@ from segfit.planning.budget import (
     short_recipe,
     shrunk,
 )
-from segfit.planning.plan import AugmentationSpec, Configuration, TrainingSpec
 from segfit.preprocessing.coarsening import kept_dice, mean_kept_dice
 from segfit.progress import Progress
 from segfit.project.candidate import SLACK, Candidate, Validation, configuration_words
 from segfit.project.forecast import CASE_SECONDS_PER_MEGAVOXEL, Workload
+from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
 from segfit.training.probe import best_threads, memory_limited, probe_forward, probe_step
 from segfit.training.threads import kept_threads
 from segfit.words import duration

@@ -18,9 +18,9 @@ from segfit.images.formats import read_grid, write_labels
 from segfit.inference.predictor import Predictor
 from segfit.inference.to_input_grid import export_labels, export_probabilities
 from segfit.networks.unet import build_network
-from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.preprocessing.store import StoredCase
 from segfit.progress import SILENT, Progress, messages_only
+from segfit.specs import Configuration, TrainingSpec
 
 __all__ = ["SUMMARY", "probabilities_path", "validate_fold", "validation_pairs"]
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import CONFIGURATION_NAMES, Options
 from segfit.planning.explain import in_words
-from segfit.planning.plan import Configuration, Decision, Plan, TrainingSpec
+from segfit.planning.plan import Decision, Plan
 from segfit.report import figures
+from segfit.specs import Configuration, TrainingSpec
 from segfit.words import duration, extent, gigabytes, listing, number, plain
 
 __all__ = ["asked", "derived", "measured"]

@@ -9,7 +9,7 @@ from statistics import fmean, median
 from typing import Any
 
 from segfit.errors import DivergedError
-from segfit.planning.plan import TrainingSpec
+from segfit.specs import TrainingSpec
 from segfit.training.checkpoint import State
 from segfit.training.loss_history import LossHistory
 from segfit.words import listing

@@ -18,7 +18,7 @@ from segfit.augmentation.policy import apply, draw
 from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet, build_network
-from segfit.planning.plan import Configuration, TrainingSpec
+from segfit.specs import Configuration, TrainingSpec
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
 from segfit.training.side_by_side import SideBySide

@@ -16,8 +16,8 @@ from segfit.errors import DivergedError, InputError, StageError
 from segfit.execution.processors import available_workers
 from segfit.files import content_hash
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration, TrainingSpec
 from segfit.progress import SILENT, Progress, Task
+from segfit.specs import Configuration, TrainingSpec
 from segfit.training.async_scalars import StepFacts
 from segfit.training.budget import Budget, Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors

@@ -22,7 +22,7 @@ from segfit.evaluation.summary import CaseScores, summarize
 from segfit.inference.predictor import Predictor
 from segfit.inference.tiles import tile_starts
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration, TrainingSpec
+from segfit.specs import Configuration, TrainingSpec
 from segfit.training.learner import Learner
 from segfit.training.result import ValidationPoint
 from segfit.training.sampler import TrainingCase

@@ -15,7 +15,7 @@ from segfit.execution.memory import PeakWatch, limit_growth, process_bytes
 from segfit.execution.processors import available_workers
 from segfit.inference.predictor import default_batch
 from segfit.labels import LabelScheme
-from segfit.planning.plan import Configuration, TrainingSpec
+from segfit.specs import Configuration, TrainingSpec
 from segfit.training.learner import Learner, training_on
 from segfit.training.sampler import stream
 from segfit.words import gigabytes

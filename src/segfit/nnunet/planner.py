@@ -1,12 +1,9 @@
-"""Plans as nnU-Net 2.8.1 makes and reads them: for people who train with it and for comparison.
-
-``plans(dataset_json, fingerprint, preset="resenc-l")`` is the content of ``nnUNetResEncUNetLPlans.json``;
-`read_plans_file` understands any plans file of its, old or new, and `write_plans_file` writes one.
-"""
+"""The plans file that nnU-Net 2.8.1's planner would write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,13 +11,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segfit.errors import InputError, nearest
-from segfit.fingerprint.fingerprint import IntensityStatistics
-from segfit.planning.design import Budget, design_dataset
-from segfit.planning.presets import RULES
-from segfit.planning.reference_plans import PlansFile, channel_names_of, read_plans_file, write_plans_file
-from segfit.planning.reference_writer import write_reference_plans
+from segfit.nnunet.plans_reader import channel_names_of
+from segfit.nnunet.plans_writer import SCHEME_CLASSES, architecture_entry, resampling_entries
+from segfit.planning.design import Budget, DatasetDesign, Design, design_dataset
+from segfit.planning.normalization import MASK_BELOW, scheme_of
+from segfit.planning.presets import RULES, Rules
+from segfit.specs import IntensityStatistics, ResamplingSpec
 
-__all__ = ["PlansFile", "plans", "read_plans_file", "write_plans_file"]
+__all__ = ["plans"]
 
 _READERS = {
     ".png": "NaturalImage2DIO",
@@ -34,6 +32,8 @@ _READERS = {
     ".nii": "NibabelIO",
 }
 """The reader that the reference tries first, by file ending."""
+_SHARED_DATA = {"2d": "nnUNetPlans_2d", "3d_fullres": "nnUNetPlans_3d_fullres"}
+"""Residual planners share the default planner's preprocessed data."""
 
 _LARGEST = 1e12
 """No spacing, size or count of a real dataset is larger than this, no spacing smaller than its inverse."""
@@ -84,7 +84,7 @@ def plans(
     if not _is_number(relative_size):
         raise InputError(f'the fingerprint needs "median_relative_size_after_cropping", got {relative_size!r}')
     budget = Budget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=len(labels))
-    return write_reference_plans(
+    return _content(
         design_dataset(spacings, shapes, num_training, budget),
         dataset_name=dataset_name or str(dataset_json.get("name", "Dataset")),
         reader=_reader(dataset_json, shapes),
@@ -143,3 +143,72 @@ def _reader(dataset_json: Mapping[str, Any], shapes: NDArray[np.float64]) -> str
         raise InputError(f'dataset.json needs a "file_ending" among {", ".join(_READERS)}, got {ending!r}')
     reader = _READERS[ending.lower()]
     return "Tiff3DIO" if ending.lower() == ".tif" and (shapes[:, 0] > 1).any() else reader
+
+
+def _content(
+    dataset: DatasetDesign,
+    *,
+    dataset_name: str,
+    reader: str,
+    rules: Rules,
+    channel_names: Sequence[str],
+    spacings: NDArray[np.float64],
+    shapes: NDArray[np.float64],
+    relative_size: float,
+    intensities: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the content of the reference's plans file for a design; `spacings`, `shapes` ``(cases, 3)``."""
+    schemes = [scheme_of(name) for name in channel_names]
+    masks = [scheme == "zscore" and relative_size < MASK_BELOW for scheme in schemes]
+    cascade = dataset.lowres is not None
+
+    def entry(name: str, this: Design, median: list[float] | list[int], batch_dice: bool) -> dict[str, Any]:
+        shared = rules.kind == "residual" and name in _SHARED_DATA
+        ndim, stages = len(this.patch), len(this.topology.strides)
+        encoder, decoder = rules.convs(stages)
+        return {
+            "data_identifier": _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}",
+            "preprocessor_name": "DefaultPreprocessor",
+            "batch_size": this.batch_size,
+            "patch_size": list(this.patch),
+            "median_image_size_in_voxels": median,
+            "spacing": list(this.spacing_mm),
+            "normalization_schemes": [SCHEME_CLASSES[scheme] for scheme in schemes],
+            "use_mask_for_norm": list(masks),
+            **resampling_entries(ResamplingSpec(order=3), ResamplingSpec(order=1), ResamplingSpec(order=1)),
+            "architecture": architecture_entry(
+                rules.kind,
+                ndim,
+                rules.features(ndim, stages),
+                this.topology.kernels,
+                this.topology.strides,
+                encoder,
+                decoder,
+            ),
+            "batch_dice": batch_dice,
+        }
+
+    configurations = {"2d": entry("2d", dataset.plane, list(dataset.plane.median_shape), True)}
+    if dataset.lowres is not None:
+        median = [int(n) for n in dataset.lowres.median_shape]
+        configurations["3d_lowres"] = entry("3d_lowres", dataset.lowres, median, False)
+        configurations["3d_lowres"]["next_stage"] = "3d_cascade_fullres"
+    if dataset.fullres is not None:
+        full = entry("3d_fullres", dataset.fullres, list(dataset.fullres.median_shape), cascade)
+        configurations["3d_fullres"] = full
+    if cascade:
+        configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    forward = list(dataset.transpose)
+    return {
+        "dataset_name": dataset_name,
+        "plans_name": rules.plans_name,
+        "original_median_spacing_after_transp": [float(v) for v in np.median(spacings, axis=0)[forward]],
+        "original_median_shape_after_transp": [round(float(v)) for v in np.median(shapes, axis=0)[forward]],
+        "image_reader_writer": reader,
+        "transpose_forward": forward,
+        "transpose_backward": [forward.index(axis) for axis in range(3)],
+        "configurations": configurations,
+        "experiment_planner_used": rules.planner,
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": copy.deepcopy(dict(intensities)),
+    }

@@ -1,22 +1,22 @@
-"""The reference's plans file, written from a design key for key as nnU-Net 2.8.1's planners write it."""
+"""Entries of nnU-Net's plans file, key for key as nnU-Net 2.8.1's planners write them."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from segfit.errors import InputError
 from segfit.options import NormalizationScheme
-from segfit.planning.design import DatasetDesign, Design
-from segfit.planning.normalization import MASK_BELOW, scheme_of
-from segfit.planning.plan import Configuration, ResamplingSpec
-from segfit.planning.presets import Rules
+from segfit.specs import Configuration, ResamplingSpec
 
-__all__ = ["NETWORK_CLASSES", "SCHEME_CLASSES", "configuration_entry", "reference_layers", "write_reference_plans"]
+__all__ = [
+    "NETWORK_CLASSES",
+    "SCHEME_CLASSES",
+    "architecture_entry",
+    "configuration_entry",
+    "reference_layers",
+    "resampling_entries",
+]
 
 SCHEME_CLASSES: dict[NormalizationScheme, str] = {
     "ct": "CTNormalization",
@@ -36,77 +36,6 @@ _FUNCTIONS = {
     "torch": "resample_torch_fornnunet",
     "none": "no_resampling_hack",
 }
-_SHARED_DATA = {"2d": "nnUNetPlans_2d", "3d_fullres": "nnUNetPlans_3d_fullres"}
-"""Residual planners share the default planner's preprocessed data."""
-
-
-def write_reference_plans(
-    dataset: DatasetDesign,
-    *,
-    dataset_name: str,
-    reader: str,
-    rules: Rules,
-    channel_names: Sequence[str],
-    spacings: NDArray[np.float64],
-    shapes: NDArray[np.float64],
-    relative_size: float,
-    intensities: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the content of the reference's plans file for a design; `spacings`, `shapes` ``(cases, 3)``."""
-    schemes = [scheme_of(name) for name in channel_names]
-    masks = [scheme == "zscore" and relative_size < MASK_BELOW for scheme in schemes]
-    cascade = dataset.lowres is not None
-
-    def entry(name: str, this: Design, median: list[float] | list[int], batch_dice: bool) -> dict[str, Any]:
-        shared = rules.kind == "residual" and name in _SHARED_DATA
-        ndim, stages = len(this.patch), len(this.topology.strides)
-        encoder, decoder = rules.convs(stages)
-        return {
-            "data_identifier": _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}",
-            "preprocessor_name": "DefaultPreprocessor",
-            "batch_size": this.batch_size,
-            "patch_size": list(this.patch),
-            "median_image_size_in_voxels": median,
-            "spacing": list(this.spacing_mm),
-            "normalization_schemes": [SCHEME_CLASSES[scheme] for scheme in schemes],
-            "use_mask_for_norm": list(masks),
-            **_resampling(ResamplingSpec(order=3), ResamplingSpec(order=1), ResamplingSpec(order=1)),
-            "architecture": _architecture(
-                rules.kind,
-                ndim,
-                rules.features(ndim, stages),
-                this.topology.kernels,
-                this.topology.strides,
-                encoder,
-                decoder,
-            ),
-            "batch_dice": batch_dice,
-        }
-
-    configurations = {"2d": entry("2d", dataset.plane, list(dataset.plane.median_shape), True)}
-    if dataset.lowres is not None:
-        median = [int(n) for n in dataset.lowres.median_shape]
-        configurations["3d_lowres"] = entry("3d_lowres", dataset.lowres, median, False)
-        configurations["3d_lowres"]["next_stage"] = "3d_cascade_fullres"
-    if dataset.fullres is not None:
-        full = entry("3d_fullres", dataset.fullres, list(dataset.fullres.median_shape), cascade)
-        configurations["3d_fullres"] = full
-    if cascade:
-        configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    forward = list(dataset.transpose)
-    return {
-        "dataset_name": dataset_name,
-        "plans_name": rules.plans_name,
-        "original_median_spacing_after_transp": [float(v) for v in np.median(spacings, axis=0)[forward]],
-        "original_median_shape_after_transp": [round(float(v)) for v in np.median(shapes, axis=0)[forward]],
-        "image_reader_writer": reader,
-        "transpose_forward": forward,
-        "transpose_backward": [forward.index(axis) for axis in range(3)],
-        "configurations": configurations,
-        "experiment_planner_used": rules.planner,
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": copy.deepcopy(dict(intensities)),
-    }
 
 
 def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
@@ -131,8 +60,8 @@ def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
         "spacing": list(item.spacing_mm),
         "normalization_schemes": [SCHEME_CLASSES[how.scheme] for how in normalization],
         "use_mask_for_norm": [how.use_mask for how in normalization],
-        **_resampling(preprocessing.resample_image, preprocessing.resample_label, preprocessing.resample_scores),
-        "architecture": _architecture(
+        **resampling_entries(preprocessing.resample_image, preprocessing.resample_label, preprocessing.resample_scores),
+        "architecture": architecture_entry(
             network.kind,
             network.ndim,
             network.features,
@@ -145,7 +74,7 @@ def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
     }
 
 
-def _resampling(image: ResamplingSpec, label: ResamplingSpec, scores: ResamplingSpec) -> dict[str, Any]:
+def resampling_entries(image: ResamplingSpec, label: ResamplingSpec, scores: ResamplingSpec) -> dict[str, Any]:
     """Return functions and arguments in the order of the reference's file."""
     functions = [_FUNCTIONS[spec.method] for spec in (image, label, scores)]
     return {
@@ -178,7 +107,7 @@ def _arguments(spec: ResamplingSpec, *, is_label: bool) -> dict[str, Any]:
     }
 
 
-def _architecture(
+def architecture_entry(
     kind: Literal["plain", "residual"],
     ndim: int,
     features: Sequence[int],
@@ -187,6 +116,7 @@ def _architecture(
     encoder_convs: Sequence[int],
     decoder_convs: Sequence[int],
 ) -> dict[str, Any]:
+    """Return a network, its values per stage, under the names of the reference's file."""
     class_name, encoder_key = NETWORK_CLASSES[kind]
     return {
         "network_class_name": f"dynamic_network_architectures.architectures.unet.{class_name}",

@@ -14,15 +14,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from segfit.errors import InputError
-from segfit.fingerprint.fingerprint import IntensityStatistics
+from segfit.feature_maps import network_elements
 from segfit.labels import LabelScheme
-from segfit.planning.memory import network_elements
-from segfit.planning.plan import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec
-from segfit.planning.reference_writer import (
+from segfit.nnunet.plans_writer import (
     NETWORK_CLASSES,
     SCHEME_CLASSES,
     configuration_entry,
     reference_layers,
+)
+from segfit.specs import (
+    Configuration,
+    IntensityStatistics,
+    NetworkSpec,
+    Normalization,
+    PreprocessingSpec,
+    ResamplingSpec,
 )
 
 __all__ = ["PlansFile", "channel_names_of", "read_plans_file", "read_reference_plans", "write_plans_file"]

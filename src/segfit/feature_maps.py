@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
-from segfit.planning.plan import NetworkSpec
+from segfit.specs import NetworkSpec
 
 __all__ = ["feature_map_elements", "network_elements"]
 
