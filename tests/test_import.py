@@ -55,7 +55,7 @@ def test_light_modules_load_nothing_heavy_and_change_nothing() -> None:
 
 def test_a_model_is_loaded_without_the_planner() -> None:
     program = (
-        "import sys, segfit.inference.model, segfit.bundle.nnunet; print([m for m in sys.modules if '.planning' in m])"
+        "import sys, segfit.inference.model, segfit.nnunet.models; print([m for m in sys.modules if '.planning' in m])"
     )
     assert fresh(program) == "[]\n"
 

@@ -1,6 +1,6 @@
 """Closed form of the memory estimate: how many feature-map elements one sample makes in the forward pass.
 
-The reference counts the outputs of convolutions, transposed convolutions and segmentation heads of a built network;
+nnU-Net counts the outputs of convolutions, transposed convolutions and segmentation heads of a built network;
 the sums below give the same integers without building one. What the number means in GB is calibrated per preset
 (`segfit.planning.presets`).
 """
@@ -47,8 +47,8 @@ def feature_map_elements(
     patch : input size in voxels
     features, strides, encoder_convs : per stage, full resolution first
     decoder_convs : per decoder level, lowest resolution first
-    heads : channels of the segmentation output; the reference's planner puts the number of declared labels here
-    deep_supervision : count every head instead of the top one; the reference's planner counts the top one
+    heads : channels of the segmentation output; nnU-Net's planner puts the number of declared labels here
+    deep_supervision : count every head instead of the top one; nnU-Net's planner counts the top one
     """
     stages = len(features)
     sizes: list[tuple[int, ...]] = []

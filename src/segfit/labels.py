@@ -1,6 +1,6 @@
 """What the labels of a dataset mean: names, values, regions, the ignore value, and the network's outputs.
 
-Rules and error cases follow the reference's ``dataset.json`` (label semantics), except that values on disk need not be
+Rules and error cases follow nnU-Net's ``dataset.json`` (label semantics), except that values on disk need not be
 consecutive. Two kinds of values exist: *stored* ones, in files and in what users see, and *inner* ones, consecutive
 from 0, everywhere else. `LabelScheme.to_inner` and `LabelScheme.to_stored` are the way there and back. Pure numpy; no
 file is touched.
@@ -151,7 +151,7 @@ class LabelScheme(Record):
 
     @property
     def num_declared(self) -> int:
-        """Entries in ``dataset.json``'s `labels`, ignore included: what the reference's memory estimate counts."""
+        """Entries in ``dataset.json``'s `labels`, ignore included: what nnU-Net's memory estimate counts."""
         return len(self.labels) + (self.ignore_value is not None)
 
     def lost_values(self) -> tuple[tuple[int, int], ...]:
@@ -227,7 +227,7 @@ class LabelScheme(Record):
 
 
 def smallest_dtype(low: int, high: int) -> type[np.integer[Any]]:
-    """Return what label maps with these extreme values are written as: uint8 and uint16 as the reference, or int32."""
+    """Return what label maps with these extreme values are written as: uint8 and uint16 as nnU-Net, or int32."""
     if low < 0 or high > np.iinfo(np.uint16).max:
         return np.int32
     return np.uint8 if high < 255 else np.uint16

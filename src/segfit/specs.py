@@ -47,7 +47,7 @@ class Normalization(Record):
 
 
 class ResamplingSpec(Record):
-    """How one kind of volume is resampled. `method` "spline" is the reference's default, "torch" its alternative."""
+    """How one kind of volume is resampled. `method` "spline" is nnU-Net's default, "torch" its alternative."""
 
     method: Literal["spline", "torch", "none"] = "spline"
     order: int = 3
@@ -86,7 +86,7 @@ class PreprocessingSpec(Record):
 class NetworkSpec(Record):
     """A U-Net, plain or with a residual encoder. Lists run from full resolution to the bottleneck.
 
-    `decoder_convs[0]` belongs to the lowest resolution, as in the reference. `strides[0]` is all ones.
+    `decoder_convs[0]` belongs to the lowest resolution, as in nnU-Net. `strides[0]` is all ones.
     """
 
     kind: Literal["plain", "residual"]
@@ -142,7 +142,7 @@ class Configuration(Record):
 
 
 class AugmentationSpec(Record):
-    """Probabilities and ranges of the augmentation; the defaults are the reference's."""
+    """Probabilities and ranges of the augmentation; the defaults are nnU-Net's."""
 
     rotation_probability: float = 0.2
     rotation_degrees: float = 30.0  # symmetric range, per axis in 3D
@@ -171,7 +171,7 @@ class AugmentationSpec(Record):
 
 
 class TrainingSpec(Record):
-    """The training recipe of one configuration; the defaults are the reference's."""
+    """The training recipe of one configuration; the defaults are nnU-Net's."""
 
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     learning_rate: float = 1e-2

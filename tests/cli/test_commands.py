@@ -316,7 +316,7 @@ def test_folds_can_be_chosen(
     kept = json.loads((tmp_path / "p" / "splits.json").read_text())
     assert kept["source"] == str(tmp_path / "my folds, new.json")
     assert [fold["validation"] for fold in kept["folds"]] == [cases[:1], cases[-1:]]
-    assert run(["plan", "--out", "p", "--splits", "reference"]) == 0
+    assert run(["plan", "--out", "p", "--splits", "nnunet"]) == 0
     assert len(json.loads((tmp_path / "p" / "splits.json").read_text())["folds"]) == 5
     assert run(["plan", "--out", "p", "--splits", "referense"]) == 2
     assert "referense is none (did you mean 'reference'?)" in capsys.readouterr().err

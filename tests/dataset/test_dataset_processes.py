@@ -12,9 +12,9 @@ from dataset_builder import SHAPE, a_label, build, write_volume
 
 from segfit.dataset import checks, export
 from segfit.dataset.checks import check_dataset
-from segfit.dataset.export import export_nnunet
 from segfit.dataset.layouts import common, leave_out, open_dataset
 from segfit.errors import InputError
+from segfit.nnunet.dataset_export import export_nnunet
 
 
 def spoilt(folder: Path) -> Path:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from segfit.dataset.checks import check_dataset
-from segfit.dataset.export import export_nnunet
 from segfit.dataset.layouts import describe, find_cases, inspect_dataset, open_dataset
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap
 from segfit.images.formats import read_image, read_label, write_labels
+from segfit.nnunet.dataset_export import export_nnunet
 from series_builder import clutter, write_series
 
 SHAPE = (3, 4, 5)

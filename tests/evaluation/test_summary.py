@@ -74,7 +74,7 @@ def test_a_summary_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_form_of_the_reference() -> None:
     targets = (Target(name="core", values=(2,)), Target(name="whole", values=(1, 2)))
-    form = summarize([case("x", core=NOTHING, whole=HALF)], targets).to_reference()
+    form = summarize([case("x", core=NOTHING, whole=HALF)], targets).to_nnunet()
     assert list(form) == ["foreground_mean", "mean", "metric_per_case"]
     assert list(form["mean"]) == ["(1, 2)", "2"]
     assert list(form["mean"]["2"]) == ["Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref"]

@@ -394,7 +394,7 @@ def test_evaluation_gives_one_output_and_puts_the_network_back() -> None:
 )
 def test_running_out_of_memory_is_one_sentence(error: Exception) -> None:
     with (
-        pytest.raises(StageError, match=r"tiny \(patch 16x16, batch 2\) does not fit into the memory of cpu"),
+        pytest.raises(StageError, match=r"tiny \(patch 16 × 16, batch 2\) does not fit into the memory of cpu"),
         training_on(tiny_configuration(), CPU),
     ):
         raise error

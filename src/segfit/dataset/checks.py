@@ -29,7 +29,7 @@ from segfit.words import count, numbers
 
 __all__ = ["MIN_CASES", "check_dataset", "check_files", "require_usable"]
 
-MIN_CASES = 5  # the reference needs them for its five folds; with fewer, fewer folds are made
+MIN_CASES = 5  # nnU-Net needs them for its five folds; with fewer, fewer folds are made
 _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking at an image takes (measured)
 _SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was mistaken (assumption)
 _SCALE_RATIO = 5.0  # the same where all axes are longer, or shorter, at once: cm for mm make 10 (assumption)

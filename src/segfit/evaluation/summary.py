@@ -1,4 +1,4 @@
-"""Scores of many cases and their means; the reference's ``summary.json`` form."""
+"""Scores of many cases and their means; nnU-Net's ``summary.json`` form."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ __all__ = [
 
 _BYTES_PER_VOXEL = 8  # of a label map that is read and compared with another
 
-# Field of our records -> key of the reference.
-_REFERENCE_KEYS = {
+# Field of our records -> key of nnU-Net.
+_NNUNET_KEYS = {
     "dice": "Dice",
     "fn": "FN",
     "fp": "FP",
@@ -210,7 +210,7 @@ class Summary(Document):
     """Scores of a set of cases.
 
     `mean` has one entry per structure: the mean over the cases that have a value. `foreground_mean` follows the
-    reference: the plain mean over the structures, so its Dice is None (NaN there) as soon as one structure has a value
+    nnU-Net: the plain mean over the structures, so its Dice is None (NaN there) as soon as one structure has a value
     in no case. `mean_dice` is the mean over the structures that have a value; segfit selects by it.
     """
 
@@ -225,20 +225,20 @@ class Summary(Document):
         wanted = set(case_ids)
         return summarize([case for case in self.cases if case.case in wanted], self.targets)
 
-    def to_reference(self) -> dict[str, Any]:
-        """Return the content of the reference's ``summary.json``: keys sorted, NaN for missing values."""
+    def to_nnunet(self) -> dict[str, Any]:
+        """Return the content of nnU-Net's ``summary.json``: keys sorted, NaN for missing values."""
         keys = {target.name: _class_key(target) for target in self.targets}
-        mean = {keys[name]: _reference_values(scores) for name, scores in self.mean.items()}
+        mean = {keys[name]: _nnunet_values(scores) for name, scores in self.mean.items()}
         cases = [
             {
-                "metrics": dict(sorted((keys[name], _reference_values(one)) for name, one in case.scores.items())),
+                "metrics": dict(sorted((keys[name], _nnunet_values(one)) for name, one in case.scores.items())),
                 "prediction_file": case.prediction_file,
                 "reference_file": case.reference_file,
             }
             for case in self.cases
         ]
         return {
-            "foreground_mean": _reference_values(self.foreground_mean),
+            "foreground_mean": _nnunet_values(self.foreground_mean),
             "mean": dict(sorted(mean.items())),
             "metric_per_case": cases,
         }
@@ -380,7 +380,7 @@ def _apart(reference: Grid, prediction: Grid) -> bool:
 def _mean(items: Sequence[Scores | MeanScores], *, skip_missing: bool = True) -> MeanScores:
     """Average each value over those that exist; without `skip_missing` one missing value makes the mean missing."""
     means: dict[str, float | None] = {}
-    for key in _REFERENCE_KEYS:
+    for key in _NNUNET_KEYS:
         values = [getattr(item, key) for item in items]
         present = [value for value in values if value is not None]
         complete = len(present) == len(values)
@@ -388,11 +388,11 @@ def _mean(items: Sequence[Scores | MeanScores], *, skip_missing: bool = True) ->
     return MeanScores(**means)
 
 
-def _reference_values(scores: Scores | MeanScores) -> dict[str, float]:
-    values = {name: getattr(scores, key) for key, name in _REFERENCE_KEYS.items()}
+def _nnunet_values(scores: Scores | MeanScores) -> dict[str, float]:
+    values = {name: getattr(scores, key) for key, name in _NNUNET_KEYS.items()}
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _class_key(target: Target) -> str:
-    """Return the reference's key: the value of a label, the text of a Python tuple for a region."""
+    """Return nnU-Net's key: the value of a label, the text of a Python tuple for a region."""
     return str(target.values[0]) if len(target.values) == 1 else str(target.values)

@@ -72,7 +72,7 @@ def measure(
     ----------
     cache : folder that remembers each case by the content of its files, so that only new and changed cases are read
 
-    Foreground is every label above 0, the ignore label included, as in the reference. Raises `InputError` for
+    Foreground is every label above 0, the ignore label included, as in nnU-Net. Raises `InputError` for
     unreadable files, cases whose axes or channels differ from the dataset's, and a dataset without any foreground.
     """
     if not dataset.training:

@@ -346,7 +346,7 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], grid: Grid) -> No
     Parameters
     ----------
     labels : spatial integer array in the grid's (stored) order, 32 bits; written as uint8 if all are below 255, as
-        uint16 up to 65535, as the reference does, else as int32, which pictures cannot hold
+        uint16 up to 65535, as nnU-Net does, else as int32, which pictures cannot hold
     grid : as read from the source file; outputs of the same format get its geometry back exactly
     """
     format_ = find_format(path)

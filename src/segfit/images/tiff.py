@@ -1,6 +1,6 @@
 """TIFF: 2D images (grey, RGB, named channels) and 3D stacks with their spacing.
 
-Spacing file, as in the reference: image ``CASE_0000.tif`` and label ``CASE.tif`` share ``CASE.json`` with
+Spacing file, as in nnU-Net: image ``CASE_0000.tif`` and label ``CASE.tif`` share ``CASE.json`` with
 ``{"spacing": [z, y, x]}`` in array order and mm. Without one, a stack's own calibration counts (OME-XML, ImageJ).
 """
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
-from segfit.bundle.nnunet import is_reference_model, read_reference_model
 from segfit.connected_components import apply_steps
 from segfit.device import free_memory_gb, resolve_device
 from segfit.errors import InputError
@@ -29,6 +28,7 @@ from segfit.inference.sources import Source, read_previous_stage, read_source, s
 from segfit.inference.to_input_grid import ScoreField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
+from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.progress import SILENT, KeptWarnings, Progress
 from segfit.words import numbers
@@ -101,8 +101,8 @@ def load_model(
     path = Path(path)
     if (path / MANIFEST).is_file():
         bundle = open_bundle(path)
-    elif is_reference_model(path):
-        bundle = read_reference_model(path, folds)
+    elif is_nnunet_model(path):
+        bundle = read_nnunet_model(path, folds)
     else:
         raise InputError(
             f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",

@@ -25,8 +25,8 @@ def folds_decision(splits: Splits, cases: Sequence[Case]) -> Decision:
             )
             bound = "number of groups" if groups + single <= MAX_FOLDS else f"at most {MAX_FOLDS} folds"
             source = "segfit"
-        case "reference":
-            rule = "the reference's shuffled split of the sorted case ids; groups and sites are not looked at"
+        case "nnunet":
+            rule = "nnU-Net's shuffled split of the sorted case ids; groups and sites are not looked at"
             bound = "number of cases" if len(cases) <= MAX_FOLDS else f"{MAX_FOLDS} folds"
             source = "nnU-Net 2.8.1, KFold with seed 12345"
         case file:
@@ -38,5 +38,5 @@ def folds_decision(splits: Splits, cases: Sequence[Case]) -> Decision:
         inputs={key: number for key, number in named.items() if number},
         bound=bound,
         source=source,
-        would_change="the option planning.splits (--splits balanced, reference or FILE)",
+        would_change="the option planning.splits (--splits balanced, nnunet or FILE)",
     )

@@ -31,7 +31,7 @@ def normalize(
     schemes : one per channel
     out : where the result goes, `image` itself if it is not needed any more; None: a new array
 
-    Statistics are float32, as in the reference.
+    Statistics are float32, as in nnU-Net.
     """
     result = np.empty_like(image) if out is None else out
     for index, (channel, scheme, target) in enumerate(zip(image, schemes, result, strict=True)):

@@ -1,6 +1,6 @@
 """Whether keeping only the largest component helps, decided on the cross-validation predictions.
 
-The rule is the reference's: first all foreground together, then each structure on its own. The predictions are never
+The rule is nnU-Net's: first all foreground together, then each structure on its own. The predictions are never
 rewritten: per case a step moves the voxels that it removes from their column of the joint histogram to the background
 column, so every candidate is scored from counts.
 """

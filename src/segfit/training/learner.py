@@ -247,7 +247,7 @@ def _out_of_memory(error: Exception) -> bool:
 def _optimizer(
     recipe: TrainingSpec, network: nn.Module, device: torch.device, side_by_side: SideBySide
 ) -> torch.optim.Optimizer:
-    """Return the optimiser over all parameters, weight decay on norms and biases too, as in the reference.
+    """Return the optimiser over all parameters, weight decay on norms and biases too, as in nnU-Net.
 
     On a GPU the fused kernels leave out a non-finite step without asking the host.
     """

@@ -184,7 +184,7 @@ def declared_labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelSch
 
 
 def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[str, ...] | None:
-    """Return the channel names in file order, as the reference takes them; numbers out of order are refused."""
+    """Return the channel names in file order, as nnU-Net takes them; numbers out of order are refused."""
     names = raw.get("channel_names", raw.get("modality"))
     action = 'declare "channel_names": {"0": NAME, "1": NAME, ...}'
     if names is None:

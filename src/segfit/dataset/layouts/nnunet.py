@@ -3,7 +3,7 @@
 Images may also be DICOM series, in folders ``imagesTr/CASE_0000``: "file_ending" is then "/" or absent, and the labels
 have an ending of their own.
 
-Layout and keys: the reference's dataset format (folder names, ``dataset.json``, explicit file lists).
+Layout and keys: nnU-Net's dataset format (folder names, ``dataset.json``, explicit file lists).
 """
 
 from __future__ import annotations

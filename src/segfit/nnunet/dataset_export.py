@@ -124,7 +124,7 @@ def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, en
                 shutil.copyfile(path, target)
             else:
                 _write(target, channel, image.grid)
-        if ending == ".tif" and image.grid.ndim == 3:  # one spacing file for all channels, as the reference reads it
+        if ending == ".tif" and image.grid.ndim == 3:  # one spacing file for all channels, as nnU-Net reads it
             write_json(images / f"{case.id}.json", {"spacing": list(image.grid.spacing_mm)})
     if case.label_files:
         label = read_labels(case, labels, grid)
