@@ -202,27 +202,27 @@ class LabelScheme(Record):
         return np.take(table, labels)
 
     def to_labels(
-        self, scores: NDArray[np.floating[Any]], *, activated: bool = False
+        self, values: NDArray[np.floating[Any]], *, activated: bool = False
     ) -> NDArray[np.unsignedinteger[Any]]:
         """Turn network outputs into a label map.
 
         Parameters
         ----------
-        scores : (num_outputs, *spatial) logits, or probabilities with ``activated=True``
+        values : (num_outputs, *spatial) logits, or probabilities with ``activated=True``
 
         Exclusive labels: argmax, the lowest label wins ties. Regions: every region above probability 0.5 (strict) is
         painted with its value of `region_order`, later over earlier.
         """
         dtype = np.uint8 if max(self.all_values) < 255 else np.uint16
         if self.region_order is None:
-            winner: NDArray[np.intp] = scores.argmax(0)
+            winner: NDArray[np.intp] = values.argmax(0)
             if self.all_values == tuple(range(len(self.all_values))):
                 return winner.astype(dtype)
             return np.take(np.asarray(self.all_values, dtype=dtype), winner)
         threshold = 0.5 if activated else 0.0
-        result: NDArray[np.unsignedinteger[Any]] = np.zeros(scores.shape[1:], dtype=dtype)
-        for score, value in zip(scores, self.region_order, strict=True):
-            result[score > threshold] = value
+        result: NDArray[np.unsignedinteger[Any]] = np.zeros(values.shape[1:], dtype=dtype)
+        for channel, value in zip(values, self.region_order, strict=True):
+            result[channel > threshold] = value
         return result
 
 

@@ -80,7 +80,7 @@ def test_round_trip(tmp_path: Path) -> None:
     weights = states()
     save_file(weights["weights-2d-1.safetensors"], tmp_path / "trained.safetensors")
     sources = {**weights, "weights-2d-1.safetensors": tmp_path / "trained.safetensors"}
-    written = write_bundle(tmp_path / "model", manifest(scores={"liver": 0.91}), sources)
+    written = write_bundle(tmp_path / "model", manifest(dice={"liver": 0.91}), sources)
     assert set(written.checksums) == set(written.files)
     names = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert names == ["card.md", "model.json", "weights-2d-0.safetensors", "weights-2d-1.safetensors"]
@@ -166,7 +166,7 @@ def test_weight_files_lie_in_the_folder() -> None:
 def test_the_card_tells_what_a_reader_needs() -> None:
     text = card(
         manifest(
-            scores={"liver": 0.9123},
+            dice={"liver": 0.9123},
             postprocessing=(PostprocessingStep(values=(1,), text="keep only the largest component of liver"),),
             training={"cases": 12, "preset": "stock"},
             licence="CC-BY-4.0",

@@ -200,7 +200,7 @@ def test_predict_a_folder_files_and_evaluate(
     assert told == json.loads((tmp_path / "scores.json").read_text())
     before = json.loads((project / "predictions" / "summary.json").read_text())
     assert told["mean"] == before["mean"]
-    assert [case["scores"] for case in told["cases"]] == [case["scores"] for case in before["cases"]]
+    assert [case["metrics"] for case in told["cases"]] == [case["metrics"] for case in before["cases"]]
 
 
 def test_info(project: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from segfit.errors import DatasetError, InputError, Problem
-from segfit.evaluation.metrics import Scores
-from segfit.evaluation.summary import CaseScores, Pair, Summary, evaluate, evaluate_folder, summarize
+from segfit.evaluation.metrics import Metrics
+from segfit.evaluation.summary import CaseMetrics, Pair, Summary, evaluate, evaluate_folder, summarize
 from segfit.execution import pool
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import read_label, write_labels
@@ -24,13 +24,13 @@ TWO = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
 
 
-def case(name: str, **scores: Scores) -> CaseScores:
-    return CaseScores(case=name, prediction_file=f"p/{name}.nii", reference_file=f"r/{name}.nii", scores=scores)
+def case(name: str, **metrics: Metrics) -> CaseMetrics:
+    return CaseMetrics(case=name, prediction_file=f"p/{name}.nii", reference_file=f"r/{name}.nii", metrics=metrics)
 
 
-HALF = Scores.from_counts(tp=1, fp=1, fn=1, tn=7)  # Dice 1/2, IoU 1/3
-FULL = Scores.from_counts(tp=4, fp=0, fn=0, tn=6)
-NOTHING = Scores.from_counts(tp=0, fp=0, fn=0, tn=10)
+HALF = Metrics.from_counts(tp=1, fp=1, fn=1, tn=7)  # Dice 1/2, IoU 1/3
+FULL = Metrics.from_counts(tp=4, fp=0, fn=0, tn=6)
+NOTHING = Metrics.from_counts(tp=0, fp=0, fn=0, tn=10)
 
 
 def test_means_skip_cases_without_a_value() -> None:
@@ -98,7 +98,7 @@ def test_pairs_keep_their_order_and_load_lazily() -> None:
     ones, halves = np.ones((2, 2), int), np.array([[1, 1], [0, 0]])
     pairs = [Pair("b", lambda: ones, lambda: ones), Pair("a", lambda: halves, lambda: ones)]
     summary = evaluate(pairs, TWO, workers=2)
-    assert [(item.case, item.scores["a"].dice) for item in summary.cases] == [("b", 1.0), ("a", 2 / 3)]
+    assert [(item.case, item.metrics["a"].dice) for item in summary.cases] == [("b", 1.0), ("a", 2 / 3)]
 
 
 class Notes:
@@ -145,7 +145,7 @@ def test_a_folder_is_scored_file_by_file(folders: tuple[Path, Path]) -> None:
     notes = Notes()
     summary = evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
     assert [item.case for item in summary.cases] == ["case_a", "case_b"]
-    assert [item.scores["a"].dice for item in summary.cases] == [1.0, 2 / 3]
+    assert [item.metrics["a"].dice for item in summary.cases] == [1.0, 2 / 3]
     assert summary.cases[0].prediction_file == (folders[0] / "case_a.nii.gz").as_posix()
     assert notes.warnings == []
 
@@ -248,9 +248,16 @@ def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[i
         write_labels(predictions / f"{number}.nii.gz", axes.apply(labels), axes.apply_grid(grid))
     notes = Notes()
     summary = evaluate_folder(predictions, references, TWO, ending=".nii.gz", progress=notes)
-    assert [[one.dice for one in case.scores.values()] for case in summary.cases] == [[1.0, 1.0]] * 8
+    assert [[one.dice for one in case.metrics.values()] for case in summary.cases] == [[1.0, 1.0]] * 8
     turned = [f"{n}.nii.gz" for n in range(8) if n or order != (0, 1, 2)]
     assert notes.warnings == [
         f"the prediction of {', '.join(turned[:5])} and {len(turned) - 5} more "
         "stores its axes in another order and was reoriented"
     ]
+
+
+def test_summaries_of_earlier_versions_are_read() -> None:
+    one = case("a", a=HALF)
+    content = one.model_dump()
+    content["scores"] = content.pop("metrics")
+    assert CaseMetrics.model_validate(content) == one

@@ -11,7 +11,7 @@ from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.inference import to_input_grid as export_module
 from segfit.inference.to_input_grid import (
-    ScoreField,
+    LogitField,
     export_labels,
     export_probabilities,
     merged_labels,
@@ -136,7 +136,7 @@ def test_configurations_are_merged_as_probabilities(
         chosen = configuration(**CASES[kind])
         properties = case(chosen)
         logits = random_logits(properties)
-        fields.append(ScoreField(logits, properties, chosen))
+        fields.append(LogitField(logits, properties, chosen))
         single.append(export_probabilities(logits, properties, chosen, LABELS))
     mean = np.mean(single, axis=0)
     merged = merged_probabilities(fields, LABELS)

@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_values(finished: Project) -> None:
     reference = np.asarray(nib.load(case.label).dataobj)  # type: ignore[attr-defined,arg-type]
     common = np.count_nonzero((prediction == 500) & (reference == 500))
     expected = 2 * common / (np.count_nonzero(prediction == 500) + np.count_nonzero(reference == 500))
-    found = next(item for item in summary.cases if item.case == case.id).scores["organ"].dice
+    found = next(item for item in summary.cases if item.case == case.id).metrics["organ"].dice
     assert found == pytest.approx(expected)
 
 

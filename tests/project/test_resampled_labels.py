@@ -71,7 +71,7 @@ def test_a_run_on_resampled_labels_is_the_run_on_fitting_ones(
             one.folder.predictions / "summary.json" if part == "test" else one.folder.validation_summary
             for one in (expected, found)
         ]
-        scores = [[case.scores for case in Summary.load(path).cases] for path in paths]
+        scores = [[case.metrics for case in Summary.load(path).cases] for path in paths]
         assert scores[0] == scores[1], part
         assert len(scores[0]) == (1 if part == "test" else 3)
 

@@ -43,7 +43,7 @@ def test_a_stray_component_is_removed() -> None:
     assert decision.steps[0].text == "keep only the largest connected component of the foreground"
     assert decision.before.mean_dice == 0.8
     assert decision.after.mean_dice == 1.0
-    assert decision.after.cases[0].scores["a"].tn == 2
+    assert decision.after.cases[0].metrics["a"].tn == 2
 
 
 def test_a_true_second_component_is_kept() -> None:

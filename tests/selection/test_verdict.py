@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from segfit.evaluation.metrics import Scores
-from segfit.evaluation.summary import CaseScores, Summary, summarize
+from segfit.evaluation.metrics import Metrics
+from segfit.evaluation.summary import CaseMetrics, Summary, summarize
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import Options, parse_seconds
@@ -24,10 +24,10 @@ GOOD = {"RV": [0.88] * 20, "LV": [0.9] * 20}
 
 
 def summary(scores: Mapping[str, Sequence[float | None]], *, background: bool = False) -> Summary:
-    """Scores by structure, one per case; None: the case does not have it."""
+    """Metrics by structure, one per case; None: the case does not have it."""
     labels = LabelScheme.from_declaration({"background": 0, **{name: i + 1 for i, name in enumerate(scores)}})
     cases = [
-        CaseScores(
+        CaseMetrics(
             case=f"case_{number}",
             prediction_file="",
             reference_file="",
@@ -38,10 +38,10 @@ def summary(scores: Mapping[str, Sequence[float | None]], *, background: bool = 
     return summarize(cases, labels.targets)
 
 
-def _scores(dice: float | None, *, background: bool) -> Scores:
+def _scores(dice: float | None, *, background: bool) -> Metrics:
     tp = round(1000 * (dice or 0))
     wrong = 0 if dice is None else 1000 - tp
-    return Scores.from_counts(tp=tp, fp=0 if background else wrong, fn=2 * wrong if background else wrong, tn=9000)
+    return Metrics.from_counts(tp=tp, fp=0 if background else wrong, fn=2 * wrong if background else wrong, tn=9000)
 
 
 def training(steps: int = 3000, curve: Sequence[float] = DONE, **facts: Any) -> TrainingResult:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
@@ -60,7 +60,10 @@ class ModelManifest(Document):
     spacing_mm: tuple[float, ...] | None = None  # median voxel size of the training images, array order
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: tuple[PostprocessingStep, ...] = ()
-    scores: dict[str, float | None] = {}  # cross-validated Dice by structure; None where it is undefined
+    dice: dict[str, float | None] = Field(
+        {}, validation_alias=AliasChoices("dice", "scores")
+    )  # cross-validated mean by
+    # class; None where it is undefined; "scores" is its old name
     verdict: dict[str, Any] = {}  # whether it is to be trusted: "level", "headline", "findings" in sentences
     selection: dict[str, Any] = {}  # how members and post-processing were chosen
     training: dict[str, Any] = {}  # summary of data and training: number of cases, preset, budget
@@ -208,9 +211,9 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     yield "\n## Output\n"
     yield "| structure | label values | cross-validated Dice |\n| --- | --- | --- |"
     for target in manifest.labels.targets:
-        score = manifest.scores.get(target.name)
+        dice = manifest.dice.get(target.name)
         values = ", ".join(str(manifest.labels.stored_values[value]) for value in target.values)
-        yield f"| {target.name} | {values} | {'-' if score is None else f'{score:.3f}'} |"
+        yield f"| {target.name} | {values} | {'-' if dice is None else f'{dice:.3f}'} |"
     for step in manifest.postprocessing:
         yield f"\nAfterwards: {step.text}."
     yield "\n## Networks\n"

@@ -132,7 +132,7 @@ def evaluate(
     if as_json:
         print_json(summary.model_dump(mode="json"))
         return
-    rows = {case.case: {name: one.dice for name, one in case.scores.items()} for case in summary.cases}
+    rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
     rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
     score_table(rows, first="Dice")
     if summary.mean_dice is not None:

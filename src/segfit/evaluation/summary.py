@@ -1,4 +1,4 @@
-"""Scores of many cases and their means; nnU-Net's ``summary.json`` form."""
+"""Metrics of many cases and their means; nnU-Net's ``summary.json`` form."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AliasChoices, Field
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
 from segfit.errors import DatasetError, InputError, Problem
-from segfit.evaluation.metrics import Scores, joint_histogram, scores_from_histogram
+from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_histogram
 from segfit.execution.pool import map_cases
 from segfit.files import Document, Record
 from segfit.geometry import Grid
@@ -29,8 +30,8 @@ from segfit.progress import SILENT, Progress
 from segfit.words import listing
 
 __all__ = [
-    "CaseScores",
-    "MeanScores",
+    "CaseMetrics",
+    "MeanMetrics",
     "Pair",
     "Stored",
     "Summary",
@@ -164,7 +165,7 @@ class Pair:
         )
 
     def predicted_bytes(self) -> int:
-        """Return the memory that scoring takes, about; 0 for label maps that cannot leave this process."""
+        """Return the memory that evaluating takes, about; 0 for label maps that cannot leave this process."""
         return predicted_bytes((self.load_prediction, self.load_reference))
 
     def load(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -177,24 +178,24 @@ class Pair:
             )
         return prediction, reference
 
-    def scored(self, scores: dict[str, Scores]) -> CaseScores:
-        """Return the record of this pair and its scores."""
-        return CaseScores(
-            case=self.case, prediction_file=self.prediction_file, reference_file=self.reference_file, scores=scores
+    def with_metrics(self, metrics: dict[str, Metrics]) -> CaseMetrics:
+        """Return the record of this pair and its metrics."""
+        return CaseMetrics(
+            case=self.case, prediction_file=self.prediction_file, reference_file=self.reference_file, metrics=metrics
         )
 
 
-class CaseScores(Record):
-    """Scores of one case by name of the structure."""
+class CaseMetrics(Record):
+    """Metrics of one case by name of the structure."""
 
     case: str
     prediction_file: str
     reference_file: str
-    scores: dict[str, Scores]
+    metrics: dict[str, Metrics] = Field(validation_alias=AliasChoices("metrics", "scores"))  # its old name
 
 
-class MeanScores(Record):
-    """Means of `Scores` over cases or structures; None where no value exists."""
+class MeanMetrics(Record):
+    """Means of `Metrics` over cases or structures; None where no value exists."""
 
     tp: float | None
     fp: float | None
@@ -207,7 +208,7 @@ class MeanScores(Record):
 
 
 class Summary(Document):
-    """Scores of a set of cases.
+    """Metrics of a set of cases.
 
     `mean` has one entry per structure: the mean over the cases that have a value. `foreground_mean` follows the
     nnU-Net: the plain mean over the structures, so its Dice is None (NaN there) as soon as one structure has a value
@@ -215,9 +216,9 @@ class Summary(Document):
     """
 
     targets: tuple[Target, ...]
-    cases: tuple[CaseScores, ...]
-    mean: dict[str, MeanScores]
-    foreground_mean: MeanScores
+    cases: tuple[CaseMetrics, ...]
+    mean: dict[str, MeanMetrics]
+    foreground_mean: MeanMetrics
     mean_dice: float | None
 
     def subset(self, case_ids: Iterable[str]) -> Summary:
@@ -228,10 +229,10 @@ class Summary(Document):
     def to_nnunet(self) -> dict[str, Any]:
         """Return the content of nnU-Net's ``summary.json``: keys sorted, NaN for missing values."""
         keys = {target.name: _class_key(target) for target in self.targets}
-        mean = {keys[name]: _nnunet_values(scores) for name, scores in self.mean.items()}
+        mean = {keys[name]: _nnunet_values(one) for name, one in self.mean.items()}
         cases = [
             {
-                "metrics": dict(sorted((keys[name], _nnunet_values(one)) for name, one in case.scores.items())),
+                "metrics": dict(sorted((keys[name], _nnunet_values(one)) for name, one in case.metrics.items())),
                 "prediction_file": case.prediction_file,
                 "reference_file": case.reference_file,
             }
@@ -244,15 +245,15 @@ class Summary(Document):
         }
 
 
-def summarize(cases: Sequence[CaseScores], targets: Sequence[Target]) -> Summary:
+def summarize(cases: Sequence[CaseMetrics], targets: Sequence[Target]) -> Summary:
     """Summarise cases, which keep their order; raise `InputError` if there are none."""
     if not cases:
         raise InputError("there is no case to summarise")
     twice = [case for case, count in Counter(item.case for item in cases).items() if count > 1]
     if twice:
         raise InputError(f"{listing(sorted(twice))} occurs twice", "every case may be evaluated once")
-    mean = {target.name: _mean([case.scores[target.name] for case in cases]) for target in targets}
-    dice = [scores.dice for scores in mean.values() if scores.dice is not None]
+    mean = {target.name: _mean([case.metrics[target.name] for case in cases]) for target in targets}
+    dice = [one.dice for one in mean.values() if one.dice is not None]
     return Summary(
         targets=tuple(targets),
         cases=tuple(cases),
@@ -265,13 +266,13 @@ def summarize(cases: Sequence[CaseScores], targets: Sequence[Target]) -> Summary
 def evaluate(
     pairs: Sequence[Pair], scheme: LabelScheme, *, workers: int | None = None, progress: Progress = SILENT
 ) -> Summary:
-    """Score every pair, in parallel over cases; the summary lists them in the order of `pairs`.
+    """Evaluate every pair, in parallel over cases; the summary lists them in the order of `pairs`.
 
     Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
     no structure, and a warning says where they are.
     """
     results = map_cases(
-        partial(_score, scheme),
+        partial(_evaluate_pair, scheme),
         pairs,
         description="evaluating",
         name=lambda pair: pair.case,
@@ -288,26 +289,26 @@ def evaluate(
         strange = sorted(case for case, one in found.items() if role in one.undeclared)
         if strange:
             progress.warn(f"the {role} of {listing(strange)} has undeclared values, which are ignored")
-    return summarize([pair.scored(found[pair.case].scores) for pair in pairs], scheme.targets)
+    return summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.targets)
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
-    """Scores of a pair, and which of the two holds values that no structure has; or why there are none."""
+class _Evaluated:
+    """Metrics of a pair, and which of the two holds values that no structure has; or why there are none."""
 
-    scores: dict[str, Scores]
+    metrics: dict[str, Metrics]
     undeclared: tuple[str, ...] = ()
     problem: Problem | None = None
 
 
-def _score(scheme: LabelScheme, pair: Pair) -> _Scored:
+def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
     try:
         counts = joint_histogram(*pair.load(), scheme)
     except InputError as error:
-        return _Scored({}, problem=problem_of(pair.case, error))
+        return _Evaluated({}, problem=problem_of(pair.case, error))
     undeclared = {"prediction": counts[:, -1].any(), "reference": counts[-1].any()}
-    scores = scores_from_histogram(counts, scheme.targets)
-    return _Scored(scores, tuple(role for role, there in undeclared.items() if there))
+    metrics = metrics_from_histogram(counts, scheme.targets)
+    return _Evaluated(metrics, tuple(role for role, there in undeclared.items() if there))
 
 
 def evaluate_folder(
@@ -320,7 +321,7 @@ def evaluate_folder(
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Summary:
-    """Score every label file of a folder against the file of the same name in another folder.
+    """Evaluate every label file of a folder against the file of the same name in another folder.
 
     Parameters
     ----------
@@ -377,7 +378,7 @@ def _apart(reference: Grid, prediction: Grid) -> bool:
     return placed and reference.shape == prediction.shape and bool(reference.mismatch(prediction))
 
 
-def _mean(items: Sequence[Scores | MeanScores], *, skip_missing: bool = True) -> MeanScores:
+def _mean(items: Sequence[Metrics | MeanMetrics], *, skip_missing: bool = True) -> MeanMetrics:
     """Average each value over those that exist; without `skip_missing` one missing value makes the mean missing."""
     means: dict[str, float | None] = {}
     for key in _NNUNET_KEYS:
@@ -385,11 +386,11 @@ def _mean(items: Sequence[Scores | MeanScores], *, skip_missing: bool = True) ->
         present = [value for value in values if value is not None]
         complete = len(present) == len(values)
         means[key] = float(np.mean(present)) if present and (skip_missing or complete) else None
-    return MeanScores(**means)
+    return MeanMetrics(**means)
 
 
-def _nnunet_values(scores: Scores | MeanScores) -> dict[str, float]:
-    values = {name: getattr(scores, key) for key, name in _NNUNET_KEYS.items()}
+def _nnunet_values(metrics: Metrics | MeanMetrics) -> dict[str, float]:
+    values = {name: getattr(metrics, key) for key, name in _NNUNET_KEYS.items()}
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 

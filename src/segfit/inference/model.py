@@ -25,7 +25,7 @@ from segfit.images.formats import write_labels
 from segfit.images.image import Image
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Source, read_previous_stage, read_source, source_remarks
-from segfit.inference.to_input_grid import ScoreField, merged_labels, merged_probabilities
+from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
@@ -208,7 +208,7 @@ class Model:
         """
         prepared = self.prepare(source, previous_stage=previous_stage, spacing_mm=spacing_mm)
         warnings = KeptWarnings(progress)
-        fields = self.scores(prepared, progress=warnings)
+        fields = self.logits(prepared, progress=warnings)
         return self.finish(prepared, fields, probabilities=probabilities, warnings=warnings.messages)
 
     def prepare(
@@ -258,10 +258,10 @@ class Model:
         one_hot = [case.labels == value for value in self.labels.foreground_values]
         return np.concatenate([case.image, np.stack(one_hot).astype(np.float32)]), case.properties
 
-    def scores(self, prepared: Prepared, *, progress: Progress = SILENT) -> tuple[ScoreField, ...]:
+    def logits(self, prepared: Prepared, *, progress: Progress = SILENT) -> tuple[LogitField, ...]:
         """Run the networks: the second step of `predict`; runs on the model's device."""
         return tuple(
-            ScoreField(predictor.logits(array, progress=progress), properties, member.configuration)
+            LogitField(predictor.logits(array, progress=progress), properties, member.configuration)
             for predictor, member, (array, properties) in zip(
                 self.predictors, self.manifest.members, prepared.inputs, strict=True
             )
@@ -270,12 +270,12 @@ class Model:
     def finish(
         self,
         prepared: Prepared,
-        fields: Sequence[ScoreField],
+        fields: Sequence[LogitField],
         *,
         probabilities: bool = False,
         warnings: Sequence[str] = (),
     ) -> Prediction:
-        """Bring the scores back to the grid of the image and decide: the last step of `predict`; any thread."""
+        """Bring the logits back to the grid of the image and decide: the last step of `predict`; any thread."""
         inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
         kept = merged_probabilities(fields, self.labels) if probabilities else None
         return Prediction(self.labels.to_stored(inner), prepared.grid, kept, (*prepared.warnings, *warnings))

@@ -189,9 +189,9 @@ class Predictor:
                 flips = [[axis + offset for axis in subset] for _, subset in group]
                 tiles = [source[:, *region].flip(dims) for region, dims in zip(regions, flips, strict=True)]
                 inputs = torch.stack(tiles).reshape(len(group), -1, *self.patch)
-                scores = self._forward(inputs, placement.compute, dtype).to(placement.store)
-                for score, region, dims, (_, subset) in zip(scores, regions, flips, group, strict=True):
-                    own = score.index_select(0, partners) if self.exchanged_axis in subset else score
+                logits = self._forward(inputs, placement.compute, dtype).to(placement.store)
+                for one, region, dims, (_, subset) in zip(logits, regions, flips, group, strict=True):
+                    own = one.index_select(0, partners) if self.exchanged_axis in subset else one
                     view = own.reshape(-1, *patch).flip(dims)
                     total[:, *region].addcmul_(view, importance)
                 task.advance(len(group))

@@ -171,7 +171,7 @@ def _write_model(
         spacing_mm=project.typical_spacing(),
         members=tuple(members),
         postprocessing=selection.steps,
-        scores=chosen.per_target,
+        dice=chosen.per_target,
         verdict=verdict.facts(),
         selection={
             "winner": " + ".join(selection.winner),

@@ -18,7 +18,7 @@ __all__ = ["Candidate", "CandidateScores", "Choice", "Selection", "select", "sel
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One configuration or an ensemble of several, with its cross-validated scores."""
+    """One configuration or an ensemble of several, with its cross-validated metrics."""
 
     members: tuple[str, ...]  # names of configurations
     summary: Summary
@@ -128,7 +128,7 @@ def _scores(candidate: Candidate, folds: Mapping[int, Sequence[str]]) -> Candida
     return CandidateScores(
         members=candidate.members,
         mean_dice=summary.mean_dice,
-        per_target={name: scores.dice for name, scores in summary.mean.items()},
+        per_target={name: one.dice for name, one in summary.mean.items()},
         per_fold={fold: summary.subset(cases).mean_dice for fold, cases in sorted(folds.items())},
     )
 

@@ -116,12 +116,12 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _symptoms(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what the scores of cross-validation say."""
+    """Yield what the metrics of cross-validation say."""
     summary = evidence.validation
     by_target = _with_reference(summary)
     names, mean = list(by_target), summary.mean_dice or 0.0
     total = count(len(summary.cases), "validated case")
-    if names and not any(one.n_pred for case in summary.cases for one in case.scores.values()):
+    if names and not any(one.n_pred for case in summary.cases for one in case.metrics.values()):
         yield Finding(
             code="only_background",
             level="failed",
@@ -273,9 +273,9 @@ def _all_cases(run: RunSpec) -> str:
 def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
     """Compare the structures that have a Dice in both."""
     pairs = [
-        (scores.dice, other.dice)
-        for name, scores in validation.mean.items()
-        if scores.dice is not None and (other := test.mean.get(name)) is not None and other.dice is not None
+        (one.dice, other.dice)
+        for name, one in validation.mean.items()
+        if one.dice is not None and (other := test.mean.get(name)) is not None and other.dice is not None
     ]
     if not pairs:
         return
@@ -295,7 +295,7 @@ def _with_reference(summary: Summary) -> dict[str, dict[str, float]]:
     """Return the Dice by structure and case, of the cases whose reference has the structure."""
     found: dict[str, dict[str, float]] = {}
     for case in summary.cases:
-        for name, one in case.scores.items():
+        for name, one in case.metrics.items():
             if one.n_ref and one.dice is not None:
                 found.setdefault(name, {})[case.case] = one.dice
     return found
@@ -325,8 +325,8 @@ def _mending(evidence: Evidence, names: Sequence[str]) -> str:
 def _worst_cases(summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
     """Return the three cases with the lowest Dice of any of the structures."""
     by_target = _with_reference(summary)
-    scores = sorted((value, case) for name in names for case, value in by_target.get(name, {}).items())
-    return tuple(dict.fromkeys(case for _, case in scores))[:3]
+    ranked = sorted((value, case) for name in names for case, value in by_target.get(name, {}).items())
+    return tuple(dict.fromkeys(case for _, case in ranked))[:3]
 
 
 def _longer(evidence: Evidence) -> str:
