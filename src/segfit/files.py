@@ -136,11 +136,18 @@ class Record(BaseModel):
 class Document(Record):
     """A record that lives in a file of its own, with a schema version.
 
-    `schema_version` is written into the file; a file from a newer version is refused with one clear sentence.
+    `schema_version` is written into the file; a file from a newer version is refused with one clear sentence, one from
+    an older version is brought to the present form by `migrate`.
     """
 
     SCHEMA: ClassVar[int] = 1
+    SHARED: ClassVar[bool] = False  # it leaves the project: fields of other versions and programs are ignored
     schema_version: int = 1
+
+    @classmethod
+    def migrate(cls, content: dict[str, Any], version: int) -> dict[str, Any]:  # noqa: ARG003 - for older schemas
+        """Return the content of a file of schema `version` as the present schema has it."""
+        return content
 
     def save(self, path: Path) -> None:
         """Write the document atomically as JSON."""
@@ -158,10 +165,9 @@ class Document(Record):
                 f"{path} was written by a newer segfit (schema {version}, this one reads {cls.SCHEMA})", "update segfit"
             )
         try:
-            return cls.model_validate(raw)
+            return cls.model_validate(cls.migrate(raw, version), extra="ignore" if cls.SHARED else None)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "top level"
-            raise InputError(
-                f"{path} is damaged at {where}: {first['msg']}", "delete it to have it made anew"
-            ) from None
+            action = "copy it again from where it came" if cls.SHARED else "delete it to have it made anew"
+            raise InputError(f"{path} is damaged at {where}: {first['msg']}", action) from None

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, card, open_bundle, weights_name, write_bundle
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
+from segfit.files import read_json, write_json
 from segfit.labels import Exchange, LabelScheme
 from segfit.networks.unet import build_network
 from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec
@@ -201,3 +202,12 @@ def test_a_bundle_knows_its_images(tmp_path: Path, ending: str, shown: str) -> N
     found = open_bundle(tmp_path / "model").manifest
     assert (found.input_ending, found.file_ending) == (ending or ".nii.gz", ".nii.gz")
     assert f"Made from {shown}. " in (tmp_path / "model" / "card.md").read_text()
+
+
+def test_models_of_other_versions_are_read(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path / "model", manifest(dice={"liver": 0.91}), states())
+    content = read_json(tmp_path / "model" / MANIFEST)
+    content["scores"] = content.pop("dice")  # its old name
+    content["colour"] = content["members"][0]["colour"] = "unknown here"
+    write_json(tmp_path / "model" / MANIFEST, content)
+    assert open_bundle(tmp_path / "model").manifest == written

@@ -52,6 +52,7 @@ class Member(Record):
 class ModelManifest(Document):
     """``model.json``: what the model is. Members are averaged as probabilities, post-processing comes last."""
 
+    SHARED = True
     name: str
     labels: LabelScheme
     channel_names: tuple[str, ...]

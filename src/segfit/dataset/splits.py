@@ -61,6 +61,7 @@ class Splits(Document):
     the folds, by which an edit by hand is noticed. Both are empty in folds that never were in a project.
     """
 
+    SHARED = True
     folds: tuple[Fold, ...]
     source: Annotated[str, BeforeValidator(lambda value: "nnunet" if value == "reference" else value)] = ""  # old name
     seal: str = ""

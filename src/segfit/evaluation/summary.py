@@ -215,6 +215,7 @@ class Summary(Document):
     in no case. `mean_dice` is the mean over the structures that have a value; segfit selects by it.
     """
 
+    SHARED = True
     targets: tuple[Target, ...]
     cases: tuple[CaseMetrics, ...]
     mean: dict[str, MeanMetrics]
