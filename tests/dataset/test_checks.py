@@ -263,8 +263,8 @@ def test_stacks_without_spacing_are_a_warning(tmp_path: Path) -> None:
     root = tiff_dataset(tmp_path, [(3, 4, 5)] * 5)
     (root / "imagesTr" / "c.json").unlink()
     problems = check_dataset(root)
-    assert [(item.problem, item.fatal) for item in problems if "spacing file" in item.problem] == [
-        ("c_0000.tif has no spacing file c.json; 1 mm is assumed", WARNING)
+    assert [(item.problem, item.fatal) for item in problems if "1 mm" in item.problem] == [
+        ("c_0000.tif has no voxel size; 1 mm is assumed", WARNING)
     ]
 
 

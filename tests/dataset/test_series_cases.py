@@ -178,7 +178,7 @@ def test_faulty_headers_are_named_with_their_case(tmp_path: Path, ending: str, w
     for path in (files["e"], labels / f"e{ending}"):
         lines = path.read_bytes().split(b"\n")
         path.write_bytes(b"\n".join(line for line in lines if not line.startswith(tuple(unplaced))))
-    found = [(item.case, item.problem, item.fatal) for item in check_dataset(tmp_path, workers=1)]
+    found = sorted((item.case, item.problem, item.fatal) for item in check_dataset(tmp_path, workers=1))
     name = {".nrrd": "an NRRD", ".mha": "a MetaImage"}[ending]
     assert found == [
         ("b", f"b_0000{ending} is truncated (the end of its compressed voxels is missing)", True),

@@ -259,7 +259,7 @@ def test_real_pairs_fit(data: Path) -> None:
 
 @pytest.mark.parametrize("ending", [ending for ending, format_ in ENDINGS.items() if format_.write is not None])
 def test_voxels_are_counted_without_reading_them(ending: str, tmp_path: Path) -> None:
-    flat = find_format(Path(f"a{ending}")).name == "picture"
+    flat = find_format(Path(f"a{ending}")).channel_kind is not None
     array, grid = (ARRAY[0], Grid((3, 4), (1.0, 1.0))) if flat else (ARRAY, GRID)
     path = tmp_path / f"a{ending}"
     write_labels(path, array, grid)

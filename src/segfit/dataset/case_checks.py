@@ -18,9 +18,8 @@ from segfit.dataset.manifest import Case
 from segfit.errors import InputError, Problem
 from segfit.geometry import Grid
 from segfit.images import omezarr
-from segfit.images.formats import find_format, read_image, read_label, remarks, split_ending
+from segfit.images.formats import check, find_format, read_image, read_label
 from segfit.images.image import Image, Remark, problem_of
-from segfit.images.png_jpeg import colours, kind
 from segfit.labels import LabelScheme
 from segfit.words import count, numbers
 
@@ -71,12 +70,11 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
         digest.update(repr(image.array.shape).encode())
         digest.update(np.ascontiguousarray(image.array).data)
         problems += _check_voxels(case, path, image.array)
-        told += [(path, remark) for remark in remarks(path) if all(remark != said for _, said in told)]
+        told += [(path, remark) for remark in check(path, image) if all(remark != said for _, said in told)]
         if grid is None:
             grid = image.grid
-            unsigned = image.array.dtype.kind == "u" and find_format(path).name in ("picture", "JPEG", "TIFF")
+            unsigned = image.array.dtype.kind == "u" and find_format(path).same_depth
             bits = 8 * image.array.dtype.itemsize if unsigned else None
-            problems += _check_spacing_file(case, path, grid)
             told += [(path, remark) for remark in _header_remarks(grid)]
         else:
             problems += _check_grid(case, path, grid, image.grid, case.images[0])
@@ -95,10 +93,10 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
             if case.masks:
                 values = frozenset(labels.stored_values[value] for value in values)
             problems += _check_values(case, last, values, labels, label)
-            if find_format(last).name == "picture":
-                shown = colours(last)
-            if find_format(last).name in ("NIfTI", "OME-Zarr"):
-                told += [(last, remark) for remark in remarks(last) if all(remark != said for _, said in told)]
+            format_ = find_format(last)
+            shown = None if format_.palette is None else format_.palette(last)
+            if format_.checks_labels:
+                told += [(last, remark) for remark in check(last, label) if all(remark != said for _, said in told)]
             if grid is not None:
                 problems += _check_label_grid(case, last, grid, label)
     whole = complete and readable and bool(case.images)
@@ -121,7 +119,8 @@ def _wrong_channels(case: Case, channels: int, expected: int) -> Problem:
     files = ", ".join(path.name for path in case.images)
     action = "declare as many channels as the files have, or correct the files"
     held = ""
-    if find_format(case.images[0]).name in ("picture", "JPEG"):
+    kind = find_format(case.images[0]).channel_kind
+    if kind is not None:
         held = f" ({'; '.join(dict.fromkeys(kind(path) for path in case.images))})"
         forms = {1: "as greyscale", 3: "as RGB without alpha", 4: "as RGBA"}
         if len(case.images) == 1 and expected in forms:
@@ -146,7 +145,7 @@ def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
             which = f" (channel {number} of the file)" if len(array) > 1 else ""
             problem = f"{path.name} is constant{which}: every voxel is {low:g}"
             action = "check the image; remove the case if it is empty"
-            if (number, len(array)) == (3, 4) and find_format(path).name == "picture":
+            if (number, len(array)) == (3, 4) and find_format(path).channel_kind is not None:
                 action = "save all images without an alpha channel (it is constant)"
             problems.append(Problem(case.id, problem, action, fatal=False))
     return problems
@@ -201,18 +200,6 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
         return [problem_of(case.id, error, f"correct {path.name}")]
     problem = f"{path.name} does not fit {first.name}: {difference}; its labels are resampled to that image"
     return [Problem(case.id, problem, "check some of them in the report", fatal=False)]
-
-
-def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
-    if grid.spacing_known or grid.ndim == 2:
-        return []
-    if split_ending(path)[1].lower() in (".nrrd", ".nhdr", ".mha", ".mhd"):
-        problem = f"{path.name} has no voxel size; 1 mm is assumed"
-        return [Problem(case.id, problem, "write the true voxel size and directions into its header", fatal=False)]
-    if split_ending(path)[1].lower() not in (".tif", ".tiff"):
-        return []
-    problem = f"{path.name} has no spacing file {case.id}.json; 1 mm is assumed"
-    return [Problem(case.id, problem, 'write {"spacing": [z, y, x]} in mm into it if that is wrong', fatal=False)]
 
 
 def _header_remarks(grid: Grid) -> list[Remark]:

@@ -212,9 +212,9 @@ def _check_depths(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem
 
 
 def _check_places(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
-    """Return a warning if NIfTI volumes do not say how their axes lie; other formats cannot, or tell it themselves."""
+    """Return a warning if volumes do not say how their axes lie, of formats where they usually do."""
     volumes = [(case, one.placed) for case, one in zip(dataset.training, findings, strict=True) if one.ndim == 3]
-    lost = [case for case, placed in volumes if not placed and find_format(case.images[0]).name == "NIfTI"]
+    lost = [case for case, placed in volumes if not placed and find_format(case.images[0]).oriented]
     if not lost:
         return []
     problem = f"{len(lost)} of {len(volumes)} cases (first {lost[0].id}) have no sform or qform; RAS+ is assumed"

@@ -22,6 +22,7 @@ __all__ = [
     "ENDINGS",
     "FOLDER",
     "Format",
+    "check",
     "described",
     "files_of",
     "find_format",
@@ -33,7 +34,6 @@ __all__ = [
     "read_grid",
     "read_image",
     "read_label",
-    "remarks",
     "split_ending",
     "write_labels",
 ]
@@ -54,7 +54,12 @@ class Format:
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
     files : every file that an image consists of; see `files_of`
-    remarks : what an image says in two ways, says and is not followed, or does not say; see `remarks`
+    check : remarks on a file and the image that was read from it; see `check`
+    checks_labels : whether the remarks matter for label maps, too
+    channel_kind : what the channels of a file are, for messages, where the format says it; None: volumes
+    palette : the colours in which label values are shown, where the format has palettes
+    same_depth : whether bits per value must agree between cases, because values span their range
+    oriented : whether files usually say how their axes lie
     """
 
     name: str
@@ -68,7 +73,12 @@ class Format:
     label_ending: str = ".nii.gz"
     multichannel: bool = False
     files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
-    remarks: Callable[[Path], tuple[Remark, ...]] | None = None
+    check: Callable[[Path, Image], tuple[Remark, ...]] = lambda *_: ()
+    checks_labels: bool = False
+    channel_kind: Callable[[Path], str] | None = None
+    palette: Callable[[Path], dict[int, str]] | None = None
+    same_depth: bool = False
+    oriented: bool = False
 
 
 def _write_picture(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -82,37 +92,52 @@ def _inside(path: Path) -> tuple[Path, ...]:
     return tuple(sorted(part for part in path.rglob("*") if part.is_file()))
 
 
+def _unsized(action: str) -> Callable[[Path, Image], tuple[Remark, ...]]:
+    """Return the check of a format whose volumes may lack their voxel size."""
+    remark = Remark("has no voxel size; 1 mm is assumed", action)
+    return lambda _, image: () if image.grid.spacing_known or image.grid.ndim == 2 else (remark,)
+
+
+_HEADER_SIZE = _unsized("write the true voxel size and directions into its header")
+_FILE_SIZE = _unsized('write {"spacing": [z, y, x]} in mm into CASE.json beside it if that is wrong')
 _NIFTI = Format(
     name="NIfTI",
     read=nifti.read,
     read_grid=nifti.read_grid,
     num_voxels=nifti.num_voxels,
     write=nifti.write,
-    remarks=nifti.remarks,
+    check=lambda path, _: nifti.remarks(path),
+    checks_labels=True,
+    oriented=True,
 )
 _NRRD = Format(
-    name="NRRD or MetaImage",
+    name="NRRD",
     read=nrrd.read,
     read_grid=nrrd.read_grid,
     write=nrrd.write,
+    check=_HEADER_SIZE,
     files=lambda path: (path, *nrrd.companions(path)),
 )
 _METAIMAGE = Format(
-    name="NRRD or MetaImage",
+    name="MetaImage",
     read=metaimage.read,
     read_grid=metaimage.read_grid,
     write=metaimage.write,
+    check=_HEADER_SIZE,
     files=lambda path: (path, *metaimage.companions(path)),
 )
 _PICTURE = Format(
-    name="picture",
+    name="PNG or BMP",
     read=png_jpeg.read,
     read_grid=png_jpeg.read_grid,
     num_voxels=png_jpeg.num_voxels,
     read_label=png_jpeg.read_label,
     write=_write_picture,
     multichannel=True,
-    remarks=png_jpeg.remarks,
+    check=lambda path, _: png_jpeg.remarks(path),
+    channel_kind=png_jpeg.kind,
+    palette=png_jpeg.colours,
+    same_depth=True,
 )
 _JPEG = replace(
     _PICTURE,
@@ -129,7 +154,8 @@ _TIFF = Format(
     read_label=tiff.read_label,
     write=tiff.write,
     multichannel=True,
-    remarks=tiff.remarks,
+    check=lambda path, image: tiff.remarks(path) + _FILE_SIZE(path, image),
+    same_depth=True,
 )
 _OMEZARR = Format(
     name="OME-Zarr",
@@ -138,7 +164,8 @@ _OMEZARR = Format(
     write=omezarr.write,
     multichannel=True,
     files=_inside,
-    remarks=omezarr.remarks,
+    check=lambda path, _: omezarr.remarks(path),
+    checks_labels=True,
 )
 _DICOM = Format(
     name="a DICOM series",
@@ -269,13 +296,15 @@ def _sized(path: Path, grid: Grid, spacing_mm: Sequence[float] | None) -> Grid:
     return grid
 
 
-def remarks(path: Path) -> tuple[Remark, ...]:
-    """Return what the user should know of a file beside its voxels; none for one that cannot be read."""
+def check(path: Path, image: Image) -> tuple[Remark, ...]:
+    """Return what the user should know of a file beside its voxels: contradictions, what is ignored, what is missing.
+
+    `image` is what was read from it, or from the case that it belongs to. None for a file that cannot be read.
+    """
     try:
-        told = find_format(path).remarks
-        return () if told is None else told(path)
+        return find_format(path).check(path, image)
     except InputError:
-        return ()  # whoever reads it tells why
+        return ()  # whoever reads it says why
 
 
 def num_voxels(path: Path) -> int:

@@ -225,7 +225,8 @@ class Model:
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
-        warnings = source_remarks(source)
+        known = replace(image.grid, spacing_known=True)  # a size that is assumed is reported below
+        warnings = source_remarks(source, Image(image.array, known))
         if image.array.size and image.array.min() == image.array.max():
             warnings.append(f"{name} is constant")
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)

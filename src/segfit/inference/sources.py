@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError
 from segfit.geometry import Grid
-from segfit.images.formats import read_case, read_label, remarks
+from segfit.images.formats import check, read_case, read_label
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
 
@@ -41,14 +41,14 @@ def read_source(source: Source, ndim: int, spacing_mm: Sequence[float] | None = 
     return read_case(paths, spacing_mm), str(paths[0])
 
 
-def source_remarks(source: Source) -> list[str]:
+def source_remarks(source: Source, image: Image) -> list[str]:
     """Return warnings about the headers of the files of a source; nothing for arrays and images."""
     if isinstance(source, str | Path):
         source = [source]
     if not isinstance(source, Sequence):
         return []
     paths = [Path(path) for path in source if isinstance(path, str | Path)]
-    return [f"{path} {remark.problem}" for path in paths for remark in remarks(path)]
+    return [f"{path} {remark.problem}" for path in paths for remark in check(path, image)]
 
 
 def _from_array(array: NDArray[Any], geometry: Geometry | None, ndim: int) -> Image:

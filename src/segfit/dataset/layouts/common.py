@@ -321,7 +321,7 @@ def found_channels(cases: Sequence[Case]) -> tuple[str, ...]:
     for case in cases:
         try:
             count = sum(read_image(path).array.shape[0] for path in case.images)
-            picture = len(case.images) == 1 and find_format(case.images[0]).name in ("picture", "JPEG")
+            picture = len(case.images) == 1 and find_format(case.images[0]).channel_kind is not None
         except InputError:
             continue
         counts.append((count, picture))
