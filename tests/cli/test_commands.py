@@ -15,6 +15,7 @@ from segfit.cli.main import run
 from segfit.dataset.phantom import make_phantom
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 from segfit.selection.verdict import Verdict
 
 TINY = ["training.steps=4", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
@@ -184,7 +185,9 @@ def test_predict_a_folder_files_and_evaluate(
     assert run(["predict", *model, "-i", str(one), "-o", str(tmp_path / "one"), "--probabilities"]) == 0
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["phantom_ts_001.nii.gz", "phantom_ts_001.npz"]
     folder = str(tmp_path / "scan.zarr")  # a folder that is one image
-    write_labels(Path(folder), np.arange(24, dtype=np.uint8).reshape(2, 3, 4), Grid((2, 3, 4), (1.0, 1.0, 1.0)))
+    write_labels(
+        Path(folder), LabelMap(np.arange(24, dtype=np.uint8).reshape(2, 3, 4), Grid((2, 3, 4), (1.0, 1.0, 1.0)))
+    )
     assert run(["predict", *model, "-i", folder, "-o", str(tmp_path / "zarr")]) == 0
     assert [path.name for path in (tmp_path / "zarr").iterdir()] == ["scan.nii.gz"]
     both = [str(path) for path in sorted(images.glob("*.nii.gz"))]

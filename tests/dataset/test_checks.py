@@ -15,6 +15,7 @@ from segfit.dataset.layouts import open_dataset
 from segfit.errors import DatasetError, Problem
 from segfit.files import write_json
 from segfit.images.formats import read_image, write_labels
+from segfit.images.image import LabelMap
 
 FATAL, WARNING = True, False
 
@@ -283,7 +284,7 @@ def test_images_may_be_folders(tmp_path: Path) -> None:
     edit(root, file_ending=".zarr")
     for path in [*root.glob("*/*.nii.gz")]:
         image = read_image(path)
-        write_labels(path.with_name(path.name.replace(".nii.gz", ".zarr")), image.array[0], image.grid)
+        write_labels(path.with_name(path.name.replace(".nii.gz", ".zarr")), LabelMap(image.array[0], image.grid))
         path.unlink()
     (root / "imagesTr" / "notes").mkdir()  # a folder that is no image
     dataset = open_dataset(root)

@@ -18,6 +18,7 @@ from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap
 from segfit.images.formats import read_image, read_label, write_labels
+from segfit.images.image import LabelMap
 from segfit.nnunet.dataset_export import export_nnunet
 from series_builder import clutter, write_series
 
@@ -32,7 +33,7 @@ def voxels(number: int) -> np.ndarray:
 
 
 def label_of(series: Path, path: Path) -> None:
-    write_labels(path, LABELS, read_image(series).grid)
+    write_labels(path, LabelMap(LABELS, read_image(series).grid))
 
 
 def nnunet(root: Path, channels: int = 1, **declared: object) -> Path:
@@ -166,8 +167,8 @@ def test_faulty_headers_are_named_with_their_case(tmp_path: Path, ending: str, w
     grid = read_image(write_series(tmp_path / "series", voxels(0))).grid
     images.mkdir()
     for number, case in enumerate("abcdef"):
-        write_labels(images / f"{case}_0000{ending}", voxels(number), grid)
-        write_labels(labels / f"{case}{ending}", LABELS, grid)
+        write_labels(images / f"{case}_0000{ending}", LabelMap(voxels(number), grid))
+        write_labels(labels / f"{case}{ending}", LabelMap(LABELS, grid))
     (tmp_path / "dataset.json").write_text(json.dumps(NAMES | {"file_ending": ending, "numTraining": 6}))
     files = {case: images / f"{case}_0000{ending}" for case in "abcdef"}
     content = files["a"].read_bytes()
@@ -193,7 +194,7 @@ def test_labels_of_a_converter_are_turned(tmp_path: Path) -> None:
     root = paired(tmp_path / "data")
     for path in (root / "labels").iterdir():
         turned = read_label(path).reoriented(AxisMap((0, 1, 2), (False, True, False)))
-        write_labels(path, turned.array[0], turned.grid)
+        write_labels(path, LabelMap(turned.array[0], turned.grid))
     found = check_dataset(open_dataset(root))
     assert [item.problem for item in found if item.case == "a"] == [
         "a_seg.nii.gz stores its axes in another order or direction than a and is reoriented to it"
@@ -218,7 +219,7 @@ def test_series_beside_images_of_another_ending_are_told(tmp_path: Path) -> None
     root = nnunet(tmp_path / "data", file_ending=".nii.gz")
     for case in "abcde":
         image = read_image(root / "imagesTr" / f"{case}_0000")
-        write_labels(root / "imagesTr" / f"{case}_0000.nii.gz", image.array[0].astype(np.int16), image.grid)
+        write_labels(root / "imagesTr" / f"{case}_0000.nii.gz", LabelMap(image.array[0].astype(np.int16), image.grid))
     _, problems = inspect_dataset(root)
     assert [item.problem for item in problems if item.case == "b_0000"] == [
         "is in imagesTr but does not end in .nii.gz; it is ignored"

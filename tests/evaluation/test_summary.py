@@ -17,6 +17,7 @@ from segfit.evaluation.summary import CaseMetrics, Pair, Summary, evaluate, eval
 from segfit.execution import pool
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import read_label, write_labels
+from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Task
 
@@ -127,10 +128,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     labels = np.zeros(grid.shape, np.uint8)
     labels[0] = 1
     for folder in (predictions, references):
-        write_labels(folder / "case_a.nii.gz", labels, grid)
-    write_labels(predictions / "case_b.nii.gz", labels, grid)
+        write_labels(folder / "case_a.nii.gz", LabelMap(labels, grid))
+    write_labels(predictions / "case_b.nii.gz", LabelMap(labels, grid))
     labels[1] = 1
-    write_labels(references / "case_b.nii.gz", labels, grid)
+    write_labels(references / "case_b.nii.gz", LabelMap(labels, grid))
     (predictions / "._case_a.nii.gz").write_bytes(b"")
     return predictions, references
 
@@ -181,7 +182,9 @@ def test_empty_and_absent_folders_are_refused(folders: tuple[Path, Path], tmp_pa
 
 def test_all_cases_that_cannot_be_scored_are_named(folders: tuple[Path, Path]) -> None:
     (folders[0] / "case_a.nii.gz").write_bytes(b"")
-    write_labels(folders[0] / "case_b.nii.gz", np.zeros((1, 2, 2), np.uint8), Grid((1, 2, 2), (1.0, 1.0, 1.0)))
+    write_labels(
+        folders[0] / "case_b.nii.gz", LabelMap(np.zeros((1, 2, 2), np.uint8), Grid((1, 2, 2), (1.0, 1.0, 1.0)))
+    )
     with pytest.raises(DatasetError) as caught:
         evaluate_folder(*folders, TWO, ending=".nii.gz")
     first, second = caught.value.problems
@@ -199,7 +202,7 @@ def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> No
     labels = read_label(path)
     array = labels.array[0].copy()
     array.flat[0] = 77
-    write_labels(path, array, labels.grid)
+    write_labels(path, LabelMap(array, labels.grid))
     notes = Notes()
     evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
     assert notes.warnings == ["the prediction of case_b has undeclared values, which are ignored"]
@@ -207,7 +210,7 @@ def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> No
 
 def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -> None:
     grid = grid_at(5.0)
-    write_labels(folders[0] / "case_b.nii.gz", np.zeros(grid.shape, np.uint8), grid)
+    write_labels(folders[0] / "case_b.nii.gz", LabelMap(np.zeros(grid.shape, np.uint8), grid))
     with pytest.raises(DatasetError) as caught:
         evaluate_folder(*folders, TWO, ending=".nii.gz")
     action = "predict on the grid of the reference, or copy its header if the voxels correspond"
@@ -218,7 +221,7 @@ def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -
 def test_pairs_within_half_a_voxel_are_the_same_grid(folders: tuple[Path, Path]) -> None:
     expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
-    write_labels(folders[0] / "case_b.nii.gz", labels, grid_at(0.4))
+    write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, grid_at(0.4)))
     notes = Notes()
     assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
     assert notes.warnings == []
@@ -227,7 +230,7 @@ def test_pairs_within_half_a_voxel_are_the_same_grid(folders: tuple[Path, Path])
 def test_files_without_a_place_are_compared_by_index(folders: tuple[Path, Path]) -> None:
     expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
-    write_labels(folders[0] / "case_b.nii.gz", labels, Grid(labels.shape, (1.0, 1.0, 1.0)))
+    write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, Grid(labels.shape, (1.0, 1.0, 1.0))))
     notes = Notes()
     assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
     assert notes.warnings == [
@@ -244,8 +247,8 @@ def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[i
     predictions, references = tmp_path / "predictions", tmp_path / "references"
     for number, flip in enumerate(product((False, True), repeat=3)):
         axes = AxisMap(order, flip)
-        write_labels(references / f"{number}.nii.gz", labels, grid)
-        write_labels(predictions / f"{number}.nii.gz", axes.apply(labels), axes.apply_grid(grid))
+        write_labels(references / f"{number}.nii.gz", LabelMap(labels, grid))
+        write_labels(predictions / f"{number}.nii.gz", LabelMap(axes.apply(labels), axes.apply_grid(grid)))
     notes = Notes()
     summary = evaluate_folder(predictions, references, TWO, ending=".nii.gz", progress=notes)
     assert [[one.dice for one in case.metrics.values()] for case in summary.cases] == [[1.0, 1.0]] * 8

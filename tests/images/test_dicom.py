@@ -37,7 +37,7 @@ from segfit.images.formats import (
     read_image,
     write_labels,
 )
-from segfit.images.image import FileError
+from segfit.images.image import FileError, LabelMap
 from series_builder import clutter
 
 VOXELS = np.random.default_rng(0).integers(0, 4000, (5, 4, 6), np.int16)
@@ -535,7 +535,7 @@ def test_a_real_series_equals_what_itk_reads(data: Path, tmp_path: Path) -> None
     sitk.WriteImage(other, str(tmp_path / "a.nii.gz"))
     twin = read_grid(tmp_path / "a.nii.gz")
     np.testing.assert_allclose(image.grid.affine, twin.affine, atol=1e-6)  # type: ignore[arg-type]
-    write_labels(tmp_path / "labels.nii.gz", (image.array[0] > 200).astype(np.uint8), image.grid)
+    write_labels(tmp_path / "labels.nii.gz", LabelMap((image.array[0] > 200).astype(np.uint8), image.grid))
     assert read_grid(tmp_path / "labels.nii.gz").mismatch(twin) == ""
 
 
@@ -545,7 +545,7 @@ def test_series_in_paired_folders_are_cases(tmp_path: Path) -> None:
         image = read_image(series)
         labels = (image.array[0] > np.median(image.array)).astype(np.uint8)
         (tmp_path / "labels").mkdir(exist_ok=True)
-        write_labels(tmp_path / "labels" / f"{case}.nii.gz", labels, image.grid)
+        write_labels(tmp_path / "labels" / f"{case}.nii.gz", LabelMap(labels, image.grid))
     dataset = open_dataset(tmp_path)
     assert [case.id for case in dataset.training] == list("abcde")
     assert dataset.training[0].images == (tmp_path / "images" / "a",)

@@ -31,7 +31,7 @@ from segfit.images.formats import (
     split_ending,
     write_labels,
 )
-from segfit.images.image import FileError, Image, mm_per_unit
+from segfit.images.image import FileError, Image, LabelMap, mm_per_unit
 
 GRID = Grid((2, 3, 4), (3.0, 1.0, 1.0), np.diag([1.0, 1.0, 3.0, 1.0]))
 ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -133,7 +133,7 @@ def test_labels_have_one_channel_and_no_loss(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a.jpg is JPEG, which changes label values; export labels as .png"):
         read_label(tmp_path / "a.jpg")
     with pytest.raises(InputError, match=r"b.jpg would be JPEG, which changes label values; write .png instead"):
-        write_labels(tmp_path / "b.jpg", np.zeros((5, 6), np.uint8), Grid((5, 6), (1.0, 1.0)))
+        write_labels(tmp_path / "b.jpg", LabelMap(np.zeros((5, 6), np.uint8), Grid((5, 6), (1.0, 1.0))))
 
 
 @pytest.mark.parametrize("ending", [ending for ending, format_ in ENDINGS.items() if format_.write])
@@ -152,10 +152,10 @@ def test_written_labels_come_back(tmp_path: Path, ending: str, highest: int, dty
         or (ending == ".png" and highest > 65535)
     ):
         with pytest.raises(InputError, match="cannot hold"):
-            write_labels(path, labels, grid)
+            write_labels(path, LabelMap(labels, grid))
         assert not path.exists()
         return
-    write_labels(path, labels, grid)
+    write_labels(path, LabelMap(labels, grid))
     assert np.array_equal(read_label(path).array, labels[None])
     assert read_image(path).array.dtype == dtype
     assert read_grid(path).mismatch(grid) == ""
@@ -169,7 +169,7 @@ def test_a_4d_file_is_a_whole_case_and_no_label(tmp_path: Path) -> None:
     assert image.grid.mismatch(GRID) == ""
     with pytest.raises(InputError, match=r"a\.nii has 3 channels; save labels as one channel of label values"):
         read_label(tmp_path / "a.nii")
-    write_labels(tmp_path / "b.nii", array.T[1], image.grid)
+    write_labels(tmp_path / "b.nii", LabelMap(array.T[1], image.grid))
     assert nibabel.load(tmp_path / "b.nii").shape == (4, 3, 2)
     nibabel.Nifti1Image(array[..., :1], np.eye(4)).to_filename(tmp_path / "c.nii")
     assert np.array_equal(read_label(tmp_path / "c.nii").array, array.T[:1])
@@ -201,7 +201,7 @@ def test_every_format_has_an_ending_for_labels() -> None:
 
 
 def test_files_of_an_image(tmp_path: Path) -> None:
-    write_labels(tmp_path / "a.mhd", ARRAY, GRID)
+    write_labels(tmp_path / "a.mhd", LabelMap(ARRAY, GRID))
     assert files_of(tmp_path / "a.mhd") == (tmp_path / "a.mhd", tmp_path / "a.zraw")
     assert files_of(tmp_path / "b.nii.gz") == (tmp_path / "b.nii.gz",)
     (tmp_path / "s.zarr" / "t").mkdir(parents=True)
@@ -262,7 +262,7 @@ def test_voxels_are_counted_without_reading_them(ending: str, tmp_path: Path) ->
     flat = find_format(Path(f"a{ending}")).channel_kind is not None
     array, grid = (ARRAY[0], Grid((3, 4), (1.0, 1.0))) if flat else (ARRAY, GRID)
     path = tmp_path / f"a{ending}"
-    write_labels(path, array, grid)
+    write_labels(path, LabelMap(array, grid))
     assert num_voxels(path) == array.size == prod(read_grid(path).shape)
 
 

@@ -15,7 +15,7 @@ import zarr
 from segfit.geometry import Grid
 from segfit.images import omezarr
 from segfit.images.formats import read_case, read_label, write_labels
-from segfit.images.image import FileError
+from segfit.images.image import FileError, LabelMap
 
 TYPES = {"t": "time", "c": "channel"}
 
@@ -144,7 +144,7 @@ def test_labels_are_written_where_the_image_lies(tmp_path: Path) -> None:
     labels = (image.array[0] > 20).astype(np.uint8)
     path = tmp_path / "b.ome.zarr"
     for values in (labels[::-1], labels):  # the second replaces the first
-        write_labels(path, values, image.grid)
+        write_labels(path, LabelMap(values, image.grid))
     assert np.array_equal(read_label(path).array, labels[None])
     assert read_label(path).grid == image.grid
     written = zarr.open_group(str(path), mode="r").attrs["multiscales"][0]
@@ -162,7 +162,7 @@ def test_labels_beside_may_be_of_another_format(tmp_path: Path) -> None:
     image = read_case([make(tmp_path / "a.zarr", numbered(3, 4, 5))])
     labels = (image.array[0] > 20).astype(np.uint8)
     for name in ("b.nii.gz", "b.tif", "b.nrrd", "b.zarr"):
-        write_labels(tmp_path / name, labels, image.grid)
+        write_labels(tmp_path / name, LabelMap(labels, image.grid))
         label = read_label(tmp_path / name)
         assert np.array_equal(label.array, labels[None])
         assert image.grid.mismatch(label.grid) == ""

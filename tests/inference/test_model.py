@@ -18,7 +18,7 @@ from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import find_format, read_grid, read_label
-from segfit.images.image import Image
+from segfit.images.image import Image, LabelMap
 from segfit.inference.model import Model, load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.specs import Configuration
@@ -412,7 +412,7 @@ def test_outputs_lie_where_their_images_lie_bit_for_bit(model: Model, tmp_path: 
     folder.mkdir()
     writer = find_format(Path(f"a{ending}")).write
     assert writer is not None
-    writer(folder / f"a{ending}", array.astype(np.float32), Grid(array.shape, (1.0, 1.0, 1.0), affine))
+    writer(folder / f"a{ending}", LabelMap(array.astype(np.float32), Grid(array.shape, (1.0, 1.0, 1.0), affine)))
     source = read_grid(folder / f"a{ending}")
     (path,) = predict_folder(model, find_cases(folder, ending, 1), tmp_path / "out", ending=ending)
     assert path.name == f"a{ending}"

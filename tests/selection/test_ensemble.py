@@ -12,6 +12,7 @@ from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, evaluate
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
 from segfit.selection import ensemble
 from segfit.selection.ensemble import (
@@ -114,7 +115,7 @@ def references(tmp_path: Path) -> list[Pair]:
     pairs = []
     for pair in REFERENCES:
         file = tmp_path / f"{pair.case}.nii.gz"
-        write_labels(file, pair.load_reference()[None], Grid((1, 3, 1), (1.0, 1.0, 1.0)))
+        write_labels(file, LabelMap(pair.load_reference()[None], Grid((1, 3, 1), (1.0, 1.0, 1.0))))
         pairs.append(Pair.of_files(pair.case, file, file))
     return pairs
 

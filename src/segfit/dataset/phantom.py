@@ -19,6 +19,7 @@ from segfit.files import write_json
 from segfit.geometry import Grid
 from segfit.images import nifti, png_jpeg
 from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 
 __all__ = ["make_phantom"]
 
@@ -69,7 +70,7 @@ def make_phantom(
             else:
                 image, labels, grid = _picture(generator, tuple(shape)[-2:])
                 png_jpeg.write(image_path, image)
-            write_labels(label_path, labels, grid)
+            write_labels(label_path, LabelMap(labels, grid))
     channels = ("MRI",) if kind == "volume" else ("red", "green", "blue")
     declaration = {
         "name": "Phantom",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
 from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, png_jpeg, tiff
-from segfit.images.image import FileError, Image, Remark
+from segfit.images.image import FileError, Image, LabelMap, Remark
 from segfit.labels import smallest_dtype
 from segfit.words import numbers
 
@@ -49,7 +49,7 @@ class Format:
     read, read_grid : from a path; see `read_image` and `read_grid`
     num_voxels : where that is quicker to tell than the grid; see `num_voxels`
     read_label : where labels are decoded otherwise than images; None: by `read`
-    write : label map (spatial array, its grid) to a path; None: this format is not for labels, for the reason in
+    write : a label map to a path; None: this format is not for labels, for the reason in
         `unfit`, with what to do in `remedy`, and labels of its images have the ending `label_ending`
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
@@ -67,7 +67,7 @@ class Format:
     read_grid: Callable[[Path], Grid]
     num_voxels: Callable[[Path], int] | None = None
     read_label: Callable[[Path], Image] | None = None
-    write: Callable[[Path, NDArray[Any], Grid], None] | None = None
+    write: Callable[[Path, LabelMap], None] | None = None
     unfit: str = ""
     remedy: str = "save labels as .nii.gz"
     label_ending: str = ".nii.gz"
@@ -81,10 +81,15 @@ class Format:
     oriented: bool = False
 
 
-def _write_picture(path: Path, array: NDArray[Any], grid: Grid) -> None:
-    if grid.ndim != 2:
+def _write_picture(path: Path, labels: LabelMap) -> None:
+    if labels.grid.ndim != 2:
         raise FileError(path, "cannot hold a 3D label map", "write .nii.gz or .tif instead")
-    png_jpeg.write(path, array)
+    png_jpeg.write(path, labels.array)
+
+
+def _by(write: Callable[[Path, NDArray[Any], Grid], None]) -> Callable[[Path, LabelMap], None]:
+    """Return the writer of a format that keeps values and geometry alone."""
+    return lambda path, labels: write(path, labels.array, labels.grid)
 
 
 def _inside(path: Path) -> tuple[Path, ...]:
@@ -105,7 +110,7 @@ _NIFTI = Format(
     read=nifti.read,
     read_grid=nifti.read_grid,
     num_voxels=nifti.num_voxels,
-    write=nifti.write,
+    write=_by(nifti.write),
     check=lambda path, _: nifti.remarks(path),
     checks_labels=True,
     oriented=True,
@@ -114,7 +119,7 @@ _NRRD = Format(
     name="NRRD",
     read=nrrd.read,
     read_grid=nrrd.read_grid,
-    write=nrrd.write,
+    write=_by(nrrd.write),
     check=_HEADER_SIZE,
     files=lambda path: (path, *nrrd.companions(path)),
 )
@@ -122,7 +127,7 @@ _METAIMAGE = Format(
     name="MetaImage",
     read=metaimage.read,
     read_grid=metaimage.read_grid,
-    write=metaimage.write,
+    write=_by(metaimage.write),
     check=_HEADER_SIZE,
     files=lambda path: (path, *metaimage.companions(path)),
 )
@@ -152,7 +157,7 @@ _TIFF = Format(
     read=tiff.read,
     read_grid=tiff.read_grid,
     read_label=tiff.read_label,
-    write=tiff.write,
+    write=_by(tiff.write),
     multichannel=True,
     check=lambda path, image: tiff.remarks(path) + _FILE_SIZE(path, image),
     same_depth=True,
@@ -161,7 +166,7 @@ _OMEZARR = Format(
     name="OME-Zarr",
     read=omezarr.read,
     read_grid=omezarr.read_grid,
-    write=omezarr.write,
+    write=_by(omezarr.write),
     multichannel=True,
     files=_inside,
     check=lambda path, _: omezarr.remarks(path),
@@ -369,18 +374,15 @@ def read_label(path: Path, spacing_mm: Sequence[float] | None = None) -> Image:
     return Image(array.astype(np.int16 if small else np.int32), grid)
 
 
-def write_labels(path: Path, labels: NDArray[np.integer[Any]], grid: Grid) -> None:
+def write_labels(path: Path, labels: LabelMap) -> None:
     """Write a label map atomically on the grid it belongs to.
 
-    Parameters
-    ----------
-    labels : spatial integer array in the grid's (stored) order, 32 bits; written as uint8 if all are below 255, as
-        uint16 up to 65535, as nnU-Net does, else as int32, which pictures cannot hold
-    grid : as read from the source file; outputs of the same format get its geometry back exactly
+    Values are written as uint8 if all are below 255, as uint16 up to 65535, as nnU-Net does, else as int32, which PNG
+    and BMP cannot hold.
     """
     format_ = find_format(path)
     if format_.write is None:
         raise FileError(path, f"would be {format_.name}, {format_.unfit}", f"write {format_.label_ending} instead")
-    assert labels.shape == grid.shape, (labels.shape, grid.shape)
-    low, high = int(labels.min()), int(labels.max())
-    format_.write(path, np.ascontiguousarray(labels, dtype=smallest_dtype(low, high)), grid)
+    low, high = int(labels.array.min()), int(labels.array.max())
+    array = np.ascontiguousarray(labels.array, dtype=smallest_dtype(low, high))
+    format_.write(path, replace(labels, array=array))

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, Problem
 from segfit.geometry import AxisMap, Grid
+from segfit.labels import LabelScheme
 
 __all__ = [
     "FileError",
     "Image",
+    "LabelMap",
     "Remark",
     "foreign",
     "mm_per_unit",
@@ -173,3 +175,25 @@ class Image:
         """Return the image with its axes ordered as in `grid` if that lays it on `grid` (`Grid.turn`), else itself."""
         axes = None if not grid.mismatch(self.grid) else grid.turn(self.grid)
         return self if axes is None else self.reoriented(axes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelMap:
+    """Label values with their grid, as they are written to a file.
+
+    Parameters
+    ----------
+    array : (z, y, x) or (y, x), integer; the values that files hold
+    grid : as read from the source file; outputs of the same format get its geometry back exactly
+    scheme : what the values mean, where that is known
+    source : the files of the image that it belongs to
+    """
+
+    array: NDArray[np.integer[Any]]
+    grid: Grid
+    scheme: LabelScheme | None = None
+    source: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.grid.shape:
+            raise ValueError(f"label map of shape {self.array.shape} does not fit its grid {self.grid.shape}")

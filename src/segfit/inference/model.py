@@ -22,9 +22,9 @@ from segfit.errors import InputError
 from segfit.files import write_file
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
-from segfit.images.image import Image
+from segfit.images.image import Image, LabelMap
 from segfit.inference.predictor import Precision, Predictor
-from segfit.inference.sources import Source, read_previous_stage, read_source, source_remarks
+from segfit.inference.sources import Source, read_previous_stage, read_source, source_files, source_remarks
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
@@ -42,20 +42,28 @@ class Prediction:
 
     Parameters
     ----------
-    labels : label map on the grid of the input, (z, y, x) or (y, x), in the order of its file
-    grid : geometry of the input
+    label_map : on the grid of the input, in the order of its file
     probabilities : (num_outputs, *labels.shape) float32 if they were asked for, before post-processing
     warnings : what the user should know about this result
     """
 
-    labels: NDArray[np.integer[Any]]
-    grid: Grid
+    label_map: LabelMap
     probabilities: NDArray[np.float32] | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def labels(self) -> NDArray[np.integer[Any]]:
+        """Label values as stored, (z, y, x) or (y, x)."""
+        return self.label_map.array
+
+    @property
+    def grid(self) -> Grid:
+        """Geometry of the input."""
+        return self.label_map.grid
+
     def save(self, path: str | Path) -> None:
         """Write the label map to `path` in the format of its ending, on the grid of the input."""
-        write_labels(Path(path), self.labels, self.grid)
+        write_labels(Path(path), self.label_map)
 
     def save_probabilities(self, path: str | Path) -> None:
         """Write the probabilities as compressed ``.npz`` with the key ``probabilities``."""
@@ -74,6 +82,7 @@ class Prepared:
     """A case ready for the networks: one array and its way back for each member, in order."""
 
     grid: Grid
+    source: tuple[Path, ...]  # its files
     inputs: tuple[tuple[NDArray[np.float32], CaseProperties], ...]
     warnings: tuple[str, ...]
 
@@ -226,7 +235,7 @@ class Model:
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
         known = replace(image.grid, spacing_known=True)  # a size that is assumed is reported below
-        warnings = source_remarks(source, Image(image.array, known))
+        warnings = source_remarks(source_files(source), Image(image.array, known))
         if image.array.size and image.array.min() == image.array.max():
             warnings.append(f"{name} is constant")
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
@@ -239,7 +248,7 @@ class Model:
             sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
             warnings.append(f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training")
         inputs = tuple(self._member_input(member, sized, earlier, name) for member in self.manifest.members)
-        return Prepared(image.grid, inputs, tuple(warnings))
+        return Prepared(image.grid, source_files(source), inputs, tuple(warnings))
 
     def _member_input(
         self, member: Member, image: Image, earlier: Image | None, name: str
@@ -279,7 +288,8 @@ class Model:
         """Bring the logits back to the grid of the image and decide: the last step of `predict`; any thread."""
         inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
         kept = merged_probabilities(fields, self.labels) if probabilities else None
-        return Prediction(self.labels.to_stored(inner), prepared.grid, kept, (*prepared.warnings, *warnings))
+        found = LabelMap(self.labels.to_stored(inner), prepared.grid, self.labels, prepared.source)
+        return Prediction(found, kept, (*prepared.warnings, *warnings))
 
 
 def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | None) -> list[str]:

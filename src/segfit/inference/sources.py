@@ -15,7 +15,7 @@ from segfit.images.formats import check, read_case, read_label
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
 
-__all__ = ["Geometry", "Source", "read_previous_stage", "read_source", "source_remarks"]
+__all__ = ["Geometry", "Source", "read_previous_stage", "read_source", "source_files", "source_remarks"]
 
 Geometry = Grid | Sequence[float] | NDArray[np.floating[Any]]  # a grid, a spacing in mm (array order), or an affine
 Source = str | Path | Sequence[str | Path] | Image | NDArray[Any] | tuple[NDArray[Any], Geometry]
@@ -41,13 +41,15 @@ def read_source(source: Source, ndim: int, spacing_mm: Sequence[float] | None = 
     return read_case(paths, spacing_mm), str(paths[0])
 
 
-def source_remarks(source: Source, image: Image) -> list[str]:
-    """Return warnings about the headers of the files of a source; nothing for arrays and images."""
+def source_files(source: Source) -> tuple[Path, ...]:
+    """Return the files of a source; none of arrays and images."""
     if isinstance(source, str | Path):
         source = [source]
-    if not isinstance(source, Sequence):
-        return []
-    paths = [Path(path) for path in source if isinstance(path, str | Path)]
+    return tuple(Path(path) for path in source if isinstance(path, str | Path)) if isinstance(source, Sequence) else ()
+
+
+def source_remarks(paths: Sequence[Path], image: Image) -> list[str]:
+    """Return warnings about the headers of the files of an image."""
     return [f"{path} {remark.problem}" for path in paths for remark in check(path, image)]
 
 

@@ -18,7 +18,9 @@ from segfit.errors import InputError, StageError
 from segfit.execution.pool import map_cases
 from segfit.files import remove_leftovers, write_json
 from segfit.geometry import Grid
-from segfit.images.formats import find_format, num_voxels, read_image, split_ending, write_labels
+from segfit.images import nifti, png_jpeg, tiff
+from segfit.images.formats import num_voxels, read_image, split_ending, write_labels
+from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 
@@ -128,12 +130,14 @@ def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, en
             write_json(images / f"{case.id}.json", {"spacing": list(image.grid.spacing_mm)})
     if case.label_files:
         label = read_labels(case, labels, grid)
-        write_labels(annotated / f"{case.id}{ending}", label.array[0], label.grid)
+        write_labels(annotated / f"{case.id}{ending}", LabelMap(label.array[0], label.grid, labels, case.images))
 
 
 def _write(path: Path, channel: NDArray[Any], grid: Grid) -> None:
-    write = find_format(path).write
-    assert write is not None, path
-    write(path, channel, grid)
-    if path.suffix == ".tif":
+    if path.suffix == ".png":
+        png_jpeg.write(path, channel)
+    elif path.suffix == ".tif":
+        tiff.write(path, channel, grid)
         path.with_suffix(".json").unlink(missing_ok=True)
+    else:
+        nifti.write(path, channel, grid)
