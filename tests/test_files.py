@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -140,3 +140,33 @@ def test_records_are_frozen_and_strict() -> None:
         Inner(size=1).size = 2  # type: ignore[misc]
     with pytest.raises(ValueError, match="Extra inputs"):
         Inner(size=1, weight=2)  # type: ignore[call-arg]
+
+
+class Letter(Document):
+    SCHEMA = 2
+    SHARED = True
+    schema_version: int = 2
+    heading: str
+    inner: Inner
+
+    @classmethod
+    def migrate(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
+        return content if version == 2 else {"heading": content.pop("title"), **content}
+
+
+def test_shared_documents_ignore_unknown_fields(tmp_path: Path) -> None:
+    write_json(
+        tmp_path / "letter.json",
+        {"schema_version": 2, "heading": "x", "colour": 1, "inner": {"size": 1, "weight": 2}},
+    )
+    assert Letter.load(tmp_path / "letter.json") == Letter(heading="x", inner=Inner(size=1))
+    write_json(tmp_path / "letter.json", {"schema_version": 2, "heading": "x", "inner": {"size": "big"}})
+    with pytest.raises(InputError) as caught:
+        Letter.load(tmp_path / "letter.json")
+    assert "inner.size" in caught.value.problem
+    assert caught.value.action == "copy it again from where it came"
+
+
+def test_documents_of_an_older_schema_are_migrated(tmp_path: Path) -> None:
+    write_json(tmp_path / "letter.json", {"schema_version": 1, "title": "x", "inner": {"size": 1}})
+    assert Letter.load(tmp_path / "letter.json").heading == "x"

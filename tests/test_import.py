@@ -55,12 +55,14 @@ def test_light_modules_load_nothing_heavy_and_change_nothing() -> None:
 
 def test_a_model_is_loaded_without_the_planner() -> None:
     program = (
-        "import sys, segfit.inference.model, segfit.bundle.nnunet; print([m for m in sys.modules if '.planning' in m])"
+        "import sys, segfit.inference.model, segfit.nnunet.models; print([m for m in sys.modules if '.planning' in m])"
     )
     assert fresh(program) == "[]\n"
 
 
-@pytest.mark.parametrize("module", ["segfit.evaluation.summary", "segfit.selection.select", "segfit.components"])
+@pytest.mark.parametrize(
+    "module", [f"segfit.{name}" for name in ("evaluation.summary", "selection.select", "connected_components")]
+)
 def test_evaluation_and_selection_need_no_torch(module: str) -> None:
     assert "torch" not in json.loads(fresh(_PROBE, module))["heavy"]
 

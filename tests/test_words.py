@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segfit.words import count, dice, duration, extent, gigabytes, listing, number, plain
+from segfit.words import count, dice, duration, extent, gigabytes, listing, number, numbers, plain
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,7 @@ def test_small_ones() -> None:
     assert listing(["a"]) == "a"
     assert listing(["a", "b", "c"]) == "a, b and c"
     assert listing([str(i) for i in range(10)], 4) == "0, 1, 2 and 7 more"
+
+
+def test_numbers_are_a_vector() -> None:
+    assert numbers((3, 0.78125, 1e-5)) == "(3, 0.7812, 1e-05)"

@@ -19,7 +19,7 @@ def nonzero_mask(array: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where any channel of ``(c, *spatial)`` is non-zero; in 3D enclosed holes are filled.
 
     A hole is a part of the background that does not reach the border of the image (6-neighbourhood). In 2D nothing is
-    filled, as in the reference, where every pixel of a one-slice volume touches the outside.
+    filled, as in nnU-Net, where every pixel of a one-slice volume touches the outside.
     """
     mask: NDArray[np.bool_] = array[0] != 0
     for channel in array[1:]:

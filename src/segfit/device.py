@@ -45,16 +45,18 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"unknown device {name!r}; known are auto, cpu, cuda, cuda:N and mps") from None
+        raise InputError(f"unknown device {name!r}", "known are auto, cpu, cuda, cuda:N and mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise InputError(f"device {name} was asked for, this machine has {count} CUDA device(s); use --device cpu")
+            raise InputError(
+                f"device {name} was asked for, this machine has {count} CUDA device(s)", "use --device cpu"
+            )
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device mps was asked for and is not available here; use --device cpu")
+        raise InputError("device mps was asked for and is not available here", "use --device cpu")
     if device.type not in ("cpu", "mps"):
-        raise InputError(f"unknown device {name!r}; known are auto, cpu, cuda, cuda:N and mps")
+        raise InputError(f"unknown device {name!r}", "known are auto, cpu, cuda, cuda:N and mps")
     return device
 
 

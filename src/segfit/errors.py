@@ -7,7 +7,8 @@
         ├── MemoryShortageError      a network does not fit into the memory there is
         └── DivergedError            a training diverged, with a lower learning rate too
 
-Every message is one or two sentences: what was expected, what came, in which case or file, what to do.
+Every error has a `problem` (what was expected, what came, in which case or file) and, where something can be done, an
+`action`; its text is both. Errors cross processes by pickle: `args` are what their classes take.
 """
 
 from __future__ import annotations
@@ -31,9 +32,16 @@ __all__ = [
 class SegfitError(Exception):
     """Base class of all errors that segfit raises on purpose."""
 
+    def __init__(self, problem: str, action: str = "") -> None:
+        self.problem, self.action = problem, action
+        super().__init__(problem, action)
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.action}" if self.action else self.problem
+
 
 class InputError(SegfitError):
-    """The input or an option is unusable; the message says what to do about it."""
+    """The input or an option is unusable."""
 
 
 class StageError(SegfitError):
@@ -56,22 +64,22 @@ class Problem:
     problem: str
     action: str
     fatal: bool = True  # False: a warning, the dataset can be used as it is
-    transient: bool = False  # True: it came of the machine, not of the files; looking again may help
+    transient: bool = False  # True: it came from the machine, not from the files; checking again may help
+
+    def __str__(self) -> str:
+        return f"{self.case}: {self.problem}; {self.action}"
 
 
 class DatasetError(InputError):
-    """All problems of a dataset at once, so that they can be mended in one go.
+    """All problems of a dataset at once, so that they can be fixed in one go.
 
     `outcome` says what was done all the same.
     """
 
     def __init__(self, problems: Sequence[Problem], outcome: str = "nothing was changed") -> None:
         self.problems, self.outcome = tuple(problems), outcome
-        lines = [f"{item.case}: {item.problem}; {item.action}" for item in self.problems]
-        super().__init__("\n".join(lines))
-
-    def __reduce__(self) -> tuple[type[DatasetError], tuple[tuple[Problem, ...], str]]:
-        return DatasetError, (self.problems, self.outcome)  # so that it crosses processes
+        super().__init__("\n".join(map(str, self.problems)))
+        self.args = (self.problems, self.outcome)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -88,13 +88,13 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); restore it or its permissions") from None
+        raise InputError(f"{path} cannot be read ({error.strerror})", "restore it or its permissions") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not valid JSON (it is no UTF-8 text); save it as UTF-8") from None
+        raise InputError(f"{path} is not valid JSON (it is no UTF-8 text)", "save it as UTF-8") from None
     except RecursionError:
-        raise InputError(f"{path} is not valid JSON (too deeply nested); restore it or delete it") from None
+        raise InputError(f"{path} is not valid JSON (too deeply nested)", "restore it or delete it") from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or delete it") from None
+        raise InputError(f"{path} is not valid JSON ({error})", "restore it or delete it") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -136,11 +136,18 @@ class Record(BaseModel):
 class Document(Record):
     """A record that lives in a file of its own, with a schema version.
 
-    `schema_version` is written into the file; a file from a newer version is refused with one clear sentence.
+    `schema_version` is written into the file; a file from a newer version is refused with one clear sentence, one from
+    an older version is brought to the present form by `migrate`.
     """
 
     SCHEMA: ClassVar[int] = 1
+    SHARED: ClassVar[bool] = False  # it leaves the project: fields of other versions and programs are ignored
     schema_version: int = 1
+
+    @classmethod
+    def migrate(cls, content: dict[str, Any], version: int) -> dict[str, Any]:  # noqa: ARG003 - for older schemas
+        """Return the content of a file of schema `version` as the present schema has it."""
+        return content
 
     def save(self, path: Path) -> None:
         """Write the document atomically as JSON."""
@@ -155,11 +162,12 @@ class Document(Record):
             raise InputError(f"{path} is not a segfit {cls.__name__.lower()} file: it has no schema_version")
         if version > cls.SCHEMA:
             raise InputError(
-                f"{path} was written by a newer segfit (schema {version}, this one reads {cls.SCHEMA}); update segfit"
+                f"{path} was written by a newer segfit (schema {version}, this one reads {cls.SCHEMA})", "update segfit"
             )
         try:
-            return cls.model_validate(raw)
+            return cls.model_validate(cls.migrate(raw, version), extra="ignore" if cls.SHARED else None)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "top level"
-            raise InputError(f"{path} is damaged at {where}: {first['msg']}; delete it to have it made anew") from None
+            action = "copy it again from where it came" if cls.SHARED else "delete it to have it made anew"
+            raise InputError(f"{path} is damaged at {where}: {first['msg']}", action) from None

@@ -102,11 +102,11 @@ def axis_operator(old: int, new: int, order: int, reach: int = REACH) -> AxisOpe
     order : 0 nearest (ties go up), 1 linear, 3 interpolating cubic B-spline; beyond the ends the edge values repeat
     reach : samples on each side that the prefilter of the cubic spline looks at
 
-    The cubic spline prefilter sees an endless repetition of the edge; the reference repeats it 12 times and mirrors
+    The cubic spline prefilter sees an endless repetition of the edge; nnU-Net repeats it 12 times and mirrors
     that, which differs by less than 1e-11 of the range.
     """
     if order not in (0, 1, 3):
-        raise InputError(f"resampling knows the orders 0, 1 and 3, got {order}; change the plan's resampling order")
+        raise InputError(f"resampling knows the orders 0, 1 and 3, got {order}", "change the plan's resampling order")
     centres = (np.arange(new) + 0.5) * (old / new) - 0.5
     if order == 0:
         first = np.floor(centres + 0.5)

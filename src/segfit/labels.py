@@ -1,6 +1,6 @@
 """What the labels of a dataset mean: names, values, regions, the ignore value, and the network's outputs.
 
-Rules and error cases follow the reference's ``dataset.json`` (label semantics), except that values on disk need not be
+Rules and error cases follow nnU-Net's ``dataset.json`` (label semantics), except that values on disk need not be
 consecutive. Two kinds of values exist: *stored* ones, in files and in what users see, and *inner* ones, consecutive
 from 0, everywhere else. `LabelScheme.to_inner` and `LabelScheme.to_stored` are the way there and back. Pure numpy; no
 file is touched.
@@ -151,7 +151,7 @@ class LabelScheme(Record):
 
     @property
     def num_declared(self) -> int:
-        """Entries in ``dataset.json``'s `labels`, ignore included: what the reference's memory estimate counts."""
+        """Entries in ``dataset.json``'s `labels`, ignore included: what nnU-Net's memory estimate counts."""
         return len(self.labels) + (self.ignore_value is not None)
 
     def lost_values(self) -> tuple[tuple[int, int], ...]:
@@ -202,32 +202,32 @@ class LabelScheme(Record):
         return np.take(table, labels)
 
     def to_labels(
-        self, scores: NDArray[np.floating[Any]], *, activated: bool = False
+        self, values: NDArray[np.floating[Any]], *, activated: bool = False
     ) -> NDArray[np.unsignedinteger[Any]]:
         """Turn network outputs into a label map.
 
         Parameters
         ----------
-        scores : (num_outputs, *spatial) logits, or probabilities with ``activated=True``
+        values : (num_outputs, *spatial) logits, or probabilities with ``activated=True``
 
         Exclusive labels: argmax, the lowest label wins ties. Regions: every region above probability 0.5 (strict) is
         painted with its value of `region_order`, later over earlier.
         """
         dtype = np.uint8 if max(self.all_values) < 255 else np.uint16
         if self.region_order is None:
-            winner: NDArray[np.intp] = scores.argmax(0)
+            winner: NDArray[np.intp] = values.argmax(0)
             if self.all_values == tuple(range(len(self.all_values))):
                 return winner.astype(dtype)
             return np.take(np.asarray(self.all_values, dtype=dtype), winner)
         threshold = 0.5 if activated else 0.0
-        result: NDArray[np.unsignedinteger[Any]] = np.zeros(scores.shape[1:], dtype=dtype)
-        for score, value in zip(scores, self.region_order, strict=True):
-            result[score > threshold] = value
+        result: NDArray[np.unsignedinteger[Any]] = np.zeros(values.shape[1:], dtype=dtype)
+        for channel, value in zip(values, self.region_order, strict=True):
+            result[channel > threshold] = value
         return result
 
 
 def smallest_dtype(low: int, high: int) -> type[np.integer[Any]]:
-    """Return what label maps with these extreme values are written as: uint8 and uint16 as the reference, or int32."""
+    """Return what label maps with these extreme values are written as: uint8 and uint16 as nnU-Net, or int32."""
     if low < 0 or high > np.iinfo(np.uint16).max:
         return np.int32
     return np.uint8 if high < 255 else np.uint16

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from segfit.errors import InputError, nearest
 from segfit.files import Record
@@ -117,9 +117,10 @@ class PlanningOptions(ConfigurationOptions):
 
     configurations: tuple[str, ...] | None = Field(None, description="configurations to train, e.g. 3d_fullres,2d")
     folds: tuple[int, ...] | None = Field(None, description="folds to train, e.g. 0,1,2,3,4")
-    splits: Literal["balanced", "reference"] | Path | None = Field(
-        None, description="how cases are split into folds: balanced, reference, or a file of folds"
-    )
+    splits: Annotated[
+        Literal["balanced", "nnunet"] | Path | None,
+        BeforeValidator(lambda value: "nnunet" if value == "reference" else value),  # its old name
+    ] = Field(None, description="how cases are split into folds: balanced, nnunet, or a file of folds")
     orientation: Literal["canonical", "stored"] | None = Field(None, description="axes seen by the network")
     by_configuration: dict[ConfigurationName, ConfigurationOptions] = Field(
         {}, description="the same for one configuration, set as planning.3d_fullres.batch_size"

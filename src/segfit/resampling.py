@@ -1,6 +1,6 @@
 """Resampling to another grid size: separable interpolation, axis by axis (see `segfit.interpolation`).
 
-Rules follow the reference's default resampler (spec: preprocessing, sections 3, 5 and 6): half-pixel centres, edge
+Rules follow nnU-Net's default resampler (spec: preprocessing, sections 3, 5 and 6): half-pixel centres, edge
 values repeated, no anti-aliasing, a strongly anisotropic axis resampled on its own by nearest neighbour.
 Pure numpy; the alternative method "torch" loads torch when it is asked for.
 """
@@ -33,7 +33,7 @@ _LARGE, _FAR = 128, 16  # beyond this value, and this many times the range, floa
 def new_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float | None]) -> tuple[int, ...]:
     """Return the voxels per axis at the target spacing, at least 1; None keeps an axis as it is.
 
-    Rounds half to even, evaluated as (spacing / target) * n in float64 like the reference.
+    Rounds half to even, evaluated as (spacing / target) * n in float64 like nnU-Net.
     """
     return tuple(
         n if target is None else max(1, round((spacing / target) * n))
@@ -189,7 +189,7 @@ def resample_labels(
     """Resample an integer label map ``(*spatial)``; the dtype is kept, equal shapes return the input itself.
 
     Every label's indicator is interpolated linearly and the largest score wins. Ties go to the nearest neighbour's
-    label if it is among them, else to the smallest label (the reference's current rule).
+    label if it is among them, else to the smallest label (nnU-Net's current rule).
     """
     shape = tuple(shape)
     if labels.shape == shape or method == "none":
@@ -197,7 +197,8 @@ def resample_labels(
     if order not in (0, 1) or order_separate_axis != 0:
         raise InputError(
             f"labels are resampled with order 0 or 1 and order 0 along a separate axis, got {order} and "
-            f"{order_separate_axis}; change the plan's label resampling"
+            f"{order_separate_axis}",
+            "change the plan's label resampling",
         )
     resize = _torch_votes if method == "torch" else _linear_votes if order == 1 else _nearest
     separate = separate_axis(current_mm, new_mm, force=force_separate, threshold=separate_threshold)
@@ -344,7 +345,7 @@ def _labels_ascending(labels: NDArray[np.integer[Any]]) -> Iterator[int]:
 
 
 def _torch_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Let the largest half-precision score win, the smallest label on ties, as the reference's torch resampler does.
+    """Let the largest half-precision score win, the smallest label on ties, as nnU-Net's torch resampler does.
 
     Its scores are 1000 times the indicator in float16, which is where its ties come from.
     """

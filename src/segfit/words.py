@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "listing",
     "name_in_words",
     "number",
+    "numbers",
     "plain",
     "value_in_words",
 ]
@@ -84,6 +85,11 @@ def number(value: float | None) -> str:
     else:
         text = f"{value:.4g}".replace("e-0", "e-")
     return text.replace(",", "\u202f").replace("-", "−")
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Return ``(3, 0.781, 0.781)``: sizes or a place in mm."""
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def extent(values: Sequence[float | None]) -> str:

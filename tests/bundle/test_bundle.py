@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, card, open_bundle, weights_name, write_bundle
-from segfit.components import PostprocessingStep
+from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
+from segfit.files import read_json, write_json
 from segfit.labels import Exchange, LabelScheme
 from segfit.networks.unet import build_network
 from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec
@@ -80,7 +81,7 @@ def test_round_trip(tmp_path: Path) -> None:
     weights = states()
     save_file(weights["weights-2d-1.safetensors"], tmp_path / "trained.safetensors")
     sources = {**weights, "weights-2d-1.safetensors": tmp_path / "trained.safetensors"}
-    written = write_bundle(tmp_path / "model", manifest(scores={"liver": 0.91}), sources)
+    written = write_bundle(tmp_path / "model", manifest(dice={"liver": 0.91}), sources)
     assert set(written.checksums) == set(written.files)
     names = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert names == ["card.md", "model.json", "weights-2d-0.safetensors", "weights-2d-1.safetensors"]
@@ -166,7 +167,7 @@ def test_weight_files_lie_in_the_folder() -> None:
 def test_the_card_tells_what_a_reader_needs() -> None:
     text = card(
         manifest(
-            scores={"liver": 0.9123},
+            dice={"liver": 0.9123},
             postprocessing=(PostprocessingStep(values=(1,), text="keep only the largest component of liver"),),
             training={"cases": 12, "preset": "stock"},
             licence="CC-BY-4.0",
@@ -179,7 +180,7 @@ def test_the_card_tells_what_a_reader_needs() -> None:
         "Licence: CC-BY-4.0",
         "Known limits: adults only",
         "| liver | 1 | 0.912 |",
-        "| 2d | 16 x 16 | 0.5 x 0.5 | 2 | 0 |",
+        "| 2d | 16 × 16 | 0.5 × 0.5 | 2 | 0 |",
         "Afterwards: keep only the largest component of liver.",
         "- cases: 12",
     ):
@@ -201,3 +202,12 @@ def test_a_bundle_knows_its_images(tmp_path: Path, ending: str, shown: str) -> N
     found = open_bundle(tmp_path / "model").manifest
     assert (found.input_ending, found.file_ending) == (ending or ".nii.gz", ".nii.gz")
     assert f"Made from {shown}. " in (tmp_path / "model" / "card.md").read_text()
+
+
+def test_models_of_other_versions_are_read(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path / "model", manifest(dice={"liver": 0.91}), states())
+    content = read_json(tmp_path / "model" / MANIFEST)
+    content["scores"] = content.pop("dice")  # its old name
+    content["colour"] = content["members"][0]["colour"] = "unknown here"
+    write_json(tmp_path / "model" / MANIFEST, content)
+    assert open_bundle(tmp_path / "model").manifest == written

@@ -15,6 +15,7 @@ from segfit.cli.main import run
 from segfit.dataset.phantom import make_phantom
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 from segfit.selection.verdict import Verdict
 
 TINY = ["training.steps=4", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
@@ -108,7 +109,7 @@ def test_run_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(told["dice"]["test"]) == {"organ", "lesion", "mean"}
     assert told["model"] == str(project / "model")
     assert told["verdict"]["level"] == "failed"
-    assert told["verdict"]["headline"] == "failed, this model should not be used"
+    assert told["verdict"]["headline"] == "failed, do not use this model"
     finding = told["verdict"]["findings"][0]
     assert finding["structures"] == ["organ", "lesion"]
     assert "4 steps were too few: run again with --steps 1000 (about " in finding["action"]
@@ -120,20 +121,20 @@ def test_the_verdict_is_told_everywhere(
     run(["run", "--out", str(project)])
     out = capsys.readouterr().out
     lines = out[out.index("verdict: ") : out.index("model:")].splitlines()
-    assert lines[0] == "verdict: failed, this model should not be used (1 remark in the report)"
+    assert lines[0] == "verdict: failed, do not use this model (1 remark in the report)"
     assert max(map(len, lines)) <= 80
     told = " ".join(line.strip() for line in lines[1:])
     assert "4 steps were too few: run again with --steps 1000" in told
     for path in (project / "report.html", project / "model" / "card.md"):
         text = path.read_text(encoding="utf-8")
-        assert "failed, this model should not be used" in text
+        assert "failed, do not use this model" in text
         assert "4 steps were too few: run again with --steps 1000" in text
     assert "a wrong reference label" not in (project / "report.html").read_text(encoding="utf-8")
     assert run(["select", "--out", str(project)]) == 0
     assert lines[0] in capsys.readouterr().out
     monkeypatch.setattr("segfit.project.Project.verdict", lambda _: Verdict(level="doubtful"))
     assert run(["run", "--out", str(project)]) == 0
-    assert "verdict: doubtful, check this model before you use it\n" in capsys.readouterr().out
+    assert "verdict: doubtful, check this model before use\n" in capsys.readouterr().out
 
 
 def test_exit_codes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +185,9 @@ def test_predict_a_folder_files_and_evaluate(
     assert run(["predict", *model, "-i", str(one), "-o", str(tmp_path / "one"), "--probabilities"]) == 0
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["phantom_ts_001.nii.gz", "phantom_ts_001.npz"]
     folder = str(tmp_path / "scan.zarr")  # a folder that is one image
-    write_labels(Path(folder), np.arange(24, dtype=np.uint8).reshape(2, 3, 4), Grid((2, 3, 4), (1.0, 1.0, 1.0)))
+    write_labels(
+        Path(folder), LabelMap(np.arange(24, dtype=np.uint8).reshape(2, 3, 4), Grid((2, 3, 4), (1.0, 1.0, 1.0)))
+    )
     assert run(["predict", *model, "-i", folder, "-o", str(tmp_path / "zarr")]) == 0
     assert [path.name for path in (tmp_path / "zarr").iterdir()] == ["scan.nii.gz"]
     both = [str(path) for path in sorted(images.glob("*.nii.gz"))]
@@ -200,7 +203,7 @@ def test_predict_a_folder_files_and_evaluate(
     assert told == json.loads((tmp_path / "scores.json").read_text())
     before = json.loads((project / "predictions" / "summary.json").read_text())
     assert told["mean"] == before["mean"]
-    assert [case["scores"] for case in told["cases"]] == [case["scores"] for case in before["cases"]]
+    assert [case["metrics"] for case in told["cases"]] == [case["metrics"] for case in before["cases"]]
 
 
 def test_info(project: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,7 +319,7 @@ def test_folds_can_be_chosen(
     kept = json.loads((tmp_path / "p" / "splits.json").read_text())
     assert kept["source"] == str(tmp_path / "my folds, new.json")
     assert [fold["validation"] for fold in kept["folds"]] == [cases[:1], cases[-1:]]
-    assert run(["plan", "--out", "p", "--splits", "reference"]) == 0
+    assert run(["plan", "--out", "p", "--splits", "nnunet"]) == 0
     assert len(json.loads((tmp_path / "p" / "splits.json").read_text())["folds"]) == 5
     assert run(["plan", "--out", "p", "--splits", "referense"]) == 2
     assert "referense is none (did you mean 'reference'?)" in capsys.readouterr().err
@@ -359,7 +362,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
     assert run(["check", str(dataset)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "nnU-Net v2 folder: 5 training cases, 2 test cases",
-        "1 channel: MRI; labels (.nii.gz): organ = 1, lesion = 2",
+        "1 channel: MRI; labels (.nii.gz): organ = 1 and lesion = 2",
         "no problem found: the dataset can be used",
     ]
     pairs = tmp_path / "paired folders"
@@ -377,7 +380,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
         "file_ending": ".nii.gz",
         "image_ending": ".nii.gz",
     }
-    assert [item["problem"] for item in told["problems"]] == ["2 training cases, 5 or more are needed for five folds"]
+    assert [item["problem"] for item in told["problems"]] == ["2 training cases, five folds need 5 or more"]
     assert run(["info", str(pairs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["structures"] == "label 1, label 2"
 

@@ -50,7 +50,7 @@ def test_skewed_axes_are_told(tmp_path: Path) -> None:
         change(path, srow_x=(1, 0.5, 0, 0))
     told = check_dataset(root)
     assert Problem(
-        "b", "b_0000.nii.gz has axes that are 27 degrees off right angles, and is used as if they were not",
+        "b", "b_0000.nii.gz has axes that are 27 degrees off right angles, which is ignored",
         "resample it to a grid with right angles, or correct its header", False,
     ) in told  # fmt: skip
     for path in root.glob("*Tr/b*.nii.gz"):
@@ -60,17 +60,14 @@ def test_skewed_axes_are_told(tmp_path: Path) -> None:
 
 def test_volumes_without_a_place(tmp_path: Path) -> None:
     root = build(tmp_path)
-    tail = (
-        "do not say how their axes lie (no sform or qform); they are taken as running right, forward and up (RAS+), "
-        "as they are stored"
-    )
+    tail = "have no sform or qform; RAS+ is assumed"
     action = "write the true orientation into the headers (sform)"
     for count, cases in ((2, "bd"), (5, "abcde")):
         for case in cases:
             for path in root.glob(f"*Tr/{case}*.nii.gz"):
                 change(path, sform_code=0, qform_code=0)
         first = cases[0]
-        assert check_dataset(root) == (Problem("dataset", f"{count} of 5 cases, first {first}, {tail}", action, False),)
+        assert check_dataset(root) == (Problem("dataset", f"{count} of 5 cases (first {first}) {tail}", action, False),)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +86,7 @@ def test_mistaken_units(tmp_path: Path, factors: tuple[float, ...], told: bool) 
     root = build(tmp_path)
     rescale(root, "b", factors)
     size = ", ".join(f"{factor:.4g}" for factor in factors[::-1])
-    problem = f"its voxels are ({size}) mm in size, those of the dataset usually (1, 1, 1) mm"
+    problem = f"its voxel size is ({size}) mm, the median of the dataset (1, 1, 1) mm"
     expected = Problem("b", problem, "correct the voxel size in its header if the unit was mistaken", False)
     assert check_dataset(root) == ((expected,) if told else ())
 
@@ -98,7 +95,7 @@ def test_metres_in_all_cases(tmp_path: Path) -> None:
     root = build(tmp_path)
     for path in root.glob("*Tr/*.nii.gz"):
         change(path, xyzt_units=1)
-    problem = "voxels are usually (1000, 1000, 1000) mm in size, more than any imaging has"
+    problem = "the median voxel size is (1000, 1000, 1000) mm, which is implausibly large"
     action = "correct the voxel size in the headers if the unit was mistaken"
     assert check_dataset(root) == (Problem("dataset", problem, action, False),)
 

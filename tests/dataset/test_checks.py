@@ -15,6 +15,7 @@ from segfit.dataset.layouts import open_dataset
 from segfit.errors import DatasetError, Problem
 from segfit.files import write_json
 from segfit.images.formats import read_image, write_labels
+from segfit.images.image import LabelMap
 
 FATAL, WARNING = True, False
 
@@ -41,15 +42,20 @@ def with_values(*values: float) -> np.ndarray:
 
 FIT = "resample it to that image, or copy that image's header if the voxels already correspond"
 FAULTS: list[tuple[Callable[[Path], None], str, str, bool]] = [
-    (cut("imagesTr/b_0001.nii.gz", 50), "b_0001.nii.gz cannot be read (Compressed file ended", "copy or export", FATAL),
+    (
+        cut("imagesTr/b_0001.nii.gz", 50),
+        "b_0001.nii.gz cannot be read (Compressed file ended",
+        "copy or export it again",
+        FATAL,
+    ),
     (cut("imagesTr/b_0001.nii.gz", 0), "b_0001.nii.gz is empty", "copy or export it again", FATAL),
-    (cut("labelsTr/b.nii.gz", 50), "b.nii.gz cannot be read (Compressed file ended", "copy or export", FATAL),
+    (cut("labelsTr/b.nii.gz", 50), "b.nii.gz cannot be read (Compressed file ended", "copy or export it again", FATAL),
     (image(with_values(np.nan)), "b_0001.nii.gz has 1 NaN or infinite voxel", "replace them by", FATAL),
     (image(with_values(np.inf, np.nan)), "b_0001.nii.gz has 2 NaN or infinite voxels", "replace them by", FATAL),
     (
         image(np.full(SHAPE, 7, np.int16)),
         "b_0001.nii.gz is constant: every voxel is 7",
-        "look at the image; remove the case if it is empty",
+        "check the image; remove the case if it is empty",
         WARNING,
     ),
     (
@@ -74,29 +80,29 @@ FAULTS: list[tuple[Callable[[Path], None], str, str, bool]] = [
     (label(a_label(1), shift=-2.0), "b.nii.gz does not fit b_0000.nii.gz: it lies 2.0 voxels away", FIT, FATAL),
     (
         label(a_label(1, 5, 9)),
-        "b.nii.gz holds the undeclared values 5, 9; declared are 0, 1, 2",
+        "b.nii.gz has the undeclared values 5, 9; declared are 0, 1, 2",
         'correct the label or declare the value in "labels"',
         FATAL,
     ),
     (
         label(a_label(1, 2).astype(np.int16) - 1),
-        "b.nii.gz holds the undeclared value -1; declared are 0, 1, 2",
+        "b.nii.gz has the undeclared value -1; declared are 0, 1, 2",
         'correct the label or declare the value in "labels"',
         FATAL,
     ),
     (
         label(np.arange(24).reshape(SHAPE).astype(np.uint8)),
-        "b.nii.gz holds the undeclared values 3, 4, 5, 6, 7, 8, 9, 10, ...; declared are 0, 1, 2",
+        "b.nii.gz has the undeclared values 3, 4, 5, 6, 7, 8, 9, 10, ...; declared are 0, 1, 2",
         'correct the label or declare the value in "labels"',
         FATAL,
     ),
     (
         label(a_label(1).astype(np.float32) / 4),
-        "b.nii.gz holds 0.25 where labels must be integers",
-        "round it or export it again",
+        "b.nii.gz has the value 0.25, labels must be integers",
+        "round or export it again",
         FATAL,
     ),
-    (label(a_label()), "b.nii.gz is empty: no structure is labelled", "nothing if that is right", WARNING),
+    (label(a_label()), "b.nii.gz is empty: it labels no class", "label the case or remove it", WARNING),
 ]
 
 
@@ -168,11 +174,14 @@ def test_an_unusable_declaration_is_reported_alone(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("cases", "text"), [(1, "1 training case, 5 or more"), (4, "4 training cases, 5 or more")])
+@pytest.mark.parametrize(
+    ("cases", "text"),
+    [(1, "1 training case, five folds need 5 or more"), (4, "4 training cases, five folds need 5 or more")],
+)
 def test_few_cases_are_a_warning(tmp_path: Path, cases: int, text: str) -> None:
     problems = check_dataset(build(tmp_path, cases=cases))
     assert len(problems) == 1
-    assert problems[0].problem == f"{text} are needed for five folds"
+    assert problems[0].problem == text
     require_usable(problems)
 
 
@@ -191,7 +200,7 @@ def test_structures_that_never_occur_are_a_warning(tmp_path: Path) -> None:
     assert check_dataset(root) == (
         Problem(
             "dataset",
-            'the structure "lesion" occurs in no label file',
+            'the class "lesion" occurs in no label file',
             'correct its value in "labels" or remove it',
             WARNING,
         ),
@@ -204,7 +213,7 @@ def test_the_ignore_label_is_declared_but_is_no_structure(tmp_path: Path) -> Non
     write_volume(root / "labelsTr" / "a.nii.gz", a_label(1, 3))
     write_volume(root / "labelsTr" / "b.nii.gz", a_label(3))
     assert [(item.case, item.problem) for item in check_dataset(root)] == [
-        ("b", "b.nii.gz is empty: no structure is labelled")
+        ("b", "b.nii.gz is empty: it labels no class")
     ]
 
 
@@ -214,7 +223,7 @@ def test_test_cases_only_warn(tmp_path: Path) -> None:
         write_volume(root / "imagesTs" / f"a_{channel:04d}.nii.gz")  # the same name as a training case
     write_volume(root / "labelsTs" / "a.nii.gz", a_label(4))
     assert [(item.case, item.problem, item.fatal) for item in check_dataset(root)] == [
-        ("a", "test case: a.nii.gz holds the undeclared value 4; declared are 0, 1, 2", WARNING)
+        ("a", "test case: a.nii.gz has the undeclared value 4; declared are 0, 1, 2", WARNING)
     ]
 
 
@@ -248,17 +257,15 @@ def test_flat_and_deep_images_do_not_mix(tmp_path: Path) -> None:
 
 def test_channels_are_counted_in_the_files(tmp_path: Path) -> None:
     problems = check_dataset(tiff_dataset(tmp_path, [(4, 5)] * 5, channels=3))
-    assert [item.problem for item in problems] == [
-        f"{case}_0000.tif: 1 channel in all, the dataset has 3" for case in "abcde"
-    ]
+    assert [item.problem for item in problems] == [f"{case}_0000.tif: 1 channel, the dataset has 3" for case in "abcde"]
 
 
 def test_stacks_without_spacing_are_a_warning(tmp_path: Path) -> None:
     root = tiff_dataset(tmp_path, [(3, 4, 5)] * 5)
     (root / "imagesTr" / "c.json").unlink()
     problems = check_dataset(root)
-    assert [(item.problem, item.fatal) for item in problems if "spacing file" in item.problem] == [
-        ("c_0000.tif has no spacing file c.json beside it, voxels are taken as 1 mm cubes", WARNING)
+    assert [(item.problem, item.fatal) for item in problems if "1 mm" in item.problem] == [
+        ("c_0000.tif has no voxel size; 1 mm is assumed", WARNING)
     ]
 
 
@@ -277,7 +284,7 @@ def test_images_may_be_folders(tmp_path: Path) -> None:
     edit(root, file_ending=".zarr")
     for path in [*root.glob("*/*.nii.gz")]:
         image = read_image(path)
-        write_labels(path.with_name(path.name.replace(".nii.gz", ".zarr")), image.array[0], image.grid)
+        write_labels(path.with_name(path.name.replace(".nii.gz", ".zarr")), LabelMap(image.array[0], image.grid))
         path.unlink()
     (root / "imagesTr" / "notes").mkdir()  # a folder that is no image
     dataset = open_dataset(root)
@@ -288,7 +295,7 @@ def test_images_may_be_folders(tmp_path: Path) -> None:
     problem, *others = check_dataset(root)
     assert not others
     assert (problem.case, problem.fatal) == ("c", FATAL)
-    assert problem.problem.startswith("c_0000.zarr cannot be read (")
+    assert problem.problem.startswith("c_0000.zarr cannot be read ")
 
 
 def test_progress_counts_the_cases(tmp_path: Path) -> None:

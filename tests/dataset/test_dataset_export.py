@@ -13,11 +13,11 @@ from PIL import Image as Pillow
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.checks import check_dataset
-from segfit.dataset.export import export_nnunet
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError
 from segfit.images.formats import read_case
+from segfit.nnunet.dataset_export import export_nnunet
 
 
 def assert_same(first: Dataset, second: Dataset) -> None:

@@ -12,9 +12,9 @@ from dataset_builder import SHAPE, a_label, build, write_volume
 
 from segfit.dataset import checks, export
 from segfit.dataset.checks import check_dataset
-from segfit.dataset.export import export_nnunet
 from segfit.dataset.layouts import common, leave_out, open_dataset
 from segfit.errors import InputError
+from segfit.nnunet.dataset_export import export_nnunet
 
 
 def spoilt(folder: Path) -> Path:
@@ -48,8 +48,8 @@ def test_processes_find_what_threads_find(tmp_path: Path, request: pytest.Fixtur
 @pytest.mark.parametrize(
     ("work", "told"),
     [
-        (check_tasks.check_or_be_killed, r"worker killed by signal 9 \(Killed\), it held \d+\.\d GB"),
-        (check_tasks.check_or_run_out, r"worker ran out of memory(, it held \d+\.\d GB)?"),
+        (check_tasks.check_or_be_killed, r"worker killed by signal 9 \(Killed\) at \d+\.\d GB"),
+        (check_tasks.check_or_run_out, r"worker ran out of memory( at \d+\.\d GB)?"),
     ],
 )
 @pytest.mark.usefixtures("done_by_processes")
@@ -64,9 +64,9 @@ def test_a_case_that_no_worker_survives_is_a_problem(
     lost, wrong, test_case = check_dataset(root)
     assert (lost.case, lost.fatal, lost.transient) == ("b", True, True)
     assert re.fullmatch(
-        f"its files could not be read, even alone: {told}; the largest is b_\\S+ with 24 voxels", lost.problem
+        f"reading failed: {told}, also when run alone; the largest is b_\\S+ with 24 voxels", lost.problem
     )
-    assert lost.action == "check again with more free memory, on a larger machine if need be, or remove the case"
+    assert lost.action == "check again with more free memory or on a larger machine, or remove the case"
     assert (wrong.case, wrong.fatal, wrong.transient) == ("d", True, False)  # the others are checked all the same
     assert (test_case.case, test_case.fatal) == ("b", False)
     assert test_case.problem.startswith("test case: its files could not be read, even alone: worker ")

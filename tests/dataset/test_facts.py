@@ -99,13 +99,13 @@ def test_a_table_that_names_images_stays_a_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "case", "problem", "fatal"),
     [
-        (rows("group=p", cases="abcdefz"), "dataset", "has 1 case that the dataset has not: z", False),
-        (rows("group=p", cases="abcde"), "dataset", "f; each is taken as a group of its own", False),
-        (rows("group=p", cases="abcdeF"), "F", "but the dataset has no such case", False),
-        (rows("group=p{n}", cases="abcdefa"), "a", "stands twice in cases.csv, with different facts", True),
+        (rows("group=p", cases="abcdefz"), "dataset", "lists 1 case not in the dataset: z", False),
+        (rows("group=p", cases="abcde"), "dataset", "f; each is its own group", False),
+        (rows("group=p", cases="abcdeF"), "F", "but not in the dataset", False),
+        (rows("group=p{n}", cases="abcdefa"), "a", "is listed twice in cases.csv with different values", True),
         (rows("pixel_mm=0.{n}", cases=NAMES), "a", "has the pixel_mm '0.0'", True),
         (rows("pixel_mm=wide"), "a", "has the pixel_mm 'wide'", True),
-        (rows("pixel_mm=0.1", "spacing_mm=0.2"), "a", "has a pixel_mm and another spacing_mm", True),
+        (rows("pixel_mm=0.1", "spacing_mm=0.2"), "a", "has different pixel_mm and spacing_mm", True),
         (rows("weight=-1"), "a", "has the weight '-1'", True),
         (rows("weight=0"), "dataset", "fewer than two training cases have a weight above 0", True),
         (rows("set=test"), "dataset", 'has a column "set"', False),
@@ -168,10 +168,10 @@ def test_a_file_that_says_another_size_is_refused(tmp_path: Path) -> None:
     write_volume(root / "labelsTr" / "b.nii.gz", np.eye(4, dtype=np.uint8)[None, :3].repeat(2, 0), spacing=1.009)
     write_volume(root / "imagesTr" / "c_0000.nii.gz", spacing=1.02)
     (root / "cases.csv").write_text(rows("spacing_mm=1", cases="abcd") + "e,1 1\n")
-    fatal = [(item.case, item.problem) for item in check_dataset(root) if item.fatal and "given for it" in item.problem]
+    fatal = [(item.case, item.problem) for item in check_dataset(root) if item.fatal and "was given" in item.problem]
     assert fatal == [
-        ("c", "c_0000.nii.gz has voxels of (1.02, 1.02, 1.02) mm (array order), the size given for it is (1, 1, 1) mm"),
-        ("e", "e_0000.nii.gz has 3 axes, the voxel size given for it is (1, 1) mm"),
+        ("c", "c_0000.nii.gz has voxels of (1.02, 1.02, 1.02) mm (array order) but was given (1, 1, 1) mm"),
+        ("e", "e_0000.nii.gz has 3 axes but was given the voxel size (1, 1) mm"),
     ]
 
 
@@ -201,7 +201,7 @@ def test_a_table_of_a_folder_to_predict_is_understood_or_not_ours(tmp_path: Path
 def test_a_size_needs_as_many_numbers_as_axes(tmp_path: Path) -> None:
     path = pictures(tmp_path, "") / "imagesTs" / "x_0000.png"
     assert read_grid(path, (0.2, 0.3)).spacing_mm == (0.2, 0.3)
-    with pytest.raises(InputError, match=r"write one number for all, or y x with blanks between"):
+    with pytest.raises(InputError, match='write one number, or "y x" separated by blanks'):
         read_grid(path, (1.0, 0.2, 0.3))
 
 

@@ -45,8 +45,8 @@ def test_hidden_and_foreign_files_are_nobodys_images(tmp_path: Path) -> None:
     assert inspect_dataset(root)[1] == (
         Problem(
             "dataset",
-            "3 hidden files left by a system: imagesTr/.DS_Store, imagesTr/._a_0000.nii.gz, labelsTr/._a.nii.gz",
-            "nothing, hidden files are not looked at; delete them if you like",
+            "3 hidden files: imagesTr/.DS_Store, imagesTr/._a_0000.nii.gz, labelsTr/._a.nii.gz",
+            "none needed, hidden files are ignored",
             False,
         ),
     )
@@ -153,7 +153,7 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
         change(labels={"0": "background", "1": "organ"}),
         "dataset",
         "dataset.json maps label values to names",
-        'turn it round: declare {"background": 0, NAME: VALUE, ...}',
+        'keys and values are swapped; write {"background": 0, NAME: VALUE, ...}',
         FATAL,
     ),
     (
@@ -195,8 +195,8 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
     (
         change(file_ending=".jpg"),
         "dataset",
-        ".jpg changes label values when it is saved",
-        "convert the images to .png and save labels as .png from where they were drawn",
+        ".jpg is lossy and changes label values",
+        "convert the images to .png and export labels as .png from the annotation tool",
         FATAL,
     ),
     (remove("imagesTr"), "dataset", "the folder imagesTr is missing", "expected is a folder with", FATAL),
@@ -205,7 +205,7 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
         change(numTraining=7),
         "dataset",
         'dataset.json says "numTraining": 7, found 5 training cases',
-        "correct the number",
+        "correct the number (the batch size depends on it) or add the missing cases",
         WARNING,
     ),
     (
@@ -218,8 +218,8 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
     (
         change(overwrite_image_reader_writer="NibabelIOWithReorient"),
         "dataset",
-        "dataset.json asks for the image reader NibabelIOWithReorient, not used here",
-        "nothing, or convert",
+        "dataset.json asks for the image reader NibabelIOWithReorient, which is ignored",
+        "convert",
         WARNING,
     ),
     (
@@ -240,7 +240,7 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
         add("labelsTr/k.nii.gz"),
         "k",
         "labelsTr/k.nii.gz has no image in imagesTr",
-        "add the image; without it the label is not used",
+        "add the image; the label is ignored without it",
         WARNING,
     ),
     (
@@ -253,7 +253,7 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
     (
         add("imagesTr/c_0002.nii.gz"),
         "c",
-        "expected 2 channel files, found also c_0002.nii.gz",
+        "expected 2 channel files, also found c_0002.nii.gz",
         "remove the file or declare its channel in dataset.json",
         FATAL,
     ),
@@ -272,8 +272,8 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
         WARNING,
     ),
     (change(dataset={}), "dataset", 'the "dataset" list in dataset.json is empty', 'write "dataset": {CASE:', FATAL),
-    (listed(images=[]), "a", "its entry in dataset.json is not understood", 'write "dataset": {CASE:', FATAL),
-    (listed(label=None), "a", "its entry in dataset.json is not understood", 'write "dataset": {CASE:', FATAL),
+    (listed(images=[]), "a", "its entry in dataset.json is invalid", 'write "dataset": {CASE:', FATAL),
+    (listed(label=None), "a", "its entry in dataset.json is invalid", 'write "dataset": {CASE:', FATAL),
     (
         listed(images=["imagesTr/a_0000.nii.gz"]),
         "a",
@@ -374,11 +374,11 @@ def test_names_of_files_to_predict(tmp_path: Path, names: list[str], channels: i
         (["a.nii.gz", "a_0000.nii.gz"], 2, "a: a_0000.nii.gz and a.nii.gz are the same channel; remove one of them"),
         (["a_0000.png", "a_0001.png"], 3, "a: expected 3 channel files, missing a_0002"),
         (["a.nii.gz", "a_0000.nii.gz"], 1, "a: a_0000.nii.gz and a.nii.gz are the same channel; remove one of them"),
-        (["one/a.nii.gz", "two/a.nii.gz"], 1, "a: is both in one and two; give every case a name of its own"),
+        (["one/a.nii.gz", "two/a.nii.gz"], 1, "a: is both in one and two; give every case its own name"),
         (
             ["a_0000.png", "a_0001.png", "b_0000.png"],
             1,
-            "a: a_0001.png would be one more channel of it, but the model takes 1; give images of 1 channel",
+            "a: a_0001.png is one more channel of it, but the model takes 1; give images of 1 channel",
         ),
         (["a.minc"], 1, "a.minc: the file ending '.minc' is not known"),
     ],
@@ -391,7 +391,7 @@ def test_incomplete_files_to_predict(names: list[str], channels: int, message: s
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
     (tmp_path / "a.nii").touch()
-    with pytest.raises(InputError, match=r"holds no \.nii\.gz image \(found 1 \.nii\); the model reads \.nii\.gz"):
+    with pytest.raises(InputError, match=r"has no \.nii\.gz image \(found 1 \.nii\); the model reads \.nii\.gz"):
         find_cases(tmp_path, ".nii.gz", 1)
     with pytest.raises(InputError, match=r"a\.nii is not a folder; give the folder that holds the images"):
         find_cases(tmp_path / "a.nii", ".nii", 1)

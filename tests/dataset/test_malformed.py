@@ -129,11 +129,11 @@ WHOLE_AND_CORE = {"background": 0, "whole": [1, 2], "core": [2]}
 CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     "suffix twice": (
         move("imagesTr/a_0000.nii.gz", "imagesTr/a_0000.nii.gz.nii.gz"),
-        *("a_0000.nii.gz.nii.gz", "carries its ending twice", "rename it to a_0000.nii.gz", FATAL),
+        *("a_0000.nii.gz.nii.gz", "has its ending twice", "rename it to a_0000.nii.gz", FATAL),
     ),
     "hidden files": (
         raw("imagesTr/._a_0000.nii.gz", b"Mac OS X"),
-        *("dataset", "1 hidden file left by a system: imagesTr/._a_0000.nii.gz", "nothing, hidden", WARNING),
+        *("dataset", "1 hidden file: imagesTr/._a_0000.nii.gz", "none needed, hidden files are ignored", WARNING),
     ),
     "one channel missing": (
         drop("imagesTr/b_0001.nii.gz"),
@@ -141,23 +141,33 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "v1 keys in v2": (
         v1_keys,
-        *("dataset", "dataset.json maps label values to names", 'turn it round: declare {"background": 0', FATAL),
+        *(
+            "dataset",
+            "dataset.json maps label values to names",
+            'keys and values are swapped; write {"background": 0',
+            FATAL,
+        ),
     ),
     "label 255": (
         put("labelsTr/b.nii.gz", a_label(1, 255)),
-        *("b", "b.nii.gz holds the undeclared value 255; declared are 0, 1, 2", "correct the label or declare", FATAL),
+        *("b", "b.nii.gz has the undeclared value 255; declared are 0, 1, 2", "correct the label or declare", FATAL),
     ),
     "label with fractions": (
         put("labelsTr/b.nii.gz", a_label(1).astype(np.float32) * 0.9),
-        *("b", "b.nii.gz holds 0.9 where labels must be integers", "round it or export it again", FATAL),
+        *("b", "b.nii.gz has the value 0.9, labels must be integers", "round or export it again", FATAL),
     ),
     "empty label": (
         put("labelsTr/b.nii.gz", a_label()),
-        *("b", "b.nii.gz is empty: no structure is labelled", "nothing if that is right; label the case", WARNING),
+        *("b", "b.nii.gz is empty: it labels no class", "label the case or remove it", WARNING),
     ),
     "constant image": (
         put("imagesTr/b_0000.nii.gz", np.full(SHAPE, 3, np.int16)),
-        *("b", "b_0000.nii.gz is constant: every voxel is 3", "look at the image; remove the case", WARNING),
+        *(
+            "b",
+            "b_0000.nii.gz is constant: every voxel is 3",
+            "check the image; remove the case if it is empty",
+            WARNING,
+        ),
     ),
     "NaN": (
         put("imagesTr/b_0000.nii.gz", ramp(np.nan, np.nan)),
@@ -173,7 +183,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "another ending": (
         both(put("imagesTr/f.nii.gz", ramp()), move("imagesTr/f.nii.gz", "imagesTr/f_0000.nii")),
-        *("f_0000.nii", "lies in imagesTr but does not end in .nii.gz; it is not used", "convert it", WARNING),
+        *("f_0000.nii", "is in imagesTr but does not end in .nii.gz; it is ignored", "convert it", WARNING),
     ),
     "not what its ending says": (
         raw("imagesTr/b_0000.nii.gz", b"\x89PNG\r\n" * 100),
@@ -181,7 +191,12 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "duplicate under two names": (
         same_voxels_otherwise_packed,
-        *("c", "the images of this training case are those of training case a", "remove one; the same image", WARNING),
+        *(
+            "c",
+            "the images of this training case are those of training case a",
+            "remove one; the same image on both sides of a split makes the Dice too high",
+            WARNING,
+        ),
     ),
     "training image among the tests": (
         both(
@@ -189,13 +204,18 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
             copy("imagesTr/b_0000.nii.gz", "imagesTs/x_0000.nii.gz"),
             copy("imagesTr/b_0001.nii.gz", "imagesTs/x_0001.nii.gz"),
         ),
-        *("x", "the images of this test case are those of training case b", "remove one; the same image", WARNING),
+        *(
+            "x",
+            "the images of this test case are those of training case b",
+            "remove one; the same image on both sides of a split makes the Dice too high",
+            WARNING,
+        ),
     ),
     "the same patient twice": (
         visits,
         "dataset",
         "the cases p1_v1, p1_v2 look like visits of one patient and 1 more patient",
-        'if they are, give the patient in a column "group"',
+        'if they are, name the patient in the column "group" of a table of cases, so that no split divides them',
         WARNING,
     ),
     "image without label": (
@@ -204,7 +224,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "label without image": (
         put("labelsTr/x.nii.gz", a_label(1)),
-        *("x", "labelsTr/x.nii.gz has no image in imagesTr", "add the image; without it", WARNING),
+        *("x", "labelsTr/x.nii.gz has no image in imagesTr", "add the image; the label is ignored without it", WARNING),
     ),
     "truncated image": (
         cut("imagesTr/b_0000.nii.gz"),
@@ -252,7 +272,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "2D among 3D": (
         a_flat_case,
-        *("dataset", "1 cases are 2D and 4 are 3D (first 2D case: e)", "make a dataset of each kind", FATAL),
+        *("dataset", "1 cases are 2D and 4 are 3D (first 2D case: e)", "make one dataset of each", FATAL),
     ),
     "channels without numbers": (
         declare(channel_names={"T1": "0", "T2": "1"}),
@@ -260,7 +280,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "one channel too many": (
         copy("imagesTr/b_0001.nii.gz", "imagesTr/b_0002.nii.gz"),
-        *("b", "expected 2 channel files, found also b_0002.nii.gz", "remove the file or declare its", FATAL),
+        *("b", "expected 2 channel files, also found b_0002.nii.gz", "remove the file or declare its", FATAL),
     ),
     "image without number": (
         move("imagesTr/b_0000.nii.gz", "imagesTr/b.nii.gz"),
@@ -272,7 +292,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "structure in no label": (
         declare(labels={"background": 0, "organ": 1, "lesion": 2, "vessel": 3}),
-        *("dataset", 'the structure "vessel" occurs in no label file', "correct its value in", WARNING),
+        *("dataset", 'the class "vessel" occurs in no label file', "correct its value in", WARNING),
     ),
     "UTF-16": (
         text("dataset.json", "{}", "utf-16"),
@@ -301,8 +321,8 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     "large region over small one": (
         declare(labels={"background": 0, "core": [2], "whole": [1, 2]}, regions_class_order=[2, 1]),
         "dataset",
-        'with this "regions_class_order" the label 2 would come back as 1',
-        "list first what is painted for large regions",
+        'with this "regions_class_order" predictions turn label 2 into 1',
+        "list large regions first, then those inside them",
         WARNING,
     ),
     "nameless channel": (
@@ -323,7 +343,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "case with a line break": (
         listed({"a\nb": files("a"), "b": files("b")}),
-        *(r"a\nb", "its name has control characters", "give the case another name", FATAL),
+        *(r"a\nb", "its name has control characters or is not UTF-8 text", "give the case another name", FATAL),
     ),
     "case with a name of 201 letters": (
         listed({"e" * 201: files("a"), "b": files("b")}),
@@ -331,11 +351,16 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "capitals alone differ": (
         listed({"b": files("b"), "B": files("c")}),
-        *("B", "differs from the case b in capitals", "rename one; on other file systems", WARNING),
+        *(
+            "B",
+            "differs from the case b only in case or Unicode normalisation",
+            "rename one; on some file systems their results overwrite each other",
+            WARNING,
+        ),
     ),
     "accents alone differ": (
         listed({"\u00fc": files("b"), "u\u0308": files("c")}),
-        *("u\u0308", "differs from the case \u00fc in capitals or in how accents are stored", "rename one", WARNING),
+        *("u\u0308", "differs from the case \u00fc only in case or Unicode normalisation", "rename one", WARNING),
     ),
     "path longer than any name": (
         listed({"a": (files("a")[0], "x" * 300 + ".nii.gz"), "b": files("b")}),
@@ -343,11 +368,11 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "one label for two cases": (
         listed({"a": files("a"), "b": files("b", label="a")}),
-        *("b", "a.nii.gz is its label and that of the case a", "correct one of them, unless it fits both", WARNING),
+        *("b", "a.nii.gz is also the label of the case a", "correct one of them unless that is right", WARNING),
     ),
     "one file for two channels": (
         listed({"a": files("a"), "b": (["imagesTr/b_0000.nii.gz"] * 2, "labelsTr/b.nii.gz")}),
-        *("b", "b_0000.nii.gz is given for two channels", "correct one of them", FATAL),
+        *("b", "b_0000.nii.gz is listed for two channels", "correct one of them", FATAL),
     ),
     "the image as label": (
         listed({"a": files("a"), "b": (files("b")[0], "imagesTr/b_0000.nii.gz")}),
@@ -359,7 +384,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "a link to itself": (
         link("labelsTr/b.nii.gz", "b.nii.gz"),
-        *("b", "b.nii.gz cannot be read", "copy or export it again, or remove the case", FATAL),
+        *("b", "b.nii.gz cannot be read ", "copy or export it again, or remove the case", FATAL),
     ),
     "a folder called like a file": (
         both(drop("imagesTr/b_0000.nii.gz"), lambda root: (root / "imagesTr/b_0000.nii.gz").mkdir()),
@@ -389,7 +414,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
         header("imagesTr/b_0000.nii.gz", pixdim_3=5),
         "b",
         "b_0000.nii.gz has voxels of (5, 1, 1) mm, but its orientation matrix says (1, 1, 1) mm",
-        "correct its header; the former is used",
+        "correct its header; the voxel size is used",
         WARNING,
     ),
     "metres taken for millimetres": (
@@ -398,7 +423,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
             put("labelsTr/b.nii.gz", a_label(1, 2), spacing=1000.0),
         ),
         "b",
-        "its voxels are (1000, 1000, 1000) mm in size, those of the dataset usually (1, 1, 1) mm",
+        "its voxel size is (1000, 1000, 1000) mm, the median of the dataset (1, 1, 1) mm",
         "correct the voxel size in its header",
         WARNING,
     ),
@@ -408,23 +433,33 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "a mark of missing values": (
         put("imagesTr/b_0000.nii.gz", ramp(-3.4e38)),
-        *("b", "b_0000.nii.gz holds values from -3.4e+38 to 70, too large to compute with", "replace them", FATAL),
+        *(
+            "b",
+            "b_0000.nii.gz has values from -3.4e+38 to 70, too large for single precision",
+            "replace them (they often mark missing values), or scale the image",
+            FATAL,
+        ),
     ),
     "numbers beyond single precision": (
         put("imagesTr/b_0000.nii.gz", ramp(1e300, dtype=np.float64)),
-        *("b", "b_0000.nii.gz holds values from 4 to 1e+300, too large to compute with", "replace them", FATAL),
+        *(
+            "b",
+            "b_0000.nii.gz has values from 4 to 1e+300, too large for single precision",
+            "replace them (they often mark missing values), or scale the image",
+            FATAL,
+        ),
     ),
     "nearly an integer": (
         put("labelsTr/b.nii.gz", a_label(1).astype(np.float32) * np.float32(1.0000001)),
-        *("b", "b.nii.gz holds 1.0000001 where labels must be integers", "round it or export it again", FATAL),
+        *("b", "b.nii.gz has the value 1.0000001, labels must be integers", "round or export it again", FATAL),
     ),
     "a label of 300 digits": (
         put("labelsTr/b.nii.gz", a_label(1).astype(np.float64) * 1e300),
-        *("b", "b.nii.gz holds the label value 1e+300", "number labels from 0", FATAL),
+        *("b", "b.nii.gz has the label value 1e+300, which exceeds 32 bits", "number labels from 0", FATAL),
     ),
     "negative label": (
         put("labelsTr/b.nii.gz", -a_label(1).astype(np.int16)),
-        *("b", "b.nii.gz holds the undeclared value -1; declared are 0, 1, 2", "correct the label", FATAL),
+        *("b", "b.nii.gz has the undeclared value -1; declared are 0, 1, 2", "correct the label", FATAL),
     ),
     "a channel per class": (
         put("labelsTr/b.nii.gz", np.stack([a_label(), a_label(1), a_label(0, 1)])),
@@ -432,11 +467,11 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "the image copied over the label": (
         copy("imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"),
-        *("b", "b.nii.gz holds the undeclared values 98, 99, 100, 101, 102, 103, 104, 105, ...;", "correct", FATAL),
+        *("b", "b.nii.gz has the undeclared values 98, 99, 100, 101, 102, 103, 104, 105, ...;", "correct", FATAL),
     ),
     "nothing is labelled": (
         every("labelsTr", a_label()),
-        *("dataset", "no label file holds a structure: organ, lesion occur in none", "label some cases", FATAL),
+        *("dataset", "no label file has any class: organ, lesion occur nowhere", "label some cases", FATAL),
     ),
     "complex numbers": (
         put("imagesTr/b_0000.nii.gz", ramp(dtype=np.complex64)),
@@ -448,7 +483,12 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "wrong count": (
         declare(numTraining=50),
-        *("dataset", 'dataset.json says "numTraining": 50, found 5 training cases', "correct the number", WARNING),
+        *(
+            "dataset",
+            'dataset.json says "numTraining": 50, found 5 training cases',
+            "correct the number (the batch size depends on it) or add the missing cases",
+            WARNING,
+        ),
     ),
 }
 
@@ -506,8 +546,8 @@ def test_labels_with_gaps_are_labels(tmp_path: Path) -> None:
     write_volume(root / "labelsTr" / "b.nii.gz", a_label(7, 501))
     write_volume(root / "labelsTr" / "c.nii.gz", a_label())
     assert [(item.case, item.problem) for item in check_dataset(root)] == [
-        ("b", "b.nii.gz holds the undeclared value 501; declared are 0, 7, 500"),
-        ("c", "c.nii.gz is empty: no structure is labelled"),
+        ("b", "b.nii.gz has the undeclared value 501; declared are 0, 7, 500"),
+        ("c", "c.nii.gz is empty: it labels no class"),
     ]
 
 

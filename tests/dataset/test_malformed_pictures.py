@@ -218,129 +218,184 @@ GAP = np.where(labels("b") > 0, 255, 0).astype(np.uint8)
 CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
     "a JPEG called .png as label": (
         *(pair, picture("labels/b.png", GAP, format="JPEG")),
-        *("b", "b.png is a JPEG picture in spite of its name", "export the labels again as .png; saving", FATAL),
+        *(
+            "b",
+            "b.png is a JPEG image despite its name",
+            "export the labels again as .png; converting this file keeps its errors",
+            FATAL,
+        ),
     ),
     "labels packed by JPEG and saved as PNG": (
         *(pair, every(lossy)),
-        *("b", "b.png is no label map: it looks like", "give a label map: one value per structure", FATAL),
+        *("b", "b.png is not a label map (looks like", "save a lossless label map: one value per class", FATAL),
     ),
     "a mask packed by JPEG and saved as PNG": (
         *(masks, picture("labels/b/nucleus.png", lossy("b"))),
-        *("b", "nucleus.png is no mask of a structure: it looks like", "give a mask: 0 outside and one", FATAL),
+        *("b", "nucleus.png is not a binary mask (looks like", "save a lossless mask: 0 outside", FATAL),
     ),
     "one photograph among the labels": (
         *(grey, picture("labels/b.png", photo("c"))),
-        *("b", "b.png is no label map: it looks like a photograph", "give a label map: one value", FATAL),
+        *(
+            "b",
+            "b.png is not a label map (looks like a photograph",
+            "save a lossless label map: one value per class",
+            FATAL,
+        ),
     ),
     "folders exchanged": (
         *(grey, exchanged),
         "dataset",
         "the images look like label maps and the labels like images",
-        "exchange the folders, or the columns of the table",
+        "swap the folders, or the columns of the table",
         FATAL,
     ),
     "folders of colours exchanged": (
         *(pair, exchanged),
-        *("dataset", "the images look like label maps", "exchange the folders, or the columns of the table", FATAL),
+        *("dataset", "the images look like label maps", "swap the folders, or the columns of the table", FATAL),
     ),
     "image and label of a declared case exchanged": (
         declared,
         lambda root: [picture("labelsTr/b.png", photo("b"))(root), picture("imagesTr/b_0000.png", GAP // 255)(root)],
-        *("b", "b.png is no label map: it looks like a photograph", "b_0000.png looks like its label map", FATAL),
+        *(
+            "b",
+            "b.png is not a label map (looks like a photograph",
+            "swap the two: b_0000.png looks like the label map",
+            FATAL,
+        ),
     ),
-    "labels that cannot be read": (
+    "labels that cannot be read ": (
         *(pair, lambda r: [(r / f"labels/{case}.png").write_bytes(b"") for case in CASES]),
         *("c", "c.png is empty", "copy or export it again, or remove the case", FATAL),
     ),
     "labels in colours": (
         *(pair, every(lambda case: COLOURS[labels(case)])),
-        *("c", "c.png is a colour picture (3 different colours) where label values", "save labels as one", FATAL),
+        *(
+            "c",
+            "c.png is a colour image (3 colours), expected label values",
+            "save labels as one channel, one value per colour",
+            FATAL,
+        ),
     ),
     "labels in transparency": (
         *(declared, picture("labelsTr/b.png", np.dstack([labels("b", 0), labels("b", 255)]))),
-        *("b", "b.png is transparent in some places, so that", "save labels as one opaque channel", FATAL),
+        *("b", "b.png is partly transparent, so its labels are ambiguous", "save labels as one opaque channel", FATAL),
     ),
     "0 and 1 among 0 and 255": (
         *(pair, every(lambda case: labels(case, 255 if case == "b" else 1))),
         *(
             "dataset",
-            "0 and 1 are the values in 4 of the label files (a.png), 0 and 255",
-            "save all in one",
+            "4 of the label files (a.png) have the values 0 and 1,",
+            "use one value if they mean the same class",
             WARNING,
         ),
     ),
     "a palette in another order": (
         pair,
         lambda root: [painted(root, case, labels(case, *(2, 1) if case == "b" else (1, 2))) for case in CASES],
-        *("b", "b.png shows the label 1 in #00ff00, which is the label 2 in most files", "save all labels", WARNING),
+        *(
+            "b",
+            "b.png shows label 1 in #00ff00, which is label 2 in most files",
+            "save all labels with one palette; palette indices are the label values",
+            WARNING,
+        ),
     ),
     "grey among colours": (
         *(pair, picture("images/a.png", photo("a"))),
-        *("a", "a.png: 1 channel in all (grey), the dataset has 3", "save it as RGB, without transparency", FATAL),
+        *("a", "a.png: 1 channel (grey), the dataset has 3", "save it as RGB without alpha", FATAL),
     ),
     "transparency among colours": (
         *(pair, picture("images/b.png", ALPHA)),
-        *("b", "b.png: 4 channels in all (RGB and transparency), the dataset has 3", "save it as RGB", FATAL),
+        *("b", "b.png: 4 channels (RGB and alpha), the dataset has 3", "save it as RGB", FATAL),
     ),
     "transparency that says nothing": (
         *(pair, every(lambda c: np.dstack([photo(c, 3), np.full(SIZE, 255, np.uint8)]), "images/{}.png")),
-        *("b", "b.png is constant (channel 3 of the file)", "save it without transparency", WARNING),
+        *("b", "b.png is constant (channel 3 of the file)", "save all images without an alpha", WARNING),
     ),
     "transparent grey": (
         *(declared, picture("imagesTr/b_0000.png", np.dstack([photo("b"), photo("c")]))),
-        *("b", "b_0000.png is transparent in some places", "save it without transparency", WARNING),
+        *(
+            "b",
+            "b_0000.png is partly transparent; its grey",
+            "save it without transparency, on the intended background",
+            WARNING,
+        ),
     ),
     "colours of a print": (
         *(jpegs, lambda r: Pillow.fromarray(photo("b", 3)).convert("CMYK").save(r / "images/b.jpg")),
-        *("b", "b.jpg has the colours of a print (CMYK)", "look at it; save it as RGB", WARNING),
+        *(
+            "b",
+            "b.jpg is CMYK and is converted to RGB",
+            "save it as RGB like the others if its colours matter",
+            WARNING,
+        ),
     ),
     "more bits than others": (
         *(declared, picture("imagesTr/b_0000.png", photo("b").astype(np.uint16) * 257)),
-        *("b", "b_0000.png has 16 bits per value, most have 8", "save all alike", WARNING),
+        *(
+            "b",
+            "b_0000.png has 16 bits per value, most have 8",
+            "save all with the same bit depth; networks see values as intensities",
+            WARNING,
+        ),
     ),
     "stored turned": (
         *(jpegs, turned),
-        *("b", "b.png does not fit b.jpg: its shape is (40, 48), expected (48, 40)", "it seems to be turned", FATAL),
+        *(
+            "b",
+            "b.png does not fit b.jpg: its shape is (40, 48), expected (48, 40)",
+            "it looks rotated or transposed: store its axes in the order of that image",
+            FATAL,
+        ),
     ),
     "label of another size": (
         *(declared, picture("labelsTr/b.png", labels("b")[:-1])),
-        *("b", "b.png does not fit b_0000.png: its shape is", "make it on the voxels of that image", FATAL),
+        *(
+            "b",
+            "b.png does not fit b_0000.png: its shape is",
+            "draw it on that image, or resample both to one size",
+            FATAL,
+        ),
     ),
     "a PNG that cannot be so large": (
         *(declared, raw("imagesTr/b_0000.png", png(60_000, 60_000, 8, bytes(100)))),
-        *("b", "b_0000.png says that it has 60000 x 60000 pixels, which its 69 bytes cannot", "copy or export", FATAL),
+        *(
+            "b",
+            "b_0000.png declares 60000 x 60000 pixels in its header but has 69 bytes",
+            "copy or export it again",
+            FATAL,
+        ),
     ),
     "a JPEG that cannot be so large": (
         *(jpegs, huge_jpeg),
-        *("b", "b.jpg says that it has 65500 x 65500 pixels, which its", "copy or export it again", FATAL),
+        *("b", "b.jpg declares 65500 x 65500 pixels in its header", "copy or export it again", FATAL),
     ),
     "a TIFF that cannot be so large": (
         *(flat_tiffs, huge_tiff),
-        *("b", "b_0000.tif says that it has 100000 x 100000 pixels, which its", "copy or export it again", FATAL),
+        *("b", "b_0000.tif declares 100000 x 100000 pixels in its header", "copy or export it again", FATAL),
     ),
     "a PNG without width": (
         *(declared, raw("imagesTr/b_0000.png", png(0, 5, 8, b""))),
-        *("b", "b_0000.png cannot be read (its header is damaged", "copy or export it again", FATAL),
+        *("b", "b_0000.png cannot be read ", "copy or export it again", FATAL),
     ),
     "a GIF": (
         *(declared, picture("imagesTr/b_0000.png", photo("b"), format="GIF")),
-        *("b", "b_0000.png is a GIF picture, not a PNG, JPEG or BMP", "export it again as .png", FATAL),
+        *("b", "b_0000.png is a GIF image, not a PNG, JPEG or BMP image", "export it again as .png", FATAL),
     ),
     "a page of the web": (
         *(flat_tiffs, raw("imagesTr/b_0000.tif", b"<html>404</html>")),
-        *("b", "b_0000.tif is a page of the web or another text, not a TIFF file", "download the file", FATAL),
+        *("b", "b_0000.tif is a web page or another text file, not a TIFF file", "download the file", FATAL),
     ),
     "a pointer of Git LFS": (
         *(declared, raw("labelsTr/b.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n")),
-        *("b", "b.png is a pointer of Git LFS, not the file it stands for", "fetch it with git lfs", FATAL),
+        *("b", "b.png is a Git LFS pointer, not the file itself", "fetch it with git lfs", FATAL),
     ),
     "a PNG called .tif": (
         *(flat_tiffs, picture("imagesTr/b_0000.tif", photo("b"), format="PNG")),
-        *("b", "b_0000.tif is a PNG picture, not a TIFF file", "correct its ending or export it again", FATAL),
+        *("b", "b_0000.tif is a PNG image, not a TIFF file", "correct its ending or export it again", FATAL),
     ),
     "a label packed by JPEG in TIFF": (
         *(flat_tiffs, picture("labelsTr/b.tif", GAP, compression="jpeg")),
-        *("b", "b.tif is packed by JPEG, which changes label values", "export the labels again without", FATAL),
+        *("b", "b.tif is JPEG-compressed, which changes label values", "export the labels again without", FATAL),
     ),
     "complex numbers": (
         *(flat_tiffs, tiff("imagesTr/b_0000.tif", photo("b").astype(np.complex64))),
@@ -352,7 +407,12 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
     ),
     "two pages for one": (
         *(flat_tiffs, tiff("imagesTr/b_0000.tif", np.stack([photo("b")] * 2), photometric="minisblack")),
-        *("b", "b.tif does not fit b_0000.tif: its shape is (40, 48), expected (2, 40, 48)", "make it on the", FATAL),
+        *(
+            "b",
+            "b.tif does not fit b_0000.tif: its shape is (40, 48), expected (2, 40, 48)",
+            "draw it on that image, or resample both to one size",
+            FATAL,
+        ),
     ),
     "white is 0": (
         *(flat_tiffs, tiff("imagesTr/b_0000.tif", photo("b"), photometric="miniswhite")),
@@ -360,11 +420,21 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
     ),
     "a table of colours": (
         *(flat_tiffs, lambda r: Pillow.fromarray(photo("b", 3)).quantize(64).save(r / "imagesTr/b_0000.tif")),
-        *("b", "b_0000.tif has a table of colours, which is not applied", "save it as RGB if its", WARNING),
+        *(
+            "b",
+            "b_0000.tif has a colour map, which is ignored: its values are indices",
+            "save it as RGB if its colours matter",
+            WARNING,
+        ),
     ),
     "a TIFF that is stored turned": (
         *(flat_tiffs, tiff("imagesTr/b_0000.tif", photo("b"), extratags=[(274, 3, 1, 3, True)])),
-        *("b", "b_0000.tif is stored turned or mirrored (tag Orientation)", "save it upright", WARNING),
+        *(
+            "b",
+            "b_0000.tif is rotated or mirrored by its Orientation tag, which is ignored",
+            "save it upright if its label was drawn on the displayed image",
+            WARNING,
+        ),
     ),
     "spacing beyond all numbers": (
         *(stacks, lambda r: (r / "imagesTr/b.json").write_text(f'{{"spacing": [{"9" * 400}, 1, 1]}}')),
@@ -380,11 +450,16 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
     ),
     "a chunk is gone": (
         *(zarrs, chunk_gone),
-        *("b", "b_0000.ome.zarr lacks some of its chunks, which are read as 0", "nothing if it is empty", WARNING),
+        *(
+            "b",
+            "b_0000.ome.zarr has missing chunks, which are read as 0",
+            "copy it again if they were lost; nothing if it is empty there",
+            WARNING,
+        ),
     ),
     "metadata that are no JSON": (
         *(zarrs, raw("imagesTr/b_0000.ome.zarr/.zattrs", b"{")),
-        *("b", "b_0000.ome.zarr has metadata that are no JSON", "copy or export it again", FATAL),
+        *("b", "b_0000.ome.zarr has metadata that is not valid JSON", "copy or export it again", FATAL),
     ),
     "no scale": (
         *(
@@ -394,11 +469,21 @@ CORPUS: dict[str, tuple[Callable[[Path], Path], Spoil, str, str, str, bool]] = {
                 lambda m: m["multiscales"][0]["datasets"][0].pop("coordinateTransformations"),
             ),
         ),
-        *("b", "b_0000.ome.zarr gives no scale, voxels are taken as (1, 1, 1) mm", 'write its true "scale"', WARNING),
+        *(
+            "b",
+            "b_0000.ome.zarr has no scale; voxels of (1, 1, 1) mm are assumed",
+            'write its true "scale" if that is wrong',
+            WARNING,
+        ),
     ),
     "moved": (
         *(zarrs, metadata("labelsTr/b.ome.zarr", moved)),
-        *("b", "b.ome.zarr says that it lies (7, 0, 0) mm away from b_0000.ome.zarr", "nothing if they do", WARNING),
+        *(
+            "b",
+            "b.ome.zarr is (7, 0, 0) mm away from b_0000.ome.zarr",
+            "correct its translation or resample it if the voxels do not correspond",
+            WARNING,
+        ),
     ),
     "a plate": (
         *(zarrs, plate),
@@ -443,7 +528,7 @@ def test_labels_that_say_the_same_in_another_way_are_read(tmp_path: Path) -> Non
     (root / "labelsTr/c.png").write_bytes(png(4, 1, 2, b"\0\x1b"))  # 0, 1, 2, 3 in two bits each
     Pillow.fromarray(photo("c")[:1, :4]).save(root / "imagesTr/c_0000.png")
     assert [(p.case, p.problem) for p in check_dataset(root)] == [
-        ("c", "c.png holds the undeclared value 3; declared are 0, 1, 2")
+        ("c", "c.png has the undeclared value 3; declared are 0, 1, 2")
     ]
 
 
@@ -452,7 +537,7 @@ def test_structures_are_those_of_the_label_maps_alone(tmp_path: Path) -> None:
     Pillow.fromarray(photo("c")).save(root / "labels/b.png")
     dataset, problems = inspect_dataset(root)
     assert dataset is not None
-    assert describe(dataset)[1] == "1 channel: image; labels (.png): label 1 = 1, label 2 = 2"
+    assert describe(dataset)[1] == "1 channel: image; labels (.png): label 1 = 1 and label 2 = 2"
     kept, told = leave_out(dataset, check_dataset(root))
     assert [case.id for case in kept.training] == ["a", "c", "d", "e"]
     assert not any(problem.fatal for problem in (*problems, *told))
@@ -465,7 +550,6 @@ def test_a_remark_on_many_files_is_made_once(tmp_path: Path) -> None:
     assert [(p.case, p.problem) for p in check_dataset(root)] == [
         (
             "dataset",
-            "each of 5 files in images (a.jpg, b.jpg, c.jpg, ...) has the colours of a print (CMYK), which are turned "
-            "into RGB",
+            "each of 5 files in images (a.jpg, b.jpg, c.jpg, ...) is CMYK and is converted to RGB",
         )
     ]

@@ -33,7 +33,7 @@ def as_table(folder: Path, text: str) -> Path:
 FAULTS = {
     "a column twice": (
         "case,T1,T1,label\na,imagesTr/a_0000.nii.gz,imagesTr/b_0000.nii.gz,labelsTr/a.nii.gz\n",
-        *("dataset", 'cases.csv has two columns called "T1"', "give every column a name of its own"),
+        *("dataset", 'cases.csv has two columns called "T1"', "give every column its own name"),
     ),
     "more cells than names": (
         "\n".join([HEADER, *ROWS, row("e", "extra")]),
@@ -41,7 +41,7 @@ FAULTS = {
     ),
     "a cell without end": (
         "\n".join([HEADER, *ROWS, "e," + "x" * 200_000 + ",labelsTr/e.nii.gz"]),
-        *("dataset", "cases.csv is no CSV table (field larger than field limit", "save it again as CSV"),
+        *("dataset", "cases.csv is not a CSV table (field larger than field limit", "save it again as CSV"),
     ),
     "a path longer than any name": (
         "\n".join([HEADER, *ROWS, "e," + "x" * 300 + ".nii.gz,labelsTr/e.nii.gz"]),
@@ -58,20 +58,28 @@ FAULTS = {
     "a case called ..": (
         "\n".join([HEADER, *ROWS, row("e", name="..")]),
         "dataset",
-        'row 5 of cases.csv has the case "..", which cannot be the name of a file: it is a path',
-        "give every case a name of its own",
+        'row 5 of cases.csv has the case "..", which is not a valid file name: it is a path',
+        "give every case its own name",
     ),
     "a hidden case": (
         "\n".join([HEADER, *ROWS, row("e", name=".e")]),
-        *("dataset", 'row 5 of cases.csv has the case ".e", which cannot be the name of a file', "give every case"),
+        *(
+            "dataset",
+            'row 5 of cases.csv has the case ".e", which is not a valid file name',
+            "give every case its own name",
+        ),
     ),
     "an unclosed quote": (
         "\n".join([HEADER, ROWS[0], '"' + ROWS[1], *ROWS[2:]]),
-        *("dataset", 'row 2 of cases.csv has the case "b,imagesTr/b_0000.nii.gz,', "give every case"),
+        *("dataset", 'row 2 of cases.csv has the case "b,imagesTr/b_0000.nii.gz,', "give every case its own name"),
     ),
     "a zero byte": (
         "\n".join([HEADER, *ROWS, row("e", name="e\0")]),
-        *("dataset", 'row 5 of cases.csv has the case "e\0", which cannot be the name of a file', "give every case"),
+        *(
+            "dataset",
+            'row 5 of cases.csv has the case "e\0", which is not a valid file name',
+            "give every case its own name",
+        ),
     ),
     "a mistyped set": (
         "\n".join([f"{HEADER},set", *(row(case, "training") for case in "abcd"), row("e", "tset")]),
@@ -83,7 +91,11 @@ FAULTS = {
     ),
     "no weight at all": (
         "\n".join([f"{HEADER},weight", *(row(case, "0") for case in "abcde")]),
-        *("dataset", "fewer than two training cases have a weight above 0 in cases.csv", "give more cases"),
+        *(
+            "dataset",
+            "fewer than two training cases have a weight above 0 in cases.csv",
+            "give more cases a weight; every fold leaves some out",
+        ),
     ),
 }
 
@@ -119,5 +131,5 @@ def test_a_name_that_is_no_text_is_a_problem(tmp_path: Path) -> None:
         os.rename(os.path.join(inside, b"b" + suffix), os.path.join(inside, b"gr\xf6\xdfe" + suffix))  # noqa: PTH104, PTH118
     fatal = [problem for problem in check_dataset(root) if problem.fatal]
     assert [(p.case, p.problem) for p in fatal] == [
-        ("gr\\udcf6\\udcdfe", "its name has control characters or bytes that are no UTF-8 text")
+        ("gr\\udcf6\\udcdfe", "its name has control characters or is not UTF-8 text")
     ]

@@ -86,7 +86,7 @@ def test_paired_folders_name_the_partner_too(tmp_path: Path) -> None:
     (root / "labelsTr").rename(root / "labels")
     (root / "dataset.json").unlink()
     told = [item for item in check_dataset(root) if item.case in ("Case-1", "case_01")]
-    assert told == [Problem("Case-1", "its label labels/Case-1 is missing", "rename that of case_01 to it")]
+    assert told == [Problem("Case-1", "its label labels/Case-1 is missing", "rename case_01 to it")]
 
 
 def test_two_labels_of_one_name(tmp_path: Path) -> None:
@@ -95,5 +95,5 @@ def test_two_labels_of_one_name(tmp_path: Path) -> None:
     rename(root, "labelsTr", "b", unicodedata.normalize("NFC", "Müller"))
     label = root / "labelsTr" / unicodedata.normalize("NFC", "Müller.nii.gz")
     label.with_name(unicodedata.normalize("NFD", label.name)).write_bytes(label.read_bytes())
-    problem = "is in labelsTr twice, its accents stored in two ways"
+    problem = "appears twice in labelsTr (Unicode NFC and NFD)"
     assert check_dataset(root) == (Problem("Müller.nii.gz", problem, "remove one of the two", True),)

@@ -70,7 +70,7 @@ def test_decathlon(tmp_path: Path) -> None:
     assert check_dataset(dataset) == ()
     assert describe(dataset) == (
         "Decathlon / nnU-Net v1 folder: 5 training cases, 1 test case",
-        "1 channel: MRI; labels (.nii.gz): Anterior = 1, Posterior = 2",
+        "1 channel: MRI; labels (.nii.gz): Anterior = 1 and Posterior = 2",
     )
 
 
@@ -88,7 +88,7 @@ def test_a_decathlon_file_may_hold_several_channels(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).channel_names == ("FLAIR", "T1w")
     assert found(tmp_path) == []
     (tmp_path / "dataset.json").write_text(json.dumps(content | {"training": names, "modality": {"0": "FLAIR"}}))
-    assert found(tmp_path)[0] == ("a", "a.tif: 2 channels in all, the dataset has 1", True)
+    assert found(tmp_path)[0] == ("a", "a.tif: 2 channels, the dataset has 1", True)
 
 
 def test_nnunet_v1_has_a_file_per_channel_behind_the_listed_name(tmp_path: Path) -> None:
@@ -113,11 +113,11 @@ def test_nnunet_v1_has_a_file_per_channel_behind_the_listed_name(tmp_path: Path)
         ({"labels": {"1": "x"}}, "dataset", '"labels" in dataset.json has no "0", the background'),
         ({"labels": {"0": "b", "1": "x", "2": "x"}}, "dataset", 'two values have the same name in "labels"'),
         ({"modality": None}, "dataset", 'dataset.json has no "channel_names"'),
-        ({"training": []}, "dataset", 'the "training" list in dataset.json is empty or no list'),
+        ({"training": []}, "dataset", 'the "training" list in dataset.json is empty or not a list'),
         (
             {"training": ["imagesTr/a.nii.gz"]},
             "dataset",
-            'entry 0 of "training" in dataset.json is not understood: \'im',
+            'entry 0 of "training" in dataset.json is invalid: \'im',
         ),
         ({"training": [{"image": "no/q.nii.gz", "label": "labelsTr/a.nii.gz"}]}, "q", "the listed file no/q.nii.gz is"),
         ({"training": [{"image": "imagesTr/a.nii.gz", "label": "q.nii.gz"}]}, "a", "its label q.nii.gz is missing"),
@@ -169,7 +169,7 @@ def test_paired_folders(tmp_path: Path, images: str, labels: str) -> None:
     assert dataset.case("a").label == root / labels.format("a")
     assert [target.name for target in dataset.labels.targets] == ["label 7", "label 500"]
     assert dataset.labels.stored_values == (0, 7, 500)
-    assert found(root) == [("dataset", f"1 hidden file left by a system: {images.split('/')[0]}/._a.nii.gz", False)]
+    assert found(root) == [("dataset", f"1 hidden file: {images.split('/')[0]}/._a.nii.gz", False)]
 
 
 def test_paired_channels_have_numbers(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_paired_folders_may_declare_names(tmp_path: Path) -> None:
     (root / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
     dataset = open_dataset(root)
     assert (dataset.layout, dataset.channel_names) == ("paired", ("CT",))
-    assert describe(dataset)[1] == "1 channel: CT; labels (.nii.gz): kidney = 7, stone = 500"
+    assert describe(dataset)[1] == "1 channel: CT; labels (.nii.gz): kidney = 7 and stone = 500"
 
 
 def drop(*names: str) -> Callable[[Path], None]:
@@ -217,12 +217,12 @@ def put(name: str, array: np.ndarray | None = None) -> Callable[[Path], None]:
     ("spoil", "case", "problem", "fatal"),
     [
         (drop("labels/b.nii.gz"), "b", "its label labels/b is missing", True),
-        (drop("images/b.nii.gz"), "b", "its label lies in labels, but no image in images", False),
+        (drop("images/b.nii.gz"), "b", "has a label in labels but no image in images", False),
         (put("labels/b_seg.nii.gz"), "b", "has two label files in labels: b_seg.nii.gz is the second", True),
         (
             drop(*(f"images/{case}.nii.gz" for case in CASES)),
             "dataset",
-            "images holds no image that can be read",
+            "images has no readable image",
             True,
         ),
     ],
@@ -239,7 +239,7 @@ def test_paired_labels_without_structures(tmp_path: Path) -> None:
     root = paired(tmp_path, "images/{}.nii.gz", "labels/{}.nii.gz")
     for case in CASES:
         write_volume(root / "labels" / f"{case}.nii.gz", a_label())
-    assert found(root) == [("dataset", "no label file holds a value but 0", True)]
+    assert found(root) == [("dataset", "no label file has a value other than 0", True)]
     for case in CASES:
         write_volume(root / "labels" / f"{case}.nii.gz", a_label(1).astype(np.int16) - 1)
     assert found(root) == []
@@ -266,7 +266,7 @@ def test_masks_are_painted_in_the_declared_order(tmp_path: Path) -> None:
     assert read_labels(case, dataset.labels).array.ravel()[:6].tolist() == [1, 2, 1, 2, 0, 0]
     assert read_labels(dataset.case("c"), dataset.labels).array.ravel()[:6].tolist() == [0, 2, 0, 2, 0, 0]
     assert check_dataset(dataset) == ()
-    assert describe(dataset)[0].endswith("one label file per structure, later ones painted over earlier ones")
+    assert describe(dataset)[0].endswith("one label file per class, later ones over earlier ones")
 
     declared = {"background": 0, "tumour": 7, "liver": 500}  # now the liver comes last
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": declared}))
@@ -278,7 +278,7 @@ def test_masks_are_painted_in_the_declared_order(tmp_path: Path) -> None:
     write_volume(tmp_path / "labels" / "b" / "spleen.nii.gz", a_label(1))
     write_volume(tmp_path / "labels" / "d" / "liver.nii.gz", np.ones((2, 3, 5), np.uint8))
     told = found(tmp_path)
-    assert told[0] == ("b", 'spleen.nii.gz is of the structure "spleen", which is not declared', True)
+    assert told[0] == ("b", 'spleen.nii.gz is a mask of the class "spleen", which is not declared', True)
     assert told[1][0] == "d"
     assert told[1][1].startswith("liver.nii.gz does not fit tumour.nii.gz: its shape is (2, 3, 5)")
 
@@ -330,7 +330,7 @@ def test_a_table_in_json_with_names_and_test_cases(tmp_path: Path) -> None:
     assert [target.name for target in dataset.labels.targets] == ["kidney", "stone"]
     assert [case.id for case in dataset.training] == list("abcd")
     assert [(case.id, case.group, case.site, case.weight) for case in dataset.test] == [("e", None, None, 1.0)]
-    assert found(root) == [("dataset", "4 training cases, 5 or more are needed for five folds", False)]
+    assert found(root) == [("dataset", "4 training cases, five folds need 5 or more", False)]
     root = table(tmp_path, json.dumps(cases), "list.json")
     assert [target.name for target in open_dataset(root / "list.json").labels.targets] == ["label 7", "label 9"]
 
@@ -350,8 +350,12 @@ def test_a_table_with_one_column_per_structure(tmp_path: Path) -> None:
         ("name,CT,label\nx,scans/a0.nii.gz,truth/a.nii.gz\n", "dataset", 'but no column "case"'),
         ("case,label\na,truth/a.nii.gz\n", "dataset", "has the columns case, label, but none of a channel"),
         ("case,CT\na,scans/a0.nii.gz\n", "dataset", 'has the columns case, CT, but no column "label"'),
-        (HEADER + ROWS[0] + ROWS[0], "a", "stands twice in cases.csv"),
-        (HEADER + ROWS[0].replace("a,", "a/b,", 1), "dataset", 'row 1 of cases.csv has the case "a/b"'),
+        (HEADER + ROWS[0] + ROWS[0], "a", "is listed twice in cases.csv"),
+        (
+            HEADER + ROWS[0].replace("a,", "a/b,", 1),
+            "dataset",
+            'row 1 of cases.csv has the case "a/b", which is not a valid',
+        ),
         (HEADER + ROWS[0].replace("a1.nii", "q1.nii"), "a", "the listed file scans/q1.nii.gz is missing"),
         (HEADER + ROWS[0].replace("scans/a1.nii.gz", ""), "a", 'has no file in the column "T1" of cases.csv'),
         (HEADER + ROWS[0].replace("truth/a.nii.gz", ""), "a", 'has no file in the column "label" of cases.csv'),
@@ -398,7 +402,7 @@ def test_not_every_case_can_be_left_out(tmp_path: Path) -> None:
         (root / "images" / f"{case}.nii.gz").write_bytes(b"")
     kept, problems = leave_out(dataset, check_dataset(dataset))
     assert kept.training == ()
-    assert [(item.problem, item.fatal) for item in problems if item.fatal] == [("every case was left out", True)]
+    assert [(item.problem, item.fatal) for item in problems if item.fatal] == [("no usable case", True)]
 
 
 def test_problems_of_the_whole_dataset_stay_fatal(tmp_path: Path) -> None:

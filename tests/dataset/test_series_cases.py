@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from segfit.dataset.checks import check_dataset
-from segfit.dataset.export import export_nnunet
 from segfit.dataset.layouts import describe, find_cases, inspect_dataset, open_dataset
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap
 from segfit.images.formats import read_image, read_label, write_labels
+from segfit.images.image import LabelMap
+from segfit.nnunet.dataset_export import export_nnunet
 from series_builder import clutter, write_series
 
 SHAPE = (3, 4, 5)
@@ -32,7 +33,7 @@ def voxels(number: int) -> np.ndarray:
 
 
 def label_of(series: Path, path: Path) -> None:
-    write_labels(path, LABELS, read_image(series).grid)
+    write_labels(path, LabelMap(LABELS, read_image(series).grid))
 
 
 def nnunet(root: Path, channels: int = 1, **declared: object) -> Path:
@@ -81,7 +82,7 @@ def test_nnunet_folders_may_hold_series(tmp_path: Path) -> None:
         assert check_dataset(dataset) == ()
         assert describe(dataset) == (
             "nnU-Net v2 folder: 5 training cases, 1 test case",
-            "2 channels: phase 0, phase 1 (DICOM series); labels (.nii.gz): organ = 1, lesion = 2",
+            "2 channels: phase 0 and phase 1 (DICOM series); labels (.nii.gz): organ = 1 and lesion = 2",
         )
 
 
@@ -134,17 +135,17 @@ def test_faulty_series_are_named_with_their_case(tmp_path: Path, write: Callable
     difference = "its shape is (3, 4, 5), expected (2, 4, 5) (array order)"
     assert found[0][1] == f"{label} does not fit {a.name}: {difference}"
     assert found[1][1:] == (
-        f"{b.name} has uneven distances between slices: 4.5 mm behind slice 2 of 5 (slice998), "
+        f"{b.name} has uneven distances between slices: 4.5 mm after slice 2 of 5 (slice998), "
         "usually 2.25 mm (1 such place)",
         "add the missing slices or convert the series to evenly spaced NIfTI",
     )
     assert found[2][1] in [
         f"{c.name} holds 2 series: CT ({x}), CT ({y})" for x, y in permutations(("1 image", "3 images"))
     ]
-    assert found[2][2] == "keep the one that is meant, or give each series a folder of its own"
+    assert found[2][2] == "keep the one that is meant, or give each series its own folder"
     assert found[3][1:] == (
         f"{e.name} holds no DICOM images",
-        "give the folder of one series, unpacked and with all its slices, or take this one away from the images",
+        "give the folder of one complete series, or remove this folder",
     )
 
 
@@ -153,7 +154,7 @@ def test_a_damaged_slice_is_named_with_its_channel(tmp_path: Path) -> None:
     damaged = root / "imagesTr" / "d_0001" / "1.2.840" / "slice997"
     damaged.write_bytes(damaged.read_bytes()[:200])
     (root / "imagesTr" / "a_0000" / "slice997").write_bytes(b"")  # the last one: the rest is even
-    again = "copy or export the series again; remove the file if it is no slice"
+    again = "copy or export the series again; remove the file if it is not a slice"
     assert told(root) == [
         ("a", "a_0000/slice997 is empty", again),
         ("d", "d_0001/1.2.840/slice997 is truncated or damaged (an image without rows and columns)", again),
@@ -166,8 +167,8 @@ def test_faulty_headers_are_named_with_their_case(tmp_path: Path, ending: str, w
     grid = read_image(write_series(tmp_path / "series", voxels(0))).grid
     images.mkdir()
     for number, case in enumerate("abcdef"):
-        write_labels(images / f"{case}_0000{ending}", voxels(number), grid)
-        write_labels(labels / f"{case}{ending}", LABELS, grid)
+        write_labels(images / f"{case}_0000{ending}", LabelMap(voxels(number), grid))
+        write_labels(labels / f"{case}{ending}", LabelMap(LABELS, grid))
     (tmp_path / "dataset.json").write_text(json.dumps(NAMES | {"file_ending": ending, "numTraining": 6}))
     files = {case: images / f"{case}_0000{ending}" for case in "abcdef"}
     content = files["a"].read_bytes()
@@ -178,14 +179,14 @@ def test_faulty_headers_are_named_with_their_case(tmp_path: Path, ending: str, w
     for path in (files["e"], labels / f"e{ending}"):
         lines = path.read_bytes().split(b"\n")
         path.write_bytes(b"\n".join(line for line in lines if not line.startswith(tuple(unplaced))))
-    found = [(item.case, item.problem, item.fatal) for item in check_dataset(tmp_path, workers=1)]
+    found = sorted((item.case, item.problem, item.fatal) for item in check_dataset(tmp_path, workers=1))
     name = {".nrrd": "an NRRD", ".mha": "a MetaImage"}[ending]
     assert found == [
         ("b", f"b_0000{ending} is truncated (the end of its compressed voxels is missing)", True),
-        ("c", f"c_0000{ending} holds more bytes of voxels than the 40 that its header asks for "
+        ("c", f"c_0000{ending} has more bytes of voxels than the 40 declared in its header "
          "(5 x 4 x 2 of type uint8)", True),
         ("d", f"d_0000{ending} is not {name} file", True),
-        ("e", f"e_0000{ending} does not place its voxels in space, they are taken as 1 mm cubes", False),
+        ("e", f"e_0000{ending} has no voxel size; 1 mm is assumed", False),
     ]  # fmt: skip
 
 
@@ -193,10 +194,10 @@ def test_labels_of_a_converter_are_turned(tmp_path: Path) -> None:
     root = paired(tmp_path / "data")
     for path in (root / "labels").iterdir():
         turned = read_label(path).reoriented(AxisMap((0, 1, 2), (False, True, False)))
-        write_labels(path, turned.array[0], turned.grid)
+        write_labels(path, LabelMap(turned.array[0], turned.grid))
     found = check_dataset(open_dataset(root))
     assert [item.problem for item in found if item.case == "a"] == [
-        "a_seg.nii.gz stores its axes in another order or direction than a and is turned onto it"
+        "a_seg.nii.gz stores its axes in another order or direction than a and is reoriented to it"
     ]
     assert not [item for item in found if item.fatal]
 
@@ -208,7 +209,7 @@ def test_labels_that_are_series_are_refused(tmp_path: Path) -> None:
         text = text.replace(f"labels/{case}_seg.nii.gz", f"images/{case}")
     (root / "cases.csv").write_text(text)
     _, problems = inspect_dataset(root)
-    assert ("dataset", "labels cannot be a DICOM series, which is for images alone") in [
+    assert ("dataset", "labels cannot be a DICOM series, which cannot hold labels") in [
         (item.case, item.problem) for item in problems if item.fatal
     ]
     assert "save labels as .nii.gz" in [item.action for item in problems]
@@ -218,10 +219,10 @@ def test_series_beside_images_of_another_ending_are_told(tmp_path: Path) -> None
     root = nnunet(tmp_path / "data", file_ending=".nii.gz")
     for case in "abcde":
         image = read_image(root / "imagesTr" / f"{case}_0000")
-        write_labels(root / "imagesTr" / f"{case}_0000.nii.gz", image.array[0].astype(np.int16), image.grid)
+        write_labels(root / "imagesTr" / f"{case}_0000.nii.gz", LabelMap(image.array[0].astype(np.int16), image.grid))
     _, problems = inspect_dataset(root)
     assert [item.problem for item in problems if item.case == "b_0000"] == [
-        "lies in imagesTr but does not end in .nii.gz; it is not used"
+        "is in imagesTr but does not end in .nii.gz; it is ignored"
     ]
 
 
@@ -289,7 +290,7 @@ def test_folders_without_images_to_predict(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     clutter(tmp_path / "empty")
     for ending, wanted in (("/", "DICOM series"), (".nii.gz", ".nii.gz image")):
-        with pytest.raises(InputError, match=f"empty holds no {wanted}"):
+        with pytest.raises(InputError, match=f"empty has no {wanted}"):
             find_cases(tmp_path / "empty", ending, 1)
-        with pytest.raises(InputError, match=rf"holds no {wanted}; the model reads"):
+        with pytest.raises(InputError, match=rf"has no {wanted}; the model reads"):
             find_cases(tmp_path, ending, 1)

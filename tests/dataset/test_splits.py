@@ -17,8 +17,8 @@ from segfit.dataset.splits import (
     balanced_splits,
     fallback_split,
     faults_of,
+    nnunet_splits,
     read_splits,
-    reference_splits,
 )
 from segfit.errors import InputError
 from segfit.files import write_json
@@ -29,7 +29,7 @@ def names(count: int) -> list[str]:
 
 
 def test_five_folds_of_twelve_cases() -> None:
-    folds = reference_splits(names(12)).folds
+    folds = nnunet_splits(names(12)).folds
     validation = [[int(name[1:]) for name in fold.validation] for fold in folds]
     assert validation == [[0, 3, 8], [7, 10, 11], [6, 9], [1, 4], [2, 5]]  # the reference's
 
@@ -37,7 +37,7 @@ def test_five_folds_of_twelve_cases() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(2, 7))
 def test_every_case_validates_once(count: int, num_folds: int) -> None:
-    splits = reference_splits(names(count), num_folds)
+    splits = nnunet_splits(names(count), num_folds)
     assert len(splits.folds) == min(count, num_folds)
     assert sorted(name for fold in splits.folds for name in fold.validation) == names(count)
     for fold in splits.folds:
@@ -50,20 +50,20 @@ def test_every_case_validates_once(count: int, num_folds: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_few_cases_are_left_out_one_by_one(count: int) -> None:
-    splits = reference_splits(names(count))
+    splits = nnunet_splits(names(count))
     assert len(splits.folds) == count
     assert all(len(fold.validation) == 1 for fold in splits.folds)
 
 
 def test_one_case_and_none_like_the_reference() -> None:
-    assert reference_splits(["only"]).folds == (Fold(train=("only",), validation=("only",)),)
+    assert nnunet_splits(["only"]).folds == (Fold(train=("only",), validation=("only",)),)
     with pytest.raises(InputError, match="at least one case"):
-        reference_splits([])
+        nnunet_splits([])
 
 
 def test_order_of_cases_does_not_matter() -> None:
-    assert reference_splits(names(9)[::-1]) == reference_splits(names(9))
-    assert reference_splits(names(9), seed=1) != reference_splits(names(9))
+    assert nnunet_splits(names(9)[::-1]) == nnunet_splits(names(9))
+    assert nnunet_splits(names(9), seed=1) != nnunet_splits(names(9))
 
 
 def test_fallback_is_four_to_one() -> None:
@@ -74,10 +74,10 @@ def test_fallback_is_four_to_one() -> None:
 
 
 def test_files_of_both_kinds(tmp_path: Path) -> None:
-    splits = reference_splits(names(7))
+    splits = nnunet_splits(names(7))
     splits.save(tmp_path / "splits.json")
     assert Splits.load(tmp_path / "splits.json") == splits
-    write_json(tmp_path / "splits_final.json", splits.to_reference())
+    write_json(tmp_path / "splits_final.json", splits.to_nnunet())
     assert read_splits(tmp_path / "splits_final.json", names(7)) == splits
 
 
@@ -92,7 +92,7 @@ def test_files_of_both_kinds(tmp_path: Path) -> None:
         (["c00"], "fold 0 of .* must be like"),
         (
             [{"train": ["c00"], "val": ["c01"]}, {"train": ["c00"], "val": ["c99"]}],
-            "fold 1 of .* names the case 'c99', which the dataset lacks",
+            "fold 1 of .* names the case 'c99', which is not in",
         ),
     ],
 )
@@ -247,21 +247,26 @@ def test_doubtful_folds_are_told() -> None:
         folds=(Fold(train=("c00", "c02"), validation=("c01", "c02")), Fold(train=("c02",), validation=("c01",)))
     )
     assert faults_of(splits, cases) == (
-        "fold 0 trains and validates on c02 and P1: its scores will be too good",
-        "no fold has c03, c04, c05 and 3 more: nothing is learned from them",
+        "fold 0 trains and validates on c02 and P1: its Dice will be too high",
+        "no fold uses c03, c04, c05 and 3 more",
     )
-    assert faults_of(splits, cases[:4])[1:] == ("no fold has c03: nothing is learned from it",)
-    assert faults_of(reference_splits(names(9)), [case(name) for name in names(9)]) == ()
+    assert faults_of(splits, cases[:4])[1:] == ("no fold uses c03",)
+    assert faults_of(nnunet_splits(names(9)), [case(name) for name in names(9)]) == ()
 
 
 def test_a_seal_breaks_when_folds_change(tmp_path: Path) -> None:
-    splits = reference_splits(names(7)).sealed("reference")
+    splits = nnunet_splits(names(7)).sealed("nnunet")
     splits.save(tmp_path / "splits.json")
     kept = Splits.load(tmp_path / "splits.json")
     assert kept == splits
     assert kept.intact
     assert not kept.model_copy(update={"folds": kept.folds[:4]}).intact
-    assert not reference_splits(names(7)).intact
+    assert not nnunet_splits(names(7)).intact
     assert read_splits(tmp_path / "splits.json", names(7)).folds == splits.folds
-    with pytest.raises(InputError, match=r"of .*splits\.json names the case 'c00', which the dataset lacks"):
+    with pytest.raises(InputError, match=r"of .*splits\.json names the case 'c00', which is not in"):
         read_splits(tmp_path / "splits.json", [name for name in names(7) if name != "c00"])
+
+
+def test_folds_of_nnunet_are_known_by_their_old_name() -> None:
+    splits = nnunet_splits(names(7)).sealed("nnunet")
+    assert Splits.model_validate(splits.model_dump() | {"source": "reference"}) == splits

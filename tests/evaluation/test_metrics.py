@@ -1,4 +1,4 @@
-"""Scores of tiny masks, worked out by hand, and against one Boolean pass per structure."""
+"""Metrics of tiny masks, worked out by hand, and against one Boolean pass per structure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from segfit.errors import InputError
 from segfit.evaluation import metrics
-from segfit.evaluation.metrics import Scores, case_metrics
+from segfit.evaluation.metrics import Metrics, case_metrics
 from segfit.labels import LabelScheme
 
 TWO = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
@@ -22,8 +22,8 @@ def test_counts_and_ratios_of_a_hand_made_pair() -> None:
     reference = np.array([[1, 1, 1, 0], [2, 2, 0, 0]])
     prediction = np.array([[1, 1, 0, 1], [2, 1, 0, 0]])
     scores = case_metrics(prediction, reference, TWO)
-    assert scores["a"] == Scores(tp=2, fp=2, fn=1, tn=3, n_pred=4, n_ref=3, dice=4 / 7, iou=2 / 5)
-    assert scores["b"] == Scores(tp=1, fp=0, fn=1, tn=6, n_pred=1, n_ref=2, dice=2 / 3, iou=1 / 2)
+    assert scores["a"] == Metrics(tp=2, fp=2, fn=1, tn=3, n_pred=4, n_ref=3, dice=4 / 7, iou=2 / 5)
+    assert scores["b"] == Metrics(tp=1, fp=0, fn=1, tn=6, n_pred=1, n_ref=2, dice=2 / 3, iou=1 / 2)
 
 
 def test_empty_masks() -> None:
@@ -40,21 +40,21 @@ def test_voxels_with_the_ignore_label_are_left_out() -> None:
     reference = np.array([3, 3, 1, 1, 0], np.int16)
     prediction = np.array([1, 2, 1, 0, 0], np.int16)
     scores = case_metrics(prediction, reference, IGNORE)
-    assert scores["a"] == Scores.from_counts(tp=1, fp=0, fn=1, tn=1)
-    assert scores["b"] == Scores.from_counts(tp=0, fp=0, fn=0, tn=3)
+    assert scores["a"] == Metrics.from_counts(tp=1, fp=0, fn=1, tn=1)
+    assert scores["b"] == Metrics.from_counts(tp=0, fp=0, fn=0, tn=3)
 
 
 def test_a_region_is_the_union_of_its_labels() -> None:
     reference, prediction = np.array([1, 2, 2, 0, 0]), np.array([2, 2, 1, 1, 0])
     scores = case_metrics(prediction, reference, REGIONS)
     assert list(scores) == ["whole", "core"]
-    assert scores["whole"] == Scores.from_counts(tp=3, fp=1, fn=0, tn=1)
-    assert scores["core"] == Scores.from_counts(tp=1, fp=1, fn=1, tn=2)
+    assert scores["whole"] == Metrics.from_counts(tp=3, fp=1, fn=0, tn=1)
+    assert scores["core"] == Metrics.from_counts(tp=1, fp=1, fn=1, tn=2)
 
 
 def test_values_the_scheme_does_not_know_count_as_background() -> None:
     reference, prediction = np.array([1, 1, 900, 0]), np.array([1, 70, 1, 3000])
-    assert case_metrics(prediction, reference, TWO)["a"] == Scores.from_counts(tp=1, fp=1, fn=1, tn=1)
+    assert case_metrics(prediction, reference, TWO)["a"] == Metrics.from_counts(tp=1, fp=1, fn=1, tn=1)
 
 
 def test_unusable_arrays_are_refused() -> None:
@@ -79,7 +79,7 @@ def test_agrees_with_one_boolean_pass_per_structure(
     for target in scheme.targets:
         p, r = np.isin(prediction, target.values), np.isin(reference, target.values)
         counts = [int((a & b & use).sum()) for a, b in ((p, r), (p, ~r), (~p, r), (~p, ~r))]
-        assert case_metrics(prediction, reference, scheme)[target.name] == Scores.from_counts(*counts)
+        assert case_metrics(prediction, reference, scheme)[target.name] == Metrics.from_counts(*counts)
 
 
 def test_blocks_and_memory_order_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from segfit.errors import DatasetError, InputError, Problem
-from segfit.evaluation.metrics import Scores
-from segfit.evaluation.summary import CaseScores, Pair, Summary, evaluate, evaluate_folder, summarize
+from segfit.evaluation.metrics import Metrics
+from segfit.evaluation.summary import CaseMetrics, Pair, Summary, evaluate, evaluate_folder, summarize
 from segfit.execution import pool
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import read_label, write_labels
+from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Task
 
@@ -24,13 +25,13 @@ TWO = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
 
 
-def case(name: str, **scores: Scores) -> CaseScores:
-    return CaseScores(case=name, prediction_file=f"p/{name}.nii", reference_file=f"r/{name}.nii", scores=scores)
+def case(name: str, **metrics: Metrics) -> CaseMetrics:
+    return CaseMetrics(case=name, prediction_file=f"p/{name}.nii", reference_file=f"r/{name}.nii", metrics=metrics)
 
 
-HALF = Scores.from_counts(tp=1, fp=1, fn=1, tn=7)  # Dice 1/2, IoU 1/3
-FULL = Scores.from_counts(tp=4, fp=0, fn=0, tn=6)
-NOTHING = Scores.from_counts(tp=0, fp=0, fn=0, tn=10)
+HALF = Metrics.from_counts(tp=1, fp=1, fn=1, tn=7)  # Dice 1/2, IoU 1/3
+FULL = Metrics.from_counts(tp=4, fp=0, fn=0, tn=6)
+NOTHING = Metrics.from_counts(tp=0, fp=0, fn=0, tn=10)
 
 
 def test_means_skip_cases_without_a_value() -> None:
@@ -62,7 +63,7 @@ def test_a_subset_has_means_of_its_own() -> None:
 def test_no_case_and_a_case_twice_are_refused() -> None:
     with pytest.raises(InputError, match="no case"):
         summarize([], TWO.targets)
-    with pytest.raises(InputError, match="x would be counted twice"):
+    with pytest.raises(InputError, match="x occurs twice"):
         summarize([case("x", a=HALF, b=FULL)] * 2, TWO.targets)
 
 
@@ -74,7 +75,7 @@ def test_a_summary_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_form_of_the_reference() -> None:
     targets = (Target(name="core", values=(2,)), Target(name="whole", values=(1, 2)))
-    form = summarize([case("x", core=NOTHING, whole=HALF)], targets).to_reference()
+    form = summarize([case("x", core=NOTHING, whole=HALF)], targets).to_nnunet()
     assert list(form) == ["foreground_mean", "mean", "metric_per_case"]
     assert list(form["mean"]) == ["(1, 2)", "2"]
     assert list(form["mean"]["2"]) == ["Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref"]
@@ -98,7 +99,7 @@ def test_pairs_keep_their_order_and_load_lazily() -> None:
     ones, halves = np.ones((2, 2), int), np.array([[1, 1], [0, 0]])
     pairs = [Pair("b", lambda: ones, lambda: ones), Pair("a", lambda: halves, lambda: ones)]
     summary = evaluate(pairs, TWO, workers=2)
-    assert [(item.case, item.scores["a"].dice) for item in summary.cases] == [("b", 1.0), ("a", 2 / 3)]
+    assert [(item.case, item.metrics["a"].dice) for item in summary.cases] == [("b", 1.0), ("a", 2 / 3)]
 
 
 class Notes:
@@ -127,10 +128,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     labels = np.zeros(grid.shape, np.uint8)
     labels[0] = 1
     for folder in (predictions, references):
-        write_labels(folder / "case_a.nii.gz", labels, grid)
-    write_labels(predictions / "case_b.nii.gz", labels, grid)
+        write_labels(folder / "case_a.nii.gz", LabelMap(labels, grid))
+    write_labels(predictions / "case_b.nii.gz", LabelMap(labels, grid))
     labels[1] = 1
-    write_labels(references / "case_b.nii.gz", labels, grid)
+    write_labels(references / "case_b.nii.gz", LabelMap(labels, grid))
     (predictions / "._case_a.nii.gz").write_bytes(b"")
     return predictions, references
 
@@ -145,7 +146,7 @@ def test_a_folder_is_scored_file_by_file(folders: tuple[Path, Path]) -> None:
     notes = Notes()
     summary = evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
     assert [item.case for item in summary.cases] == ["case_a", "case_b"]
-    assert [item.scores["a"].dice for item in summary.cases] == [1.0, 2 / 3]
+    assert [item.metrics["a"].dice for item in summary.cases] == [1.0, 2 / 3]
     assert summary.cases[0].prediction_file == (folders[0] / "case_a.nii.gz").as_posix()
     assert notes.warnings == []
 
@@ -161,19 +162,19 @@ def test_processes_score_the_same(folders: tuple[Path, Path], monkeypatch: pytes
 def test_missing_counterparts_are_named(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
     (predictions / "case_a.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"predictions lacks the prediction of case_a\.nii\.gz;"):
+    with pytest.raises(InputError, match=r"predictions has no prediction for case_a\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
     notes = Notes()
     part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False, progress=notes)
     assert [item.case for item in part.cases] == ["case_b"]
     assert notes.warnings == ["case_a.nii.gz of 2 references have no prediction and are not counted"]
     (references / "case_b.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"references lacks the reference of case_b\.nii\.gz;"):
+    with pytest.raises(InputError, match=r"references has no reference for case_b\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
 
 
 def test_empty_and_absent_folders_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no prediction that ends in \.png"):
+    with pytest.raises(InputError, match=r"has no prediction that ends in \.png"):
         evaluate_folder(*folders, TWO, ending=".png")
     with pytest.raises(InputError, match="is not a folder"):
         evaluate_folder(tmp_path / "nowhere", folders[1], TWO, ending=".nii.gz")
@@ -181,7 +182,9 @@ def test_empty_and_absent_folders_are_refused(folders: tuple[Path, Path], tmp_pa
 
 def test_all_cases_that_cannot_be_scored_are_named(folders: tuple[Path, Path]) -> None:
     (folders[0] / "case_a.nii.gz").write_bytes(b"")
-    write_labels(folders[0] / "case_b.nii.gz", np.zeros((1, 2, 2), np.uint8), Grid((1, 2, 2), (1.0, 1.0, 1.0)))
+    write_labels(
+        folders[0] / "case_b.nii.gz", LabelMap(np.zeros((1, 2, 2), np.uint8), Grid((1, 2, 2), (1.0, 1.0, 1.0)))
+    )
     with pytest.raises(DatasetError) as caught:
         evaluate_folder(*folders, TWO, ending=".nii.gz")
     first, second = caught.value.problems
@@ -191,7 +194,7 @@ def test_all_cases_that_cannot_be_scored_are_named(folders: tuple[Path, Path]) -
         "the prediction has shape (1, 2, 2) and its reference (2, 3, 4)",
         "predict on the grid of the reference",
     )
-    assert caught.value.outcome == "nothing was scored"
+    assert caught.value.outcome == "nothing was evaluated"
 
 
 def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> None:
@@ -199,18 +202,18 @@ def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> No
     labels = read_label(path)
     array = labels.array[0].copy()
     array.flat[0] = 77
-    write_labels(path, array, labels.grid)
+    write_labels(path, LabelMap(array, labels.grid))
     notes = Notes()
     evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
-    assert notes.warnings == ["the prediction of case_b holds undeclared values, which count as no structure"]
+    assert notes.warnings == ["the prediction of case_b has undeclared values, which are ignored"]
 
 
 def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -> None:
     grid = grid_at(5.0)
-    write_labels(folders[0] / "case_b.nii.gz", np.zeros(grid.shape, np.uint8), grid)
+    write_labels(folders[0] / "case_b.nii.gz", LabelMap(np.zeros(grid.shape, np.uint8), grid))
     with pytest.raises(DatasetError) as caught:
         evaluate_folder(*folders, TWO, ending=".nii.gz")
-    action = "predict on the grid of the reference, or copy its header if the voxels already correspond"
+    action = "predict on the grid of the reference, or copy its header if the voxels correspond"
     problem = "case_b.nii.gz does not fit its reference: it lies 5.0 voxels away (5 mm)"
     assert caught.value.problems == (Problem("case_b", problem, action),)
 
@@ -218,7 +221,7 @@ def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -
 def test_pairs_within_half_a_voxel_are_the_same_grid(folders: tuple[Path, Path]) -> None:
     expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
-    write_labels(folders[0] / "case_b.nii.gz", labels, grid_at(0.4))
+    write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, grid_at(0.4)))
     notes = Notes()
     assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
     assert notes.warnings == []
@@ -227,11 +230,11 @@ def test_pairs_within_half_a_voxel_are_the_same_grid(folders: tuple[Path, Path])
 def test_files_without_a_place_are_compared_by_index(folders: tuple[Path, Path]) -> None:
     expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
-    write_labels(folders[0] / "case_b.nii.gz", labels, Grid(labels.shape, (1.0, 1.0, 1.0)))
+    write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, Grid(labels.shape, (1.0, 1.0, 1.0))))
     notes = Notes()
     assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
     assert notes.warnings == [
-        "prediction and reference of case_b.nii.gz differ in voxel size, and do not both say where they lie; "
+        "prediction and reference of case_b.nii.gz differ in voxel size and do not both have an affine; "
         "voxels were compared by index"
     ]
 
@@ -244,13 +247,20 @@ def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[i
     predictions, references = tmp_path / "predictions", tmp_path / "references"
     for number, flip in enumerate(product((False, True), repeat=3)):
         axes = AxisMap(order, flip)
-        write_labels(references / f"{number}.nii.gz", labels, grid)
-        write_labels(predictions / f"{number}.nii.gz", axes.apply(labels), axes.apply_grid(grid))
+        write_labels(references / f"{number}.nii.gz", LabelMap(labels, grid))
+        write_labels(predictions / f"{number}.nii.gz", LabelMap(axes.apply(labels), axes.apply_grid(grid)))
     notes = Notes()
     summary = evaluate_folder(predictions, references, TWO, ending=".nii.gz", progress=notes)
-    assert [[one.dice for one in case.scores.values()] for case in summary.cases] == [[1.0, 1.0]] * 8
+    assert [[one.dice for one in case.metrics.values()] for case in summary.cases] == [[1.0, 1.0]] * 8
     turned = [f"{n}.nii.gz" for n in range(8) if n or order != (0, 1, 2)]
     assert notes.warnings == [
         f"the prediction of {', '.join(turned[:5])} and {len(turned) - 5} more "
-        "stores its axes in another order and was turned"
+        "stores its axes in another order and was reoriented"
     ]
+
+
+def test_summaries_of_earlier_versions_are_read() -> None:
+    one = case("a", a=HALF)
+    content = one.model_dump()
+    content["scores"] = content.pop("metrics")
+    assert CaseMetrics.model_validate(content) == one

@@ -114,9 +114,9 @@ def test_lost_cases_come_to_what_the_caller_says(tmp_path: Path) -> None:
 
 
 def test_lost_cases_cross_processes() -> None:
-    lost = pickle.loads(pickle.dumps(LostCaseError("a", "killed by signal 9 (Killed), it held 5.1 GB")))
-    assert str(lost) == "case a: worker killed by signal 9 (Killed), it held 5.1 GB"
-    assert (lost.case, lost.reason) == ("a", "killed by signal 9 (Killed), it held 5.1 GB")
+    lost = pickle.loads(pickle.dumps(LostCaseError("a", "killed by signal 9 (Killed) at 5.1 GB")))
+    assert str(lost) == "case a: worker killed by signal 9 (Killed) at 5.1 GB"
+    assert (lost.case, lost.reason) == ("a", "killed by signal 9 (Killed) at 5.1 GB")
 
 
 def test_one_pool_may_do_work_in_parts() -> None:

@@ -86,7 +86,7 @@ def test_problems_of_a_dataset_cross_processes() -> None:
 @pytest.mark.parametrize(
     ("task", "arguments", "told"),
     [
-        (pool_tasks.die, (signal.SIGKILL, 200), r"killed by signal 9 \(Killed\), it held 0\.[2-4] GB"),
+        (pool_tasks.die, (signal.SIGKILL, 200), r"killed by signal 9 \(Killed\) at 0\.[2-4]\d GB"),
         (pool_tasks.die, (signal.SIGSEGV,), r"killed by signal 11 \(Segmentation fault\)"),
         (pool_tasks.leave, (137,), "ended with code 137"),
         (pool_tasks.exhaust, (400,), "ran out of memory"),
@@ -101,7 +101,7 @@ def test_lost_worker_is_explained_and_the_others_finish(task: object, arguments:
         with pytest.raises(LostCaseError, match=f"^case sick: worker {told}"):
             sick.result(_PATIENCE_S)
     assert len(warnings) == 1
-    assert warnings[0].endswith("it is tried again alone")
+    assert warnings[0].endswith("retrying it alone")
 
 
 @pytest.mark.parametrize(("workers", "attempts"), [(1, 2), (2, 2), (3, 2), (4, 3), (9, 3)])
@@ -130,8 +130,8 @@ def test_case_is_tried_with_half_the_workers_then_alone(tmp_path: Path) -> None:
         beside = {case: future.result(_PATIENCE_S) for case, future in futures.items()}
     assert not any(beside.values())
     assert [warning.partition("; ")[2] for warning in warnings] == [
-        "it is tried again with 2 cases at once",
-        "it is tried again alone",
+        "retrying it with 2 cases at a time",
+        "retrying it alone",
     ]
 
 

@@ -13,6 +13,7 @@ from segfit.files import hash_file
 from segfit.fingerprint.contents import FileHashes
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 from series_builder import clutter, write_series
 
 GRID = Grid((2, 3, 4), (1.0, 1.0, 1.0))
@@ -24,7 +25,7 @@ LABELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 )
 def test_every_part_of_an_image_counts(tmp_path: Path, ending: str, part: str) -> None:
     path = tmp_path / f"a{ending}"
-    write_labels(path, LABELS, GRID)
+    write_labels(path, LabelMap(LABELS, GRID))
     case = Case(id="a", images=(path,), label=path)
     before, hashes = FileHashes().case(case), FileHashes()
     assert hashes.case(case) == before
@@ -52,19 +53,19 @@ def test_every_slice_of_a_series_counts_and_nothing_else(tmp_path: Path, folder:
 
 
 def test_an_image_of_one_file_has_the_hash_of_the_file(tmp_path: Path) -> None:
-    write_labels(tmp_path / "a.nii.gz", LABELS, GRID)
+    write_labels(tmp_path / "a.nii.gz", LabelMap(LABELS, GRID))
     assert FileHashes().image(tmp_path / "a.nii.gz") == hash_file(tmp_path / "a.nii.gz")
 
 
 def test_the_place_of_a_dataset_does_not_count(tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        write_labels(tmp_path / folder / "a.zarr", LABELS, GRID)
+        write_labels(tmp_path / folder / "a.zarr", LabelMap(LABELS, GRID))
     hashes = FileHashes()
     assert hashes.image(tmp_path / "one" / "a.zarr") == hashes.image(tmp_path / "two" / "a.zarr")
 
 
 def test_lost_files_are_explained(tmp_path: Path) -> None:
-    write_labels(tmp_path / "a.mhd", LABELS, GRID)
+    write_labels(tmp_path / "a.mhd", LabelMap(LABELS, GRID))
     (tmp_path / "a.zraw").unlink()
     with pytest.raises(InputError, match=r"a\.zraw cannot be read \(No such file or directory\); restore it"):
         FileHashes().image(tmp_path / "a.mhd")

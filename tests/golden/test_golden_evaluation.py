@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segfit.components import PostprocessingStep, apply_steps
+from segfit.connected_components import PostprocessingStep, apply_steps
 from segfit.evaluation.summary import Pair, evaluate_folder
 from segfit.images.formats import read_label
 from segfit.labels import LabelScheme, Target
@@ -49,7 +49,7 @@ def test_summaries_equal_the_reference(path: Path) -> None:
     references = Path(theirs["metric_per_case"][0]["reference_file"]).parent.name
     ignore = int(references.rpartition("_")[2]) if "ignore" in references else None
     scheme = scheme_of(list(theirs["mean"]), ignore)
-    ours = evaluate_folder(path.with_name("pred"), path.with_name(references), scheme, ending=".nii.gz").to_reference()
+    ours = evaluate_folder(path.with_name("pred"), path.with_name(references), scheme, ending=".nii.gz").to_nnunet()
     assert_same_scores(ours["mean"], theirs["mean"])
     assert_same_scores(ours["foreground_mean"], theirs["foreground_mean"])
     assert len(ours["metric_per_case"]) == len(theirs["metric_per_case"])
@@ -70,7 +70,7 @@ def test_postprocessing_decisions_equal_the_reference(path: Path) -> None:
     values = [np.atleast_1d(item["labels_or_regions"]).tolist() for item in theirs["postprocessing_kwargs"]]
     assert [list(step.values) for step in decision.steps] == values
     for ours, key in ((decision.before, "input_folder"), (decision.after, "postprocessed")):
-        form = ours.to_reference()
+        form = ours.to_nnunet()
         assert_same_scores(form["mean"], theirs[key]["mean"])
         assert_same_scores(form["foreground_mean"], theirs[key]["foreground_mean"])
 

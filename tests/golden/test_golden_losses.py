@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from segfit.labels import LabelScheme
-from segfit.networks.translate import from_reference, to_reference
 from segfit.networks.unet import build_network
+from segfit.nnunet.weights import from_nnunet, to_nnunet
 from segfit.specs import NetworkSpec
 from segfit.training.loss import SegmentationLoss, hard_counts, shrink_target
 from segfit.training.schedule import poly_learning_rate
@@ -128,7 +128,7 @@ def test_five_optimiser_steps(golden: Path, channels_last: bool) -> None:
         for when in ("start", "end")
     )
     network = build_network(spec, deep_supervision=True)
-    network.load_state_dict(from_reference(start, spec))
+    network.load_state_dict(from_nnunet(start, spec))
     if channels_last:
         network = network.to(memory_format=torch.channels_last_3d)
     loss = SegmentationLoss(scheme_of({"ignore_label": None}, heads), arguments.get("batch_dice", False), spec.strides)
@@ -148,8 +148,8 @@ def test_five_optimiser_steps(golden: Path, channels_last: bool) -> None:
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
         assert norm.item() == pytest.approx(step["gradient_norm_before_clipping"], rel=1e-4 if number == 0 else 1e-2)
         optimizer.step()
-    result = to_reference(network.state_dict(), spec)
-    parameters = to_reference(dict(network.named_parameters()), spec)
+    result = to_nnunet(network.state_dict(), spec)
+    parameters = to_nnunet(dict(network.named_parameters()), spec)
     untrained = {key for key, value in parameters.items() if value.grad is None}
     assert untrained == set(entry["parameters_without_gradient"])
     for key, value in end.items():

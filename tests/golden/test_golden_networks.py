@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from segfit.networks.translate import from_reference, reference_keys, to_reference
 from segfit.networks.unet import UNet, build_network
+from segfit.nnunet.weights import from_nnunet, nnunet_keys, to_nnunet
 from segfit.specs import NetworkSpec
 
 pytestmark = pytest.mark.golden("networks")
@@ -52,7 +52,7 @@ def test_outputs(path: Path, channels_last: bool) -> None:
     spec = spec_of(entry)
     network = build_network(spec, deep_supervision=True)
     with np.load(path.with_name(f"{name}_weights.npz")) as weights:
-        network.load_state_dict(from_reference(with_aliases(entry, weights), spec))
+        network.load_state_dict(from_nnunet(with_aliases(entry, weights), spec))
     with np.load(path) as arrays:
         image = torch.from_numpy(arrays["input"])
         expected = [torch.from_numpy(arrays[f"output_{i}"]) for i in range(len(entry["output_shapes"]))]
@@ -73,10 +73,10 @@ def test_keys_shapes_and_counts(path: Path) -> None:
     spec = spec_of(entry)
     with torch.device("meta"):
         network = UNet(spec, deep_supervision=True)
-    state = to_reference(network.state_dict(), spec)
+    state = to_nnunet(network.state_dict(), spec)
     assert [[key, list(tensor.shape)] for key, tensor in state.items()] == entry["state_dict"]
     assert sum(tensor.numel() for tensor in network.parameters()) == entry["parameters"]
-    keys = reference_keys(spec)
+    keys = nnunet_keys(spec)
     assert all(keys[alias] == keys[original] for alias, original in entry["aliases"].items())
     # the reference's distinct parameters in first-seen order are ours in order
     assert list(dict.fromkeys(keys.values())) == list(network.state_dict())
@@ -87,7 +87,7 @@ def test_initialisation_statistics(golden: Path) -> None:
     for entry in json.loads((golden / "networks" / "initialisation_statistics.json").read_text()):
         spec = spec_of(entry)
         network = build_network(spec, deep_supervision=True, generator=torch.Generator().manual_seed(1))
-        state = to_reference(network.state_dict(), spec)
+        state = to_nnunet(network.state_dict(), spec)
         for row in entry["tensors"]:
             tensor = state[row["key"]]
             assert list(tensor.shape) == row["shape"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segfit.dataset.splits import fallback_split, reference_splits
+from segfit.dataset.splits import fallback_split, nnunet_splits
 
 pytestmark = pytest.mark.golden("schedule/splits.json")
 
@@ -16,7 +16,7 @@ def test_splits(golden: Path) -> None:
     sets = json.loads((golden / "schedule" / "splits.json").read_text())
     assert sets
     for entry in sets.values():
-        assert reference_splits(entry["case_ids"]).to_reference() == entry["splits_final"]
+        assert nnunet_splits(entry["case_ids"]).to_nnunet() == entry["splits_final"]
 
 
 def test_folds_that_no_file_lists(golden: Path) -> None:

@@ -37,7 +37,7 @@ from segfit.images.formats import (
     read_image,
     write_labels,
 )
-from segfit.images.image import FileError
+from segfit.images.image import FileError, LabelMap
 from series_builder import clutter
 
 VOXELS = np.random.default_rng(0).integers(0, 4000, (5, 4, 6), np.int16)
@@ -299,29 +299,29 @@ def depths(slices: list[FileDataset]) -> None:
 @pytest.mark.parametrize(
     ("change", "problem", "action"),
     [
-        (missing, "has uneven distances between slices: 5 mm behind slice 2 of 4 (IM98), usually 2.5 mm (1 such place)",
+        (missing, "has uneven distances between slices: 5 mm after slice 2 of 4 (IM98), usually 2.5 mm (1 such place)",
          "add the missing slices"),
         (tilted, "has slices that are shifted against each other by up to 1.2 mm (gantry tilt)", "straighten"),
-        (mixed, "holds 2 series: ", "keep the one that is meant, or give each series a folder"),
-        (twice, "has 1 slice at the place of another (copies, time points or echoes), IM99 at that of IM98",
-         "keep one slice per place"),
+        (mixed, "holds 2 series: ", "keep the one that is meant, or give each series its own folder"),
+        (twice, "has 1 slice at the position of another (copies, times or echoes), such as IM99 and IM98",
+         "keep one slice per position"),
         (resized, "mixes sizes: ", "keep the slices of one volume"),
         (scout, "mixes orientations: ", "keep the slices of one volume"),
         (zoomed, "mixes pixel spacings: ", "keep the slices of one volume"),
         (nowhere, "has no ImagePositionPatient, which says where its pixels lie", "export the series again"),
-        (frames, "holds 40 frames in one file", "convert it to NIfTI"),
-        (colour, "holds a colour picture", "export it as .png or .tif"),
+        (frames, "has 40 frames", "convert it to NIfTI"),
+        (colour, "is a colour image", "export it as .png or .tif"),
         (skew, "has the ImageOrientationPatient (1.0, 0.0, 0.0, 0.2, 0.98, 0.0), which is not two perpendicular",
          "export the series again"),
         (of_two_patients, "mixes patients: PatientID is not the same in ", "keep the slices of one volume"),
         (of_two_frames, "mixes frames of reference: FrameOfReferenceUID", "keep the slices of one volume"),
         (inverted, "mixes meanings of grey values: PhotometricInterpretation", "keep the slices of one volume"),
         (unscaled, "has no RescaleSlope, which other slices of its series have", "export the series again"),
-        (flat_scale, "has the RescaleSlope 0 and RescaleIntercept -1024, which give no values", "export the series"),
+        (flat_scale, "has the RescaleSlope 0 and RescaleIntercept -1024, which is unusable", "export the series"),
         (one_spacing, "has the PixelSpacing (0.5), expected 2 finite numbers", "export the series again"),
         (not_finite, "has the ImagePositionPatient (0, 0, nan), expected 3 finite numbers", "export the series again"),
         (without_rows, "has no pixels (0 rows, 6 columns)", "export the series again"),
-        (list.clear, "holds no DICOM images", "give the folder of one series"),
+        (list.clear, "holds no DICOM images", "give the folder of one complete series"),
     ],
 )  # fmt: skip
 def test_series_that_are_no_volume_are_explained(tmp_path: Path, change: Any, problem: str, action: str) -> None:
@@ -370,8 +370,8 @@ def test_voxels_that_cannot_be_read_are_explained(tmp_path: Path, change: Any, p
 @pytest.mark.parametrize(
     ("syntax", "shown"),
     [
-        (MPEG2MPML, "MPEG2 Main Profile / Main Level, transfer syntax 1.2.840.10008.1.2.4.100"),  # never a decoder
-        (HTJ2KLossless, f"{HTJ2KLossless.name}, transfer syntax 1.2.840.10008.1.2.4.201"),  # none installed
+        (MPEG2MPML, "MPEG2 Main Profile / Main Level (transfer syntax 1.2.840.10008.1.2.4.100)"),  # never a decoder
+        (HTJ2KLossless, f"{HTJ2KLossless.name} (transfer syntax 1.2.840.10008.1.2.4.201)"),  # none installed
     ],
 )
 def test_unknown_compressions_are_named(tmp_path: Path, syntax: UID, shown: str) -> None:
@@ -379,10 +379,8 @@ def test_unknown_compressions_are_named(tmp_path: Path, syntax: UID, shown: str)
     with pytest.raises(FileError) as caught:
         dicom.read(folder)
     assert caught.value.path == folder / "IM99"
-    assert caught.value.problem == f"is compressed in a way that no installed decoder knows ({shown})"
-    assert caught.value.action == (
-        'pip install "segfit[dicom]" if that is not done yet, or decompress the series with a DICOM converter'
-    )
+    assert caught.value.problem == f"is compressed with {shown}, for which no decoder is installed"
+    assert caught.value.action == 'pip install "segfit[dicom]", or decompress the series with a DICOM converter'
 
 
 def damage(path: Path, how: str) -> None:
@@ -398,8 +396,8 @@ def damage(path: Path, how: str) -> None:
     ("how", "problem"),
     [
         ("empty", "is empty"),
-        ("zeros", "does not begin as a DICOM file, although it is named like a slice"),
-        ("no preamble", "does not begin as a DICOM file, although it is named like a slice"),
+        ("zeros", "is named like a slice but is not a DICOM file"),
+        ("no preamble", "is named like a slice but is not a DICOM file"),
         ("cut in the group of the file", "is truncated or damaged (an image without rows and columns)"),
         ("cut in the header", "is truncated or damaged (an image without rows and columns)"),
     ],
@@ -413,7 +411,7 @@ def test_no_volume_is_made_without_a_damaged_slice(tmp_path: Path, how: str, pro
         with pytest.raises(FileError) as caught:
             read(folder)
         assert (caught.value.path, caught.value.problem) == (path, problem)
-        assert caught.value.action == "copy or export the series again; remove the file if it is no slice"
+        assert caught.value.action == "copy or export the series again; remove the file if it is not a slice"
 
 
 @pytest.mark.filterwarnings("ignore:End of file reached")
@@ -517,7 +515,7 @@ def test_folders_without_images_are_named(tmp_path: Path) -> None:
     structure_set(tmp_path / "structures")
     assert [is_image_folder(tmp_path / name) for name in ("empty", "structures")] == [False, True]
     for name in ("empty", "structures"):
-        with pytest.raises(FileError, match=rf"{name} holds no DICOM images; give the folder of one series, unpacked"):
+        with pytest.raises(FileError, match=rf"{name} holds no DICOM images; give the folder of one complete series"):
             dicom.read(tmp_path / name)
 
 
@@ -537,7 +535,7 @@ def test_a_real_series_equals_what_itk_reads(data: Path, tmp_path: Path) -> None
     sitk.WriteImage(other, str(tmp_path / "a.nii.gz"))
     twin = read_grid(tmp_path / "a.nii.gz")
     np.testing.assert_allclose(image.grid.affine, twin.affine, atol=1e-6)  # type: ignore[arg-type]
-    write_labels(tmp_path / "labels.nii.gz", (image.array[0] > 200).astype(np.uint8), image.grid)
+    write_labels(tmp_path / "labels.nii.gz", LabelMap((image.array[0] > 200).astype(np.uint8), image.grid))
     assert read_grid(tmp_path / "labels.nii.gz").mismatch(twin) == ""
 
 
@@ -547,7 +545,7 @@ def test_series_in_paired_folders_are_cases(tmp_path: Path) -> None:
         image = read_image(series)
         labels = (image.array[0] > np.median(image.array)).astype(np.uint8)
         (tmp_path / "labels").mkdir(exist_ok=True)
-        write_labels(tmp_path / "labels" / f"{case}.nii.gz", labels, image.grid)
+        write_labels(tmp_path / "labels" / f"{case}.nii.gz", LabelMap(labels, image.grid))
     dataset = open_dataset(tmp_path)
     assert [case.id for case in dataset.training] == list("abcde")
     assert dataset.training[0].images == (tmp_path / "images" / "a",)

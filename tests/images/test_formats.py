@@ -31,7 +31,7 @@ from segfit.images.formats import (
     split_ending,
     write_labels,
 )
-from segfit.images.image import FileError, Image, mm_per_unit
+from segfit.images.image import FileError, Image, LabelMap, mm_per_unit
 
 GRID = Grid((2, 3, 4), (3.0, 1.0, 1.0), np.diag([1.0, 1.0, 3.0, 1.0]))
 ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -111,10 +111,10 @@ def test_labels_are_integers(tmp_path: Path, dtype: Any, values: tuple[float, fl
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (0.5, "holds 0.5 where labels must be integers; round it"),
-        (np.nan, "holds nan where labels must be integers"),
-        (np.inf, "holds inf where labels must be integers"),
-        (1e12, "holds the label value 1000000000000; number labels from 0"),
+        (0.5, "has the value 0.5, labels must be integers; round"),
+        (np.nan, "has the value nan, labels must be integers"),
+        (np.inf, "has the value inf, labels must be integers"),
+        (1e12, "has the label value 1000000000000, which exceeds 32 bits; number labels from 0"),
     ],
 )
 def test_other_numbers_are_no_labels(tmp_path: Path, value: float, message: str) -> None:
@@ -128,14 +128,12 @@ def test_other_numbers_are_no_labels(tmp_path: Path, value: float, message: str)
 def test_labels_have_one_channel_and_no_loss(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
         Pillow.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3) % 2).save(tmp_path / name)
-    with pytest.raises(
-        InputError, match=r"a.png is a colour picture \(2 different colours\) where label values are expected"
-    ):
+    with pytest.raises(InputError, match=r"a.png is a colour image \(2 colours\), expected label values"):
         read_label(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"a.jpg is JPEG, which changes label values; save labels as .png"):
+    with pytest.raises(InputError, match=r"a.jpg is JPEG, which changes label values; export labels as .png"):
         read_label(tmp_path / "a.jpg")
     with pytest.raises(InputError, match=r"b.jpg would be JPEG, which changes label values; write .png instead"):
-        write_labels(tmp_path / "b.jpg", np.zeros((5, 6), np.uint8), Grid((5, 6), (1.0, 1.0)))
+        write_labels(tmp_path / "b.jpg", LabelMap(np.zeros((5, 6), np.uint8), Grid((5, 6), (1.0, 1.0))))
 
 
 @pytest.mark.parametrize("ending", [ending for ending, format_ in ENDINGS.items() if format_.write])
@@ -154,10 +152,10 @@ def test_written_labels_come_back(tmp_path: Path, ending: str, highest: int, dty
         or (ending == ".png" and highest > 65535)
     ):
         with pytest.raises(InputError, match="cannot hold"):
-            write_labels(path, labels, grid)
+            write_labels(path, LabelMap(labels, grid))
         assert not path.exists()
         return
-    write_labels(path, labels, grid)
+    write_labels(path, LabelMap(labels, grid))
     assert np.array_equal(read_label(path).array, labels[None])
     assert read_image(path).array.dtype == dtype
     assert read_grid(path).mismatch(grid) == ""
@@ -171,7 +169,7 @@ def test_a_4d_file_is_a_whole_case_and_no_label(tmp_path: Path) -> None:
     assert image.grid.mismatch(GRID) == ""
     with pytest.raises(InputError, match=r"a\.nii has 3 channels; save labels as one channel of label values"):
         read_label(tmp_path / "a.nii")
-    write_labels(tmp_path / "b.nii", array.T[1], image.grid)
+    write_labels(tmp_path / "b.nii", LabelMap(array.T[1], image.grid))
     assert nibabel.load(tmp_path / "b.nii").shape == (4, 3, 2)
     nibabel.Nifti1Image(array[..., :1], np.eye(4)).to_filename(tmp_path / "c.nii")
     assert np.array_equal(read_label(tmp_path / "c.nii").array, array.T[:1])
@@ -188,7 +186,7 @@ def test_folders_are_images_by_name_or_content(tmp_path: Path) -> None:
     assert find_format(series).name == "a DICOM series"
     assert [is_image_folder(tmp_path / n) for n in ("1.2.840.10008", "a.ome.zarr", "images")] == [True, True, False]
     assert not is_image_folder(other / "a.txt")
-    with pytest.raises(InputError, match=r"is a DICOM series, which is for images alone; save labels as \.nii\.gz"):
+    with pytest.raises(InputError, match=r"is a DICOM series, which cannot hold labels; save labels as \.nii\.gz"):
         read_label(series)
 
 
@@ -203,7 +201,7 @@ def test_every_format_has_an_ending_for_labels() -> None:
 
 
 def test_files_of_an_image(tmp_path: Path) -> None:
-    write_labels(tmp_path / "a.mhd", ARRAY, GRID)
+    write_labels(tmp_path / "a.mhd", LabelMap(ARRAY, GRID))
     assert files_of(tmp_path / "a.mhd") == (tmp_path / "a.mhd", tmp_path / "a.zraw")
     assert files_of(tmp_path / "b.nii.gz") == (tmp_path / "b.nii.gz",)
     (tmp_path / "s.zarr" / "t").mkdir(parents=True)
@@ -261,10 +259,10 @@ def test_real_pairs_fit(data: Path) -> None:
 
 @pytest.mark.parametrize("ending", [ending for ending, format_ in ENDINGS.items() if format_.write is not None])
 def test_voxels_are_counted_without_reading_them(ending: str, tmp_path: Path) -> None:
-    flat = find_format(Path(f"a{ending}")).name == "picture"
+    flat = find_format(Path(f"a{ending}")).channel_kind is not None
     array, grid = (ARRAY[0], Grid((3, 4), (1.0, 1.0))) if flat else (ARRAY, GRID)
     path = tmp_path / f"a{ending}"
-    write_labels(path, array, grid)
+    write_labels(path, LabelMap(array, grid))
     assert num_voxels(path) == array.size == prod(read_grid(path).shape)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segfit.geometry import Grid
 from segfit.images import nifti
 from segfit.images.formats import find_format, read_grid, read_image
-from segfit.images.image import FileError
+from segfit.images.image import FileError, LabelMap
 
 ENDINGS = [".nrrd", ".nhdr", ".mha", ".mhd"]
 ARRAY = np.random.default_rng(0).integers(-1000, 1000, (3, 4, 5), np.int16)
@@ -41,7 +41,7 @@ def save(path: Path, array: Any = ARRAY, seed: int = 0, *, components: bool = Fa
 def write(path: Path, array: Any, grid: Grid) -> None:
     writer = find_format(path).write
     assert writer is not None
-    writer(path, array, grid)
+    writer(path, LabelMap(array, grid))
 
 
 def placement(path: Path) -> list[tuple[float, ...]]:

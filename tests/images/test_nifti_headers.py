@@ -88,7 +88,7 @@ def test_signs_of_voxel_sizes_mean_nothing(tmp_path: Path) -> None:
 def test_a_quaternion_that_is_none(tmp_path: Path, quaternion: float) -> None:
     path = write(tmp_path / "a.nii.gz", quatern_b=quaternion)
     assert affine(path).tolist() == AFFINE.tolist()
-    assert nifti.remarks(path) == (("has a singular qform; its sform is used", "mend the qform in its header"),)
+    assert nifti.remarks(path) == (("has a singular qform; its sform is used", "fix the qform in its header"),)
     with pytest.raises(FileError, match="has a singular orientation matrix; export it again with a valid sform"):
         read_grid(write(path, quatern_b=quaternion, sform_code=0))
 
@@ -102,7 +102,7 @@ def test_contradicting_forms_are_told(tmp_path: Path) -> None:
         "has an sform and a qform (codes 2 and 1) that lie up to 12.5 mm apart; the sform is used, other programs "
         "(ITK-SNAP, Slicer) may show it by its qform"
     )
-    assert action == "look at it over its label, and make both forms the same if it is placed wrongly"
+    assert action == "check the overlay; if it is misaligned, set sform and qform to the same matrix"
     ((problem, _),) = nifti.remarks(write(tmp_path / "a.nii.gz", srow_x=(0.75, 0, 0, 26.25)))
     assert "that lie up to 4.5 mm apart, along other axes; the sform is used" in problem
     for unused in ({"qform_code": 0}, {"sform_code": 0}):
@@ -118,8 +118,8 @@ def test_the_scaling_is_the_standards(tmp_path: Path) -> None:
     assert np.array_equal(read_image(path).array[0], VOXELS.T)
     assert nifti.remarks(path) == (
         (
-            "has the slope 0 (scl_slope) beside the offset -1024; its values are taken as stored",
-            "write the slope 1 into its header if the offset is meant",
+            "has scl_slope 0 and scl_inter -1024; its values are used as stored",
+            "set scl_slope to 1 if the offset is meant",
         ),
     )
     with pytest.raises(FileError, match=r"scales its voxels by 2 and adds nan \(scl_slope, scl_inter\); correct its"):
@@ -143,11 +143,11 @@ def test_endings_that_lie_about_gzip(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"is not a NIfTI file \(it is gzipped twice\); unpack it once"):
         read_image(tmp_path / "d.nii.gz")
     (tmp_path / "e.nii.gz").write_bytes(packed + b"404 not found")
-    with pytest.raises(FileError, match="goes on with other bytes behind its gzipped part; copy it again, or unpack"):
+    with pytest.raises(FileError, match="has trailing data after the gzip stream; copy it again, or unpack"):
         read_image(tmp_path / "e.nii.gz")
 
 
 def test_pairs_of_files_are_named() -> None:
     for name in ("a.hdr", "a.IMG"):
-        with pytest.raises(InputError, match=rf"^{name} is one of two files \(\.hdr and \.img\) of Analyze or NIfTI;"):
+        with pytest.raises(InputError, match=rf"^{name} is half of an Analyze or NIfTI pair \(\.hdr and \.img\);"):
             split_ending(name)

@@ -15,7 +15,7 @@ import zarr
 from segfit.geometry import Grid
 from segfit.images import omezarr
 from segfit.images.formats import read_case, read_label, write_labels
-from segfit.images.image import FileError
+from segfit.images.image import FileError, LabelMap
 
 TYPES = {"t": "time", "c": "channel"}
 
@@ -144,7 +144,7 @@ def test_labels_are_written_where_the_image_lies(tmp_path: Path) -> None:
     labels = (image.array[0] > 20).astype(np.uint8)
     path = tmp_path / "b.ome.zarr"
     for values in (labels[::-1], labels):  # the second replaces the first
-        write_labels(path, values, image.grid)
+        write_labels(path, LabelMap(values, image.grid))
     assert np.array_equal(read_label(path).array, labels[None])
     assert read_label(path).grid == image.grid
     written = zarr.open_group(str(path), mode="r").attrs["multiscales"][0]
@@ -162,7 +162,7 @@ def test_labels_beside_may_be_of_another_format(tmp_path: Path) -> None:
     image = read_case([make(tmp_path / "a.zarr", numbered(3, 4, 5))])
     labels = (image.array[0] > 20).astype(np.uint8)
     for name in ("b.nii.gz", "b.tif", "b.nrrd", "b.zarr"):
-        write_labels(tmp_path / name, labels, image.grid)
+        write_labels(tmp_path / name, LabelMap(labels, image.grid))
         label = read_label(tmp_path / name)
         assert np.array_equal(label.array, labels[None])
         assert image.grid.mismatch(label.grid) == ""
@@ -228,11 +228,11 @@ def broken(folder: Path, what: str) -> Path:
     [
         ("missing", "is missing", "add the file"),
         ("file", "is not a folder, as OME-Zarr is", "export it again or correct its ending"),
-        ("empty", "is no Zarr group", "export it again as OME-Zarr"),
+        ("empty", "is not a Zarr group", "export it again as OME-Zarr"),
         ("plain", 'has no "multiscales" in its metadata', "export it again as OME-Zarr"),
         ("plate", "holds several images", "give the folder of one of them, such as a.zarr/0"),
         ("times", "has 2 time points", "give each an image of its own"),
-        ("damaged", "has metadata that are no JSON (", "copy or export it again"),
+        ("damaged", "has metadata that is not valid JSON (", "copy or export it again"),
         ("complex", "holds values of type complex64", "export real numbers"),
         ("no axes", 'does not describe its "axes" and "datasets"', "export it again as OME-Zarr"),
         ("axes by name", 'does not describe its "axes" and "datasets"', "export it again as OME-Zarr"),
@@ -241,9 +241,9 @@ def broken(folder: Path, what: str) -> Path:
         ("rotation", "has the coordinate transformation {'type': 'rotation'", "export it again as OME-Zarr"),
         ("short scale", "has the coordinate transformation {'type': 'scale'", "export it again as OME-Zarr"),
         ("zero scale", "has the voxel size (0.0, 0.002, 0.003) mm", 'write its true "scale"'),
-        ("unit", "measures the axis y in 'parsec'", 'use "micrometer"'),
+        ("unit", "has the unit 'parsec' for its axis y", 'use "micrometer"'),
         ("two channel axes", "has the axes z, y, x; expected are", "export it again as OME-Zarr"),
-        ("lost level", "has lost its resolution level '9'", "copy or export it again"),
+        ("lost level", "lacks its resolution level '9'", "copy or export it again"),
     ],
 )
 def test_broken_folders_are_explained(tmp_path: Path, what: str, problem: str, action: str) -> None:
@@ -273,14 +273,14 @@ def test_what_an_image_does_not_say_is_told(tmp_path: Path) -> None:
         return [r.problem for r in omezarr.remarks(make(tmp_path / "a.zarr", numbered(2, 3, 4) + 1, **options))]
 
     assert problems() == []
-    assert problems(unit=None) == ['gives no unit for its "scale", which is taken as mm']
+    assert problems(unit=None) == ['has no unit for its "scale"; mm is assumed']
     assert problems(change=lambda m: m["datasets"][0].pop("coordinateTransformations")) == [
-        "gives no scale, voxels are taken as (0.001, 0.001, 0.001) mm"
+        "has no scale; voxels of (0.001, 0.001, 0.001) mm are assumed"
     ]
     path = make(tmp_path / "b.zarr", numbered(4, 6, 8) + 1, chunks=(2, 3, 4))
     assert omezarr.remarks(path) == ()
     next(iter(chunk_files(path).values())).unlink()
-    assert [r.problem for r in omezarr.remarks(path)] == ["lacks some of its chunks, which are read as 0"]
+    assert [r.problem for r in omezarr.remarks(path)] == ["has missing chunks, which are read as 0"]
 
 
 def test_levels_from_coarse_to_fine_are_refused(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_several_images_are_refused_and_previews_told(tmp_path: Path) -> None:
         tiff.read(tmp_path / "a.tif")
     assert np.array_equal(tiff.read(tmp_path / "b.tif").array, STACK[None])
     assert [remark.problem for remark in tiff.remarks(tmp_path / "b.tif")] == [
-        "holds smaller images too (2x3), which are not used"
+        "has smaller images too (2x3), which are ignored"
     ]
 
 
@@ -259,7 +259,7 @@ def test_compressions_that_nobody_can_unpack_are_named(tmp_path: Path) -> None:
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
         file.pages[0].tags["Compression"].overwrite(34712)  # type: ignore[union-attr]
     with pytest.raises(
-        FileError, match=r"is packed by JPEG2000, which cannot be unpacked; save it with Deflate or none"
+        FileError, match=r"is compressed with JPEG2000, which is not supported; save it with Deflate or none"
     ):
         tiff.read(tmp_path / "a.tif")
 
@@ -267,5 +267,5 @@ def test_compressions_that_nobody_can_unpack_are_named(tmp_path: Path) -> None:
 def test_labels_packed_by_jpeg_are_refused(tmp_path: Path) -> None:
     Pillow.fromarray((STACK[0] % 2 * 255).astype(np.uint8)).save(tmp_path / "a.tif", compression="jpeg")
     assert tiff.read(tmp_path / "a.tif").array.shape == (1, 5, 6)
-    with pytest.raises(FileError, match=r"a\.tif is packed by JPEG, which changes label values; export the labels"):
+    with pytest.raises(FileError, match=r"a\.tif is JPEG-compressed, which changes label values; export the labels"):
         tiff.read_label(tmp_path / "a.tif")

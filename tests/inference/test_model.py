@@ -12,15 +12,15 @@ import zarr
 from PIL import Image as Picture
 
 from segfit.bundle.bundle import Member
-from segfit.components import PostprocessingStep, keep_largest
+from segfit.connected_components import PostprocessingStep, keep_largest
 from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import find_format, read_grid, read_label
-from segfit.images.image import Image
-from segfit.inference.folder import predict_folder
+from segfit.images.image import Image, LabelMap
 from segfit.inference.model import Model, load_model
+from segfit.inference.predict_folder import predict_folder
 from segfit.specs import Configuration
 from series_builder import affine_of, clutter, write_series
 
@@ -76,7 +76,7 @@ def test_every_kind_of_source_gives_the_same(model: Model, tmp_path: Path) -> No
         np.testing.assert_array_equal(model.predict(source).labels, first.labels)
     loose = model.predict((array, spacing))
     np.testing.assert_array_equal(loose.labels, first.labels)
-    assert "does not say how it is oriented" in loose.warnings[0]
+    assert "has no orientation" in loose.warnings[0]
     assert first.warnings == ()
 
 
@@ -114,7 +114,7 @@ def test_members_are_merged_and_postprocessed(
 def test_an_empty_image_is_predicted_with_a_warning(model: Model) -> None:
     prediction = model.predict((np.zeros((9, 10, 11)), AFFINE))
     assert prediction.labels.shape == (9, 10, 11)
-    assert prediction.warnings == ("the image has the same value everywhere",)
+    assert prediction.warnings == ("the image is constant",)
 
 
 def test_2d_pictures(
@@ -137,7 +137,7 @@ def test_2d_pictures(
     turned = model.predict(tmp_path / "turned.png")
     np.testing.assert_array_equal(turned.labels, prediction.labels)
     assert turned.warnings == (
-        f"{tmp_path / 'turned.png'} is stored turned or mirrored (EXIF orientation) and is used as it is stored",
+        f"{tmp_path / 'turned.png'} is rotated or mirrored by its EXIF orientation, which is ignored",
     )
 
 
@@ -154,7 +154,7 @@ def test_pictures_without_a_size_are_taken_at_that_of_the_model(
     assumed = model.predict(path)
     assert len(assumed.warnings) == 1
     assert "(0.1, 0.1) mm is assumed" in assumed.warnings[0]
-    assert model.predict(array).warnings[0].startswith("the image does not say how large")
+    assert model.predict(array).warnings[0].startswith("the image has no voxel size")
     for same in (model.predict(path, spacing_mm=(0.1,)), model.predict((array, (0.1, 0.1)))):
         np.testing.assert_array_equal(same.labels, assumed.labels)
         assert same.warnings == ()
@@ -178,7 +178,7 @@ def test_a_model_of_pictures_without_a_size_uses_none(
     Picture.fromarray(np.random.default_rng(0).integers(0, 255, (21, 30), dtype=np.uint8)).save(path)
     found = model.predict(path, spacing_mm=(0.1,))
     np.testing.assert_array_equal(found.labels, model.predict(path).labels)
-    assert [f"the pixel size of {path} is not used" in warning for warning in found.warnings] == [True]
+    assert [f"the pixel size of {path} is ignored" in warning for warning in found.warnings] == [True]
 
 
 def test_the_size_a_model_works_at(
@@ -386,18 +386,18 @@ def test_predict_folder_names_series_that_are_none(model: Model, tmp_path: Path)
         (
             "cut",
             "cut/study/series/slice995 is truncated (82 of 84 bytes of pixels: 6 rows of 7 pixels of 16 bits)",
-            "copy or export the series again; remove the file if it is no slice",
+            "copy or export the series again; remove the file if it is not a slice",
         ),
         (
             "gap",
-            "gap has uneven distances between slices: 4.5 mm behind slice 2 of 4 (slice998), "
+            "gap has uneven distances between slices: 4.5 mm after slice 2 of 4 (slice998), "
             "usually 2.25 mm (1 such place)",
             "add the missing slices or convert the series to evenly spaced NIfTI",
         ),
         (
             "notes",
             "notes holds no DICOM images",
-            "give the folder of one series, unpacked and with all its slices, or take this one away from the images",
+            "give the folder of one complete series, or remove this folder",
         ),
     ]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "z.nii.gz"]
@@ -412,7 +412,7 @@ def test_outputs_lie_where_their_images_lie_bit_for_bit(model: Model, tmp_path: 
     folder.mkdir()
     writer = find_format(Path(f"a{ending}")).write
     assert writer is not None
-    writer(folder / f"a{ending}", array.astype(np.float32), Grid(array.shape, (1.0, 1.0, 1.0), affine))
+    writer(folder / f"a{ending}", LabelMap(array.astype(np.float32), Grid(array.shape, (1.0, 1.0, 1.0), affine)))
     source = read_grid(folder / f"a{ending}")
     (path,) = predict_folder(model, find_cases(folder, ending, 1), tmp_path / "out", ending=ending)
     assert path.name == f"a{ending}"
@@ -449,7 +449,7 @@ def test_an_image_is_never_its_own_label_map(
     path = tmp_path / "a.nii.gz"
     path.write_bytes(b"an image")
     for overwrite in (False, True):
-        with pytest.raises(InputError, match="is an image and would be its own label map; write to another folder"):
+        with pytest.raises(InputError, match="is an input image and would be overwritten; write to another folder"):
             predict_folder(model, [Case(id="a", images=(path,))], tmp_path, overwrite=overwrite)
     assert path.read_bytes() == b"an image"
 

@@ -203,7 +203,7 @@ def test_out_of_memory_falls_back_step_by_step(
         "cuda:0 with batches of 1, image and sums on cpu",
         "cpu with batches of 1",
     ]
-    assert notes.messages[0] == "out of memory on cuda:0 with batches of 4; the case is repeated with less"
+    assert notes.messages[0] == "out of memory on cuda:0 with batches of 4; retrying the case with less"
     assert len(notes.messages) == 3
 
 

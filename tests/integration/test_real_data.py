@@ -86,9 +86,9 @@ def test_a_dataset_as_it_was_found_is_diagnosed_and_usable(data: Path, tmp_path:
     root = data / "hippocampus_as_found"
     assert [(item.case, item.problem, item.fatal) for item in check_dataset(root)] == [
         ("hippocampus_118", "its label labels/hippocampus_118 is missing", True),
-        ("hippocampus_010", "its label lies in labels, but no image in images", False),
-        ("hippocampus_281", "its label lies in labels, but no image in images", False),
-        ("dataset", "1 hidden file left by a system: images/.DS_Store", False),
+        ("hippocampus_010", "has a label in labels but no image in images", False),
+        ("hippocampus_281", "has a label in labels but no image in images", False),
+        ("dataset", "1 hidden file: images/.DS_Store", False),
     ]
     project = Project.create(tmp_path / "p", root, settings=[*SETTINGS, "dataset.skip_incomplete=true"])
     assert project.run() is None  # there are no test images

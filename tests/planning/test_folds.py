@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from segfit.dataset.manifest import Case
-from segfit.dataset.splits import balanced_splits, reference_splits
+from segfit.dataset.splits import balanced_splits, nnunet_splits
 from segfit.planning.folds import folds_decision
 
 
@@ -22,13 +22,13 @@ def cases(count: int, per_group: int = 0) -> list[Case]:
     [
         (0, "balanced", 5, {"cases": 12, "sites": 2}, "most"),
         (4, "balanced", 3, {"cases": 12, "groups": 3, "sites": 2}, "groups"),
-        (4, "reference", 5, {"cases": 12, "groups": 3, "sites": 2}, "most"),
+        (4, "nnunet", 5, {"cases": 12, "groups": 3, "sites": 2}, "most"),
         (4, "/data/mine.json", 5, {"cases": 12, "groups": 3, "sites": 2}, "file"),
     ],
 )
 def test_folds_are_explained(per_group: int, source: str, value: int, inputs: dict[str, Any], bound: str) -> None:
     given = cases(12, per_group)
-    splits = balanced_splits(given, {}) if source == "balanced" else reference_splits([case.id for case in given])
+    splits = balanced_splits(given, {}) if source == "balanced" else nnunet_splits([case.id for case in given])
     decision = folds_decision(splits.sealed(source), given)
     assert (decision.key, decision.value, decision.bound) == ("num_folds", value, bound)
     extra = {"most": {"most_folds": 5}, "file": {"file": "/data/mine.json"}}
@@ -37,5 +37,5 @@ def test_folds_are_explained(per_group: int, source: str, value: int, inputs: di
 
 def test_few_cases_of_the_reference() -> None:
     given = cases(3)
-    decision = folds_decision(reference_splits([case.id for case in given]).sealed("reference"), given)
+    decision = folds_decision(nnunet_splits([case.id for case in given]).sealed("nnunet"), given)
     assert (decision.value, decision.bound) == (3, "cases")

@@ -13,7 +13,7 @@ from segfit.dataset.layouts import open_dataset
 from segfit.dataset.phantom import make_phantom
 from segfit.geometry import Grid
 from segfit.images.image import Image
-from segfit.inference.export import ScoreField, export_probabilities
+from segfit.inference.to_input_grid import LogitField, export_probabilities
 from segfit.networks.blocks import ResidualBlock
 from segfit.networks.unet import build_network
 from segfit.options import Options
@@ -102,7 +102,7 @@ def test_scores_are_resampled_as_set(order: int, force: bool) -> None:
     properties = preprocess(image, None, configuration.preprocessing, _LABELS).properties
     logits = np.random.default_rng(1).normal(size=(3, *properties.shape)).astype(np.float32)
     expected = resample_image(logits, _SHAPE, _TARGET, _SPACING, order=order, force_separate=force)
-    field = ScoreField(logits, properties, configuration)
+    field = LogitField(logits, properties, configuration)
     for channel in range(3):
         box = tuple((0, n) for n in _SHAPE)
         np.testing.assert_allclose(field.read(channel, box), expected[channel], atol=1e-5)

@@ -17,7 +17,7 @@ from segfit.project.candidate import SLACK, Candidate
 from segfit.training.events import read_events
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, TrainingResult
-from segfit.training.takeover import before_cooldown
+from segfit.training.starting_state import before_cooldown
 
 SETTINGS = ["planning.base_features=4", "training.precision=fp32", "training.channels_last=false"]
 

@@ -16,6 +16,7 @@ from segfit.errors import DatasetError
 from segfit.evaluation.summary import Pair, evaluate
 from segfit.files import read_json, write_json
 from segfit.images.formats import read_grid, read_label, write_labels
+from segfit.images.image import LabelMap
 from segfit.inference.model import load_model
 from segfit.project import Project
 
@@ -28,7 +29,7 @@ def relabelled(source: Path, folder: Path) -> Path:
     write_json(folder / "dataset.json", read_json(source / "dataset.json") | {"labels": STORED})
     table = np.array([0, 500, 7], np.uint16)
     for path in (*folder.glob("labelsTr/*"), *folder.glob("labelsTs/*")):
-        write_labels(path, table[read_label(path).array[0]], read_grid(path))
+        write_labels(path, LabelMap(table[read_label(path).array[0]], read_grid(path)))
     return folder
 
 
@@ -67,7 +68,7 @@ def test_scores_are_those_of_the_values(finished: Project) -> None:
     reference = np.asarray(nib.load(case.label).dataobj)  # type: ignore[attr-defined,arg-type]
     common = np.count_nonzero((prediction == 500) & (reference == 500))
     expected = 2 * common / (np.count_nonzero(prediction == 500) + np.count_nonzero(reference == 500))
-    found = next(item for item in summary.cases if item.case == case.id).scores["organ"].dice
+    found = next(item for item in summary.cases if item.case == case.id).metrics["organ"].dice
     assert found == pytest.approx(expected)
 
 
@@ -116,7 +117,7 @@ def test_masks_per_structure_give_the_same_preprocessed_cases(volumes: Path, tmp
         (root / "labels" / case.id).mkdir(parents=True)
         for name, value in (("organ", 1), ("lesion", 2)):  # the organ goes on beneath the lesion
             mask = label.array[0] >= value if name == "organ" else label.array[0] == value
-            write_labels(root / "labels" / case.id / f"{name}.nii.gz", mask.astype(np.uint8), label.grid)
+            write_labels(root / "labels" / case.id / f"{name}.nii.gz", LabelMap(mask.astype(np.uint8), label.grid))
     names = {"background": 0, "organ": 1, "lesion": 2}
     (root / "dataset.json").write_text(json.dumps({"labels": names, "channel_names": {"0": "MRI"}}))
     merged = Project.create(tmp_path / "p", root, settings=tiny).fingerprint()

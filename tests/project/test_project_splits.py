@@ -9,7 +9,7 @@ import pytest
 
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.phantom import make_phantom
-from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, reference_splits
+from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, nnunet_splits
 from segfit.errors import InputError
 from segfit.files import read_json, write_json
 from segfit.planning.plan import Plan
@@ -39,7 +39,7 @@ def test_presets_choose_how_to_split(tmp_path: Path, dataset: Path) -> None:
     assert "folds are balanced over groups, sites and structures" in auto.plan().changes
     for preset in ("stock", "resenc-m"):
         project = Project.create(tmp_path / preset, dataset, settings=[f"preset={preset}"])
-        assert project.splits() == reference_splits(ids(project)).sealed("reference")
+        assert project.splits() == nnunet_splits(ids(project)).sealed("nnunet")
         assert not any("folds" in change for change in project.plan().changes)
     asked = Project.create(tmp_path / "asked", dataset, settings=["preset=stock", "planning.splits=balanced"])
     assert asked.splits() == auto.splits()
@@ -61,7 +61,7 @@ def test_patients_stay_together(tmp_path: Path, dataset: Path) -> None:
         tuple(names[6:]),
     ]
     assert not any("validates on" in text for text in project.plan().warnings)
-    reference = Project.create(tmp_path / "q", opened, settings=["planning.splits=reference"])
+    reference = Project.create(tmp_path / "q", opened, settings=["planning.splits=nnunet"])
     warned = [text for text in reference.plan().warnings if "trains and validates on" in text]
     assert warned
     assert "patient" in warned[0]
@@ -70,11 +70,11 @@ def test_patients_stay_together(tmp_path: Path, dataset: Path) -> None:
 def test_folds_in_the_datasets_folder_are_used(tmp_path: Path, dataset: Path) -> None:
     project = Project.create(tmp_path / "p", dataset)
     path = by_hand(project, dataset)
-    assert project.splits().to_reference() == read_json(path)
+    assert project.splits().to_nnunet() == read_json(path)
     assert project.splits().source == str(path)
     assert [text for text in project.plan().warnings if "no fold" in text] == []
-    other = Project.create(tmp_path / "q", dataset, settings=["planning.splits=reference"])
-    assert other.splits() == reference_splits(ids(other)).sealed("reference")
+    other = Project.create(tmp_path / "q", dataset, settings=["planning.splits=nnunet"])
+    assert other.splits() == nnunet_splits(ids(other)).sealed("nnunet")
 
 
 def test_a_file_of_folds_can_be_asked_for(tmp_path: Path, dataset: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_file_of_folds_can_be_asked_for(tmp_path: Path, dataset: Path) -> None
     before = project.plan()
     path = by_hand(project, tmp_path, "mine.json")
     again = Project.open(tmp_path / "p", settings=[f"planning.splits={json.dumps(str(path))}"])
-    assert again.splits().to_reference() == read_json(path)
+    assert again.splits().to_nnunet() == read_json(path)
     assert again.plan().basis != before.basis
     assert Splits.load(again.folder.splits).source == str(path)
     path.unlink()
@@ -104,7 +104,7 @@ def test_edited_folds_are_never_overwritten(tmp_path: Path, dataset: Path) -> No
 
     asked = Project.open(tmp_path / "p", settings=[f"planning.splits={path}"])
     assert len(asked.splits().folds) == 2
-    assert asked.splits().to_reference() == [
+    assert asked.splits().to_nnunet() == [
         {"train": fold["train"], "val": fold["validation"]} for fold in content["folds"]
     ]
     assert Project.open(tmp_path / "p").splits() == asked.splits()
@@ -120,7 +120,7 @@ def test_folds_that_segfit_wrote_follow_the_options(tmp_path: Path, dataset: Pat
     kept = project.splits()
     other = Project.open(tmp_path / "p", settings=["planning.splits=reference"])
     assert other.plan().basis != first.basis
-    assert Splits.load(other.folder.splits).source == "reference"
+    assert Splits.load(other.folder.splits).source == "nnunet"
     back = Project.open(tmp_path / "p", settings=["planning.splits=null"])
     assert back.plan() == first
     assert back.splits() == kept

@@ -50,7 +50,7 @@ def test_a_run_on_resampled_labels_is_the_run_on_fitting_ones(
     with pytest.raises(DatasetError, match=r"its shape is \(26, 24, 22\).*--resample-labels"):
         found.plan()
     found.plan(settings=["dataset.resample_labels=true"])
-    notes = [item.problem for item in found.check() if "its labels are resampled onto that image" in item.problem]
+    notes = [item.problem for item in found.check() if "its labels are resampled to that image" in item.problem]
     assert [note.split()[:4] for note in notes] == [
         ["phantom_tr_001.nii.gz", "does", "not", "fit"],
         ["test", "case:", "phantom_ts_000.nii.gz", "does"],
@@ -71,7 +71,7 @@ def test_a_run_on_resampled_labels_is_the_run_on_fitting_ones(
             one.folder.predictions / "summary.json" if part == "test" else one.folder.validation_summary
             for one in (expected, found)
         ]
-        scores = [[case.scores for case in Summary.load(path).cases] for path in paths]
+        scores = [[case.metrics for case in Summary.load(path).cases] for path in paths]
         assert scores[0] == scores[1], part
         assert len(scores[0]) == (1 if part == "test" else 3)
 

@@ -12,6 +12,7 @@ import pytest
 from segfit.bundle.bundle import open_bundle
 from segfit.cli.main import run
 from segfit.images.formats import read_image, read_label, write_labels
+from segfit.images.image import LabelMap
 from segfit.inference.model import load_model
 from segfit.project import Project
 from series_builder import affine_of, clutter, write_series
@@ -46,7 +47,7 @@ def series(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         label = volumes / source.parent.name.replace("images", "labels") / source.name.replace("_0000", "")
         on_series = read_image(folder).grid
         np.testing.assert_allclose(on_series.affine, affine_of(spacing, origin), atol=1e-5)
-        write_labels(root / label.parent.name / label.name, turned(read_label(label).array[0]), on_series)
+        write_labels(root / label.parent.name / label.name, LabelMap(turned(read_label(label).array[0]), on_series))
     declared = json.loads((volumes / "dataset.json").read_text())
     del declared["file_ending"]
     (root / "dataset.json").write_text(json.dumps(declared))

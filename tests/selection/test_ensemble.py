@@ -12,6 +12,7 @@ from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, evaluate
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
 from segfit.selection import ensemble
 from segfit.selection.ensemble import (
@@ -69,7 +70,7 @@ REFERENCES = [reference("x", 1, 0, 0), reference("y", 1, 1, 0)]
 def test_every_two_members_are_scored() -> None:
     summaries = evaluate_ensembles([A, B, C], REFERENCES, ONE, workers=1)
     assert list(summaries) == [("a", "b"), ("a", "c"), ("b", "c")]
-    scores = {names: [case.scores["a"].dice for case in s.cases] for names, s in summaries.items()}
+    scores = {names: [case.metrics["a"].dice for case in s.cases] for names, s in summaries.items()}
     # a + b: x (.625, .375, 0) -> 1 of 1; y (.5, .5, 0) -> ties are background
     # a + c: x (.875, .875, .5) -> 2 of 1; y (1, .5, .5) -> 1 of 2; b + c: x (.75, .5, .5); y (.5, 1, .5)
     assert scores == {("a", "b"): [1.0, 0.0], ("a", "c"): [2 / 3, 2 / 3], ("b", "c"): [1.0, 2 / 3]}
@@ -114,7 +115,7 @@ def references(tmp_path: Path) -> list[Pair]:
     pairs = []
     for pair in REFERENCES:
         file = tmp_path / f"{pair.case}.nii.gz"
-        write_labels(file, pair.load_reference()[None], Grid((1, 3, 1), (1.0, 1.0, 1.0)))
+        write_labels(file, LabelMap(pair.load_reference()[None], Grid((1, 3, 1), (1.0, 1.0, 1.0))))
         pairs.append(Pair.of_files(pair.case, file, file))
     return pairs
 
@@ -124,7 +125,7 @@ def test_processes_score_the_same_ensembles(
 ) -> None:
     members = [stored(tmp_path, member) for member in (A, B, C)]
     by_threads = evaluate_ensembles(members, references, ONE, workers=2)
-    scores = {names: [case.scores["a"].dice for case in s.cases] for names, s in by_threads.items()}
+    scores = {names: [case.metrics["a"].dice for case in s.cases] for names, s in by_threads.items()}
     assert scores == {("a", "b"): [1.0, 0.0], ("a", "c"): [2 / 3, 2 / 3], ("b", "c"): [1.0, 2 / 3]}
     cases = request.getfixturevalue("done_by_processes")
     assert evaluate_ensembles(members, references, ONE, workers=2) == by_threads
@@ -140,7 +141,7 @@ def test_processes_merge_score_and_postprocess_the_same(
     pairs = merged_pairs([stored(tmp_path, A), stored(tmp_path, C)], references, ONE)
     assert pairs[0].load_prediction()[0, :, 0].tolist() == [1, 1, 0]
     by_threads = evaluate(pairs, ONE, workers=2), decide_postprocessing(pairs, ONE, workers=2)
-    assert [case.scores["a"].dice for case in by_threads[0].cases] == [2 / 3, 2 / 3]
+    assert [case.metrics["a"].dice for case in by_threads[0].cases] == [2 / 3, 2 / 3]
     cases = request.getfixturevalue("done_by_processes")
     assert (evaluate(pairs, ONE, workers=2), decide_postprocessing(pairs, ONE, workers=2)) == by_threads
     assert sorted(cases) == ["x", "x", "y", "y"]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segfit.components import PostprocessingStep, apply_steps, keep_largest
+from segfit.connected_components import PostprocessingStep, apply_steps, keep_largest
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.execution import pool
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
 from segfit.selection.postprocess import decide_postprocessing
 
@@ -43,7 +44,7 @@ def test_a_stray_component_is_removed() -> None:
     assert decision.steps[0].text == "keep only the largest connected component of the foreground"
     assert decision.before.mean_dice == 0.8
     assert decision.after.mean_dice == 1.0
-    assert decision.after.cases[0].scores["a"].tn == 2
+    assert decision.after.cases[0].metrics["a"].tn == 2
 
 
 def test_a_true_second_component_is_kept() -> None:
@@ -134,7 +135,7 @@ def test_processes_decide_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for case, (prediction, reference) in {"x": ("11.1.22", "11...22"), "y": ("11...2.", "11...2.")}.items():
         files = [tmp_path / f"{case}-{kind}.nii.gz" for kind in ("prediction", "reference")]
         for file, text in zip(files, (prediction, reference), strict=True):
-            write_labels(file, row(text)[None], Grid((1, 1, len(text)), (1.0, 1.0, 1.0)))
+            write_labels(file, LabelMap(row(text)[None], Grid((1, 1, len(text)), (1.0, 1.0, 1.0))))
         pairs.append(Pair.of_files(case, *files))
     expected = decide_postprocessing(pairs, TWO)
     assert values(expected.steps) == [(1,)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from segfit.errors import InputError, StageError
-from segfit.evaluation.metrics import Scores
-from segfit.evaluation.summary import CaseScores, Pair, Summary, summarize
+from segfit.evaluation.metrics import Metrics
+from segfit.evaluation.summary import CaseMetrics, Pair, Summary, summarize
 from segfit.labels import LabelScheme
 from segfit.selection.select import Candidate, Selection, select, select_winner
 
@@ -20,8 +20,8 @@ def summary_of(*percent: int | None) -> Summary:
     """Cases x, y, z with these Dice values."""
     cases = []
     for name, value in zip("xyz", percent, strict=False):
-        scores = Scores.from_counts(tp=value or 0, fp=2 * (100 - value) if value is not None else 0, fn=0, tn=9)
-        cases.append(CaseScores(case=name, prediction_file="", reference_file="", scores={"a": scores}))
+        scores = Metrics.from_counts(tp=value or 0, fp=2 * (100 - value) if value is not None else 0, fn=0, tn=9)
+        cases.append(CaseMetrics(case=name, prediction_file="", reference_file="", metrics={"a": scores}))
     return summarize(cases, ONE.targets)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from segfit.evaluation.metrics import Scores
-from segfit.evaluation.summary import CaseScores, Summary, summarize
+from segfit.evaluation.metrics import Metrics
+from segfit.evaluation.summary import CaseMetrics, Summary, summarize
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import Options, parse_seconds
@@ -24,10 +24,10 @@ GOOD = {"RV": [0.88] * 20, "LV": [0.9] * 20}
 
 
 def summary(scores: Mapping[str, Sequence[float | None]], *, background: bool = False) -> Summary:
-    """Scores by structure, one per case; None: the case does not have it."""
+    """Metrics by structure, one per case; None: the case does not have it."""
     labels = LabelScheme.from_declaration({"background": 0, **{name: i + 1 for i, name in enumerate(scores)}})
     cases = [
-        CaseScores(
+        CaseMetrics(
             case=f"case_{number}",
             prediction_file="",
             reference_file="",
@@ -38,10 +38,10 @@ def summary(scores: Mapping[str, Sequence[float | None]], *, background: bool = 
     return summarize(cases, labels.targets)
 
 
-def _scores(dice: float | None, *, background: bool) -> Scores:
+def _scores(dice: float | None, *, background: bool) -> Metrics:
     tp = round(1000 * (dice or 0))
     wrong = 0 if dice is None else 1000 - tp
-    return Scores.from_counts(tp=tp, fp=0 if background else wrong, fn=2 * wrong if background else wrong, tn=9000)
+    return Metrics.from_counts(tp=tp, fp=0 if background else wrong, fn=2 * wrong if background else wrong, tn=9000)
 
 
 def training(steps: int = 3000, curve: Sequence[float] = DONE, **facts: Any) -> TrainingResult:
@@ -215,7 +215,7 @@ def test_skipped_steps_and_their_cases() -> None:
     verdict = judge(evidence(GOOD, training(60, (), skipped_steps=8), expected=60))
     assert codes(verdict) == [("skipped_steps", "doubtful")]
     finding = verdict.findings[0]
-    assert finding.text == "8 of 60 training steps had no finite gradient and did not count."
+    assert finding.text == "8 of 60 training steps had no finite gradient and were skipped."
     assert "--set training.learning_rate=0.01 and --set training.precision=fp32" in finding.action
     Options().with_settings(["training.learning_rate=0.01", "training.precision=fp32"])
 
@@ -228,10 +228,10 @@ def test_skipped_steps_and_their_cases() -> None:
 def test_divergence() -> None:
     verdict = judge(evidence(GOOD, training(final_loss=8e6)))
     assert codes(verdict) == [("diverged", "doubtful")]
-    assert "the loss at its end is 8e+06" in verdict.findings[0].text
+    assert "its final loss is 8e+06" in verdict.findings[0].text
 
     recovered = judge(evidence(GOOD, training(diverged=1)))
-    assert recovered.findings[0].text == "The training diverged on its way."
+    assert recovered.findings[0].text == "The training diverged and recovered."
     lost = judge(evidence({"a": [0.0] * 20}, training(200, (), final_loss=8e6), expected=200))
     assert codes(lost) == [("not_learned", "failed"), ("diverged", "doubtful")]
     assert "learning_rate=0.01" in lost.findings[0].action
@@ -269,13 +269,13 @@ def test_part_of_the_cases_is_a_remark() -> None:
     # 300 s of training so far, four times that for the other folds, and 960 s of forecast
     assert finding.action == "To validate all, run again with --time 40m --set planning.folds=0,1,2,3,4."
     few = judge(evidence({"a": [0.9] * 4}, cases=4)).findings[0]
-    assert few.text == "4 of 4 cases took part in cross-validation: the mean Dice is a rough figure."
+    assert few.text == "4 of 4 cases took part in cross-validation: the mean Dice is a rough estimate."
 
 
 def test_the_gravest_finding_decides_and_comes_first() -> None:
     verdict = judge(evidence({"a": [0.0] * 12, "b": [0.9] * 12}, training(300, (), skipped_steps=30), cases=60))
     assert [item.level for item in verdict.findings] == ["failed", "doubtful", "remark", "remark"]
-    assert verdict.headline == "failed, this model should not be used"
+    assert verdict.headline == "failed, do not use this model"
     facts = verdict.facts()
     assert facts["level"] == "failed"
     assert facts["findings"][0].startswith("a was not learned: ")

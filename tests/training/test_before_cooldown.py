@@ -15,7 +15,7 @@ from segfit.training.checkpoint import Checkpoints, State
 from segfit.training.events import read_events
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, TrainingResult
 from segfit.training.schedule import cooldown_start, learning_rate
-from segfit.training.takeover import before_cooldown
+from segfit.training.starting_state import before_cooldown
 
 SHORT = tiny_recipe(optimizer="muon", momentum=0.95, learning_rate=0.05, cooldown_share=0.5)
 CONSTANT = SHORT.model_copy(update={"poly_exponent": 0.0})

@@ -46,7 +46,7 @@ def test_a_rate_far_too_high_ends_the_training_without_a_result(tmp_path: Path) 
     assert "diverged again with a learning rate of 2.5e+02: up to step " in message
     assert message.endswith("try --set training.learning_rate=0.01")
     assert len(watcher.warned) == 1
-    assert "it goes on from step 0 with a learning rate of 2.5e+02" in watcher.warned[0]
+    assert "it resumes from step 0 with learning rate 2.5e+02" in watcher.warned[0]
     assert not (tmp_path / WEIGHTS).exists()
     assert not (tmp_path / RESULT).exists()
 
@@ -76,7 +76,7 @@ def test_it_goes_back_to_a_good_state_with_a_quarter_of_the_rate(
     assert diverged["learning_rate_factor"] == 0.25
     assert "the loss was" in diverged["why"]
     assert watcher.warned == [
-        f"the training diverged: {diverged['why']}; it goes on from step {back} with a learning rate of 0.0025"
+        f"the training diverged: {diverged['why']}; it resumes from step {back} with learning rate 0.0025"
     ]
     steps = [event for event in events if event["kind"] == "step"]
     assert [event["step"] for event in steps] == list(range(1, 81))

@@ -196,7 +196,7 @@ def test_a_step_beyond_the_limit_fails_and_the_limit_goes() -> None:
     configuration = tiny_configuration(3).model_copy(update={"patch_size": (96, 96, 96)})
     held = process_bytes() / 2**30
     with (
-        pytest.raises(MemoryShortageError, match=r"patch 96x96x96, batch \d\) does not fit into the memory of cpu"),
+        pytest.raises(MemoryShortageError, match=r"patch 96 × 96 × 96, batch \d\) does not fit into the memory of cpu"),
         memory_limited(CPU, held + 0.1),
     ):
         probe_step(configuration, tiny_recipe(augmentation={}), SCHEME, CPU, steps=1)

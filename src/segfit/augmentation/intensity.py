@@ -1,6 +1,6 @@
 """Changes of the grey values of one sample. Arrays are `(c, *spatial)` float; parameters have one entry per channel.
 
-Formulas are the reference's (nnU-Net 2.8.1). Pure functions of their arguments, on the device of the image.
+Formulas are those of nnU-Net 2.8.1. Pure functions of their arguments, on the device of the image.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is done to a training batch: parameters are drawn first, then applied by pure functions.
 
-Order, probabilities and ranges are the reference's (nnU-Net 2.8.1). Unlike there, every random number comes from the
+Order, probabilities and ranges are those of nnU-Net 2.8.1. Unlike there, every random number comes from the
 generator that is handed in, so that a batch can be repeated.
 """
 

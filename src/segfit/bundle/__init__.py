@@ -1,1 +1,1 @@
-"""The model that users share: written as one folder, read back, or imported from the reference."""
+"""The model that users share: written as one folder, read back, or imported from nnU-Net."""

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
-from segfit.components import PostprocessingStep
+from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.files import Document, Record, hash_file, write_bytes, write_text
 from segfit.images.formats import described
 from segfit.labels import Exchange, LabelScheme
 from segfit.specs import Configuration
+from segfit.words import extent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +52,7 @@ class Member(Record):
 class ModelManifest(Document):
     """``model.json``: what the model is. Members are averaged as probabilities, post-processing comes last."""
 
+    SHARED = True
     name: str
     labels: LabelScheme
     channel_names: tuple[str, ...]
@@ -59,7 +61,10 @@ class ModelManifest(Document):
     spacing_mm: tuple[float, ...] | None = None  # median voxel size of the training images, array order
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: tuple[PostprocessingStep, ...] = ()
-    scores: dict[str, float | None] = {}  # cross-validated Dice by structure; None where it is undefined
+    dice: dict[str, float | None] = Field(
+        {}, validation_alias=AliasChoices("dice", "scores")
+    )  # cross-validated mean by
+    # class; None where it is undefined; "scores" is its old name
     verdict: dict[str, Any] = {}  # whether it is to be trusted: "level", "headline", "findings" in sentences
     selection: dict[str, Any] = {}  # how members and post-processing were chosen
     training: dict[str, Any] = {}  # summary of data and training: number of cases, preset, budget
@@ -111,7 +116,7 @@ class Bundle:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error}); copy the model folder again") from None
+            raise InputError(f"{path} cannot be read ({error})", "copy the model folder again") from None
 
 
 def weights_name(configuration: str, fold: int | str) -> str:
@@ -133,7 +138,7 @@ def write_bundle(
     """
     assert set(weights) == set(manifest.files), (set(weights), manifest.files)
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not a segfit model; choose another folder")
+        raise InputError(f"{folder} exists and is not a segfit model", "choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
     try:
@@ -165,15 +170,15 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     Raises `InputError` if the folder is no bundle, comes from a newer segfit, or misses or damaged a file.
     """
     if not (path / MANIFEST).is_file():
-        raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}; give the folder that segfit wrote")
+        raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}", "give the folder that segfit wrote")
     manifest = ModelManifest.load(path / MANIFEST)
     for name in manifest.files:
         file = path / name
         if not file.is_file():
-            raise InputError(f"{path} lacks {name}; copy the model folder again")
+            raise InputError(f"{path} lacks {name}", "copy the model folder again")
         if verify and hash_file(file) != manifest.checksums.get(name):
             raise InputError(
-                f"{file} is damaged: its checksum is not the one in {MANIFEST}; copy the model folder again"
+                f"{file} is damaged: its checksum is not the one in {MANIFEST}", "copy the model folder again"
             )
     return Bundle(manifest, path)
 
@@ -207,17 +212,16 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     yield "\n## Output\n"
     yield "| structure | label values | cross-validated Dice |\n| --- | --- | --- |"
     for target in manifest.labels.targets:
-        score = manifest.scores.get(target.name)
+        dice = manifest.dice.get(target.name)
         values = ", ".join(str(manifest.labels.stored_values[value]) for value in target.values)
-        yield f"| {target.name} | {values} | {'-' if score is None else f'{score:.3f}'} |"
+        yield f"| {target.name} | {values} | {'-' if dice is None else f'{dice:.3f}'} |"
     for step in manifest.postprocessing:
         yield f"\nAfterwards: {step.text}."
     yield "\n## Networks\n"
     yield "| configuration | patch (voxels) | spacing (mm) | folds | mirrored axes |\n| --- | --- | --- | --- | --- |"
     for member in manifest.members:
         configuration = member.configuration
-        patch = " x ".join(str(n) for n in configuration.patch_size)
-        spacing = " x ".join(f"{s:.3g}" for s in configuration.spacing_mm)
+        patch, spacing = extent(configuration.patch_size), extent(configuration.spacing_mm)
         mirrored = ", ".join(str(axis) for axis in member.mirror_axes) or "none"
         if member.exchange is not None and member.exchange.axis in member.mirror_axes:
             mirrored += f" (left and right labels exchanged along {member.exchange.axis})"

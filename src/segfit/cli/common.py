@@ -57,7 +57,7 @@ _SETTINGS: dict[str, Any] = {
         str | None, typer.Option("--preset", help="Planning rules: auto, stock, resenc-m, resenc-l or resenc-xl.")
     ],
     "splits": Annotated[
-        str | None, typer.Option("--splits", help="Folds: balanced, reference, or a splits_final.json or splits.json.")
+        str | None, typer.Option("--splits", help="Folds: balanced, nnunet, or a splits_final.json or splits.json.")
     ],
     "resample_labels": Annotated[
         bool | None,
@@ -150,13 +150,13 @@ def _settings_from(
 
 def _method_or_file(splits: str) -> str:
     """Return a way to split, or the absolute path of a file of folds: a project may be opened from anywhere."""
-    ways = ("balanced", "reference")
-    if splits in ways:
+    ways = ("balanced", "nnunet")
+    if splits in (*ways, "reference"):  # the name of the second in old scripts
         return splits
     path = Path(splits).expanduser().absolute()
     if path.is_file():
         return str(path)
-    raise InputError(f"--splits is balanced, reference or a file of folds, and {splits} is none{nearest(splits, ways)}")
+    raise InputError(f"--splits is balanced, nnunet or a file of folds, and {splits} is none{nearest(splits, ways)}")
 
 
 def open_project(dataset: Path | None, out: Path | None, settings: list[str]) -> Project:

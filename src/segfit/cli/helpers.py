@@ -40,8 +40,8 @@ def export_nnunet(
     """
     from segfit.cli.console import console_progress
     from segfit.dataset.checks import check_files, require_usable
-    from segfit.dataset.export import export_nnunet as export
     from segfit.dataset.layouts import inspect_dataset, leave_out
+    from segfit.nnunet.dataset_export import export_nnunet as export
 
     progress = console_progress()
     opened, problems = inspect_dataset(dataset)

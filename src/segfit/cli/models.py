@@ -65,8 +65,8 @@ def predict(
         raise InputError("predict needs the images with -i and a folder for the results with -o")
     inputs = [*inputs, *(more or [])]
     from segfit.dataset.layouts import cases_from_files, find_cases
-    from segfit.inference.folder import predict_folder
     from segfit.inference.model import load_model
+    from segfit.inference.predict_folder import predict_folder
 
     loaded = load_model(
         model,
@@ -132,7 +132,7 @@ def evaluate(
     if as_json:
         print_json(summary.model_dump(mode="json"))
         return
-    rows = {case.case: {name: one.dice for name, one in case.scores.items()} for case in summary.cases}
+    rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
     rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
     score_table(rows, first="Dice")
     if summary.mean_dice is not None:

@@ -1,4 +1,4 @@
-"""The annotation of a case as inner label values, from one label file or from one mask per structure."""
+"""The annotation of a case as inner label values, from one label file or one mask per class."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
+from segfit.dataset.label_grid import on_image_grid
+from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
-from segfit.dataset.placement import on_image_grid
 from segfit.geometry import Grid
 from segfit.images.formats import read_label
 from segfit.images.image import FileError, Image
@@ -38,7 +38,7 @@ def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Im
 
 
 def merged_masks(case: Case) -> Image:
-    """Return the inner label values of a case with one mask per structure, on the grid of the masks.
+    """Return the inner label values of a case with one mask per class, on the grid of the masks.
 
     Masks are painted in their order: where two overlap, the later one wins. Raises `InputError` for a file that cannot
     be read or does not look like a mask, and for masks on different grids.
@@ -49,8 +49,8 @@ def merged_masks(case: Case) -> Image:
         image = read_label(mask.path, case.spacing_mm)
         doubt = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
         if doubt:
-            action = "give a mask: 0 outside and one value inside, saved without losses"
-            raise FileError(mask.path, f"is no mask of a structure: it {doubt}", action)
+            action = "save a lossless mask: 0 outside, one value inside"
+            raise FileError(mask.path, f"is not a binary mask ({doubt})", action)
         if first is None:
             first = Image(np.zeros(image.array.shape, dtype=np.int16), image.grid)
         image = image.turned_to(first.grid)

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.dataset.annotation import count_values, merged_masks
-from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
+from segfit.dataset.label_grid import on_image_grid
+from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
-from segfit.dataset.placement import on_image_grid
 from segfit.errors import InputError, Problem
 from segfit.geometry import Grid
 from segfit.images import omezarr
-from segfit.images.formats import find_format, read_image, read_label, remarks, split_ending
+from segfit.images.formats import check, find_format, read_image, read_label
 from segfit.images.image import Image, Remark, problem_of
-from segfit.images.picture import colours, kind
 from segfit.labels import LabelScheme
+from segfit.words import count, numbers
 
 __all__ = ["Finding", "check_case"]
 
@@ -33,7 +33,7 @@ _SHOWN_VALUES = 8  # label values written out in a message
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one case showed."""
+    """What checking one case found."""
 
     problems: tuple[Problem, ...]
     spacing_mm: tuple[float, ...] | None  # None: no image could be read
@@ -70,12 +70,11 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
         digest.update(repr(image.array.shape).encode())
         digest.update(np.ascontiguousarray(image.array).data)
         problems += _check_voxels(case, path, image.array)
-        told += [(path, remark) for remark in remarks(path) if all(remark != said for _, said in told)]
+        told += [(path, remark) for remark in check(path, image) if all(remark != said for _, said in told)]
         if grid is None:
             grid = image.grid
-            unsigned = image.array.dtype.kind == "u" and find_format(path).name in ("picture", "JPEG", "TIFF")
+            unsigned = image.array.dtype.kind == "u" and find_format(path).same_depth
             bits = 8 * image.array.dtype.itemsize if unsigned else None
-            problems += _check_spacing_file(case, path, grid)
             told += [(path, remark) for remark in _header_remarks(grid)]
         else:
             problems += _check_grid(case, path, grid, image.grid, case.images[0])
@@ -94,10 +93,10 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
             if case.masks:
                 values = frozenset(labels.stored_values[value] for value in values)
             problems += _check_values(case, last, values, labels, label)
-            if find_format(last).name == "picture":
-                shown = colours(last)
-            if find_format(last).name in ("NIfTI", "OME-Zarr"):
-                told += [(last, remark) for remark in remarks(last) if all(remark != said for _, said in told)]
+            format_ = find_format(last)
+            shown = None if format_.palette is None else format_.palette(last)
+            if format_.checks_labels:
+                told += [(last, remark) for remark in check(last, label) if all(remark != said for _, said in told)]
             if grid is not None:
                 problems += _check_label_grid(case, last, grid, label)
     whole = complete and readable and bool(case.images)
@@ -118,36 +117,36 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
 def _wrong_channels(case: Case, channels: int, expected: int) -> Problem:
     """Return the problem of a case whose files hold another number of channels than the dataset has."""
     files = ", ".join(path.name for path in case.images)
-    action = "declare as many channels as the files hold, or correct the files"
+    action = "declare as many channels as the files have, or correct the files"
     held = ""
-    if find_format(case.images[0]).name in ("picture", "JPEG"):
+    kind = find_format(case.images[0]).channel_kind
+    if kind is not None:
         held = f" ({'; '.join(dict.fromkeys(kind(path) for path in case.images))})"
-        forms = {1: "in grey", 3: "as RGB, without transparency", 4: "as RGB with transparency"}
+        forms = {1: "as greyscale", 3: "as RGB without alpha", 4: "as RGBA"}
         if len(case.images) == 1 and expected in forms:
-            action = f"save it {forms[expected]}; if all are like this one, declare as many channels as they hold"
-    number = f"{channels} channel" + "s" * (channels != 1)
-    return Problem(case.id, f"{files}: {number} in all{held}, the dataset has {expected}", action)
+            action = f"save it {forms[expected]}; if all are like this one, declare as many channels as they have"
+    return Problem(case.id, f"{files}: {count(channels, 'channel')}{held}, the dataset has {expected}", action)
 
 
 def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
     if array.dtype.kind == "f":
         bad = array.size - int(np.isfinite(array).sum())
         if bad:
-            problem = f"{path.name} has {bad} NaN or infinite voxel" + "s" * (bad > 1)
+            problem = f"{path.name} has {count(bad, 'NaN or infinite voxel')}"
             return [Problem(case.id, problem, "replace them by a value such as 0, or remove the case")]
     extremes = [(float(channel.min()), float(channel.max())) for channel in array]
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
     if max(-low, high) > _LARGEST_INTENSITY:
-        problem = f"{path.name} holds values from {low:g} to {high:g}, too large to compute with in single precision"
-        return [Problem(case.id, problem, "replace them (often a mark of missing values), or scale the image")]
+        problem = f"{path.name} has values from {low:g} to {high:g}, too large for single precision"
+        return [Problem(case.id, problem, "replace them (they often mark missing values), or scale the image")]
     problems: list[Problem] = []
     for number, (low, high) in enumerate(extremes):
         if low == high:
             which = f" (channel {number} of the file)" if len(array) > 1 else ""
             problem = f"{path.name} is constant{which}: every voxel is {low:g}"
-            action = "look at the image; remove the case if it is empty"
-            if (number, len(array)) == (3, 4) and find_format(path).name == "picture":
-                action = "save it without transparency, which says nothing here, and so all others"
+            action = "check the image; remove the case if it is empty"
+            if (number, len(array)) == (3, 4) and find_format(path).channel_kind is not None:
+                action = "save all images without an alpha channel (it is constant)"
             problems.append(Problem(case.id, problem, action, fatal=False))
     return problems
 
@@ -155,7 +154,7 @@ def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
 def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path) -> list[Problem]:
     difference, moved = expected.mismatch(found), expected.snapped(found)
     if difference and expected.turn(found) is not None:
-        problem = f"{path.name} stores its axes in another order or direction than {first.name} and is turned onto it"
+        problem = f"{path.name} stores its axes in another order or direction than {first.name} and is reoriented to it"
         return [Problem(case.id, problem, "nothing if its header is right", fatal=False)]
     action = "resample it to that image, or copy that image's header if the voxels already correspond"
     if expected.affine is None and found.affine is None:
@@ -164,11 +163,13 @@ def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path
         return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
     apart = omezarr.translated(expected, found)
     if apart:
-        problem = f"{path.name} says that it lies {apart} from {first.name}; voxels are taken to correspond one by one"
-        return [Problem(case.id, problem, "nothing if they do; correct its translation or resample it if not", False)]
+        problem = f"{path.name} is {apart} from {first.name} by its header; voxels are matched by index"
+        return [
+            Problem(case.id, problem, "correct its translation or resample it if the voxels do not correspond", False)
+        ]
     if moved:
-        problem = f"{path.name} lies {moved} and is taken as lying on {first.name}"
-        return [Problem(case.id, problem, "nothing if the voxels correspond; resample it if not", fatal=False)]
+        problem = f"{path.name} is {moved} from {first.name} and is treated as aligned"
+        return [Problem(case.id, problem, "resample it if the voxels do not correspond", fatal=False)]
     return []
 
 
@@ -179,8 +180,8 @@ def _fit_without_place(path: Path, expected: Grid, found: Grid) -> str:
             return 'write the true {"spacing": [z, y, x]} in mm into a .json beside each of the two'
         return "give both files the same voxel size if the voxels correspond, resample it if not"
     if sorted(expected.shape) == sorted(found.shape):
-        return "it seems to be turned or transposed: store its axes in the order of that image"
-    return "make it on the voxels of that image, or bring both to one size"
+        return "it looks rotated or transposed: store its axes in the order of that image"
+    return "draw it on that image, or resample both to one size"
 
 
 def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> list[Problem]:
@@ -197,20 +198,8 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
         on_image_grid(case, label, expected)
     except InputError as error:
         return [problem_of(case.id, error, f"correct {path.name}")]
-    problem = f"{path.name} does not fit {first.name}: {difference}; its labels are resampled onto that image"
-    return [Problem(case.id, problem, "look at some of them in the report", fatal=False)]
-
-
-def _check_spacing_file(case: Case, path: Path, grid: Grid) -> list[Problem]:
-    if grid.spacing_known or grid.ndim == 2:
-        return []
-    if split_ending(path)[1].lower() in (".nrrd", ".nhdr", ".mha", ".mhd"):
-        problem = f"{path.name} does not place its voxels in space, they are taken as 1 mm cubes"
-        return [Problem(case.id, problem, "write their true size and directions into its header", fatal=False)]
-    if split_ending(path)[1].lower() not in (".tif", ".tiff"):
-        return []
-    problem = f"{path.name} has no spacing file {case.id}.json beside it, voxels are taken as 1 mm cubes"
-    return [Problem(case.id, problem, 'write {"spacing": [z, y, x]} in mm if they are not', fatal=False)]
+    problem = f"{path.name} does not fit {first.name}: {difference}; its labels are resampled to that image"
+    return [Problem(case.id, problem, "check some of them in the report", fatal=False)]
 
 
 def _header_remarks(grid: Grid) -> list[Remark]:
@@ -219,13 +208,13 @@ def _header_remarks(grid: Grid) -> list[Remark]:
     if grid.affine is not None:
         lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)
         if not np.allclose(lengths[::-1], grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
-            sizes = [", ".join(f"{value:.4g}" for value in one) for one in (grid.spacing_mm, lengths[::-1])]
-            problem = f"has voxels of ({sizes[0]}) mm, but its orientation matrix says ({sizes[1]}) mm"
-            found.append(Remark(problem, "correct its header; the former is used"))
+            own, other = numbers(grid.spacing_mm), numbers(lengths[::-1])
+            problem = f"has voxels of {own} mm, but its orientation matrix says {other} mm"
+            found.append(Remark(problem, "correct its header; the voxel size is used"))
         axes = grid.affine[:3, :3] / lengths
         skew = np.degrees(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max().clip(max=1)))
         if skew > _MOST_SKEW:
-            problem = f"has axes that are {skew:.2g} degrees off right angles, and is used as if they were not"
+            problem = f"has axes that are {skew:.2g} degrees off right angles, which is ignored"
             found.append(Remark(problem, "resample it to a grid with right angles, or correct its header"))
     return found
 
@@ -235,21 +224,21 @@ def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelS
     unknown = sorted(values - declared)
     doubt = label_doubt(label.array) if len(values) >= FEWEST_VALUES and not case.masks else ""
     if unknown and doubt:
-        action = "give a label map: one value per structure, saved without losses"
+        action = "save a lossless label map: one value per class"
         if _holds_labels(case, declared):
-            action = f"{case.images[0].name} looks like its label map: exchange the two"
-        return [Problem(case.id, f"{path.name} is no label map: it {doubt}", action)]
+            action = f"swap the two: {case.images[0].name} looks like the label map"
+        return [Problem(case.id, f"{path.name} is not a label map ({doubt})", action)]
     if doubt:
-        problem = f"{path.name} {doubt}; all its values are taken as structures"
-        return [Problem(case.id, problem, "look at it; give a label map if it is none", fatal=False)]
+        problem = f"{path.name} may not be a label map ({doubt}); all its values are used as classes"
+        return [Problem(case.id, problem, "check it; replace it if it is not a label map", fatal=False)]
     if unknown:
         shown = ", ".join(map(str, unknown[:_SHOWN_VALUES])) + (", ..." if len(unknown) > _SHOWN_VALUES else "")
         expected = ", ".join(map(str, sorted(declared)))
-        problem = f"{path.name} holds the undeclared value{'s' * (len(unknown) > 1)} {shown}; declared are {expected}"
+        problem = f"{path.name} has the undeclared value{'s' * (len(unknown) > 1)} {shown}; declared are {expected}"
         return [Problem(case.id, problem, 'correct the label or declare the value in "labels"')]
     if not values & {labels.stored_values[value] for value in labels.foreground_values}:
-        problem = f"{path.name} is empty: no structure is labelled"
-        return [Problem(case.id, problem, "nothing if that is right; label the case or remove it if not", fatal=False)]
+        problem = f"{path.name} is empty: it labels no class"
+        return [Problem(case.id, problem, "label the case or remove it unless that is right", fatal=False)]
     return []
 
 

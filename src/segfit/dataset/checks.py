@@ -25,10 +25,11 @@ from segfit.images.formats import find_format, num_voxels
 from segfit.images.image import Remark
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
+from segfit.words import count, numbers
 
 __all__ = ["MIN_CASES", "check_dataset", "check_files", "require_usable"]
 
-MIN_CASES = 5  # the reference needs them for its five folds; with fewer, fewer folds are made
+MIN_CASES = 5  # nnU-Net needs them for its five folds; with fewer, fewer folds are made
 _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking at an image takes (measured)
 _SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was mistaken (assumption)
 _SCALE_RATIO = 5.0  # the same where all axes are longer, or shorter, at once: cm for mm make 10 (assumption)
@@ -108,10 +109,10 @@ def _predicted_bytes(case: Case, channels: int) -> int:
 
 
 def _unread(item: _Item, error: LostCaseError) -> Finding:
-    problem = f"its files could not be read, even alone: worker {error.reason}"
+    problem = f"reading failed: worker {error.reason}, also when run alone"
     largest = max((*item[1].images, *item[1].label_files), key=num_voxels)
     size = f"; the largest is {largest.name} with {num_voxels(largest):.3g} voxels"
-    action = "check again with more free memory, on a larger machine if need be, or remove the case"
+    action = "check again with more free memory or on a larger machine, or remove the case"
     return Finding((Problem(item[1].id, problem + size, action, transient=True),), None, None, None)
 
 
@@ -140,16 +141,16 @@ def _told_once(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
 def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
     """Return what only shows when all cases are seen together."""
     problems: list[Problem] = []
-    count = len(dataset.training)
-    if 0 < count < MIN_CASES:
-        problem = f"{count} training case{'s' * (count > 1)}, {MIN_CASES} or more are needed for five folds"
+    amount = len(dataset.training)
+    if 0 < amount < MIN_CASES:
+        problem = f"{count(amount, 'training case')}, five folds need {MIN_CASES} or more"
         problems.append(Problem("dataset", problem, "add cases; until then fewer folds are made", fatal=False))
     kinds = Counter(finding.ndim for finding in findings if finding.ndim is not None)
     if len(kinds) > 1:
         rare = kinds.most_common()[-1][0]
         cases = [case.id for case, finding in zip(dataset.training, findings, strict=True) if finding.ndim == rare]
         problem = f"{kinds[2]} cases are 2D and {kinds[3]} are 3D (first {rare}D case: {cases[0]})"
-        problems.append(Problem("dataset", problem, "make a dataset of each kind"))
+        problems.append(Problem("dataset", problem, "make one dataset of each"))
     problems += _check_spacings(dataset, findings) + _check_places(dataset, findings) + _check_depths(dataset, findings)
     labelled = [(case, one) for case, one in zip(dataset.training, findings, strict=True) if one.colours]
     problems += palette_problems([(case.id, case.label_files[-1].name, one.colours or {}) for case, one in labelled])
@@ -160,11 +161,11 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]
         for target in dataset.labels.targets
         if seen and not any({stored[value] for value in target.values} & values for values in seen)
     ]
-    if absent and len(absent) == len(dataset.labels.targets) and len(seen) == count:
-        problem = f"no label file holds a structure: {', '.join(absent)} occur{'s' * (len(absent) == 1)} in none"
+    if absent and len(absent) == len(dataset.labels.targets) and len(seen) == amount:
+        problem = f"no label file has any class: {', '.join(absent)} occur{'s' * (len(absent) == 1)} nowhere"
         return [*problems, Problem("dataset", problem, 'label some cases or correct the values in "labels"')]
     for name in absent:
-        problem = f'the structure "{name}" occurs in no label file'
+        problem = f'the class "{name}" occurs in no label file'
         problems.append(Problem("dataset", problem, 'correct its value in "labels" or remove it', fatal=False))
     return problems
 
@@ -175,17 +176,17 @@ def _check_spacings(dataset: Dataset, findings: Sequence[Finding]) -> list[Probl
     if not known or len({len(spacing) for _, spacing in known}) > 1:
         return []
     usual = np.median(np.array([spacing for _, spacing in known]), axis=0)
-    shown = ", ".join(f"{value:.4g}" for value in usual)
+    shown = numbers(usual)
     action = "correct the voxel size in its header if the unit was mistaken"
     problems: list[Problem] = []
     if any(case.spacing_mm for case in dataset.training):
         action = action.replace("in its header", "in its table or header")
         told = 'add it to the table ("pixel_mm"), or remove the column if sizes do not matter'
         lacking = [case.id for case, one in zip(dataset.training, findings, strict=True) if not one.sized]
-        problem = "has no voxel size, neither in the table nor in its files, where other cases have one"
+        problem = "has no voxel size in the table or its files; other cases have one"
         problems += [Problem(name, problem, told) for name in lacking]
     if usual.max() > _LARGEST_VOXEL_MM:
-        problem = f"voxels are usually ({shown}) mm in size, more than any imaging has"
+        problem = f"the median voxel size is {shown} mm, which is implausibly large"
         problems.append(
             Problem("dataset", problem, action.replace("its ", "the ").replace("header", "headers"), fatal=False)
         )
@@ -193,8 +194,7 @@ def _check_spacings(dataset: Dataset, findings: Sequence[Finding]) -> list[Probl
         ratios = np.array(spacing) / usual
         scale = max(ratios.min(), 1 / ratios.max())  # by which all axes are longer, or shorter, at least
         if scale > _SCALE_RATIO or max(ratios.max(), 1 / ratios.min()) > _SPACING_RATIO:
-            size = ", ".join(f"{value:.4g}" for value in spacing)
-            problem = f"its voxels are ({size}) mm in size, those of the dataset usually ({shown}) mm"
+            problem = f"its voxel size is {numbers(spacing)} mm, the median of the dataset {shown} mm"
             problems.append(Problem(name, problem, action, fatal=False))
     return problems
 
@@ -203,7 +203,7 @@ def _check_depths(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem
     """Return a warning for every case whose pictures have more or fewer bits per value than most."""
     known = [(case, one.bits) for case, one in zip(dataset.training, findings, strict=True) if one.bits]
     usual = Counter(bits for _, bits in known).most_common(1)[0][0] if known else 0
-    action = "save all alike; values of other ranges mean other intensities to a network"
+    action = "save all with the same bit depth; networks see values as intensities"
     return [
         Problem(case.id, f"{case.images[0].name} has {bits} bits per value, most have {usual}", action, fatal=False)
         for case, bits in known
@@ -212,15 +212,12 @@ def _check_depths(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem
 
 
 def _check_places(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
-    """Return a warning if NIfTI volumes do not say how their axes lie; other formats cannot, or tell it themselves."""
+    """Return a warning if volumes do not say how their axes lie, of formats where they usually do."""
     volumes = [(case, one.placed) for case, one in zip(dataset.training, findings, strict=True) if one.ndim == 3]
-    lost = [case for case, placed in volumes if not placed and find_format(case.images[0]).name == "NIfTI"]
+    lost = [case for case, placed in volumes if not placed and find_format(case.images[0]).oriented]
     if not lost:
         return []
-    problem = (
-        f"{len(lost)} of {len(volumes)} cases, first {lost[0].id}, do not say how their axes lie (no sform or qform); "
-        "they are taken as running right, forward and up (RAS+), as they are stored"
-    )
+    problem = f"{len(lost)} of {len(volumes)} cases (first {lost[0].id}) have no sform or qform; RAS+ is assumed"
     return [Problem("dataset", problem, "write the true orientation into the headers (sform)", fatal=False)]
 
 
@@ -234,7 +231,7 @@ def _check_same(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
         if earlier != number:
             kinds = ["training" if n < len(dataset.training) else "test" for n in (number, earlier)]
             problem = f"the images of this {kinds[0]} case are those of {kinds[1]} case {cases[earlier].id}"
-            action = "remove one; the same image on both sides of a split makes scores too good"
+            action = "remove one; the same image on both sides of a split makes the Dice too high"
             problems.append(Problem(cases[number].id, problem, action, fatal=False))
     visits: dict[str, list[str]] = {}
     for case in dataset.training:
@@ -245,6 +242,8 @@ def _check_same(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
     if patients:
         more = f" and {len(patients) - 1} more patients" if len(patients) > 1 else ""
         problem = f"the cases {', '.join(patients[0])} look like visits of one patient{more}"
-        action = 'if they are, give the patient in a column "group" of a table of cases, so that no split divides them'
+        action = (
+            'if they are, name the patient in the column "group" of a table of cases, so that no split divides them'
+        )
         problems.append(Problem("dataset", problem, action, fatal=False))
     return problems

@@ -31,8 +31,8 @@ def palette_problems(palettes: Sequence[tuple[str, str, Mapping[int, str]]]) -> 
         other = [(colour, label) for label, colour in _distinct(colours).items() if usual[colour] != label]
         if other:
             colour, label = other[0]
-            problem = f"{name} shows the label {label} in {colour}, which is the label {usual[colour]} in most files"
-            action = "save all labels with one palette if colours mean structures; their places in it are the labels"
+            problem = f"{name} shows label {label} in {colour}, which is label {usual[colour]} in most files"
+            action = "save all labels with one palette; palette indices are the label values"
             problems.append(Problem(case, problem, action, fatal=False))
     return problems
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from segfit.errors import InputError
 from segfit.files import write_json
 from segfit.geometry import Grid
-from segfit.images import nifti, picture
+from segfit.images import nifti, png_jpeg
 from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 
 __all__ = ["make_phantom"]
 
@@ -54,7 +55,7 @@ def make_phantom(
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; give a new folder for the phantom dataset")
+        raise InputError(f"{folder} is not empty", "give a new folder for the phantom dataset")
     ending = ".nii.gz" if kind == "volume" else ".png"
     for part, count in (("Tr", cases), ("Ts", test_cases)):
         for number in range(count):
@@ -68,8 +69,8 @@ def make_phantom(
                 nifti.write(image_path, image, grid)
             else:
                 image, labels, grid = _picture(generator, tuple(shape)[-2:])
-                picture.write(image_path, image)
-            write_labels(label_path, labels, grid)
+                png_jpeg.write(image_path, image)
+            write_labels(label_path, LabelMap(labels, grid))
     channels = ("MRI",) if kind == "volume" else ("red", "green", "blue")
     declaration = {
         "name": "Phantom",

@@ -5,9 +5,9 @@ Two ways to make folds, and one to read them:
 balanced    segfit's own. Cases of one group stay together, sites and structures are spread evenly, there are as many
             folds as there are groups, at most five. Whole-number arithmetic and SHA-256 decide, so that the same
             dataset is split alike on every machine, in whichever order its cases come.
-reference   five folds of scikit-learn's shuffled ``KFold`` on the sorted case ids, seed 12345, exactly
-            (``splits_final.json``). Where the reference gives up (fewer than five cases), fewer folds are made.
-a file      the reference's ``splits_final.json``, or a ``splits.json`` of segfit.
+nnunet      five folds of scikit-learn's shuffled ``KFold`` on the sorted case ids, seed 12345, exactly
+            (``splits_final.json``). Where nnU-Net gives up (fewer than five cases), fewer folds are made.
+a file      nnU-Net's ``splits_final.json``, or a ``splits.json`` of segfit.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError
@@ -35,14 +36,14 @@ __all__ = [
     "balanced_splits",
     "fallback_split",
     "faults_of",
+    "nnunet_splits",
     "read_splits",
-    "reference_splits",
 ]
 
-SPLITS_FILE = "splits_final.json"  # the reference's name; one in the dataset's folder is used
-MAX_FOLDS = 5  # the reference's
-_SEED = 12345  # the reference's
-_FALLBACK_SHARE = 0.8  # the reference's share of training cases for a fold that its file does not list
+SPLITS_FILE = "splits_final.json"  # nnU-Net's name; one in the dataset's folder is used
+MAX_FOLDS = 5  # nnU-Net's
+_SEED = 12345  # nnU-Net's
+_FALLBACK_SHARE = 0.8  # nnU-Net's share of training cases for a fold that its file does not list
 _SCALE = 10**12  # of the weights of `_deal`, which are whole numbers
 
 
@@ -56,12 +57,13 @@ class Fold(Record):
 class Splits(Document):
     """The folds of a dataset.
 
-    `source` is the way they were made, "balanced" or "reference", or the file they were read from; `seal` is a hash of
+    `source` is the way they were made, "balanced" or "nnunet", or the file they were read from; `seal` is a hash of
     the folds, by which an edit by hand is noticed. Both are empty in folds that never were in a project.
     """
 
+    SHARED = True
     folds: tuple[Fold, ...]
-    source: str = ""
+    source: Annotated[str, BeforeValidator(lambda value: "nnunet" if value == "reference" else value)] = ""  # old name
     seal: str = ""
 
     def sealed(self, source: str) -> Splits:
@@ -76,8 +78,8 @@ class Splits(Document):
     def _hash(self) -> str:
         return content_hash(self.model_dump(mode="json", include={"folds"}))
 
-    def to_reference(self) -> list[dict[str, list[str]]]:
-        """Return the content of the reference's ``splits_final.json``."""
+    def to_nnunet(self) -> list[dict[str, list[str]]]:
+        """Return the content of nnU-Net's ``splits_final.json``."""
         return [{"train": list(fold.train), "val": list(fold.validation)} for fold in self.folds]
 
 
@@ -97,7 +99,7 @@ def balanced_splits(cases: Sequence[Case], classes: Mapping[str, Collection[int]
     site, any) together in a fold; a kind counts with the inverse square of its cases, so that rare ones matter most.
     """
     if not cases:
-        raise InputError("a split needs at least one case; the dataset has none")
+        raise InputError("a split needs at least one case", "add training cases")
     groups = _groups(cases, classes)
     num_folds = min(MAX_FOLDS, len(groups))
     members: list[list[str]] = [[] for _ in range(num_folds)]
@@ -172,14 +174,14 @@ def _folds_of(validation: Sequence[Sequence[str]]) -> Splits:
     return Splits(folds=tuple(folds))
 
 
-def reference_splits(case_ids: Sequence[str], num_folds: int = MAX_FOLDS, seed: int = _SEED) -> Splits:
-    """Return the reference's `num_folds` folds; every case validates in exactly one of them.
+def nnunet_splits(case_ids: Sequence[str], num_folds: int = MAX_FOLDS, seed: int = _SEED) -> Splits:
+    """Return nnU-Net's `num_folds` folds; every case validates in exactly one of them.
 
     With fewer cases than folds each case is left out once; a single case trains and validates itself. The order of
     `case_ids` does not matter. Raises `InputError` without any case.
     """
     ids = _sorted_unique(case_ids)
-    # Legacy generator: only it reproduces the reference's folds.
+    # Legacy generator: only it reproduces nnU-Net's folds.
     shuffled = np.arange(len(ids))
     np.random.RandomState(seed).shuffle(shuffled)
     parts = np.array_split(shuffled, min(num_folds, len(ids)))
@@ -187,7 +189,7 @@ def reference_splits(case_ids: Sequence[str], num_folds: int = MAX_FOLDS, seed: 
 
 
 def fallback_split(case_ids: Sequence[str], fold: int, seed: int = _SEED) -> Fold:
-    """Return the reference's 80:20 split for a fold number that a splits file does not list; `train` is as drawn."""
+    """Return nnU-Net's 80:20 split for a fold number that a splits file does not list; `train` is as drawn."""
     ids = _sorted_unique(case_ids)
     generator = np.random.RandomState(seed + fold)  # legacy, as above
     drawn = generator.choice(len(ids), int(_FALLBACK_SHARE * len(ids)), replace=False)
@@ -196,13 +198,13 @@ def fallback_split(case_ids: Sequence[str], fold: int, seed: int = _SEED) -> Fol
 
 
 def read_splits(path: Path, case_ids: Collection[str]) -> Splits:
-    """Read folds that somebody made: the reference's ``splits_final.json`` or a ``splits.json``, any number of folds.
+    """Read folds that somebody made: nnU-Net's ``splits_final.json`` or a ``splits.json``, any number of folds.
 
     Raises `InputError` if the file is in neither form, names unknown cases, or has an empty part.
     """
     raw: Any = read_json(path)
     if isinstance(raw, dict) and "folds" in raw:
-        raw = Splits.load(path).to_reference()
+        raw = Splits.load(path).to_nnunet()
     form = '[{"train": [CASE, ...], "val": [CASE, ...]}, ...]'
     known = set(case_ids)
     folds: list[Fold] = []
@@ -210,20 +212,20 @@ def read_splits(path: Path, case_ids: Collection[str]) -> Splits:
         parts = [entry.get(key) if isinstance(entry, dict) else None for key in ("train", "val")]
         for part in parts:
             if not isinstance(part, list) or not part or not all(isinstance(name, str) for name in part):
-                raise InputError(f"fold {number} of {path} must be like {form}; correct it or delete the file")
+                raise InputError(f"fold {number} of {path} must be like {form}", "correct it or delete the file")
             unknown = [name for name in part if name not in known]
             if unknown:
-                raise InputError(f"fold {number} of {path} names the case {unknown[0]!r}, which the dataset lacks")
+                raise InputError(f"fold {number} of {path} names the case {unknown[0]!r}, which is not in the dataset")
         folds.append(Fold(train=tuple(parts[0] or ()), validation=tuple(parts[1] or ())))
     if not folds:
-        raise InputError(f"{path} must hold folds like {form}; correct it or delete the file")
+        raise InputError(f"{path} must hold folds like {form}", "correct it or delete the file")
     return Splits(folds=tuple(folds))
 
 
 def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[str, ...]:
-    """Return what makes the scores of folds doubtful, in sentences; none for `balanced_splits` of several groups.
+    """Return what makes validation with these folds doubtful, in sentences; none for `balanced_splits`.
 
-    Told are groups (and cases) that a fold trains on and validates with, and cases that are in no fold.
+    That is groups (and cases) that a fold both trains on and validates with, and cases in no fold.
     """
     faults: list[str] = []
     groups = {case.id: _group_of(case) for case in cases}
@@ -231,16 +233,16 @@ def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[str, ...]:
         shared = sorted({groups[case] for case in fold.train} & {groups[case] for case in fold.validation})
         if shared:
             names = listing([name for _, name in shared], 4)
-            faults.append(f"fold {number} trains and validates on {names}: its scores will be too good")
+            faults.append(f"fold {number} trains and validates on {names}: its Dice will be too high")
     used = {case for fold in splits.folds for case in (*fold.train, *fold.validation)}
     left = sorted(set(groups) - used)
     if left:
-        faults.append(f"no fold has {listing(left, 4)}: nothing is learned from {'it' if len(left) == 1 else 'them'}")
+        faults.append(f"no fold uses {listing(left, 4)}")
     return tuple(faults)
 
 
 def _sorted_unique(case_ids: Sequence[str]) -> tuple[str, ...]:
     ids = tuple(sorted(set(case_ids)))
     if not ids:
-        raise InputError("a split needs at least one case; the dataset has none")
+        raise InputError("a split needs at least one case", "add training cases")
     return ids

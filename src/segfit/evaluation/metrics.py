@@ -16,13 +16,13 @@ from segfit.errors import InputError
 from segfit.files import Record
 from segfit.labels import LabelScheme, Target
 
-__all__ = ["Scores", "case_metrics", "joint_histogram", "scores_from_histogram"]
+__all__ = ["Metrics", "case_metrics", "joint_histogram", "metrics_from_histogram"]
 
 # Voxels per block of the histogram: its temporaries stay in the processor's cache.
 _BLOCK = 1 << 18
 
 
-class Scores(Record):
+class Metrics(Record):
     """Agreement in one structure of one case, in voxels. `dice` and `iou` are None where both masks are empty."""
 
     tp: int
@@ -35,7 +35,7 @@ class Scores(Record):
     iou: float | None
 
     @classmethod
-    def from_counts(cls, tp: int, fp: int, fn: int, tn: int) -> Scores:
+    def from_counts(cls, tp: int, fp: int, fn: int, tn: int) -> Metrics:
         """Derive the remaining values: Dice = 2TP / (2TP + FP + FN), IoU = TP / (TP + FP + FN)."""
         union = tp + fp + fn
         return cls(
@@ -50,7 +50,7 @@ class Scores(Record):
         )
 
 
-def case_metrics(prediction: NDArray[Any], reference: NDArray[Any], scheme: LabelScheme) -> dict[str, Scores]:
+def case_metrics(prediction: NDArray[Any], reference: NDArray[Any], scheme: LabelScheme) -> dict[str, Metrics]:
     """Score a prediction against its reference, by name of the structure.
 
     Parameters
@@ -62,7 +62,7 @@ def case_metrics(prediction: NDArray[Any], reference: NDArray[Any], scheme: Labe
     background. Raises `InputError` for label maps that are not integer, that are negative somewhere, or whose shapes
     differ.
     """
-    return scores_from_histogram(joint_histogram(prediction, reference, scheme), scheme.targets)
+    return metrics_from_histogram(joint_histogram(prediction, reference, scheme), scheme.targets)
 
 
 def joint_histogram(prediction: NDArray[Any], reference: NDArray[Any], scheme: LabelScheme) -> NDArray[np.int64]:
@@ -90,23 +90,23 @@ def joint_histogram(prediction: NDArray[Any], reference: NDArray[Any], scheme: L
     return result
 
 
-def scores_from_histogram(histogram: NDArray[np.int64], targets: Sequence[Target]) -> dict[str, Scores]:
-    """Read the scores of the targets off a joint histogram, by name."""
+def metrics_from_histogram(histogram: NDArray[np.int64], targets: Sequence[Target]) -> dict[str, Metrics]:
+    """Read the metrics of the targets off a joint histogram, by name."""
     total = int(histogram.sum())
-    scores: dict[str, Scores] = {}
+    found: dict[str, Metrics] = {}
     for target in targets:
         values = list(target.values)
         tp = int(histogram[np.ix_(values, values)].sum())
         n_ref = int(histogram[values].sum())
         n_pred = int(histogram[:, values].sum())
         fp, fn = n_pred - tp, n_ref - tp
-        scores[target.name] = Scores.from_counts(tp, fp, fn, total - tp - fp - fn)
-    return scores
+        found[target.name] = Metrics.from_counts(tp, fp, fn, total - tp - fp - fn)
+    return found
 
 
 def _known(block: NDArray[Any], unknown: int) -> NDArray[np.int64]:
     """Return the values as int64, those above the known ones replaced by `unknown`."""
     values = block.astype(np.int64)
     if values.min() < 0:
-        raise InputError(f"label values must not be negative, found {values.min()}; store the labels as unsigned")
+        raise InputError(f"label values must not be negative, found {values.min()}", "store the labels as unsigned")
     return np.minimum(values, unknown, out=values)

@@ -1,4 +1,4 @@
-"""Scores of many cases and their means; the reference's ``summary.json`` form."""
+"""Metrics of many cases and their means; nnU-Net's ``summary.json`` form."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AliasChoices, Field
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
 from segfit.errors import DatasetError, InputError, Problem
-from segfit.evaluation.metrics import Scores, joint_histogram, scores_from_histogram
+from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_histogram
 from segfit.execution.pool import map_cases
 from segfit.files import Document, Record
 from segfit.geometry import Grid
@@ -26,10 +27,11 @@ from segfit.images.formats import num_voxels, read_grid, read_label
 from segfit.images.image import FileError, problem_of
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Progress
+from segfit.words import listing
 
 __all__ = [
-    "CaseScores",
-    "MeanScores",
+    "CaseMetrics",
+    "MeanMetrics",
     "Pair",
     "Stored",
     "Summary",
@@ -41,8 +43,8 @@ __all__ = [
 
 _BYTES_PER_VOXEL = 8  # of a label map that is read and compared with another
 
-# Field of our records -> key of the reference.
-_REFERENCE_KEYS = {
+# Field of our records -> key of nnU-Net.
+_NNUNET_KEYS = {
     "dice": "Dice",
     "fn": "FN",
     "fp": "FP",
@@ -92,7 +94,7 @@ class _File:
             grid = read_grid(self.onto)
             image = image.turned_to(grid)
             if _apart(grid, image.grid):
-                action = "predict on the grid of the reference, or copy its header if the voxels already correspond"
+                action = "predict on the grid of the reference, or copy its header if the voxels correspond"
                 raise FileError(self.path, f"does not fit its reference: {grid.mismatch(image.grid)}", action)
         labels: NDArray[Any] = image.array[0]
         return labels if self.scheme is None else self.scheme.to_inner(labels)
@@ -163,7 +165,7 @@ class Pair:
         )
 
     def predicted_bytes(self) -> int:
-        """Return the memory that scoring takes, about; 0 for label maps that cannot leave this process."""
+        """Return the memory that evaluating takes, about; 0 for label maps that cannot leave this process."""
         return predicted_bytes((self.load_prediction, self.load_reference))
 
     def load(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -171,29 +173,29 @@ class Pair:
         prediction, reference = self.load_prediction(), self.load_reference()
         if prediction.shape != reference.shape:
             raise InputError(
-                f"case {self.case}: the prediction has shape {prediction.shape} and its reference {reference.shape}; "
-                "predict on the grid of the reference"
+                f"case {self.case}: the prediction has shape {prediction.shape} and its reference {reference.shape}",
+                "predict on the grid of the reference",
             )
         return prediction, reference
 
-    def scored(self, scores: dict[str, Scores]) -> CaseScores:
-        """Return the record of this pair and its scores."""
-        return CaseScores(
-            case=self.case, prediction_file=self.prediction_file, reference_file=self.reference_file, scores=scores
+    def with_metrics(self, metrics: dict[str, Metrics]) -> CaseMetrics:
+        """Return the record of this pair and its metrics."""
+        return CaseMetrics(
+            case=self.case, prediction_file=self.prediction_file, reference_file=self.reference_file, metrics=metrics
         )
 
 
-class CaseScores(Record):
-    """Scores of one case by name of the structure."""
+class CaseMetrics(Record):
+    """Metrics of one case by name of the structure."""
 
     case: str
     prediction_file: str
     reference_file: str
-    scores: dict[str, Scores]
+    metrics: dict[str, Metrics] = Field(validation_alias=AliasChoices("metrics", "scores"))  # its old name
 
 
-class MeanScores(Record):
-    """Means of `Scores` over cases or structures; None where no value exists."""
+class MeanMetrics(Record):
+    """Means of `Metrics` over cases or structures; None where no value exists."""
 
     tp: float | None
     fp: float | None
@@ -206,17 +208,18 @@ class MeanScores(Record):
 
 
 class Summary(Document):
-    """Scores of a set of cases.
+    """Metrics of a set of cases.
 
     `mean` has one entry per structure: the mean over the cases that have a value. `foreground_mean` follows the
-    reference: the plain mean over the structures, so its Dice is None (NaN there) as soon as one structure has a value
+    nnU-Net: the plain mean over the structures, so its Dice is None (NaN there) as soon as one structure has a value
     in no case. `mean_dice` is the mean over the structures that have a value; segfit selects by it.
     """
 
+    SHARED = True
     targets: tuple[Target, ...]
-    cases: tuple[CaseScores, ...]
-    mean: dict[str, MeanScores]
-    foreground_mean: MeanScores
+    cases: tuple[CaseMetrics, ...]
+    mean: dict[str, MeanMetrics]
+    foreground_mean: MeanMetrics
     mean_dice: float | None
 
     def subset(self, case_ids: Iterable[str]) -> Summary:
@@ -224,34 +227,34 @@ class Summary(Document):
         wanted = set(case_ids)
         return summarize([case for case in self.cases if case.case in wanted], self.targets)
 
-    def to_reference(self) -> dict[str, Any]:
-        """Return the content of the reference's ``summary.json``: keys sorted, NaN for missing values."""
+    def to_nnunet(self) -> dict[str, Any]:
+        """Return the content of nnU-Net's ``summary.json``: keys sorted, NaN for missing values."""
         keys = {target.name: _class_key(target) for target in self.targets}
-        mean = {keys[name]: _reference_values(scores) for name, scores in self.mean.items()}
+        mean = {keys[name]: _nnunet_values(one) for name, one in self.mean.items()}
         cases = [
             {
-                "metrics": dict(sorted((keys[name], _reference_values(one)) for name, one in case.scores.items())),
+                "metrics": dict(sorted((keys[name], _nnunet_values(one)) for name, one in case.metrics.items())),
                 "prediction_file": case.prediction_file,
                 "reference_file": case.reference_file,
             }
             for case in self.cases
         ]
         return {
-            "foreground_mean": _reference_values(self.foreground_mean),
+            "foreground_mean": _nnunet_values(self.foreground_mean),
             "mean": dict(sorted(mean.items())),
             "metric_per_case": cases,
         }
 
 
-def summarize(cases: Sequence[CaseScores], targets: Sequence[Target]) -> Summary:
+def summarize(cases: Sequence[CaseMetrics], targets: Sequence[Target]) -> Summary:
     """Summarise cases, which keep their order; raise `InputError` if there are none."""
     if not cases:
         raise InputError("there is no case to summarise")
     twice = [case for case, count in Counter(item.case for item in cases).items() if count > 1]
     if twice:
-        raise InputError(f"{_listed(sorted(twice))} would be counted twice; every case may be scored once")
-    mean = {target.name: _mean([case.scores[target.name] for case in cases]) for target in targets}
-    dice = [scores.dice for scores in mean.values() if scores.dice is not None]
+        raise InputError(f"{listing(sorted(twice))} occurs twice", "every case may be evaluated once")
+    mean = {target.name: _mean([case.metrics[target.name] for case in cases]) for target in targets}
+    dice = [one.dice for one in mean.values() if one.dice is not None]
     return Summary(
         targets=tuple(targets),
         cases=tuple(cases),
@@ -264,13 +267,13 @@ def summarize(cases: Sequence[CaseScores], targets: Sequence[Target]) -> Summary
 def evaluate(
     pairs: Sequence[Pair], scheme: LabelScheme, *, workers: int | None = None, progress: Progress = SILENT
 ) -> Summary:
-    """Score every pair, in parallel over cases; the summary lists them in the order of `pairs`.
+    """Evaluate every pair, in parallel over cases; the summary lists them in the order of `pairs`.
 
     Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
     no structure, and a warning says where they are.
     """
     results = map_cases(
-        partial(_score, scheme),
+        partial(_evaluate_pair, scheme),
         pairs,
         description="evaluating",
         name=lambda pair: pair.case,
@@ -282,31 +285,31 @@ def evaluate(
     found = {pair.case: one for pair, one in results}
     problems = [found[pair.case].problem for pair in pairs]
     if any(problems):
-        raise DatasetError([problem for problem in problems if problem is not None], "nothing was scored")
+        raise DatasetError([problem for problem in problems if problem is not None], "nothing was evaluated")
     for role in ("prediction", "reference"):
         strange = sorted(case for case, one in found.items() if role in one.undeclared)
         if strange:
-            progress.warn(f"the {role} of {_listed(strange)} holds undeclared values, which count as no structure")
-    return summarize([pair.scored(found[pair.case].scores) for pair in pairs], scheme.targets)
+            progress.warn(f"the {role} of {listing(strange)} has undeclared values, which are ignored")
+    return summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.targets)
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
-    """Scores of a pair, and which of the two holds values that no structure has; or why there are none."""
+class _Evaluated:
+    """Metrics of a pair, and which of the two holds values that no structure has; or why there are none."""
 
-    scores: dict[str, Scores]
+    metrics: dict[str, Metrics]
     undeclared: tuple[str, ...] = ()
     problem: Problem | None = None
 
 
-def _score(scheme: LabelScheme, pair: Pair) -> _Scored:
+def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
     try:
         counts = joint_histogram(*pair.load(), scheme)
     except InputError as error:
-        return _Scored({}, problem=problem_of(pair.case, error))
+        return _Evaluated({}, problem=problem_of(pair.case, error))
     undeclared = {"prediction": counts[:, -1].any(), "reference": counts[-1].any()}
-    scores = scores_from_histogram(counts, scheme.targets)
-    return _Scored(scores, tuple(role for role, there in undeclared.items() if there))
+    metrics = metrics_from_histogram(counts, scheme.targets)
+    return _Evaluated(metrics, tuple(role for role, there in undeclared.items() if there))
 
 
 def evaluate_folder(
@@ -319,7 +322,7 @@ def evaluate_folder(
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Summary:
-    """Score every label file of a folder against the file of the same name in another folder.
+    """Evaluate every label file of a folder against the file of the same name in another folder.
 
     Parameters
     ----------
@@ -334,15 +337,17 @@ def evaluate_folder(
     """
     predicted, expected = _files(predictions, ending), _files(references, ending)
     if not predicted:
-        raise InputError(f"{predictions} holds no prediction that ends in {ending}")
+        raise InputError(f"{predictions} has no prediction that ends in {ending}")
     unknown = sorted(set(predicted) - set(expected))
     if unknown:
-        raise InputError(f"{references} lacks the reference of {_listed(unknown)}; add it or remove the prediction")
+        raise InputError(f"{references} has no reference for {listing(unknown)}", "add it or remove the prediction")
     missing = sorted(set(expected) - set(predicted))
     if missing and require_all:
-        raise InputError(f"{predictions} lacks the prediction of {_listed(missing)}; predict first or allow a part")
+        raise InputError(
+            f"{predictions} has no prediction for {listing(missing)}", "predict them first or allow a subset"
+        )
     if missing:
-        progress.warn(f"{_listed(missing)} of {len(expected)} references have no prediction and are not counted")
+        progress.warn(f"{listing(missing)} of {len(expected)} references have no prediction and are not counted")
     pairs = [
         Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
     ]
@@ -351,11 +356,11 @@ def evaluate_folder(
     differing = {name: pair for name, pair in grids.items() if pair[0].mismatch(pair[1])}
     turned = [name for name, (grid, other) in differing.items() if grid.turn(other) is not None]
     if turned:
-        progress.warn(f"the prediction of {_listed(turned)} stores its axes in another order and was turned")
+        progress.warn(f"the prediction of {listing(turned)} stores its axes in another order and was reoriented")
     unsure = [name for name in differing if name not in turned]
     if unsure:
         progress.warn(
-            f"prediction and reference of {_listed(unsure)} differ in voxel size, and do not both say where they lie; "
+            f"prediction and reference of {listing(unsure)} differ in voxel size and do not both have an affine; "
             "voxels were compared by index"
         )
     return summary
@@ -368,32 +373,28 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     return {composed(path.name): path for path in found}
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _apart(reference: Grid, prediction: Grid) -> bool:
     """Whether voxels of equal index lie apart, as far as both say where they lie; other shapes are told elsewhere."""
     placed = reference.affine is not None and prediction.affine is not None
     return placed and reference.shape == prediction.shape and bool(reference.mismatch(prediction))
 
 
-def _mean(items: Sequence[Scores | MeanScores], *, skip_missing: bool = True) -> MeanScores:
+def _mean(items: Sequence[Metrics | MeanMetrics], *, skip_missing: bool = True) -> MeanMetrics:
     """Average each value over those that exist; without `skip_missing` one missing value makes the mean missing."""
     means: dict[str, float | None] = {}
-    for key in _REFERENCE_KEYS:
+    for key in _NNUNET_KEYS:
         values = [getattr(item, key) for item in items]
         present = [value for value in values if value is not None]
         complete = len(present) == len(values)
         means[key] = float(np.mean(present)) if present and (skip_missing or complete) else None
-    return MeanScores(**means)
+    return MeanMetrics(**means)
 
 
-def _reference_values(scores: Scores | MeanScores) -> dict[str, float]:
-    values = {name: getattr(scores, key) for key, name in _REFERENCE_KEYS.items()}
+def _nnunet_values(metrics: Metrics | MeanMetrics) -> dict[str, float]:
+    values = {name: getattr(metrics, key) for key, name in _NNUNET_KEYS.items()}
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _class_key(target: Target) -> str:
-    """Return the reference's key: the value of a label, the text of a Python tuple for a region."""
+    """Return nnU-Net's key: the value of a label, the text of a Python tuple for a region."""
     return str(target.values[0]) if len(target.values) == 1 else str(target.values)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
-from segfit.execution.groups import group_folders, group_text
+from segfit.execution.cgroups import group_folders, group_text
 
 __all__ = [
     "PeakWatch",

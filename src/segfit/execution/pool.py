@@ -45,7 +45,7 @@ def map_cases(
 
     Few items are in flight at a time, so memory does not grow with their number. The first exception is raised after
     the running items ended; items not yet started are dropped. Cases lost with their worker (see `WorkerPool`) do not
-    stop the others: they are named in one `StageError` at the end, unless `lost` says what they come to.
+    stop the others: one `StageError` names them at the end, unless `lost` gives their results.
 
     Parameters
     ----------
@@ -95,8 +95,8 @@ def map_cases(
     if failed:
         others = ", the others are done" if len(failed) < total else ""
         raise StageError(
-            f"{description}: {len(failed)} of {total} cases failed{others}: "
-            f"{'; '.join(map(str, failed))}. Give these cases more memory or mend their files, then start again"
+            f"{description}: {len(failed)} of {total} cases failed{others}: {'; '.join(map(str, failed))}",
+            "free memory or fix these files, then rerun",
         )
 
 

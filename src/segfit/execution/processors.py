@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from segfit.execution.groups import group_folders, group_text
+from segfit.execution.cgroups import group_folders, group_text
 
 __all__ = ["affinity", "available_workers", "processor_quota"]
 

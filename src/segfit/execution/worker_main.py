@@ -66,8 +66,8 @@ def _do(payload: bytes) -> Answer:
         work, arguments, named = pickle.loads(payload)
     except Exception as error:  # noqa: BLE001 - whatever the imports of a task raise
         told = StageError(
-            f"a worker cannot load its task ({error}); the function must be defined in a module that can be imported, "
-            "not in a script"
+            f"a worker cannot load its task ({error})",
+            "the function must be defined in a module that can be imported, not in a script",
         )
         return Answer(error=told, traceback=traceback.format_exc())
     signal.signal(signal.SIGTERM, _leave)

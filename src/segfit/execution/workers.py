@@ -25,6 +25,7 @@ from segfit.errors import StageError
 from segfit.execution.memory import process_bytes
 from segfit.execution.processors import available_workers
 from segfit.execution.worker_main import GRACE_S, Answer
+from segfit.words import gigabytes
 
 __all__ = ["LostCaseError", "WorkerPool"]
 
@@ -46,15 +47,13 @@ _BLAS_THREADS = (
 class LostCaseError(StageError):
     """A case whose worker ended, hung or ran out of memory at every attempt.
 
-    `reason` follows the word "worker", as in "killed by signal 9 (Killed), it held 5.1 GB".
+    `reason` follows the word "worker", as in "killed by signal 9 (Killed) at 5.1 GB".
     """
 
     def __init__(self, case: str, reason: str) -> None:
-        self.case, self.reason = case, reason
         super().__init__(f"case {case}: worker {reason}")
-
-    def __reduce__(self) -> tuple[type[LostCaseError], tuple[str, str]]:
-        return LostCaseError, (self.case, self.reason)
+        self.case, self.reason = case, reason
+        self.args = (case, reason)
 
 
 class _EndedError(Exception):
@@ -69,9 +68,8 @@ class _Task:
     attempt: int = 0
     held: int = 0  # bytes, the most that its worker was seen to hold
 
-    def obituary(self, reason: str) -> LostCaseError:
-        held = f"{self.held / 2**30:.1f}"
-        return LostCaseError(self.case, reason + (f", it held {held} GB" if float(held) else ""))
+    def lost_error(self, reason: str) -> LostCaseError:
+        return LostCaseError(self.case, reason + (f" at {gigabytes(self.held / 2**30)}" if self.held else ""))
 
 
 class _Worker:
@@ -134,9 +132,9 @@ class _Worker:
 
 
 class WorkerPool(Executor):
-    """An executor of worker processes that tells which case a process died with, and tries it again.
+    """An executor of worker processes that knows which case a process died with, and retries it.
 
-    A case whose worker was killed, hung or ran out of memory is tried once with half the workers, then alone; then its
+    A case whose worker was killed, hung or ran out of memory is retried with half the workers, then alone; then its
     future fails with `LostCaseError`. An exception in a task is raised by its future, with the worker's traceback as a
     note. Functions, arguments and results cross by pickle; functions must be importable, so not from a script.
 
@@ -145,7 +143,7 @@ class WorkerPool(Executor):
     workers : processes at most; they start when they are needed
     stall_s : a worker that used no processor time for so long has hung and is stopped; where the system does not tell
         processor time (outside Linux), a task may take so long at all
-    warn : told of every case that is tried again
+    warn : called with a sentence for every case that is retried
     """
 
     def __init__(
@@ -211,7 +209,7 @@ class WorkerPool(Executor):
     def _cancel_waiting(self) -> None:
         for task in self._queue:
             if not task.future.cancel():  # one that is to be tried again
-                task.future.set_exception(task.obituary("stopped"))
+                task.future.set_exception(task.lost_error("stopped"))
         self._queue.clear()
 
     def _supervise(self) -> None:
@@ -254,7 +252,7 @@ class WorkerPool(Executor):
         return min(self._limits[one.attempt] for one in (*self._running, task))
 
     def _lost(self, task: _Task, reason: str) -> None:
-        told = task.obituary(reason)
+        error = task.lost_error(reason)
         with self._changed:
             again = not self._stopped and task.attempt + 1 < len(self._limits)
             if again:
@@ -265,9 +263,9 @@ class WorkerPool(Executor):
                 self._changed.notify_all()
         if again:
             most = self._limits[task.attempt]
-            self._warn(f"{told}; it is tried again {'alone' if most == 1 else f'with {most} cases at once'}")
+            self._warn(f"{error}; retrying it {'alone' if most == 1 else f'with {most} cases at a time'}")
         else:
-            self._settle(task, Answer(error=told))
+            self._settle(task, Answer(error=error))
 
     def _settle(self, task: _Task, answer: Answer) -> None:
         with self._changed:

@@ -95,7 +95,7 @@ class FileHashes:
                     self._known[key] = (status.st_size, status.st_mtime_ns, digest)
                     self._changed = True
         except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); restore it or remove the case") from None
+            raise InputError(f"{path} cannot be read ({error.strerror})", "restore it or remove the case") from None
         return digest
 
     def save(self) -> None:

@@ -40,7 +40,7 @@ class Fingerprint(Document):
     ndim: Literal[2, 3]
     orientation: Literal["canonical", "stored"]
     channel_names: tuple[str, ...]
-    num_training: int  # declared number of training cases (the reference's batch-size cap uses it)
+    num_training: int  # declared number of training cases (nnU-Net's batch-size cap uses it)
     cases: tuple[CaseFingerprint, ...]
     median_relative_size_after_crop: float
     intensities: tuple[IntensityStatistics, ...]  # per channel

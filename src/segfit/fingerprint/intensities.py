@@ -42,7 +42,7 @@ class ChannelDistribution:
 class Mixture:
     """A mixture of cases with equal weights, whatever their size.
 
-    This is what the reference estimates by drawing equally often from every case.
+    This is what nnU-Net estimates by drawing equally often from every case.
     """
 
     def __init__(self) -> None:

@@ -72,11 +72,11 @@ def measure(
     ----------
     cache : folder that remembers each case by the content of its files, so that only new and changed cases are read
 
-    Foreground is every label above 0, the ignore label included, as in the reference. Raises `InputError` for
+    Foreground is every label above 0, the ignore label included, as in nnU-Net. Raises `InputError` for
     unreadable files, cases whose axes or channels differ from the dataset's, and a dataset without any foreground.
     """
     if not dataset.training:
-        raise InputError(f"dataset {dataset.name} has no training case; add images and labels")
+        raise InputError(f"dataset {dataset.name} has no training case", "add images and labels")
     hashes = FileHashes(None if cache is None else cache / "hashes.json")
     records: dict[str, CaseFingerprint] = {}
     mixtures = tuple(Mixture() for _ in dataset.channel_names)
@@ -107,9 +107,11 @@ def measure(
     ordered = tuple(records.values())
     odd = [record.case for record in ordered if len(record.shape) != len(ordered[0].shape)]
     if odd:
-        raise InputError(f"case {odd[0]} does not have {len(ordered[0].shape)} axes like {ordered[0].case}; remove one")
+        raise InputError(
+            f"case {odd[0]} does not have {len(ordered[0].shape)} axes like {ordered[0].case}", "remove one"
+        )
     if not len(mixtures[0]):
-        raise InputError(f"dataset {dataset.name}: no case has a label above 0; there is nothing to learn from it")
+        raise InputError(f"dataset {dataset.name}: no case has a label above 0", "label at least one class")
     return Fingerprint(
         dataset=dataset.name,
         ndim=3 if len(ordered[0].shape) == 3 else 2,
@@ -143,7 +145,7 @@ def _measure_or_recall(
 
 def _measure_case(case: Case, content: str, declared: _Declared, orientation: Orientation) -> _Measured:
     if not case.label_files:
-        raise InputError(f"case {case.id} has no label; add it or move the images to the test cases")
+        raise InputError(f"case {case.id} has no label", "add it or move the images to the test cases")
     image = read_case(case.images, case.spacing_mm)
     label = read_labels(case, declared.labels, image.grid)
     if image.array.shape[0] != declared.channels:
@@ -152,7 +154,7 @@ def _measure_case(case: Case, content: str, declared: _Declared, orientation: Or
         )
     extremes = [(float(channel.min()), float(channel.max())) for channel in image.array]
     if not np.isfinite(extremes).all():
-        raise InputError(f"case {case.id} contains NaN or infinite values; replace them in the image file")
+        raise InputError(f"case {case.id} contains NaN or infinite values", "replace them in the image file")
     if label.grid.shape != image.grid.shape:
         raise InputError(f"case {case.id}: the label has shape {label.grid.shape}, the image {image.grid.shape}")
     axes = canonical_map(image.grid) if orientation == "canonical" else AxisMap.identity(image.grid.ndim)

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, optional_package, reading
+from segfit.words import count
+from segfit.words import numbers as shown
 
 __all__ = ["files", "holds_slices", "num_voxels", "read", "read_grid"]
 
@@ -51,7 +53,7 @@ _SHOWN_FOLDERS = 5
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SLICE_NAME = re.compile(r".+\.(dcm|dicom|ima)", re.IGNORECASE)
 _NO_PICTURES = ("RTSTRUCT", "RTPLAN", "SR", "REG", "PR", "KO")  # modalities: PS3.3, C.7.3.1.1.1
-_EXPORT_AGAIN = "copy or export the series again; remove the file if it is no slice"
+_EXPORT_AGAIN = "copy or export the series again; remove the file if it is not a slice"
 
 
 def holds_slices(folder: Path, *, nested: bool = True) -> bool:
@@ -160,7 +162,7 @@ def _slices_folder(path: Path) -> Path:
 
 
 def _no_images(path: Path) -> FileError:
-    action = "give the folder of one series, unpacked and with all its slices, or take this one away from the images"
+    action = "give the folder of one complete series, or remove this folder"
     return FileError(path, "holds no DICOM images", action)
 
 
@@ -209,7 +211,7 @@ def _require_no_damaged_slice(folder: Path) -> None:
     for file in sorted(set(folder.iterdir()) - slices):
         named = _SLICE_NAME.fullmatch(file.name) or _without_digits(file) in names
         if named and file.name[0] != "." and file.is_file():
-            problem = "does not begin as a DICOM file, although it is named like a slice"
+            problem = "is named like a slice but is not a DICOM file"
             raise FileError(file, "is empty" if file.stat().st_size == 0 else problem, _EXPORT_AGAIN)
 
 
@@ -238,7 +240,7 @@ def _series(folder: Path, datasets: list[Any]) -> tuple[list[Any], Grid]:
         raise FileError(
             folder,
             f"has slices that are shifted against each other by up to {shift:.3g} mm (gantry tilt)",
-            "straighten the volume with a DICOM converter and give its NIfTI file",
+            "straighten the volume with a DICOM converter and use its NIfTI file",
         )
     affine = np.eye(4)
     affine[:3, :3] = np.column_stack([row * across, column * between, normal * step]) * _LPS_TO_RAS[:, None]
@@ -250,8 +252,8 @@ def _series(folder: Path, datasets: list[Any]) -> tuple[list[Any], Grid]:
 def _require_one_series(folder: Path, datasets: Sequence[Any]) -> None:
     kinds = Counter((str(d.get("SeriesInstanceUID", "")), _describe(d)) for d in datasets)
     if len(kinds) > 1:
-        found = ", ".join(f"{text} ({count} image{'s' * (count > 1)})" for (_, text), count in sorted(kinds.items()))
-        action = "keep the one that is meant, or give each series a folder of its own"
+        found = ", ".join(f"{text} ({count(amount, 'image')})" for (_, text), amount in sorted(kinds.items()))
+        action = "keep the one that is meant, or give each series its own folder"
         raise FileError(folder, f"holds {len(kinds)} series: {found}", action)
 
 
@@ -264,9 +266,9 @@ def _describe(dataset: Any) -> str:
 def _require_slice(file: Path, dataset: Any) -> None:
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frames > 1:
-        raise FileError(file, f"holds {frames} frames in one file", "convert it to NIfTI with a DICOM converter")
+        raise FileError(file, f"has {frames} frames", "convert it to NIfTI with a DICOM converter")
     if int(dataset.get("SamplesPerPixel", 1)) != 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-        raise FileError(file, "holds a colour picture", "export it as .png or .tif")
+        raise FileError(file, "is a colour image", "export it as .png or .tif")
     if not (dataset.Rows and dataset.Columns):
         raise FileError(
             file, f"has no pixels ({dataset.Rows} rows, {dataset.Columns} columns)", "export the series again"
@@ -284,7 +286,7 @@ def _require_slice(file: Path, dataset: Any) -> None:
         raise FileError(file, f"has the PixelSpacing ({shown}), expected positive numbers", "export the series again")
     slope, intercept = _rescale(dataset)
     if not (slope and isfinite(slope) and isfinite(intercept)):
-        problem = f"has the RescaleSlope {slope:g} and RescaleIntercept {intercept:g}, which give no values"
+        problem = f"has the RescaleSlope {slope:g} and RescaleIntercept {intercept:g}, which is unusable"
         raise FileError(file, problem, "export the series again")
 
 
@@ -298,8 +300,7 @@ def _require_numbers(file: Path, dataset: Any, name: str, length: int) -> None:
     if not numbers.size:
         raise FileError(file, f"has no {name}, which says where its pixels lie", "export the series again")
     if numbers.size != length or not np.isfinite(numbers).all():
-        shown = ", ".join(f"{number:g}" for number in numbers)
-        problem = f"has the {name} ({shown}), expected {length} finite numbers"
+        problem = f"has the {name} {shown(numbers)}, expected {length} finite numbers"
         raise FileError(file, problem, "export the series again")
 
 
@@ -350,9 +351,9 @@ def _slice_distance(folder: Path, along: NDArray[np.float64], slices: Sequence[A
         first, second = sorted(names[twice[0] : twice[0] + 2])
         raise FileError(
             folder,
-            f"has {len(twice)} slice{'s' * (len(twice) > 1)} at the place of another (copies, time points or echoes), "
-            f"{second} at that of {first}",
-            "keep one slice per place, or give each time point a folder of its own",
+            f"has {count(len(twice), 'slice')} at the position of another (copies, times or echoes), "
+            f"such as {second} and {first}",
+            "keep one slice per position, or give each time point its own folder",
         )
     tolerance = min(max(_DISTANCE_TOLERANCE * usual, _ROUNDING_MM), _LARGEST_TOLERANCE * usual)
     uneven = np.flatnonzero(abs(distances - usual) > tolerance)
@@ -360,8 +361,8 @@ def _slice_distance(folder: Path, along: NDArray[np.float64], slices: Sequence[A
         at = int(uneven[0])
         raise FileError(
             folder,
-            f"has uneven distances between slices: {distances[at]:.4g} mm behind slice {at + 1} of {len(along)} "
-            f"({names[at]}), usually {usual:.4g} mm ({len(uneven)} such place{'s' * (len(uneven) > 1)})",
+            f"has uneven distances between slices: {distances[at]:.4g} mm after slice {at + 1} of {len(along)} "
+            f"({names[at]}), usually {usual:.4g} mm ({count(len(uneven), 'such place')})",
             "add the missing slices or convert the series to evenly spaced NIfTI",
         )
     return float((along[-1] - along[0]) / (len(along) - 1))
@@ -379,7 +380,9 @@ def _pixels(file: Path, dataset: Any) -> NDArray[Any]:
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
-        raise FileError(file, "does not say how its pixels are stored (TransferSyntaxUID)", "export the series again")
+        raise FileError(
+            file, "has no TransferSyntaxUID, which says how its pixels are stored", "export the series again"
+        )
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:  # so pydicom says that it knows no decoder of this transfer syntax, installed or not
@@ -387,8 +390,8 @@ def _pixels(file: Path, dataset: Any) -> NDArray[Any]:
     if decoder is None or not decoder.is_available:
         raise FileError(
             file,
-            f"is compressed in a way that no installed decoder knows ({syntax.name}, transfer syntax {syntax})",
-            'pip install "segfit[dicom]" if that is not done yet, or decompress the series with a DICOM converter',
+            f"is compressed with {syntax.name} (transfer syntax {syntax}), for which no decoder is installed",
+            'pip install "segfit[dicom]", or decompress the series with a DICOM converter',
         )
     _cut_to_size(file, dataset, compressed=syntax.is_compressed)
     pixels: NDArray[Any] = dataset.pixel_array

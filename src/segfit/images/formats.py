@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
-from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, picture, tiff
-from segfit.images.image import FileError, Image, Remark
+from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, png_jpeg, tiff
+from segfit.images.image import FileError, Image, LabelMap, Remark
 from segfit.labels import smallest_dtype
+from segfit.words import numbers
 
 __all__ = [
     "ENDINGS",
     "FOLDER",
     "Format",
+    "check",
     "described",
     "files_of",
     "find_format",
@@ -32,7 +34,6 @@ __all__ = [
     "read_grid",
     "read_image",
     "read_label",
-    "remarks",
     "split_ending",
     "write_labels",
 ]
@@ -48,12 +49,17 @@ class Format:
     read, read_grid : from a path; see `read_image` and `read_grid`
     num_voxels : where that is quicker to tell than the grid; see `num_voxels`
     read_label : where labels are decoded otherwise than images; None: by `read`
-    write : label map (spatial array, its grid) to a path; None: this format is not for labels, for the reason in
+    write : a label map to a path; None: this format is not for labels, for the reason in
         `unfit`, with what to do in `remedy`, and labels of its images have the ending `label_ending`
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
     files : every file that an image consists of; see `files_of`
-    remarks : what an image says in two ways, says and is not followed, or does not say; see `remarks`
+    check : remarks on a file and the image that was read from it; see `check`
+    checks_labels : whether the remarks matter for label maps, too
+    channel_kind : what the channels of a file are, for messages, where the format says it; None: volumes
+    palette : the colours in which label values are shown, where the format has palettes
+    same_depth : whether bits per value must agree between cases, because values span their range
+    oriented : whether files usually say how their axes lie
     """
 
     name: str
@@ -61,19 +67,29 @@ class Format:
     read_grid: Callable[[Path], Grid]
     num_voxels: Callable[[Path], int] | None = None
     read_label: Callable[[Path], Image] | None = None
-    write: Callable[[Path, NDArray[Any], Grid], None] | None = None
+    write: Callable[[Path, LabelMap], None] | None = None
     unfit: str = ""
     remedy: str = "save labels as .nii.gz"
     label_ending: str = ".nii.gz"
     multichannel: bool = False
     files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
-    remarks: Callable[[Path], tuple[Remark, ...]] | None = None
+    check: Callable[[Path, Image], tuple[Remark, ...]] = lambda *_: ()
+    checks_labels: bool = False
+    channel_kind: Callable[[Path], str] | None = None
+    palette: Callable[[Path], dict[int, str]] | None = None
+    same_depth: bool = False
+    oriented: bool = False
 
 
-def _write_picture(path: Path, array: NDArray[Any], grid: Grid) -> None:
-    if grid.ndim != 2:
+def _write_picture(path: Path, labels: LabelMap) -> None:
+    if labels.grid.ndim != 2:
         raise FileError(path, "cannot hold a 3D label map", "write .nii.gz or .tif instead")
-    picture.write(path, array)
+    png_jpeg.write(path, labels.array)
+
+
+def _by(write: Callable[[Path, NDArray[Any], Grid], None]) -> Callable[[Path, LabelMap], None]:
+    """Return the writer of a format that keeps values and geometry alone."""
+    return lambda path, labels: write(path, labels.array, labels.grid)
 
 
 def _inside(path: Path) -> tuple[Path, ...]:
@@ -81,44 +97,59 @@ def _inside(path: Path) -> tuple[Path, ...]:
     return tuple(sorted(part for part in path.rglob("*") if part.is_file()))
 
 
+def _unsized(action: str) -> Callable[[Path, Image], tuple[Remark, ...]]:
+    """Return the check of a format whose volumes may lack their voxel size."""
+    remark = Remark("has no voxel size; 1 mm is assumed", action)
+    return lambda _, image: () if image.grid.spacing_known or image.grid.ndim == 2 else (remark,)
+
+
+_HEADER_SIZE = _unsized("write the true voxel size and directions into its header")
+_FILE_SIZE = _unsized('write {"spacing": [z, y, x]} in mm into CASE.json beside it if that is wrong')
 _NIFTI = Format(
     name="NIfTI",
     read=nifti.read,
     read_grid=nifti.read_grid,
     num_voxels=nifti.num_voxels,
-    write=nifti.write,
-    remarks=nifti.remarks,
+    write=_by(nifti.write),
+    check=lambda path, _: nifti.remarks(path),
+    checks_labels=True,
+    oriented=True,
 )
 _NRRD = Format(
-    name="NRRD or MetaImage",
+    name="NRRD",
     read=nrrd.read,
     read_grid=nrrd.read_grid,
-    write=nrrd.write,
+    write=_by(nrrd.write),
+    check=_HEADER_SIZE,
     files=lambda path: (path, *nrrd.companions(path)),
 )
 _METAIMAGE = Format(
-    name="NRRD or MetaImage",
+    name="MetaImage",
     read=metaimage.read,
     read_grid=metaimage.read_grid,
-    write=metaimage.write,
+    write=_by(metaimage.write),
+    check=_HEADER_SIZE,
     files=lambda path: (path, *metaimage.companions(path)),
 )
 _PICTURE = Format(
-    name="picture",
-    read=picture.read,
-    read_grid=picture.read_grid,
-    num_voxels=picture.num_voxels,
-    read_label=picture.read_label,
+    name="PNG or BMP",
+    read=png_jpeg.read,
+    read_grid=png_jpeg.read_grid,
+    num_voxels=png_jpeg.num_voxels,
+    read_label=png_jpeg.read_label,
     write=_write_picture,
     multichannel=True,
-    remarks=picture.remarks,
+    check=lambda path, _: png_jpeg.remarks(path),
+    channel_kind=png_jpeg.kind,
+    palette=png_jpeg.colours,
+    same_depth=True,
 )
 _JPEG = replace(
     _PICTURE,
     name="JPEG",
     write=None,
     unfit="which changes label values",
-    remedy="save labels as .png from where they were drawn; a JPEG turned into one keeps its errors",
+    remedy="export labels as .png from the annotation tool; converting a JPEG keeps its errors",
     label_ending=".png",
 )
 _TIFF = Format(
@@ -126,25 +157,27 @@ _TIFF = Format(
     read=tiff.read,
     read_grid=tiff.read_grid,
     read_label=tiff.read_label,
-    write=tiff.write,
+    write=_by(tiff.write),
     multichannel=True,
-    remarks=tiff.remarks,
+    check=lambda path, image: tiff.remarks(path) + _FILE_SIZE(path, image),
+    same_depth=True,
 )
 _OMEZARR = Format(
     name="OME-Zarr",
     read=omezarr.read,
     read_grid=omezarr.read_grid,
-    write=omezarr.write,
+    write=_by(omezarr.write),
     multichannel=True,
     files=_inside,
-    remarks=omezarr.remarks,
+    check=lambda path, _: omezarr.remarks(path),
+    checks_labels=True,
 )
 _DICOM = Format(
     name="a DICOM series",
     read=dicom.read,
     read_grid=dicom.read_grid,
     num_voxels=dicom.num_voxels,
-    unfit="which is for images alone",
+    unfit="which cannot hold labels",
     files=dicom.files,
 )
 
@@ -194,11 +227,12 @@ def split_ending(name: str | Path) -> tuple[str, str]:
             return name[: -len(ending)], name[-len(ending) :]
     found = Path(name).suffix
     if found.lower() in _SLICES:
-        raise InputError(f"{name} is a slice of a DICOM series; give the folder of the series")
+        raise InputError(f"{name} is a slice of a DICOM series", "give the folder of the series")
     if found.lower() in _PAIR:
-        raise InputError(f"{name} is one of two files (.hdr and .img) of Analyze or NIfTI; convert them to .nii.gz")
+        raise InputError(f"{name} is half of an Analyze or NIfTI pair (.hdr and .img)", "convert it to .nii.gz")
     raise InputError(
-        f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}; known are {', '.join(_NAMED)}"
+        f"{name}: the file ending {found!r} is not known{nearest(found, list(_NAMED))}",
+        f"known are {', '.join(_NAMED)}",
     )
 
 
@@ -256,26 +290,26 @@ def _sized(path: Path, grid: Grid, spacing_mm: Sequence[float] | None) -> Grid:
     if spacing_mm is None:
         return grid
     given = tuple(spacing_mm) * (grid.ndim if len(spacing_mm) == 1 else 1)
-    sizes = ", ".join(f"{size:.4g}" for size in given)
     if len(given) != grid.ndim:
-        action = f"write one number for all, or {' '.join('zyx'[-grid.ndim :])} with blanks between"
-        raise FileError(path, f"has {grid.ndim} axes, the voxel size given for it is ({sizes}) mm", action)
+        action = f'write one number, or "{" ".join("zyx"[-grid.ndim :])}" separated by blanks'
+        raise FileError(path, f"has {grid.ndim} axes but was given the voxel size {numbers(given)} mm", action)
     if not grid.spacing_known:
         return replace(grid, spacing_mm=given, header=None, spacing_known=True)
     if not np.allclose(given, grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
-        own = ", ".join(f"{size:.4g}" for size in grid.spacing_mm)
-        problem = f"has voxels of ({own}) mm (array order), the size given for it is ({sizes}) mm"
-        raise FileError(path, problem, "correct or empty it in the table, or correct the header of the file")
+        problem = f"has voxels of {numbers(grid.spacing_mm)} mm (array order) but was given {numbers(given)} mm"
+        raise FileError(path, problem, "correct or clear it in the table, or correct the header")
     return grid
 
 
-def remarks(path: Path) -> tuple[Remark, ...]:
-    """Return what the user should know of a file beside its voxels; none for one that cannot be read."""
+def check(path: Path, image: Image) -> tuple[Remark, ...]:
+    """Return what the user should know of a file beside its voxels: contradictions, what is ignored, what is missing.
+
+    `image` is what was read from it, or from the case that it belongs to. None for a file that cannot be read.
+    """
     try:
-        told = find_format(path).remarks
-        return () if told is None else told(path)
+        return find_format(path).check(path, image)
     except InputError:
-        return ()  # whoever reads it tells why
+        return ()  # whoever reads it says why
 
 
 def num_voxels(path: Path) -> int:
@@ -330,28 +364,25 @@ def read_label(path: Path, spacing_mm: Sequence[float] | None = None) -> Image:
             whole = np.isfinite(array) & (array == np.rint(array))
         if not whole.all():
             example = array[~whole].flat[0]
-            raise FileError(path, f"holds {example!s} where labels must be integers", "round it or export it again")
+            raise FileError(path, f"has the value {example!s}, labels must be integers", "round or export it again")
     low, high = int(array.min()), int(array.max())
     if low < -(2**31) or high >= 2**31:
         outside = array.max() if high >= 2**31 else array.min()
-        raise FileError(path, f"holds the label value {outside:.15g}", "number labels from 0")
+        raise FileError(path, f"has the label value {outside:.15g}, which exceeds 32 bits", "number labels from 0")
     small = low >= -(2**15) and high < 2**15
     grid = image.grid if image.grid.spacing_known else _sized(path, image.grid, spacing_mm)
     return Image(array.astype(np.int16 if small else np.int32), grid)
 
 
-def write_labels(path: Path, labels: NDArray[np.integer[Any]], grid: Grid) -> None:
+def write_labels(path: Path, labels: LabelMap) -> None:
     """Write a label map atomically on the grid it belongs to.
 
-    Parameters
-    ----------
-    labels : spatial integer array in the grid's (stored) order, 32 bits; written as uint8 if all are below 255, as
-        uint16 up to 65535, as the reference does, else as int32, which pictures cannot hold
-    grid : as read from the source file; outputs of the same format get its geometry back exactly
+    Values are written as uint8 if all are below 255, as uint16 up to 65535, as nnU-Net does, else as int32, which PNG
+    and BMP cannot hold.
     """
     format_ = find_format(path)
     if format_.write is None:
         raise FileError(path, f"would be {format_.name}, {format_.unfit}", f"write {format_.label_ending} instead")
-    assert labels.shape == grid.shape, (labels.shape, grid.shape)
-    low, high = int(labels.min()), int(labels.max())
-    format_.write(path, np.ascontiguousarray(labels, dtype=smallest_dtype(low, high)), grid)
+    low, high = int(labels.array.min()), int(labels.array.max())
+    array = np.ascontiguousarray(labels.array, dtype=smallest_dtype(low, high))
+    format_.write(path, replace(labels, array=array))

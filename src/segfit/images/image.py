@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, Problem
 from segfit.geometry import AxisMap, Grid
+from segfit.labels import LabelScheme
 
 __all__ = [
     "FileError",
     "Image",
+    "LabelMap",
     "Remark",
     "foreign",
     "mm_per_unit",
@@ -41,23 +43,23 @@ _MM_PER_UNIT = {
 }
 
 
-# What the first bytes of files say that have the ending of a picture and are none: what it is, what to do.
+# First bytes of files that are not what their ending says: what the file is, what to do.
 _ENDING = "correct its ending or export it again"
 _KNOWN_STARTS = {
-    b"\x89PNG": ("is a PNG picture", _ENDING),
-    b"\xff\xd8\xff": ("is a JPEG picture", _ENDING),
-    b"BM": ("is a BMP picture", _ENDING),
+    b"\x89PNG": ("is a PNG image", _ENDING),
+    b"\xff\xd8\xff": ("is a JPEG image", _ENDING),
+    b"BM": ("is a BMP image", _ENDING),
     b"II*\0": ("is a TIFF file", _ENDING),
     b"MM\0*": ("is a TIFF file", _ENDING),
     b"II+\0": ("is a TIFF file", _ENDING),
-    b"GIF8": ("is a GIF picture", "export it again as .png"),
-    b"RIFF": ("is a WebP picture or a sound", "export it again as .png"),
-    b"\0\0\0\x0cjP": ("is a JPEG 2000 picture", "export it again as .png or .tif"),
+    b"GIF8": ("is a GIF image", "export it again as .png"),
+    b"RIFF": ("is a WebP image or a sound file", "export it again as .png"),
+    b"\0\0\0\x0cjP": ("is a JPEG 2000 image", "export it again as .png or .tif"),
     b"PK\x03\x04": ("is a zip archive", "unpack it"),
-    b"\x1f\x8b": ("is packed by gzip", "unpack it or correct its ending"),
-    b"%PDF": ("is a PDF document", "export the picture in it"),
-    b"<": ("is a page of the web or another text", "download the file itself"),
-    b"version https://git-lfs": ("is a pointer of Git LFS, not the file it stands for", "fetch it with git lfs pull"),
+    b"\x1f\x8b": ("is gzipped", "unpack it or correct its ending"),
+    b"%PDF": ("is a PDF document", "export the image in it"),
+    b"<": ("is a web page or another text file", "download the file itself"),
+    b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch it with git lfs pull"),
 }
 _LARGE_BYTES = 1 << 28  # of an image, from which on it is asked whether its file can hold it (assumption)
 _MOST_PACKED = 8300  # pixels per byte of a file: Deflate packs 1032 bytes into one, each 8 pixels of black and white
@@ -71,18 +73,19 @@ class Remark(NamedTuple):
 
 
 class FileError(InputError):
-    """One image file is unusable; `problem` and `action` stand apart so that a table can show them."""
+    """One image file is unusable: `problem` follows its name."""
 
     def __init__(self, path: Path, problem: str, action: str) -> None:
-        self.path, self.problem, self.action = path, problem, action
-        super().__init__(f"{path} {problem}; {action}")
+        super().__init__(problem, action)
+        self.path = path
+        self.args = (path, problem, action)
 
-    def __reduce__(self) -> tuple[type[FileError], tuple[Path, str, str]]:
-        return FileError, (self.path, self.problem, self.action)  # so that it crosses processes
+    def __str__(self) -> str:
+        return f"{self.path} {super().__str__()}"
 
 
 def problem_of(
-    case: str, error: InputError, action: str = "mend the case or leave it out", images: Sequence[Path] = ()
+    case: str, error: InputError, action: str = "fix or remove the case", images: Sequence[Path] = ()
 ) -> Problem:
     """Return an error as a problem of a case; `action` is for errors that do not say what to do.
 
@@ -92,8 +95,7 @@ def problem_of(
         folder = next((image for image in images if image in error.path.parents), error.path)
         name = error.path.relative_to(folder.parent).as_posix()
         return Problem(case, f"{name} {error.problem}", error.action)
-    problem, _, told = str(error).removeprefix(f"case {case}: ").partition("; ")
-    return Problem(case, problem, told or action)
+    return Problem(case, error.problem.removeprefix(f"case {case}: "), error.action or action)
 
 
 @contextmanager
@@ -128,7 +130,7 @@ def require_room(path: Path, shape: Sequence[int], num_bytes: int) -> None:
     size = path.stat().st_size
     if num_bytes > _LARGE_BYTES and num_bytes > _MOST_PACKED * size:
         sizes = " x ".join(map(str, shape))
-        problem = f"says that it has {sizes} pixels, which its {size} bytes cannot hold: its header is damaged or false"
+        problem = f"declares {sizes} pixels in its header but has {size} bytes; the header is corrupt"
         raise FileError(path, problem, "copy or export it again, or remove the case")
 
 
@@ -173,3 +175,25 @@ class Image:
         """Return the image with its axes ordered as in `grid` if that lays it on `grid` (`Grid.turn`), else itself."""
         axes = None if not grid.mismatch(self.grid) else grid.turn(self.grid)
         return self if axes is None else self.reoriented(axes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelMap:
+    """Label values with their grid, as they are written to a file.
+
+    Parameters
+    ----------
+    array : (z, y, x) or (y, x), integer; the values that files hold
+    grid : as read from the source file; outputs of the same format get its geometry back exactly
+    scheme : what the values mean, where that is known
+    source : the files of the image that it belongs to
+    """
+
+    array: NDArray[np.integer[Any]]
+    grid: Grid
+    scheme: LabelScheme | None = None
+    source: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.grid.shape:
+            raise ValueError(f"label map of shape {self.array.shape} does not fit its grid {self.grid.shape}")

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
 from segfit.images.image import FileError, Image, mm_per_unit, reading
-from segfit.images.payload import COMPRESSION_LEVEL, COPY_AGAIN, Payload, numbers, require_file, whole_numbers
+from segfit.images.raw_voxels import COMPRESSION_LEVEL, COPY_AGAIN, Payload, numbers, require_file, whole_numbers
+from segfit.words import numbers as shown
 
 __all__ = ["companions", "read", "read_grid", "write"]
 
@@ -189,9 +190,8 @@ class _Header:
         given = self.floats(_VOXEL_SIZE, axes)
         spacing = [size * mm for size in given or [1.0] * axes][:used]
         if not all(np.isfinite(size) and size > 0 for size in spacing):
-            shown = ", ".join(f"{size:g}" for size in spacing)
             raise FileError(
-                self.path, f"has the voxel size ({shown}) mm (x, y, z)", "write the true positive sizes into it"
+                self.path, f"has the voxel size {shown(spacing)} mm (x, y, z)", "write the true positive sizes into it"
             )
         shape = tuple(sizes[:used][::-1])
         if used == 2 or given is None:
@@ -203,9 +203,8 @@ class _Header:
         affine[:3, :3] = (vectors * _LPS_TO_RAS).T * np.array(spacing)
         affine[:3, 3] = np.array(origin) * _LPS_TO_RAS
         if not np.isfinite(origin).all():
-            shown = ", ".join(f"{value:g}" for value in origin)
             raise FileError(
-                self.path, f"lies at ({shown}) mm (x, y, z)", "write its true offset into it or export it again"
+                self.path, f"lies at {shown(origin)} mm (x, y, z)", "write its true offset into it or export it again"
             )
         if not is_invertible(affine):
             problem = f"has a singular orientation matrix ({' '.join(f'{value:g}' for value in vectors.ravel())})"
@@ -228,7 +227,7 @@ class _Header:
             require_file(self.path, detached)
         kind = self.field("ElementType").removeprefix("MET_").removesuffix("_ARRAY").lower()
         if kind not in _TYPES:
-            problem = f"has the ElementType {self.field('ElementType')}, which is not read"
+            problem = f"has the ElementType {self.field('ElementType')}, which is not supported"
             raise FileError(self.path, problem, "export it with another type")
         big = self.is_true("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
         binary = "binarydata" not in self.fields or self.is_true("BinaryData")

@@ -75,7 +75,7 @@ def read(path: Path) -> Image:
             pass
         slope, intercept = _scaling(path, header)
         if (slope, intercept) != (1.0, 0.0):
-            with np.errstate(over="ignore"):  # becomes infinite, which is told of all images
+            with np.errstate(over="ignore"):  # becomes infinite, which is reported for all images
                 scaled = stored * np.float64(slope) + np.float64(intercept)
                 return Image(scaled.astype(np.float32), grid)
         return Image(stored.astype(dtype.newbyteorder("="), copy=False), grid)
@@ -96,8 +96,8 @@ def _unpacked(path: Path) -> Iterator[BinaryIO]:
             except gzip.BadGzipFile as error:
                 if "Not a gzipped file" not in str(error):
                     raise
-                action = "copy it again, or unpack it with gunzip and pack it anew"
-                raise FileError(path, "goes on with other bytes behind its gzipped part", action) from error
+                action = "copy it again, or unpack it with gunzip and gzip it again"
+                raise FileError(path, "has trailing data after the gzip stream", action) from error
 
 
 def read_grid(path: Path) -> Grid:
@@ -274,7 +274,7 @@ def remarks(path: Path) -> tuple[Remark, ...]:
     for name, affine in forms.items():
         if affine is None:
             other = "qform" if name == "sform" else "sform"
-            found.append(Remark(f"has a singular {name}; its {other} is used", f"mend the {name} in its header"))
+            found.append(Remark(f"has a singular {name}; its {other} is used", f"fix the {name} in its header"))
     if len(forms) == 2 and forms["qform"] is not None and forms["sform"] is not None:
         other_place = replace(grid, affine=forms["qform"])
         if grid.mismatch(other_place):
@@ -286,12 +286,12 @@ def remarks(path: Path) -> tuple[Remark, ...]:
                 "used, other programs (ITK-SNAP, Slicer) may show it by its qform"
             )
             found.append(
-                Remark(problem, "look at it over its label, and make both forms the same if it is placed wrongly")
+                Remark(problem, "check the overlay; if it is misaligned, set sform and qform to the same matrix")
             )
     offset = float(header["scl_inter"])
     if header["scl_slope"] == 0 and offset and math.isfinite(offset):
-        problem = f"has the slope 0 (scl_slope) beside the offset {offset:g}; its values are taken as stored"
-        found.append(Remark(problem, "write the slope 1 into its header if the offset is meant"))
+        problem = f"has scl_slope 0 and scl_inter {offset:g}; its values are used as stored"
+        found.append(Remark(problem, "set scl_slope to 1 if the offset is meant"))
     return tuple(found)
 
 

@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
 from segfit.images.image import FileError, Image, mm_per_unit, reading
-from segfit.images.payload import COMPRESSION_LEVEL, COPY_AGAIN, Encoding, Payload, numbers, require_file, whole_numbers
+from segfit.images.raw_voxels import (
+    COMPRESSION_LEVEL,
+    COPY_AGAIN,
+    Encoding,
+    Payload,
+    numbers,
+    require_file,
+    whole_numbers,
+)
+from segfit.words import numbers as shown
 
 __all__ = ["companions", "read", "read_grid", "write"]
 
@@ -156,7 +165,7 @@ class _Header:
                 if text.startswith("#") or value.startswith("="):  # a comment, a key with a value
                     continue
                 if not colon:
-                    problem = f"has a line in its header that is no field: {text[:40]!r}"
+                    problem = f"has a header line that is not a field: {text[:40]!r}"
                     raise FileError(path, problem, COPY_AGAIN)
                 name = name.strip().lower()
                 fields[_ALIASES.get(name, name)] = value.strip()
@@ -176,7 +185,9 @@ class _Header:
     def choice(self, name: str, known: Mapping[str, _Meaning]) -> _Meaning:
         value = self.field(name)
         if value.lower() not in known:
-            raise FileError(self.path, f'has the {name} "{value}", which is not read', f"export it with another {name}")
+            raise FileError(
+                self.path, f'has the {name} "{value}", which is not supported', f"export it with another {name}"
+            )
         return known[value.lower()]
 
     def grid(self) -> tuple[Grid, list[int]]:
@@ -190,9 +201,8 @@ class _Header:
             columns = np.array([vectors[axis] for axis in spatial]) * self._mm("space units", vectors)
             spacing = np.linalg.norm(columns, axis=1).tolist()
         if not all(np.isfinite(size) and size > 0 for size in spacing):
-            shown = ", ".join(f"{size:g}" for size in spacing)
             raise FileError(
-                self.path, f"has the voxel size ({shown}) mm (x, y, z)", "write the true positive sizes into it"
+                self.path, f"has the voxel size {shown(spacing)} mm (x, y, z)", "write the true positive sizes into it"
             )
         if vectors is None or len(spatial) < 3 or "space" not in self.fields:
             known = vectors is not None or "spacings" in self.fields

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, optional_package, reading
+from segfit.words import numbers
 
 __all__ = ["read", "read_grid", "remarks", "translated", "write"]
 
@@ -70,19 +71,19 @@ def remarks(path: Path) -> tuple[Remark, ...]:
     level = _open(path)
     found: list[Remark] = []
     if not level.scaled:
-        problem = f"gives no scale, voxels are taken as {_numbers(level.grid.spacing_mm)} mm"
-        found.append(Remark(problem, 'write its true "scale" if they are not'))
+        problem = f"has no scale; voxels of {numbers(level.grid.spacing_mm)} mm are assumed"
+        found.append(Remark(problem, 'write its true "scale" if that is wrong'))
     elif not level.with_unit:
-        found.append(Remark('gives no unit for its "scale", which is taken as mm', 'write the "unit" of its axes'))
+        found.append(Remark('has no unit for its "scale"; mm is assumed', 'write the "unit" of its axes'))
     with reading(path):
         stored, chunks = level.array.nchunks_initialized, level.array.nchunks
         empty = level.array.fill_value
     if stored < chunks:
-        problem = f"lacks some of its chunks, which are read as {empty or 0}"
-        found.append(Remark(problem, "nothing if it is empty there; copy it again if they were lost"))
+        problem = f"has missing chunks, which are read as {empty or 0}"
+        found.append(Remark(problem, "copy it again if they were lost; nothing if it is empty there"))
     if level.images > 1:
-        problem = f"describes {level.images} images (multiscales), of which the first is used"
-        found.append(Remark(problem, "give each a folder of its own if another is meant"))
+        problem = f"has {level.images} images (multiscales); the first is used"
+        found.append(Remark(problem, "give each its own folder if another is meant"))
     return tuple(found)
 
 
@@ -98,7 +99,7 @@ def translated(grid: Grid, other: Grid) -> str:
     units = [[mm_per_unit(str(axis.get("unit", "mm"))) or 1.0 for axis in one["axes"]] for one in placed]
     starts = [np.array(one["translation"]) * unit for one, unit in zip(placed, units, strict=True)]
     apart = starts[1] - starts[0]
-    return f"{_numbers(apart.tolist())} mm away" if (np.abs(apart) > np.array(grid.spacing_mm) / 2).any() else ""
+    return f"{numbers(apart.tolist())} mm away" if (np.abs(apart) > np.array(grid.spacing_mm) / 2).any() else ""
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -167,12 +168,12 @@ def _open(path: Path) -> _Level:
         try:
             group = zarr.open_group(str(path), mode="r")
         except (FileNotFoundError, NotADirectoryError):
-            raise _fault(path, "is no Zarr group") from None
+            raise _fault(path, "is not a Zarr group") from None
         multiscales = _multiscales(path, dict(group.attrs))
         multiscale, dataset = _first(path, multiscales)
         name = str(dataset.get("path"))
         if name not in group:
-            raise FileError(path, f"has lost its resolution level {name!r}", "copy or export it again")
+            raise FileError(path, f"lacks its resolution level {name!r}", "copy or export it again")
         array = group[name]
         if not hasattr(array, "shape"):
             raise _fault(path, f"has no array at {name!r}")
@@ -198,11 +199,11 @@ def _multiscales(path: Path, attributes: Mapping[str, Any]) -> Sequence[Any]:
 
 @contextmanager
 def _legible(path: Path) -> Iterator[None]:
-    """Say of metadata that are no JSON that they are none."""
+    """Turn metadata that is not JSON into a `FileError`."""
     try:
         yield
     except json.JSONDecodeError as error:
-        raise FileError(path, f"has metadata that are no JSON ({error})", "copy or export it again") from None
+        raise FileError(path, f"has metadata that is not valid JSON ({error})", "copy or export it again") from None
 
 
 def _first_inside(collection: object) -> str:
@@ -274,16 +275,12 @@ def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mappi
     return _Level(array, channels[0] if channels else None, tuple(spatial), grid, scaled, with_unit, images)
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return f"({', '.join(f'{value:g}' for value in values)})"
-
-
 def _unit(path: Path, axis: Mapping[str, Any]) -> float:
     """Return the millimetres of an axis's unit; without a unit, numbers are taken as mm."""
     unit = axis.get("unit")
     factor = 1.0 if unit is None else mm_per_unit(str(unit))
     if factor is None:
-        raise FileError(path, f"measures the axis {axis['name']} in {unit!r}", 'use "micrometer" or "millimeter"')
+        raise FileError(path, f"has the unit {unit!r} for its axis {axis['name']}", 'use "micrometer" or "millimeter"')
     return factor
 
 

@@ -1,6 +1,6 @@
-"""TIFF: pictures (grey, RGB, named channels) and 3D stacks with their spacing.
+"""TIFF: 2D images (grey, RGB, named channels) and 3D stacks with their spacing.
 
-Spacing file, as in the reference: image ``CASE_0000.tif`` and label ``CASE.tif`` share ``CASE.json`` with
+Spacing file, as in nnU-Net: image ``CASE_0000.tif`` and label ``CASE.tif`` share ``CASE.json`` with
 ``{"spacing": [z, y, x]}`` in array order and mm. Without one, a stack's own calibration counts (OME-XML, ImageJ).
 """
 
@@ -60,7 +60,7 @@ def read_label(path: Path) -> Image:
     with _opened(path) as file:
         if any(int(page.compression) in _JPEGS for page in file.series[0].pages[:1]):
             action = "export the labels again without compression or with LZW or Deflate"
-            raise FileError(path, "is packed by JPEG, which changes label values", action)
+            raise FileError(path, "is JPEG-compressed, which changes label values", action)
     return read(path)
 
 
@@ -72,18 +72,18 @@ def remarks(path: Path) -> tuple[Remark, ...]:
         page = first.pages[0]
         tag = page.tags.get(_ORIENTATION)
         if tag is not None and tag.value not in (0, _UPRIGHT):
-            problem = "is stored turned or mirrored (tag Orientation) and is used as it is stored"
-            found.append(Remark(problem, "save it upright if its label was drawn as it is displayed"))
+            problem = "is rotated or mirrored by its Orientation tag, which is ignored"
+            found.append(Remark(problem, "save it upright if its label was drawn on the displayed image"))
         if page.photometric == _MIN_IS_WHITE and page.bitspersample > 1:
-            problem = "stores white as 0 (photometric MinIsWhite) and is used as it is stored, dark where it is shown"
-            found.append(Remark(f"{problem} bright", "save it with black as 0 if others are so"))
+            problem = "stores white as 0 (photometric MinIsWhite) and is used as stored"
+            found.append(Remark(problem, "save it with black as 0 if the others are"))
         if page.photometric == _PALETTE and _is_coloured(page.colormap):
-            problem = "has a table of colours, which is not applied: its values are places in the table"
-            found.append(Remark(problem, "save it as RGB if its colours matter; nothing if they are only for display"))
+            problem = "has a colour map, which is ignored: its values are indices"
+            found.append(Remark(problem, "save it as RGB if its colours matter"))
         if len(file.series) > 1:
             sizes = ", ".join("x".join(map(str, other.shape)) for other in file.series[1:])
-            problem = f"holds smaller images too ({sizes}), which are not used"
-            found.append(Remark(problem, "nothing if they are previews; save them apart if not"))
+            problem = f"has smaller images too ({sizes}), which are ignored"
+            found.append(Remark(problem, "save them as separate files unless they are previews"))
     return tuple(found)
 
 
@@ -205,7 +205,7 @@ def _decode_by_pillow(path: Path, series: Any) -> NDArray[Any]:
     action = "save it with Deflate or none, or pip install imagecodecs"
     try:
         if series.axes[0] in _CHANNEL_AXES:
-            raise FileError(path, f"is packed by {name}, one channel after the other, and cannot be unpacked", action)
+            raise FileError(path, f"is compressed with {name}, channel by channel, which is not supported", action)
         with TiffImageFile(path) as file:
             pages = []
             for page in series.pages:
@@ -213,9 +213,9 @@ def _decode_by_pillow(path: Path, series: Any) -> NDArray[Any]:
                 pages.append(np.array(file))
             return np.stack(pages).reshape(series.shape)
     except DecompressionBombError:
-        raise FileError(path, f"is packed by {name} and too large to be unpacked", action) from None
+        raise FileError(path, f"is compressed with {name} and too large to decompress", action) from None
     except (KeyError, SyntaxError):  # how Pillow says that it does not know a compression
-        raise FileError(path, f"is packed by {name}, which cannot be unpacked", action) from None
+        raise FileError(path, f"is compressed with {name}, which is not supported", action) from None
 
 
 def _is_coloured(table: NDArray[Any] | None) -> bool:

@@ -1,6 +1,6 @@
 """A trained model in memory: `load_model`, and `Model.predict` for one image.
 
-Prediction happens in this process and writes nothing by itself; many cases go through `segfit.inference.folder`.
+Prediction happens in this process and writes nothing by itself; many cases: `segfit.inference.predict_folder`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ import torch
 from numpy.typing import NDArray
 
 from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
-from segfit.bundle.nnunet import is_reference_model, read_reference_model
-from segfit.components import apply_steps
+from segfit.connected_components import apply_steps
 from segfit.device import free_memory_gb, resolve_device
 from segfit.errors import InputError
 from segfit.files import write_file
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
-from segfit.images.image import Image
-from segfit.inference.export import ScoreField, merged_labels, merged_probabilities
+from segfit.images.image import Image, LabelMap
 from segfit.inference.predictor import Precision, Predictor
-from segfit.inference.sources import Source, read_previous_stage, read_source, source_remarks
+from segfit.inference.sources import Source, read_previous_stage, read_source, source_files, source_remarks
+from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
+from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.progress import SILENT, KeptWarnings, Progress
+from segfit.words import numbers
 
 __all__ = ["Model", "Prediction", "Prepared", "load_model"]
 
@@ -41,25 +42,33 @@ class Prediction:
 
     Parameters
     ----------
-    labels : label map on the grid of the input, (z, y, x) or (y, x), in the order of its file
-    grid : geometry of the input
+    label_map : on the grid of the input, in the order of its file
     probabilities : (num_outputs, *labels.shape) float32 if they were asked for, before post-processing
     warnings : what the user should know about this result
     """
 
-    labels: NDArray[np.integer[Any]]
-    grid: Grid
+    label_map: LabelMap
     probabilities: NDArray[np.float32] | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def labels(self) -> NDArray[np.integer[Any]]:
+        """Label values as stored, (z, y, x) or (y, x)."""
+        return self.label_map.array
+
+    @property
+    def grid(self) -> Grid:
+        """Geometry of the input."""
+        return self.label_map.grid
+
     def save(self, path: str | Path) -> None:
         """Write the label map to `path` in the format of its ending, on the grid of the input."""
-        write_labels(Path(path), self.labels, self.grid)
+        write_labels(Path(path), self.label_map)
 
     def save_probabilities(self, path: str | Path) -> None:
         """Write the probabilities as compressed ``.npz`` with the key ``probabilities``."""
         if self.probabilities is None:
-            raise InputError("this prediction has no probabilities; predict with probabilities=True")
+            raise InputError("this prediction has no probabilities", "predict with probabilities=True")
         array = self.probabilities
 
         def fill(handle: BinaryIO) -> None:
@@ -73,6 +82,7 @@ class Prepared:
     """A case ready for the networks: one array and its way back for each member, in order."""
 
     grid: Grid
+    source: tuple[Path, ...]  # its files
     inputs: tuple[tuple[NDArray[np.float32], CaseProperties], ...]
     warnings: tuple[str, ...]
 
@@ -100,12 +110,12 @@ def load_model(
     path = Path(path)
     if (path / MANIFEST).is_file():
         bundle = open_bundle(path)
-    elif is_reference_model(path):
-        bundle = read_reference_model(path, folds)
+    elif is_nnunet_model(path):
+        bundle = read_nnunet_model(path, folds)
     else:
         raise InputError(
-            f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*; "
-            "give the folder of a trained model"
+            f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",
+            "give the folder of a trained model",
         )
     return Model(bundle, resolve_device(device), folds, mirror=mirror, tile_step=tile_step, precision=precision)
 
@@ -207,7 +217,7 @@ class Model:
         """
         prepared = self.prepare(source, previous_stage=previous_stage, spacing_mm=spacing_mm)
         warnings = KeptWarnings(progress)
-        fields = self.scores(prepared, progress=warnings)
+        fields = self.logits(prepared, progress=warnings)
         return self.finish(prepared, fields, probabilities=probabilities, warnings=warnings.messages)
 
     def prepare(
@@ -224,21 +234,21 @@ class Model:
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
-        warnings = source_remarks(source)
+        known = replace(image.grid, spacing_known=True)  # a size that is assumed is reported below
+        warnings = source_remarks(source_files(source), Image(image.array, known))
         if image.array.size and image.array.min() == image.array.max():
-            warnings.append(f"{name} has the same value everywhere")
+            warnings.append(f"{name} is constant")
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
         if canonical and ndim == 3 and image.grid.affine is None:
-            warnings.append(f"{name} does not say how it is oriented; its axes are taken as canonical (RAS+, z, y, x)")
+            warnings.append(f"{name} has no orientation; RAS+ (z, y, x) is assumed")
         if sizeless and spacing_mm is not None:
-            warnings.append(f"the pixel size of {name} is not used: the model was made from pictures without one")
+            warnings.append(f"the pixel size of {name} is ignored: the model was trained on images without one")
         sized = image
         if not image.grid.spacing_known and image.grid.ndim == ndim and image.grid.spacing_mm != self.spacing_mm:
             sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
-            size = ", ".join(f"{value:.4g}" for value in self.spacing_mm)
-            warnings.append(f"{name} does not say how large its voxels are; ({size}) mm is assumed, as in training")
+            warnings.append(f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training")
         inputs = tuple(self._member_input(member, sized, earlier, name) for member in self.manifest.members)
-        return Prepared(image.grid, inputs, tuple(warnings))
+        return Prepared(image.grid, source_files(source), inputs, tuple(warnings))
 
     def _member_input(
         self, member: Member, image: Image, earlier: Image | None, name: str
@@ -250,18 +260,18 @@ class Model:
             return case.image, case.properties
         if earlier is None:
             raise InputError(
-                f"{self.name} is the second stage of a cascade; predict {name} with {configuration.previous_stage} "
-                "first and give the label map as previous_stage"
+                f"{self.name} is the second stage of a cascade",
+                f"predict {name} with {configuration.previous_stage} first and give the label map as previous_stage",
             )
         case = preprocess(image, earlier, configuration.preprocessing, self.labels, name, room=room)
         assert case.labels is not None
         one_hot = [case.labels == value for value in self.labels.foreground_values]
         return np.concatenate([case.image, np.stack(one_hot).astype(np.float32)]), case.properties
 
-    def scores(self, prepared: Prepared, *, progress: Progress = SILENT) -> tuple[ScoreField, ...]:
+    def logits(self, prepared: Prepared, *, progress: Progress = SILENT) -> tuple[LogitField, ...]:
         """Run the networks: the second step of `predict`; runs on the model's device."""
         return tuple(
-            ScoreField(predictor.logits(array, progress=progress), properties, member.configuration)
+            LogitField(predictor.logits(array, progress=progress), properties, member.configuration)
             for predictor, member, (array, properties) in zip(
                 self.predictors, self.manifest.members, prepared.inputs, strict=True
             )
@@ -270,26 +280,28 @@ class Model:
     def finish(
         self,
         prepared: Prepared,
-        fields: Sequence[ScoreField],
+        fields: Sequence[LogitField],
         *,
         probabilities: bool = False,
         warnings: Sequence[str] = (),
     ) -> Prediction:
-        """Bring the scores back to the grid of the image and decide: the last step of `predict`; any thread."""
+        """Bring the logits back to the grid of the image and decide: the last step of `predict`; any thread."""
         inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
         kept = merged_probabilities(fields, self.labels) if probabilities else None
-        return Prediction(self.labels.to_stored(inner), prepared.grid, kept, (*prepared.warnings, *warnings))
+        found = LabelMap(self.labels.to_stored(inner), prepared.grid, self.labels, prepared.source)
+        return Prediction(found, kept, (*prepared.warnings, *warnings))
 
 
 def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | None) -> list[str]:
     if folds is None:
         return list(member.weights)
     if not folds:
-        raise InputError("folds must name at least one fold; leave it out to use all")
+        raise InputError("folds must name at least one fold", "leave it out to use all")
     for fold in folds:
         if str(fold) not in member.weights:
             raise InputError(
-                f"{bundle.source} has no fold {fold} of {member.configuration.name}; it has {', '.join(member.weights)}"
+                f"{bundle.source} has no fold {fold} of {member.configuration.name}",
+                f"it has {', '.join(member.weights)}",
             )
     return [str(fold) for fold in folds]
 

@@ -109,15 +109,15 @@ class Predictor:
 
         A 2D network on a 3D image sees the slices along axis 0. If a GPU runs out of memory, the case is repeated
         with smaller batches, then with the sums on the CPU, then on the CPU alone; half precision that overflows is
-        repeated in fp32. Each is told as a warning. Raises `StageError` if the network gives no finite numbers.
+        repeated in fp32. Each gives a warning. Raises `StageError` if the network gives no finite numbers.
         """
         dtype = self.dtype
         result = self._with_fallback(image, dtype, progress)
         if dtype is torch.float16 and not _all_finite(result):
-            progress.warn("the network overflowed in fp16; the case is repeated in fp32")
+            progress.warn("the network overflowed in fp16; retrying the case in fp32")
             result = self._with_fallback(image, None, progress)
         if not _all_finite(result):
-            raise StageError("the network gave numbers that are not finite; its weights or the image are unusable")
+            raise StageError("the network output is not finite", "its weights or the image are unusable")
         return result
 
     def _with_fallback(self, image: NDArray[np.float32], dtype: torch.dtype | None, progress: Progress) -> Tensor:
@@ -127,7 +127,7 @@ class Predictor:
             if result is not None:
                 return result
             torch.cuda.empty_cache()
-            progress.warn(f"out of memory on {placement}; the case is repeated with less")
+            progress.warn(f"out of memory on {placement}; retrying the case with less")
         return self._run(image, last, dtype, progress)
 
     def _placements(self) -> Iterator[_Placement]:
@@ -189,9 +189,9 @@ class Predictor:
                 flips = [[axis + offset for axis in subset] for _, subset in group]
                 tiles = [source[:, *region].flip(dims) for region, dims in zip(regions, flips, strict=True)]
                 inputs = torch.stack(tiles).reshape(len(group), -1, *self.patch)
-                scores = self._forward(inputs, placement.compute, dtype).to(placement.store)
-                for score, region, dims, (_, subset) in zip(scores, regions, flips, group, strict=True):
-                    own = score.index_select(0, partners) if self.exchanged_axis in subset else score
+                logits = self._forward(inputs, placement.compute, dtype).to(placement.store)
+                for one, region, dims, (_, subset) in zip(logits, regions, flips, group, strict=True):
+                    own = one.index_select(0, partners) if self.exchanged_axis in subset else one
                     view = own.reshape(-1, *patch).flip(dims)
                     total[:, *region].addcmul_(view, importance)
                 task.advance(len(group))

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError
 from segfit.geometry import Grid
-from segfit.images.formats import read_case, read_label, remarks
+from segfit.images.formats import check, read_case, read_label
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
 
-__all__ = ["Geometry", "Source", "read_previous_stage", "read_source", "source_remarks"]
+__all__ = ["Geometry", "Source", "read_previous_stage", "read_source", "source_files", "source_remarks"]
 
 Geometry = Grid | Sequence[float] | NDArray[np.floating[Any]]  # a grid, a spacing in mm (array order), or an affine
 Source = str | Path | Sequence[str | Path] | Image | NDArray[Any] | tuple[NDArray[Any], Geometry]
@@ -37,18 +37,20 @@ def read_source(source: Source, ndim: int, spacing_mm: Sequence[float] | None = 
         return _from_array(source[0], source[1], ndim), "the image"  # type: ignore[arg-type]
     paths = [Path(path) for path in source]  # type: ignore[arg-type]
     if not paths:
-        raise InputError("no image was given; give a file, a list of files, an Image, or an array with its spacing")
+        raise InputError("no image was given", "give a file, a list of files, an Image, or an array with its spacing")
     return read_case(paths, spacing_mm), str(paths[0])
 
 
-def source_remarks(source: Source) -> list[str]:
-    """Return what the files of a source say and is not followed, or do not say; nothing for arrays and images."""
+def source_files(source: Source) -> tuple[Path, ...]:
+    """Return the files of a source; none of arrays and images."""
     if isinstance(source, str | Path):
         source = [source]
-    if not isinstance(source, Sequence):
-        return []
-    paths = [Path(path) for path in source if isinstance(path, str | Path)]
-    return [f"{path} {remark.problem}" for path in paths for remark in remarks(path)]
+    return tuple(Path(path) for path in source if isinstance(path, str | Path)) if isinstance(source, Sequence) else ()
+
+
+def source_remarks(paths: Sequence[Path], image: Image) -> list[str]:
+    """Return warnings about the headers of the files of an image."""
+    return [f"{path} {remark.problem}" for path in paths for remark in check(path, image)]
 
 
 def _from_array(array: NDArray[Any], geometry: Geometry | None, ndim: int) -> Image:
@@ -64,10 +66,10 @@ def _from_array(array: NDArray[Any], geometry: Geometry | None, ndim: int) -> Im
 def _grid(shape: tuple[int, ...], geometry: Geometry | None) -> Grid:
     if isinstance(geometry, Grid):
         if geometry.shape != shape:
-            raise InputError(f"the image has the shape {shape}, its grid {geometry.shape}; they must agree")
+            raise InputError(f"the image has the shape {shape}, its grid {geometry.shape}", "they must agree")
         return geometry
     if geometry is None and len(shape) == 3:
-        raise InputError("the spacing of the image is unknown; give (array, spacing in mm) or (array, affine)")
+        raise InputError("the spacing of the image is unknown", "give (array, spacing in mm) or (array, affine)")
     if geometry is None:
         return Grid(shape, (1.0,) * len(shape), spacing_known=False)
     values = np.asarray(geometry, dtype=np.float64)
@@ -97,5 +99,5 @@ def read_previous_stage(
     image = read_label(Path(source), grid.spacing_mm).turned_to(grid)
     difference = grid.mismatch(image.grid)
     if difference:
-        raise InputError(f"{source} does not lie on the grid of {name}: {difference}; predict that stage again")
+        raise InputError(f"{source} does not lie on the grid of {name}: {difference}", "predict that stage again")
     return Image(labels.to_inner(image.array), image.grid)

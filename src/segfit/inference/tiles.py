@@ -1,6 +1,6 @@
 """Where a sliding window stands and how much each of its voxels counts. Pure numpy; no network.
 
-Rules (padding, starts, order, mirroring, importance) are the reference's. Two things differ on purpose: the
+Rules (padding, starts, order, mirroring, importance) are nnU-Net's. Two things differ on purpose: the
 importance map is float32, because in float16 the outermost voxels of a patch lose their value, and since the map and
 the grid of tiles are both products of one-dimensional factors, the sum of the weights is kept per axis instead of as
 a volume.
@@ -44,7 +44,7 @@ def tile_starts(size: int, patch: int, step: float) -> tuple[int, ...]:
         return (0,)
     count = ceil((size - patch) / max(1.0, patch * step)) + 1
     pace = (size - patch) / (count - 1)
-    return tuple(round(pace * i) for i in range(count))  # round half to even, as the reference
+    return tuple(round(pace * i) for i in range(count))  # round half to even, as nnU-Net
 
 
 def tile_corners(starts: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:

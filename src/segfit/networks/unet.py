@@ -1,7 +1,7 @@
 """The U-Net, plain or with a residual encoder, in two or three dimensions.
 
-Topology and initialisation are those of the reference (nnU-Net 2.8.1, PlainConvUNet and ResidualEncoderUNet). The
-parameters come in the reference's order too: encoder, decoder convolutions, upsampling, heads.
+Topology and initialisation are those of nnU-Net (2.8.1, PlainConvUNet and ResidualEncoderUNet). The
+parameters come in nnU-Net's order too: encoder, decoder convolutions, upsampling, heads.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def build_network(spec: NetworkSpec, *, deep_supervision: bool, generator: torch
 def _initialize(network: UNet, generator: torch.Generator | None) -> None:
     """Kaiming normal weights and zero biases; normalisations start as identity, residual blocks as their shortcut.
 
-    As in the reference, the fan-in of a transposed convolution is taken from the second axis of its weight, which is
+    As in nnU-Net, the fan-in of a transposed convolution is taken from the second axis of its weight, which is
     its number of output channels.
     """
     for module in network.modules():

@@ -64,7 +64,9 @@ def plans(
     Raises `InputError` for content that is incomplete or contradicts itself.
     """
     if preset not in RULES:
-        raise InputError(f"unknown preset {preset!r}{nearest(preset, list(RULES))}; nnU-Net has {', '.join(RULES)}")
+        raise InputError(
+            f"unknown preset {preset!r}{nearest(preset, list(RULES))}", f"nnU-Net has {', '.join(RULES)}"
+        )
     if memory_gb is not None and not (_is_number(memory_gb) and memory_gb > 0):
         raise InputError(f"the memory target must be a number of GB above zero, got {memory_gb!r}")
     if not isinstance(dataset_json, Mapping) or not isinstance(fingerprint, Mapping):
@@ -81,7 +83,7 @@ def plans(
     shapes = _per_case(fingerprint, "shapes_after_crop")
     if len(spacings) != len(shapes):
         raise InputError(
-            f"the fingerprint has {len(spacings)} spacings and {len(shapes)} shapes; it must have one of each"
+            f"the fingerprint has {len(spacings)} spacings and {len(shapes)} shapes", "it must have one of each"
         )
     relative_size = fingerprint.get("median_relative_size_after_cropping")
     if not _is_number(relative_size):

@@ -22,7 +22,7 @@ def folds_decision(splits: Splits, cases: Sequence[Case]) -> Decision:
     match splits.source:
         case "balanced":
             rule, bound = "folds_balanced", "groups" if groups + single <= MAX_FOLDS else "most"
-        case "reference":
+        case "nnunet":
             rule, bound = "folds_nnunet", "cases" if len(cases) <= MAX_FOLDS else "most"
         case file:
             rule, bound = "folds_file", "file"

@@ -120,9 +120,9 @@ def orientation_of(options: Options) -> Literal["canonical", "stored"]:
     return options.planning.orientation or ("canonical" if options.preset == "auto" else "stored")
 
 
-def splits_of(options: Options) -> Literal["balanced", "reference"] | Path:
+def splits_of(options: Options) -> Literal["balanced", "nnunet"] | Path:
     """Return how the cases are to be split into folds for these options."""
-    return options.planning.splits or ("balanced" if options.preset == "auto" else "reference")
+    return options.planning.splits or ("balanced" if options.preset == "auto" else "nnunet")
 
 
 def choose_rules(options: Options, hardware: Hardware | None, trace: Trace) -> tuple[Rules, float]:

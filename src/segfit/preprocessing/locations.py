@@ -21,7 +21,7 @@ ANNOTATED = "annotated"
 
 _SEED = 1234
 _AT_LEAST, _SHARE = 10_000, 0.01  # voxels per structure: all up to the first, then this share of them
-_SMALL = 1 << 21  # voxels up to which the reference's generator, which permutes them all, is cheap
+_SMALL = 1 << 21  # voxels up to which nnU-Net's generator, which permutes them all, is cheap
 _SLAB = 1 << 20  # voxels searched at a time
 
 _Region = tuple[slice, ...]
@@ -30,7 +30,7 @@ _Region = tuple[slice, ...]
 def class_locations(labels: NDArray[np.integer[Any]], scheme: LabelScheme) -> dict[str, NDArray[np.int32]]:
     """Return up to max(10 000, 1 %) voxels of every target, drawn without replacement: (n, ndim) int32 by name.
 
-    The draws are the reference's (legacy generator, one stream over all targets) as long as no structure exceeds two
+    The draws are nnU-Net's (legacy generator, one stream over all targets) as long as no structure exceeds two
     million voxels; from there on a cheaper generator takes over. Structures that are absent have n = 0.
     """
     items = [(target.name, target.values) for target in scheme.targets]

@@ -31,7 +31,7 @@ def normalize(
     schemes : one per channel
     out : where the result goes, `image` itself if it is not needed any more; None: a new array
 
-    Statistics are float32, as in the reference.
+    Statistics are float32, as in nnU-Net.
     """
     result = np.empty_like(image) if out is None else out
     for index, (channel, scheme, target) in enumerate(zip(image, schemes, result, strict=True)):
@@ -46,8 +46,8 @@ def normalize(
             low, high = float(channel.min()), float(channel.max())
             if low < 0 or high > 255:
                 raise InputError(
-                    f"channel {index} is normalised as a picture and must hold 0 to 255, got {low:g} to {high:g}; "
-                    "give the channel another name, so that another normalisation is chosen"
+                    f"channel {index} is normalised as a picture and must hold 0 to 255, got {low:g} to {high:g}",
+                    "give the channel another name, so that another normalisation is chosen",
                 )
             np.divide(channel, np.float32(255), out=target)
         else:

@@ -150,20 +150,20 @@ def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str
     name = case or "the image"
     if image.grid.ndim != spec.image_ndim:
         raise InputError(
-            f"{name} has {image.grid.ndim} spatial axes, the plan is for {spec.image_ndim}; give images like those the "
-            "plan was made from"
+            f"{name} has {image.grid.ndim} spatial axes, the plan is for {spec.image_ndim}",
+            "give images like those the plan was made from",
         )
     channels = image.array.shape[0]
     if channels != len(spec.normalization):
         raise InputError(
-            f"{name} has {channels} channel(s), the plan is for {len(spec.normalization)}; give one file or channel "
-            "for each channel of the dataset"
+            f"{name} has {channels} channel(s), the plan is for {len(spec.normalization)}",
+            "give one file or channel for each channel of the dataset",
         )
     if not (np.isfinite(image.array.min()) and np.isfinite(image.array.max())):
-        raise InputError(f"{name} contains NaN or infinite values; replace them in the image file")
+        raise InputError(f"{name} contains NaN or infinite values", "replace them in the image file")
     if label is not None and label.array.shape[1:] != image.grid.shape:
         raise InputError(
-            f"the label of {name} has shape {label.array.shape[1:]}, its image {image.grid.shape}; they must agree"
+            f"the label of {name} has shape {label.array.shape[1:]}, its image {image.grid.shape}", "they must agree"
         )
 
 

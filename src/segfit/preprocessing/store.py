@@ -86,7 +86,7 @@ def _damage_is_told(case: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         raise StageError(
-            f"the preprocessed case {case} cannot be read ({error}); preprocess again to have it made anew"
+            f"the preprocessed case {case} cannot be read ({error})", "preprocess again to have it made anew"
         ) from error
 
 
@@ -179,7 +179,7 @@ class CaseStore:
         """Open a case; raise `StageError` if it is not there."""
         record = self._load(key)
         if record is None:
-            raise StageError(f"{self.root} holds no preprocessed case {key}; run the preprocessing again")
+            raise StageError(f"{self.root} holds no preprocessed case {key}", "run the preprocessing again")
         folder = self.root / key
         counts = record.location_counts
         rows = np.zeros((0, len(record.properties.shape)), dtype=np.int32)
@@ -206,8 +206,8 @@ class CaseStore:
         except OSError as error:
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
             raise StageError(
-                f"case {case.properties.case} cannot be stored in {self.root} ({reason}); make room or choose another "
-                "folder, then start again: finished cases are kept"
+                f"case {case.properties.case} cannot be stored in {self.root} ({reason})",
+                "make room or choose another folder, then start again: finished cases are kept",
             ) from error
         finally:
             if partial is not None:

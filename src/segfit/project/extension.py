@@ -15,7 +15,7 @@ from segfit.planning.plan import Extension, Plan, RaceEntry
 from segfit.project.preparation import Preparation
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.result import RESULT, TrainingResult
-from segfit.training.takeover import before_cooldown
+from segfit.training.starting_state import before_cooldown
 from segfit.words import duration
 
 __all__ = ["Beginning", "beginning"]

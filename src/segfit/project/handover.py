@@ -13,8 +13,8 @@ from pathlib import Path
 from segfit.bundle.bundle import Member, ModelManifest, weights_name, write_bundle
 from segfit.evaluation.summary import Pair, Summary, summarize
 from segfit.files import content_hash
-from segfit.inference.folder import predict_folder
 from segfit.inference.model import load_model
+from segfit.inference.predict_folder import predict_folder
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import train_all, validate_all
 from segfit.project.validation import probabilities_path, validation_pairs
@@ -171,7 +171,7 @@ def _write_model(
         spacing_mm=project.typical_spacing(),
         members=tuple(members),
         postprocessing=selection.steps,
-        scores=chosen.per_target,
+        dice=chosen.per_target,
         verdict=verdict.facts(),
         selection={
             "winner": " + ".join(selection.winner),

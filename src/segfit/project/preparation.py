@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Dataset
-from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, faults_of, read_splits, reference_splits
+from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, faults_of, nnunet_splits, read_splits
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem, StageError
 from segfit.files import Document, content_hash
@@ -226,8 +226,8 @@ class Preparation:
         beside = (root if root.is_dir() else root.parent) / SPLITS_FILE
         if self.options.planning.splits is None and beside.is_file():
             asked = beside
-        if asked == "reference":
-            return reference_splits(ids).sealed(asked)
+        if asked == "nnunet":
+            return nnunet_splits(ids).sealed(asked)
         if asked == "balanced":
             return balanced_splits(cases, self.structures()).sealed(asked)
         return read_splits(asked, ids).sealed(str(asked))

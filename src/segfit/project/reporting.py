@@ -125,7 +125,7 @@ def case_scores(summary: Summary, folds: Mapping[str, int]) -> tuple[CaseScore, 
     return tuple(
         CaseScore(
             case=case.case,
-            dice={name: math.nan if one.dice is None else one.dice for name, one in case.scores.items()},
+            dice={name: math.nan if one.dice is None else one.dice for name, one in case.metrics.items()},
             fold=folds.get(case.case),
         )
         for case in summary.cases

@@ -15,8 +15,9 @@ from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.files import write_file
 from segfit.images.formats import read_grid, write_labels
-from segfit.inference.export import export_labels, export_probabilities
+from segfit.images.image import LabelMap
 from segfit.inference.predictor import Predictor
+from segfit.inference.to_input_grid import export_labels, export_probabilities
 from segfit.networks.unet import build_network
 from segfit.preprocessing.store import StoredCase
 from segfit.progress import SILENT, Progress, messages_only
@@ -69,7 +70,7 @@ def validate_fold(
                 labels = export_labels(logits, case.properties, configuration, dataset.labels)
                 source = dataset.case(case.id)
                 grid = read_grid(source.images[0], source.spacing_mm)
-                write_labels(path, dataset.labels.to_stored(labels), grid)
+                write_labels(path, LabelMap(dataset.labels.to_stored(labels), grid, dataset.labels, source.images))
             task.advance(1, case.id)
     summary = evaluate(validation_pairs(dataset, folder, wanted), dataset.labels, workers=workers, progress=progress)
     summary.save(folder / SUMMARY)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segfit.device import free_memory_gb
 from segfit.errors import InputError
-from segfit.evaluation.metrics import Scores, case_metrics
+from segfit.evaluation.metrics import Metrics, case_metrics
 from segfit.evaluation.summary import Pair, Summary, predicted_bytes, summarize
 from segfit.execution.pool import map_cases
 from segfit.labels import LabelScheme
@@ -143,7 +143,7 @@ def evaluate_ensembles(
     _check_cases(members, references)
     names = tuple(member.name for member in members)
     results = map_cases(
-        partial(_score_couples, names, scheme),
+        partial(_evaluate_couples, names, scheme),
         [_Item(pair.case, pair.load_reference, _loaders(members, pair.case)) for pair in references],
         description="evaluating ensembles",
         name=lambda item: item.case,
@@ -152,10 +152,10 @@ def evaluate_ensembles(
         workers=workers,
         progress=progress,
     )
-    found = {item.case: scores for item, scores in results}
+    found = {item.case: metrics for item, metrics in results}
     computed = [replace(pair, prediction_file="") for pair in references]
     return {
-        couple: summarize([pair.scored(found[pair.case][index]) for pair in computed], scheme.targets)
+        couple: summarize([pair.with_metrics(found[pair.case][index]) for pair in computed], scheme.targets)
         for index, couple in enumerate(combinations(names, 2))
     }
 
@@ -169,16 +169,16 @@ class _Item:
     members: tuple[_Loader, ...]
 
 
-def _score_couples(names: Sequence[str], scheme: LabelScheme, item: _Item) -> list[dict[str, Scores]]:
-    """Return the scores of every two members, which have these names."""
+def _evaluate_couples(names: Sequence[str], scheme: LabelScheme, item: _Item) -> list[dict[str, Metrics]]:
+    """Return the metrics of every two members, which have these names."""
     reference = item.reference()
     arrays = [load() for load in item.members]
     expected = (scheme.num_outputs, *reference.shape)
     for name, array in zip(names, arrays, strict=True):
         if array.shape != expected:
             raise InputError(
-                f"case {item.case}: the probabilities of {name} have shape {array.shape}, expected "
-                f"{expected}; validate this configuration again"
+                f"case {item.case}: the probabilities of {name} have shape {array.shape}, expected {expected}",
+                "validate this configuration again",
             )
     return [case_metrics(merge_labels(couple, scheme), reference, scheme) for couple in combinations(arrays, 2)]
 
@@ -188,6 +188,6 @@ def _check_cases(members: Sequence[Member], references: Sequence[Pair]) -> None:
         missing = [pair.case for pair in references if pair.case not in member.probabilities]
         if missing:
             raise InputError(
-                f"{member.name} has no probabilities of {len(missing)} case(s), first {missing[0]}; "
-                "validate all folds of it or leave it out of the ensemble"
+                f"{member.name} has no probabilities of {len(missing)} case(s), first {missing[0]}",
+                "validate all folds of it or leave it out of the ensemble",
             )

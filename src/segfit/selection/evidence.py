@@ -1,4 +1,4 @@
-"""What a trained model is judged by: scores, trainings, plan and data, and what follows from them in numbers."""
+"""What a trained model is judged by: metrics, trainings, plan and data, and what follows from them in numbers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Evidence:
 
     Parameters
     ----------
-    validation : cross-validated scores of what is handed over
+    validation : cross-validated metrics of what is handed over
     trainings : results of all trainings of the run
     num_folds : all folds there are, trained or not
-    test : scores of the test cases, if they have labels
+    test : metrics of the test cases, if they have labels
     """
 
     validation: Summary

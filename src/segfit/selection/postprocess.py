@@ -1,6 +1,6 @@
 """Whether keeping only the largest component helps, decided on the cross-validation predictions.
 
-The rule is the reference's: first all foreground together, then each structure on its own. The predictions are never
+The rule is nnU-Net's: first all foreground together, then each structure on its own. The predictions are never
 rewritten: per case a step moves the voxels that it removes from their column of the joint histogram to the background
 column, so every candidate is scored from counts.
 """
@@ -15,10 +15,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.components import PostprocessingStep, apply_steps, label_boxes, strays
+from segfit.connected_components import PostprocessingStep, apply_steps, label_boxes, strays
 from segfit.device import free_memory_gb
-from segfit.evaluation.metrics import joint_histogram, scores_from_histogram
-from segfit.evaluation.summary import MeanScores, Pair, Summary, summarize
+from segfit.evaluation.metrics import joint_histogram, metrics_from_histogram
+from segfit.evaluation.summary import MeanMetrics, Pair, Summary, summarize
 from segfit.execution.pool import map_cases
 from segfit.labels import LabelScheme, Target
 from segfit.progress import SILENT, Progress
@@ -30,7 +30,7 @@ _Histogram = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PostprocessingDecision:
-    """The accepted steps in order (maybe none) and the scores without and with them."""
+    """The accepted steps in order (maybe none) and the metrics without and with them."""
 
     steps: tuple[PostprocessingStep, ...]
     before: Summary
@@ -139,7 +139,7 @@ def _disjoint_runs(targets: Sequence[Target]) -> list[list[Target]]:
 
 
 def _summary(pairs: Sequence[Pair], histograms: Sequence[_Histogram], targets: Sequence[Target]) -> Summary:
-    cases = [pair.scored(scores_from_histogram(h, targets)) for pair, h in zip(pairs, histograms, strict=True)]
+    cases = [pair.with_metrics(metrics_from_histogram(h, targets)) for pair, h in zip(pairs, histograms, strict=True)]
     return summarize(cases, targets)
 
 
@@ -147,11 +147,11 @@ def _improves_foreground(before: Summary, after: Summary) -> bool:
     # Comparisons with NaN are false: a missing foreground mean refuses, a missing structure does not object.
     if not _dice(after.foreground_mean) > _dice(before.foreground_mean):
         return False
-    return not any(_dice(after.mean[name]) < _dice(scores) for name, scores in before.mean.items())
+    return not any(_dice(after.mean[name]) < _dice(metrics) for name, metrics in before.mean.items())
 
 
-def _dice(scores: MeanScores) -> float:
-    return math.nan if scores.dice is None else scores.dice
+def _dice(metrics: MeanMetrics) -> float:
+    return math.nan if metrics.dice is None else metrics.dice
 
 
 def _step(target: Target) -> PostprocessingStep:

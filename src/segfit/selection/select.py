@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from segfit.components import PostprocessingStep
+from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, StageError
 from segfit.evaluation.summary import Pair, Summary
 from segfit.files import Document, Record
@@ -18,7 +18,7 @@ __all__ = ["Candidate", "CandidateScores", "Choice", "Selection", "select", "sel
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One configuration or an ensemble of several, with its cross-validated scores."""
+    """One configuration or an ensemble of several, with its cross-validated metrics."""
 
     members: tuple[str, ...]  # names of configurations
     summary: Summary
@@ -68,14 +68,15 @@ def select_winner(candidates: Sequence[Candidate]) -> Choice:
     them has a value.
     """
     if not candidates:
-        raise InputError("there is nothing to select from; train at least one configuration")
+        raise InputError("there is nothing to select from", "train at least one configuration")
     cases = {case.case for case in candidates[0].summary.cases}
     for candidate in candidates:
         other = {case.case for case in candidate.summary.cases}
         if other != cases:
             raise InputError(
                 f"{candidates[0].name} was validated on {len(cases)} cases and {candidate.name} on {len(other)} others "
-                "or in part; train the same folds of both, or select among one of them"
+                "or in part",
+                "train the same folds of both, or select among one of them",
             )
     ordered = sorted(candidates, key=lambda candidate: len(candidate.members) > 1)
     scored = [(candidate.summary.mean_dice, candidate) for candidate in ordered]
@@ -127,7 +128,7 @@ def _scores(candidate: Candidate, folds: Mapping[int, Sequence[str]]) -> Candida
     return CandidateScores(
         members=candidate.members,
         mean_dice=summary.mean_dice,
-        per_target={name: scores.dice for name, scores in summary.mean.items()},
+        per_target={name: one.dice for name, one in summary.mean.items()},
         per_fold={fold: summary.subset(cases).mean_dice for fold, cases in sorted(folds.items())},
     )
 

@@ -1,4 +1,4 @@
-"""Whether a trained model is to be trusted: what was measured in, findings with what to do next out. No files."""
+"""Whether a trained model can be trusted: from measurements to findings with actions. No files."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ _Code = Literal[
     "few_validated",
 ]
 _HEADLINES = {
-    "good": "good, nothing speaks against this model",
-    "doubtful": "doubtful, check this model before you use it",
-    "failed": "failed, this model should not be used",
+    "good": "good, no problem found",
+    "doubtful": "doubtful, check this model before use",
+    "failed": "failed, do not use this model",
 }
 
 
@@ -115,12 +115,12 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _symptoms(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what the scores of cross-validation say."""
+    """Yield what the metrics of cross-validation say."""
     summary = evidence.validation
     by_target = _with_reference(summary)
     names, mean = list(by_target), summary.mean_dice or 0.0
     total = count(len(summary.cases), "validated case")
-    if names and not any(one.n_pred for case in summary.cases for one in case.scores.values()):
+    if names and not any(one.n_pred for case in summary.cases for one in case.metrics.values()):
         yield Finding(
             code="only_background",
             level="failed",
@@ -202,12 +202,12 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             level="doubtful",
             cases=cases,
             numbers={"skipped": skipped, "steps": done},
-            text=f"{skipped} of {done} training steps had no finite gradient and did not count.",
+            text=f"{skipped} of {done} training steps had no finite gradient and were skipped.",
             action=look + _gentler(evidence),
         )
     if evidence.diverged:
         loss = max((item.final_loss or 0.0 for item in chosen), default=0.0)
-        at = f": the loss at its end is {loss:.3g}" if loss > LOST_LOSS else " on its way"
+        at = f": its final loss is {loss:.3g}" if loss > LOST_LOSS else " and recovered"
         yield Finding(
             code="diverged",
             level="doubtful",
@@ -223,7 +223,7 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             code="diverged",
             level="remark",
             numbers={"networks": len(lost)},
-            text=f"What had learned most when tried ({which}) diverged later: the next best was trained.",
+            text=f"The best candidate of the trial ({which}) diverged later; the next best was trained.",
             action=_gentler(evidence),
         )
     expected = [item for item in chosen if run.steps is None and item.own_steps < _BUSY * _expected(run, item)]
@@ -234,7 +234,7 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             level="remark",
             numbers={"steps": worst.own_steps, "expected": _expected(run, worst)},
             text=f"{worst.own_steps} of about {_expected(run, worst)} expected steps were done: the machine was busy.",
-            action="Run it on a free machine into another folder (--out), or give it more --time.",
+            action="Rerun on a free machine in another folder (--out), or give it more --time.",
         )
 
 
@@ -248,13 +248,13 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
             level="doubtful" if len(few) >= _MANY * len(held) else "remark",
             structures=tuple(few),
             numbers={"cases": min(held[name] for name in few)},
-            text=f"Fewer than {_FEW_CASES} of {count(total, 'training case')} hold {listing(few)}.",
+            text=f"Fewer than {_FEW_CASES} of {count(total, 'training case')} have {listing(few)}.",
             action=f"Label {'it' if len(few) == 1 else 'them'} in more cases.",
         )
     if evidence.test is not None:
         yield from _tested(evidence.validation, evidence.test)
     if validated < max(total, _FEW_VALIDATED):
-        rough = ": the mean Dice is a rough figure" if validated < _FEW_VALIDATED else ""
+        rough = ": the mean Dice is a rough estimate" if validated < _FEW_VALIDATED else ""
         yield Finding(
             code="few_validated",
             level="remark",
@@ -266,15 +266,15 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
 
 def _all_cases(run: RunSpec) -> str:
     """Say how to validate the cases of the trained folds that there was no time for."""
-    return "" if run.validation_cases is None else "segfit select predicts the other cases of the fold, at any time."
+    return "" if run.validation_cases is None else "segfit select predicts the other cases of the fold."
 
 
 def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
     """Compare the structures that have a Dice in both."""
     pairs = [
-        (scores.dice, other.dice)
-        for name, scores in validation.mean.items()
-        if scores.dice is not None and (other := test.mean.get(name)) is not None and other.dice is not None
+        (one.dice, other.dice)
+        for name, one in validation.mean.items()
+        if one.dice is not None and (other := test.mean.get(name)) is not None and other.dice is not None
     ]
     if not pairs:
         return
@@ -285,8 +285,8 @@ def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
             level="doubtful" if before - after > _MUCH_WORSE and len(test.cases) >= _FEW_TESTED else "remark",
             numbers={"validation": before, "test": after, "cases": len(test.cases)},
             text=f"The test Dice ({dice(after)}) is clearly below the cross-validated one ({dice(before)}).",
-            action="The test images probably differ from the training images: compare them, and train with cases that "
-            "look like those the model is for.",
+            action="The test images probably differ from the training images: compare them, and train with cases like "
+            "those the model is for.",
         )
 
 
@@ -294,7 +294,7 @@ def _with_reference(summary: Summary) -> dict[str, dict[str, float]]:
     """Return the Dice by structure and case, of the cases whose reference has the structure."""
     found: dict[str, dict[str, float]] = {}
     for case in summary.cases:
-        for name, one in case.scores.items():
+        for name, one in case.metrics.items():
             if one.n_ref and one.dice is not None:
                 found.setdefault(name, {})[case.case] = one.dice
     return found
@@ -324,8 +324,8 @@ def _mending(evidence: Evidence, names: Sequence[str]) -> str:
 def _worst_cases(summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
     """Return the three cases with the lowest Dice of any of the structures."""
     by_target = _with_reference(summary)
-    scores = sorted((value, case) for name in names for case, value in by_target.get(name, {}).items())
-    return tuple(dict.fromkeys(case for _, case in scores))[:3]
+    ranked = sorted((value, case) for name in names for case, value in by_target.get(name, {}).items())
+    return tuple(dict.fromkeys(case for _, case in ranked))[:3]
 
 
 def _longer(evidence: Evidence) -> str:

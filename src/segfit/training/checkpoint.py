@@ -62,20 +62,18 @@ class Checkpoints:
 
         Damaged states and states of another identity are deleted, so that they never displace a good generation.
         """
-        complaints: list[str] = []
+        damaged: list[str] = []
         remove_leftovers(self._folder)
         for path in self._newest_first():
             try:
                 identity, state = _read(path)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                complaints.append(
-                    f"the training state {path} is damaged ({error}); an older one is used if there is one"
-                )
+                damaged.append(f"the training state {path} is damaged ({error}); an older one is used if there is one")
             else:
                 if identity == self._identity:
-                    return state, tuple(complaints)
+                    return state, tuple(damaged)
             path.unlink(missing_ok=True)
-        return None, tuple(complaints)
+        return None, tuple(damaged)
 
     def delete(self) -> None:
         """Remove all states."""

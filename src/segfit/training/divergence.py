@@ -1,4 +1,4 @@
-"""Training that diverges: noticed by its losses, taken back once to a good state, given up the second time."""
+"""Divergence of a training: detected by its losses, answered once by going back to a good state, then by an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from segfit.errors import DivergedError
 from segfit.specs import TrainingSpec
 from segfit.training.checkpoint import State
-from segfit.training.losses import Losses
+from segfit.training.loss_history import LossHistory
 from segfit.words import listing
 
 __all__ = ["Guard"]
@@ -40,13 +40,13 @@ class Guard:
         self._kept_share = -inf
         self._best = inf  # mean loss of a kept state
 
-    def is_healthy(self, losses: Losses) -> bool:
+    def is_healthy(self, losses: LossHistory) -> bool:
         """Whether a state with these losses may be kept or saved: a single bad one forbids it for a while."""
         windows = [losses.recent(steps) for steps in (_LAST, _WINDOW)]
         return losses.skipped_in_a_row < _WINDOW / 2 and not any(w and _is_far(fmean(w), losses) for w in windows)
 
-    def trouble(self, losses: Losses, *, at_end: bool = False) -> str:
-        """Say in words why the training has diverged, or nothing. A few outlying losses are no divergence."""
+    def trouble(self, losses: LossHistory, *, at_end: bool = False) -> str:
+        """Return why the training has diverged, or nothing. A few outlying losses are not a divergence."""
         skipped = losses.skipped_in_a_row
         if skipped >= _WINDOW or (at_end and (skipped >= _WINDOW / 2 or losses.final is None)):
             return f"{skipped} training steps in a row (up to step {losses.step}) had no finite gradient"
@@ -55,7 +55,7 @@ class Guard:
             return f"up to step {losses.step} the loss was {median(recent):.3g}, {losses.first:.3g} at the beginning"
         return ""
 
-    def keep(self, share: float, losses: Losses, state: Callable[[], State]) -> None:
+    def keep(self, share: float, losses: LossHistory, state: Callable[[], State]) -> None:
         """Keep a copy of the state when `share` of the budget is used, if it is time and the state is good.
 
         It replaces the last one a few steps later: the first state alone counts at once.
@@ -78,7 +78,7 @@ class Guard:
         self._good, self._next = (copied, None) if self._good is None else (self._good, copied)
         self._kept_share, self._best = share, min(self._best, mean)
 
-    def go_back(self, why: str, losses: Losses) -> State:
+    def go_back(self, why: str, losses: LossHistory) -> State:
         """Return the state to go on from with a lower learning rate; raise `DivergedError` the second time."""
         if self._good is None:
             raise DivergedError(self._sentence(why, losses))
@@ -87,7 +87,7 @@ class Guard:
         self.factor *= _SLOWER
         return good
 
-    def _sentence(self, why: str, losses: Losses) -> str:
+    def _sentence(self, why: str, losses: LossHistory) -> str:
         rate = self._recipe.learning_rate * self.factor
         advice = f"try --set training.learning_rate={min(rate * _SLOWER, _MODEST_RATE):.2g}"
         if self._recipe.precision != "fp32":
@@ -105,6 +105,6 @@ class Guard:
         self.times, self.factor = facts["diverged"], facts["learning_rate_factor"]
 
 
-def _is_far(loss: float, losses: Losses) -> bool:
+def _is_far(loss: float, losses: LossHistory) -> bool:
     """Whether no training that learns has such a loss."""
     return losses.first is not None and loss > losses.first + _FAR

@@ -1,4 +1,4 @@
-"""What learns: network, loss, optimiser and the average of the weights, with one method per thing done to them.
+"""Model, loss and optimiser of a training, with the average of the weights.
 
 The gradient scaler decides on every device whether a gradient is finite: with fp16 it scales as usual, otherwise its
 scale stays 1 and it only leaves out the optimiser's step, on a GPU without the host waiting for the answer.
@@ -23,6 +23,7 @@ from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
 from segfit.training.side_by_side import SideBySide
 from segfit.training.threads import kept_threads
+from segfit.words import extent
 
 __all__ = ["Learner", "training_on"]
 
@@ -225,10 +226,10 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        patch = "x".join(str(size) for size in configuration.patch_size)
         raise MemoryShortageError(
-            f"{configuration.name} (patch {patch}, batch {configuration.batch_size}) does not fit into the memory of "
-            f"{device}; free memory there, or plan again with a smaller --memory"
+            f"{configuration.name} (patch {extent(configuration.patch_size)}, batch {configuration.batch_size}) "
+            f"does not fit into the memory of {device}",
+            "free memory there, or plan again with a smaller --memory",
         ) from None
     finally:
         torch.backends.cudnn.benchmark = benchmark
@@ -246,7 +247,7 @@ def _out_of_memory(error: Exception) -> bool:
 def _optimizer(
     recipe: TrainingSpec, network: nn.Module, device: torch.device, side_by_side: SideBySide
 ) -> torch.optim.Optimizer:
-    """Return the optimiser over all parameters, weight decay on norms and biases too, as in the reference.
+    """Return the optimiser over all parameters, weight decay on norms and biases too, as in nnU-Net.
 
     On a GPU the fused kernels leave out a non-finite step without asking the host.
     """

@@ -18,22 +18,22 @@ from segfit.files import content_hash
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress, Task
 from segfit.specs import Configuration, TrainingSpec
+from segfit.training.async_scalars import StepFacts
 from segfit.training.budget import Budget, Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
 from segfit.training.divergence import Guard
 from segfit.training.events import EventLog
 from segfit.training.interruption import Interruption
 from segfit.training.learner import Learner, training_on
-from segfit.training.losses import Losses
+from segfit.training.loss_history import LossHistory
+from segfit.training.online_validation import CaseValidation
 from segfit.training.pace import Pace
 from segfit.training.probe import PeakMemory
-from segfit.training.readback import StepFacts
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, finished_result
 from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
 from segfit.training.schedule import cooldown_start, learning_rate
-from segfit.training.takeover import state_to_start_from
+from segfit.training.starting_state import state_to_start_from
 from segfit.training.threads import ThreadChoice, kept_threads, thread_numbers
-from segfit.training.validation import CaseValidation
 
 __all__ = ["train_fold"]
 
@@ -105,7 +105,7 @@ def train_fold(
         raise InputError(f"{title or configuration.name}: there is no case to train on")
     if weights is not None and not any(weights):
         raise InputError(
-            f"{title or configuration.name}: all training cases have the weight 0; give one a weight above"
+            f"{title or configuration.name}: all training cases have weight 0", "give at least one a weight above 0"
         )
     identity = content_hash(
         {
@@ -130,7 +130,7 @@ def train_fold(
     )
     if reader_threads is None:
         reader_threads = 0 if device.type == "cpu" else min(_MOST_READERS, available_workers())
-    with training_on(configuration, device), kept_threads(), _told_of_files(folder):
+    with training_on(configuration, device), kept_threads(), _disk_errors(folder):
         training = _Training(
             configuration, recipe, labels, kept, cases_validation, weights,
             budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start,
@@ -189,7 +189,7 @@ class _Training:
         )
         self._validation = CaseValidation(self._learner, configuration, recipe, labels, validation)
         self._events: EventLog  # opened when it is known where to go on
-        self._losses = Losses()
+        self._losses = LossHistory()
         self._guard = Guard(recipe)
         self._clock = Clock()
         threads = min(torch.get_num_threads(), available_workers())
@@ -197,8 +197,8 @@ class _Training:
         self._threads = ThreadChoice(thread_numbers(threads) if clocked else (torch.get_num_threads(),))
         self._step = self._first_step = 0  # those of the training that this one started from count
         self._pace = Pace(budget, expected_seconds)
-        self._told = 0.0  # what the progress was told of the budget
-        self._whole = True  # False while a step changes the weights
+        self._reported = 0.0  # share of the budget reported as progress
+        self._checkpoint_safe = True  # False while a step changes the weights
 
     def run(self, title: str, checkpoint_seconds: float, reader_threads: int) -> None:
         """Train to the end of the budget."""
@@ -219,23 +219,23 @@ class _Training:
             self._clock.start()
             self._guard.keep(self._share(), self._losses, self._state)
             saved = perf_counter()
-            self._tell(task)
+            self._report(task)
             try:
                 while not self._is_done(batches):
                     self._advance(batches)
-                    self._tell(task)
+                    self._report(task)
                     interruption.raise_if_asked()
                     if perf_counter() - saved > checkpoint_seconds and self._guard.is_healthy(self._losses):
                         self._save()
                         saved = perf_counter()
             except (KeyboardInterrupt, SystemExit):
-                if self._whole and self._guard.is_healthy(self._losses):
+                if self._checkpoint_safe and self._guard.is_healthy(self._losses):
                     self._save()
                 raise
             self._plan(at_end=True)
             if self._validation.is_missing_at_end(self._step):
                 self._validate()
-            self._tell(task)
+            self._report(task)
 
     @property
     def _done(self) -> int:
@@ -273,10 +273,10 @@ class _Training:
         batch = next(batches)
         rng = stream(self._seed, "augmentation", self._step)
         torch.set_num_threads(self._threads.number)
-        self._whole = False
+        self._checkpoint_safe = False
         values = self._learner.step(batch.image, batch.labels, learning_rate=rate, rng=rng)
         self._step += 1
-        self._whole = True
+        self._checkpoint_safe = True
         facts = StepFacts(self._step, self._clock.seconds(), share, rate, batch.cases)
         self._losses.push(facts, values, self._events)
         self._pace.add(perf_counter() - started)
@@ -288,18 +288,18 @@ class _Training:
             self._validate()
         self._guard.keep(self._share(), self._losses, self._state)
 
-    def _tell(self, task: Task) -> None:
+    def _report(self, task: Task) -> None:
         used = self._budget.used(self._done, self._clock.seconds())
         facts = []
         if self._losses.last is not None:
             facts.append(f"loss {self._losses.last:.3f}")
         if self._validation.curve and self._validation.curve[-1].mean is not None:
             facts.append(f"Dice {self._validation.curve[-1].mean:.2f}")
-        task.advance(used - self._told, ", ".join(facts))
-        self._told = used
+        task.advance(used - self._reported, ", ".join(facts))
+        self._reported = used
 
     def _plan(self, *, at_end: bool = False) -> None:
-        """Have the validations planned once the time of a step is known; tell if it is much longer than expected."""
+        """Have the validations planned once the time of a step is known; report if it is much longer than expected."""
         if self._validation.schedule is None and self._pace.is_known and (at_end or self._share() >= _PLANNED_AT):
             seconds = self._pace.step_seconds
             self._validation.plan(seconds, self._budget.expected_steps(seconds) * seconds)
@@ -346,7 +346,7 @@ class _Training:
         self._learner.restore(state.tensors, state.facts["learner"])
         self._step, self._first_step = state.step, state.facts["first_step"]
         self._cooling = state.facts.get("cooling", True)  # saved by an earlier version: what was before is not known
-        self._losses = Losses()
+        self._losses = LossHistory()
         self._losses.restore(state.facts)
         self._validation.restore(state.facts)
 
@@ -360,7 +360,7 @@ class _Training:
             "diverged", step=self._step, at=diverged_at, why=trouble, learning_rate_factor=self._guard.factor
         )
         self._progress.warn(
-            f"the training diverged: {trouble}; it goes on from step {self._step} with a learning rate of "
+            f"the training diverged: {trouble}; it resumes from step {self._step} with learning rate "
             f"{self._recipe.learning_rate * self._guard.factor:.2g}"
         )
         self._checkpoints.delete()  # states of later steps with the old rate
@@ -374,9 +374,9 @@ class _Training:
         What was kept from before the cool-down stays only if the cool-down had begun: else it is of another training,
         or of a later step than the one to go on from.
         """
-        state, complaints = self._checkpoints.load()
-        for complaint in complaints:
-            self._progress.warn(complaint)
+        state, damaged = self._checkpoints.load()
+        for message in damaged:
+            self._progress.warn(message)
         if state is None:
             self._before_cooldown.delete()
             self._take_over()
@@ -386,7 +386,7 @@ class _Training:
             self._before_cooldown.delete()
         self._guard.restore(state.facts)
         self._clock = Clock(state.facts["seconds"])
-        self._progress.note(f"going on from step {self._step}")
+        self._progress.note(f"resuming from step {self._step}")
 
     def _take_over(self) -> None:
         """Start from another training, if this one is to: from before its cool-down, or from its end if it had none."""
@@ -401,7 +401,7 @@ class _Training:
         """Write weights and result, and remove the states or leave the last one."""
         weights = self._learner.weights()
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-            raise DivergedError(f"the weights of {self._configuration.name} are not finite; nothing was written")
+            raise DivergedError(f"the weights of {self._configuration.name} are not finite", "nothing was written")
         if keep_state:
             self._save()
         write_tensors(self._folder / WEIGHTS, weights, {"identity": self._identity})
@@ -429,12 +429,12 @@ class _Training:
 
 
 @contextmanager
-def _told_of_files(folder: Path) -> Iterator[None]:
-    """Turn a full disk and the like into one sentence."""
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk and the like into a `StageError`."""
     try:
         yield
     except OSError as error:
         raise StageError(
-            f"the training in {folder} cannot go on ({error.strerror or error}); when that is mended, start again: it "
-            "goes on from its last saved state"
+            f"the training in {folder} failed ({error.strerror or error})",
+            "fix it and rerun to resume from the last saved state",
         ) from error

@@ -1,6 +1,6 @@
 """Dice plus cross-entropy, for exclusive labels and for overlapping regions, with deep supervision.
 
-Formulas are the reference's (nnU-Net 2.8.1): both terms weigh 1, Dice is soft, smoothed by 1e-5 and without background
+Formulas are those of nnU-Net 2.8.1: both terms weigh 1, Dice is soft, smoothed by 1e-5 and without background
 for labels. Everything is computed in float32 whatever the logits come in.
 
 A class's value is its channel: label schemes are consecutive from 0, and the ignore value follows the highest label.
@@ -81,7 +81,7 @@ class SegmentationLoss:
     def _regions(self, logits: Tensor, target: Tensor) -> Tensor:
         """Sigmoid Dice of all regions, plus binary cross-entropy.
 
-        As in the reference, the binary cross-entropy is a mean over voxels and regions without an ignore label, and a
+        As in nnU-Net, the binary cross-entropy is a mean over voxels and regions without an ignore label, and a
         sum over regions divided by the annotated voxels with one.
         """
         truth = _region_masks(self.scheme, target)
@@ -107,7 +107,7 @@ class SegmentationLoss:
 def deep_supervision_weights(levels: int) -> tuple[float, ...]:
     """Return the weights of the outputs, full resolution first: halved per level, the lowest 0, sum 1.
 
-    A network with a single level (two stages) gets weight 1; the reference divides 0 by 0 there.
+    A network with a single level (two stages) gets weight 1; nnU-Net divides 0 by 0 there.
     """
     if levels == 1:
         return (1.0,)

@@ -11,7 +11,7 @@ from segfit.words import count, duration
 __all__ = ["Pace"]
 
 _RECENT = 100  # steps that the time of a step is taken from
-_SLOW = 1.5  # times the expected time of a step: worth telling
+_SLOW = 1.5  # times the expected time of a step: worth reporting
 
 
 class Pace:
@@ -21,7 +21,7 @@ class Pace:
         self._budget = budget
         self._expected = expected
         self._seconds: deque[float] = deque(maxlen=_RECENT)
-        self._told_of_overrun = False
+        self._overrun_reported = False
 
     @property
     def is_known(self) -> bool:
@@ -44,18 +44,18 @@ class Pace:
             return ""
         steps, planned = self._budget.expected_steps(seconds), self._budget.expected_steps(expected)
         return (
-            f"a step takes {duration(seconds)} instead of {duration(expected)}: the machine is busy; the training goes "
-            f"on by the clock, with about {steps:.0f} steps instead of {planned:.0f}"
+            f"a step takes {duration(seconds)} instead of {duration(expected)}: the machine is busy; the time budget "
+            f"allows about {steps:.0f} steps instead of {planned:.0f}"
         )
 
     def overrun(self, done: int, seconds: float) -> str:
         """Say once that the time is over before the fewest steps are done, or nothing."""
         budget = self._budget
         missing = budget.fewest_steps - done
-        if self._told_of_overrun or budget.seconds is None or seconds <= budget.seconds or missing <= 0:
+        if self._overrun_reported or budget.seconds is None or seconds <= budget.seconds or missing <= 0:
             return ""
-        self._told_of_overrun = True
+        self._overrun_reported = True
         return (
             f"the time is over after {count(done, 'step')} of at least {budget.fewest_steps}; the training goes on for "
-            f"them, about {duration(missing * self.step_seconds)} more"
+            f"about {duration(missing * self.step_seconds)}"
         )

@@ -18,6 +18,7 @@ from segfit.labels import LabelScheme
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.learner import Learner, training_on
 from segfit.training.sampler import stream
+from segfit.words import gigabytes
 
 __all__ = [
     "PeakMemory",
@@ -154,7 +155,9 @@ def memory_limited(device: torch.device, gb: float) -> Iterator[None]:
     elif device.type == "cpu":
         growth = gb * 2**30 - process_bytes()
         if growth < _LEAST_GROWTH:
-            raise MemoryShortageError(f"this process holds {process_bytes() / 2**30:.2f} GB already, of {gb:.2f} GB")
+            raise MemoryShortageError(
+                f"this process holds {gigabytes(process_bytes() / 2**30)} already, of {gigabytes(gb)}"
+            )
         with limit_growth(growth + available_workers() * _STACK):
             yield
     else:

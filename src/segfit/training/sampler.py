@@ -1,7 +1,7 @@
 """Which patches a training step sees: where they are cut, how they are read, and reading them ahead.
 
 The patch of (seed, step, sample) is always the same one, whatever the number of threads and however often a training
-was interrupted: every sample draws from a stream of its own. Positions follow the reference (case with replacement,
+was interrupted: every sample draws from a stream of its own. Positions follow nnU-Net (case with replacement,
 forced foreground, patches that hang over the border).
 """
 
@@ -83,7 +83,7 @@ def corner_bounds(
     """Return the lowest and the highest lower corner of a patch (both included), one per axis.
 
     `sample_patch` is what is cut out, `patch` what the network sees of it: the patch may hang over the image by half
-    of their difference, and an image smaller than the patch is centred in it. Rule of the reference.
+    of their difference, and an image smaller than the patch is centred in it. Rule of nnU-Net.
     """
     lowest, highest = [], []
     for size, cut, seen in zip(shape, sample_patch, patch, strict=True):
@@ -152,7 +152,7 @@ class PatchSampler:
         assert cases, "a sampler needs at least one case"
         self._cases = tuple(cases)
         if weights is not None and not sum(weights) > 0:
-            raise InputError("all cases of a fold have the weight 0; give more cases a weight above 0")
+            raise InputError("all cases of a fold have the weight 0", "give more cases a weight above 0")
         # The last share is exactly 1, which no random number reaches.
         self._shares = None if weights is None else np.cumsum(weights) / np.cumsum(weights)[-1]
         slice_axis = (1,) * (len(cases[0].shape) - len(patch))
@@ -173,7 +173,7 @@ class PatchSampler:
         voxel = self._centre(case, rng, forced=self._forced[sample])
         if voxel is None:
             return case, tuple(int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True))
-        # Only the lower side is held at its bound, as in the reference: patches around foreground may hang over the
+        # Only the lower side is held at its bound, as in nnU-Net: patches around foreground may hang over the
         # upper border much further than others, and its results depend on it.
         return case, tuple(max(low, int(v) - cut // 2) for low, v, cut in zip(lowest, voxel, self._cut, strict=True))
 

@@ -1,6 +1,6 @@
 """How a training unfolds: learning rate, oversampling of foreground, the running estimate of quality. Pure numbers.
 
-Rules and constants are the reference's (nnU-Net 2.8.1), written as functions of the share of the budget that is used
+Rules and constants are those of nnU-Net 2.8.1, written as functions of the share of the budget that is used
 up, so that a budget may be steps or seconds.
 """
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segfit.dataset.layouts import decathlon, nnunet, paired, table
-from segfit.dataset.layouts.audit import name_problems, shared_files
-from segfit.dataset.layouts.common import WHOLE, plural
-from segfit.dataset.layouts.loose import cases_from_files, find_cases
+from segfit.dataset.layouts.case_conflicts import name_problems, shared_files
+from segfit.dataset.layouts.common import WHOLE
+from segfit.dataset.layouts.input_files import cases_from_files, find_cases
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, Problem
 from segfit.images.formats import described
+from segfit.words import count, listing
 
 __all__ = [
     "LAYOUTS",
@@ -103,21 +104,21 @@ def leave_out(dataset: Dataset, problems: Sequence[Problem]) -> tuple[Dataset, t
     if not unusable:
         return dataset, told
     if not kept:
-        told += (Problem(WHOLE, "every case was left out", "mend the cases; the warnings say what they lack"),)
+        told += (Problem(WHOLE, "no usable case", "fix the cases listed in the warnings"),)
     return dataset.model_copy(update={"training": kept, "num_training": len(kept)}), told
 
 
 def describe(dataset: Dataset) -> tuple[str, str]:
     """Say in two lines what was understood: layout and cases, then channels and structures."""
-    cases = f"{plural(len(dataset.training), 'training case')}, {plural(len(dataset.test), 'test case')}"
+    cases = f"{count(len(dataset.training), 'training case')}, {count(len(dataset.test), 'test case')}"
     extra = []
     for what in ("group", "site"):
         number = len({getattr(case, what) for case in dataset.training} - {None})
-        extra += [plural(number, what)] if number else []
+        extra += [count(number, what)] if number else []
     if any(case.spacing_mm for case in dataset.training):
         extra.append("voxel sizes from the table")
     if any(case.masks for case in dataset.training):
-        extra.append("one label file per structure, later ones painted over earlier ones")
+        extra.append("one label file per class, later ones over earlier ones")
     stored = dataset.labels.stored_values
     structures = [
         f"{target.name} = {', '.join(str(stored[value]) for value in target.values)}"
@@ -126,12 +127,7 @@ def describe(dataset: Dataset) -> tuple[str, str]:
     if dataset.labels.ignore_value is not None:
         structures.append(f"ignore = {stored[dataset.labels.ignore_value]}")
     first = "; ".join((f"{LAYOUTS[dataset.layout].title}: {cases}", *extra))
-    channels = f"{plural(len(dataset.channel_names), 'channel')}: {_shown(dataset.channel_names)}"
+    channels = f"{count(len(dataset.channel_names), 'channel')}: {listing(dataset.channel_names, _SHOWN)}"
     if dataset.image_ending != dataset.file_ending:
         channels += f" ({described(dataset.image_ending)})"
-    return first, f"{channels}; labels ({dataset.file_ending}): {_shown(structures)}"
-
-
-def _shown(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return first, f"{channels}; labels ({dataset.file_ending}): {listing(structures, _SHOWN)}"

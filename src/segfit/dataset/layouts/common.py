@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values
-from segfit.dataset.doubts import FEWEST_VALUES, label_doubt
+from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem
@@ -30,6 +30,7 @@ from segfit.images.formats import (
 )
 from segfit.images.image import FileError, problem_of
 from segfit.labels import LabelScheme
+from segfit.words import count as counted
 
 __all__ = [
     "CHANNEL_NUMBER",
@@ -48,7 +49,6 @@ __all__ = [
     "is_there",
     "json_problem",
     "label_ending",
-    "plural",
     "visible_files",
 ]
 
@@ -104,8 +104,8 @@ def hidden_files(folders: Iterable[Path]) -> list[Problem]:
     if not found:
         return []
     shown = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:3]) + (", ..." if len(found) > 3 else "")
-    problem = f"{plural(len(found), 'hidden file')} left by a system: {shown}"
-    return [Problem(WHOLE, problem, "nothing, hidden files are not looked at; delete them if you like", False)]
+    problem = f"{counted(len(found), 'hidden file')}: {shown}"
+    return [Problem(WHOLE, problem, "none needed, hidden files are ignored", False)]
 
 
 def endings_found(paths: Sequence[Path]) -> str:
@@ -117,11 +117,6 @@ def endings_found(paths: Sequence[Path]) -> str:
         except InputError:
             counts[path.suffix or path.name] += 1
     return f" (found {', '.join(f'{n} {ending}' for ending, n in counts.most_common(3))})" if counts else ""
-
-
-def plural(count: int, noun: str) -> str:
-    """Return ``1 case`` or ``2 cases``."""
-    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def is_count(value: object) -> bool:
@@ -136,10 +131,10 @@ def channel_problems(name: str, numbered: Mapping[int, Path], expected: int) -> 
     extra = [path.name for number, path in sorted(numbered.items()) if number >= expected]
     if missing:
         files = ", ".join(f"{name}_{number:04d}" for number in missing)
-        problem = f"expected {plural(expected, 'channel file')}, missing {files}"
+        problem = f"expected {counted(expected, 'channel file')}, missing {files}"
         problems.append(Problem(name, problem, "add the missing file or remove the case"))
     if extra:
-        problem = f"expected {plural(expected, 'channel file')}, found also {', '.join(extra)}"
+        problem = f"expected {counted(expected, 'channel file')}, also found {', '.join(extra)}"
         problems.append(Problem(name, problem, "remove the file or declare its channel in dataset.json"))
     return problems
 
@@ -149,8 +144,8 @@ def channel_problems(name: str, numbered: Mapping[int, Path], expected: int) -> 
 
 def json_problem(path: Path, error: InputError) -> Problem:
     """Return what `read_json` refused in a file of the dataset as one of its problems."""
-    problem, _, action = str(error).removeprefix(f"{path.parent}{os.sep}").partition("; ")
-    return Problem(WHOLE, problem, action if "cannot be read" in problem else "correct it in an editor")
+    problem = error.problem.removeprefix(f"{path.parent}{os.sep}")
+    return Problem(WHOLE, problem, error.action if "cannot be read" in problem else "correct it in an editor")
 
 
 def declaration_of(root: Path) -> Mapping[str, Any]:
@@ -171,7 +166,8 @@ def declared_labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelSch
         problems.append(Problem(WHOLE, 'dataset.json has no "labels"', action))
         return None
     if isinstance(labels, dict) and labels and all(k.isdecimal() and isinstance(v, str) for k, v in labels.items()):
-        problems.append(Problem(WHOLE, "dataset.json maps label values to names", f"turn it round: {action}"))
+        action = f"keys and values are swapped; write {action.removeprefix('declare ')}"
+        problems.append(Problem(WHOLE, "dataset.json maps label values to names", action))
         return None
     try:
         scheme = LabelScheme.from_declaration(labels, raw.get("regions_class_order"))
@@ -179,14 +175,16 @@ def declared_labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelSch
         problems.append(Problem(WHOLE, f"in dataset.json, {error}", "correct dataset.json"))
         return None
     for value, painted in scheme.lost_values():
-        problem = f'with this "regions_class_order" the label {value} would come back as {painted}, in other regions'
-        action = "list first what is painted for large regions, then for those inside them"
+        problem = (
+            f'with this "regions_class_order" predictions turn label {value} into {painted}, which is in other regions'
+        )
+        action = "list large regions first, then those inside them"
         problems.append(Problem(WHOLE, problem, action, fatal=False))
     return scheme
 
 
 def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[str, ...] | None:
-    """Return the channel names in file order, as the reference takes them; numbers out of order are refused."""
+    """Return the channel names in file order, as nnU-Net takes them; numbers out of order are refused."""
     names = raw.get("channel_names", raw.get("modality"))
     action = 'declare "channel_names": {"0": NAME, "1": NAME, ...}'
     if names is None:
@@ -259,23 +257,23 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
             binary.get(value, []).append(path.name)
         if fault is not None:
             faults[labelled[path].id] = problem_of(labelled[path].id, fault, f"correct {path.name}")
-    declare = 'name the structures: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
+    declare = 'name the classes: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
     if values == {0}:
         if labelled and not faults:
-            problems.append(Problem(WHOLE, "no label file holds a value but 0", "label at least one structure"))
+            problems.append(Problem(WHOLE, "no label file has a value other than 0", "label at least one class"))
         problems += [faults[name] for name in sorted(faults)]
         if faults and _images_are_labels(list(labelled.values())):
             problem = "the images look like label maps and the labels like images"
-            problems.append(Problem(WHOLE, problem, "exchange the folders, or the columns of the table"))
+            problems.append(Problem(WHOLE, problem, "swap the folders, or the columns of the table"))
         return None
     if len(values) > _MOST_STRUCTURES:
-        problem = f"the label files hold {len(values)} different values, which cannot be structures"
-        problems.append(Problem(WHOLE, problem, "give label maps of structures, not images or maps of single objects"))
+        problem = f"the label files have {len(values)} different values, too many to be classes"
+        problems.append(Problem(WHOLE, problem, "use semantic label maps, not images or instance maps"))
         return None
     if values == {0, 1, _WHITE} and binary[1] and binary[_WHITE]:
         one, white = (f"{len(files)} of the label files ({min(files)})" for files in binary.values())
-        problem = f"0 and 1 are the values in {one}, 0 and {_WHITE} in {white}, which are taken as two structures"
-        problems.append(Problem(WHOLE, problem, "save all in one way if they mean the same structure", fatal=False))
+        problem = f"{one} have the values 0 and 1, {white} 0 and {_WHITE}; they are used as two classes"
+        problems.append(Problem(WHOLE, problem, "use one value if they mean the same class", fatal=False))
     names = {f"label {value}": value for value in sorted(values) if value != 0}
     try:
         return LabelScheme.from_declaration({"background": 0, **names})
@@ -294,8 +292,8 @@ def _values_of(path: Path) -> tuple[frozenset[int], InputError | None]:
     doubt = label_doubt(label.array) if len(values) >= FEWEST_VALUES else ""
     if not doubt:
         return values, None
-    action = "give a label map: one value per structure, saved without losses"
-    return frozenset(), FileError(path, f"is no label map: it {doubt}", action)
+    action = "save a lossless label map: one value per class"
+    return frozenset(), FileError(path, f"is not a label map ({doubt})", action)
 
 
 def _name(path: Path) -> str:
@@ -323,7 +321,7 @@ def found_channels(cases: Sequence[Case]) -> tuple[str, ...]:
     for case in cases:
         try:
             count = sum(read_image(path).array.shape[0] for path in case.images)
-            picture = len(case.images) == 1 and find_format(case.images[0]).name in ("picture", "JPEG")
+            picture = len(case.images) == 1 and find_format(case.images[0]).channel_kind is not None
         except InputError:
             continue
         counts.append((count, picture))

@@ -78,12 +78,12 @@ def _labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelScheme | No
 def _training(root: Path, listed: object, channels: int, problems: list[Problem]) -> tuple[Case, ...]:
     cases: dict[str, Case] = {}
     if not isinstance(listed, list) or not listed:
-        problems.append(Problem(WHOLE, 'the "training" list in dataset.json is empty or no list', f"list {_ENTRY}"))
+        problems.append(Problem(WHOLE, 'the "training" list in dataset.json is empty or not a list', f"list {_ENTRY}"))
         return ()
     for number, entry in enumerate(listed):
         paths = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         if not (isinstance(paths[0], str) and isinstance(paths[1], str)):
-            problem = f'entry {number} of "training" in dataset.json is not understood: {entry!r}'
+            problem = f'entry {number} of "training" in dataset.json is invalid: {entry!r}'
             problems.append(Problem(WHOLE, problem, f"write {_ENTRY}"))
             continue
         image, label = root / paths[0], root / paths[1]

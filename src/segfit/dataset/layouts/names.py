@@ -1,12 +1,15 @@
-"""Names of files that mean the same: equal but for how accents are stored, or probably meant to be equal."""
+"""Names of cases and files: which are valid, which are the same name, which were probably meant to be."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["composed", "likely_partner"]
+__all__ = ["LONGEST_NAME", "composed", "fault_of_name", "likely_partner", "same_letters"]
+
+LONGEST_NAME = 200  # bytes: file systems allow 255, and endings are added to the id of a case (assumption)
 
 _ROLE = re.compile(
     r"(.+?)[ _.-]+(?:0000|images?|img|scan|volume|labels?|masks?|segs?|segmentations?|gt|annotations?|ground_?truth)",
@@ -19,6 +22,24 @@ _SEPARATORS = re.compile(r"[ _.-]+")
 def composed(name: str) -> str:
     """Return a name with its accents stored in one way (NFC): file systems of macOS store them in another."""
     return unicodedata.normalize("NFC", name)
+
+
+def fault_of_name(name: str) -> str:
+    """Say why a case cannot have this id, which becomes the name of files; an empty string if it can."""
+    if not name.strip():
+        return "is empty"
+    if name != Path(name).name or name.startswith("."):
+        return "is a path or would be a hidden file"
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        return "has control characters or is not UTF-8 text"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"is longer than {LONGEST_NAME} bytes"
+    return ""
+
+
+def same_letters(name: str) -> str:
+    """Return what names have in common that differ in capitals or in how their accents are stored alone."""
+    return composed(name).casefold()
 
 
 def likely_partner(name: str, others: Iterable[str]) -> str | None:

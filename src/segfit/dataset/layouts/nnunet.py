@@ -3,7 +3,7 @@
 Images may also be DICOM series, in folders ``imagesTr/CASE_0000``: "file_ending" is then "/" or absent, and the labels
 have an ending of their own.
 
-Layout and keys: the reference's dataset format (folder names, ``dataset.json``, explicit file lists).
+Layout and keys: nnU-Net's dataset format (folder names, ``dataset.json``, explicit file lists).
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         compare_sizes(raw, len(training), problems)
     if raw.get("overwrite_image_reader_writer") not in (None, "None"):
         reader = raw["overwrite_image_reader_writer"]
-        action = "nothing, or convert the images if that reader did more than read"
+        action = "convert the images if that reader changes them"
         problems.append(
-            Problem(WHOLE, f"dataset.json asks for the image reader {reader}, not used here", action, False)
+            Problem(WHOLE, f"dataset.json asks for the image reader {reader}, which is ignored", action, False)
         )
     problems += hidden_files(root / name for name in _FOLDERS)
     known = None if ending is None else label_ending
@@ -122,8 +122,8 @@ def _ending(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> str 
         problems.append(
             Problem(
                 WHOLE,
-                f"{ending} changes label values when it is saved",
-                "convert the images to .png and save labels as .png from where they were drawn",
+                f"{ending} is lossy and changes label values",
+                "convert the images to .png and export labels as .png from the annotation tool",
             )
         )
     return ending
@@ -148,7 +148,7 @@ def compare_sizes(raw: Mapping[str, Any], count: int, problems: list[Problem]) -
     if is_count(declared):
         if declared != count and count:
             problem = f'dataset.json says "numTraining": {declared}, found {count} training cases'
-            action = "correct the number (the largest batch size depends on it) or add the missing cases"
+            action = "correct the number (the batch size depends on it) or add the missing cases"
             problems.append(Problem(WHOLE, problem, action, fatal=False))
     else:
         came = "nothing" if declared is None else repr(declared)
@@ -186,7 +186,7 @@ def _folder_cases(
     known: dict[str, Path] = {}
     for path in visible_files(labels):
         if known.setdefault(composed(path.name), path) is not path:
-            problem = f"is in {labels.name} twice, its accents stored in two ways"
+            problem = f"appears twice in {labels.name} (Unicode NFC and NFD)"
             problems.append(Problem(composed(path.name), problem, "remove one of the two"))
     used = {composed(f"{stem}{label_ending}") for stem in (*files, *(_stem(path, ending) for path in nameless))}
     spare = {name[: -len(label_ending)]: name for name in known if name.endswith(label_ending) and name not in used}
@@ -209,7 +209,7 @@ def _folder_cases(
         if label_name.endswith(label_ending):
             name = label_name[: -len(label_ending)]
             problem = f"labelsTr/{label_name} has no image in imagesTr"
-            problems.append(Problem(name, problem, "add the image; without it the label is not used", fatal=False))
+            problems.append(Problem(name, problem, "add the image; the label is ignored without it", fatal=False))
     return tuple(cases)
 
 
@@ -217,7 +217,7 @@ def _misnamed(path: Path, ending: str) -> Problem:
     """Say what is wrong with the name of an image file without a channel number."""
     stem = _stem(path, ending)
     if has_ending(stem):
-        return Problem(path.name, "carries its ending twice", f"rename it to {stem}")
+        return Problem(path.name, "has its ending twice", f"rename it to {stem}")
     right = path.name.replace(stem, f"{stem}_0000", 1)
     return Problem(path.name, "has no channel number in its name", f"rename it to {right} (first channel)")
 
@@ -229,10 +229,10 @@ def _stem(path: Path, ending: str) -> str:
 def _other_endings(folder: Path, ending: str) -> list[Problem]:
     """Return a warning for every image file of a folder that has another ending than the dataset."""
     names = {path: full_name(path) for path in visible_files(folder)}
-    wanted = f"does not end in {ending}" if ending != FOLDER else "is no DICOM series"
+    wanted = f"does not end in {ending}" if ending != FOLDER else "is not a DICOM series"
     action = "convert it, or remove it if it is not needed"
     return [
-        Problem(path.name, f"lies in {folder.name} but {wanted}; it is not used", action, False)
+        Problem(path.name, f"is in {folder.name} but {wanted}; it is ignored", action, False)
         for path, name in names.items()
         if not name.endswith(ending) and has_ending(name)
     ]
@@ -299,7 +299,7 @@ def _listed_cases(
         label = entry.get("label") if isinstance(entry, dict) else None
         right = isinstance(images, list) and images and all(isinstance(p, str) for p in images)
         if not right or not isinstance(label, str):
-            problems.append(Problem(name, "its entry in dataset.json is not understood", form))
+            problems.append(Problem(name, "its entry in dataset.json is invalid", form))
             continue
         paths = [_resolve(root, text) for text in (*images, label)]  # type: ignore[misc]
         for path in paths:

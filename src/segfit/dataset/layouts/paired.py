@@ -77,7 +77,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
     numbered, annotated = _image_files(images), _label_files(labels, problems)
     if not numbered:
         found = endings_found(visible_files(images))
-        problems.append(Problem(WHOLE, f"{images.name} holds no image that can be read{found}", "add images"))
+        problems.append(Problem(WHOLE, f"{images.name} has no readable image{found}", "add images"))
     structures = list(dict.fromkeys(name for entry in annotated.values() if isinstance(entry, dict) for name in entry))
     scheme = _scheme(raw, sorted(structures), problems)
     expected = max((len(files) for files in numbered.values()), default=1)
@@ -90,7 +90,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
             action = "add it or remove the case"
             partner = likely_partner(name, set(annotated) - set(numbered))
             if partner is not None:
-                action = f"rename that of {partner} to it"
+                action = f"rename {partner} to it"
                 claimed.add(partner)
             problems.append(Problem(name, f"its label {labels.name}/{name} is missing", action))
         paths = tuple(path for _, path in sorted(files.items()))
@@ -99,8 +99,8 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         else:
             cases.append(Case(id=name, images=paths, label=label))
     for name in sorted(set(annotated) - set(numbered) - claimed):
-        problem = f"its label lies in {labels.name}, but no image in {images.name}"
-        problems.append(Problem(name, problem, "add the image; without it the label is not used", fatal=False))
+        problem = f"has a label in {labels.name} but no image in {images.name}"
+        problems.append(Problem(name, problem, "add the image; the label is ignored without it", fatal=False))
     problems += hidden_files((images, labels))
     if scheme is None and "labels" not in raw:
         scheme = found_labels(cases, problems)
@@ -128,7 +128,7 @@ def masks_of(
         return ()
     values = {target.name: target.values[0] for target in scheme.labels if len(target.values) == 1}
     for name in sorted(set(files) - set(values)):
-        problem = f'{files[name].name} is of the structure "{name}", which is not declared'
+        problem = f'{files[name].name} is a mask of the class "{name}", which is not declared'
         problems.append(Problem(case, problem, f"declare it or remove it; declared are {', '.join(values)}"))
     return tuple(Mask(path=files[name], value=value) for name, value in values.items() if name in files)
 

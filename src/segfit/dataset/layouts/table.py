@@ -27,7 +27,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from segfit.dataset.layouts.audit import fault_of_name
 from segfit.dataset.layouts.common import (
     WHOLE,
     declaration_of,
@@ -38,15 +37,15 @@ from segfit.dataset.layouts.common import (
     is_there,
     json_problem,
     label_ending,
-    plural,
 )
-from segfit.dataset.layouts.names import composed, likely_partner
+from segfit.dataset.layouts.names import composed, fault_of_name, likely_partner
 from segfit.dataset.layouts.paired import masks_of, names_as_labels
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import read_json
 from segfit.images.formats import is_image_folder, split_ending
 from segfit.labels import LabelScheme
+from segfit.words import count, listing
 
 __all__ = ["names_images", "read", "recognises", "spacings_of", "with_facts"]
 
@@ -57,7 +56,7 @@ _OTHER = ("case", "label", "set", *_FACTS)  # columns that are no channel
 _SETS = ("training", "train", "test")
 _MASK = "label:"
 _SHOWN_LETTERS = 40  # of a name in a message
-_SHOWN_CASES = 3  # named in a message about many
+_SHOWN_CASES = 4  # named in a message about many
 _Row = Mapping[str, str]
 
 
@@ -88,7 +87,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         if name is None:
             continue
         if name in training or name in test:
-            problems.append(Problem(name, f"stands twice in {path.name}", "give every case a name of its own"))
+            problems.append(Problem(name, f"is listed twice in {path.name}", "give every case its own name"))
             continue
         member = row.get("set", "").strip().lower() or "training"
         if member not in _SETS:
@@ -140,7 +139,7 @@ def with_facts(dataset: Dataset, problems: list[Problem]) -> Dataset:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if "case" not in columns:
         problem = f'{path.name} has the columns {", ".join(columns)}, but no column "case"'
-        problems.append(Problem(WHOLE, problem, "add it, or give the file another name if it does not tell of cases"))
+        problems.append(Problem(WHOLE, problem, "add it, or rename the file if it does not list cases"))
         return dataset
     if "set" in columns:
         problem = f'{path.name} has a column "set", but the folders say which cases are for training'
@@ -152,16 +151,20 @@ def with_facts(dataset: Dataset, problems: list[Problem]) -> Dataset:
     meant = {name: likely_partner(name, [case for name, case in ids.items() if name not in facts]) for name in strange}
     for name, partner in meant.items():
         if partner is not None:
-            problem = f"stands in {path.name}, but the dataset has no such case"
-            problems.append(Problem(name, problem, f"rename it to {partner}, if that is meant", fatal=False))
+            problem = f"is listed in {path.name} but not in the dataset"
+            problems.append(Problem(name, problem, f"rename it to {partner} if that is meant", fatal=False))
     unknown = [name for name, partner in meant.items() if partner is None]
     if unknown:
-        problem = f"{path.name} has {plural(len(unknown), 'case')} that the dataset has not: {_listed(unknown)}"
-        problems.append(Problem(WHOLE, problem, "add their images, or nothing if they are not meant", fatal=False))
+        problem = (
+            f"{path.name} lists {count(len(unknown), 'case')} not in the dataset: {listing(unknown, _SHOWN_CASES)}"
+        )
+        problems.append(Problem(WHOLE, problem, "add their images or remove the rows", fatal=False))
     if without:
-        problem = f"{plural(len(without), 'training case')} without a row in {path.name}: {_listed(without)}"
+        problem = (
+            f"{count(len(without), 'training case')} without a row in {path.name}: {listing(without, _SHOWN_CASES)}"
+        )
         if "group" in columns:
-            problem += "; each is taken as a group of its own"
+            problem += "; each is its own group"
         problems.append(Problem(WHOLE, problem, "add the missing rows", fatal=False))
     training, test = (
         tuple(case.model_copy(update=facts.get(composed(case.id), {})) for case in cases)
@@ -197,7 +200,7 @@ def _facts_by_case(path: Path, rows: Sequence[_Row], problems: list[Problem]) ->
         name = composed(name)
         found = _facts(path, name, row, problems)
         if facts.setdefault(name, found) != found:
-            problem = f"stands twice in {path.name}, with different facts"
+            problem = f"is listed twice in {path.name} with different values"
             problems.append(Problem(name, problem, "correct or remove one of the rows"))
     return facts
 
@@ -219,8 +222,8 @@ def _name(path: Path, number: int, row: _Row, problems: list[Problem]) -> str | 
     if not fault:
         return name
     shown = f"{name[:_SHOWN_LETTERS]}..." if len(name) > _SHOWN_LETTERS else name
-    problem = f'row {number} of {path.name} has the case "{shown}", which cannot be the name of a file'
-    problems.append(Problem(WHOLE, f"{problem}: it {fault}", "give every case a name of its own"))
+    problem = f'row {number} of {path.name} has the case "{shown}", which is not a valid file name'
+    problems.append(Problem(WHOLE, f"{problem}: it {fault}", "give every case its own name"))
     return None
 
 
@@ -228,11 +231,7 @@ def _weight_problems(path: Path, cases: Sequence[Case]) -> list[Problem]:
     if len(cases) < 2 or sum(case.weight > 0 for case in cases) > 1:
         return []
     problem = f"fewer than two training cases have a weight above 0 in {path.name}"
-    return [Problem(WHOLE, problem, "give more cases a weight: every fold trains without some")]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN_CASES]) + (", ..." if len(names) > _SHOWN_CASES else "")
+    return [Problem(WHOLE, problem, "give more cases a weight; every fold leaves some out")]
 
 
 def _table(path: Path) -> Path | None:
@@ -278,7 +277,7 @@ def _csv_rows(path: Path, problems: list[Problem]) -> list[_Row]:
     try:
         lines = [line for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:
-        problems.append(Problem(WHOLE, f"{path.name} is no CSV table ({error})", "save it again as CSV in UTF-8"))
+        problems.append(Problem(WHOLE, f"{path.name} is not a CSV table ({error})", "save it again as CSV in UTF-8"))
         return []
     if len(lines) < 2:
         problems.append(Problem(WHOLE, f"{path.name} lists no case", "write one row per case below the header"))
@@ -287,7 +286,7 @@ def _csv_rows(path: Path, problems: list[Problem]) -> list[_Row]:
     twice = [name for name, count in Counter(header).items() if count > 1 and name]
     if twice:
         problem = f'{path.name} has two columns called "{twice[0]}"'
-        problems.append(Problem(WHOLE, problem, "give every column a name of its own"))
+        problems.append(Problem(WHOLE, problem, "give every column its own name"))
         return []
     for number, line in enumerate(lines[1:], 1):
         if any(cell.strip() for cell in line[len(header) :]):
@@ -308,10 +307,10 @@ def _column_problems(
         action = "add one column per channel, its header the channel's name"
         problems.append(Problem(WHOLE, f"{found}, but none of a channel", action))
     if "label" not in columns and not structures:
-        action = 'add "label", or "label:NAME" for each structure'
+        action = 'add "label", or "label:NAME" for each class'
         problems.append(Problem(WHOLE, f'{found}, but no column "label"', action))
     if "label" in columns and structures:
-        action = "keep one of the two kinds"
+        action = "keep one of the two"
         problems.append(Problem(WHOLE, f'{found}, both "label" and "label:NAME"', action))
     return problems
 
@@ -393,11 +392,11 @@ def _spacing(row: _Row, name: str, path: Path, problems: list[Problem]) -> tuple
         except ValueError:
             sizes = ()
         if not 1 <= len(sizes) <= 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
-            action = 'write millimetres above 0: one number, or "z y x" with blanks between'
+            action = 'write millimetres above 0: one number, or "z y x" separated by blanks'
             problems.append(Problem(name, f"has the {column} {text!r} in {path.name}", action))
         else:
             found.add(sizes)
     if len(found) > 1:
-        problem = f"has a pixel_mm and another spacing_mm in {path.name}"
+        problem = f"has different pixel_mm and spacing_mm in {path.name}"
         problems.append(Problem(name, problem, "keep the column that is right"))
     return found.pop() if len(found) == 1 else None

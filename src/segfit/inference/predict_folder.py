@@ -13,8 +13,8 @@ from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.images.formats import label_ending
 from segfit.images.image import problem_of
-from segfit.inference.export import ScoreField
 from segfit.inference.model import Model, Prepared
+from segfit.inference.to_input_grid import LogitField
 from segfit.progress import SILENT, KeptWarnings, Progress, Task
 
 __all__ = ["predict_folder"]
@@ -52,12 +52,12 @@ def predict_folder(
     inputs = {path.resolve() for case in cases for path in case.images}
     for path in paths.values():
         if path.resolve() in inputs:
-            raise InputError(f"{path} is an image and would be its own label map; write to another folder")
-    scores = {case.id: output / f"{case.id}.npz" for case in cases}
+            raise InputError(f"{path} is an input image and would be overwritten", "write to another folder")
+    probabilities = {case.id: output / f"{case.id}.npz" for case in cases}
     waiting = [
         case
         for case in cases
-        if overwrite or not paths[case.id].exists() or (save_probabilities and not scores[case.id].is_file())
+        if overwrite or not paths[case.id].exists() or (save_probabilities and not probabilities[case.id].is_file())
     ]
     problems: list[Problem] = []
 
@@ -65,12 +65,12 @@ def predict_folder(
         earlier = None if previous_stage is None else previous_stage / f"{case.id}{ending}"
         return model.prepare(list(case.images), previous_stage=earlier, spacing_mm=case.spacing_mm)
 
-    def write(case: Case, prepared: Prepared, fields: Sequence[ScoreField], warnings: Sequence[str]) -> None:
+    def write(case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[str]) -> None:
         prediction = model.finish(prepared, fields, probabilities=save_probabilities, warnings=warnings)
         for message in prediction.warnings:
             progress.warn(f"{case.id}: {message}")
         if save_probabilities:
-            prediction.save_probabilities(scores[case.id])
+            prediction.save_probabilities(probabilities[case.id])
         prediction.save(paths[case.id])  # last: its presence says that the case is done
 
     with (
@@ -90,7 +90,7 @@ def predict_folder(
                 task.advance(1, case.id)
             else:
                 warnings = KeptWarnings(SILENT)
-                fields = model.scores(prepared, progress=warnings)
+                fields = model.logits(prepared, progress=warnings)
                 behind.append((case, writers.submit(write, case, prepared, fields, warnings.messages)))
                 del prepared, fields
             del future  # and with it the arrays of the case

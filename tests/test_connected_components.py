@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from segfit.components import PostprocessingStep, apply_steps, keep_largest, strays
+from segfit.connected_components import PostprocessingStep, apply_steps, keep_largest, strays
 
 
 def test_the_small_component_is_removed_and_other_values_stay() -> None:

@@ -12,6 +12,7 @@ from segfit.dataset.layouts.table import spacings_of
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.images.formats import ENDINGS, described, full_name, is_image_folder, split_ending
+from segfit.words import count
 
 __all__ = ["cases_from_files", "find_cases"]
 
@@ -27,15 +28,15 @@ def find_cases(folder: Path | str, ending: str, channels: int) -> tuple[Case, ..
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give the folder that holds the images")
+        raise InputError(f"{folder} is not a folder", "give the folder that holds the images")
     if is_image_folder(folder, nested=False):
         return cases_from_files([folder], channels)
     visible = visible_files(folder)
     files = [path for path in visible if full_name(path).endswith(ending)] or [p for p in visible if p.is_dir()]
     if not files:
         raise InputError(
-            f"{folder} holds no {described(ending, 'image')}{endings_found(visible)}; the model reads "
-            f"{described(ending, 'files')} in a folder, name files of other kinds one by one"
+            f"{folder} has no {described(ending, 'image')}{endings_found(visible)}",
+            f"the model reads {described(ending, 'files')} from a folder; list other files one by one",
         )
     return cases_from_files(files, channels)
 
@@ -65,7 +66,7 @@ def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, 
     for (folder, name), group in sorted(groups.items(), key=lambda item: item[0][1]):
         problems += channel_problems(name, group.files, 1 if group.complete else channels)
         if name in seen:
-            problems.append(Problem(name, f"is both in {seen[name]} and {folder}", "give every case a name of its own"))
+            problems.append(Problem(name, f"is both in {seen[name]} and {folder}", "give every case its own name"))
         seen[name] = folder
     if problems:
         raise DatasetError(problems)
@@ -87,8 +88,8 @@ def _surplus_channels(groups: Mapping[tuple[Path, str], _Group], channels: int) 
         match = CHANNEL_NUMBER.fullmatch(name)
         first = groups.get((folder, match[1])) if match else None
         if match and first and 0 in first.files and split_ending(first.files[0])[0] != match[1]:
-            problem = f"{group.files[0].name} would be one more channel of it, but the model takes {channels}"
-            action = f"give images of {channels} channel{'s' * (channels > 1)}, or name cases without such a number"
+            problem = f"{group.files[0].name} is one more channel of it, but the model takes {channels}"
+            action = f"give images of {count(channels, 'channel')}, or remove the number from its name"
             problems.append(Problem(match[1], problem, action))
     return problems
 

@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP pictures: two spatial axes, one to four channels."""
+"""PNG, JPEG and BMP images: two spatial axes, one to four channels."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def read_label(path: Path) -> Image:
     """
     with reading(path), _open(path) as picture:
         if picture.format == "JPEG":
-            action = "export the labels again as .png; saving this file as one would keep its errors"
-            raise FileError(path, "is a JPEG picture in spite of its name, which changes label values", action)
+            action = "export the labels again as .png; converting this file keeps its errors"
+            raise FileError(path, "is a JPEG image despite its name; JPEG changes label values", action)
         if _deep_mode(picture):
             raise FileError(path, "has 16 bits per colour", "save labels as one channel of label values")
         step = _GREY_STEPS.get(_raw_mode(picture), 1)
@@ -64,13 +64,13 @@ def read_label(path: Path) -> Image:
     if has_alpha:
         alpha, pixels = pixels[..., -1], pixels[..., :-1]
         if (alpha != alpha.flat[0]).any():
-            problem = "is transparent in some places, so that it is not certain what its labels are"
+            problem = "is partly transparent, so its labels are ambiguous"
             raise FileError(path, problem, "save labels as one opaque channel of label values")
     if pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
             found = len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0))
-            problem = f"is a colour picture ({found} different colours) where label values are expected"
-            raise FileError(path, problem, "save labels as one channel: one value for every colour")
+            problem = f"is a colour image ({found} colours), expected label values"
+            raise FileError(path, problem, "save labels as one channel, one value per colour")
         pixels = pixels[..., 0]
     return _image(pixels.astype(np.uint8) if pixels.dtype == bool else pixels // step if step > 1 else pixels)
 
@@ -86,14 +86,14 @@ def remarks(path: Path) -> tuple[Remark, ...]:
     found: list[Remark] = []
     with reading(path), _open(path) as picture:
         if picture.getexif().get(_ORIENTATION, 1) not in (0, 1):
-            problem = "is stored turned or mirrored (EXIF orientation) and is used as it is stored"
-            found.append(Remark(problem, "save it upright if its label was drawn as it is displayed"))
+            problem = "is rotated or mirrored by its EXIF orientation, which is ignored"
+            found.append(Remark(problem, "save it upright if its label was drawn on the displayed image"))
         if picture.mode == "LA" and picture.getchannel(1).getextrema()[0] < _OPAQUE:
-            problem = "is transparent in some places; its grey values are used there all the same"
-            found.append(Remark(problem, "save it without transparency, on the background that is meant"))
+            problem = "is partly transparent; its grey values are used there too"
+            found.append(Remark(problem, "save it without transparency, on the intended background"))
         if picture.mode == "CMYK":
-            problem = "has the colours of a print (CMYK), which are turned into RGB"
-            found.append(Remark(problem, "look at it; save it as RGB, as the others, if its colours matter"))
+            problem = "is CMYK and is converted to RGB"
+            found.append(Remark(problem, "save it as RGB like the others if its colours matter"))
     return tuple(found)
 
 
@@ -110,8 +110,8 @@ def kind(path: Path) -> str:
     """Return what the channels of a picture are, for messages."""
     with reading(path), _open(path) as picture:
         if picture.mode in ("P", "PA"):
-            return "a palette of colours, read as RGB" + " and transparency" * ("transparency" in picture.info)
-        names = {"RGB": "RGB", "RGBA": "RGB and transparency", "CMYK": "CMYK, read as RGB"}
+            return "a palette, read as RGB" + " and alpha" * ("transparency" in picture.info)
+        names = {"RGB": "RGB", "RGBA": "RGB and alpha", "CMYK": "CMYK, read as RGB"}
         return names.get(picture.mode, "grey")
 
 
@@ -161,10 +161,10 @@ def _open(path: Path) -> Any:
                 picture = decoder(path)
             except SyntaxError as error:  # how decoders say that a header is wrong
                 action = "copy or export it again, or remove the case"
-                raise FileError(path, f"cannot be read (its header is damaged: {error})", action) from None
+                raise FileError(path, f"cannot be read (corrupt header: {error})", action) from None
             break
     else:
-        raise foreign(path, "a PNG, JPEG or BMP picture")
+        raise foreign(path, "a PNG, JPEG or BMP image")
     try:
         require_room(path, picture.size, picture.width * picture.height * len(picture.getbands()))
     except FileError:
@@ -172,7 +172,7 @@ def _open(path: Path) -> Any:
         raise
     if getattr(picture, "n_frames", 1) > 1:
         picture.close()
-        raise FileError(path, "is animated: it holds several pictures", "save the one that is meant")
+        raise FileError(path, "is animated: it has several frames", "save the one that is meant")
     return picture
 
 

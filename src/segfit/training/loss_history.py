@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
+from segfit.training.async_scalars import AsyncScalars, StepFacts
 from segfit.training.events import EventLog
-from segfit.training.readback import Readback, StepFacts
 
-__all__ = ["Losses"]
+__all__ = ["LossHistory"]
 
 _EVENT_SHARE = 1e-3  # at most one logged loss per this share of the budget
 _RECENT = 100  # steps that the final loss is taken from
 
 
-class Losses:
+class LossHistory:
     """Takes the values of every step and writes their means into the log; counts steps without a finite gradient."""
 
     def __init__(self) -> None:
@@ -29,8 +29,8 @@ class Losses:
         self.step = 0  # the last one that is known
         self.first: float | None = None  # finite loss: the untrained network's, since skipped steps change nothing
         self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._readback = Readback()
-        # Losses not yet logged, the last step they come from, and the share of the budget when others were logged.
+        self._scalars = AsyncScalars()
+        # LossHistory not yet logged, the last step they come from, and the share of the budget when others were logged.
         self._unlogged: list[float] = []
         self._last: StepFacts | None = None
         self._logged_share = -1.0  # the first step is logged
@@ -51,11 +51,11 @@ class Losses:
 
     def push(self, facts: StepFacts, values: Tensor, events: EventLog) -> None:
         """Take a step with its (loss, gradient norm), which may still be on its way from the device."""
-        self._take(self._readback.push(facts, values), events)
+        self._take(self._scalars.push(facts, values), events)
 
     def settle(self, events: EventLog) -> None:
         """Wait for the values of all steps and write what is not yet in the log."""
-        self._take(self._readback.drain(), events)
+        self._take(self._scalars.drain(), events)
         self._flush(events)
 
     def facts(self) -> dict[str, Any]:

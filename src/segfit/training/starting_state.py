@@ -23,9 +23,7 @@ def state_to_start_from(folder: Path) -> State:
     """
     state = before_cooldown(folder) or _kept(folder, STATE)
     if state is None:
-        raise StageError(
-            f"the training in {folder} has no whole state to go on from; run again in another folder (--out)"
-        )
+        raise StageError(f"the training in {folder} has no intact state to continue from", "use another folder (--out)")
     return state
 
 

@@ -1,6 +1,6 @@
-"""State dicts of the reference's networks, there and back.
+"""State dicts of nnU-Net's networks, there and back.
 
-The reference registers its encoder twice and every normalised convolution twice more, so its files hold each encoder
+nnU-Net registers its encoder twice and every normalised convolution twice more, so its files hold each encoder
 tensor under four names and each decoder tensor under two. Writing gives all of them, sharing one storage, because the
 reference loads strictly; reading takes any of them.
 """
@@ -16,13 +16,13 @@ from segfit.errors import InputError
 from segfit.networks.unet import UNet
 from segfit.specs import NetworkSpec
 
-__all__ = ["from_reference", "reference_keys", "to_reference"]
+__all__ = ["from_nnunet", "nnunet_keys", "to_nnunet"]
 
 _WRAPPERS = ("module.", "_orig_mod.")  # put before every key by data-parallel and by compiled modules
 
 
-def reference_keys(spec: NetworkSpec) -> dict[str, str]:
-    """Return the reference's key -> our key for every tensor and alias, in the order of the reference's state dict."""
+def nnunet_keys(spec: NetworkSpec) -> dict[str, str]:
+    """Return nnU-Net's key -> our key for every tensor and alias, in the order of nnU-Net's state dict."""
     keys: dict[str, str] = {}
     encoder = tuple(_encoder_units(spec))
     for root in ("encoder.", "decoder.encoder."):
@@ -67,14 +67,14 @@ def _unit(theirs: str, ours: str, *, bias: bool) -> Iterator[tuple[str, str]]:
             yield f"{theirs}.{names[1]}.{tensor}", f"{ours}.norm.{tensor}"
 
 
-def to_reference(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
-    """Return the state dict under the reference's keys, aliases included; tensors are shared, not copied."""
-    return {theirs: state[ours] for theirs, ours in reference_keys(spec).items()}
+def to_nnunet(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
+    """Return the state dict under nnU-Net's keys, aliases included; tensors are shared, not copied."""
+    return {theirs: state[ours] for theirs, ours in nnunet_keys(spec).items()}
 
 
-def from_reference(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
+def from_nnunet(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
     """Return the state dict under our keys; raise `InputError` if it does not belong to this network."""
-    keys = reference_keys(spec)
+    keys = nnunet_keys(spec)
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         ours = keys.get(_unwrapped(name))

@@ -1,7 +1,7 @@
 """Validation during training: Dice on a few whole validation cases, always the same ones.
 
 They are predicted on the network's grid, by sliding window without mirroring, and scored as in the report: per case,
-then the mean over cases, then the mean over structures. The score of all cases on their own grids is found after the
+then the mean over cases, then the mean over structures. The Dice of all cases on their own grids is found after the
 training, with finer steps of the window and usually a little higher.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from segfit.errors import MemoryShortageError, StageError
-from segfit.evaluation.metrics import Scores, case_metrics
-from segfit.evaluation.summary import CaseScores, summarize
+from segfit.evaluation.metrics import Metrics, case_metrics
+from segfit.evaluation.summary import CaseMetrics, summarize
 from segfit.inference.predictor import Predictor
 from segfit.inference.tiles import tile_starts
 from segfit.labels import LabelScheme
@@ -104,7 +104,7 @@ class CaseValidation:
         per_tile, spent = step_seconds * _FORWARD_COST / self._configuration.batch_size, 0.0
         if per_tile * tiles[smallest] <= allowance / 4:
             started = perf_counter()
-            self._score([smallest])
+            self._evaluate([smallest])
             spent = perf_counter() - started
             per_tile = spent / tiles[smallest]
         costs = {name: per_tile * number for name, number in tiles.items()}
@@ -130,8 +130,8 @@ class CaseValidation:
         assert self.schedule is not None
         started = perf_counter()
         scored = [
-            CaseScores(case=name, prediction_file="", reference_file="", scores=scores)
-            for name, scores in self._score(self.schedule.cases).items()
+            CaseMetrics(case=name, prediction_file="", reference_file="", metrics=metrics)
+            for name, metrics in self._evaluate(self.schedule.cases).items()
         ]
         dice: dict[str, float | None] = {target.name: None for target in self._labels.targets}
         mean = None
@@ -143,8 +143,8 @@ class CaseValidation:
         self.seconds = perf_counter() - started
         return point
 
-    def _score(self, names: Sequence[str]) -> dict[str, dict[str, Scores]]:
-        """Predict and score cases; those for which the network gives no finite numbers are left out."""
+    def _evaluate(self, names: Sequence[str]) -> dict[str, dict[str, Metrics]]:
+        """Predict and evaluate cases; those for which the network gives no finite numbers are left out."""
         found = {}
         with self._learner.evaluating() as network:
             predictor = Predictor(

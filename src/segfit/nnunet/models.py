@@ -1,4 +1,4 @@
-"""Models of the reference (nnU-Net v2), read from their folder as they are.
+"""Models of nnU-Net v2, read from their folder as they are.
 
     <trainer>__<plans>__<configuration>/
       plans.json  dataset.json  fold_<k>/checkpoint_final.pth
@@ -25,20 +25,20 @@ from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["is_reference_model", "read_reference_model"]
+__all__ = ["is_nnunet_model", "read_nnunet_model"]
 
 _FOLD = "fold_"
 
 
-def is_reference_model(path: Path) -> bool:
-    """Return whether a folder looks like a trained model of the reference."""
+def is_nnunet_model(path: Path) -> bool:
+    """Return whether a folder looks like a trained model of nnU-Net."""
     return (path / "plans.json").is_file() and (path / "dataset.json").is_file() and any(path.glob(_FOLD + "*"))
 
 
-def read_reference_model(
+def read_nnunet_model(
     path: Path, folds: Sequence[int | str] | None = None, *, checkpoint: str = "checkpoint_final.pth"
 ) -> Bundle:
-    """Read a model folder of the reference into a bundle in memory.
+    """Read a model folder of nnU-Net into a bundle in memory.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def read_reference_model(
     Configuration, trainer and mirroring axes come from the first fold. Raises `InputError` if a file is missing,
     damaged, wants to run code, or does not fit the plans.
     """
-    from segfit.networks.translate import from_reference
+    from segfit.nnunet.weights import from_nnunet
 
     plans, dataset = read_json(path / "plans.json"), read_json(path / "dataset.json")
     if not isinstance(plans, dict) or not isinstance(dataset, dict):
@@ -71,14 +71,14 @@ def read_reference_model(
     weights: dict[str, Mapping[str, Tensor]] = {}
     for fold, state in states.items():
         try:
-            weights[weights_name(name, fold)] = from_reference(state, configuration.network)
+            weights[weights_name(name, fold)] = from_nnunet(state, configuration.network)
         except InputError as error:
             raise InputError(f"{path / (_FOLD + fold) / checkpoint}: {error}") from None
     member = Member(
         configuration=configuration,
         weights={fold: weights_name(name, fold) for fold in names},
         mirror_axes=mirror_axes,
-        precision="fp16",  # what the reference predicts with on GPUs
+        precision="fp16",  # what nnU-Net predicts with on GPUs
     )
     manifest = ModelManifest(
         name=f"{plans.get('dataset_name', path.parent.name)} {path.name}",
@@ -94,7 +94,7 @@ def read_reference_model(
 def _folds(path: Path, checkpoint: str) -> list[str]:
     found = sorted(file.parent.name.removeprefix(_FOLD) for file in path.glob(f"{_FOLD}*/{checkpoint}"))
     if not found:
-        raise InputError(f"{path} has no {_FOLD}*/{checkpoint}; give a trained model or another checkpoint name")
+        raise InputError(f"{path} has no {_FOLD}*/{checkpoint}", "give a trained model or another checkpoint name")
     return [fold for fold in found if fold != "all"] or found
 
 
@@ -102,15 +102,13 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     if not path.is_file():
-        raise InputError(f"{path} is missing; choose among the folds that are there")
+        raise InputError(f"{path} is missing", "choose among the folds that are there")
     try:
         with torch.serialization.safe_globals(_plain_numpy()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{path} cannot be read safely ({reason}); copy it again, or export it as plain weights"
-        ) from None
+        raise InputError(f"{path} cannot be read safely ({reason})", "copy it again, or export plain weights") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint of nnU-Net v2")
     return content

@@ -1,9 +1,9 @@
-"""Whether a label map can be one: photographs and labels that were smoothed or packed with losses are told from it.
+"""Whether a file looks like a label map, or like a photograph or labels that were smoothed or compressed with losses.
 
 Label maps are made of areas of one value each. Between neighbours in a photograph nearly every value differs, by
 little; labels that were smoothed, resized or saved as JPEG keep their areas and get seams of many values between them.
-The bounds were measured on scans, photographs and spoiled labels on the one side, and on organ maps, dense maps of up
-to 300 structures, coarse ones and landmarks on the other.
+The bounds were measured on scans, photographs and damaged labels, and on organ maps, dense maps of up to 300 classes,
+coarse maps and landmarks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = ["FEWEST_VALUES", "label_doubt"]
 
-FEWEST_VALUES = 5  # different values; with fewer nothing is doubted
+FEWEST_VALUES = 5  # different values; with fewer nothing is reported
 _NEAR_ENDS = 15  # how far from 0 and 255 JPEG of good quality moves black and white
 _WHITES = 3  # values near 255 besides those near 0, at least: one or two may be marks, as of what is to be ignored
 _PLANES = 16  # of a volume that are looked at
@@ -32,9 +32,9 @@ _SEAM_VOXELS = 0.5  # share of labelled voxels that lie in seams, at most: 0.48 
 
 
 def label_doubt(labels: NDArray[np.integer]) -> str:
-    """Say what a label map (1, *spatial) seems to be instead of one; an empty string if it seems to be a label map.
+    """Return what a file (1, *spatial) looks like if not like a label map; an empty string if it does.
 
-    Only for maps of `FEWEST_VALUES` different values or more; the answer follows the name of the file.
+    Only for maps of `FEWEST_VALUES` different values or more.
     """
     volume = labels[0] if labels.ndim == 4 else labels
     planes = volume[np.unique(np.linspace(0, len(volume) - 1, _PLANES).astype(int))].astype(np.int32)
@@ -43,14 +43,16 @@ def label_doubt(labels: NDArray[np.integer]) -> str:
     if len(distinct) < FEWEST_VALUES or min(planes.shape[1:]) < 3:
         return ""
     if values >= _PHOTO_VALUES and _is_photograph(planes):
-        return f"looks like a photograph, a scan or spoiled by JPEG ({values} values, changing from pixel to pixel)"
+        return f"looks like a photograph, a scan or JPEG artefacts: {values} values that change from pixel to pixel"
     low, high = distinct[distinct <= _NEAR_ENDS], distinct[distinct >= 255 - _NEAR_ENDS]
     at_ends = len(low) + len(high) == len(distinct) and distinct[0] == 0 and distinct[-1] <= 255
     if at_ends and len(low) > 1 and len(high) >= _WHITES:
-        return f"looks like black and white spoiled by JPEG (values up to {low[-1]} and from {high[0]} to {high[-1]})"
+        return (
+            f"looks like black and white with JPEG artefacts: values up to {low[-1]} and from {high[0]} to {high[-1]}"
+        )
     seams = _seam_values(planes)
     if seams:
-        return f"looks like labels that were smoothed, resized or saved as JPEG ({seams} values only in seams)"
+        return f"looks like labels that were smoothed, resized or saved as JPEG: {seams} values occur only at edges"
     return ""
 
 

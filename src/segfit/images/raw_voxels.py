@@ -14,6 +14,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from segfit.images.image import FileError
+from segfit.words import count as amount
 
 __all__ = ["COMPRESSION_LEVEL", "COPY_AGAIN", "Encoding", "Payload", "numbers", "require_file", "whole_numbers"]
 
@@ -65,7 +66,7 @@ class Payload:
         try:
             return np.array(words).astype(self.dtype)
         except (ValueError, OverflowError):
-            problem = f"holds voxels that are no numbers of type {self.dtype.name}"
+            problem = f"has voxels that are not numbers of type {self.dtype.name}"
             raise FileError(self.path, problem, COPY_AGAIN) from None
 
     def _binary(self, handle: BinaryIO) -> NDArray[Any]:
@@ -89,7 +90,7 @@ class Payload:
                 try:
                     yield bytes.fromhex(handle.read().decode("ascii"))
                 except ValueError:
-                    raise FileError(self.path, "holds voxels that are no hexadecimal numbers", COPY_AGAIN) from None
+                    raise FileError(self.path, "has voxels that are not hexadecimal numbers", COPY_AGAIN) from None
             case "zlib" | "bzip2":
                 try:
                     yield from self._unpacked(handle)
@@ -118,7 +119,7 @@ class Payload:
         asked = f"{' x '.join(map(str, self.shape[::-1]))} of type {self.dtype.name}"
         if found is not None and found < expected:
             return FileError(self.path, f"is truncated ({found} of {expected} {what}: {asked})", COPY_AGAIN)
-        problem = f"holds more {what} than the {expected} that its header asks for ({asked})"
+        problem = f"has more {what} than the {expected} declared in its header ({asked})"
         return FileError(self.path, problem, "correct sizes and type in its header, or export it again")
 
 
@@ -129,7 +130,7 @@ def numbers(path: Path, field: str, text: str, count: int) -> list[float]:
     except ValueError:
         values = []
     if len(values) != count:
-        raise _unexpected(path, field, text, f"{count} number{'s' * (count > 1)}")
+        raise _unexpected(path, field, text, f"{amount(count, 'number')}")
     return values
 
 

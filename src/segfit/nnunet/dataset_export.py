@@ -18,7 +18,9 @@ from segfit.errors import InputError, StageError
 from segfit.execution.pool import map_cases
 from segfit.files import remove_leftovers, write_json
 from segfit.geometry import Grid
-from segfit.images.formats import find_format, num_voxels, read_image, split_ending, write_labels
+from segfit.images import nifti, png_jpeg, tiff
+from segfit.images.formats import num_voxels, read_image, split_ending, write_labels
+from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 
@@ -41,9 +43,9 @@ def export_nnunet(
     """
     target = Path(folder).expanduser().absolute()
     if target.exists():
-        raise InputError(f"{target} exists already; remove it or choose another folder with --out")
+        raise InputError(f"{target} exists already", "remove it or choose another folder with --out")
     if not dataset.training:
-        raise InputError(f"dataset {dataset.name} has no training case; there is nothing to write")
+        raise InputError(f"dataset {dataset.name} has no training case", "add images with labels")
     ending = _ENDINGS.get(split_ending(dataset.training[0].images[0])[1].lower(), ".nii.gz")
     items = [("Tr", case) for case in dataset.training] + [("Ts", case) for case in dataset.test]
     partial_folder: Path | None = None
@@ -69,7 +71,7 @@ def export_nnunet(
         partial_folder.rename(target)
     except OSError as error:
         raise StageError(
-            f"{target} cannot be written ({error.strerror}); make room or choose another folder with --out"
+            f"{target} cannot be written ({error.strerror})", "free disk space or choose another folder with --out"
         ) from error
     finally:
         if partial_folder is not None:
@@ -124,16 +126,18 @@ def _write_case(item: tuple[str, Case], *, folder: Path, labels: LabelScheme, en
                 shutil.copyfile(path, target)
             else:
                 _write(target, channel, image.grid)
-        if ending == ".tif" and image.grid.ndim == 3:  # one spacing file for all channels, as the reference reads it
+        if ending == ".tif" and image.grid.ndim == 3:  # one spacing file for all channels, as nnU-Net reads it
             write_json(images / f"{case.id}.json", {"spacing": list(image.grid.spacing_mm)})
     if case.label_files:
         label = read_labels(case, labels, grid)
-        write_labels(annotated / f"{case.id}{ending}", label.array[0], label.grid)
+        write_labels(annotated / f"{case.id}{ending}", LabelMap(label.array[0], label.grid, labels, case.images))
 
 
 def _write(path: Path, channel: NDArray[Any], grid: Grid) -> None:
-    write = find_format(path).write
-    assert write is not None, path
-    write(path, channel, grid)
-    if path.suffix == ".tif":
+    if path.suffix == ".png":
+        png_jpeg.write(path, channel)
+    elif path.suffix == ".tif":
+        tiff.write(path, channel, grid)
         path.with_suffix(".json").unlink(missing_ok=True)
+    else:
+        nifti.write(path, channel, grid)

@@ -11,9 +11,9 @@ import pytest
 from dataset_builder import build
 
 from segfit.dataset.checks import check_dataset
+from segfit.dataset.label_grid import on_image_grid
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.manifest import Case
-from segfit.dataset.placement import on_image_grid
 from segfit.errors import InputError, Problem
 from segfit.fingerprint.measure import measure
 from segfit.geometry import AxisMap, Grid
@@ -106,9 +106,7 @@ def test_check_offers_and_tells_it(tmp_path: Path) -> None:
     (refused,) = check_dataset(root)
     assert (refused.case, refused.problem, refused.fatal) == ("b", problem, True)
     assert refused.action.endswith("; or give --resample-labels")
-    told = Problem(
-        "b", f"{problem}; its labels are resampled onto that image", "look at some of them in the report", False
-    )
+    told = Problem("b", f"{problem}; its labels are resampled to that image", "check some of them in the report", False)
     assert check_dataset(open_dataset(root).resampling_labels()) == (told,)
     far = np.eye(4)
     far[2, 3] = 99
@@ -125,11 +123,11 @@ def test_check_notes_what_is_snapped(tmp_path: Path) -> None:
         affine = image.affine.copy()
         affine[1, 3] += shift
         nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), root / name)
-    action = "nothing if the voxels correspond; resample it if not"
+    action = "resample it if the voxels do not correspond"
     near, nearer = "0.30 voxels away (0.3 mm)", "0.02 voxels away (0.02 mm)"
     assert check_dataset(root) == (
-        Problem("c", f"c.nii.gz lies {near} and is taken as lying on c_0000.nii.gz", action, False),
-        Problem("d", f"d_0001.nii.gz lies {nearer} and is taken as lying on d_0000.nii.gz", action, False),
+        Problem("c", f"c.nii.gz is {near} from c_0000.nii.gz and is treated as aligned", action, False),
+        Problem("d", f"d_0001.nii.gz is {nearer} from d_0000.nii.gz and is treated as aligned", action, False),
     )
 
 

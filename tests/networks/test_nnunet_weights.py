@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from segfit.errors import InputError
-from segfit.networks.translate import from_reference, to_reference
 from segfit.networks.unet import build_network
+from segfit.nnunet.weights import from_nnunet, to_nnunet
 from segfit.specs import NetworkSpec
 
 
@@ -34,32 +34,32 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_there_and_back(kind: Literal["plain", "residual"]) -> None:
     spec, state = make(kind)
-    theirs = to_reference(state, spec)
-    assert same(from_reference(theirs, spec), state)
+    theirs = to_nnunet(state, spec)
+    assert same(from_nnunet(theirs, spec), state)
     storages = {tensor.data_ptr() for tensor in theirs.values()}
     assert storages == {tensor.data_ptr() for tensor in state.values()}
 
 
 def test_any_alias_and_wrappers_are_read() -> None:
     spec, state = make("plain")
-    theirs = to_reference(state, spec)
+    theirs = to_nnunet(state, spec)
     only_aliases = {
         key: value
         for key, value in theirs.items()
         if "all_modules" in key or "transpconvs" in key or "seg_layers" in key
     }
-    assert same(from_reference(only_aliases, spec), state)
+    assert same(from_nnunet(only_aliases, spec), state)
     wrapped = {f"module._orig_mod.{key}": value for key, value in theirs.items()}
-    assert same(from_reference(wrapped, spec), state)
+    assert same(from_nnunet(wrapped, spec), state)
 
 
 def test_wrong_weights_are_refused_with_the_name() -> None:
     spec, state = make("residual")
-    theirs = to_reference(state, spec)
+    theirs = to_nnunet(state, spec)
     missing = {key: value for key, value in theirs.items() if "transpconvs.0.bias" not in key}
     with pytest.raises(InputError, match=r"lack 'decoder\.transpconvs\.0\.bias'"):
-        from_reference(missing, spec)
+        from_nnunet(missing, spec)
     with pytest.raises(InputError, match=r"'encoder\.stages\.9\.weight'.*residual 2D"):
-        from_reference(theirs | {"encoder.stages.9.weight": torch.zeros(1)}, spec)
+        from_nnunet(theirs | {"encoder.stages.9.weight": torch.zeros(1)}, spec)
     with pytest.raises(InputError, match=r"'decoder\.seg_layers\.0\.bias' have shape \(7,\), the plans ask for \(2,\)"):
-        from_reference(theirs | {"decoder.seg_layers.0.bias": torch.zeros(7)}, spec)
+        from_nnunet(theirs | {"decoder.seg_layers.0.bias": torch.zeros(7)}, spec)

@@ -24,20 +24,20 @@ from segfit.preprocessing.pipeline import CaseProperties
 from segfit.resampling import resample_image, separate_axis
 from segfit.specs import Configuration, ResamplingSpec
 
-__all__ = ["ScoreField", "export_labels", "export_probabilities", "merged_labels", "merged_probabilities"]
+__all__ = ["LogitField", "export_labels", "export_probabilities", "merged_labels", "merged_probabilities"]
 
 _BLOCK_ROWS = 32  # outputs per matrix product on a CPU: wide enough for BLAS, narrow enough to stay near the band
 _SLAB_VOXELS = {"cpu": 2**20, "cuda": 2**25}  # values in flight: a processor's cache, or enough to fill a GPU
 
 
-class ScoreField:
+class LogitField:
     """The logits of one configuration for one case, readable on any box of the stored grid.
 
     Parameters
     ----------
     logits : (num_outputs, *properties.shape), torch (any device) or numpy
     properties : how the case came from the stored grid to the network's
-    configuration : its spacing and resampling of scores
+    configuration : its spacing and resampling of logits
 
     `box` is the cropped region on the stored grid; outside of it everything is background.
     """
@@ -179,7 +179,7 @@ def export_labels(
     They are the argmax of the logits ``(num_outputs, *network grid)``, or what the region rule of `labels` makes of
     them.
     """
-    return merged_labels([ScoreField(logits, properties, configuration)], labels)
+    return merged_labels([LogitField(logits, properties, configuration)], labels)
 
 
 def export_probabilities(
@@ -189,19 +189,19 @@ def export_probabilities(
     labels: LabelScheme,
 ) -> NDArray[np.float32]:
     """Return softmax (regions: sigmoid) probabilities ``(num_outputs, *stored)``; outside the crop background is 1."""
-    return merged_probabilities([ScoreField(logits, properties, configuration)], labels)
+    return merged_probabilities([LogitField(logits, properties, configuration)], labels)
 
 
 @torch.inference_mode()
-def merged_labels(fields: Sequence[ScoreField], labels: LabelScheme) -> NDArray[np.unsignedinteger[Any]]:
+def merged_labels(fields: Sequence[LogitField], labels: LabelScheme) -> NDArray[np.unsignedinteger[Any]]:
     """Return the inner labels ``(*stored)``, uint8 or uint16, by the mean probability of several configurations."""
     dtype = np.uint8 if max(labels.all_values) < 255 else np.uint16
     result: NDArray[np.unsignedinteger[Any]] = np.zeros(fields[0].shape, dtype=dtype)
     if len(fields) == 1:
         field = fields[0]
         for box in _slabs(field.box, field.slab_axis, _slab_voxels(field)):
-            scores = (field.read(channel, box) for channel in range(field.num_outputs))
-            result[_index(box)] = _decide(scores, labels, threshold=0.0)
+            logits = (field.read(channel, box) for channel in range(field.num_outputs))
+            result[_index(box)] = _decide(logits, labels, threshold=0.0)
         return result
     for box, mean in _mean_probabilities(fields, labels):
         result[_index(box)] = _decide(mean, labels, threshold=0.5)
@@ -209,7 +209,7 @@ def merged_labels(fields: Sequence[ScoreField], labels: LabelScheme) -> NDArray[
 
 
 @torch.inference_mode()
-def merged_probabilities(fields: Sequence[ScoreField], labels: LabelScheme) -> NDArray[np.float32]:
+def merged_probabilities(fields: Sequence[LogitField], labels: LabelScheme) -> NDArray[np.float32]:
     """Return the mean of the configurations' probabilities, ``(num_outputs, *stored)`` float32."""
     result = np.empty((labels.num_outputs, *fields[0].shape), dtype=np.float32)
     for box, mean in _mean_probabilities(fields, labels):
@@ -217,7 +217,7 @@ def merged_probabilities(fields: Sequence[ScoreField], labels: LabelScheme) -> N
     return result
 
 
-def _mean_probabilities(fields: Sequence[ScoreField], labels: LabelScheme) -> Iterator[tuple[Box, Tensor]]:
+def _mean_probabilities(fields: Sequence[LogitField], labels: LabelScheme) -> Iterator[tuple[Box, Tensor]]:
     """Yield the mean probabilities of all fields, slab by slab over the whole stored grid."""
     first = fields[0]
     whole = tuple((0, n) for n in first.shape)
@@ -228,22 +228,22 @@ def _mean_probabilities(fields: Sequence[ScoreField], labels: LabelScheme) -> It
         yield box, total / len(fields)
 
 
-def _probabilities(field: ScoreField, box: Box, labels: LabelScheme) -> Tensor:
+def _probabilities(field: LogitField, box: Box, labels: LabelScheme) -> Tensor:
     """Return the probabilities on a box of the stored grid; outside the crop background is certain."""
     result = torch.zeros((field.num_outputs, *(high - low for low, high in box)), device=field.logits.device)
     if not labels.has_regions:
         result[0] = 1.0
     inner = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, field.box, strict=True))
     if all(low < high for low, high in inner):
-        scores = torch.stack([field.read(channel, inner) for channel in range(field.num_outputs)])
+        logits = torch.stack([field.read(channel, inner) for channel in range(field.num_outputs)])
         within = tuple(slice(low - a, high - a) for (low, high), (a, _) in zip(inner, box, strict=True))
-        result[:, *within] = scores.sigmoid_() if labels.has_regions else scores.softmax(0)
+        result[:, *within] = logits.sigmoid_() if labels.has_regions else logits.softmax(0)
     return result
 
 
-def _decide(scores: Iterable[Tensor], labels: LabelScheme, *, threshold: float) -> NDArray[np.integer[Any]]:
+def _decide(values: Iterable[Tensor], labels: LabelScheme, *, threshold: float) -> NDArray[np.integer[Any]]:
     """Decide the labels of a box from its channels, one at a time: the rule of `LabelScheme.to_labels`."""
-    channels = iter(scores)
+    channels = iter(values)
     best = next(channels)
     kind = torch.uint8 if max(labels.all_values) < 255 else torch.int32
     winner = torch.zeros(best.shape, dtype=kind, device=best.device)
@@ -254,13 +254,13 @@ def _decide(scores: Iterable[Tensor], labels: LabelScheme, *, threshold: float) 
 
     if labels.region_order is None:
         winner.fill_(labels.all_values[0])
-        for score, value in zip(channels, labels.all_values[1:], strict=True):
-            paint(score > best, value)  # strictly: the lowest label wins ties
-            best = torch.maximum(best, score)
+        for channel, value in zip(channels, labels.all_values[1:], strict=True):
+            paint(channel > best, value)  # strictly: the lowest label wins ties
+            best = torch.maximum(best, channel)
     else:
         paint(best > threshold, labels.region_order[0])
-        for score, value in zip(channels, labels.region_order[1:], strict=True):
-            paint(score > threshold, value)
+        for channel, value in zip(channels, labels.region_order[1:], strict=True):
+            paint(channel > threshold, value)
     return winner.cpu().numpy()
 
 
@@ -273,7 +273,7 @@ def _slabs(box: Box, axis: int, voxels: int) -> Iterator[Box]:
         yield (*box[:axis], (start, min(start + thickness, high)), *box[axis + 1 :])
 
 
-def _slab_voxels(field: ScoreField) -> int:
+def _slab_voxels(field: LogitField) -> int:
     return _SLAB_VOXELS.get(field.logits.device.type, _SLAB_VOXELS["cpu"])
 
 

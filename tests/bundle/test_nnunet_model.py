@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.bundle.nnunet import is_reference_model, read_reference_model
 from segfit.errors import InputError
+from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 
 pytestmark = pytest.mark.golden("inference/models/Dataset602_TinyRegions")
 
@@ -25,9 +25,9 @@ def folder(golden: Path, tmp_path: Path) -> Path:
 
 
 def test_manifest(folder: Path) -> None:
-    assert is_reference_model(folder)
-    assert not is_reference_model(folder.parent)
-    bundle = read_reference_model(folder)
+    assert is_nnunet_model(folder)
+    assert not is_nnunet_model(folder.parent)
+    bundle = read_nnunet_model(folder)
     manifest = bundle.manifest
     assert manifest.name == f"Dataset602_TinyRegions {NAME}"
     assert manifest.channel_names == ("T1", "T2")
@@ -42,15 +42,15 @@ def test_manifest(folder: Path) -> None:
 
 
 def test_folds(folder: Path) -> None:
-    assert list(read_reference_model(folder, [1]).manifest.members[0].weights) == ["1"]
+    assert list(read_nnunet_model(folder, [1]).manifest.members[0].weights) == ["1"]
     with pytest.raises(InputError, match=r"fold_3/checkpoint_final\.pth is missing"):
-        read_reference_model(folder, [3])
+        read_nnunet_model(folder, [3])
     (folder / "fold_1").rename(folder / "fold_all")
-    assert list(read_reference_model(folder).manifest.members[0].weights) == ["0"]
+    assert list(read_nnunet_model(folder).manifest.members[0].weights) == ["0"]
     shutil.rmtree(folder / "fold_0")
-    assert list(read_reference_model(folder).manifest.members[0].weights) == ["all"]
+    assert list(read_nnunet_model(folder).manifest.members[0].weights) == ["all"]
     with pytest.raises(InputError, match="has no fold_"):
-        read_reference_model(folder, checkpoint="checkpoint_best.pth")
+        read_nnunet_model(folder, checkpoint="checkpoint_best.pth")
 
 
 class Malicious:
@@ -61,7 +61,7 @@ class Malicious:
 def test_checkpoints_run_no_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"network_weights": Malicious()}, folder / "fold_0" / "checkpoint_final.pth")
     with pytest.raises(InputError, match="cannot be read safely"):
-        read_reference_model(folder)
+        read_nnunet_model(folder)
     assert capsys.readouterr().out == ""
 
 
@@ -71,23 +71,23 @@ def test_damaged_folders_are_refused(folder: Path) -> None:
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="cannot be read safely"):
-        read_reference_model(folder)
+        read_nnunet_model(folder)
     torch.save({"weights": 1}, checkpoint)
     with pytest.raises(InputError, match="is missing or malformed"):
-        read_reference_model(folder)
+        read_nnunet_model(folder)
     del content["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"]
     content["network_weights"] = {
         key: value for key, value in content["network_weights"].items() if "stages.0.0.convs.0" not in key
     }
     torch.save(content, checkpoint)
     with pytest.raises(InputError, match=r"fold_0/checkpoint_final\.pth: the weights lack"):
-        read_reference_model(folder)
+        read_nnunet_model(folder)
     checkpoint.write_bytes(whole)
     plans = json.loads((folder / "plans.json").read_text())
     del plans["configurations"]["3d_fullres"]
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(InputError, match="no configuration '3d_fullres'"):
-        read_reference_model(folder)
+        read_nnunet_model(folder)
 
 
 def test_numpy_scalars_are_let_in(tmp_path: Path, folder: Path) -> None:
@@ -95,4 +95,4 @@ def test_numpy_scalars_are_let_in(tmp_path: Path, folder: Path) -> None:
     content = torch.load(checkpoint, weights_only=False)
     content["logging"] = {"ema": [np.float32(1), np.float64(2), np.int64(3), np.bool_(True)]}
     torch.save(content, checkpoint)
-    assert read_reference_model(folder, [0]).manifest.members[0].weights
+    assert read_nnunet_model(folder, [0]).manifest.members[0].weights

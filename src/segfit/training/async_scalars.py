@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Readback", "StepFacts"]
+__all__ = ["AsyncScalars", "StepFacts"]
 
 _LAG = 2  # steps the host may be behind in reading
 
@@ -24,7 +24,7 @@ class StepFacts:
     cases: tuple[str, ...] = ()  # ids of the cases it learns from
 
 
-class Readback:
+class AsyncScalars:
     """A queue of steps whose loss and gradient norm are on their way."""
 
     def __init__(self) -> None:

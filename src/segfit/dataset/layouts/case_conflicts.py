@@ -1,36 +1,15 @@
-"""What no layout can want: ids of cases that cannot be names of files, and files that two cases or roles share."""
+"""Conflicts between cases, whatever the layout: ids that cannot be file names or differ in case only, shared files."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from segfit.dataset.layouts.names import composed
+from segfit.dataset.layouts.names import LONGEST_NAME, fault_of_name, same_letters
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import Problem
 
-__all__ = ["fault_of_name", "name_problems", "same_letters", "shared_files"]
-
-_LONGEST_NAME = 200  # bytes: file systems allow 255, and endings are added to the id of a case (assumption)
-
-
-def fault_of_name(name: str) -> str:
-    """Say why a case cannot have this id, which becomes the name of files; an empty string if it can."""
-    if not name.strip():
-        return "is empty"
-    if name != Path(name).name or name.startswith("."):
-        return "is a path or would be a hidden file"
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-        return "has control characters or bytes that are no UTF-8 text"
-    if len(name.encode()) > _LONGEST_NAME:
-        return f"is longer than {_LONGEST_NAME} bytes"
-    return ""
-
-
-def same_letters(name: str) -> str:
-    """Return what names have in common that differ in capitals or in how their accents are stored alone."""
-    return composed(name).casefold()
+__all__ = ["name_problems", "shared_files"]
 
 
 def name_problems(dataset: Dataset) -> list[Problem]:
@@ -41,11 +20,11 @@ def name_problems(dataset: Dataset) -> list[Problem]:
         fault = fault_of_name(case.id)
         if fault:
             shown = case.id if case.id.isprintable() else ascii(case.id)[1:-1]
-            problems.append(Problem(shown[:_LONGEST_NAME], f"its name {fault}", "give the case another name"))
+            problems.append(Problem(shown[:LONGEST_NAME], f"its name {fault}", "give the case another name"))
         other = first.setdefault(same_letters(case.id), case.id)
         if other != case.id:
-            problem = f"differs from the case {other} in capitals or in how accents are stored alone"
-            action = "rename one; on other file systems their results would overwrite each other"
+            problem = f"differs from the case {other} only in case or Unicode normalisation"
+            action = "rename one; on some file systems their results overwrite each other"
             problems.append(Problem(case.id, problem, action, fatal=False))
     return problems
 
@@ -59,15 +38,15 @@ def shared_files(dataset: Dataset) -> list[Problem]:
         labels = [_resolved(path) for path in case.label_files]
         twice = _repeated(images)
         if twice is not None:
-            problems.append(Problem(case.id, f"{twice.name} is given for two channels", "correct one of them"))
+            problems.append(Problem(case.id, f"{twice.name} is listed for two channels", "correct one of them"))
         both = next((path for path in labels if path in images), None)
         if both is not None:
             problems.append(Problem(case.id, f"{both.name} is both its image and its label", "correct one of them"))
         for path in dict.fromkeys(labels):
             other = labelled.setdefault(path, case)
             if other is not case and both is None:
-                problem = f"{path.name} is its label and that of the case {other.id}"
-                problems.append(Problem(case.id, problem, "correct one of them, unless it fits both", fatal=False))
+                problem = f"{path.name} is also the label of the case {other.id}"
+                problems.append(Problem(case.id, problem, "correct one of them unless that is right", fatal=False))
     return problems
 
 

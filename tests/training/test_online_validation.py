@@ -19,8 +19,8 @@ from segfit.labels import LabelScheme
 from segfit.networks.unet import build_network
 from segfit.specs import AugmentationSpec, Configuration
 from segfit.training.learner import Learner
+from segfit.training.online_validation import TILE_STEP, CaseValidation, ValidationSchedule, tile_count, varied
 from segfit.training.result import WEIGHTS
-from segfit.training.validation import TILE_STEP, CaseValidation, ValidationSchedule, tile_count, varied
 
 CPU = torch.device("cpu")
 REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, [1, 2])

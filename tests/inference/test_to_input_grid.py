@@ -9,8 +9,14 @@ from numpy.typing import NDArray
 
 from segfit.geometry import Grid
 from segfit.images.image import Image
-from segfit.inference import export as export_module
-from segfit.inference.export import ScoreField, export_labels, export_probabilities, merged_labels, merged_probabilities
+from segfit.inference import to_input_grid as export_module
+from segfit.inference.to_input_grid import (
+    LogitField,
+    export_labels,
+    export_probabilities,
+    merged_labels,
+    merged_probabilities,
+)
 from segfit.labels import LabelScheme
 from segfit.preprocessing.pipeline import CaseProperties, paste, preprocess, restore_axes
 from segfit.resampling import resample_image
@@ -130,7 +136,7 @@ def test_configurations_are_merged_as_probabilities(
         chosen = configuration(**CASES[kind])
         properties = case(chosen)
         logits = random_logits(properties)
-        fields.append(ScoreField(logits, properties, chosen))
+        fields.append(LogitField(logits, properties, chosen))
         single.append(export_probabilities(logits, properties, chosen, LABELS))
     mean = np.mean(single, axis=0)
     merged = merged_probabilities(fields, LABELS)

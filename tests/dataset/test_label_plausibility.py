@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from segfit.dataset.doubts import label_doubt
+from segfit.dataset.label_plausibility import label_doubt
 
 
 def texture(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -51,11 +51,11 @@ def organs(count: int, shape: tuple[int, ...], seed: int, *, in_order: bool) -> 
 
 @pytest.mark.parametrize("shape", [(60, 80), (20, 40, 50)])
 def test_photographs_and_scans_are_no_label_maps(shape: tuple[int, ...]) -> None:
-    assert "looks like a photograph" in label_doubt(texture(shape)[None])
+    assert "looks like a photograph, a scan or JPEG artefacts:" in label_doubt(texture(shape)[None])
     deep = texture(shape).astype(np.int16) * 7 - 1024
-    assert "looks like a photograph" in label_doubt(deep[None])
+    assert "looks like a photograph, a scan or JPEG artefacts:" in label_doubt(deep[None])
     coarse = texture(shape) // 2 + np.random.default_rng(1).integers(0, 90, shape)
-    assert "looks like a photograph" in label_doubt(coarse[None])
+    assert "looks like a photograph, a scan or JPEG artefacts:" in label_doubt(coarse[None])
     assert label_doubt(np.where(texture(shape) > 120, 3, 1)[None]) == ""
 
 
