@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from segfit.errors import Problem
-from segfit.progress import Progress, Task
+from segfit.progress import Meter, Progress, Task
 from segfit.words import dice, duration
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class LineProgress:
         try:
             yield task
         except BaseException:
-            self._write(f"{description}: stopped at {task.share:.0%} after {duration(task.elapsed)}")
+            self._write(f"{description}: stopped at {task.meter.share:.0%} after {duration(task.meter.elapsed)}")
             raise
-        self._write(f"{description}: done in {duration(task.elapsed)}")
+        self._write(f"{description}: done in {duration(task.meter.elapsed)}")
 
     def note(self, message: str) -> None:
         """Write a line."""
@@ -72,29 +72,16 @@ class _LineTask:
     def __init__(
         self, description: str, total: float, write: Callable[[str], None], clock: Callable[[], float]
     ) -> None:
-        self._description, self._total = description, total
-        self._write, self._clock = write, clock
-        self._done = 0.0
-        self._first: tuple[float, float] | None = None  # time and amount of the first report: work may be resumed
-        self._start = self._last_time = clock()
+        self.meter = Meter(total, clock)
+        self._description, self._write, self._clock = description, write, clock
+        self._last_time = clock()
         self._last_share = 0.0
-
-    @property
-    def share(self) -> float:
-        """How much is done, 0 to 1."""
-        return min(1.0, self._done / self._total) if self._total > 0 else 1.0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the task was opened."""
-        return self._clock() - self._start
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         """Count, and write a line if one is due; the last one is left to the end of the task."""
-        self._done += amount
-        if self._first is None:
-            self._first = (self._clock(), self._done)
-        now, share = self._clock(), self.share
+        meter = self.meter
+        meter.count(amount)
+        now, share = self._clock(), meter.share
         # The tiny number keeps 0.1 + 0.2 from missing a tenth.
         tenth = int(share / _SHARE + 1e-9) > int(self._last_share / _SHARE + 1e-9)
         waited = now - self._last_time
@@ -102,17 +89,8 @@ class _LineTask:
             return
         self._last_time, self._last_share = now, share
         detail = f", {note}" if note else ""
-        self._write(
-            f"{self._description}: {share:.0%}, elapsed {duration(self.elapsed)}, left {duration(self._left())}{detail}"
-        )
-
-    def _left(self) -> float | None:
-        """Return the seconds left at the pace since the first report, or since the beginning if that is all."""
-        assert self._first is not None
-        since, before = self._first
-        if self._done > before:
-            return (self._clock() - since) * (self._total - self._done) / (self._done - before)
-        return self.elapsed * (self._total - self._done) / self._done if self._done > 0 else None
+        times = f"elapsed {duration(meter.elapsed)}, left {duration(meter.left)}"
+        self._write(f"{self._description}: {share:.0%}, {times}{detail}")
 
 
 class BarProgress:

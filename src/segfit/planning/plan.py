@@ -13,7 +13,9 @@ from pydantic import model_validator
 from segfit.files import Document, Record
 from segfit.fingerprint.fingerprint import IntensityStatistics
 from segfit.labels import Exchange
+from segfit.notebook import html_table
 from segfit.options import NormalizationScheme
+from segfit.words import listing
 
 __all__ = [
     "AugmentationSpec",
@@ -279,3 +281,29 @@ class Plan(Document):
     run: RunSpec | None = None  # None until a step was measured or the user decided
     decisions: tuple[Decision, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        run = "not sized yet" if self.run is None else self._run_words(self.run)
+        return f"Plan({self.dataset!r}, preset {self.preset}: {', '.join(self.configurations)}; {run})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                "x".join(f"{value:.4g}" for value in item.spacing_mm),
+                "x".join(map(str, item.patch_size)),
+                str(item.batch_size),
+                f"{item.network.kind}, {item.network.num_stages} stages from {item.network.features[0]} features",
+            )
+            for name, item in self.configurations.items()
+        ]
+        run = () if self.run is None else (self._run_words(self.run),)
+        columns = ("configuration", "spacing (mm)", "patch", "batch", "network")
+        return html_table(f"{self.dataset}, preset {self.preset}", columns, rows, (*run, *self.changes, *self.warnings))
+
+    @staticmethod
+    def _run_words(run: RunSpec) -> str:
+        folds = listing([str(fold) for fold in run.folds])
+        return f"trains {listing(run.configurations)}, fold {folds}"
