@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -22,7 +21,7 @@ class _Clock:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """IPython in a kernel, as far as it is used; what was displayed, in order."""
     shown: list[Any] = []
 
@@ -36,7 +35,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     displays.display = display  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", displays)
-    yield shown
+    return shown
 
 
 def test_outside_of_notebooks_messages_are_logged(
