@@ -35,7 +35,7 @@ class Project(Preparation):
     """A project folder; make one with `create` or `open`.
 
     The methods named after stages stand in pipeline order. Each runs what it needs of the stages before it, skips what
-    is done, and may be interrupted at any moment and called again.
+    is done, and may be interrupted at any moment and called again; `predict` and `evaluate` start no training.
     """
 
     @classmethod
@@ -117,7 +117,7 @@ class Project(Preparation):
     def predict(self) -> list[Path]:
         """Predict the dataset's test images with the model; return the label files.
 
-        Raises `InputError` if the trainings are not finished: none is started here.
+        Raises `InputError` if the trainings of the project's options are not finished.
         """
         from segfit.project import handover, trainings
 
