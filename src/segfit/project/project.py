@@ -92,7 +92,10 @@ class Project(Preparation):
         return status_of(self.folder.root)
 
     def __repr__(self) -> str:
-        return repr(self.status())
+        try:
+            return repr(self.status())
+        except InputError:  # its folder is gone or damaged
+            return f"Project({str(self.folder.root)!r})"
 
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()
