@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import segfit
 
 # Imports the modules of argv and tells what that changed.
 _PROBE = """
@@ -69,6 +72,15 @@ def test_evaluation_and_selection_need_no_torch(module: str) -> None:
 
 def test_formats_load_no_optional_package_before_a_file_needs_it() -> None:
     assert json.loads(fresh(_PROBE, "segfit.images.formats"))["optional"] == []
+
+
+def test_public_names_are_listed_and_typed_before_anything_is_loaded() -> None:
+    code = "import json, sys, segfit; print(json.dumps([dir(segfit), list(sys.modules)]))"
+    names, modules = json.loads(fresh(code))
+    assert names == sorted(segfit.__all__)
+    assert {"Project", "Options", "Model", "Prediction", "Image", "evaluate", "nnunet", "InputError"} <= set(names)
+    assert not {"pydantic", "numpy", "torch"} & set(modules)
+    assert (Path(segfit.__file__).parent / "py.typed").is_file()
 
 
 def test_exported_names_exist() -> None:

@@ -87,13 +87,27 @@ def test_known_keys_are_the_leaves() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("45s", 45), ("20m", 1200), ("2h", 7200), ("1h30m", 5400), ("3d", 259200), ("1.5H", 5400)],
+    [
+        ("90", 90),
+        ("1.5", 1.5),
+        ("45s", 45),
+        ("45 sec", 45),
+        ("20m", 1200),
+        ("5min", 300),
+        ("5 min", 300),
+        ("2h", 7200),
+        ("2h30m", 9000),
+        ("2h 30min", 9000),
+        ("2h30min10s", 9010),
+        ("1.5H", 5400),
+        ("3d", 259200),
+    ],
 )
 def test_times(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "5 weeks", "-2h", "0m", "2h h"])
+@pytest.mark.parametrize("text", ["", " ", "soon", "5 weeks", "-2h", "0m", "2h h", "2h30", "1 0", "30m2h", "2:30"])
 def test_no_times(text: str) -> None:
     with pytest.raises(InputError, match="a time"):
         parse_seconds(text)

@@ -7,7 +7,8 @@
     project.run()
     result = segfit.load_model("work/model").predict("image.nii.gz")
 
-Everything is imported when it is first used; importing this module is light and silent.
+Everything is imported when it is first used; importing this module is light and silent. Warnings go to the logger
+"segfit" and stand in the results that they concern.
 """
 
 from __future__ import annotations
@@ -15,13 +16,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segfit import nnunet
     from segfit.dataset.layouts import open_dataset
-    from segfit.inference.model import load_model
+    from segfit.errors import (
+        DatasetError,
+        DivergedError,
+        InputError,
+        MemoryShortageError,
+        Problem,
+        SegfitError,
+        StageError,
+    )
+    from segfit.evaluation.summary import evaluate_folder as evaluate
+    from segfit.images.image import Image
+    from segfit.inference.model import Model, Prediction, load_model
+    from segfit.options import Options
     from segfit.project import Project
 
-__all__ = ["Project", "__version__", "load_model", "open_dataset"]
+__all__ = [
+    "DatasetError",
+    "DivergedError",
+    "Image",
+    "InputError",
+    "MemoryShortageError",
+    "Model",
+    "Options",
+    "Prediction",
+    "Problem",
+    "Project",
+    "SegfitError",
+    "StageError",
+    "__version__",
+    "evaluate",
+    "load_model",
+    "nnunet",
+    "open_dataset",
+]
 
 _HOME = {
+    "Image": "segfit.images.image",
+    "Model": "segfit.inference.model",
+    "Options": "segfit.options",
+    "Prediction": "segfit.inference.model",
     "Project": "segfit.project",
     "load_model": "segfit.inference.model",
     "open_dataset": "segfit.dataset.layouts",
@@ -29,12 +65,20 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name == "__version__":
         from importlib.metadata import version
 
         return version("segfit")
-    if name in _HOME:
-        from importlib import import_module
-
-        return getattr(import_module(_HOME[name]), name)
+    if name == "evaluate":
+        return import_module("segfit.evaluation.summary").evaluate_folder
+    if name == "nnunet":
+        return import_module("segfit.nnunet")
+    if name in __all__:
+        return getattr(import_module(_HOME.get(name, "segfit.errors")), name)
     raise AttributeError(f"module 'segfit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -309,14 +309,19 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-_TIME = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_TIME = re.compile(rf"(?:{_NUMBER} ?d)? ?(?:{_NUMBER} ?h)? ?(?:{_NUMBER} ?m(?:in)?)? ?(?:{_NUMBER} ?s(?:ec)?)?")
 
 
 def parse_seconds(text: str) -> float:
-    """Return the seconds of ``90``, ``45s``, ``20m``, ``2h``, ``1h30m`` or ``3d``; raise `InputError` otherwise."""
-    match = _TIME.fullmatch(text.strip().lower())
+    """Return the seconds of a time: ``45s``, ``20min``, ``20m``, ``2h``, ``2h30m``, ``1.5h``, ``3d``.
+
+    A bare number is seconds. Raises `InputError` otherwise, also where a number without a unit follows one with a unit.
+    """
+    words = text.strip().lower()
+    match = _TIME.fullmatch(f"{words}s" if re.fullmatch(_NUMBER, words) else words)
     if not match or not any(match.groups()):
-        raise InputError(f"a time is written like 20m, 2h, 1h30m or 3d, got {text!r}")
+        raise InputError(f"a time is written like 20min, 2h, 2h30m, 1.5h or 3d (90 is 90 seconds), got {text!r}")
     seconds = sum(float(v) * unit for v, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if v)
     if seconds <= 0:
         raise InputError(f"a time budget must be above zero, got {text!r}")

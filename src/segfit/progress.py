@@ -1,12 +1,14 @@
-"""How long work tells what it is doing. The library is silent by default; the CLI draws bars or prints lines."""
+"""How long work tells what it is doing: by default to the logger "segfit", in notebooks and on the CLI with bars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["SILENT", "KeptWarnings", "Progress", "Task", "messages_only"]
+__all__ = ["LOGGED", "SILENT", "KeptWarnings", "Logged", "Meter", "Progress", "Task", "messages_only"]
 
 
 class Task(Protocol):
@@ -52,6 +54,56 @@ class _Silent:
 
 
 SILENT: Progress = _Silent()
+"""For work inside other work, which passes on what is to be told."""
+
+
+class Logged(_Silent):
+    """Sends notes (level INFO) and warnings (level WARNING) to the logger "segfit"; tasks are not shown."""
+
+    def note(self, message: str) -> None:
+        """Log a fact."""
+        logging.getLogger("segfit").info(message)
+
+    def warn(self, message: str) -> None:
+        """Log a warning."""
+        logging.getLogger("segfit").warning(message)
+
+
+LOGGED: Progress = Logged()
+"""What the library uses when a caller gives no progress."""
+
+
+class Meter:
+    """Counts the work of a task and estimates the seconds left."""
+
+    def __init__(self, total: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done = total, 0.0
+        self._clock, self._start = clock, clock()
+        self._first: tuple[float, float] | None = None  # time and amount of the first report: work may be resumed
+
+    def count(self, amount: float) -> None:
+        """Count finished work."""
+        self.done += amount
+        if self._first is None:
+            self._first = (self._clock(), self.done)
+
+    @property
+    def share(self) -> float:
+        """How much is done, 0 to 1."""
+        return min(1.0, self.done / self.total) if self.total > 0 else 1.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the task was opened."""
+        return self._clock() - self._start
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left at the pace since the first report, or since the beginning if that is all; None: unknown."""
+        since, before = self._first or (self._start, 0.0)
+        if self.done <= before:
+            since, before = self._start, 0.0
+        return (self._clock() - since) * (self.total - self.done) / (self.done - before) if self.done > before else None
 
 
 class _MessagesOnly(_Silent):

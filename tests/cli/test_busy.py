@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segfit.cli import helpers, main
+from segfit.cli import machine, main, projects
 from segfit.cli.main import run
 from segfit.dataset.phantom import make_phantom
 from segfit.execution.workers import WorkerPool
@@ -92,7 +92,7 @@ def test_doctor_tells_when_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> No
     for name in _SET_BY_USERS:
         monkeypatch.delenv(name, raising=False)
     told = "may spin (OMP_WAIT_POLICY is not set); slow beside other busy processes"
-    assert helpers._waiting() == ("waiting threads", "note", told)
+    assert machine._waiting() == ("waiting threads", "note", told)
 
 
 def test_the_library_leaves_the_environment_alone() -> None:
@@ -146,8 +146,8 @@ class _Recorder:
             self.now += took
 
         monkeypatch.setattr(Project, "run", fake_run)
-        monkeypatch.setattr(helpers, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(helpers, "print_outcome", lambda project: None)
+        monkeypatch.setattr(projects, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(projects, "print_outcome", lambda project, as_json: None)
 
 
 @pytest.mark.parametrize(

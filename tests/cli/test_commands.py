@@ -83,24 +83,32 @@ def test_run_prints_scores_model_and_report(project: Path, capsys: pytest.Captur
 
 
 def test_stored_cases_are_verified(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["preprocess", "--out", str(project), "--verify"]) == 0
+    assert run(["verify", str(project), "--json"]) == 0
     total = len([path for path in (project / "cases").iterdir() if path.is_dir()])
-    assert capsys.readouterr().out == f"{total} of {total} stored cases are what was written\n"
+    told = json.loads(capsys.readouterr().out)
+    assert told == [
+        {"what": "stored cases", "state": "good", "found": f"{total} of {total} passed the checksum"},
+        {"what": "model", "state": "good", "found": "1 of 1 weight files passed the checksum"},
+    ]
     image = next((project / "cases").glob("*/image.b2nd"))
     content = bytearray(image.read_bytes())
     content[-100] ^= 4
     image.write_bytes(content)
     case = json.loads((image.parent / "case.json").read_text())["properties"]["case"]
-    assert run(["preprocess", "--out", str(project), "--verify"]) == 1
-    assert capsys.readouterr().out.splitlines() == [
-        f"case {case}: image.b2nd is not what was written ({image.parent})",
-        f"{total - 1} of {total} stored cases are what was written",
-        "segfit preprocess makes those that the plan uses anew; the others may be deleted",
+    assert run(["verify", str(project), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [(row["what"], row["state"]) for row in told] == [
+        (f"case {case}", "damaged"),
+        ("stored cases", "damaged"),
+        ("model", "good"),
     ]
+    assert str(image.parent) in told[0]["found"]
+    assert run(["preprocess", "--out", str(project), "--verify"]) == 1  # an older name
+    assert f"{total - 1} of {total} passed the checksum" in capsys.readouterr().out
     assert run(["preprocess", "--out", str(project)]) == 0
     captured = capsys.readouterr()
     assert f"preprocessed case {case} was damaged on disk; it was made anew" in captured.err
-    assert run(["preprocess", "--out", str(project), "--verify"]) == 0
+    assert run(["verify", str(project)]) == 0
 
 
 def test_run_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +205,7 @@ def test_predict_a_folder_files_and_evaluate(
     found = nib.load(tmp_path / "one" / "phantom_ts_001.nii.gz").get_fdata()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(found, expected)
     capsys.readouterr()
-    arguments = ["-p", str(tmp_path / "all"), "-r", str(dataset / "labelsTs"), "--save", str(tmp_path / "scores.json")]
+    arguments = ["-p", str(tmp_path / "all"), "-r", str(dataset / "labelsTs"), "-o", str(tmp_path / "scores.json")]
     assert run(["evaluate", str(dataset), *arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "scores.json").read_text())
@@ -210,9 +218,12 @@ def test_info(project: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) 
     assert run(["info", str(project / "model")]) == 0
     assert "Segments organ, lesion" in capsys.readouterr().out
     assert run(["info", str(project), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["finished trainings"] == "1"
+    told = json.loads(capsys.readouterr().out)
+    assert told["kind"] == "project"
+    assert {row["stage"]: row["state"] for row in told["stages"]}["train"] == "done"
     assert run(["info", str(dataset), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["training cases"] == "5"
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["training_cases"]) == ("dataset", 5)
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,19 +235,27 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run"], "give a dataset folder, or a project with --out"),
+        (["run"], "give a dataset or a project"),
         (
             ["run", "DATASET", "--set", "planing.folds=0"],
             "unknown option 'planing.folds' (did you mean 'planning.folds'?)",
         ),
         (["run", "DATASET", "--set", "training.steps=many"], "option training.steps"),
-        (["run", "DATASET", "--time", "soon"], "a time is written like 20m, 2h, 1h30m or 3d, got 'soon'"),
+        (["run", "DATASET", "--time", "soon"], "90 is 90 seconds), got 'soon'"),
+        (["run", "DATASET", "--time", "2h30"], "got '2h30'"),
         (["run", "DATASET", "--time", "2h", "--steps", "5"], "not by both"),
-        (["run", "DATASET", "--preset", "best"], "option preset"),
+        (["run", "DATASET", "--preset", "best"], "'best' is not one of 'auto', 'stock'"),
         (["plan", "DATASET", "--device", "cuda:7"], "cuda:7"),
         (["train", "DATASET", "--set", "planning.folds=9"], "planning.folds must be among 0 to 4"),
         (["report", "--out", "nowhere"], "is not a segfit project"),
         (["predict", "--model", "nowhere", "-i", "x"], "-o"),
+        (["predict", "DATASET", "--overwrite", "--folds", "0"], "--model"),
+        (["predict", "DATASET"], "train first: segfit run --out"),
+        (["evaluate", "DATASET"], "train first: segfit run --out"),
+        (["status", "DATASET"], "is not a segfit project"),
+        (["verify", "DATASET"], "neither a model nor a project"),
+        (["export", "DATASET", "--to", "dicom", "-o", "x"], "'dicom' is not"),
+        (["import", "DATASET", "-o", "x"], "is no model of nnU-Net v2"),
         (["predict", "--model", "nowhere", "-i", ".", "-o", "y"], "nowhere is not a model"),
         (["info", "nowhere"], "neither a model, nor a project, nor a dataset"),
         (["frobnicate"], "No such command 'frobnicate'"),
@@ -382,7 +401,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
     }
     assert [item["problem"] for item in told["problems"]] == ["2 training cases, five folds need 5 or more"]
     assert run(["info", str(pairs), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["structures"] == "label 1, label 2"
+    assert json.loads(capsys.readouterr().out)["structures"] == {"label 1": [1], "label 2": [2]}
 
 
 def test_incomplete_cases_can_be_skipped(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,14 +450,20 @@ def test_problems_stand_together(dataset: Path, tmp_path: Path, capsys: pytest.C
 
 def test_export_for_nnunet(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken, out = broken_pair(dataset, tmp_path), tmp_path / "Dataset012_Copy"
-    assert run(["export-nnunet", "--dataset", str(broken), "--out", str(out)]) == 2
+    to = ["--to", "nnunet", "-o", str(out)]
+    assert run(["export", str(broken), *to]) == 2
     assert "its label labelsTr/phantom_tr_000.nii.gz is missing" in capsys.readouterr().err
     assert not out.exists()
-    assert run(["export-nnunet", "--dataset", str(broken), "--out", str(out), "--skip-incomplete"]) == 0
+    assert run(["export", str(broken), *to, "--skip-incomplete"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert sorted(path.name for path in (out / "labelsTr").iterdir()) == [
         f"phantom_tr_00{number}.nii.gz" for number in (1, 2, 4)
     ]
     assert run(["check", str(out)]) == 0
-    assert run(["export-nnunet", "--dataset", str(dataset), "--out", str(out)]) == 2
+    project = tmp_path / "p"  # which remembers it
+    assert run(["fingerprint", str(broken), "--out", str(project), "--skip-incomplete"]) == 0
+    assert run(["export", str(project), "--to", "nnunet", "-o", str(tmp_path / "Dataset013_Copy")]) == 0
+    assert len(list((tmp_path / "Dataset013_Copy" / "labelsTr").iterdir())) == 3
+    capsys.readouterr()
+    assert run(["export-nnunet", "--dataset", str(dataset), "--out", str(out)]) == 2  # an older name
     assert "exists already" in capsys.readouterr().err

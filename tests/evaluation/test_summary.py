@@ -54,6 +54,14 @@ def test_a_structure_that_never_occurs() -> None:
     assert nowhere.mean_dice is None
 
 
+def test_what_a_summary_looks_like() -> None:
+    summary = summarize([case("x", a=HALF, b=FULL), case("<y>", a=NOTHING, b=HALF)], TWO.targets)
+    assert repr(summary) == str(summary) == "Summary(2 cases, mean Dice 0.625: a 0.500, b 0.750)"
+    html = summary.model_copy(update={"warnings": ("odd",)})._repr_html_()
+    for part in ("mean Dice 0.625", "<th>a</th>", "<td>&lt;y&gt;</td><td>–</td><td>0.500</td>", "<p>odd</p>"):
+        assert part in html
+
+
 def test_a_subset_has_means_of_its_own() -> None:
     summary = summarize([case("x", a=HALF, b=FULL), case("y", a=FULL, b=FULL)], TWO.targets)
     assert summary.subset(["y"]).mean_dice == 1.0
@@ -204,8 +212,9 @@ def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> No
     array.flat[0] = 77
     write_labels(path, LabelMap(array, labels.grid))
     notes = Notes()
-    evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    summary = evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
     assert notes.warnings == ["the prediction of case_b has undeclared values, which are ignored"]
+    assert list(summary.warnings) == notes.warnings
 
 
 def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -> None:
@@ -232,7 +241,9 @@ def test_files_without_a_place_are_compared_by_index(folders: tuple[Path, Path])
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
     write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, Grid(labels.shape, (1.0, 1.0, 1.0))))
     notes = Notes()
-    assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
+    found = evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    assert found.model_copy(update={"warnings": ()}) == expected
+    assert list(found.warnings) == notes.warnings
     assert notes.warnings == [
         "prediction and reference of case_b.nii.gz differ in voxel size and do not both have an affine; "
         "voxels were compared by index"

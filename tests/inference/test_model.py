@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -115,6 +116,21 @@ def test_an_empty_image_is_predicted_with_a_warning(model: Model) -> None:
     prediction = model.predict((np.zeros((9, 10, 11)), AFFINE))
     assert prediction.labels.shape == (9, 10, 11)
     assert prediction.warnings == ("the image is constant",)
+
+
+def test_warnings_are_logged_too(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    prediction = model.predict((np.zeros((1, 6, 8, 8), np.float32), Grid((6, 8, 8), (2.0, 1.0, 1.0), AFFINE)))
+    told = [(record.name, record.levelname, record.message) for record in caplog.records]
+    assert told == [("segfit", "WARNING", message) for message in prediction.warnings]
+    assert len(told) == 1
+
+
+def test_what_models_and_predictions_look_like(model: Model) -> None:
+    assert repr(model) == "Model('tiny': 2 x 3d_fullres on cpu; channel 0 to a and b)"
+    prediction = model.predict(Image(voxels()[None], Grid((11, 17, 15), (2.2, 0.9, 1.1), AFFINE)), probabilities=True)
+    kind = prediction.labels.dtype
+    assert repr(prediction) == f"Prediction(11x17x15 {kind}, 2.2x0.9x1.1 mm, with probabilities)"
+    assert repr(replace(prediction, probabilities=None, warnings=("odd",))).endswith("mm, 1 warning)")
 
 
 def test_2d_pictures(

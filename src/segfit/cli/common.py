@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
@@ -17,6 +18,8 @@ from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
+    from segfit.options import DatasetOptions
+    from segfit.progress import Progress
     from segfit.project import Project
 
 __all__ = [
@@ -24,25 +27,34 @@ __all__ = [
     "DatasetArgument",
     "Device",
     "Out",
+    "PresetName",
     "SkipIncomplete",
     "Workers",
     "dataset_facts",
+    "dataset_of",
+    "is_project",
     "open_project",
     "print_json",
+    "project_folder",
     "with_settings",
 ]
 
 _Exit = TypeVar("_Exit")
 
+PresetName = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
+"""As in `segfit.options.Preset`, which takes longer to import than the help to print."""
+
 DatasetArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="DATASET", help="Dataset folder; not needed if --out is a project already."),
+    typer.Argument(metavar="DATASET", help="Dataset, or the project made of it.", show_default=False),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Project folder; by default segfit-DATASET in the current folder.")
+    Path | None, typer.Option("--out", metavar="PROJECT", help="Project folder; default: segfit-DATASET here.")
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Cases in work at once.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where networks run; default: auto.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="Cases in work at once.")]
 SkipIncomplete = Annotated[
     bool | None,
     typer.Option("--skip-incomplete/--no-skip-incomplete", help="Leave out cases with missing or unusable files."),
@@ -51,21 +63,31 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 _SETTINGS: dict[str, Any] = {
-    "time": Annotated[str | None, typer.Option("--time", help="Time for the whole run: 20m, 2h, 1h30m, 3d.")],
-    "steps": Annotated[int | None, typer.Option("--steps", help="Optimiser steps per training, instead of a time.")],
+    "time": Annotated[
+        str | None,
+        typer.Option("--time", metavar="TIME", help="Time for the whole run: 20min, 2h, 2h30m, 1.5h, 3d; 90 is 90 s."),
+    ],
+    "steps": Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", help="Optimiser steps per training, instead of a time."),
+    ],
     "preset": Annotated[
-        str | None, typer.Option("--preset", help="Planning rules: auto, stock, resenc-m, resenc-l or resenc-xl.")
+        PresetName | None,
+        typer.Option("--preset", metavar="|".join(get_args(PresetName)), help="Planning rules; default: auto."),
     ],
     "splits": Annotated[
-        str | None, typer.Option("--splits", help="Folds: balanced, nnunet, or a splits_final.json or splits.json.")
+        str | None,
+        typer.Option(
+            "--splits", metavar="balanced|nnunet|FILE", help="Folds; FILE: a splits_final.json or splits.json."
+        ),
     ],
     "resample_labels": Annotated[
         bool | None,
         typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
     ],
-    "memory": Annotated[float | None, typer.Option("--memory", help="Memory target of a training in GB.")],
+    "memory": Annotated[float | None, typer.Option("--memory", metavar="GB", help="Memory target of a training.")],
     "device": Device,
-    "seed": Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")],
+    "seed": Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")],
     "workers": Workers,
     "skip_incomplete": SkipIncomplete,
     "settings": Annotated[
@@ -159,19 +181,52 @@ def _method_or_file(splits: str) -> str:
     raise InputError(f"--splits is balanced, nnunet or a file of folds, and {splits} is none{nearest(splits, ways)}")
 
 
-def open_project(dataset: Path | None, out: Path | None, settings: list[str]) -> Project:
+def open_project(
+    dataset: Path | None, out: Path | None, settings: list[str], progress: Progress | None = None
+) -> Project:
     """Return the project that the arguments mean, made if need be; `InputError` if they mean none."""
     from segfit.options import Options
     from segfit.project import Project
 
     Options().with_settings(settings)  # a wrong option is told before anything is looked at
-    progress = console_progress()
+    progress = progress or console_progress()
+    folder = project_folder(dataset, out)
+    if dataset is None or is_project(dataset):
+        return Project.open(folder, settings=settings, progress=progress)
+    return Project.create(folder, dataset, settings=settings, progress=progress)
+
+
+def project_folder(dataset: Path | None, out: Path | None) -> Path:
+    """Return the folder of the project that the arguments mean: `dataset` may be a project itself."""
     if dataset is None:
         if out is None:
-            raise InputError("give a dataset folder, or a project with --out")
-        return Project.open(out, settings=settings, progress=progress)
-    folder = out or Path(f"segfit-{_name_of(dataset)}")
-    return Project.create(folder, dataset, settings=settings, progress=progress)
+            raise InputError("give a dataset or a project")
+        return out
+    if not is_project(dataset):
+        return out or Path(f"segfit-{_name_of(dataset)}")
+    if out is not None and os.path.realpath(out) != os.path.realpath(dataset):
+        raise InputError(f"{dataset} is a project already; leave out --out {out}, or give the dataset instead")
+    return dataset
+
+
+def is_project(path: Path) -> bool:
+    """Whether a folder is a project."""
+    try:
+        return (path.expanduser() / "project.json").is_file()
+    except (OSError, RuntimeError):  # what is wrong is told when it is opened
+        return False
+
+
+def dataset_of(path: Path) -> tuple[Path, DatasetOptions]:
+    """Return where a dataset lies and how its files are taken: `path`, or as the project there was told."""
+    from segfit.options import DatasetOptions
+
+    if not is_project(path):
+        return path, DatasetOptions()
+    from segfit.project.folder import ProjectFile, ProjectFolder
+
+    file = ProjectFile.load(ProjectFolder(path.expanduser()).project)
+    return file.dataset, file.options.dataset
 
 
 def _name_of(dataset: Path) -> str:

@@ -5,14 +5,17 @@ rich is imported when something is drawn on a terminal, not before.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from segfit.errors import Problem
-from segfit.progress import Progress, Task
+from segfit.progress import Meter, Progress, Task
 from segfit.words import dice, duration
 
 if TYPE_CHECKING:
@@ -20,11 +23,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-__all__ = ["BarProgress", "LineProgress", "console_progress", "problem_table", "score_table", "table"]
+__all__ = [
+    "BarProgress",
+    "LineProgress",
+    "console_progress",
+    "problem_table",
+    "score_table",
+    "table",
+    "text_width",
+    "wrapped",
+]
 
 _SILENCE_S = 30.0  # a log gets a line at least this often while work advances
 _SHARE = 0.1  # and one at each tenth of the work,
 _QUIET_S = 5.0  # but not sooner than this after the last one
+_BETWEEN = 3  # characters between the columns of a drawn table
 
 
 def console_progress(stream: TextIO | None = None) -> Progress:
@@ -46,9 +59,9 @@ class LineProgress:
         try:
             yield task
         except BaseException:
-            self._write(f"{description}: stopped at {task.share:.0%} after {duration(task.elapsed)}")
+            self._write(f"{description}: stopped at {task.meter.share:.0%} after {duration(task.meter.elapsed)}")
             raise
-        self._write(f"{description}: done in {duration(task.elapsed)}")
+        self._write(f"{description}: done in {duration(task.meter.elapsed)}")
 
     def note(self, message: str) -> None:
         """Write a line."""
@@ -72,29 +85,16 @@ class _LineTask:
     def __init__(
         self, description: str, total: float, write: Callable[[str], None], clock: Callable[[], float]
     ) -> None:
-        self._description, self._total = description, total
-        self._write, self._clock = write, clock
-        self._done = 0.0
-        self._first: tuple[float, float] | None = None  # time and amount of the first report: work may be resumed
-        self._start = self._last_time = clock()
+        self.meter = Meter(total, clock)
+        self._description, self._write, self._clock = description, write, clock
+        self._last_time = clock()
         self._last_share = 0.0
-
-    @property
-    def share(self) -> float:
-        """How much is done, 0 to 1."""
-        return min(1.0, self._done / self._total) if self._total > 0 else 1.0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the task was opened."""
-        return self._clock() - self._start
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         """Count, and write a line if one is due; the last one is left to the end of the task."""
-        self._done += amount
-        if self._first is None:
-            self._first = (self._clock(), self._done)
-        now, share = self._clock(), self.share
+        meter = self.meter
+        meter.count(amount)
+        now, share = self._clock(), meter.share
         # The tiny number keeps 0.1 + 0.2 from missing a tenth.
         tenth = int(share / _SHARE + 1e-9) > int(self._last_share / _SHARE + 1e-9)
         waited = now - self._last_time
@@ -102,17 +102,8 @@ class _LineTask:
             return
         self._last_time, self._last_share = now, share
         detail = f", {note}" if note else ""
-        self._write(
-            f"{self._description}: {share:.0%}, elapsed {duration(self.elapsed)}, left {duration(self._left())}{detail}"
-        )
-
-    def _left(self) -> float | None:
-        """Return the seconds left at the pace since the first report, or since the beginning if that is all."""
-        assert self._first is not None
-        since, before = self._first
-        if self._done > before:
-            return (self._clock() - since) * (self._total - self._done) / (self._done - before)
-        return self.elapsed * (self._total - self._done) / self._done if self._done > 0 else None
+        times = f"elapsed {duration(meter.elapsed)}, left {duration(meter.left)}"
+        self._write(f"{self._description}: {share:.0%}, {times}{detail}")
 
 
 class BarProgress:
@@ -178,6 +169,26 @@ def _make_bars(console: Console) -> Bars:
     )
 
 
+def text_width(widest: int) -> int:
+    """Return the characters of a line: those of the terminal, also behind a pager, and at most `widest`."""
+    columns = shutil.get_terminal_size((0, 0)).columns
+    if not columns:
+        with suppress(OSError, ValueError):
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return min(widest, columns or widest)
+
+
+def wrapped(text: str, stream: TextIO, indent: str = "") -> str:
+    """Return text in lines that end between words, as wide as the terminal that `stream` is; else as it is.
+
+    Paths and words of commands stay whole. `indent` stands before all lines but the first.
+    """
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def problem_table(problems: Sequence[Problem], stream: TextIO | None = None) -> None:
     """Print problems: case, what is wrong, what to do; `stream` is stderr by default.
 
@@ -194,11 +205,20 @@ def score_table(
 ) -> None:
     """Print scores: one row per key, one column per inner key, three decimals, a dash for None and NaN.
 
-    `first` is the heading of the keys; `stream` is stdout by default.
+    `first` is the heading of the keys; `stream` is stdout by default. On a terminal that is too narrow rows and columns
+    change places where that helps.
     """
-    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
-    cells = [(key, *(dice(values.get(name)) for name in columns)) for key, values in rows.items()]
-    table((first, *columns), cells, sys.stdout if stream is None else stream, numbers=True)
+    stream = sys.stdout if stream is None else stream
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    lines = [(first, *names), *((key, *(dice(values.get(name)) for name in names)) for key, values in rows.items())]
+    turned = list(zip(*lines, strict=True))
+    if stream.isatty() and _drawn_width(turned) < _drawn_width(lines) > shutil.get_terminal_size().columns:
+        lines = turned
+    table(lines[0], lines[1:], stream, numbers=True)
+
+
+def _drawn_width(lines: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) + _BETWEEN for column in zip(*lines, strict=True))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, *, numbers: bool = False) -> None:

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from segfit.cli import helpers, models, stages
-from segfit.cli.console import problem_table
+from segfit.cli import machine, models, projects, results, stages
+from segfit.cli.console import problem_table, wrapped
+from segfit.cli.help_pages import GroupedHelp
 from segfit.errors import DatasetError, InputError, SegfitError
 from segfit.execution.processors import affinity, available_workers
 
@@ -24,14 +25,15 @@ _ENDED = 128  # and, plus the signal, of others
 
 app = typer.Typer(
     name="segfit",
+    cls=GroupedHelp,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Self-configuring segmentation of biomedical images: from a folder of images and labels to a trained model "
-    "and a report that says what happened and why. The verbs stand in pipeline order; each does what is missing and "
-    "can be repeated.",
-    epilog="segfit run DATASET --time 2h does everything. Exit codes: 0 done, 1 failed, 2 bad input, "
+    "and a report that says what happened and why. segfit run DATASET --time 2h does everything; each verb of the "
+    "pipeline does what is missing and can be repeated.",
+    epilog="segfit VERB -h lists the options of a verb. Exit codes: 0 done, 1 failed, 2 bad input, "
     "3 done but not to be trusted.",
 )
 
@@ -53,9 +55,8 @@ def _main(
     del version
 
 
-stages.add_to(app)
-models.add_to(app)
-helpers.add_to(app)
+for verbs in (stages, results, projects, machine, models):
+    verbs.add_to(app)
 
 
 def main() -> None:
@@ -115,16 +116,16 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code; nothing a user does wrong ends in a traceback."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        result = app(given or ["--help"], standalone_mode=False)
+        result = app(given or ["--help"], prog_name="segfit", standalone_mode=False)
     except DatasetError as error:
-        _tell(f"{len(error.problems)} problem(s); {error.outcome}\n")
+        _tell(f"{len(error.problems)} problem(s); {error.outcome}")
         problem_table(error.problems)
         return 2
     except InputError as error:
-        _tell(f"segfit: {error}\n")
+        _tell(f"segfit: {error}")
         return 2
     except SegfitError as error:
-        _tell(f"segfit: {error}\n")
+        _tell(f"segfit: {error}")
         return 1
     except (KeyboardInterrupt, typer.Abort):
         result = _INTERRUPTED
@@ -134,22 +135,25 @@ def run(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         file = f"{error.filename}: " if error.filename else ""
-        _tell(f"segfit: {file}{error.strerror or error}; mend that and give the same command again\n")
+        _tell(f"segfit: {file}{error.strerror or error}; fix this and rerun the command")
         return 1
     except MemoryError as error:
-        _tell(f"segfit: there is not enough memory ({str(error) or 'no size was told'})\n")
+        _tell(f"segfit: there is not enough memory ({str(error) or 'no size was told'})")
         return 1
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the command line
-            _tell(f"segfit: {error.format_message().rstrip('.')}; segfit --help tells what there is\n")
+            path = getattr(getattr(error, "ctx", None), "command_path", "segfit")
+            message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+            _tell(f"segfit: {message}{' See' if message.endswith('?') else '; see'} {path} --help")
             return int(error.exit_code)
         raise
     if isinstance(result, int) and result > _ENDED:  # the command line library may have caught the signal itself
-        _tell("\nstopped; the same command goes on where it was\n")
+        _tell("")
+        _tell("stopped; the same command goes on where it was")
     return result if isinstance(result, int) else 0
 
 
 def _tell(text: str) -> None:
-    """Write to stderr; where that is not possible, the exit code has to do."""
+    """Write a line to stderr; where that is not possible, the exit code has to do."""
     with suppress(OSError):
-        sys.stderr.write(text)
+        sys.stderr.write(f"{wrapped(text, sys.stderr)}\n")

@@ -1,209 +1,163 @@
-"""The verbs that use a model or look at results: ``predict``, ``evaluate``, ``info``."""
+"""The verbs about models and other people's formats: ``import``, ``export`` and ``verify``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from segfit.cli.common import AsJson, DatasetArgument, Out, Workers, open_project, print_json
-from segfit.cli.console import console_progress, score_table, table
-from segfit.cli.stages import report
-from segfit.errors import InputError
+from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_json
+from segfit.cli.console import console_progress, table
+from segfit.cli.help_pages import MODELS, add_verb
+from segfit.errors import DatasetError, InputError
 
-if TYPE_CHECKING:
-    from segfit.evaluation.summary import Summary
-    from segfit.labels import LabelScheme
+__all__ = ["add_to", "print_verified", "verify_cases"]
 
-__all__ = ["add_to"]
+_DAMAGED = 1  # exit code
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
-    for verb in (predict, evaluate, report, info):
-        app.command()(verb)
+    add_verb(app, MODELS, import_model, "import")
+    add_verb(app, MODELS, export)
+    add_verb(app, MODELS, verify)
+    add_verb(app, None, export_nnunet)
 
 
-def predict(
-    more: Annotated[
-        list[Path] | None, typer.Argument(metavar="IMAGES", help="More images, so that -i a.nii.gz b.nii.gz works.")
-    ] = None,
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="Folder of a model.")] = None,
-    inputs: Annotated[
-        list[Path] | None, typer.Option("--input", "-i", help="Folder of images, image files, DICOM series.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the label files.")] = None,
-    out: Out = None,
-    folds: Annotated[str | None, typer.Option("--folds", help="Networks to use, e.g. 0,1; by default all.")] = None,
-    mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored views.")] = True,
-    tile_step: Annotated[float | None, typer.Option("--tile-step", help="Step of the window as a share of it.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    ending: Annotated[str | None, typer.Option("--ending", help="File ending of the outputs.")] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
-    previous_stage: Annotated[
-        Path | None, typer.Option("--previous-stage", help="Label files of the previous stage of a cascade.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
-    workers: Workers = None,
-) -> None:
-    """Segment images with a model.
-
-    Or the test images of a project, with --out alone.
-
-    Inputs are CASE_0000.END, CASE_0001.END, ... (one file per channel), outputs CASE.END. A DICOM series is a folder.
-    """
-    if model is None:
-        if inputs or output or more:
-            raise InputError("predict needs --model MODEL -i IMAGES -o OUTPUT, or a project with --out alone")
-        project = open_project(None, out, [])
-        for path in project.predict():
-            sys.stdout.write(f"{path}\n")
-        return
-    if not inputs or output is None:
-        raise InputError("predict needs the images with -i and a folder for the results with -o")
-    inputs = [*inputs, *(more or [])]
-    from segfit.dataset.layouts import cases_from_files, find_cases
-    from segfit.inference.model import load_model
-    from segfit.inference.predict_folder import predict_folder
-
-    loaded = load_model(
-        model,
-        device,
-        None if folds is None else [part.strip() for part in folds.split(",")],
-        mirror=None if mirror else False,
-        tile_step=tile_step,
-    )
-    channels = len(loaded.channel_names)
-    for path in inputs:
-        if not path.exists():
-            raise InputError(f"{path} does not exist; correct the path given with -i")
-    if len(inputs) == 1 and inputs[0].is_dir():
-        cases = find_cases(inputs[0], loaded.image_ending, channels)
-    else:
-        cases = cases_from_files(inputs, channels)
-    paths = predict_folder(
-        loaded,
-        cases,
-        output,
-        ending=ending,
-        overwrite=overwrite,
-        save_probabilities=probabilities,
-        previous_stage=previous_stage,
-        workers=workers or 1,
-        progress=console_progress(),
-    )
-    for path in paths:
-        sys.stdout.write(f"{path}\n")
-
-
-def evaluate(
-    dataset: DatasetArgument = None,
-    out: Out = None,
-    predictions: Annotated[Path | None, typer.Option("--predictions", "-p", help="Folder of predictions.")] = None,
-    references: Annotated[Path | None, typer.Option("--references", "-r", help="Folder of reference labels.")] = None,
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="Model whose labels are meant.")] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Write all scores to this JSON file.")] = None,
-    workers: Workers = None,
+def import_model(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Model folder of nnU-Net v2.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Folder for the model.")],
     as_json: AsJson = False,
 ) -> None:
-    """Score label files against references.
+    """Turn a trained model of nnU-Net into one of segfit.
 
-    DATASET or --model says what the labels mean. With --out alone: the test predictions of a project.
+    The folder holds plans.json, dataset.json and fold_*. predict --model takes it as it is, too.
     """
-    summary: Summary | None
-    if predictions is None and references is None:
-        summary = open_project(dataset, out, []).evaluate()
-        if summary is None:
-            raise InputError("the dataset has no labelled test images; give --predictions and --references")
-    else:
-        from segfit.evaluation.summary import evaluate_folder
+    from segfit.bundle.bundle import write_bundle
+    from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 
-        if predictions is None or references is None:
-            raise InputError("evaluate needs --predictions and --references")
-        scheme, ending = _meaning(dataset, model)
-        summary = evaluate_folder(
-            predictions, references, scheme, ending=ending, require_all=False, workers=workers,
-            progress=console_progress(),
-        )  # fmt: skip
-    if save is not None:
-        summary.save(save)
-    if as_json:
-        print_json(summary.model_dump(mode="json"))
-        return
-    rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
-    rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
-    score_table(rows, first="Dice")
-    if summary.mean_dice is not None:
-        sys.stdout.write(f"mean Dice {summary.mean_dice:.4f} over {len(summary.cases)} cases\n")
+    if not is_nnunet_model(path):
+        raise InputError(f"{path} is no model of nnU-Net v2: it needs plans.json, dataset.json and fold_*")
+    bundle = read_nnunet_model(path)
+    assert bundle.states is not None
+    manifest = write_bundle(output.absolute(), bundle.manifest, bundle.states)
+    _tell({"model": str(output), "files": list(manifest.files)}, f"{output}", as_json=as_json)
 
 
-def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str]:
-    """Return labels and file ending of a dataset or a model."""
-    if model is not None:
-        from segfit.bundle.bundle import open_bundle
-
-        manifest = open_bundle(model, verify=False).manifest
-        return manifest.labels, manifest.file_ending
-    if dataset is None:
-        raise InputError("give the dataset folder (with dataset.json) or --model, so that the labels have a meaning")
-    from segfit.dataset.layouts import open_dataset
-
-    opened = open_dataset(dataset)
-    return opened.labels, opened.file_ending
-
-
-def info(
-    path: Annotated[Path, typer.Argument(help="A model, a project or a dataset.")], as_json: AsJson = False
+def export(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Dataset, or a project on it.", show_default=False)],
+    to: Annotated[Literal["nnunet"], typer.Option("--to", metavar="nnunet", help="nnunet: raw data of nnU-Net v2.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to make, e.g. Dataset123_Name.")
+    ],
+    workers: Workers = None,
+    skip_incomplete: SkipIncomplete = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what a folder is."""
-    from segfit.bundle.bundle import MANIFEST, card, open_bundle
-    from segfit.dataset.layouts import LAYOUTS, open_dataset
-    from segfit.images.formats import described
+    """Write a dataset as others read it.
 
+    For nnU-Net one file per channel, consecutive labels, dataset.json.
+    """
+    from segfit.bundle.bundle import MANIFEST
+
+    assert to == "nnunet"
     if (path / MANIFEST).is_file():
-        manifest = open_bundle(path, verify=False).manifest
-        if as_json:
-            print_json(manifest.model_dump(mode="json"))
-        else:
-            sys.stdout.write(card(manifest))
-        return
-    if (path / "project.json").is_file():
-        facts = _project_facts(path)
-    elif any(layout.recognises(path.absolute()) for layout in LAYOUTS.values()):
-        dataset = open_dataset(path)
-        facts = {
-            "dataset": dataset.name,
-            "layout": dataset.layout,
-            "channels": ", ".join(dataset.channel_names),
-            "structures": ", ".join(target.name for target in dataset.labels.targets),
-            "training cases": str(len(dataset.training)),
-            "test cases": str(len(dataset.test)),
-            "file ending": dataset.file_ending,
-            "images": described(dataset.image_ending),
-        }
+        raise InputError(f"{path} is a model, and export writes datasets; give a dataset or a project")
+    written = _export(path, output, workers=workers, skip_incomplete=skip_incomplete)
+    _tell({"folder": str(written), "to": to}, f"{written}", as_json=as_json)
+
+
+def export_nnunet(
+    dataset: Annotated[Path, typer.Option("--dataset", metavar="DATASET", help="Dataset of any layout.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to make.")],
+    workers: Workers = None,
+    skip_incomplete: SkipIncomplete = None,
+) -> None:
+    """Do as export --to nnunet does, under an older name."""
+    written = _export(dataset, out, workers=workers, skip_incomplete=skip_incomplete)
+    sys.stdout.write(f"{written}\n")
+
+
+def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: bool | None) -> Path:
+    from segfit.dataset.checks import check_files, require_usable
+    from segfit.dataset.layouts import inspect_dataset, leave_out
+    from segfit.nnunet.dataset_export import export_nnunet as write
+
+    progress = console_progress()
+    dataset, asked = dataset_of(path)
+    opened, problems = inspect_dataset(dataset)
+    if opened is None:
+        raise DatasetError([problem for problem in problems if problem.fatal])
+    opened = opened.resampling_labels(asked.resample_labels)
+    if asked.skip_incomplete if skip_incomplete is None else skip_incomplete:
+        opened, problems = leave_out(opened, check_files(opened, problems, workers=workers, progress=progress))
+    require_usable(problems)
+    return write(opened, folder, workers=workers, progress=progress)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model or a project.", show_default=False)],
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> int:
+    """Compare stored files with their checksums.
+
+    Of a model its weights, of a project its preprocessed cases and its model. The exit code is 1 if one is damaged.
+    """
+    from segfit.bundle.bundle import MANIFEST
+
+    if not is_project(path) and not (path / MANIFEST).is_file():
+        raise InputError(f"{path} is neither a model nor a project; give one of them")
+    rows: list[tuple[str, str, str]] = []
+    if is_project(path):
+        rows = verify_cases(path, workers=workers)
+    model = path / "model" if is_project(path) else path
+    if (model / MANIFEST).is_file():
+        rows.append(_verified_model(model))
+    return print_verified(rows, as_json=as_json)
+
+
+def print_verified(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> int:
+    """Print what was verified; return the exit code."""
+    damaged = any(state == "damaged" for _, state, _ in rows)
+    if as_json:
+        print_json([{"what": what, "state": state, "found": found} for what, state, found in rows])
     else:
-        raise InputError(f"{path} is neither a model, nor a project, nor a dataset; give one of them")
+        table(("", "state", "found"), rows, sys.stdout)
+        if any(what.startswith("case ") for what, _, _ in rows):
+            sys.stdout.write("segfit preprocess makes damaged cases anew where they are needed\n")
+    return _DAMAGED if damaged else 0
+
+
+def verify_cases(project: Path, *, workers: int | None) -> list[tuple[str, str, str]]:
+    """Read the stored cases of a project; return what, "good" or "damaged", and what was found of each damaged one."""
+    from segfit.preprocessing.dataset import verify_store
+    from segfit.preprocessing.store import CaseStore
+    from segfit.project.folder import ProjectFolder
+
+    store = CaseStore(ProjectFolder(project).cases)
+    found = verify_store(store, workers=workers, progress=console_progress())
+    total = len(store.keys())
+    rows = [(f"case {case.name}", "damaged", f"{case.problem} ({case.folder})") for case in found]
+    good = f"{total - len(found)} of {total} passed the checksum"
+    return [*rows, ("stored cases", "damaged" if found else "good", good)]
+
+
+def _verified_model(path: Path) -> tuple[str, str, str]:
+    from segfit.bundle.bundle import open_bundle
+
+    try:
+        files = open_bundle(path).manifest.files
+    except InputError as error:
+        return "model", "damaged", str(error)
+    return "model", "good", f"{len(files)} of {len(files)} weight files passed the checksum"
+
+
+def _tell(facts: dict[str, Any], line: str, *, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        table(("", path.name), list(facts.items()), sys.stdout)
-
-
-def _project_facts(path: Path) -> dict[str, str]:
-    from segfit.project.folder import ProjectFile, ProjectFolder
-
-    folder = ProjectFolder(path)
-    file = ProjectFile.load(folder.project)
-    files = {
-        "checked": folder.check,
-        "fingerprint": folder.fingerprint,
-        "plan": folder.plan,
-        "selection": folder.selection,
-        "model": folder.model,
-        "report": folder.report,
-    }
-    done = {name: str(where) if where.exists() else "not yet" for name, where in files.items()}
-    trained = len(list(folder.runs.glob("*/fold-*/training.json")))
-    return {"dataset": str(file.dataset), "preset": file.options.preset, **done, "finished trainings": str(trained)}
+        sys.stdout.write(line + "\n")

@@ -1,8 +1,7 @@
-"""The verbs of a project: from ``check`` to ``report``, and ``run`` for all of them."""
+"""The verbs of the pipeline from ``check`` to ``select``, and ``run`` for all of it."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -16,11 +15,14 @@ from segfit.cli.common import (
     DatasetArgument,
     Out,
     dataset_facts,
+    is_project,
     open_project,
     print_json,
     with_settings,
 )
-from segfit.cli.console import problem_table, score_table, table
+from segfit.cli.console import problem_table, score_table, table, text_width, wrapped
+from segfit.cli.help_pages import PIPELINE, add_verb
+from segfit.cli.models import print_verified, verify_cases
 from segfit.words import count, dice
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from segfit.project import Project
     from segfit.selection.verdict import Verdict
 
-__all__ = ["add_to", "print_outcome", "report"]
+__all__ = ["add_to", "print_outcome"]
 
 _UNTRUSTED = 3  # exit code of a run whose model should not be used
 _MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "settings")
@@ -52,7 +54,7 @@ _PLANNING = tuple(name for name in _TRAINING if name not in ("seed", "workers"))
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
     for verb in (run, check, fingerprint, plan, preprocess, train, select):
-        app.command()(verb)
+        add_verb(app, PIPELINE, verb)
 
 
 @with_settings(*_TRAINING)
@@ -77,7 +79,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
     from segfit.dataset.layouts import describe, inspect_dataset, leave_out
     from segfit.options import Options
 
-    if dataset is None or out is not None:
+    if dataset is None or out is not None or is_project(dataset):
         project = open_project(dataset, out, given)
         problems = project.check()
         found: Dataset | None = project.dataset
@@ -94,7 +96,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
         told = [{"case": p.case, "problem": p.problem, "action": p.action, "fatal": p.fatal} for p in problems]
         print_json({"dataset": None if found is None else dataset_facts(found), "problems": told})
     else:
-        sys.stdout.writelines(f"{line}\n" for line in (() if found is None else describe(found)))
+        sys.stdout.writelines(f"{wrapped(line, sys.stdout)}\n" for line in (() if found is None else describe(found)))
         if problems:
             problem_table(problems, sys.stdout)
         counts = f"{fatal} error(s), {len(problems) - fatal} warning(s)" if problems else "no problem found"
@@ -156,7 +158,7 @@ def plan(
         print_json(explain_json(result) if explain else result.model_dump(mode="json"))
         return
     if explain:
-        sys.stdout.write(in_words(result, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)))
+        sys.stdout.write(in_words(result, text_width(WIDEST)))
         return
     rows = [
         (
@@ -171,9 +173,9 @@ def plan(
     table(("configuration", "spacing (mm)", "patch", "batch", "network"), rows, sys.stdout)
     sys.stdout.write(f"stock: {'yes' if result.stock else 'no'}\n")
     for change in result.changes:
-        sys.stdout.write(f"  - {change}\n")
+        sys.stdout.write(f"{wrapped(f'  - {change}', sys.stdout, '    ')}\n")
     for warning in result.warnings:
-        sys.stdout.write(f"warning: {warning}\n")
+        sys.stdout.write(f"{wrapped(f'warning: {warning}', sys.stdout, '  ')}\n")
     if result.run is not None:
         sys.stdout.write("\n")
         table(("forecast", "time", "RAM", "device memory", "disk"), forecast_rows(result.run), sys.stdout, numbers=True)
@@ -192,7 +194,7 @@ def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
     elif rows:
         table(("", str(first), str(second)), rows, sys.stdout)
     else:
-        sys.stdout.write("the plans decide alike\n")
+        sys.stdout.write("the plans are identical\n")
 
 
 @with_settings(*_MEASURING)
@@ -201,44 +203,34 @@ def preprocess(
     out: Out = None,
     *,
     given: list[str],
-    verify: Annotated[bool, typer.Option("--verify", help="Only read what is stored against its checksums.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", hidden=True)] = False,  # older name of segfit verify
+    as_json: AsJson = False,
 ) -> int:
-    """Crop, normalise and resample all cases.
-
-    With --verify the exit code is 1 if a stored case is damaged.
-    """
+    """Crop, normalise and resample all cases."""
     project = open_project(dataset, out, given)
     if verify:
-        return _verify(project)
-    for name, keys in project.preprocess().items():
+        return print_verified(verify_cases(project.folder.root, workers=project.options.workers), as_json=as_json)
+    stored = project.preprocess()
+    if as_json:
+        print_json({"folder": str(project.folder.cases), "configurations": stored})
+        return 0
+    for name, keys in stored.items():
         sys.stdout.write(f"{name}: {len(keys)} cases in {project.folder.cases}\n")
     return 0
 
 
-def _verify(project: Project) -> int:
-    from segfit.preprocessing.dataset import verify_store
-    from segfit.preprocessing.store import CaseStore
-
-    store = CaseStore(project.folder.cases)
-    damaged = verify_store(store, workers=project.options.workers, progress=project.progress)
-    for case in damaged:
-        sys.stdout.write(f"case {case.name}: {case.problem} ({case.folder})\n")
-    total = len(store.keys())
-    sys.stdout.write(f"{total - len(damaged)} of {total} stored cases are what was written\n")
-    if damaged:
-        sys.stdout.write("segfit preprocess makes those that the plan uses anew; the others may be deleted\n")
-    return 1 if damaged else 0
-
-
 @with_settings(*_TRAINING)
-def train(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]) -> None:
+def train(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
     """Train what fits the time; goes on if stopped."""
     project = open_project(dataset, out, given)
     results = project.train()
     run_plan = project.run_plan()
+    done = list(zip(results, list(run_plan.folds) * len(run_plan.configurations), strict=True))
+    if as_json:
+        print_json([{"fold": fold, **item.model_dump(mode="json")} for item, fold in done])
+        return
     rows = [
-        (item.configuration, str(fold), str(item.steps), f"{item.seconds:.0f}", dice(item.dice))
-        for item, fold in zip(results, list(run_plan.folds) * len(run_plan.configurations), strict=True)
+        (item.configuration, str(fold), str(item.steps), f"{item.seconds:.0f}", dice(item.dice)) for item, fold in done
     ]
     table(("configuration", "fold", "steps", "seconds", "Dice of some cases"), rows, sys.stdout, numbers=True)
 
@@ -253,17 +245,11 @@ def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]
         return
     rows = {" + ".join(item.members): {**item.per_target, "mean": item.mean_dice} for item in selection.candidates}
     score_table(rows, first="cross-validated Dice")
-    sys.stdout.write(f"{selection.reason}\n")
+    sys.stdout.write(f"{wrapped(selection.reason, sys.stdout)}\n")
     for step in selection.steps:
         sys.stdout.write(f"post-processing: {step.text}\n")
     sys.stdout.write(f"model: {project.folder.model}\n")
     _print_verdict(project.verdict())
-
-
-def report(dataset: DatasetArgument = None, out: Out = None) -> None:
-    """Write the report from what there is."""
-    project = open_project(dataset, out, [])
-    sys.stdout.write(f"{project.report()}\n")
 
 
 def print_outcome(project: Project, *, as_json: bool = False) -> int:

@@ -12,6 +12,7 @@ from segfit.errors import InputError
 from segfit.files import Record
 from segfit.images.formats import split_ending
 from segfit.labels import LabelScheme
+from segfit.words import count, listing
 
 __all__ = ["Case", "Dataset", "Mask"]
 
@@ -63,6 +64,13 @@ class Dataset(Record):
     num_training: int
     training: tuple[Case, ...]
     test: tuple[Case, ...] = ()  # labels are None where the dataset has none
+
+    def __repr__(self) -> str:
+        cases = f"{count(len(self.training), 'training case')}, {count(len(self.test), 'test case')}"
+        targets = listing([target.name for target in self.labels.targets])
+        return f"Dataset({self.name!r}, {self.layout}: {cases}; {' + '.join(self.channel_names)} to {targets})"
+
+    __str__ = __repr__
 
     @property
     def image_ending(self) -> str:

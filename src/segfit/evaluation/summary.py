@@ -26,8 +26,9 @@ from segfit.geometry import Grid
 from segfit.images.formats import num_voxels, read_grid, read_label
 from segfit.images.image import FileError, problem_of
 from segfit.labels import LabelScheme, Target
-from segfit.progress import SILENT, Progress
-from segfit.words import listing
+from segfit.notebook import html_table
+from segfit.progress import LOGGED, KeptWarnings, Progress
+from segfit.words import count, dice, listing
 
 __all__ = [
     "CaseMetrics",
@@ -213,6 +214,7 @@ class Summary(Document):
     `mean` has one entry per structure: the mean over the cases that have a value. `foreground_mean` follows the
     nnU-Net: the plain mean over the structures, so its Dice is None (NaN there) as soon as one structure has a value
     in no case. `mean_dice` is the mean over the structures that have a value; segfit selects by it.
+    `warnings` say what to know about the comparison.
     """
 
     SHARED = True
@@ -221,6 +223,20 @@ class Summary(Document):
     mean: dict[str, MeanMetrics]
     foreground_mean: MeanMetrics
     mean_dice: float | None
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name} {dice(scores.dice)}" for name, scores in self.mean.items())
+        return f"Summary({count(len(self.cases), 'case')}, mean Dice {dice(self.mean_dice)}: {means})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        names = list(self.mean)
+        rows = [("mean", *(dice(scores.dice) for scores in self.mean.values()))]
+        rows += [(case.case, *(dice(case.metrics[name].dice) for name in names)) for case in self.cases]
+        title = f"{count(len(self.cases), 'case')}, mean Dice {dice(self.mean_dice)}"
+        return html_table(title, ("Dice", *names), rows, self.warnings)
 
     def subset(self, case_ids: Iterable[str]) -> Summary:
         """Return the summary of some of the cases, for example of one fold."""
@@ -265,13 +281,14 @@ def summarize(cases: Sequence[CaseMetrics], targets: Sequence[Target]) -> Summar
 
 
 def evaluate(
-    pairs: Sequence[Pair], scheme: LabelScheme, *, workers: int | None = None, progress: Progress = SILENT
+    pairs: Sequence[Pair], scheme: LabelScheme, *, workers: int | None = None, progress: Progress = LOGGED
 ) -> Summary:
     """Evaluate every pair, in parallel over cases; the summary lists them in the order of `pairs`.
 
     Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
     no structure, and a warning says where they are.
     """
+    kept = KeptWarnings(progress)
     results = map_cases(
         partial(_evaluate_pair, scheme),
         pairs,
@@ -280,7 +297,7 @@ def evaluate(
         size=Pair.predicted_bytes,
         room=free_memory_gb() * 2**30,
         workers=workers,
-        progress=progress,
+        progress=kept,
     )
     found = {pair.case: one for pair, one in results}
     problems = [found[pair.case].problem for pair in pairs]
@@ -289,8 +306,9 @@ def evaluate(
     for role in ("prediction", "reference"):
         strange = sorted(case for case, one in found.items() if role in one.undeclared)
         if strange:
-            progress.warn(f"the {role} of {listing(strange)} has undeclared values, which are ignored")
-    return summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.targets)
+            kept.warn(f"the {role} of {listing(strange)} has undeclared values, which are ignored")
+    summary = summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.targets)
+    return summary.model_copy(update={"warnings": tuple(kept.messages)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,14 +331,14 @@ def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
 
 
 def evaluate_folder(
-    predictions: Path,
-    references: Path,
+    predictions: Path | str,
+    references: Path | str,
     scheme: LabelScheme,
     *,
     ending: str,
     require_all: bool = True,
     workers: int | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = LOGGED,
 ) -> Summary:
     """Evaluate every label file of a folder against the file of the same name in another folder.
 
@@ -335,7 +353,8 @@ def evaluate_folder(
     differ in shape or lie apart. Where a file does not say where it lies, voxels are compared by index; voxel sizes
     that differ are then a warning.
     """
-    predicted, expected = _files(predictions, ending), _files(references, ending)
+    kept = KeptWarnings(progress)
+    predicted, expected = _files(Path(predictions), ending), _files(Path(references), ending)
     if not predicted:
         raise InputError(f"{predictions} has no prediction that ends in {ending}")
     unknown = sorted(set(predicted) - set(expected))
@@ -347,23 +366,23 @@ def evaluate_folder(
             f"{predictions} has no prediction for {listing(missing)}", "predict them first or allow a subset"
         )
     if missing:
-        progress.warn(f"{listing(missing)} of {len(expected)} references have no prediction and are not counted")
+        kept.warn(f"{listing(missing)} of {len(expected)} references have no prediction and are not counted")
     pairs = [
         Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
     ]
-    summary = evaluate(pairs, scheme, workers=workers, progress=progress)
+    summary = evaluate(pairs, scheme, workers=workers, progress=kept)
     grids = {name: (read_grid(expected[name]), read_grid(predicted[name])) for name in sorted(predicted)}
     differing = {name: pair for name, pair in grids.items() if pair[0].mismatch(pair[1])}
     turned = [name for name, (grid, other) in differing.items() if grid.turn(other) is not None]
     if turned:
-        progress.warn(f"the prediction of {listing(turned)} stores its axes in another order and was reoriented")
+        kept.warn(f"the prediction of {listing(turned)} stores its axes in another order and was reoriented")
     unsure = [name for name in differing if name not in turned]
     if unsure:
-        progress.warn(
+        kept.warn(
             f"prediction and reference of {listing(unsure)} differ in voxel size and do not both have an affine; "
             "voxels were compared by index"
         )
-    return summary
+    return summary.model_copy(update={"warnings": tuple(kept.messages)})
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:

@@ -30,8 +30,8 @@ from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
-from segfit.progress import SILENT, KeptWarnings, Progress
-from segfit.words import numbers
+from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
+from segfit.words import count, listing, numbers
 
 __all__ = ["Model", "Prediction", "Prepared", "load_model"]
 
@@ -60,6 +60,13 @@ class Prediction:
     def grid(self) -> Grid:
         """Geometry of the input."""
         return self.label_map.grid
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.labels.shape))
+        spacing = "x".join(f"{value:.4g}" for value in self.grid.spacing_mm)
+        probabilities = "" if self.probabilities is None else ", with probabilities"
+        warnings = f", {count(len(self.warnings), 'warning')}" if self.warnings else ""
+        return f"Prediction({size} {self.labels.dtype}, {spacing} mm{probabilities}{warnings})"
 
     def save(self, path: str | Path) -> None:
         """Write the label map to `path` in the format of its ending, on the grid of the input."""
@@ -152,6 +159,14 @@ class Model:
             for member in self.manifest.members
         )
 
+    def __repr__(self) -> str:
+        networks = ", ".join(
+            f"{len(predictor.networks)} x {member.configuration.name}"
+            for predictor, member in zip(self.predictors, self.manifest.members, strict=True)
+        )
+        targets = listing([target.name for target in self.labels.targets])
+        return f"Model({self.name!r}: {networks} on {self.device}; {' + '.join(self.channel_names)} to {targets})"
+
     @property
     def name(self) -> str:
         """Name of the model."""
@@ -199,7 +214,7 @@ class Model:
         previous_stage: str | Path | NDArray[np.integer[Any]] | None = None,
         spacing_mm: Sequence[float] | None = None,
         probabilities: bool = False,
-        progress: Progress = SILENT,
+        progress: Progress = LOGGED,
     ) -> Prediction:
         """Segment one image; the result lies on its grid.
 
@@ -216,6 +231,8 @@ class Model:
         Raises `InputError` if the image is not what the model was made for.
         """
         prepared = self.prepare(source, previous_stage=previous_stage, spacing_mm=spacing_mm)
+        for message in prepared.warnings:
+            progress.warn(message)
         warnings = KeptWarnings(progress)
         fields = self.logits(prepared, progress=warnings)
         return self.finish(prepared, fields, probabilities=probabilities, warnings=warnings.messages)

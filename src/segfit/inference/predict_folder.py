@@ -15,7 +15,7 @@ from segfit.images.formats import label_ending
 from segfit.images.image import problem_of
 from segfit.inference.model import Model, Prepared
 from segfit.inference.to_input_grid import LogitField
-from segfit.progress import SILENT, KeptWarnings, Progress, Task
+from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress, Task
 
 __all__ = ["predict_folder"]
 
@@ -32,7 +32,7 @@ def predict_folder(
     save_probabilities: bool = False,
     previous_stage: Path | None = None,
     workers: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress = LOGGED,
 ) -> list[Path]:
     """Predict many cases into ``output/<case id><ending>``; return the paths of all of them, in order.
 

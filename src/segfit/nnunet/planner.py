@@ -64,9 +64,7 @@ def plans(
     Raises `InputError` for content that is incomplete or contradicts itself.
     """
     if preset not in RULES:
-        raise InputError(
-            f"unknown preset {preset!r}{nearest(preset, list(RULES))}", f"nnU-Net has {', '.join(RULES)}"
-        )
+        raise InputError(f"unknown preset {preset!r}{nearest(preset, list(RULES))}", f"nnU-Net has {', '.join(RULES)}")
     if memory_gb is not None and not (_is_number(memory_gb) and memory_gb > 0):
         raise InputError(f"the memory target must be a number of GB above zero, got {memory_gb!r}")
     if not isinstance(dataset_json, Mapping) or not isinstance(fingerprint, Mapping):

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from segfit.files import Document, Record
+from segfit.notebook import html_table
 from segfit.specs import Configuration, TrainingSpec
-from segfit.words import by_axis
+from segfit.words import by_axis, listing
 
 __all__ = [
     "Decision",
@@ -142,3 +143,29 @@ class Plan(Document):
         if isinstance(raw, dict) and raw.get("schema_version") == 1:
             return raw | {"schema_version": 2, "decisions": ()}
         return raw
+
+    def __repr__(self) -> str:
+        run = "not sized yet" if self.run is None else self._run_words(self.run)
+        return f"Plan({self.dataset!r}, preset {self.preset}: {', '.join(self.configurations)}; {run})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                "x".join(f"{value:.4g}" for value in item.spacing_mm),
+                "x".join(map(str, item.patch_size)),
+                str(item.batch_size),
+                f"{item.network.kind}, {item.network.num_stages} stages from {item.network.features[0]} features",
+            )
+            for name, item in self.configurations.items()
+        ]
+        run = () if self.run is None else (self._run_words(self.run),)
+        columns = ("configuration", "spacing (mm)", "patch", "batch", "network")
+        return html_table(f"{self.dataset}, preset {self.preset}", columns, rows, (*run, *self.changes, *self.warnings))
+
+    @staticmethod
+    def _run_words(run: RunSpec) -> str:
+        folds = listing([str(fold) for fold in run.folds])
+        return f"trains {listing(run.configurations)}, fold {folds}"

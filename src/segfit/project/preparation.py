@@ -27,7 +27,7 @@ from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of, splits_of
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
-from segfit.progress import SILENT, Progress
+from segfit.progress import LOGGED, Progress
 from segfit.project.accounts import Accounts
 from segfit.project.folder import CheckFile, Marks, ProjectFile, ProjectFolder, listing_hash
 from segfit.words import duration, gigabytes, listing
@@ -42,7 +42,7 @@ __all__ = ["Preparation", "load"]
 class Preparation:
     """A project folder and what is prepared in it before anything is trained."""
 
-    def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = SILENT) -> None:
+    def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = LOGGED) -> None:
         self.folder = ProjectFolder(root)
         self._found = dataset
         self._adopt(options)

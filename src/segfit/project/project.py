@@ -14,11 +14,13 @@ from segfit.dataset.splits import Splits
 from segfit.errors import DatasetError, InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.notebook import suitable_progress
 from segfit.options import Options
 from segfit.planning.plan import Plan
-from segfit.progress import SILENT, Progress
+from segfit.progress import Progress
 from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.preparation import Preparation, load
+from segfit.project.status import ProjectStatus, status_of
 from segfit.selection.evidence import Evidence
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Verdict, judge
@@ -33,7 +35,7 @@ class Project(Preparation):
     """A project folder; make one with `create` or `open`.
 
     The methods named after stages stand in pipeline order. Each runs what it needs of the stages before it, skips what
-    is done, and may be interrupted at any moment and called again.
+    is done, and may be interrupted at any moment and called again; `predict` and `evaluate` start no training.
     """
 
     @classmethod
@@ -44,7 +46,7 @@ class Project(Preparation):
         options: Options | None = None,
         *,
         settings: Sequence[str] = (),
-        progress: Progress = SILENT,
+        progress: Progress | None = None,
     ) -> Self:
         """Make a project, or take up the one that is there: what its stages did is kept as far as it still applies.
 
@@ -52,6 +54,7 @@ class Project(Preparation):
         ----------
         options : None: those the project was made with, or the default ones
         settings : changes to them, ``key=value`` as in `Options.with_settings`
+        progress : None: bars in a notebook; elsewhere notes and warnings go to the logger "segfit"
 
         Raises `InputError` if `folder` belongs to another dataset or holds other things, and `DatasetError` for an
         unusable dataset.
@@ -71,18 +74,31 @@ class Project(Preparation):
             raise InputError(f"{root} is a file; choose a folder with --out")
         if before is None and root.exists() and _holds_something(root):
             raise InputError(f"{root} is not empty and not a segfit project; choose another folder with --out")
-        project = cls(root, opened, options, progress=progress)
+        project = cls(root, opened, options, progress=progress or suitable_progress())
         project.save_options()
         return project
 
     @classmethod
-    def open(cls, folder: Path | str, *, settings: Sequence[str] = (), progress: Progress = SILENT) -> Self:
+    def open(cls, folder: Path | str, *, settings: Sequence[str] = (), progress: Progress | None = None) -> Self:
         """Open a project and change its options by `settings`; raise `InputError` if there is none."""
         root = Path(folder).expanduser().absolute()
         file = load(ProjectFile, ProjectFolder(root).project)
         if file is None:
             raise InputError(f"{root} is not a segfit project; give the folder that segfit run --out made")
         return cls.create(root, file.dataset, settings=settings, progress=progress)
+
+    def status(self) -> ProjectStatus:
+        """Return how far the project is, from its files."""
+        return status_of(self.folder.root)
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self.status())
+        except InputError:  # its folder is gone or damaged
+            return f"Project({str(self.folder.root)!r})"
+
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
 
     def train(self) -> list[TrainingResult]:
         """Train all folds of all configurations of the run, and validate each; return the trainings' results."""
@@ -102,13 +118,17 @@ class Project(Preparation):
         return handover.select_model(self)
 
     def predict(self) -> list[Path]:
-        """Predict the dataset's test images with the model; return the label files."""
-        from segfit.project import handover
+        """Predict the dataset's test images with the model; return the label files.
 
+        Raises `InputError` if the trainings of the project's options are not finished.
+        """
+        from segfit.project import handover, trainings
+
+        trainings.require_trained(self)
         return handover.predict_test(self)
 
     def evaluate(self) -> Summary | None:
-        """Score the predictions of the test images; None if there are none with labels."""
+        """Score the predictions of the test images, made as by `predict`; None if there are none with labels."""
         paths = {path.name.removesuffix(self.dataset.file_ending): path for path in self.predict()}
         pairs = [
             Pair.of_case(case, paths[case.id], self.dataset.labels) for case in self.dataset.test if case.label_files

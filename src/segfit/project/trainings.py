@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
-from segfit.errors import DivergedError
+from segfit.errors import DivergedError, InputError
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash
 from segfit.planning.budget import FEWEST_STEPS
@@ -18,7 +18,17 @@ from segfit.project.validation import validate_fold
 from segfit.training.loop import train_fold
 from segfit.training.result import WEIGHTS, TrainingResult
 
-__all__ = ["train_all", "validate_all"]
+__all__ = ["require_trained", "train_all", "validate_all"]
+
+
+def require_trained(project: Preparation) -> None:
+    """Raise `InputError` unless all trainings of the run are finished: what uses a model starts none unasked."""
+    plan, root = project.plan(), project.folder.root
+    run, results = plan.run, project.results_of(plan.basis)
+    if run is None or not all(results.trained(name, fold) for name in run.configurations for fold in run.folds):
+        raise InputError(
+            f"{root} has no finished training for its data and options; train first: segfit run --out {root}"
+        )
 
 
 def train_all(project: Preparation) -> list[TrainingResult]:

@@ -1,81 +1,26 @@
-"""The verbs that help: ``export-nnunet``, ``demo`` and ``doctor``."""
+"""The verb ``doctor``: what this machine and installation are able to do."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from time import perf_counter
-from typing import Annotated
 
 import typer
 
-from segfit.cli.common import AsJson, Device, SkipIncomplete, Workers, open_project, print_json
+from segfit.cli.common import AsJson, Device, print_json
 from segfit.cli.console import table
-from segfit.cli.stages import print_outcome
-from segfit.errors import DatasetError, InputError, SegfitError
+from segfit.cli.help_pages import PROJECTS, add_verb
+from segfit.errors import InputError, SegfitError
 
 __all__ = ["add_to"]
 
-_DEMO_SECONDS = 150
-_PROMISED_SECONDS = 300  # what the demo takes at most on a machine that does nothing else
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # all that OpenMP runtimes read about it
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the verbs."""
-    for verb in (export_nnunet, demo, doctor):
-        app.command()(verb)
-
-
-def export_nnunet(
-    dataset: Annotated[Path, typer.Option("--dataset", help="Dataset of any layout.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make, e.g. nnUNet_raw/Dataset123_Name.")],
-    workers: Workers = None,
-    skip_incomplete: SkipIncomplete = None,
-) -> None:
-    """Write a dataset as nnU-Net v2 reads it.
-
-    One file per channel, consecutive labels, dataset.json.
-    """
-    from segfit.cli.console import console_progress
-    from segfit.dataset.checks import check_files, require_usable
-    from segfit.dataset.layouts import inspect_dataset, leave_out
-    from segfit.nnunet.dataset_export import export_nnunet as export
-
-    progress = console_progress()
-    opened, problems = inspect_dataset(dataset)
-    if opened is None:
-        raise DatasetError([problem for problem in problems if problem.fatal])
-    if skip_incomplete:
-        opened, problems = leave_out(opened, check_files(opened, problems, workers=workers, progress=progress))
-    require_usable(problems)
-    sys.stdout.write(f"{export(opened, out, workers=workers, progress=progress)}\n")
-
-
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for data and project.")] = Path("segfit-demo"),
-    seconds: Annotated[int, typer.Option("--seconds", help="Time budget of the run.", min=30)] = _DEMO_SECONDS,
-) -> int:
-    """Run the pipeline on made-up data.
-
-    Phantoms with two structures; takes less than five minutes on a CPU that is not busy.
-    """
-    from segfit.dataset.phantom import make_phantom
-    from segfit.words import duration
-
-    started = perf_counter()
-    data = out / "Dataset000_Phantom"
-    if not (data / "dataset.json").exists():
-        sys.stderr.write(f"making phantoms in {data}\n")
-        make_phantom(data, cases=20, test_cases=5)
-    project = open_project(data, out / "project", [f"time_s={seconds}"])
-    project.run(overrun=True)
-    code = print_outcome(project)
-    took = perf_counter() - started
-    if took > max(_PROMISED_SECONDS, seconds):
-        sys.stderr.write(f"the demo took {duration(took)}: this machine is busy\n")
-    return code
+    """Register the verb."""
+    add_verb(app, PROJECTS, doctor)
 
 
 def doctor(device: Device = None, as_json: AsJson = False) -> int:

@@ -1,0 +1,183 @@
+"""Write the generated pages of the documentation: docs/api.md and docs/commands.md.
+
+    python scripts/reference_pages.py
+
+A test compares the pages with what this makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import segfit
+from segfit import errors
+from segfit.cli.help_pages import MODELS, PIPELINE, PROJECTS
+from segfit.cli.main import app
+from segfit.dataset.manifest import Dataset
+from segfit.evaluation.summary import Summary
+from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.planning.plan import Plan
+from segfit.project.status import ProjectStatus
+from segfit.selection.select import Selection
+from segfit.selection.verdict import Verdict
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+_GENERATED = "<!-- made by scripts/reference_pages.py -->"
+_WIDEST = 100  # characters of a signature in one line
+
+_USED = ("open_dataset", "Project", "load_model", "Model", "Prediction", "evaluate", "Image", "Options")
+_RETURNED = (Dataset, Fingerprint, Plan, Selection, Summary, Verdict, ProjectStatus)
+_STAGES = (
+    "create",
+    "open",
+    "status",
+    "check",
+    "fingerprint",
+    "splits",
+    "plan",
+    "size",
+    "preprocess",
+    "train",
+    "select",
+    "predict",
+    "evaluate",
+    "verdict",
+    "report",
+    "run",
+)
+
+
+def pages() -> dict[str, str]:
+    """Return the content of the generated pages by file name."""
+    return {"api.md": _joined(_api()), "commands.md": _joined(_commands())}
+
+
+def _joined(lines: Iterator[str]) -> str:
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _api() -> Iterator[str]:
+    yield from ("# Python", "", _GENERATED, "", *_text(segfit.__doc__))
+    for name in _USED:
+        yield from _entry(f"segfit.{name}", getattr(segfit, name), _STAGES if name == "Project" else None)
+    yield from (
+        "## Results",
+        "",
+        "What the functions above return, frozen.",
+        "",
+    )
+    for kind in _RETURNED:
+        yield from (f"### {kind.__name__}", "", *_text(kind.__doc__), *_fields(kind))
+    yield from ("## Errors", "", "```", inspect.cleandoc(errors.__doc__ or ""), "```", "")
+    yield from ("`segfit.Problem` is one row of the table of a `DatasetError`:", "", *_fields(errors.Problem))
+    yield from ("## segfit.nnunet", "", *_text(segfit.nnunet.__doc__))
+    for name in segfit.nnunet.__all__:
+        yield from _entry(f"segfit.nnunet.{name}", getattr(segfit.nnunet, name), (), level=3)
+
+
+def _entry(title: str, value: Any, names: tuple[str, ...] | None, *, level: int = 2) -> Iterator[str]:
+    yield from ("#" * level + f" {title}", "")
+    if not isinstance(value, type):
+        yield from (*_signature(title, value), *_text(value.__doc__))
+        return
+    yield from (*_text(value.__doc__), *_fields(value))
+    public = [name for name in vars(value) if name[0] != "_" and name not in getattr(value, "__dataclass_fields__", ())]
+    for name in names if names is not None else public:
+        member = inspect.getattr_static(value, name)
+        if isinstance(member, property):
+            yield from (f"- `.{name}`: {_text(member.__doc__)[0]}", "")
+        elif callable(getattr(value, name)):
+            yield from (*_signature(f".{name}", getattr(value, name)), *_text(member.__doc__))
+
+
+def _fields(kind: type) -> list[str]:
+    """Return a list of the fields of a record or dataclass; [] where its docstring has them."""
+    if "Parameters\n" in (kind.__doc__ or ""):
+        return []
+    known = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+    rows = []
+    for name in known:
+        if name in getattr(kind, "__annotations__", {}):
+            described = getattr(known[name], "description", None)
+            rows.append(f"- `{name}: {kind.__annotations__[name]}`" + (f": {described}" if described else ""))
+    return [*rows, ""] if rows else []
+
+
+def _signature(name: str, function: Any) -> list[str]:
+    signature = inspect.signature(function)
+    parameters = [item for item in signature.parameters.values() if item.name != "self"]
+    given = [_parameter(item) for item in parameters]
+    kinds = [item.kind for item in parameters]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        given.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    end = f" -> {signature.return_annotation}"
+    line = f"{name}({', '.join(given)}){end}"
+    lines = [line] if len(line) <= _WIDEST else [f"{name}(", *(f"    {part}," for part in given), f"){end}"]
+    return ["```python", *lines, "```", ""]
+
+
+def _parameter(item: inspect.Parameter) -> str:
+    if item.default is inspect.Parameter.empty:
+        return f"{item.name}: {item.annotation}"
+    plain = item.default is None or isinstance(item.default, bool | int | float | str | tuple)
+    return f"{item.name}: {item.annotation} = {item.default!r}" if plain else f"{item.name}: {item.annotation} = ..."
+
+
+def _text(docstring: str | None) -> list[str]:
+    """Return a docstring as Markdown: parameters as a list, indented programs as code."""
+    text = inspect.cleandoc(docstring or "").replace("``", "`")
+    before, _, rest = text.partition("Parameters\n----------\n")
+    parameters, _, after = rest.partition("\n\n")
+    lines = before.splitlines()
+    for line in parameters.splitlines():
+        name, colon, words = line.partition(" : ")
+        lines.append(f"- `{name}`: {words}" if colon and not line.startswith(" ") else f"  {line.strip()}")
+    return [*lines, *(["", *after.splitlines()] if after else []), ""]
+
+
+def _commands() -> Iterator[str]:
+    yield from ("# Commands", "", _GENERATED, "")
+    yield "Results go to stdout, progress and messages to stderr. [Exit codes, options and files](reference.md)."
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for group in (PIPELINE, PROJECTS, MODELS):
+        yield from ("", f"## {group}")
+        for name, verb in verbs.items():
+            if verb.rich_help_panel == group and not verb.hidden:
+                yield from _verb(name, verb)
+
+
+def _verb(name: str, verb: Any) -> Iterator[str]:
+    arguments = [item for item in verb.params if item.param_type_name == "argument"]
+    options = [item for item in verb.params if item.param_type_name == "option" and not item.hidden]
+    usage = " ".join(item.metavar if item.required else f"[{item.metavar}]" for item in arguments)
+    first, _, rest = inspect.cleandoc(verb.help).partition("\n")
+    yield from ("", f"### segfit {name} {usage}".rstrip(), "", first, *rest.splitlines(), "")
+    yield from ("| | |", "| --- | --- |")
+    for item in arguments:
+        yield f"| `{_cell(item.metavar)}` | {item.help} |"
+    for item in options:
+        names = ", ".join(sorted((*item.opts, *item.secondary_opts), key=len))
+        value = "" if item.is_flag else f" {item.metavar}"
+        wanted = " (required)" if item.required else ""
+        yield f"| `{_cell(names + value)}` | {item.help}{wanted} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Write the pages."""
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{DOCS / name}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The verbs about projects: ``info``, ``status`` and ``demo``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from segfit.cli.common import (
+    AsJson,
+    DatasetArgument,
+    Out,
+    dataset_facts,
+    is_project,
+    open_project,
+    print_json,
+    project_folder,
+)
+from segfit.cli.console import table, wrapped
+from segfit.cli.help_pages import PROJECTS, add_verb
+from segfit.cli.stages import print_outcome
+from segfit.errors import InputError
+
+__all__ = ["add_to"]
+
+_DEMO_SECONDS = 150
+_PROMISED_SECONDS = 300  # what the demo takes at most on a machine that does nothing else
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    for verb in (info, status, demo):
+        add_verb(app, PROJECTS, verb)
+
+
+def info(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model, a project or a dataset.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a folder is."""
+    from segfit.bundle.bundle import MANIFEST, card, open_bundle
+    from segfit.dataset.layouts import LAYOUTS, describe, open_dataset
+
+    if (path / MANIFEST).is_file():
+        manifest = open_bundle(path, verify=False).manifest
+        if as_json:
+            print_json({"kind": "model", **manifest.model_dump(mode="json")})
+        else:
+            sys.stdout.write(card(manifest))
+    elif is_project(path):
+        _print_status(path, as_json=as_json)
+    elif any(layout.recognises(path.absolute()) for layout in LAYOUTS.values()):
+        dataset = open_dataset(path)
+        if as_json:
+            print_json({"kind": "dataset", **dataset_facts(dataset)})
+        else:
+            sys.stdout.writelines(
+                f"{wrapped(line, sys.stdout)}\n" for line in (f"dataset {dataset.name}", *describe(dataset))
+            )
+    else:
+        raise InputError(f"{path} is neither a model, nor a project, nor a dataset; give one of them")
+
+
+def status(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Say how far a project is."""
+    _print_status(project_folder(dataset, out), as_json=as_json)
+
+
+def _print_status(path: Path, *, as_json: bool) -> None:
+    from segfit.project.status import status_of
+
+    found = status_of(path)
+    if as_json:
+        print_json({"kind": "project", **found.model_dump(mode="json")})
+        return
+    sys.stdout.write(f"project {found.project}\ndataset {found.dataset}, preset {found.preset}\n\n")
+    table(("stage", "state", "found"), found.rows(), sys.stdout)
+    if found.model is not None:
+        sys.stdout.write(f"\nmodel {found.model}, verdict: {found.verdict or 'none'}\n")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for data and project.")] = Path(
+        "segfit-demo"
+    ),
+    seconds: Annotated[
+        int, typer.Option("--seconds", metavar="N", help="Time budget of the run.", min=30)
+    ] = _DEMO_SECONDS,
+    as_json: AsJson = False,
+) -> int:
+    """Run the pipeline on made-up data.
+
+    Phantoms with two structures; takes less than five minutes on a CPU that is not busy.
+    """
+    from segfit.dataset.phantom import make_phantom
+    from segfit.words import duration
+
+    started = perf_counter()
+    data = out / "Dataset000_Phantom"
+    if not (data / "dataset.json").exists():
+        sys.stderr.write(f"making phantoms in {data}\n")
+        make_phantom(data, cases=20, test_cases=5)
+    project = open_project(data, out / "project", [f"time_s={seconds}"])
+    project.run(overrun=True)
+    code = print_outcome(project, as_json=as_json)
+    took = perf_counter() - started
+    if took > max(_PROMISED_SECONDS, seconds):
+        sys.stderr.write(f"the demo took {duration(took)}: this machine is busy\n")
+    return code

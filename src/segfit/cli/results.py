@@ -1,0 +1,178 @@
+"""The last verbs of the pipeline: ``predict``, ``evaluate`` and ``report``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segfit.cli.common import AsJson, DatasetArgument, Device, Out, Workers, dataset_of, open_project, print_json
+from segfit.cli.console import console_progress, score_table
+from segfit.cli.help_pages import PIPELINE, add_verb
+from segfit.errors import InputError
+from segfit.progress import KeptWarnings
+
+if TYPE_CHECKING:
+    from segfit.evaluation.summary import Summary
+    from segfit.labels import LabelScheme
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    for verb in (predict, evaluate, report):
+        add_verb(app, PIPELINE, verb)
+
+
+def predict(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DATASET|IMAGES", help="Dataset or project; with --model: images."),
+    ] = None,
+    out: Out = None,
+    model: Annotated[Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder of a model.")] = None,
+    inputs: Annotated[
+        list[Path] | None, typer.Option("--input", "-i", metavar="IMAGES", help="The same as IMAGES. Repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the label files.")
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option("--folds", metavar="K,...", help="Networks to use, e.g. 0,1; default: all.")
+    ] = None,
+    mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored views.")] = True,
+    tile_step: Annotated[
+        float | None, typer.Option("--tile-step", metavar="SHARE", help="Step of the window as a share of it.")
+    ] = None,
+    device: Device = None,
+    ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
+    previous_stage: Annotated[
+        Path | None,
+        typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Segment images with a model.
+
+    With --model any images: folders of images, image files, DICOM series (folders). Inputs are CASE_0000.END,
+    CASE_0001.END, ... (one file per channel), outputs CASE.END. Without it the test images of a dataset with the model
+    of its project; nothing is trained for that.
+    """
+    given = [*(paths or []), *(inputs or [])]
+    progress = KeptWarnings(console_progress())
+    if model is None:
+        if len(given) > 1 or any((inputs, output, folds, tile_step, device, ending, previous_stage, workers)):
+            raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
+        found = open_project(given[0] if given else None, out, [], progress).predict()
+    else:
+        from segfit.dataset.layouts import cases_from_files, find_cases
+        from segfit.inference.model import load_model
+        from segfit.inference.predict_folder import predict_folder
+
+        if not given or output is None:
+            raise InputError("predict --model needs images and, with -o, a folder for the results")
+        numbers = None if folds is None else [part.strip() for part in folds.split(",")]
+        loaded = load_model(model, device or "auto", numbers, mirror=None if mirror else False, tile_step=tile_step)
+        channels = len(loaded.channel_names)
+        for path in given:
+            if not path.exists():
+                raise InputError(f"{path} does not exist; correct the path of the images")
+        alone = len(given) == 1 and given[0].is_dir()
+        found = predict_folder(
+            loaded,
+            find_cases(given[0], loaded.image_ending, channels) if alone else cases_from_files(given, channels),
+            output,
+            ending=ending,
+            overwrite=overwrite,
+            save_probabilities=probabilities,
+            previous_stage=previous_stage,
+            workers=workers or 1,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"predictions": [str(path) for path in found], "warnings": progress.messages})
+    else:
+        sys.stdout.writelines(f"{path}\n" for path in found)
+
+
+def evaluate(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", "-p", metavar="FOLDER", help="Folder of predictions.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option("--references", "-r", metavar="FOLDER", help="Folder of reference labels.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Model whose labels are meant.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all scores to this JSON file.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", hidden=True)] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score label files against references.
+
+    DATASET or --model says what the labels mean. Without -p and -r: the test predictions of the dataset's project;
+    nothing is trained for that.
+    """
+    summary: Summary | None
+    if predictions is None and references is None:
+        summary = open_project(dataset, out, []).evaluate()
+        if summary is None:
+            raise InputError("the dataset has no labelled test images; give --predictions and --references")
+    else:
+        from segfit.evaluation.summary import evaluate_folder
+
+        if predictions is None or references is None:
+            raise InputError("evaluate needs --predictions and --references")
+        scheme, ending = _meaning(dataset, model)
+        summary = evaluate_folder(
+            predictions, references, scheme, ending=ending, require_all=False, workers=workers,
+            progress=console_progress(),
+        )  # fmt: skip
+    target = output or save
+    if target is not None:
+        summary.save(target)
+    if as_json:
+        print_json(summary.model_dump(mode="json"))
+        return
+    rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
+    rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
+    score_table(rows, first="Dice")
+    if summary.mean_dice is not None:
+        sys.stdout.write(f"mean Dice {summary.mean_dice:.4f} over {len(summary.cases)} cases\n")
+
+
+def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str]:
+    """Return labels and file ending of a dataset or a model."""
+    if model is not None:
+        from segfit.bundle.bundle import open_bundle
+
+        manifest = open_bundle(model, verify=False).manifest
+        return manifest.labels, manifest.file_ending
+    if dataset is None:
+        raise InputError("give the dataset or --model, so that the labels have a meaning")
+    from segfit.dataset.layouts import open_dataset
+
+    place, asked = dataset_of(dataset)
+    opened = open_dataset(place, skip_incomplete=asked.skip_incomplete)
+    return opened.labels, opened.file_ending
+
+
+def report(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Write the report from what there is."""
+    path = open_project(dataset, out, []).report()
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        sys.stdout.write(f"{path}\n")

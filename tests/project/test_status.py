@@ -1,0 +1,71 @@
+"""How far a project is, and what projects, plans and datasets look like."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from segfit.dataset.layouts import open_dataset
+from segfit.errors import InputError
+from segfit.project import Project
+from segfit.project.status import status_of
+
+
+@pytest.fixture
+def project(volumes: Path, tmp_path: Path) -> Project:
+    return Project.create(tmp_path / "p", volumes)
+
+
+def states(project: Project) -> dict[str, str]:
+    return {item.stage: item.state for item in project.status().stages}
+
+
+def test_stages_are_counted_from_their_files(project: Project) -> None:
+    assert set(states(project).values()) == {"open"}
+    project.plan()
+    done = [stage for stage, state in states(project).items() if state == "done"]
+    assert done == ["check", "fingerprint", "plan"]
+    assert (project.status().model, project.status().verdict) == (None, None)
+
+
+def test_a_training_that_was_begun(project: Project) -> None:
+    project.folder.training("2d", 0).mkdir(parents=True)
+    assert states(project)["train"] == "begun"
+
+
+def test_a_damaged_file_counts_as_absent(project: Project) -> None:
+    project.plan()
+    project.folder.plan.write_text("{")
+    assert states(project)["plan"] == "open"
+
+
+def test_no_project(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a segfit project"):
+        status_of(tmp_path)
+
+
+def test_what_they_look_like(project: Project, volumes: Path) -> None:
+    root = project.folder.root
+    assert repr(project) == f"Project({str(root)!r} on Dataset001_Volumes: nothing done yet)"
+    plan = project.plan(preset="stock")
+    assert repr(project) == f"Project({str(root)!r} on Dataset001_Volumes: plan done)"
+    assert repr(plan) == str(plan) == "Plan('Dataset001_Volumes', preset stock: 2d, 3d_fullres; not sized yet)"
+    assert repr(open_dataset(volumes)) == (
+        "Dataset('Dataset001_Volumes', nnunet-v2: 5 training cases, 2 test cases; MRI to organ and lesion)"
+    )
+    patch = "x".join(map(str, plan.configurations["3d_fullres"].patch_size))
+    for part in ("Dataset001_Volumes, preset stock", "<td>3d_fullres</td>", f"<td>{patch}</td>"):
+        assert part in plan._repr_html_()
+    assert "<tr><td>fingerprint</td><td>done</td><td>5 cases</td></tr>" in project._repr_html_()
+    project.folder.project.unlink()
+    assert repr(project) == f"Project({str(root)!r})"
+
+
+def test_what_is_told_is_logged(volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    project = Project.create(tmp_path / "p", volumes)
+    project.progress.warn("look here")
+    with caplog.at_level(logging.INFO, "segfit"):
+        project.progress.note("a fact")
+    assert [(item.name, item.levelname) for item in caplog.records] == [("segfit", "WARNING"), ("segfit", "INFO")]
