@@ -19,15 +19,14 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from segfit.errors import InputError
 from segfit.labels import LabelScheme
 from segfit.preprocessing.locations import ANNOTATED
+from segfit.training.batch import Batch
 from segfit.training.schedule import forced_foreground
 
 __all__ = [
-    "Batch",
     "Batches",
     "PatchSampler",
     "Region",
@@ -110,16 +109,6 @@ def read_patch(
     found = case.labels(tuple(source))
     assert found is not None, f"case {case.id} was preprocessed without labels"
     labels[tuple(target)] = found
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """The patches of one step: image (b, c, *sample patch) float32 and labels (b, 1, *sample patch) int16."""
-
-    step: int
-    image: Tensor
-    labels: Tensor
-    cases: tuple[str, ...]  # id of the case of every sample
 
 
 class PatchSampler:
@@ -210,9 +199,9 @@ class PatchSampler:
             read_patch(case, corner, image[sample], labels[sample])
         patch = self._image_shape[1:]
         return Batch(
-            step,
             torch.from_numpy(image.reshape(size, self._channels, *patch)),
             torch.from_numpy(labels.reshape(size, 1, *patch)),
+            step,
             tuple(case.id for case, _ in drawn),
         )
 
