@@ -77,7 +77,7 @@ def test_a_case_that_no_worker_survives_is_a_problem(
 def test_processes_read_the_label_values_that_threads_read(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     root = paired(tmp_path / "set")
     by_threads = open_dataset(root)
-    assert [target.name for target in by_threads.labels.targets] == ["label 1", "label 2", "label 3"]
+    assert [target.name for target in by_threads.labels.classes] == ["label 1", "label 2", "label 3"]
     cases = request.getfixturevalue("done_by_processes")
     assert open_dataset(root) == by_threads
     assert sorted(cases) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
@@ -90,7 +90,7 @@ def test_a_label_that_no_worker_survives_says_nothing_and_the_check_tells(
     root = paired(tmp_path / "set")
     monkeypatch.setattr(common, "_values_of", check_tasks.values_or_be_killed)
     monkeypatch.setattr(checks, "_check_item", check_tasks.check_or_be_killed)
-    assert [target.name for target in open_dataset(root).labels.targets] == ["label 1", "label 3"]
+    assert [target.name for target in open_dataset(root).labels.classes] == ["label 1", "label 3"]
     assert [problem.case for problem in check_dataset(root) if problem.fatal] == ["b"]
 
 

@@ -177,7 +177,7 @@ def info(
             "dataset": dataset.name,
             "layout": dataset.layout,
             "channels": ", ".join(dataset.channel_names),
-            "structures": ", ".join(target.name for target in dataset.labels.targets),
+            "structures": ", ".join(target.name for target in dataset.labels.classes),
             "training cases": str(len(dataset.training)),
             "test cases": str(len(dataset.test)),
             "file ending": dataset.file_ending,

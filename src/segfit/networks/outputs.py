@@ -60,7 +60,7 @@ def class_masks(target: Tensor, labels: LabelScheme) -> Tensor:
     """
     if not labels.has_regions:
         return target == _as_channels(labels.foreground_values, target)
-    masks = [(target == _as_channels(region.values, target)).any(1, keepdim=True) for region in labels.targets]
+    masks = [(target == _as_channels(region.values, target)).any(1, keepdim=True) for region in labels.classes]
     return torch.cat(masks, dim=1)
 
 

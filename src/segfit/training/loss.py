@@ -131,7 +131,7 @@ def shrink_target(target: Tensor, size: Sequence[int]) -> Tensor:
 def hard_counts(logits: Tensor, target: Tensor, scheme: LabelScheme) -> Tensor:
     """Return true positives, false positives and false negatives `(3, targets)`, summed over batch and space, int64.
 
-    Logits `(b, num_outputs, *spatial)` against labels `(b, 1, *spatial)`, for the classes of `scheme.targets`;
+    Logits `(b, num_outputs, *spatial)` against labels `(b, 1, *spatial)`, for the classes of `scheme.classes`;
     ignored voxels do not count.
     """
     predicted, truth = predicted_masks(logits, scheme), class_masks(target, scheme)

@@ -151,7 +151,7 @@ class PatchSampler:
         self._image_shape = (channels, *sample_patch)
         self._forced = tuple(forced_foreground(batch_size, foreground_share))
         self._has_ignore = labels.ignore_value is not None
-        self._keys = (*(target.name for target in labels.targets), ANNOTATED)
+        self._keys = (*(target.name for target in labels.classes), ANNOTATED)
         self._seed = seed
 
     def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:
