@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
-from segfit.labels import LabelScheme, Target
+from segfit.labels import LabelClass, LabelScheme
 from segfit.planning.presets import RULES
 from segfit.specs import IntensityStatistics
 
@@ -35,7 +35,7 @@ def labels_of(dataset: dict[str, Any]) -> LabelScheme:
     labels = dict(dataset["labels"])
     ignore = labels.pop("ignore", None)
     targets = [
-        Target(name=name, values=tuple(value) if isinstance(value, list) else (value,))
+        LabelClass(name=name, values=tuple(value) if isinstance(value, list) else (value,))
         for name, value in labels.items()
     ]
     order = dataset.get("regions_class_order")

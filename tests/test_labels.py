@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segfit.errors import InputError
-from segfit.labels import LabelScheme, Target
+from segfit.labels import LabelClass, LabelScheme
 
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "inner": 3}
 
@@ -20,7 +20,7 @@ def test_exclusive_labels() -> None:
     assert not scheme.has_regions
     assert scheme.all_values == (0, 1, 2)
     assert scheme.foreground_values == (1, 2)
-    assert [target.name for target in scheme.targets] == ["a", "b"]  # by value, not as declared
+    assert [target.name for target in scheme.classes] == ["a", "b"]  # by value, not as declared
     assert scheme.num_outputs == 3
     assert scheme.num_declared == 3
     assert scheme.region_order is None
@@ -29,10 +29,10 @@ def test_exclusive_labels() -> None:
 def test_regions_keep_their_order() -> None:
     scheme = LabelScheme.from_declaration(REGIONS | {"ignore": 4}, [1, 2, 3])
     assert scheme.has_regions
-    assert scheme.targets == (
-        Target(name="whole", values=(1, 2, 3)),
-        Target(name="core", values=(2, 3)),
-        Target(name="inner", values=(3,)),
+    assert scheme.classes == (
+        LabelClass(name="whole", values=(1, 2, 3)),
+        LabelClass(name="core", values=(2, 3)),
+        LabelClass(name="inner", values=(3,)),
     )
     assert scheme.all_values == (0, 1, 2, 3)
     assert scheme.ignore_value == 4
@@ -45,7 +45,7 @@ def test_values_with_gaps_become_consecutive_and_come_back() -> None:
     assert scheme.all_values == (0, 1, 2)
     assert scheme.ignore_value == 3
     assert scheme.stored_values == (0, 7, 500, 255)
-    assert [(target.name, target.values) for target in scheme.targets] == [("near", (1,)), ("far", (2,))]
+    assert [(target.name, target.values) for target in scheme.classes] == [("near", (1,)), ("far", (2,))]
     found = np.array([[0, 7, 500], [255, 6, -3]], np.int16)
     assert scheme.to_inner(found).tolist() == [[0, 1, 2], [3, 4, 4]]  # 4: of no structure
     assert scheme.to_inner(np.array([2**31 - 1, 501, 7], np.int32)).tolist() == [4, 4, 1]
@@ -57,7 +57,7 @@ def test_values_with_gaps_become_consecutive_and_come_back() -> None:
 
 def test_regions_with_gaps() -> None:
     scheme = LabelScheme.from_declaration({"background": 0, "whole": [10, 30], "core": 30}, [10, 30])
-    assert [target.values for target in scheme.targets] == [(1, 2), (2,)]
+    assert [target.values for target in scheme.classes] == [(1, 2), (2,)]
     assert scheme.region_order == (1, 2)
     painted = scheme.to_stored(scheme.to_labels(np.array([[1.0, 1.0, -1.0], [-1.0, 1.0, -1.0]])))
     assert painted.dtype == np.uint8
@@ -103,13 +103,13 @@ def test_values_below_zero_and_unknown_ones() -> None:
         ({"background": 1, "tumour": 0}, None, 'must contain "background": 0'),
         ({"background": False, "tumour": 1}, None, 'must contain "background": 0'),
         ({"background": [0], "tumour": 1}, None, 'must contain "background": 0'),
-        ({"background": 0}, None, 'at least one structure besides "background"'),
-        ({"background": 0, "ignore": 1}, None, 'at least one structure besides "background"'),
+        ({"background": 0}, None, 'at least one class besides "background"'),
+        ({"background": 0, "ignore": 1}, None, 'at least one class besides "background"'),
         ({"background": 0, "tumour": "1"}, None, "must be an integer or a list of integers, got '1'"),
         ({"background": 0, "tumour": 1.0}, None, "must be an integer or a list of integers, got 1.0"),
         ({"background": 0, "tumour": []}, None, r"must be an integer or a list of integers, got \[\]"),
         ({"background": 0, "tumour": 1, "ignore": [2]}, None, r'"ignore" must be one integer, got \[2\]'),
-        ({"background": 0, "tumour": 1, "ignore": 1}, None, "a value of its own, 1 is that of a structure"),
+        ({"background": 0, "tumour": 1, "ignore": 1}, None, "a value of its own, 1 is that of a class"),
         (
             {"background": 0, "tumour": 1, "ignore": 2**31},
             None,

@@ -18,14 +18,14 @@ from pydantic import model_validator
 from segfit.errors import InputError
 from segfit.files import Record
 
-__all__ = ["Exchange", "LabelScheme", "Target", "smallest_dtype"]
+__all__ = ["Exchange", "LabelClass", "LabelScheme", "smallest_dtype"]
 
 
-class Target(Record):
-    """One structure that is predicted and evaluated: a label, or a region made of several labels."""
+class LabelClass(Record):
+    """A class that is predicted and evaluated: one label, or a region made of several labels."""
 
     name: str
-    values: tuple[int, ...]  # inner label values whose union is the structure
+    values: tuple[int, ...]  # inner label values whose union is the class
 
 
 class Exchange(Record):
@@ -49,7 +49,7 @@ class LabelScheme(Record):
     All values here are inner ones: consecutive from 0, the ignore value last.
     """
 
-    labels: tuple[Target, ...]  # everything declared except the ignore label, background included
+    labels: tuple[LabelClass, ...]  # everything declared except the ignore label, background included
     region_order: tuple[int, ...] | None = None
     ignore_value: int | None = None
     stored: tuple[int, ...] | None = None  # the value on disk of each inner value; None: the same
@@ -69,14 +69,14 @@ class LabelScheme(Record):
             raise InputError('"labels" must contain "background": 0')
         declared = {name: _values(name, value) for name, value in labels.items() if name != "ignore"}
         if all(set(values) == {0} for values in declared.values()):
-            raise InputError('"labels" must declare at least one structure besides "background"')
+            raise InputError('"labels" must declare at least one class besides "background"')
         stored = (0, *sorted({value for values in declared.values() for value in values if value != 0}))
         ignore = labels.get("ignore")
         if "ignore" in labels:
             if not isinstance(ignore, int) or isinstance(ignore, bool):
                 raise InputError(f'the label "ignore" must be one integer, got {ignore!r}')
             if ignore in stored:
-                raise InputError(f'the label "ignore" must have a value of its own, {ignore} is that of a structure')
+                raise InputError(f'the label "ignore" must have a value of its own, {ignore} is that of a class')
             stored += _values("ignore", ignore)
         inner = {value: index for index, value in enumerate(stored)}
         order: tuple[int, ...] | None = None
@@ -89,7 +89,7 @@ class LabelScheme(Record):
                 if first != name:
                     raise InputError(f'labels "{first}" and "{name}" share the value {values[0]}')
         return cls(
-            labels=tuple(Target(name=n, values=tuple(inner[v] for v in values)) for n, values in declared.items()),
+            labels=tuple(LabelClass(name=n, values=tuple(inner[v] for v in values)) for n, values in declared.items()),
             region_order=None if order is None else tuple(inner[value] for value in order),
             ignore_value=None if ignore is None else inner[ignore],
             stored=None if stored == tuple(range(len(stored))) else stored,
@@ -123,8 +123,8 @@ class LabelScheme(Record):
         return tuple(value for value in self.all_values if value != 0)
 
     @property
-    def targets(self) -> tuple[Target, ...]:
-        """Structures that are predicted, evaluated and oversampled.
+    def classes(self) -> tuple[LabelClass, ...]:
+        """Classes that are predicted, evaluated and oversampled.
 
         Region based: the foreground regions in declaration order. Otherwise: foreground labels by ascending value.
         """
@@ -136,7 +136,7 @@ class LabelScheme(Record):
     @property
     def num_outputs(self) -> int:
         """Output channels of the network: labels with background (softmax), or foreground regions (sigmoid)."""
-        return len(self.targets) if self.has_regions else len(self.all_values)
+        return len(self.classes) if self.has_regions else len(self.all_values)
 
     def exchanged_outputs(self, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
         """Return for every output which one takes its place when pairs of label values change places.
@@ -145,7 +145,7 @@ class LabelScheme(Record):
         """
         partner = dict(pairs) | {second: first for first, second in pairs}
         outputs = (
-            [set(target.values) for target in self.targets] if self.has_regions else [{v} for v in self.all_values]
+            [set(target.values) for target in self.classes] if self.has_regions else [{v} for v in self.all_values]
         )
         return tuple(outputs.index({partner.get(value, value) for value in values}) for values in outputs)
 
@@ -162,7 +162,7 @@ class LabelScheme(Record):
         """
         if self.region_order is None:
             return ()
-        regions = {value: [value in target.values for target in self.targets] for value in self.foreground_values}
+        regions = {value: [value in target.values for target in self.classes] for value in self.foreground_values}
         lost = []
         for value, inside in regions.items():
             painted = [paint for paint, is_in in zip(self.region_order, inside, strict=True) if is_in]
@@ -173,7 +173,7 @@ class LabelScheme(Record):
     def to_inner(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
         """Turn values on disk into inner ones, of any shape.
 
-        A value that was not declared becomes one that no structure has: the highest inner value + 1.
+        A value that was not declared becomes one that no class has: the highest inner value + 1.
         """
         if self.stored is None:
             return labels

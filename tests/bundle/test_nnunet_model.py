@@ -33,7 +33,7 @@ def test_manifest(folder: Path) -> None:
     manifest = bundle.manifest
     assert manifest.name == f"Dataset602_TinyRegions {NAME}"
     assert manifest.channel_names == ("T1", "T2")
-    assert [target.name for target in manifest.labels.targets] == ["whole", "core", "inner"]
+    assert [target.name for target in manifest.labels.classes] == ["whole", "core", "inner"]
     (member,) = manifest.members
     assert member.mirror_axes == (0, 1, 2)
     assert list(member.weights) == ["0", "1"]

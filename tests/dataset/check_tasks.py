@@ -7,9 +7,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from segfit.dataset import checks, export
+from segfit.dataset import checks
 from segfit.dataset.layouts import common
 from segfit.dataset.manifest import Case
+from segfit.nnunet import dataset_export
 
 SICK = "b"
 
@@ -45,4 +46,4 @@ def write_or_be_killed_once(item: tuple[str, Case], *, folder: Path, **named: An
     if item[1].id == SICK and not mark.exists():
         mark.touch()
         os.fsync = lambda _: _be_killed()
-    export._write_case(item, folder=folder, **named)
+    dataset_export._write_case(item, folder=folder, **named)

@@ -170,7 +170,7 @@ def test_an_unusable_declaration_is_reported_alone(tmp_path: Path) -> None:
     edit(root, labels={"background": 0})
     problems = check_dataset(root)
     assert [item.problem for item in problems] == [
-        'in dataset.json, "labels" must declare at least one structure besides "background"'
+        'in dataset.json, "labels" must declare at least one class besides "background"'
     ]
 
 

@@ -24,7 +24,7 @@ def assert_same(first: Dataset, second: Dataset) -> None:
     """Same cases, voxels, geometry and inner labels."""
     assert second.layout == "nnunet-v2"
     assert second.channel_names == first.channel_names
-    assert [target.name for target in second.labels.targets] == [target.name for target in first.labels.targets]
+    assert [target.name for target in second.labels.classes] == [target.name for target in first.labels.classes]
     assert second.labels.stored is None
     assert second.labels.num_outputs == first.labels.num_outputs
     assert second.num_training == len(first.training)

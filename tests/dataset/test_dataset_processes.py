@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from dataset_builder import SHAPE, a_label, build, write_volume
 
-from segfit.dataset import checks, export
+from segfit.dataset import checks
 from segfit.dataset.checks import check_dataset
 from segfit.dataset.layouts import common, leave_out, open_dataset
 from segfit.errors import InputError
+from segfit.nnunet import dataset_export
 from segfit.nnunet.dataset_export import export_nnunet
 
 
@@ -48,8 +49,8 @@ def test_processes_find_what_threads_find(tmp_path: Path, request: pytest.Fixtur
 @pytest.mark.parametrize(
     ("work", "told"),
     [
-        (check_tasks.check_or_be_killed, r"worker killed by signal 9 \(Killed\) at \d+\.\d GB"),
-        (check_tasks.check_or_run_out, r"worker ran out of memory( at \d+\.\d GB)?"),
+        (check_tasks.check_or_be_killed, r"worker killed by signal 9 \(Killed\) at [\d.]+ [MG]B"),
+        (check_tasks.check_or_run_out, r"worker ran out of memory( at [\d.]+ [MG]B)?"),
     ],
 )
 @pytest.mark.usefixtures("done_by_processes")
@@ -69,7 +70,7 @@ def test_a_case_that_no_worker_survives_is_a_problem(
     assert lost.action == "check again with more free memory or on a larger machine, or remove the case"
     assert (wrong.case, wrong.fatal, wrong.transient) == ("d", True, False)  # the others are checked all the same
     assert (test_case.case, test_case.fatal) == ("b", False)
-    assert test_case.problem.startswith("test case: its files could not be read, even alone: worker ")
+    assert test_case.problem.startswith("test case: reading failed: worker ")
     kept, _ = leave_out(open_dataset(root), (lost, wrong, test_case))
     assert [case.id for case in kept.training] == ["a", "c", "e"]
 
@@ -77,7 +78,7 @@ def test_a_case_that_no_worker_survives_is_a_problem(
 def test_processes_read_the_label_values_that_threads_read(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     root = paired(tmp_path / "set")
     by_threads = open_dataset(root)
-    assert [target.name for target in by_threads.labels.targets] == ["label 1", "label 2", "label 3"]
+    assert [target.name for target in by_threads.labels.classes] == ["label 1", "label 2", "label 3"]
     cases = request.getfixturevalue("done_by_processes")
     assert open_dataset(root) == by_threads
     assert sorted(cases) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
@@ -90,7 +91,7 @@ def test_a_label_that_no_worker_survives_says_nothing_and_the_check_tells(
     root = paired(tmp_path / "set")
     monkeypatch.setattr(common, "_values_of", check_tasks.values_or_be_killed)
     monkeypatch.setattr(checks, "_check_item", check_tasks.check_or_be_killed)
-    assert [target.name for target in open_dataset(root).labels.targets] == ["label 1", "label 3"]
+    assert [target.name for target in open_dataset(root).labels.classes] == ["label 1", "label 3"]
     assert [problem.case for problem in check_dataset(root) if problem.fatal] == ["b"]
 
 
@@ -113,7 +114,7 @@ def test_a_killed_writer_costs_no_case_and_leaves_nothing_behind(
 ) -> None:
     dataset = open_dataset(build(tmp_path))
     expected = export_nnunet(dataset, tmp_path / "Dataset002_Copy")
-    monkeypatch.setattr(export, "_write_case", check_tasks.write_or_be_killed_once)
+    monkeypatch.setattr(dataset_export, "_write_case", check_tasks.write_or_be_killed_once)
     again = export_nnunet(dataset, tmp_path / "Dataset003_Again")
     assert (tmp_path / "was-killed").exists()
     assert {path.relative_to(expected) for path in expected.rglob("*")} == {

@@ -167,7 +167,7 @@ def test_paired_folders(tmp_path: Path, images: str, labels: str) -> None:
     assert dataset.num_training == 5
     assert dataset.case("a").images == (root / images.format("a"),)
     assert dataset.case("a").label == root / labels.format("a")
-    assert [target.name for target in dataset.labels.targets] == ["label 7", "label 500"]
+    assert [target.name for target in dataset.labels.classes] == ["label 7", "label 500"]
     assert dataset.labels.stored_values == (0, 7, 500)
     assert found(root) == [("dataset", f"1 hidden file: {images.split('/')[0]}/._a.nii.gz", False)]
 
@@ -256,7 +256,7 @@ def test_masks_are_painted_in_the_declared_order(tmp_path: Path) -> None:
         write_volume(tmp_path / "labels" / case / "tumour.nii.gz", a_label(0, 255, 0, 255))
     (tmp_path / "labels" / "c" / "liver.nii.gz").unlink()  # absent in this case
     dataset = open_dataset(tmp_path)
-    assert [(target.name, target.values) for target in dataset.labels.targets] == [("liver", (1,)), ("tumour", (2,))]
+    assert [(target.name, target.values) for target in dataset.labels.classes] == [("liver", (1,)), ("tumour", (2,))]
     case = dataset.case("a")
     assert case.label is None
     assert case.masks == (
@@ -327,18 +327,18 @@ def test_a_table_in_json_with_names_and_test_cases(tmp_path: Path) -> None:
     content = {"cases": cases, "labels": {"background": 0, "kidney": 7, "stone": 9}}
     root = table(tmp_path, json.dumps(content), "cases.json")
     dataset = open_dataset(root)
-    assert [target.name for target in dataset.labels.targets] == ["kidney", "stone"]
+    assert [target.name for target in dataset.labels.classes] == ["kidney", "stone"]
     assert [case.id for case in dataset.training] == list("abcd")
     assert [(case.id, case.group, case.site, case.weight) for case in dataset.test] == [("e", None, None, 1.0)]
     assert found(root) == [("dataset", "4 training cases, five folds need 5 or more", False)]
     root = table(tmp_path, json.dumps(cases), "list.json")
-    assert [target.name for target in open_dataset(root / "list.json").labels.targets] == ["label 7", "label 9"]
+    assert [target.name for target in open_dataset(root / "list.json").labels.classes] == ["label 7", "label 9"]
 
 
 def test_a_table_with_one_column_per_structure(tmp_path: Path) -> None:
     rows = [f"{c},scans/{c}0.nii.gz,truth/{c}.nii.gz,{'' if c == 'a' else f'scans/{c}1.nii.gz'}\n" for c in CASES]
     dataset = open_dataset(table(tmp_path, "case,CT,label:wide,label:narrow\n" + "".join(rows)))
-    assert [(target.name, target.values) for target in dataset.labels.targets] == [("wide", (1,)), ("narrow", (2,))]
+    assert [(target.name, target.values) for target in dataset.labels.classes] == [("wide", (1,)), ("narrow", (2,))]
     assert [mask.value for mask in dataset.case("a").masks] == [1]
     assert [mask.value for mask in dataset.case("b").masks] == [1, 2]
 

@@ -76,7 +76,7 @@ def test_agrees_with_one_boolean_pass_per_structure(
     scheme: LabelScheme, prediction: np.ndarray, reference: np.ndarray
 ) -> None:
     use = reference != scheme.ignore_value if scheme.ignore_value is not None else np.ones(reference.shape, bool)
-    for target in scheme.targets:
+    for target in scheme.classes:
         p, r = np.isin(prediction, target.values), np.isin(reference, target.values)
         counts = [int((a & b & use).sum()) for a, b in ((p, r), (p, ~r), (~p, r), (~p, ~r))]
         assert case_metrics(prediction, reference, scheme)[target.name] == Metrics.from_counts(*counts)

@@ -13,7 +13,7 @@ import pytest
 from segfit.connected_components import PostprocessingStep, apply_steps
 from segfit.evaluation.summary import Pair, evaluate_folder
 from segfit.images.formats import read_label
-from segfit.labels import LabelScheme, Target
+from segfit.labels import LabelClass, LabelScheme
 from segfit.selection.postprocess import decide_postprocessing
 
 pytestmark = pytest.mark.golden("evaluation")
@@ -24,7 +24,8 @@ def scheme_of(targets: list[str], ignore: int | None) -> LabelScheme:
     values = [literal_eval(target) for target in targets]
     return LabelScheme(
         labels=tuple(
-            Target(name=str(value), values=value if isinstance(value, tuple) else (value,)) for value in [0, *values]
+            LabelClass(name=str(value), values=value if isinstance(value, tuple) else (value,))
+            for value in [0, *values]
         ),
         region_order=tuple(range(1, len(values) + 1)) if any(isinstance(v, tuple) for v in values) else None,
         ignore_value=ignore,

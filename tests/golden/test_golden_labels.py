@@ -29,5 +29,5 @@ def test_label_rules(golden: Path) -> None:
         assert scheme.num_outputs == rule["num_segmentation_heads"]
         if rule["foreground_regions"] is not None:
             regions = [(r,) if isinstance(r, int) else tuple(r) for r in rule["foreground_regions"]]
-            assert [target.values for target in scheme.targets] == regions
+            assert [target.values for target in scheme.classes] == regions
             assert list(scheme.region_order or ()) == rule["regions_class_order"]

@@ -15,6 +15,7 @@ from segfit.labels import LabelScheme
 from segfit.networks.unet import build_network
 from segfit.nnunet.weights import from_nnunet, to_nnunet
 from segfit.specs import NetworkSpec
+from segfit.training.batch import Batch
 from segfit.training.loss import SegmentationLoss, hard_counts, shrink_target
 from segfit.training.schedule import poly_learning_rate
 
@@ -58,7 +59,7 @@ def test_values_and_gradients(golden: Path, channels_last: bool) -> None:
             loss = SegmentationLoss(
                 scheme_of(entry, logits.shape[1]), entry["batch_dice"], strides=[(1,) * (logits.ndim - 2)] * 3
             )
-            value = loss(logits, target)
+            value = loss(logits, Batch(logits, target))
             assert value.item() == pytest.approx(entry["loss"], rel=1e-5), name
             (gradient,) = torch.autograd.grad(value, logits)
             assert_gradient(gradient, arrays[f"{name}_gradient"])
@@ -80,14 +81,16 @@ def test_deep_supervision(golden: Path) -> None:
             scheme = scheme_of({"ignore_label": None}, outputs[0].shape[1])
             loss = SegmentationLoss(scheme, entry["batch_dice"], entry["strides"])
             assert loss.weights == pytest.approx(entry["weights"][:-1], rel=1e-12)
-            value = loss(outputs, targets[0])
+            value = loss(outputs, Batch(outputs[0], targets[0]))
             assert value.item() == pytest.approx(entry["loss"], rel=1e-5)
             value.backward()
             for i, output in enumerate(outputs):
                 assert (output.grad is None) == entry["gradient_is_none"][i]
                 if output.grad is not None:
                     assert_gradient(output.grad, arrays[f"{name}_gradient_{i}"])
-                assert loss(output, targets[i]).item() == pytest.approx(entry["losses_per_output"][i], rel=1e-5)
+                assert loss(output, Batch(output, targets[i])).item() == pytest.approx(
+                    entry["losses_per_output"][i], rel=1e-5
+                )
             seen += 1
     assert seen
 
@@ -142,7 +145,7 @@ def test_five_optimiser_steps(golden: Path, channels_last: bool) -> None:
         data = arrays[f"step{number}/data"]
         if channels_last:
             data = data.contiguous(memory_format=torch.channels_last_3d)
-        value = loss(network(data), arrays[f"step{number}/target"])
+        value = loss(network(data), Batch(data, arrays[f"step{number}/target"]))
         assert value.item() == pytest.approx(step["loss"], rel=1e-5 if number == 0 else 1e-3)
         value.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 12)

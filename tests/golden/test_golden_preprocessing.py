@@ -110,7 +110,7 @@ def test_preprocessed_case(path: Path) -> None:
         assert not result.locations
         return
     np.testing.assert_array_equal(result.labels, seg)
-    keys = [target.name for target in labels.targets] + ([ANNOTATED] if labels.ignore_value is not None else [])
+    keys = [target.name for target in labels.classes] + ([ANNOTATED] if labels.ignore_value is not None else [])
     assert list(result.locations) == keys
     for key, entry in zip(keys, properties["class_locations"], strict=True):
         found = result.locations[key]

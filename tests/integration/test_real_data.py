@@ -27,7 +27,7 @@ def test_hippocampus(data: Path, tmp_path: Path) -> None:
     summary = project.run()
     assert summary is not None
     assert len(summary.cases) == len(project.dataset.test) == 20
-    assert set(summary.mean) == {target.name for target in project.dataset.labels.targets}
+    assert set(summary.mean) == {target.name for target in project.dataset.labels.classes}
     plan = project.plan()
     assert plan.configurations["3d_fullres"].patch_size == (40, 56, 40)
     assert plan.configurations["3d_fullres"].batch_dice is False
@@ -54,7 +54,7 @@ def test_nuclei(data: Path, tmp_path: Path) -> None:
 def test_left_and_right_of_the_mouse_brain_change_places(data: Path) -> None:
     dataset = open_dataset(data / "Dataset204_MouseBrain")
     plan = derive(measure(dataset, "canonical", workers=1), dataset.labels, Options())
-    values = {target.name: target.values[0] for target in dataset.labels.targets}
+    values = {target.name: target.values[0] for target in dataset.labels.classes}
     sides = {name: name.replace("Left", "Right") for name in values}
     pairs = {(values[left], values[right]) for left, right in sides.items() if left != right and right in values}
     assert len(pairs) == 17

@@ -34,7 +34,7 @@ def test_equals_the_plain_rule(monkeypatch: pytest.MonkeyPatch, slab: int) -> No
     cases = [(_PLAIN, [(1,), (2,)]), (_IGNORE, [(1,), (-1, 0, 1)]), (_REGIONS, [(1, 2), (2,)])]
     for scheme, items in cases:
         result = class_locations(labels, scheme)
-        names = [target.name for target in scheme.targets] + ([ANNOTATED] if scheme.ignore_value else [])
+        names = [target.name for target in scheme.classes] + ([ANNOTATED] if scheme.ignore_value else [])
         assert list(result) == names
         for found, expected in zip(result.values(), _reference(labels, items), strict=True):
             assert found.dtype == np.int32

@@ -56,7 +56,7 @@ def make_report_data() -> ReportData:
             ),
             winner="3d_fullres",
             reason="The ensemble gains less than 0.001 Dice and costs twice the time.",
-            notes=("3d_lowres was left out: no structure has a Dice in any case",),
+            notes=("3d_lowres was left out: no class has a Dice in any case",),
             steps=("keep only the largest connected component of Anterior",),
             dice_before_steps=0.884,
             dice_after_steps=0.886,

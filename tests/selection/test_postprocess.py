@@ -98,7 +98,7 @@ def by_rewriting(pairs: Sequence[Pair], scheme: LabelScheme) -> tuple[list[tuple
     if better and not any(number(summary.mean[n].dice) < number(best.mean[n].dice) for n in best.mean):
         current, best = foreground, summary
         accepted.append(scheme.foreground_values)
-    for target in scheme.targets if len(scheme.targets) > 1 else ():
+    for target in scheme.classes if len(scheme.classes) > 1 else ():
         alone = [keep_largest(a, target.values) for a in current]
         summary = scored(alone)
         if number(summary.mean[target.name].dice) > number(best.mean[target.name].dice):

@@ -22,7 +22,7 @@ def summary_of(*percent: int | None) -> Summary:
     for name, value in zip("xyz", percent, strict=False):
         scores = Metrics.from_counts(tp=value or 0, fp=2 * (100 - value) if value is not None else 0, fn=0, tn=9)
         cases.append(CaseMetrics(case=name, prediction_file="", reference_file="", metrics={"a": scores}))
-    return summarize(cases, ONE.targets)
+    return summarize(cases, ONE.classes)
 
 
 def candidate(name: str, *percent: int | None) -> Candidate:
@@ -48,7 +48,7 @@ def test_a_candidate_without_a_value_is_left_out() -> None:
     choice = select_winner([candidate("2d", None), candidate("3d", 10)])
     assert choice.winner.name == "3d"
     assert choice.reason == "3d is the only candidate (mean Dice 0.1000 in cross-validation)."
-    assert choice.notes == ("2d was left out: no structure has a Dice in any case",)
+    assert choice.notes == ("2d was left out: no class has a Dice in any case",)
     with pytest.raises(StageError, match="no candidate has a Dice"):
         select_winner([candidate("2d", None)])
 

@@ -35,7 +35,7 @@ def summary(scores: Mapping[str, Sequence[float | None]], *, background: bool = 
         )
         for number, values in enumerate(zip(*scores.values(), strict=True))
     ]
-    return summarize(cases, labels.targets)
+    return summarize(cases, labels.classes)
 
 
 def _scores(dice: float | None, *, background: bool) -> Metrics:
@@ -69,7 +69,7 @@ def evidence(
     """What there is of a run on `cases` cases, of which `held` hold a label; one of five folds was trained."""
     found = scores if isinstance(scores, Summary) else summary(scores)
     held = held or {}
-    labels = range(1, len(found.targets) + 1)
+    labels = range(1, len(found.classes) + 1)
     run = RunSpec(
         configurations=("3d_fullres",),
         folds=(0,),
@@ -152,7 +152,7 @@ def test_many_structures_fail_a_model_and_few_make_it_doubtful() -> None:
     many = judge(evidence(good | {f"s{i}": [0.0] * 20 for i in range(32)}, training(60), steps=60))
     assert many.level == "failed"
     finding = found(many, "not_learned")
-    assert finding.text.startswith("32 of 37 structures were not learned (s0, s1, s2, s3, s4 and 27 more):")
+    assert finding.text.startswith("32 of 37 classes were not learned (s0, s1, s2, s3, s4 and 27 more):")
     assert "60 steps were too few: run again with --steps 1000 (about 3 min)" in finding.action
     assert [item.code for item in many.findings if item.level != "remark"] == ["not_learned"]
 

@@ -29,6 +29,7 @@ from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 from segfit.specs import AugmentationSpec, TrainingSpec
 from segfit.training import budget, checkpoint, loop, online_validation
+from segfit.training.batch import Batch
 from segfit.training.events import read_events
 from segfit.training.learner import Learner, training_on
 from segfit.training.loop import train_fold
@@ -355,9 +356,9 @@ def test_steps_without_finite_gradient_are_left_out_and_counted(tmp_path: Path) 
 def test_a_step_without_finite_gradient_changes_nothing() -> None:
     learner = Learner(tiny_configuration(), tiny_recipe(weight_average=0.9), SCHEME, CPU, seed=0)
     image, labels = torch.rand(2, 1, 20, 20), torch.ones(2, 1, 20, 20, dtype=torch.int16)
-    learner.step(image, labels, learning_rate=0.1, rng=np.random.default_rng(0))
+    learner.step(Batch(image, labels), learning_rate=0.1, rng=np.random.default_rng(0))
     before = {name: tensor.clone() for name, tensor in learner.tensors().items() if "average" not in name}
-    _, norm = learner.step(image * torch.inf, labels, learning_rate=0.1, rng=np.random.default_rng(0)).tolist()
+    _, norm = learner.step(Batch(image * torch.inf, labels), learning_rate=0.1, rng=np.random.default_rng(0)).tolist()
     assert not np.isfinite(norm)
     after = learner.tensors()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -369,7 +370,7 @@ def test_the_average_of_the_weights_predicts() -> None:
     image, labels = torch.rand(2, 1, 20, 20), torch.ones(2, 1, 20, 20, dtype=torch.int16)
     expected = {name: tensor.detach().clone() for name, tensor in own.items()}
     for update in range(3):
-        learner.step(image, labels, learning_rate=0.1, rng=np.random.default_rng(update))
+        learner.step(Batch(image, labels), learning_rate=0.1, rng=np.random.default_rng(update))
         keep = (1 + update) / (10 + update)
         expected = {name: keep * tensor + (1 - keep) * own[name].detach() for name, tensor in expected.items()}
     raw = {name: tensor.detach().clone() for name, tensor in own.items()}

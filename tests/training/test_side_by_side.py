@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from training_fakes import SCHEME, tiny_configuration, tiny_recipe
 
+from segfit.training.batch import Batch
 from segfit.training.learner import Learner
 from segfit.training.side_by_side import SideBySide, best_groups
 from segfit.training.threads import kept_threads
@@ -49,7 +50,8 @@ def test_groups_teach_what_the_batch_does(
         learner = Learner(configuration, recipe, SCHEME, CPU, seed=0)
         with kept_threads(threads):
             values = [
-                learner.step(image, labels, learning_rate=0.01, rng=np.random.default_rng(step)) for step in range(3)
+                learner.step(Batch(image, labels), learning_rate=0.01, rng=np.random.default_rng(step))
+                for step in range(3)
             ]
             assert torch.get_num_threads() == threads
         found.append((torch.stack(values), learner.tensors()))

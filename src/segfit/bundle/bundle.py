@@ -190,8 +190,8 @@ def card(manifest: ModelManifest) -> str:
 
 def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     yield f"# {manifest.name}"
-    structures = ", ".join(target.name for target in manifest.labels.targets)
-    yield f"\nSegments {structures} in images of {' + '.join(manifest.channel_names)}."
+    classes = ", ".join(target.name for target in manifest.labels.classes)
+    yield f"\nSegments {classes} in images of {' + '.join(manifest.channel_names)}."
     if manifest.verdict:
         yield f"\n**Verdict: {manifest.verdict['headline']}.**\n"
         yield from (f"- {finding}" for finding in manifest.verdict["findings"])
@@ -210,8 +210,8 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
         else "Images must be stored in the same orientation as the training data."
     )
     yield "\n## Output\n"
-    yield "| structure | label values | cross-validated Dice |\n| --- | --- | --- |"
-    for target in manifest.labels.targets:
+    yield "| class | label values | cross-validated Dice |\n| --- | --- | --- |"
+    for target in manifest.labels.classes:
         dice = manifest.dice.get(target.name)
         values = ", ".join(str(manifest.labels.stored_values[value]) for value in target.values)
         yield f"| {target.name} | {values} | {'-' if dice is None else f'{dice:.3f}'} |"

@@ -158,10 +158,10 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]
     seen = [finding.label_values for finding in findings if finding.label_values is not None]
     absent = [
         target.name
-        for target in dataset.labels.targets
+        for target in dataset.labels.classes
         if seen and not any({stored[value] for value in target.values} & values for values in seen)
     ]
-    if absent and len(absent) == len(dataset.labels.targets) and len(seen) == amount:
+    if absent and len(absent) == len(dataset.labels.classes) and len(seen) == amount:
         problem = f"no label file has any class: {', '.join(absent)} occur{'s' * (len(absent) == 1)} nowhere"
         return [*problems, Problem("dataset", problem, 'label some cases or correct the values in "labels"')]
     for name in absent:

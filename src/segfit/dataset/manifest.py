@@ -18,16 +18,16 @@ __all__ = ["Case", "Dataset", "Mask"]
 
 
 class Mask(Record):
-    """A label file of one structure: it is where the file is not 0."""
+    """A label file of one class: it is where the file is not 0."""
 
     path: Path
-    value: int  # inner label value of the structure
+    value: int  # inner label value of the class
 
 
 class Case(Record):
     """One case: its channel files in channel order and, if there is one, its annotation.
 
-    That is one label file, or one mask per structure: those are merged in their order, later ones over earlier. What
+    That is one label file, or one mask per class: those are merged in their order, later ones over earlier. What
     `segfit.dataset.annotation.read_labels` makes of them is what all stages see.
 
     Cases of one `group` (a patient, a specimen) belong together when the data are split; `site` says where a case
@@ -67,8 +67,8 @@ class Dataset(Record):
 
     def __repr__(self) -> str:
         cases = f"{count(len(self.training), 'training case')}, {count(len(self.test), 'test case')}"
-        targets = listing([target.name for target in self.labels.targets])
-        return f"Dataset({self.name!r}, {self.layout}: {cases}; {' + '.join(self.channel_names)} to {targets})"
+        classes = listing([one.name for one in self.labels.classes])
+        return f"Dataset({self.name!r}, {self.layout}: {cases}; {' + '.join(self.channel_names)} to {classes})"
 
     __str__ = __repr__
 

@@ -2,7 +2,7 @@
 
 Two ways to make folds, and one to read them:
 
-balanced    segfit's own. Cases of one group stay together, sites and structures are spread evenly, there are as many
+balanced    segfit's own. Cases of one group stay together, sites and classes are spread evenly, there are as many
             folds as there are groups, at most five. Whole-number arithmetic and SHA-256 decide, so that the same
             dataset is split alike on every machine, in whichever order its cases come.
 nnunet      five folds of scikit-learn's shuffled ``KFold`` on the sorted case ids, seed 12345, exactly
@@ -94,8 +94,8 @@ def balanced_splits(cases: Sequence[Case], classes: Mapping[str, Collection[int]
     There are as many folds as groups, at most `MAX_FOLDS`; a single group trains and validates itself. Folds differ by
     no more cases than the largest group has: by one if there are no groups. Raises `InputError` without any case.
 
-    Groups are dealt in rounds, one to each fold: large groups before small ones, those with a rare structure or site
-    first among equals. Of all ways to deal a round the one is taken that brings the fewest cases of a kind (structure,
+    Groups are dealt in rounds, one to each fold: large groups before small ones, those with a rare class or site
+    first among equals. Of all ways to deal a round the one is taken that brings the fewest cases of a kind (class,
     site, any) together in a fold; a kind counts with the inverse square of its cases, so that rare ones matter most.
     """
     if not cases:

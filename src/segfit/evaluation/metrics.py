@@ -1,7 +1,7 @@
-"""Overlap of a predicted and a reference label map, per structure.
+"""Overlap of a predicted and a reference label map, per class.
 
 Everything is read off one joint histogram of reference and predicted values, so the cost is one pass over the voxels
-however many structures there are.
+however many classes there are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError
 from segfit.files import Record
-from segfit.labels import LabelScheme, Target
+from segfit.labels import LabelClass, LabelScheme
 
 __all__ = ["Metrics", "case_metrics", "joint_histogram", "metrics_from_histogram"]
 
@@ -23,7 +23,7 @@ _BLOCK = 1 << 18
 
 
 class Metrics(Record):
-    """Agreement in one structure of one case, in voxels. `dice` and `iou` are None where both masks are empty."""
+    """Agreement in one class of one case, in voxels. `dice` and `iou` are None where both masks are empty."""
 
     tp: int
     fp: int
@@ -51,18 +51,18 @@ class Metrics(Record):
 
 
 def case_metrics(prediction: NDArray[Any], reference: NDArray[Any], scheme: LabelScheme) -> dict[str, Metrics]:
-    """Score a prediction against its reference, by name of the structure.
+    """Score a prediction against its reference, by name of the class.
 
     Parameters
     ----------
     prediction, reference : integer label maps of equal shape, any number of axes
-    scheme : its targets are scored; a region is the union of its labels
+    scheme : its classes are evaluated; a region is the union of its labels
 
     Voxels whose reference carries the ignore label are left out. Values that the scheme does not know count as
     background. Raises `InputError` for label maps that are not integer, that are negative somewhere, or whose shapes
     differ.
     """
-    return metrics_from_histogram(joint_histogram(prediction, reference, scheme), scheme.targets)
+    return metrics_from_histogram(joint_histogram(prediction, reference, scheme), scheme.classes)
 
 
 def joint_histogram(prediction: NDArray[Any], reference: NDArray[Any], scheme: LabelScheme) -> NDArray[np.int64]:
@@ -90,11 +90,11 @@ def joint_histogram(prediction: NDArray[Any], reference: NDArray[Any], scheme: L
     return result
 
 
-def metrics_from_histogram(histogram: NDArray[np.int64], targets: Sequence[Target]) -> dict[str, Metrics]:
-    """Read the metrics of the targets off a joint histogram, by name."""
+def metrics_from_histogram(histogram: NDArray[np.int64], classes: Sequence[LabelClass]) -> dict[str, Metrics]:
+    """Read the metrics of the classes off a joint histogram, by name."""
     total = int(histogram.sum())
     found: dict[str, Metrics] = {}
-    for target in targets:
+    for target in classes:
         values = list(target.values)
         tp = int(histogram[np.ix_(values, values)].sum())
         n_ref = int(histogram[values].sum())

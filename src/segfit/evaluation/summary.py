@@ -25,7 +25,7 @@ from segfit.files import Document, Record
 from segfit.geometry import Grid
 from segfit.images.formats import num_voxels, read_grid, read_label
 from segfit.images.image import FileError, problem_of
-from segfit.labels import LabelScheme, Target
+from segfit.labels import LabelClass, LabelScheme
 from segfit.notebook import html_table
 from segfit.progress import LOGGED, KeptWarnings, Progress
 from segfit.words import count, dice, listing
@@ -187,7 +187,7 @@ class Pair:
 
 
 class CaseMetrics(Record):
-    """Metrics of one case by name of the structure."""
+    """Metrics of one case by name of the class."""
 
     case: str
     prediction_file: str
@@ -196,7 +196,7 @@ class CaseMetrics(Record):
 
 
 class MeanMetrics(Record):
-    """Means of `Metrics` over cases or structures; None where no value exists."""
+    """Means of `Metrics` over cases or classes; None where no value exists."""
 
     tp: float | None
     fp: float | None
@@ -211,14 +211,14 @@ class MeanMetrics(Record):
 class Summary(Document):
     """Metrics of a set of cases.
 
-    `mean` has one entry per structure: the mean over the cases that have a value. `foreground_mean` follows the
-    nnU-Net: the plain mean over the structures, so its Dice is None (NaN there) as soon as one structure has a value
-    in no case. `mean_dice` is the mean over the structures that have a value; segfit selects by it.
+    `mean` has one entry per class: the mean over the cases that have a value. `foreground_mean` follows the
+    nnU-Net: the plain mean over the classes, so its Dice is None (NaN there) as soon as one class has a value
+    in no case. `mean_dice` is the mean over the classes that have a value; segfit selects by it.
     `warnings` say what to know about the comparison.
     """
 
     SHARED = True
-    targets: tuple[Target, ...]
+    classes: tuple[LabelClass, ...] = Field(validation_alias=AliasChoices("classes", "targets"))  # its old name
     cases: tuple[CaseMetrics, ...]
     mean: dict[str, MeanMetrics]
     foreground_mean: MeanMetrics
@@ -241,11 +241,11 @@ class Summary(Document):
     def subset(self, case_ids: Iterable[str]) -> Summary:
         """Return the summary of some of the cases, for example of one fold."""
         wanted = set(case_ids)
-        return summarize([case for case in self.cases if case.case in wanted], self.targets)
+        return summarize([case for case in self.cases if case.case in wanted], self.classes)
 
     def to_nnunet(self) -> dict[str, Any]:
         """Return the content of nnU-Net's ``summary.json``: keys sorted, NaN for missing values."""
-        keys = {target.name: _class_key(target) for target in self.targets}
+        keys = {target.name: _class_key(target) for target in self.classes}
         mean = {keys[name]: _nnunet_values(one) for name, one in self.mean.items()}
         cases = [
             {
@@ -262,17 +262,17 @@ class Summary(Document):
         }
 
 
-def summarize(cases: Sequence[CaseMetrics], targets: Sequence[Target]) -> Summary:
+def summarize(cases: Sequence[CaseMetrics], classes: Sequence[LabelClass]) -> Summary:
     """Summarise cases, which keep their order; raise `InputError` if there are none."""
     if not cases:
         raise InputError("there is no case to summarise")
     twice = [case for case, count in Counter(item.case for item in cases).items() if count > 1]
     if twice:
         raise InputError(f"{listing(sorted(twice))} occurs twice", "every case may be evaluated once")
-    mean = {target.name: _mean([case.metrics[target.name] for case in cases]) for target in targets}
+    mean = {target.name: _mean([case.metrics[target.name] for case in cases]) for target in classes}
     dice = [one.dice for one in mean.values() if one.dice is not None]
     return Summary(
-        targets=tuple(targets),
+        classes=tuple(classes),
         cases=tuple(cases),
         mean=mean,
         foreground_mean=_mean(list(mean.values()), skip_missing=False),
@@ -286,7 +286,7 @@ def evaluate(
     """Evaluate every pair, in parallel over cases; the summary lists them in the order of `pairs`.
 
     Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
-    no structure, and a warning says where they are.
+    no class, and a warning says where they are.
     """
     kept = KeptWarnings(progress)
     results = map_cases(
@@ -307,13 +307,13 @@ def evaluate(
         strange = sorted(case for case, one in found.items() if role in one.undeclared)
         if strange:
             kept.warn(f"the {role} of {listing(strange)} has undeclared values, which are ignored")
-    summary = summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.targets)
+    summary = summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.classes)
     return summary.model_copy(update={"warnings": tuple(kept.messages)})
 
 
 @dataclass(frozen=True, slots=True)
 class _Evaluated:
-    """Metrics of a pair, and which of the two holds values that no structure has; or why there are none."""
+    """Metrics of a pair, and which of the two holds values that no class has; or why there are none."""
 
     metrics: dict[str, Metrics]
     undeclared: tuple[str, ...] = ()
@@ -326,7 +326,7 @@ def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
     except InputError as error:
         return _Evaluated({}, problem=problem_of(pair.case, error))
     undeclared = {"prediction": counts[:, -1].any(), "reference": counts[-1].any()}
-    metrics = metrics_from_histogram(counts, scheme.targets)
+    metrics = metrics_from_histogram(counts, scheme.classes)
     return _Evaluated(metrics, tuple(role for role, there in undeclared.items() if there))
 
 
@@ -414,6 +414,6 @@ def _nnunet_values(metrics: Metrics | MeanMetrics) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def _class_key(target: Target) -> str:
+def _class_key(target: LabelClass) -> str:
     """Return nnU-Net's key: the value of a label, the text of a Python tuple for a region."""
     return str(target.values[0]) if len(target.values) == 1 else str(target.values)

@@ -164,8 +164,8 @@ class Model:
             f"{len(predictor.networks)} x {member.configuration.name}"
             for predictor, member in zip(self.predictors, self.manifest.members, strict=True)
         )
-        targets = listing([target.name for target in self.labels.targets])
-        return f"Model({self.name!r}: {networks} on {self.device}; {' + '.join(self.channel_names)} to {targets})"
+        classes = listing([one.name for one in self.labels.classes])
+        return f"Model({self.name!r}: {networks} on {self.device}; {' + '.join(self.channel_names)} to {classes})"
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ slab and the logits, however many labels there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -20,6 +20,7 @@ from segfit.cropping import Box
 from segfit.geometry import AxisMap
 from segfit.interpolation import AxisOperator, axis_operator
 from segfit.labels import LabelScheme
+from segfit.networks.outputs import decode, probabilities
 from segfit.preprocessing.pipeline import CaseProperties
 from segfit.resampling import resample_image, separate_axis
 from segfit.specs import Configuration, ResamplingSpec
@@ -201,10 +202,10 @@ def merged_labels(fields: Sequence[LogitField], labels: LabelScheme) -> NDArray[
         field = fields[0]
         for box in _slabs(field.box, field.slab_axis, _slab_voxels(field)):
             logits = (field.read(channel, box) for channel in range(field.num_outputs))
-            result[_index(box)] = _decide(logits, labels, threshold=0.0)
+            result[_index(box)] = decode(logits, labels)
         return result
     for box, mean in _mean_probabilities(fields, labels):
-        result[_index(box)] = _decide(mean, labels, threshold=0.5)
+        result[_index(box)] = decode(mean, labels, activated=True)
     return result
 
 
@@ -237,31 +238,8 @@ def _probabilities(field: LogitField, box: Box, labels: LabelScheme) -> Tensor:
     if all(low < high for low, high in inner):
         logits = torch.stack([field.read(channel, inner) for channel in range(field.num_outputs)])
         within = tuple(slice(low - a, high - a) for (low, high), (a, _) in zip(inner, box, strict=True))
-        result[:, *within] = logits.sigmoid_() if labels.has_regions else logits.softmax(0)
+        result[:, *within] = probabilities(logits, labels)
     return result
-
-
-def _decide(values: Iterable[Tensor], labels: LabelScheme, *, threshold: float) -> NDArray[np.integer[Any]]:
-    """Decide the labels of a box from its channels, one at a time: the rule of `LabelScheme.to_labels`."""
-    channels = iter(values)
-    best = next(channels)
-    kind = torch.uint8 if max(labels.all_values) < 255 else torch.int32
-    winner = torch.zeros(best.shape, dtype=kind, device=best.device)
-
-    def paint(mask: Tensor, value: int) -> None:  # arithmetic, because masked assignment is slow on CPUs
-        chosen = mask.to(kind)
-        winner.mul_(1 - chosen).add_(chosen, alpha=value)
-
-    if labels.region_order is None:
-        winner.fill_(labels.all_values[0])
-        for channel, value in zip(channels, labels.all_values[1:], strict=True):
-            paint(channel > best, value)  # strictly: the lowest label wins ties
-            best = torch.maximum(best, channel)
-    else:
-        paint(best > threshold, labels.region_order[0])
-        for channel, value in zip(channels, labels.region_order[1:], strict=True):
-            paint(channel > threshold, value)
-    return winner.cpu().numpy()
 
 
 def _slabs(box: Box, axis: int, voxels: int) -> Iterator[Box]:

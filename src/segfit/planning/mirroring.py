@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.fingerprint.fingerprint import CaseFingerprint
-from segfit.labels import LabelScheme, Target
+from segfit.labels import LabelClass, LabelScheme
 
 __all__ = ["AxisEvidence", "axis_evidence", "exchanged_values", "left_right_pairs", "value_names"]
 
@@ -76,11 +76,11 @@ def exchanged_values(labels: LabelScheme) -> tuple[tuple[int, int], ...]:
 
     Empty too where regions do not pair up: every value must have exactly one partner in the partners of its regions.
     """
-    pairs = left_right_pairs([target.name for target in labels.targets])
+    pairs = left_right_pairs([target.name for target in labels.classes])
     partner = dict(pairs) | {right: left for left, right in pairs}
     if len(partner) < 2 * len(pairs):
         return ()  # two names that read alike
-    regions = {v: {item.name for item in labels.targets if v in item.values} for v in labels.foreground_values}
+    regions = {v: {item.name for item in labels.classes if v in item.values} for v in labels.foreground_values}
     result = set()
     for value, names in regions.items():
         wanted = {partner.get(name, name) for name in names}
@@ -116,11 +116,11 @@ def _left_right_evidence(
     axis: int, place: _Places, titles: Sequence[str], labels: LabelScheme, *, sides_known: bool
 ) -> AxisEvidence:
     """Return the evidence on the left-right axis; `place` and `titles` are those of the foreground values."""
-    pairs, exchanged = left_right_pairs([target.name for target in labels.targets]), exchanged_values(labels)
+    pairs, exchanged = left_right_pairs([target.name for target in labels.classes]), exchanged_values(labels)
     column = {value: index for index, value in enumerate(labels.foreground_values)}
     middles = [(place[:, column[a]] + place[:, column[b]]) / 2 for a, b in exchanged]
     two_sided = []
-    for target in _without_partner(labels.targets, pairs):
+    for target in _without_partner(labels.classes, pairs):
         if len(target.values) > 1 or not _in_the_middle(place[:, column[target.values[0]]], middles):
             return AxisEvidence(axis, f'the name "{target.name}" says one side, and none says the other')
         two_sided.append(target.name)
@@ -136,7 +136,7 @@ def _left_right_evidence(
     return AxisEvidence(axis, order) if order else AxisEvidence(axis, "", exchanged, tuple(two_sided))
 
 
-def _without_partner(targets: Sequence[Target], pairs: Sequence[tuple[str, str]]) -> list[Target]:
+def _without_partner(targets: Sequence[LabelClass], pairs: Sequence[tuple[str, str]]) -> list[LabelClass]:
     """Return what is named after one side while no name is for the other; a letter alone says none (vertebra L1)."""
     paired = {name for pair in pairs for name in pair}
     words = {word for word in _SWAPPED if len(word) > 1}

@@ -1,4 +1,4 @@
-"""Where each structure is: a sample of its voxels, so that training can cut patches around it.
+"""Where each class is: a sample of its voxels, so that training can cut patches around it.
 
 Spec: preprocessing, section 7. The sample only steers where patches lie.
 """
@@ -20,7 +20,7 @@ ANNOTATED = "annotated"
 """Key of the voxels that carry any label but the ignore label; present in datasets that have one."""
 
 _SEED = 1234
-_AT_LEAST, _SHARE = 10_000, 0.01  # voxels per structure: all up to the first, then this share of them
+_AT_LEAST, _SHARE = 10_000, 0.01  # voxels per class: all up to the first, then this share of them
 _SMALL = 1 << 21  # voxels up to which nnU-Net's generator, which permutes them all, is cheap
 _SLAB = 1 << 20  # voxels searched at a time
 
@@ -30,10 +30,10 @@ _Region = tuple[slice, ...]
 def class_locations(labels: NDArray[np.integer[Any]], scheme: LabelScheme) -> dict[str, NDArray[np.int32]]:
     """Return up to max(10 000, 1 %) voxels of every target, drawn without replacement: (n, ndim) int32 by name.
 
-    The draws are nnU-Net's (legacy generator, one stream over all targets) as long as no structure exceeds two
-    million voxels; from there on a cheaper generator takes over. Structures that are absent have n = 0.
+    The draws are nnU-Net's (legacy generator, one stream over all targets) as long as no class exceeds two
+    million voxels; from there on a cheaper generator takes over. Classes that are absent have n = 0.
     """
-    items = [(target.name, target.values) for target in scheme.targets]
+    items = [(target.name, target.values) for target in scheme.classes]
     if scheme.ignore_value is not None:
         items.append((ANNOTATED, (-1, *scheme.all_values)))
     regions = _boxes(labels)

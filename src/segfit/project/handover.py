@@ -85,7 +85,7 @@ def predict_test(project: Preparation) -> list[Path]:
 
 def _candidates(project: Preparation, summaries: Mapping[str, Mapping[int, Summary]]) -> list[Candidate]:
     """Return every configuration and every pair of them with cross-validated scores."""
-    targets = project.dataset.labels.targets
+    targets = project.dataset.labels.classes
     singles = [
         Candidate((name,), summarize([case for summary in folds.values() for case in summary.cases], targets))
         for name, folds in summaries.items()

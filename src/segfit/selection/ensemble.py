@@ -155,7 +155,7 @@ def evaluate_ensembles(
     found = {item.case: metrics for item, metrics in results}
     computed = [replace(pair, prediction_file="") for pair in references]
     return {
-        couple: summarize([pair.with_metrics(found[pair.case][index]) for pair in computed], scheme.targets)
+        couple: summarize([pair.with_metrics(found[pair.case][index]) for pair in computed], scheme.classes)
         for index, couple in enumerate(combinations(names, 2))
     }
 

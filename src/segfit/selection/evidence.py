@@ -76,10 +76,10 @@ class Evidence:
         return any((item.final_loss or 0.0) > LOST_LOSS or item.diverged for item in self.chosen)
 
     def held_by(self) -> dict[str, int]:
-        """Return the number of training cases that hold each structure."""
+        """Return the number of training cases that hold each class."""
         return {
             target.name: sum(any(case.label_voxels.get(v) for v in target.values) for case in self.fingerprint.cases)
-            for target in self.validation.targets
+            for target in self.validation.classes
         }
 
     def seconds_for(self, steps: int) -> float:

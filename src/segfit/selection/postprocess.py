@@ -1,6 +1,6 @@
 """Whether keeping only the largest component helps, decided on the cross-validation predictions.
 
-The rule is nnU-Net's: first all foreground together, then each structure on its own. The predictions are never
+The rule is nnU-Net's: first all foreground together, then each class on its own. The predictions are never
 rewritten: per case a step moves the voxels that it removes from their column of the joint histogram to the background
 column, so every candidate is scored from counts.
 """
@@ -20,7 +20,7 @@ from segfit.device import free_memory_gb
 from segfit.evaluation.metrics import joint_histogram, metrics_from_histogram
 from segfit.evaluation.summary import MeanMetrics, Pair, Summary, summarize
 from segfit.execution.pool import map_cases
-from segfit.labels import LabelScheme, Target
+from segfit.labels import LabelClass, LabelScheme
 from segfit.progress import SILENT, Progress
 
 __all__ = ["PostprocessingDecision", "decide_postprocessing"]
@@ -58,25 +58,25 @@ def decide_postprocessing(
 ) -> PostprocessingDecision:
     """Decide which "keep the largest component" steps improve the cross-validation predictions.
 
-    1. All foreground labels together: taken if the foreground mean Dice rises and no structure's mean Dice falls.
-       A foreground mean without a value (one structure has a Dice in no case) refuses the step.
-    2. With more than one structure, each in order on top of what was taken: taken if its own mean Dice rises.
+    1. All foreground labels together: taken if the foreground mean Dice rises and no class's mean Dice falls.
+       A foreground mean without a value (one class has a Dice in no case) refuses the step.
+    2. With more than one class, each in order on top of what was taken: taken if its own mean Dice rises.
 
-    Cases are read once for step 1 and once for each run of structures that share no label (one for exclusive labels).
+    Cases are read once for step 1 and once for each run of classes that share no label (one for exclusive labels).
     """
-    foreground = Target(name="the foreground", values=scheme.foreground_values)
+    foreground = LabelClass(name="the foreground", values=scheme.foreground_values)
     counts = _count(pairs, scheme, (), [foreground], workers, progress)
     current = [case.kept for case in counts]
-    before = after = _summary(pairs, current, scheme.targets)
+    before = after = _summary(pairs, current, scheme.classes)
     steps: list[PostprocessingStep] = []
 
     cleaned = [case.without(foreground.values) for case in counts]
-    summary = _summary(pairs, cleaned, scheme.targets)
+    summary = _summary(pairs, cleaned, scheme.classes)
     if _improves_foreground(before, summary):
         steps.append(_step(foreground))
         current, after = cleaned, summary
 
-    for group in _disjoint_runs(scheme.targets) if len(scheme.targets) > 1 else []:
+    for group in _disjoint_runs(scheme.classes) if len(scheme.classes) > 1 else []:
         removed = [case.removed for case in _count(pairs, scheme, steps, group, workers, progress)]
         for target in group:
             cleaned = [_Counts(k, r).without(target.values) for k, r in zip(current, removed, strict=True)]
@@ -84,7 +84,7 @@ def decide_postprocessing(
             if _dice(new) > _dice(old):
                 steps.append(_step(target))
                 current = cleaned
-                after = _summary(pairs, current, scheme.targets)
+                after = _summary(pairs, current, scheme.classes)
     return PostprocessingDecision(tuple(steps), before, after)
 
 
@@ -92,12 +92,12 @@ def _count(
     pairs: Sequence[Pair],
     scheme: LabelScheme,
     steps: Sequence[PostprocessingStep],
-    candidates: Sequence[Target],
+    candidates: Sequence[LabelClass],
     workers: int | None,
     progress: Progress,
 ) -> list[_Counts]:
     """Return every case's histograms: the prediction after `steps`, and what the disjoint candidates remove from it."""
-    tried = candidates[0].name if len(candidates) == 1 else f"{len(candidates)} structures"
+    tried = candidates[0].name if len(candidates) == 1 else f"{len(candidates)} classes"
     results = map_cases(
         partial(_count_case, scheme, tuple(steps), tuple(candidates)),
         pairs,
@@ -113,7 +113,7 @@ def _count(
 
 
 def _count_case(
-    scheme: LabelScheme, steps: Sequence[PostprocessingStep], candidates: Sequence[Target], pair: Pair
+    scheme: LabelScheme, steps: Sequence[PostprocessingStep], candidates: Sequence[LabelClass], pair: Pair
 ) -> _Counts:
     loaded, reference = pair.load()
     prediction = apply_steps(loaded, steps)
@@ -128,9 +128,9 @@ def _count_case(
     return _Counts(kept, removed)
 
 
-def _disjoint_runs(targets: Sequence[Target]) -> list[list[Target]]:
+def _disjoint_runs(targets: Sequence[LabelClass]) -> list[list[LabelClass]]:
     """Split the targets, in order, into runs without common labels: a step of a run changes none of its others."""
-    runs: list[list[Target]] = [[]]
+    runs: list[list[LabelClass]] = [[]]
     for target in targets:
         if any(set(target.values) & set(other.values) for other in runs[-1]):
             runs.append([])
@@ -138,13 +138,13 @@ def _disjoint_runs(targets: Sequence[Target]) -> list[list[Target]]:
     return runs
 
 
-def _summary(pairs: Sequence[Pair], histograms: Sequence[_Histogram], targets: Sequence[Target]) -> Summary:
+def _summary(pairs: Sequence[Pair], histograms: Sequence[_Histogram], targets: Sequence[LabelClass]) -> Summary:
     cases = [pair.with_metrics(metrics_from_histogram(h, targets)) for pair, h in zip(pairs, histograms, strict=True)]
     return summarize(cases, targets)
 
 
 def _improves_foreground(before: Summary, after: Summary) -> bool:
-    # Comparisons with NaN are false: a missing foreground mean refuses, a missing structure does not object.
+    # Comparisons with NaN are false: a missing foreground mean refuses, a missing class does not object.
     if not _dice(after.foreground_mean) > _dice(before.foreground_mean):
         return False
     return not any(_dice(after.mean[name]) < _dice(metrics) for name, metrics in before.mean.items())
@@ -154,5 +154,5 @@ def _dice(metrics: MeanMetrics) -> float:
     return math.nan if metrics.dice is None else metrics.dice
 
 
-def _step(target: Target) -> PostprocessingStep:
+def _step(target: LabelClass) -> PostprocessingStep:
     return PostprocessingStep(values=target.values, text=f"keep only the largest connected component of {target.name}")

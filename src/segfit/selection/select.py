@@ -42,8 +42,8 @@ class CandidateScores(Record):
     """Cross-validated Dice of a candidate; None where no case gives a value."""
 
     members: tuple[str, ...]
-    mean_dice: float | None  # over structures that have a value, what is compared
-    per_target: dict[str, float | None]  # by name of the structure
+    mean_dice: float | None  # over classes that have a value, what is compared
+    per_target: dict[str, float | None]  # by name of the class
     per_fold: dict[int, float | None]  # mean Dice of the fold's cases
 
 
@@ -82,9 +82,7 @@ def select_winner(candidates: Sequence[Candidate]) -> Choice:
     scored = [(candidate.summary.mean_dice, candidate) for candidate in ordered]
     valid = [(dice, candidate) for dice, candidate in scored if dice is not None]
     notes = tuple(
-        f"{candidate.name} was left out: no structure has a Dice in any case"
-        for dice, candidate in scored
-        if dice is None
+        f"{candidate.name} was left out: no class has a Dice in any case" for dice, candidate in scored if dice is None
     )
     if not valid:
         raise StageError("no candidate has a Dice in any case: the references of all validation cases are empty")

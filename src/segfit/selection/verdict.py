@@ -18,22 +18,22 @@ from segfit.words import count, dice, duration, listing
 __all__ = ["Finding", "Verdict", "judge"]
 
 _UNLEARNED = 0.1
-"""Dice of a case. Painting every voxel gives a structure that fills a twentieth of the image this much: chance."""
+"""Dice of a case. Painting every voxel gives a class that fills a twentieth of the image this much: chance."""
 _MANY = 0.25
-"""Share of the structures. One of four is much of what was asked for, one of 37 is a rare structure."""
+"""Share of the classes. One of four is much of what was asked for, one of 37 is a rare class."""
 _USELESS = 0.2
 """Mean Dice. Correcting such predictions takes longer than drawing anew (assumption)."""
 _POOR = 0.3
-"""Mean Dice of a structure. Thin ones honestly end at 0.4 to 0.5 (the boundaries of nuclei: 0.39 to 0.53)."""
+"""Mean Dice of a class. Thin ones honestly end at 0.4 to 0.5 (the boundaries of nuclei: 0.39 to 0.53)."""
 _MODEST = 0.5
-"""Mean Dice of a structure, worth a remark below: more voxels are wrong or missing than right."""
+"""Mean Dice of a class, worth a remark below: more voxels are wrong or missing than right."""
 _RISING, _STEEP = 0.01, 0.05
 """Dice gained in the last quarter of a training. The falling learning rate alone gives one or two hundredths; five say
 that the training was cut short (assumption)."""
 _SKIPPED = 0.05
 """Share of the steps. Half precision skips single steps by design; one in twenty has a cause (assumption)."""
 _FEW_CASES = 3
-"""Training cases with a structure. With two, a network is trained on one when the other validates it, or on both and
+"""Training cases with a class. With two, a network is trained on one when the other validates it, or on both and
 nothing validates it."""
 _BUSY = 0.5
 """Share of the expected steps. On a free machine forecasts of the training are right to a fifth."""
@@ -98,7 +98,7 @@ class Verdict(Record):
         return {"level": self.level, "headline": self.headline, "findings": told}
 
     def structures(self, *codes: str) -> frozenset[str]:
-        """Return the structures that findings of these codes concern."""
+        """Return the classes that findings of these codes concern."""
         return frozenset(name for item in self.findings if item.code in codes for name in item.structures)
 
 
@@ -137,7 +137,7 @@ def _symptoms(evidence: Evidence) -> Iterator[Finding]:
         grave = len(missed) >= _MANY * len(names) and (cases > 1 or mean < _USELESS)
         which = f"{listing(missed)} {'was' if len(missed) == 1 else 'were'} not learned"
         if len(names) > 2 and len(missed) > 1:
-            which = f"{len(missed)} of {len(names)} structures were not learned ({listing(missed)})"
+            which = f"{len(missed)} of {len(names)} classes were not learned ({listing(missed)})"
         them = "it" if len(missed) == 1 else "them"
         where = "the one validated case" if cases == 1 else "every validated case"
         yield Finding(
@@ -174,7 +174,7 @@ def _symptoms(evidence: Evidence) -> Iterator[Finding]:
                 structures=tuple(poor),
                 cases=_worst_cases(summary, list(poor)),
                 numbers={"dice": min(poor.values())},
-                text=f"The mean Dice is below {high:g} for {told}; thin and small structures often stay there.",
+                text=f"The mean Dice is below {high:g} for {told}; thin and small classes often stay there.",
                 action=_mending(evidence, list(poor)) if level == "doubtful" else "",
             )
 
@@ -270,7 +270,7 @@ def _all_cases(run: RunSpec) -> str:
 
 
 def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
-    """Compare the structures that have a Dice in both."""
+    """Compare the classes that have a Dice in both."""
     pairs = [
         (one.dice, other.dice)
         for name, one in validation.mean.items()
@@ -291,7 +291,7 @@ def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
 
 
 def _with_reference(summary: Summary) -> dict[str, dict[str, float]]:
-    """Return the Dice by structure and case, of the cases whose reference has the structure."""
+    """Return the Dice by class and case, of the cases whose reference has the class."""
     found: dict[str, dict[str, float]] = {}
     for case in summary.cases:
         for name, one in case.metrics.items():
@@ -305,7 +305,7 @@ def _expected(run: RunSpec, result: TrainingResult) -> int:
 
 
 def _mending(evidence: Evidence, names: Sequence[str]) -> str:
-    """Say what is likely to help structures that were not learned well."""
+    """Say what is likely to help classes that were not learned well."""
     steps, held = evidence.steps or 0, evidence.held_by()
     unstable = evidence.diverged or evidence.skipped > _SKIPPED * sum(item.own_steps for item in evidence.chosen)
     short = steps < WANTED_STEPS or evidence.gain > _RISING
@@ -322,7 +322,7 @@ def _mending(evidence: Evidence, names: Sequence[str]) -> str:
 
 
 def _worst_cases(summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the three cases with the lowest Dice of any of the structures."""
+    """Return the three cases with the lowest Dice of any of the classes."""
     by_target = _with_reference(summary)
     ranked = sorted((value, case) for name in names for case, value in by_target.get(name, {}).items())
     return tuple(dict.fromkeys(case for _, case in ranked))[:3]

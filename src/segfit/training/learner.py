@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet, build_network
 from segfit.specs import Configuration, TrainingSpec
+from segfit.training.batch import Batch
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
 from segfit.training.side_by_side import SideBySide
@@ -75,35 +77,32 @@ class Learner:
         """Return an image batch ``(b, c, *spatial)`` on the device, in the memory format of the network."""
         return image.to(self.device, non_blocking=True, memory_format=self._format)
 
-    def step(self, image: Tensor, labels: Tensor, *, learning_rate: float, rng: np.random.Generator) -> Tensor:
-        """Augment a raw batch and learn from it once.
-
-        Parameters
-        ----------
-        image, labels : as in `segfit.training.sampler.Batch`, on any device
+    def step(self, batch: Batch, *, learning_rate: float, rng: np.random.Generator) -> Tensor:
+        """Augment a raw batch, on any device, and learn from it once.
 
         Returns the loss and the norm of the gradient before clipping, float32 on the device. With a norm that is not
         finite the weights stayed as they were.
         """
-        groups = self._side_by_side.arrange(image.shape[0])
+        groups = self._side_by_side.arrange(batch.image.shape[0])
         # Further threads would wait, or spin, while the groups work.
         with kept_threads(torch.get_num_threads() // groups):
-            return self._step(image, labels, groups, learning_rate, rng)
+            return self._step(self._augmented(batch, rng), groups, learning_rate)
 
-    def _step(
-        self, image: Tensor, labels: Tensor, groups: int, learning_rate: float, rng: np.random.Generator
-    ) -> Tensor:
+    def _augmented(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """Return the augmented batch on the device."""
+        image, labels = (part.to(self.device, non_blocking=True) for part in (batch.image, batch.labels))
         parameters = draw(
             self._recipe.augmentation, self._configuration.patch_size, image.shape[0], image.shape[1], rng
         )
-        image, labels = apply(
-            parameters, image.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        )
+        image, labels = apply(parameters, image, labels)
+        return replace(batch, image=image, labels=labels)
+
+    def _step(self, batch: Batch, groups: int, learning_rate: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(image, labels, groups)
+        loss = self._backward(batch, groups)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._recipe.gradient_clip)
         self._scaler.step(self._optimizer)
@@ -112,15 +111,15 @@ class Learner:
             self._average.update()
         return torch.stack((loss.detach().float(), norm.float()))
 
-    def _backward(self, image: Tensor, labels: Tensor, groups: int) -> Tensor:
+    def _backward(self, batch: Batch, groups: int) -> Tensor:
         """Set the gradients for an augmented batch; return the loss."""
         if groups > 1:
-            parts = [self.to_device(part) for part in image.chunk(groups)]
+            parts = [self.to_device(part) for part in batch.image.chunk(groups)]
             return self._side_by_side.backward(
-                self.network, parts, lambda outputs: self.loss(outputs, labels), self._scaler.scale, self.precision
+                self.network, parts, lambda outputs: self.loss(outputs, batch), self._scaler.scale, self.precision
             )
         with self.precision():
-            loss = self.loss(self.network(self.to_device(image)), labels)
+            loss = self.loss(self.network(self.to_device(batch.image)), batch)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss
 

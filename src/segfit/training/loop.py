@@ -274,7 +274,7 @@ class _Training:
         rng = stream(self._seed, "augmentation", self._step)
         torch.set_num_threads(self._threads.number)
         self._checkpoint_safe = False
-        values = self._learner.step(batch.image, batch.labels, learning_rate=rate, rng=rng)
+        values = self._learner.step(batch, learning_rate=rate, rng=rng)
         self._step += 1
         self._checkpoint_safe = True
         facts = StepFacts(self._step, self._clock.seconds(), share, rate, batch.cases)

@@ -2,8 +2,6 @@
 
 Formulas are those of nnU-Net 2.8.1: both terms weigh 1, Dice is soft, smoothed by 1e-5 and without background
 for labels. Everything is computed in float32 whatever the logits come in.
-
-A class's value is its channel: label schemes are consecutive from 0, and the ignore value follows the highest label.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from segfit.labels import LabelScheme
+from segfit.networks.outputs import class_masks, predicted_masks
+from segfit.training.batch import Batch
 
 __all__ = ["SegmentationLoss", "deep_supervision_weights", "hard_counts", "shrink_target"]
 
@@ -47,15 +47,15 @@ class SegmentationLoss:
         """Outputs with a weight, counted from full resolution."""
         return len(self.weights)
 
-    def __call__(self, outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """Return the scalar loss of logits `(b, num_outputs, *spatial)` for integer labels `(b, 1, *spatial)`.
+    def __call__(self, outputs: Tensor | Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return the scalar loss of logits `(b, num_outputs, *spatial)` for a batch: its labels `(b, 1, *spatial)`.
 
         With a list of outputs (full resolution first) the weighted sum over them; those with weight 0 are left out.
         """
         if isinstance(outputs, Tensor):
-            return self._single(outputs, target)
+            return self._single(outputs, batch.labels)
         losses = [
-            weight * self._single(output, shrink_target(target, output.shape[2:]))
+            weight * self._single(output, shrink_target(batch.labels, output.shape[2:]))
             for weight, output in zip(self.weights, outputs, strict=False)
         ]
         assert len(losses) == len(self.weights), "an output with a weight is missing"
@@ -75,7 +75,7 @@ class SegmentationLoss:
             log_shares, target[:, 0].long(), reduction="sum", ignore_index=-100 if ignore is None else ignore
         )
         voxels = target.numel() if valid is None else valid.sum().clamp(min=1)
-        truth = target == _as_channels(range(1, logits.shape[1]), target)  # false for every class where ignored
+        truth = class_masks(target, self.scheme)
         return entropy / voxels + self._dice_loss(log_shares[:, 1:].exp(), truth, valid)
 
     def _regions(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class SegmentationLoss:
         As in nnU-Net, the binary cross-entropy is a mean over voxels and regions without an ignore label, and a
         sum over regions divided by the annotated voxels with one.
         """
-        truth = _region_masks(self.scheme, target)
+        truth = class_masks(target, self.scheme)
         if self.scheme.ignore_value is None:
             entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype))
             return entropy + self._dice_loss(logits.sigmoid(), truth, None)
@@ -127,29 +127,14 @@ def shrink_target(target: Tensor, size: Sequence[int]) -> Tensor:
     return target
 
 
-def _as_channels(values: Sequence[int], like: Tensor) -> Tensor:
-    """Return the values as a tensor of shape (1, n, 1, ...) with the type and the axes of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *(1,) * (like.ndim - 2))
-
-
-def _region_masks(scheme: LabelScheme, target: Tensor) -> Tensor:
-    """Return `(b, regions, *spatial)` bool: the union of each region's labels; false where ignored."""
-    masks = [(target == _as_channels(region.values, target)).any(1, keepdim=True) for region in scheme.targets]
-    return torch.cat(masks, dim=1)
-
-
 @torch.no_grad()
 def hard_counts(logits: Tensor, target: Tensor, scheme: LabelScheme) -> Tensor:
     """Return true positives, false positives and false negatives `(3, targets)`, summed over batch and space, int64.
 
-    Logits `(b, num_outputs, *spatial)` against labels `(b, 1, *spatial)`, for the structures of `scheme.targets`;
+    Logits `(b, num_outputs, *spatial)` against labels `(b, 1, *spatial)`, for the classes of `scheme.classes`;
     ignored voxels do not count.
     """
-    if scheme.has_regions:
-        predicted, truth = logits > 0, _region_masks(scheme, target)
-    else:
-        classes = _as_channels([structure.values[0] for structure in scheme.targets], target)
-        predicted, truth = logits.argmax(1, keepdim=True) == classes, target == classes
+    predicted, truth = predicted_masks(logits, scheme), class_masks(target, scheme)
     if scheme.ignore_value is not None:
         predicted = predicted & (target != scheme.ignore_value)
     axes = (0, *range(2, logits.ndim))

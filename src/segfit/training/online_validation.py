@@ -1,7 +1,7 @@
 """Validation during training: Dice on a few whole validation cases, always the same ones.
 
 They are predicted on the network's grid, by sliding window without mirroring, and scored as in the report: per case,
-then the mean over cases, then the mean over structures. The Dice of all cases on their own grids is found after the
+then the mean over cases, then the mean over classes. The Dice of all cases on their own grids is found after the
 training, with finer steps of the window and usually a little higher.
 """
 
@@ -133,10 +133,10 @@ class CaseValidation:
             CaseMetrics(case=name, prediction_file="", reference_file="", metrics=metrics)
             for name, metrics in self._evaluate(self.schedule.cases).items()
         ]
-        dice: dict[str, float | None] = {target.name: None for target in self._labels.targets}
+        dice: dict[str, float | None] = {target.name: None for target in self._labels.classes}
         mean = None
         if scored:
-            summary = summarize(scored, self._labels.targets)
+            summary = summarize(scored, self._labels.classes)
             dice, mean = {name: one.dice for name, one in summary.mean.items()}, summary.mean_dice
         point = ValidationPoint(step=step, seconds=seconds, share=share, dice=dice, mean=mean)
         self.curve.append(point)
@@ -193,9 +193,9 @@ def tile_count(shape: Sequence[int], patch: Sequence[int]) -> int:
 
 
 def varied(cases: Sequence[TrainingCase], labels: LabelScheme) -> list[TrainingCase]:
-    """Return at most eight cases: first those with structures still missing, then those of sizes still missing."""
+    """Return at most eight cases: first those with classes still missing, then those of sizes still missing."""
     ranked = sorted(cases, key=lambda case: (prod(case.shape), case.id))
-    held = [{target.name for target in labels.targets if len(case.locations.get(target.name, ()))} for case in ranked]
+    held = [{target.name for target in labels.classes if len(case.locations.get(target.name, ()))} for case in ranked]
     missing = set().union(*held)
     chosen: list[int] = []
 

@@ -16,6 +16,7 @@ from segfit.execution.processors import available_workers
 from segfit.inference.predictor import default_batch
 from segfit.labels import LabelScheme
 from segfit.specs import Configuration, TrainingSpec
+from segfit.training.batch import Batch
 from segfit.training.learner import Learner, training_on
 from segfit.training.sampler import stream
 from segfit.words import gigabytes
@@ -194,13 +195,14 @@ def _learning(
     """Return a learner and what does its step i, on one batch of random data."""
     size = recipe.augmentation.sample_patch or configuration.patch_size
     generator = torch.Generator().manual_seed(seed)
-    batch, channels = configuration.batch_size, configuration.network.in_channels
-    image = torch.randn((batch, channels, *size), generator=generator)
-    target = torch.randint(max(labels.all_values) + 1, (batch, 1, *size), generator=generator, dtype=torch.int16)
+    number, channels = configuration.batch_size, configuration.network.in_channels
+    image = torch.randn((number, channels, *size), generator=generator)
+    target = torch.randint(max(labels.all_values) + 1, (number, 1, *size), generator=generator, dtype=torch.int16)
+    batch = Batch(image, target)
     learner = Learner(configuration, recipe, labels, device, seed=seed)
 
     def step(index: int) -> None:
-        learner.step(image, target, learning_rate=recipe.learning_rate, rng=stream(seed, "augmentation", index))
+        learner.step(batch, learning_rate=recipe.learning_rate, rng=stream(seed, "augmentation", index))
 
     return learner, step
 

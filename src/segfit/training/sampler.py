@@ -19,15 +19,14 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from segfit.errors import InputError
 from segfit.labels import LabelScheme
 from segfit.preprocessing.locations import ANNOTATED
+from segfit.training.batch import Batch
 from segfit.training.schedule import forced_foreground
 
 __all__ = [
-    "Batch",
     "Batches",
     "PatchSampler",
     "Region",
@@ -112,16 +111,6 @@ def read_patch(
     labels[tuple(target)] = found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """The patches of one step: image (b, c, *sample patch) float32 and labels (b, 1, *sample patch) int16."""
-
-    step: int
-    image: Tensor
-    labels: Tensor
-    cases: tuple[str, ...]  # id of the case of every sample
-
-
 class PatchSampler:
     """Draws and reads the patches of any step.
 
@@ -162,7 +151,7 @@ class PatchSampler:
         self._image_shape = (channels, *sample_patch)
         self._forced = tuple(forced_foreground(batch_size, foreground_share))
         self._has_ignore = labels.ignore_value is not None
-        self._keys = (*(target.name for target in labels.targets), ANNOTATED)
+        self._keys = (*(target.name for target in labels.classes), ANNOTATED)
         self._seed = seed
 
     def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:
@@ -210,9 +199,9 @@ class PatchSampler:
             read_patch(case, corner, image[sample], labels[sample])
         patch = self._image_shape[1:]
         return Batch(
-            step,
             torch.from_numpy(image.reshape(size, self._channels, *patch)),
             torch.from_numpy(labels.reshape(size, 1, *patch)),
+            step,
             tuple(case.id for case, _ in drawn),
         )
 

@@ -52,10 +52,10 @@ def forced_foreground(batch: int, share: float = 0.33) -> tuple[bool, ...]:
 
 
 def pseudo_dice(counts: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
-    """Return Dice per structure and their mean.
+    """Return Dice per class and their mean.
 
-    Counts `(3, structures)` are true positives, false positives and false negatives, summed over many batches. A
-    structure that is neither present nor predicted is NaN and left out of the mean; the mean of nothing is NaN.
+    Counts `(3, classes)` are true positives, false positives and false negatives, summed over many batches. A
+    class that is neither present nor predicted is NaN and left out of the mean; the mean of nothing is NaN.
     """
     true_positive, false_positive, false_negative = np.asarray(counts, dtype=np.float64)
     size = 2 * true_positive + false_positive + false_negative

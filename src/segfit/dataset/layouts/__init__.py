@@ -109,7 +109,7 @@ def leave_out(dataset: Dataset, problems: Sequence[Problem]) -> tuple[Dataset, t
 
 
 def describe(dataset: Dataset) -> tuple[str, str]:
-    """Say in two lines what was understood: layout and cases, then channels and structures."""
+    """Say in two lines what was understood: layout and cases, then channels and classes."""
     cases = f"{count(len(dataset.training), 'training case')}, {count(len(dataset.test), 'test case')}"
     extra = []
     for what in ("group", "site"):
@@ -120,14 +120,14 @@ def describe(dataset: Dataset) -> tuple[str, str]:
     if any(case.masks for case in dataset.training):
         extra.append("one label file per class, later ones over earlier ones")
     stored = dataset.labels.stored_values
-    structures = [
+    classes = [
         f"{target.name} = {', '.join(str(stored[value]) for value in target.values)}"
-        for target in dataset.labels.targets
+        for target in dataset.labels.classes
     ]
     if dataset.labels.ignore_value is not None:
-        structures.append(f"ignore = {stored[dataset.labels.ignore_value]}")
+        classes.append(f"ignore = {stored[dataset.labels.ignore_value]}")
     first = "; ".join((f"{LAYOUTS[dataset.layout].title}: {cases}", *extra))
     channels = f"{count(len(dataset.channel_names), 'channel')}: {listing(dataset.channel_names, _SHOWN)}"
     if dataset.image_ending != dataset.file_ending:
         channels += f" ({described(dataset.image_ending)})"
-    return first, f"{channels}; labels ({dataset.file_ending}): {listing(structures, _SHOWN)}"
+    return first, f"{channels}; labels ({dataset.file_ending}): {listing(classes, _SHOWN)}"

@@ -54,7 +54,7 @@ __all__ = [
 
 CHANNEL_NUMBER = re.compile(r"(.+)_(\d{4})")
 WHOLE = "dataset"  # the `case` of problems of the whole dataset
-_MOST_STRUCTURES = 1000  # more distinct values are an image or an instance map, not structures (assumption)
+_MOST_CLASSES = 1000  # more distinct values are an image or an instance map, not classes (assumption)
 _COLOURS = ("R", "G", "B", "A")
 _WHITE = 255  # what drawing programs write where others write 1
 _LOOKED_AT = 3  # cases that tell what most are like
@@ -236,7 +236,7 @@ def declared_dataset(
 
 
 def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme | None:
-    """Return a scheme with a structure "label V" for every value V in the label files of some cases.
+    """Return a scheme with a class "label V" for every value V in the label files of some cases.
 
     Every file is read; those that cannot be read say nothing here, the check tells.
     """
@@ -266,7 +266,7 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
             problem = "the images look like label maps and the labels like images"
             problems.append(Problem(WHOLE, problem, "swap the folders, or the columns of the table"))
         return None
-    if len(values) > _MOST_STRUCTURES:
+    if len(values) > _MOST_CLASSES:
         problem = f"the label files have {len(values)} different values, too many to be classes"
         problems.append(Problem(WHOLE, problem, "use semantic label maps, not images or instance maps"))
         return None

@@ -2,14 +2,14 @@
 
 ``images/CASE.END`` and ``labels/CASE.END``, of any known endings; the folders may have other usual names. A name may
 end in ``_image`` or ``_0000`` on the one side and in ``_seg``, ``_label`` or ``_mask`` on the other. Instead of one
-label file a case may have a folder ``labels/CASE/`` with one file per structure.
+label file a case may have a folder ``labels/CASE/`` with one file per class.
 
-A ``dataset.json`` beside the folders may name channels and structures (keys "channel_names" and "labels", as in the
-nnU-Net v2 layout); without it the channel is called "image" and the structures "label 1", "label 2", ... after the
+A ``dataset.json`` beside the folders may name channels and classes (keys "channel_names" and "labels", as in the
+nnU-Net v2 layout); without it the channel is called "image" and the classes "label 1", "label 2", ... after the
 values that the label files hold.
 
-Files of one structure each are merged so: they are painted in the order of the declared structures (without a
-declaration: by name), later ones over earlier ones, each where it is not 0. A structure without a file is absent.
+Files of one class each are merged so: they are painted in the order of the declared classes (without a
+declaration: by name), later ones over earlier ones, each where it is not 0. A class without a file is absent.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(root: Path, problems: list[Problem]) -> Dataset | None:
-    """Match images with labels; None if no structure or channel can be told."""
+    """Match images with labels; None if no class or channel can be told."""
     folders = _folders(root)
     assert folders is not None
     images, labels = folders
@@ -78,8 +78,8 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
     if not numbered:
         found = endings_found(visible_files(images))
         problems.append(Problem(WHOLE, f"{images.name} has no readable image{found}", "add images"))
-    structures = list(dict.fromkeys(name for entry in annotated.values() if isinstance(entry, dict) for name in entry))
-    scheme = _scheme(raw, sorted(structures), problems)
+    classes = list(dict.fromkeys(name for entry in annotated.values() if isinstance(entry, dict) for name in entry))
+    scheme = _scheme(raw, sorted(classes), problems)
     expected = max((len(files) for files in numbered.values()), default=1)
     cases: list[Case] = []
     claimed: set[str] = set()  # labels that are probably those of other cases
@@ -123,7 +123,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
 def masks_of(
     case: str, files: Mapping[str, Path], scheme: LabelScheme | None, problems: list[Problem]
 ) -> tuple[Mask, ...]:
-    """Return the masks of a case in the order in which they are painted: that of the declared structures."""
+    """Return the masks of a case in the order in which they are painted: that of the declared classes."""
     if scheme is None:
         return ()
     values = {target.name: target.values[0] for target in scheme.labels if len(target.values) == 1}
@@ -134,15 +134,15 @@ def masks_of(
 
 
 def names_as_labels(names: Sequence[str]) -> LabelScheme:
-    """Return the scheme of structures that have nothing but names: values 1, 2, ... in their order."""
+    """Return the scheme of classes that have nothing but names: values 1, 2, ... in their order."""
     return LabelScheme.from_declaration({"background": 0} | {name: value for value, name in enumerate(names, 1)})
 
 
-def _scheme(raw: Mapping[str, Any], structures: Sequence[str], problems: list[Problem]) -> LabelScheme | None:
-    """Return the declared structures, or those that have files of their own; None: the label files must tell."""
+def _scheme(raw: Mapping[str, Any], classes: Sequence[str], problems: list[Problem]) -> LabelScheme | None:
+    """Return the declared classes, or those that have files of their own; None: the label files must tell."""
     if "labels" in raw:
         return declared_labels(raw, problems)
-    return names_as_labels(structures) if structures else None
+    return names_as_labels(classes) if classes else None
 
 
 def _folders(root: Path) -> tuple[Path, Path] | None:
@@ -184,7 +184,7 @@ def _image_files(folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path | dict[str, Path]]:
-    """Return case -> label file, or case -> structure -> file."""
+    """Return case -> label file, or case -> class -> file."""
     cases: dict[str, Path | dict[str, Path]] = {}
     for path in visible_files(folder):
         stem = _stem(path)

@@ -1,7 +1,7 @@
 """A table that lists the cases: a CSV or JSON file, or a folder with ``cases.csv`` or ``cases.json``.
 
 Columns: ``case``; one per channel, whose header is the channel's name; ``label``, or ``label:NAME`` for one file per
-structure; and if wanted ``group`` (patient), ``site``, ``weight``, ``pixel_mm`` or ``spacing_mm`` (voxel size of files
+class; and if wanted ``group`` (patient), ``site``, ``weight``, ``pixel_mm`` or ``spacing_mm`` (voxel size of files
 that do not say it: one number, or ``z y x``) and ``set`` ("training", the default, or "test").
 
 A table that names no file, beside folders of another layout, is no layout: it adds its facts to the cases found there.
@@ -9,10 +9,10 @@ Columns that are none of these are then not used.
 
 Paths are relative to the table. A JSON table is a list of objects with these keys, or ``{"cases": [...], "labels":
 {"background": 0, NAME: VALUE, ...}}``. For a CSV table a ``dataset.json`` beside it may hold "labels"; undeclared
-structures are called "label 1", ... after the values in the files, or as in the columns ``label:NAME``.
+classes are called "label 1", ... after the values in the files, or as in the columns ``label:NAME``.
 
-Files of one structure each are merged so: they are painted in the order of the declared structures (without a
-declaration: of the columns), later ones over earlier ones, each where it is not 0. An empty cell: the structure is
+Files of one class each are merged so: they are painted in the order of the declared classes (without a
+declaration: of the columns), later ones over earlier ones, each where it is not 0. An empty cell: the class is
 absent.
 """
 
@@ -66,20 +66,20 @@ def recognises(path: Path) -> bool:
 
 
 def read(root: Path, problems: list[Problem]) -> Dataset | None:
-    """Understand the table; None if it has no usable case or no structure can be told."""
+    """Understand the table; None if it has no usable case or no class can be told."""
     path = _table(root)
     assert path is not None
     rows, declared = _rows(path, problems)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     channels = tuple(name for name in columns if name not in _OTHER and not name.startswith(_MASK))
-    structures = [name.removeprefix(_MASK) for name in columns if name.startswith(_MASK)]
+    classes = [name.removeprefix(_MASK) for name in columns if name.startswith(_MASK)]
     if rows:
-        problems += _column_problems(path, columns, channels, structures)
+        problems += _column_problems(path, columns, channels, classes)
     if "case" not in columns:
         return None
     scheme = declared_labels(declared, problems) if "labels" in declared else None
-    if scheme is None and "labels" not in declared and structures:
-        scheme = names_as_labels(structures)
+    if scheme is None and "labels" not in declared and classes:
+        scheme = names_as_labels(classes)
     training: dict[str, Case] = {}
     test: dict[str, Case] = {}
     for number, row in enumerate(rows, 1):
@@ -297,7 +297,7 @@ def _csv_rows(path: Path, problems: list[Problem]) -> list[_Row]:
 
 
 def _column_problems(
-    path: Path, columns: Sequence[str], channels: Sequence[str], structures: Sequence[str]
+    path: Path, columns: Sequence[str], channels: Sequence[str], classes: Sequence[str]
 ) -> list[Problem]:
     found = f"{path.name} has the columns {', '.join(columns)}"
     problems = []
@@ -306,10 +306,10 @@ def _column_problems(
     if not channels:
         action = "add one column per channel, its header the channel's name"
         problems.append(Problem(WHOLE, f"{found}, but none of a channel", action))
-    if "label" not in columns and not structures:
+    if "label" not in columns and not classes:
         action = 'add "label", or "label:NAME" for each class'
         problems.append(Problem(WHOLE, f'{found}, but no column "label"', action))
-    if "label" in columns and structures:
+    if "label" in columns and classes:
         action = "keep one of the two"
         problems.append(Problem(WHOLE, f'{found}, both "label" and "label:NAME"', action))
     return problems

@@ -1,0 +1,19 @@
+"""The patches of one training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The patches of one step: image (b, c, *sample patch) float32 and labels (b, 1, *sample patch) int16."""
+
+    image: Tensor
+    labels: Tensor
+    step: int = 0
+    cases: tuple[str, ...] = ()  # id of the case of every sample
