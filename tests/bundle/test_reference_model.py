@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from segfit.bundle.bundle import open_bundle
 from segfit.bundle.nnunet import is_reference_model, read_reference_model
+from segfit.cli.main import run
 from segfit.errors import InputError
 
 pytestmark = pytest.mark.golden("inference/models/Dataset602_TinyRegions")
@@ -51,6 +53,17 @@ def test_folds(folder: Path) -> None:
     assert list(read_reference_model(folder).manifest.members[0].weights) == ["all"]
     with pytest.raises(InputError, match="has no fold_"):
         read_reference_model(folder, checkpoint="checkpoint_best.pth")
+
+
+def test_a_model_is_imported(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["import", str(folder), "-o", str(tmp_path / "model"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == str(tmp_path / "model")
+    imported, original = open_bundle(tmp_path / "model"), read_reference_model(folder)
+    assert imported.manifest.members == original.manifest.members
+    for name in original.manifest.files:
+        first, second = imported.weights(name), original.weights(name)
+        assert all(torch.equal(first[key], second[key].float()) for key in second)
+    assert run(["verify", str(tmp_path / "model")]) == 0
 
 
 class Malicious:

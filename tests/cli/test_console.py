@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import subprocess
 import sys
 
 import pytest
 
-from segfit.cli.console import BarProgress, LineProgress, console_progress, problem_table, score_table
+from segfit.cli.console import BarProgress, LineProgress, console_progress, problem_table, score_table, wrapped
 from segfit.errors import Problem
 
 
@@ -172,6 +173,14 @@ def test_problems_as_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert "─" in text or "━" in text
 
 
+def test_sentences_are_wrapped_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    text = "see a/very-long-path/of-a-file or segfit --help"
+    lines = wrapped(text, Terminal(), "  ").splitlines()
+    assert lines == ["see", "  a/very-long-path/of-a-file", "  or segfit --help"]
+    assert wrapped(text, io.StringIO()) == text
+
+
 def test_score_table() -> None:
     stream = io.StringIO()
     rows = {"case_1": {"liver": 0.91234, "spleen": None}, "mean": {"liver": float("nan"), "spleen": 0.5}}
@@ -181,6 +190,17 @@ def test_score_table() -> None:
         "case_1  0.912       –",
         "mean        –   0.500",
     ]
+
+
+def test_many_classes_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    classes = [f"class {number}" for number in range(30)]
+    score_table({case: dict.fromkeys(classes, 0.5) for case in ("cross-validation", "test")}, stream, first="Dice")
+    lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()]
+    assert lines[0] == ["Dice", "cross-validation", "test"]
+    assert lines[2:] == [["class", str(number), "0.500", "0.500"] for number in range(30)]
 
 
 def test_imports_nothing_heavy() -> None:

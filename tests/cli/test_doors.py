@@ -207,4 +207,4 @@ def test_images_are_positional_too(project: Path, dataset: Path, tmp_path: Path)
 @pytest.mark.parametrize(("arguments", "page"), [(["frobnicate"], "segfit"), (["plan", "--no"], "segfit plan")])
 def test_errors_name_the_page_that_helps(arguments: list[str], page: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
-    assert capsys.readouterr().err.endswith(f"see {page} --help\n")
+    assert capsys.readouterr().err.lower().endswith(f"see {page} --help\n")

@@ -5,10 +5,13 @@ rich is imported when something is drawn on a terminal, not before.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from segfit.errors import Problem
@@ -20,11 +23,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-__all__ = ["BarProgress", "LineProgress", "console_progress", "problem_table", "score_table", "table"]
+__all__ = [
+    "BarProgress",
+    "LineProgress",
+    "console_progress",
+    "problem_table",
+    "score_table",
+    "table",
+    "text_width",
+    "wrapped",
+]
 
 _SILENCE_S = 30.0  # a log gets a line at least this often while work advances
 _SHARE = 0.1  # and one at each tenth of the work,
 _QUIET_S = 5.0  # but not sooner than this after the last one
+_BETWEEN = 3  # characters between the columns of a drawn table
 
 
 def console_progress(stream: TextIO | None = None) -> Progress:
@@ -156,6 +169,26 @@ def _make_bars(console: Console) -> Bars:
     )
 
 
+def text_width(widest: int) -> int:
+    """Return the characters of a line: those of the terminal, also behind a pager, and at most `widest`."""
+    columns = shutil.get_terminal_size((0, 0)).columns
+    if not columns:
+        with suppress(OSError, ValueError):
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return min(widest, columns or widest)
+
+
+def wrapped(text: str, stream: TextIO, indent: str = "") -> str:
+    """Return text in lines that end between words, as wide as the terminal that `stream` is; else as it is.
+
+    Paths and words of commands stay whole. `indent` stands before all lines but the first.
+    """
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def problem_table(problems: Sequence[Problem], stream: TextIO | None = None) -> None:
     """Print problems: case, what is wrong, what to do; `stream` is stderr by default.
 
@@ -172,11 +205,20 @@ def score_table(
 ) -> None:
     """Print scores: one row per key, one column per inner key, three decimals, a dash for None and NaN.
 
-    `first` is the heading of the keys; `stream` is stdout by default.
+    `first` is the heading of the keys; `stream` is stdout by default. On a terminal that is too narrow rows and columns
+    change places where that helps.
     """
-    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
-    cells = [(key, *(dice(values.get(name)) for name in columns)) for key, values in rows.items()]
-    table((first, *columns), cells, sys.stdout if stream is None else stream, numbers=True)
+    stream = sys.stdout if stream is None else stream
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    lines = [(first, *names), *((key, *(dice(values.get(name)) for name in names)) for key, values in rows.items())]
+    turned = list(zip(*lines, strict=True))
+    if stream.isatty() and _drawn_width(turned) < _drawn_width(lines) > shutil.get_terminal_size().columns:
+        lines = turned
+    table(lines[0], lines[1:], stream, numbers=True)
+
+
+def _drawn_width(lines: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) + _BETWEEN for column in zip(*lines, strict=True))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, *, numbers: bool = False) -> None:

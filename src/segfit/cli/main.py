@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from segfit.cli import machine, models, projects, results, stages
-from segfit.cli.console import problem_table
+from segfit.cli.console import problem_table, wrapped
 from segfit.cli.help_pages import GroupedHelp
 from segfit.errors import DatasetError, InputError, SegfitError
 from segfit.execution.processors import affinity, available_workers
@@ -118,14 +118,14 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         result = app(given or ["--help"], prog_name="segfit", standalone_mode=False)
     except DatasetError as error:
-        _tell(f"{len(error.problems)} problem(s); {error.outcome}\n")
+        _tell(f"{len(error.problems)} problem(s); {error.outcome}")
         problem_table(error.problems)
         return 2
     except InputError as error:
-        _tell(f"segfit: {error}\n")
+        _tell(f"segfit: {error}")
         return 2
     except SegfitError as error:
-        _tell(f"segfit: {error}\n")
+        _tell(f"segfit: {error}")
         return 1
     except (KeyboardInterrupt, typer.Abort):
         result = _INTERRUPTED
@@ -135,23 +135,25 @@ def run(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         file = f"{error.filename}: " if error.filename else ""
-        _tell(f"segfit: {file}{error.strerror or error}; fix this and rerun the command\n")
+        _tell(f"segfit: {file}{error.strerror or error}; fix this and rerun the command")
         return 1
     except MemoryError as error:
-        _tell(f"segfit: there is not enough memory ({str(error) or 'no size was told'})\n")
+        _tell(f"segfit: there is not enough memory ({str(error) or 'no size was told'})")
         return 1
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the command line
             path = getattr(getattr(error, "ctx", None), "command_path", "segfit")
-            _tell(f"segfit: {error.format_message().rstrip('.')}; see {path} --help\n")
+            message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+            _tell(f"segfit: {message}{' See' if message.endswith('?') else '; see'} {path} --help")
             return int(error.exit_code)
         raise
     if isinstance(result, int) and result > _ENDED:  # the command line library may have caught the signal itself
-        _tell("\nstopped; the same command goes on where it was\n")
+        _tell("")
+        _tell("stopped; the same command goes on where it was")
     return result if isinstance(result, int) else 0
 
 
 def _tell(text: str) -> None:
-    """Write to stderr; where that is not possible, the exit code has to do."""
+    """Write a line to stderr; where that is not possible, the exit code has to do."""
     with suppress(OSError):
-        sys.stderr.write(text)
+        sys.stderr.write(f"{wrapped(text, sys.stderr)}\n")

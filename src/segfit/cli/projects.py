@@ -19,7 +19,7 @@ from segfit.cli.common import (
     print_json,
     project_folder,
 )
-from segfit.cli.console import table
+from segfit.cli.console import table, wrapped
 from segfit.cli.help_pages import PROJECTS, add_verb
 from segfit.cli.stages import print_outcome
 from segfit.errors import InputError
@@ -57,7 +57,9 @@ def info(
         if as_json:
             print_json({"kind": "dataset", **dataset_facts(dataset)})
         else:
-            sys.stdout.writelines(f"{line}\n" for line in (f"dataset {dataset.name}", *describe(dataset)))
+            sys.stdout.writelines(
+                f"{wrapped(line, sys.stdout)}\n" for line in (f"dataset {dataset.name}", *describe(dataset))
+            )
     else:
         raise InputError(f"{path} is neither a model, nor a project, nor a dataset; give one of them")
 
@@ -75,7 +77,7 @@ def _print_status(path: Path, *, as_json: bool) -> None:
         print_json({"kind": "project", **found.model_dump(mode="json")})
         return
     sys.stdout.write(f"project {found.project}\ndataset {found.dataset}, preset {found.preset}\n\n")
-    table(("stage", "state", ""), found.rows(), sys.stdout)
+    table(("stage", "state", "found"), found.rows(), sys.stdout)
     if found.model is not None:
         sys.stdout.write(f"\nmodel {found.model}, verdict: {found.verdict or 'none'}\n")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from segfit.cli.common import (
     print_json,
     with_settings,
 )
-from segfit.cli.console import problem_table, score_table, table
+from segfit.cli.console import problem_table, score_table, table, text_width, wrapped
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
 from segfit.words import count, dice
@@ -97,7 +96,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
         told = [{"case": p.case, "problem": p.problem, "action": p.action, "fatal": p.fatal} for p in problems]
         print_json({"dataset": None if found is None else dataset_facts(found), "problems": told})
     else:
-        sys.stdout.writelines(f"{line}\n" for line in (() if found is None else describe(found)))
+        sys.stdout.writelines(f"{wrapped(line, sys.stdout)}\n" for line in (() if found is None else describe(found)))
         if problems:
             problem_table(problems, sys.stdout)
         counts = f"{fatal} error(s), {len(problems) - fatal} warning(s)" if problems else "no problem found"
@@ -159,7 +158,7 @@ def plan(
         print_json(explain_json(result) if explain else result.model_dump(mode="json"))
         return
     if explain:
-        sys.stdout.write(in_words(result, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)))
+        sys.stdout.write(in_words(result, text_width(WIDEST)))
         return
     rows = [
         (
@@ -174,9 +173,9 @@ def plan(
     table(("configuration", "spacing (mm)", "patch", "batch", "network"), rows, sys.stdout)
     sys.stdout.write(f"stock: {'yes' if result.stock else 'no'}\n")
     for change in result.changes:
-        sys.stdout.write(f"  - {change}\n")
+        sys.stdout.write(f"{wrapped(f'  - {change}', sys.stdout, '    ')}\n")
     for warning in result.warnings:
-        sys.stdout.write(f"warning: {warning}\n")
+        sys.stdout.write(f"{wrapped(f'warning: {warning}', sys.stdout, '  ')}\n")
     if result.run is not None:
         sys.stdout.write("\n")
         table(("forecast", "time", "RAM", "device memory", "disk"), forecast_rows(result.run), sys.stdout, numbers=True)
@@ -246,7 +245,7 @@ def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]
         return
     rows = {" + ".join(item.members): {**item.per_target, "mean": item.mean_dice} for item in selection.candidates}
     score_table(rows, first="cross-validated Dice")
-    sys.stdout.write(f"{selection.reason}\n")
+    sys.stdout.write(f"{wrapped(selection.reason, sys.stdout)}\n")
     for step in selection.steps:
         sys.stdout.write(f"post-processing: {step.text}\n")
     sys.stdout.write(f"model: {project.folder.model}\n")
