@@ -457,5 +457,10 @@ def test_export_for_nnunet(dataset: Path, tmp_path: Path, capsys: pytest.Capture
         f"phantom_tr_00{number}.nii.gz" for number in (1, 2, 4)
     ]
     assert run(["check", str(out)]) == 0
+    project = tmp_path / "p"  # which remembers it
+    assert run(["fingerprint", str(broken), "--out", str(project), "--skip-incomplete"]) == 0
+    assert run(["export", str(project), "--to", "nnunet", "-o", str(tmp_path / "Dataset013_Copy")]) == 0
+    assert len(list((tmp_path / "Dataset013_Copy" / "labelsTr").iterdir())) == 3
+    capsys.readouterr()
     assert run(["export-nnunet", "--dataset", str(dataset), "--out", str(out)]) == 2  # an older name
     assert "exists already" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
+    from segfit.options import DatasetOptions
     from segfit.progress import Progress
     from segfit.project import Project
 
@@ -30,7 +31,7 @@ __all__ = [
     "SkipIncomplete",
     "Workers",
     "dataset_facts",
-    "dataset_path",
+    "dataset_of",
     "is_project",
     "open_project",
     "print_json",
@@ -216,13 +217,16 @@ def is_project(path: Path) -> bool:
         return False
 
 
-def dataset_path(path: Path) -> Path:
-    """Return where a dataset lies: `path`, or what the project there was made of."""
+def dataset_of(path: Path) -> tuple[Path, DatasetOptions]:
+    """Return where a dataset lies and how its files are taken: `path`, or as the project there was told."""
+    from segfit.options import DatasetOptions
+
     if not is_project(path):
-        return path
+        return path, DatasetOptions()
     from segfit.project.folder import ProjectFile, ProjectFolder
 
-    return ProjectFile.load(ProjectFolder(path.expanduser()).project).dataset
+    file = ProjectFile.load(ProjectFolder(path.expanduser()).project)
+    return file.dataset, file.options.dataset
 
 
 def _name_of(dataset: Path) -> str:

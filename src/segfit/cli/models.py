@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_path, is_project, print_json
+from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_json
 from segfit.cli.console import console_progress, table
 from segfit.cli.help_pages import MODELS, add_verb
 from segfit.errors import DatasetError, InputError
@@ -66,7 +66,7 @@ def export(
     assert to == "nnunet"
     if (path / MANIFEST).is_file():
         raise InputError(f"{path} is a model, and export writes datasets; give a dataset or a project")
-    written = _export(dataset_path(path), output, workers=workers, skip_incomplete=bool(skip_incomplete))
+    written = _export(path, output, workers=workers, skip_incomplete=skip_incomplete)
     _tell({"folder": str(written), "to": to}, f"{written}", as_json=as_json)
 
 
@@ -77,20 +77,22 @@ def export_nnunet(
     skip_incomplete: SkipIncomplete = None,
 ) -> None:
     """Do as export --to nnunet does, under an older name."""
-    written = _export(dataset, out, workers=workers, skip_incomplete=bool(skip_incomplete))
+    written = _export(dataset, out, workers=workers, skip_incomplete=skip_incomplete)
     sys.stdout.write(f"{written}\n")
 
 
-def _export(dataset: Path, folder: Path, *, workers: int | None, skip_incomplete: bool) -> Path:
+def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: bool | None) -> Path:
     from segfit.dataset.checks import check_files, require_usable
     from segfit.dataset.export import export_nnunet as write
     from segfit.dataset.layouts import inspect_dataset, leave_out
 
     progress = console_progress()
+    dataset, asked = dataset_of(path)
     opened, problems = inspect_dataset(dataset)
     if opened is None:
         raise DatasetError([problem for problem in problems if problem.fatal])
-    if skip_incomplete:
+    opened = opened.resampling_labels(asked.resample_labels)
+    if asked.skip_incomplete if skip_incomplete is None else skip_incomplete:
         opened, problems = leave_out(opened, check_files(opened, problems, workers=workers, progress=progress))
     require_usable(problems)
     return write(opened, folder, workers=workers, progress=progress)
@@ -125,7 +127,7 @@ def print_verified(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> in
         print_json([{"what": what, "state": state, "found": found} for what, state, found in rows])
     else:
         table(("", "state", "found"), rows, sys.stdout)
-        if damaged:
+        if any(what.startswith("case ") for what, _, _ in rows):
             sys.stdout.write("segfit preprocess makes damaged cases anew where they are needed\n")
     return _DAMAGED if damaged else 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segfit.cli.common import AsJson, DatasetArgument, Device, Out, Workers, dataset_path, open_project, print_json
+from segfit.cli.common import AsJson, DatasetArgument, Device, Out, Workers, dataset_of, open_project, print_json
 from segfit.cli.console import console_progress, score_table
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.errors import InputError
@@ -164,7 +164,8 @@ def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str
         raise InputError("give the dataset or --model, so that the labels have a meaning")
     from segfit.dataset.layouts import open_dataset
 
-    opened = open_dataset(dataset_path(dataset))
+    place, asked = dataset_of(dataset)
+    opened = open_dataset(place, skip_incomplete=asked.skip_incomplete)
     return opened.labels, opened.file_ending
 
 

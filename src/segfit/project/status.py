@@ -42,7 +42,7 @@ class ProjectStatus(Record):
     def __repr__(self) -> str:
         done = [item.stage for item in self.stages if item.state == "done"]
         last = f"{done[-1]} done" if done else "nothing done yet"
-        model = f", model {self.verdict or 'not judged'}" if self.model else ""
+        model = f", verdict {self.verdict or 'none'}" if self.model else ""
         return f"Project({str(self.project)!r} on {self.dataset.name}: {last}{model})"
 
     __str__ = __repr__
