@@ -126,7 +126,7 @@ def test_what_is_said_of_series(finished: Project, series: Path, capsys: pytest.
     assert out.startswith("nnU-Net v2 folder: 5 training cases, 2 test cases\n1 channel: MRI (DICOM series); labels (")
     assert run(["info", str(series), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["images"], facts["file ending"]) == ("DICOM series", ".nii.gz")
+    assert (facts["image_ending"], facts["file_ending"]) == ("/", ".nii.gz")
     assert run(["info", str(finished.folder.model)]) == 0
     assert "Made from DICOM series." in capsys.readouterr().out
     assert "model.predict('image/')" in finished.folder.report.read_text().replace("&#39;", "'")
