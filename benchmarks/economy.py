@@ -166,13 +166,13 @@ def trained(project: Path) -> list[Line]:
     """Return what was trained, as far as the project's files say."""
     plan = json.loads((project / "plan.json").read_text())
     rows = []
-    for path in sorted(project.glob("runs/*/fold-*/training.json")):
-        training, name = json.loads(path.read_text()), path.parents[1].name
+    for path in sorted(project.glob("runs/*/fold-*/*/training.json")):
+        training, name = json.loads(path.read_text()), path.parents[2].name
         configuration = plan.get("configurations", {}).get(name, {})
         rows.append(
             {
                 "configuration": name,
-                "fold": int(path.parent.name.removeprefix("fold-")),
+                "fold": int(path.parents[1].name.removeprefix("fold-")),
                 "patch": configuration.get("patch_size"),
                 "batch": configuration.get("batch_size"),
                 "features": configuration.get("network", {}).get("features"),

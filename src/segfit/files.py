@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "hash_file",
     "read_json",
     "remove_leftovers",
+    "replace_folder",
     "write_bytes",
     "write_file",
     "write_json",
@@ -105,6 +107,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def replace_folder(source: Path, target: Path) -> None:
+    """Put a copy of a folder in the place of another one: made beside it, then renamed."""
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=target.parent))
+    try:
+        copy = shutil.copytree(source, partial / target.name, ignore=shutil.ignore_patterns(_PARTIAL_PREFIX + "*"))
+        if target.exists():
+            target.rename(partial / "before")
+        copy.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove partial files that a killed process left directly inside `folder`."""
     for path in folder.glob(_PARTIAL_PREFIX + "*"):
@@ -137,7 +151,8 @@ class Document(Record):
     """A record that lives in a file of its own, with a schema version.
 
     `schema_version` is written into the file; a file from a newer version is refused with one clear sentence, one from
-    an older version is brought to the present form by `migrate`.
+    an older version is brought to the present form by `migrate`. A file may also hold, under ``record``, what the
+    document was made from (`segfit.records`).
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -157,6 +172,13 @@ class Document(Record):
     def load(cls, path: Path) -> Self:
         """Read and validate a document; raise `InputError` naming the file and the first fault."""
         raw = read_json(path)
+        if isinstance(raw, dict):
+            raw.pop("record", None)
+        return cls.of_json(raw, path)
+
+    @classmethod
+    def of_json(cls, raw: Any, path: Path) -> Self:
+        """Validate what was read from a file."""
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if not isinstance(version, int):
             raise InputError(f"{path} is not a segfit {cls.__name__.lower()} file: it has no schema_version")

@@ -25,10 +25,10 @@ value = lambda name: given[given.index(name) + 1]
 if verb == "run":
     if value("--time") == "1m":
         sys.exit("segfit: too short")
-    run = Path(value("--out")) / "runs/2d/fold-0"
+    run = Path(value("--out")) / "runs/2d/fold-0/key"
     run.mkdir(parents=True)
     (run / "training.json").write_text('{"steps": 7, "seconds": 1.5}')
-    (run.parents[2] / "plan.json").write_text('{"configurations": {"2d": {"patch_size": [8, 8]}}}')
+    (run.parents[3] / "plan.json").write_text('{"configurations": {"2d": {"patch_size": [8, 8]}}}')
     print(json.dumps({"dice": {"cross-validation": {"mean": 0.5}}, "model": value("--time"), "verdict": "good"}))
 elif verb == "predict":
     images, output = Path(value("-i")), Path(value("-o"))

@@ -149,6 +149,9 @@ def test_damaged_bundles_are_refused(folder: Path) -> None:
     (folder / MANIFEST).write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
     with pytest.raises(InputError, match="newer segfit"):
         open_bundle(folder)
+    (folder / MANIFEST).write_text(text.replace('"tile_step": 0.5', '"tile_step": 0.6'))
+    with pytest.raises(InputError, match=r"model\.json is damaged"):
+        open_bundle(folder)
     (folder / MANIFEST).write_text(text[:100])
     with pytest.raises(InputError, match="not valid JSON"):
         open_bundle(folder)

@@ -203,7 +203,7 @@ def test_a_timed_run_within_limits(limited: str, tmp_path: Path) -> None:
     out = tmp_path / "p"
     fresh("-c", _LIMITED, limited, "run", str(data), "--out", str(out), "--device", "cpu", "--time", "30s", "--json")
     run = json.loads((out / "plan.json").read_text())["run"]
-    [trained] = [json.loads(path.read_text()) for path in out.glob("runs/*/fold-*/training.json")]
+    [trained] = [json.loads(path.read_text()) for path in out.glob("runs/*/fold-*/*/training.json")]
     own_steps = trained["steps"] - trained["first_step"]
     assert trained["seconds"] <= 1.1 * run["seconds_per_training"] or own_steps == 100  # those it goes on for
     assert run["seconds_per_training"] < 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ SET = [part for setting in TINY for part in ("--set", setting)]
 UNTRUSTED = 3  # four steps teach nothing
 
 PIPELINE = ["run", "check", "fingerprint", "plan", "preprocess", "train", "select", "predict", "evaluate", "report"]
-PROJECTS = ["info", "status", "demo", "doctor"]
+PROJECTS = ["info", "status", "clean", "demo", "doctor"]
 MODELS = ["import", "export", "verify"]
 REPORTING = [*PIPELINE, *PROJECTS, *MODELS]
 
@@ -170,6 +171,22 @@ def test_status(project: Path, dataset: Path, tmp_path: Path, capsys: pytest.Cap
     told = json.loads(capsys.readouterr().out)
     done = [row["stage"] for row in told["stages"] if row["state"] == "done"]
     assert (done, told["model"]) == (["check", "fingerprint", "plan"], None)
+
+
+def test_clean(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["clean", str(project), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"removed": True, "items": []}
+    copy = tmp_path / "p"
+    shutil.copytree(project, copy)
+    assert run(["plan", "--out", str(copy), "--set", "planning.batch_size=3"]) == 0
+    capsys.readouterr()
+    assert run(["clean", str(copy), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {Path(item["path"]).parent.name for item in told["items"]} == {"plans", "fold-0"}
+    assert not told["removed"]
+    assert all(Path(item["path"]).is_dir() and item["bytes"] > 0 for item in told["items"])
+    assert run(["clean", str(copy)]) == 0
+    assert not any(Path(item["path"]).exists() for item in told["items"])
 
 
 def test_verbs_that_report_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ from segfit.errors import DatasetError, InputError
 from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.measure import measure
 from segfit.images.formats import read_case, read_grid
-from segfit.project.folder import listing_hash
 
 NAMES = "abcdef"
 
@@ -155,10 +154,10 @@ def test_the_size_is_that_of_image_label_and_fingerprint(tmp_path: Path) -> None
 def test_caches_follow_the_table(tmp_path: Path) -> None:
     root = pictures(tmp_path, rows("pixel_mm=0.1"))
     before = open_dataset(root)
-    listing = listing_hash(before)
+    contents = FileHashes().dataset(before)
     (root / "cases.csv").write_text(rows("pixel_mm=0.25"))
     after = open_dataset(root)
-    assert listing_hash(after) != listing
+    assert FileHashes().dataset(after) != contents
     assert FileHashes().case(after.case("a")) != FileHashes().case(before.case("a"))
 
 

@@ -11,6 +11,7 @@ from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
 from segfit.execution import pool
 from segfit.fingerprint import measure as measure_module
+from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import measure
 from segfit.labels import LabelScheme
@@ -108,7 +109,7 @@ def test_processes_measure_the_same_and_remember_hashes(tmp_path: Path, monkeypa
     first = measure(dataset, "stored")
     monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
     cache = tmp_path / "cache"
-    assert measure(dataset, "stored", workers=2, cache=cache) == first
+    assert measure(dataset, "stored", workers=2, cache=cache, hashes=FileHashes(cache / "hashes.json")) == first
     assert len(list(cache.glob("*.npz"))) == 4
     hashes = json.loads((cache / "hashes.json").read_text())
     assert {Path(name).name for name in hashes} == {
@@ -134,8 +135,8 @@ def test_cache_is_keyed_by_content_and_survives_damage(tmp_path: Path, monkeypat
     assert changed.intensities[0].max == 120
     for path in cache.glob("*.npz"):
         path.write_bytes(path.read_bytes()[:50])
-    (cache / "hashes.json").write_text("[1, 2")
-    assert measure(dataset, "stored", cache=cache) == changed
+    (tmp_path / "hashes.json").write_text("[1, 2")
+    assert measure(dataset, "stored", cache=cache, hashes=FileHashes(tmp_path / "hashes.json")) == changed
 
 
 def test_useless_datasets_are_refused(tmp_path: Path) -> None:

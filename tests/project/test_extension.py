@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from segfit.errors import MemoryShortageError
 from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project import Project, decide, race, sizing, trainings
 from segfit.project.candidate import SLACK, Candidate
+from segfit.project.trainings import trainings_of
+from segfit.training import loop
+from segfit.training.checkpoint import Checkpoints, State
 from segfit.training.events import read_events
+from segfit.training.learner import Learner
 from segfit.training.probe import StepCost, TileCost
-from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, TrainingResult
+from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT
 from segfit.training.starting_state import before_cooldown
 
 SETTINGS = ["planning.base_features=4", "training.precision=fp32", "training.channels_last=false"]
@@ -26,17 +31,45 @@ SETTINGS = ["planning.base_features=4", "training.precision=fp32", "training.cha
 def begun(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project with 40 seconds, planned as on a machine that takes 30 ms for a step, and nothing is tried.
 
-    Trainings have as many steps as they have seconds, so that they end soon.
+    Trainings take every step for a second, so that they end soon.
     """
     _pretend(monkeypatch, 0.03)
     monkeypatch.setattr(decide, "race", lambda *_, **__: None)
-    train = trainings.train_fold
+    monkeypatch.setattr(loop, "Clock", _StepClock)
+    monkeypatch.setattr(trainings, "FEWEST_STEPS", 0)
+    step = Learner.step
 
-    def quick(**values: Any) -> TrainingResult:
-        return train(**values | {"seconds": None, "steps": int(values["seconds"]), "fewest_steps": 0})
+    def counted(*args: Any, **values: Any) -> Tensor:
+        if _StepClock.steps == _StepClock.stop:
+            raise KeyboardInterrupt
+        _StepClock.steps += 1
+        return step(*args, **values)
 
-    monkeypatch.setattr(trainings, "train_fold", quick)
+    monkeypatch.setattr(Learner, "step", counted)
     return Project.create(tmp_path / "p", volumes, settings=["time_s=40", *SETTINGS])
+
+
+class _StepClock:
+    """A clock of a training on which every step takes a second."""
+
+    steps = 0
+    stop: int | None = None  # the step at which the user interrupts
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._begun, self._before = _StepClock.steps, before
+
+    def start(self) -> None:
+        self._begun = _StepClock.steps
+
+    def seconds(self) -> float:
+        return self._before + _StepClock.steps - self._begun
+
+
+def before_cooldown_of(project: Project) -> State:
+    [training] = trainings_of(project)
+    state, _ = Checkpoints(training.folder / BEFORE_COOLDOWN, training.identity).load()
+    assert state is not None
+    return state
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -62,9 +95,9 @@ def stages(project: Project) -> list[str]:
 def test_more_time_goes_on_from_before_the_cool_down(begun: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     [first] = begun.train()
     before, plan = run_of(begun), begun.plan()
-    (name,), (fold,) = before.configurations, before.folds
+    name, (training,) = before.configurations[0], trainings_of(begun)
     assert (before.extends, before.start, before.time_s) == (None, None, 40.0)
-    kept = before_cooldown(begun.folder.training(name, fold))
+    kept = before_cooldown(training.folder)
     assert kept is not None
     assert 0 < kept.step < first.steps
 
@@ -72,43 +105,64 @@ def test_more_time_goes_on_from_before_the_cool_down(begun: Project, monkeypatch
     more = again(begun, "time_s=60")
     [second] = more.train()
     after = run_of(more)
+    assert trainings_of(more) == [training]
     assert after.extends == Extension(time_s=40.0, step=kept.step)
-    assert after.start == f"earlier/{plan.basis}/runs/{name}/fold-{fold}"
     assert (after.configurations, after.folds, after.race) == (before.configurations, before.folds, before.race)
     assert more.plan().configurations[name] == plan.configurations[name]
     assert more.plan().training[name] == plan.training[name]
-    assert after.seconds_per_training == pytest.approx(20 + first.seconds - kept.facts["seconds"], abs=0.06)
+    assert before.seconds_per_training is not None
+    assert after.seconds_per_training == pytest.approx(20 + before.seconds_per_training, abs=0.06)
     assert after.expected_steps[name] == int(after.seconds_per_training / (0.03 * SLACK))
-    assert after.forecast["train"].seconds == after.seconds_per_training
+    assert after.forecast["train"].seconds == pytest.approx(after.seconds_per_training - kept.step, abs=0.06)
     assert "race" not in after.forecast
     assert after.forecast["train"].disk_gb == 0.0015  # the weights, and the state before the cool-down
-    assert second.first_step == kept.step
-    assert second.steps == kept.step + int(after.seconds_per_training)
-    steps = [event["step"] for event in read_events(more.folder.training(name, fold) / EVENTS)]
-    assert steps[0] == kept.step + 1
+    assert second.first_step == 0
+    assert 0 <= second.steps - after.seconds_per_training < 1
+    later = before_cooldown(training.folder)
+    assert later is not None
+    assert kept.step < later.step < second.steps
+    steps = [event["step"] for event in read_events(training.folder / EVENTS) if event["kind"] == "step"]
+    assert steps == sorted(set(steps))
     assert more.size() == again(begun).size()  # it is decided once
 
 
-def test_it_is_gone_on_with_again_and_comes_back(begun: Project) -> None:
+def test_what_was_trained_longer_counts_for_less_time(begun: Project) -> None:
     begun.train()
     first = begun.plan()
-    more = again(begun, "time_s=60")
-    [second] = more.train()
-    plan = more.plan()
+    [second] = again(begun, "time_s=60").train()
     most = again(begun, "time_s=90")
     [third] = most.train()
     run = run_of(most)
     assert run.extends is not None
-    assert (run.extends.time_s, run.start) == (60.0, f"earlier/{plan.basis}/{_training(run)}")
-    assert third.first_step > second.first_step > 0
-    back = again(begun, "time_s=60")  # what it went on from is put aside again, where its plan says
-    assert back.train() == [second]
-    assert back.plan() == plan
-    assert again(begun, "time_s=40").plan() == first
+    assert run.extends.time_s == 60.0
+    assert third.steps > second.steps
+    back = again(begun, "time_s=40")
+    assert back.train() == [third]
+    assert back.plan() == first
 
 
-def _training(run: RunSpec) -> str:
-    return f"runs/{run.configurations[0]}/fold-{run.folds[0]}"
+def test_an_interrupted_training_that_is_given_more_time_goes_on(
+    begun: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(begun)
+    assert run.seconds_per_training is not None
+    stop = int(0.8 * run.seconds_per_training)  # while it cools down
+    monkeypatch.setattr(_StepClock, "stop", _StepClock.steps + stop)
+    with pytest.raises(KeyboardInterrupt):
+        begun.train()
+    monkeypatch.setattr(_StepClock, "stop", None)
+    kept = before_cooldown_of(begun)
+    longer = run.seconds_per_training * 2
+    plan = begun.size()
+    assert plan.run is not None
+    monkeypatch.setitem(
+        begun._resolved,
+        "size",
+        plan.model_copy(update={"run": plan.run.model_copy(update={"seconds_per_training": longer})}),
+    )
+    [result] = begun.train()
+    assert 0 <= result.steps - longer < 1
+    assert kept.step < before_cooldown_of(begun).step < result.steps
 
 
 def _nothing(_: Project) -> None:
@@ -133,7 +187,6 @@ def _unfinish(project: Project) -> None:
 @pytest.mark.parametrize(
     ("settings", "spoil"),
     [
-        (["time_s=30"], _nothing),
         (["time_s=60", "seed=5"], _nothing),
         (["time_s=60", "planning.folds=1"], _nothing),
         (["time_s=60", "training.cooldown_share=0.4"], _nothing),
@@ -141,7 +194,7 @@ def _unfinish(project: Project) -> None:
         (["time_s=60"], _tear),
         (["time_s=60"], _unfinish),
     ],
-    ids=["less time", "another seed", "another fold", "another recipe", "nothing kept", "damaged", "unfinished"],
+    ids=["another seed", "another fold", "another recipe", "nothing kept", "damaged", "unfinished"],
 )
 def test_all_else_is_decided_anew(begun: Project, settings: list[str], spoil: Callable[[Project], None]) -> None:
     begun.train()
@@ -157,7 +210,7 @@ def test_a_coarser_spacing_stays(begun: Project, data_of_discs: Path, tmp_path: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sizing, "probe_step", lambda item, *_, **__: StepCost(2e-6 * 2 * prod(item.patch_size), 0.1, 0.0))
         project = Project.create(tmp_path / "discs", data_of_discs, settings=settings)
-        project.train()
+        [first] = project.train()
         before = project.plan()
         more = again(project, "time_s=70")
         [result] = more.train()
@@ -165,7 +218,8 @@ def test_a_coarser_spacing_stays(begun: Project, data_of_discs: Path, tmp_path: 
     assert before.run is not None
     assert before.configurations["2d"].spacing_mm[0] > 2
     assert run.settings == before.run.settings != ()
-    assert (run.extends is not None, result.first_step > 0) == (True, True)
+    assert run.extends is not None
+    assert result.steps > first.steps
     assert after.configurations["2d"] == before.configurations["2d"]
     assert after.changes == before.changes
 
@@ -203,7 +257,7 @@ def test_other_trainings_than_one_are_decided_anew(tmp_path: Path, begun: Projec
 def test_the_course_leaves_out_the_time_alone(begun: Project) -> None:
     def course(*settings: str) -> tuple[str, str]:
         project = again(begun, *settings)
-        return project.course(), project.plan().basis
+        return project.course(), project.plan_folder.root.name
 
     first, basis = course()
     other, another = course("time_s=50")
@@ -224,8 +278,7 @@ def test_a_whole_run_with_a_race_and_then_more_time(
     project.run()
     before = run_of(project)
     [first] = project.train()
-    kept = before_cooldown(project.folder.training(before.configurations[0], before.folds[0]))
-    assert kept is not None
+    kept = before_cooldown_of(project)
     assert kept.step > first.first_step > 0  # that of the race
     assert stages(project).count("race") == 1
     sized = stages(project).count("size")  # once more after the race, where it was faster than what was pretended
@@ -238,9 +291,8 @@ def test_a_whole_run_with_a_race_and_then_more_time(
     assert stages(more).count("size") == sized + 1
     assert after.race == before.race != ()
     assert after.extends == Extension(time_s=18.0, step=kept.step)
-    assert second.first_step == kept.step
-    assert after.seconds_per_training == pytest.approx(6 + first.seconds - kept.facts["seconds"], abs=0.06)
-    assert second.seconds == pytest.approx(after.seconds_per_training, rel=0.1)
+    assert second.first_step == first.first_step
+    assert second.budget_seconds == after.seconds_per_training
     assert second.steps > first.steps
     page = more.folder.report.read_text()
     assert f"step {kept.step} of the run of 18 s" in page

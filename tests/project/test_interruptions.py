@@ -46,8 +46,8 @@ def test_kill_9_in_three_stages_changes_nothing(tmp_path: Path, volumes: Path) -
     out = tmp_path / "killed"
     moments = [
         lambda: (out / "cases").is_dir(),
-        lambda: any(out.glob("runs/*/fold-0/state/*")),
-        lambda: any(out.glob("runs/*/fold-0/validation/*.nii.gz")),
+        lambda: any(out.glob("runs/*/fold-0/*/state/*")),
+        lambda: any(out.glob("runs/*/fold-0/*/validation-*/*.nii.gz")),
     ]
     for moment in moments:
         process = subprocess.Popen(command(out, volumes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -57,7 +57,7 @@ def test_kill_9_in_three_stages_changes_nothing(tmp_path: Path, volumes: Path) -
     done = subprocess.run(command(out, volumes), capture_output=True, text=True, check=False)
     assert done.returncode in (0, 3), done.stderr  # so few steps need not teach anything
     assert "report:" in done.stdout
-    name = "runs/3d_fullres/fold-0/weights.safetensors"
+    name = "model/weights-3d_fullres-0.safetensors"
     assert (out / name).read_bytes() == (whole.folder.root / name).read_bytes()
     for path in (whole.folder.predictions).glob("*.nii.gz"):
         assert (out / "predictions" / path.name).read_bytes() == path.read_bytes()
@@ -68,10 +68,10 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path, volumes: Path
     process = subprocess.Popen(
         [*command(out, volumes), "--set", "training.steps=100000"], stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: any(out.glob("runs/*/fold-0/state/*")), process)  # type: ignore[arg-type]
+    wait_for(lambda: any(out.glob("runs/*/fold-0/*/state/*")), process)  # type: ignore[arg-type]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=_PATIENCE_S)
     assert process.returncode == 130
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
-    assert not (out / "runs" / "3d_fullres" / "fold-0" / "training.json").exists()
+    assert not any(out.glob("runs/3d_fullres/fold-0/*/training.json"))

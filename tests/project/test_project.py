@@ -41,9 +41,8 @@ def test_a_run_leaves_every_file_of_a_project(finished: Project) -> None:
         folder.validation_summary,
         folder.report,
         folder.model / "model.json",
-        folder.training("3d_fullres", 0) / "weights.safetensors",
-        folder.training("3d_fullres", 0) / "events.jsonl",
-        folder.validation("3d_fullres", 0) / "summary.json",
+        finished.findings().trainings[0].folder / "weights.safetensors",
+        finished.findings().trainings[0].folder / "events.jsonl",
         folder.predictions / "summary.json",
     ):
         assert path.is_file(), path
@@ -101,7 +100,7 @@ def test_validation_from_stored_arrays_equals_prediction_from_files(finished: Pr
 
     model = Model(bare, resolve_device("cpu"))
     for name in finished.splits().folds[0].validation:
-        path = finished.folder.validation("3d_fullres", 0) / f"{name}.nii.gz"
+        path = Path(f"{finished.findings().validated[name]}.nii.gz")
         found = model.predict(finished.dataset.case(name).images[0]).labels
         np.testing.assert_array_equal(found, read_label(path).array[0])
 
@@ -122,24 +121,26 @@ def test_the_plan_keeps_what_was_measured(finished: Project) -> None:
     assert set(run.forecast) == {"size", "preprocess", "train", "validate", "select", "predict", "report"}
 
 
-def test_other_options_put_the_old_training_aside_and_bring_it_back(
-    tmp_path: Path, volumes: Path, tiny: list[str]
-) -> None:
+def test_results_of_other_options_lie_side_by_side(tmp_path: Path, volumes: Path, tiny: list[str]) -> None:
+    def model(project: Project) -> bytes:
+        return (project.folder.model / "weights-3d_fullres-0.safetensors").read_bytes()
+
     project = Project.create(tmp_path / "p", volumes, settings=tiny)
-    weights = project.folder.training("3d_fullres", 0) / "weights.safetensors"
-    project.train()
-    first, plan = weights.read_bytes(), project.plan()
+    project.run()
+    first, plan, page = model(project), project.plan(), project.folder.predictions / "summary.json"
+    scores = page.read_bytes()
     other = Project.open(tmp_path / "p", settings=["training.steps=3"])
     assert other.plan() != plan
-    assert weights.exists()  # looking at another plan moves nothing
-    other.train()
-    assert weights.read_bytes() != first
-    assert (other.folder.earlier / plan.basis / "runs" / "3d_fullres" / "fold-0" / "weights.safetensors").exists()
+    assert model(other) == first  # looking at another plan changes nothing
+    other.run()
+    assert model(other) != first
+    assert page.read_bytes() != scores
     back = Project.open(tmp_path / "p", settings=["training.steps=6"])
+    back.run()
     assert back.plan() == plan
     assert [result.steps for result in back.train()] == [6]
-    assert weights.read_bytes() == first
-    assert stages(back).count("train") == 2
+    assert (model(back), page.read_bytes()) == (first, scores)
+    assert (stages(back).count("train"), stages(back).count("predict")) == (2, 2)
 
 
 def test_pictures(tmp_path: Path, pictures: Path, tiny: list[str]) -> None:
@@ -209,7 +210,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, volumes: Path)
 
 
 def test_a_project_killed_at_its_birth_can_be_made_again(tmp_path: Path, volumes: Path) -> None:
-    (tmp_path / ".lock").touch()
+    (tmp_path / ".locks").mkdir()
     (tmp_path / ".partial-abcproject.json").touch()
     assert Project.create(tmp_path, volumes).folder.project.exists()
 
@@ -234,15 +235,6 @@ def test_a_dataset_may_be_given_by_way_of_links(tmp_path: Path, volumes: Path) -
 def test_no_project_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a segfit project"):
         Project.open(tmp_path / "nothing")
-
-
-def test_two_processes_do_not_work_in_one_project(tmp_path: Path, volumes: Path) -> None:
-    from filelock import FileLock
-
-    project = Project.create(tmp_path / "p", volumes)
-    with FileLock(project.folder.root / ".lock"), pytest.raises(InputError, match="another segfit is at work"):
-        project.check()
-    assert project.check() is not None
 
 
 def test_changed_files_are_checked_again(tmp_path: Path) -> None:

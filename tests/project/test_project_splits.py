@@ -83,7 +83,7 @@ def test_a_file_of_folds_can_be_asked_for(tmp_path: Path, dataset: Path) -> None
     path = by_hand(project, tmp_path, "mine.json")
     again = Project.open(tmp_path / "p", settings=[f"planning.splits={json.dumps(str(path))}"])
     assert again.splits().to_nnunet() == read_json(path)
-    assert again.plan().basis != before.basis
+    assert again.plan() != before
     assert Splits.load(again.folder.splits).source == str(path)
     path.unlink()
     with pytest.raises(InputError, match=r"mine\.json is missing"):
@@ -119,9 +119,9 @@ def test_folds_that_segfit_wrote_follow_the_options(tmp_path: Path, dataset: Pat
     first = project.plan()
     kept = project.splits()
     other = Project.open(tmp_path / "p", settings=["planning.splits=reference"])
-    assert other.plan().basis != first.basis
+    assert other.plan() != first
     assert Splits.load(other.folder.splits).source == "nnunet"
     back = Project.open(tmp_path / "p", settings=["planning.splits=null"])
     assert back.plan() == first
     assert back.splits() == kept
-    assert Plan.load(back.folder.plan).basis == first.basis
+    assert Plan.load(back.folder.plan) == first

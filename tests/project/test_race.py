@@ -186,7 +186,7 @@ def test_a_race_that_was_killed_goes_on(raced: Project, monkeypatch: pytest.Monk
         patch.setattr(race, "train_fold", killed)
         with pytest.raises(KeyboardInterrupt):
             raced.size()
-    [file] = raced.folder.race.glob("*/race.json")
+    [file] = raced.folder.plans.glob("*/race/race.json")
     before = json.loads(file.read_text())
     assert raced.plan().run is None
 

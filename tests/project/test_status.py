@@ -31,7 +31,7 @@ def test_stages_are_counted_from_their_files(project: Project) -> None:
 
 
 def test_a_training_that_was_begun(project: Project) -> None:
-    project.folder.training("2d", 0).mkdir(parents=True)
+    project.folder.training("2d", 0, "key").mkdir(parents=True)
     assert states(project)["train"] == "begun"
 
 

@@ -21,7 +21,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
-from segfit.files import Document, Record, hash_file, write_bytes, write_text
+from segfit.files import Document, Record, content_hash, hash_file, read_json, write_bytes, write_text
 from segfit.images.formats import described
 from segfit.labels import Exchange, LabelScheme
 from segfit.specs import Configuration
@@ -35,6 +35,7 @@ __all__ = ["MANIFEST", "Bundle", "Member", "ModelManifest", "card", "open_bundle
 MANIFEST = "model.json"
 _CARD = "card.md"
 _PARTIAL = ".partial-model-"
+_UNSEALED = ("seal", "name", "intended_use", "limits", "licence")  # people may write these
 
 
 class Member(Record):
@@ -73,6 +74,7 @@ class ModelManifest(Document):
     limits: str = ""
     licence: str = "not stated"
     checksums: dict[str, str] = {}  # SHA-256 by file name; `write_bundle` fills it
+    seal: str = ""  # hash of the rest of the file but what people may edit; `write_bundle` fills it
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -146,6 +148,7 @@ def write_bundle(
             write_bytes(partial / name, content.read_bytes() if isinstance(content, Path) else _serialize(content))
         checksums = {name: hash_file(partial / name) for name in sorted(weights)}
         manifest = manifest.model_copy(update={"checksums": checksums})
+        manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump(mode="json"))})
         write_text(partial / _CARD, card(manifest))
         manifest.save(partial / MANIFEST)
         partial.chmod(0o755)
@@ -156,6 +159,10 @@ def write_bundle(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return manifest
+
+
+def _seal(raw: Mapping[str, Any]) -> str:
+    return content_hash({key: value for key, value in raw.items() if key not in _UNSEALED})
 
 
 def _serialize(state: Mapping[str, Tensor]) -> bytes:
@@ -171,7 +178,10 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     """
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}", "give the folder that segfit wrote")
-    manifest = ModelManifest.load(path / MANIFEST)
+    raw = read_json(path / MANIFEST)
+    manifest = ModelManifest.of_json(raw, path / MANIFEST)
+    if manifest.seal not in ("", _seal(raw)):
+        raise InputError(f"{path / MANIFEST} is damaged: it is not what was written", "copy the model folder again")
     for name in manifest.files:
         file = path / name
         if not file.is_file():

@@ -105,18 +105,16 @@ def verify(
 ) -> int:
     """Compare stored files with their checksums.
 
-    Of a model its weights, of a project its preprocessed cases and its model. The exit code is 1 if one is damaged.
+    Of a model its files, of a project every result. The exit code is 1 if one is damaged.
     """
     from segfit.bundle.bundle import MANIFEST
 
     if not is_project(path) and not (path / MANIFEST).is_file():
         raise InputError(f"{path} is neither a model nor a project; give one of them")
-    rows: list[tuple[str, str, str]] = []
     if is_project(path):
-        rows = verify_cases(path, workers=workers)
-    model = path / "model" if is_project(path) else path
-    if (model / MANIFEST).is_file():
-        rows.append(_verified_model(model))
+        rows = [*verify_cases(path, workers=workers), *_verify_results(path)]
+    else:
+        rows = [_verified_model(path)]
     return print_verified(rows, as_json=as_json)
 
 
@@ -144,6 +142,15 @@ def verify_cases(project: Path, *, workers: int | None) -> list[tuple[str, str, 
     rows = [(f"case {case.name}", "damaged", f"{case.problem} ({case.folder})") for case in found]
     good = f"{total - len(found)} of {total} passed the checksum"
     return [*rows, ("stored cases", "damaged" if found else "good", good)]
+
+
+def _verify_results(project: Path) -> list[tuple[str, str, str]]:
+    from segfit.project.folder import ProjectFolder
+    from segfit.project.upkeep import damage_of
+
+    found = damage_of(ProjectFolder(project))
+    rows = [(str(item.path.relative_to(project)), "damaged", item.problem) for item in found]
+    return rows or [("other results", "good", "all passed the checksum")]
 
 
 def _verified_model(path: Path) -> tuple[str, str, str]:

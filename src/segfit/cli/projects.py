@@ -1,4 +1,4 @@
-"""The verbs about projects: ``info``, ``status`` and ``demo``."""
+"""The verbs about projects: ``info``, ``status``, ``clean`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PROMISED_SECONDS = 300  # what the demo takes at most on a machine that does no
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
-    for verb in (info, status, demo):
+    for verb in (info, status, clean, demo):
         add_verb(app, PROJECTS, verb)
 
 
@@ -80,6 +80,36 @@ def _print_status(path: Path, *, as_json: bool) -> None:
     table(("stage", "state", "found"), found.rows(), sys.stdout)
     if found.model is not None:
         sys.stdout.write(f"\nmodel {found.model}, verdict: {found.verdict or 'none'}\n")
+
+
+def clean(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no present result needs.
+
+    That is what other options and other data left: plans, trainings, preprocessed cases. It is made again when it is
+    asked for again.
+    """
+    from segfit.project.upkeep import remove, unneeded
+    from segfit.words import gigabytes
+
+    project = open_project(None, project_folder(dataset, out), [])
+    items = unneeded(project)
+    freed = gigabytes(sum(item.num_bytes for item in items) / 2**30)
+    if not dry_run:
+        remove(items)
+    if as_json:
+        told = [{"path": str(item.path), "what": item.what, "bytes": item.num_bytes} for item in items]
+        print_json({"removed": not dry_run, "items": told})
+        return
+    root = project.folder.root
+    rows = [(str(item.path.relative_to(root)), item.what, gigabytes(item.num_bytes / 2**30)) for item in items]
+    if rows:
+        table(("", "what", "size"), rows, sys.stdout)
+    sys.stdout.write(f"{freed} {'would be' if dry_run else 'were'} freed\n" if items else "nothing to remove\n")
 
 
 def demo(

@@ -254,14 +254,12 @@ def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]
 
 def print_outcome(project: Project, *, as_json: bool = False) -> int:
     """Print scores, verdict, model and report of a finished run; return its exit code."""
-    from segfit.evaluation.summary import Summary
-
-    folder = project.folder
-    summaries = {"cross-validation": Summary.load(folder.validation_summary)}
-    test = folder.predictions / "summary.json"
-    if test.exists():
-        summaries["test"] = Summary.load(test)
-    verdict = project.verdict()
+    folder, found = project.folder, project.findings()
+    assert found.selected is not None
+    summaries = {"cross-validation": found.selected.summary}
+    if found.test is not None:
+        summaries["test"] = found.test
+    verdict = found.verdict()
     code = _UNTRUSTED if verdict is not None and verdict.level == "failed" else 0
     rows = {f"{name} ({len(summary.cases)} cases)": _dice(summary) for name, summary in summaries.items()}
     if as_json:

@@ -6,13 +6,16 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
-from segfit.dataset.manifest import Case
+from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
 from segfit.files import content_hash, hash_file, read_json, write_json
 from segfit.images.formats import files_of
 
 __all__ = ["FileHashes"]
+
+_DECLARATIONS = ("dataset.json", "cases.csv", "cases.json")
 
 _Entry = tuple[int, int, str]  # size, modification time in ns, SHA-256
 
@@ -23,10 +26,11 @@ class FileHashes:
     Parameters
     ----------
     path : JSON file to remember in; None remembers for the life of the object
+    root : folder below which files are remembered by their place in it, so that it may be moved
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None = None, root: Path | None = None) -> None:
+        self._path, self._root = path, root
         self._lock = Lock()
         self._known = self._load()
         self._changed = False
@@ -38,12 +42,41 @@ class FileHashes:
         """
         return content_hash(
             {
-                "images": [self.image(path) for path in case.images],
+                **self._images(case),
                 "label": [self.image(path) for path in case.label_files],
                 "structures": [mask.value for mask in case.masks],
-                "spacing": [self.file(path) if path.is_file() else None for path in _beside(case)],
                 **({"resample_label": True} if case.resample_label else {}),
-                **({"spacing_mm": case.spacing_mm} if case.spacing_mm else {}),
+            }
+        )
+
+    def images(self, case: Case) -> str:
+        """Return the hash of what a case's images say."""
+        return content_hash(self._images(case))
+
+    def _images(self, case: Case) -> dict[str, Any]:
+        return {
+            "images": [self.image(path) for path in case.images],
+            "spacing": [self.file(path) if path.is_file() else None for path in _beside(case)],
+            **({"spacing_mm": case.spacing_mm} if case.spacing_mm else {}),
+        }
+
+    def dataset(self, dataset: Dataset) -> str:
+        """Return the hash of a dataset: its cases, their files, and what is declared of them, wherever it lies.
+
+        Raises `InputError` if a file is missing or cannot be read.
+        """
+        root = dataset.root
+        declared = [root] if root.is_file() else [root / name for name in _DECLARATIONS]
+        return content_hash(
+            {
+                "declared": {path.name: self.file(path) for path in declared if path.is_file()},
+                "labels": dataset.labels.model_dump(mode="json"),
+                "channels": list(dataset.channel_names),
+                "cases": [
+                    [kind, case.id, case.group, case.site, case.weight, self.case(case)]
+                    for kind, cases in (("training", dataset.training), ("test", dataset.test))
+                    for case in cases
+                ],
             }
         )
 
@@ -56,13 +89,13 @@ class FileHashes:
 
     def of(self, case: Case) -> FileHashes:
         """Return what is known of a case's files, small enough for another process; see `learn`."""
-        part = FileHashes()
+        part = FileHashes(root=self._root)
         paths = _beside(case)
         for image in (*case.images, *case.label_files):
             with suppress(InputError):  # told when the case is read
                 paths += files_of(image)
         with self._lock:
-            part._known = {key: self._known[key] for path in paths if (key := _key(path)) in self._known}
+            part._known = {key: self._known[key] for path in paths if (key := self._key(path)) in self._known}
         return part
 
     def learn(self, other: FileHashes) -> None:
@@ -72,19 +105,19 @@ class FileHashes:
                 self._known.update(other._known)
                 self._changed = True
 
-    def __getstate__(self) -> tuple[Path | None, dict[str, _Entry], bool]:
-        return self._path, self._known, self._changed
+    def __getstate__(self) -> tuple[Path | None, Path | None, dict[str, _Entry], bool]:
+        return self._path, self._root, self._known, self._changed
 
-    def __setstate__(self, state: tuple[Path | None, dict[str, _Entry], bool]) -> None:
+    def __setstate__(self, state: tuple[Path | None, Path | None, dict[str, _Entry], bool]) -> None:
         self._lock = Lock()
-        self._path, self._known, self._changed = state
+        self._path, self._root, self._known, self._changed = state
 
     def file(self, path: Path) -> str:
         """Return the SHA-256 of one file, read only if it changed since it was last asked for.
 
         Raises `InputError` if it cannot be read.
         """
-        key = _key(path)
+        key = self._key(path)
         try:
             status = path.stat()
             with self._lock:
@@ -109,6 +142,12 @@ class FileHashes:
             write_json(self._path, self._load() | self._known)
             self._changed = False
 
+    def _key(self, path: Path) -> str:
+        whole = path.absolute()
+        if self._root is not None and whole.is_relative_to(self._root):
+            return str(whole.relative_to(self._root))
+        return str(whole)
+
     def _load(self) -> dict[str, _Entry]:
         if self._path is None or not self._path.exists():
             return {}
@@ -118,10 +157,6 @@ class FileHashes:
             }
         except (InputError, AttributeError, TypeError, ValueError):
             return {}  # only a memory: what is not legible is measured again
-
-
-def _key(path: Path) -> str:
-    return str(path.absolute())
 
 
 def _beside(case: Case) -> list[Path]:

@@ -65,19 +65,21 @@ def measure(
     workers: int | None = None,
     progress: Progress = SILENT,
     cache: Path | None = None,
+    hashes: FileHashes | None = None,
 ) -> Fingerprint:
     """Measure every training case; the result does not depend on the number of workers.
 
     Parameters
     ----------
     cache : folder that remembers each case by the content of its files, so that only new and changed cases are read
+    hashes : what is known of the contents of files, and what is found out about them
 
     Foreground is every label above 0, the ignore label included, as in nnU-Net. Raises `InputError` for
     unreadable files, cases whose axes or channels differ from the dataset's, and a dataset without any foreground.
     """
     if not dataset.training:
         raise InputError(f"dataset {dataset.name} has no training case", "add images and labels")
-    hashes = FileHashes(None if cache is None else cache / "hashes.json")
+    hashes = hashes or FileHashes()
     records: dict[str, CaseFingerprint] = {}
     mixtures = tuple(Mixture() for _ in dataset.channel_names)
     early: dict[str, _Measured] = {}  # measured before a case in front of them

@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from segfit.execution.memory import PeakWatch
-from segfit.files import Record
+from segfit.records import Use
 
 __all__ = ["Accounts", "StageRecord"]
 
 
-class StageRecord(Record):
+class StageRecord(Use):
     """One execution of one stage, finished or stopped."""
 
     stage: str
     started: float  # seconds since 1970
-    seconds: float
-    cpu_seconds: float
-    peak_memory_gb: float
     finished: bool
 
 
@@ -33,23 +30,24 @@ class Accounts:
         self._path = path
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Account for a stage, also when it is interrupted; a killed one leaves no line."""
+    def of(self, stage: str) -> Iterator[Callable[[], Use]]:
+        """Account for a stage, also when it is interrupted; a killed one leaves no line. Yields what tells its use."""
         started, clock, processor = time.time(), time.perf_counter(), _processor_seconds()
         finished = False
         with PeakWatch() as memory:
-            try:
-                yield
-                finished = True
-            finally:
-                record = StageRecord(
-                    stage=stage,
-                    started=round(started, 3),
+
+            def use() -> Use:
+                return Use(
                     seconds=round(time.perf_counter() - clock, 3),
                     cpu_seconds=round(_processor_seconds() - processor, 3),
                     peak_memory_gb=round(memory.peak_bytes() / 2**30, 3),
-                    finished=finished,
                 )
+
+            try:
+                yield use
+                finished = True
+            finally:
+                record = StageRecord(stage=stage, started=round(started, 3), finished=finished, **use().model_dump())
                 with self._path.open("a", encoding="utf-8") as handle:
                     handle.write(record.model_dump_json() + "\n")
 

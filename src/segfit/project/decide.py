@@ -26,9 +26,8 @@ from segfit.planning.budget import (
 from segfit.planning.plan import Plan, RunSpec, StageForecast
 from segfit.planning.sized_plan import with_run
 from segfit.preprocessing.dataset import preprocess_dataset
-from segfit.preprocessing.store import CaseStore
 from segfit.project.candidate import SLACK, Candidate
-from segfit.project.extension import Beginning, beginning
+from segfit.project.extension import Earlier, earlier_run
 from segfit.project.forecast import (
     PreprocessingCost,
     Workload,
@@ -41,7 +40,6 @@ from segfit.project.preparation import Preparation
 from segfit.project.race import Outcome, race, taken_up
 from segfit.project.sizing import Sizer
 from segfit.specs import Configuration, TrainingSpec
-from segfit.words import duration
 
 __all__ = ["DEFAULT_SECONDS", "decide_run"]
 
@@ -92,7 +90,7 @@ class _Decision:
         self._shares = asked_folds * (len(self._names) if self._all_asked else 1)
         self._budget = _budget(project)
         self._device = resolve_device(options.device)
-        self._beginning: Beginning | None = None  # that the training goes on with
+        self._earlier: Earlier | None = None  # run that this one goes on with
         self._sizer = Sizer(
             project.fingerprint(),
             project.dataset.labels,
@@ -108,25 +106,26 @@ class _Decision:
         """Return the plan with its run."""
         project = self._project
         started = perf_counter()
-        with project.stage("size"):
+        with project.account("size"):
             preprocessing = self._preprocessing()
-            entrants = taken_up(project, self._plan.basis)
+            entrants = taken_up(project)
             if entrants is None:
-                entrants = self._extended(preprocessing)
+                entrants = self._repeated(preprocessing)
             if entrants is None:
                 entrants = self._possible(self._entrants(preprocessing), preprocessing)
         sizing = perf_counter() - started
         outcome = None
         if entrants is not None:
-            if self._beginning is None:
+            if self._earlier is None:
                 outcome = self._raced(entrants, preprocessing, sizing)
-            entrants = [entrants[0] if outcome is None else self._winner(entrants[outcome.winner], outcome)]
-            with project.stage("preprocess"):
-                self._prepared(entrants[0])
+                entrants = [entrants[0] if outcome is None else self._winner(entrants[outcome.winner], outcome)]
+            with project.account("preprocess"):
+                for candidate in entrants:
+                    self._prepared(candidate)
         ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
         chosen, folds = self._trainings(entrants, self._left() - ahead)
         seconds, steps = self._lengths(chosen, folds, self._left() - ahead, raced=outcome is not None)
-        tried = outcome is not None or self._beginning is not None
+        tried = outcome is not None or self._earlier is not None
         chosen = [self._with_recipe(item, steps[item.name], tried=tried) for item in chosen]
         run = self._run(chosen, folds, seconds, steps, outcome, preprocessing, sizing, prepared=entrants is not None)
         return self._written(chosen, run)
@@ -139,7 +138,7 @@ class _Decision:
                 project.fingerprint(),
                 configuration.preprocessing,
                 project.dataset.labels,
-                CaseStore(project.folder.cases),
+                project.store,
                 workers=self._options.workers,
             )
         except StageError:
@@ -161,8 +160,8 @@ class _Decision:
         """Let the entrants race within what sizing has left of the time for finding out what is trained."""
         allowed = _RACE_SHARE * self._budget / self._shares - sizing
         allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
-        with self._project.stage("race"):
-            return race(self._project, entrants, self._plan.basis, seconds=allowed)
+        with self._project.account("race"):
+            return race(self._project, entrants, seconds=allowed)
 
     def _winner(self, candidate: Candidate, outcome: Outcome) -> Candidate:
         """Return the winner of a race with the time that its steps took there.
@@ -175,7 +174,7 @@ class _Decision:
             return raced
         planned = self._project.replanned(candidate.settings).configurations[candidate.name]
         whole = candidate.configuration.model_copy(update={"patch_size": planned.patch_size})
-        with self._project.stage("size"):
+        with self._project.account("size"):
             grown = self._sizer.grown(raced, whole, self._left() / self._shares)
         return grown if grown.configuration.network == whole.network else raced
 
@@ -186,33 +185,36 @@ class _Decision:
             project.dataset.training,
             candidate.configuration.preprocessing,
             project.dataset.labels,
-            CaseStore(project.folder.cases),
+            project.store,
             workers=self._options.workers,
             progress=project.progress,
         )
 
-    def _extended(self, preprocessing: PreprocessingCost) -> list[Candidate] | None:
+    def _repeated(self, preprocessing: PreprocessingCost) -> list[Candidate] | None:
         """Return what an earlier run trained, measured, if this one goes on with it; None if it is decided anew.
 
         A network that gets enough steps in the time of this run is not gone on with: a larger one is worth it.
         """
-        project, sizer = self._project, self._sizer
-        if self._options.training.steps is not None or self._options.preset != "auto" or self._all_asked:
-            return None
-        found = beginning(project, self._budget)
+        project, sizer, steps = self._project, self._sizer, self._options.training.steps
+        found = earlier_run(project, time_s=None if steps is not None else self._budget, steps=steps)
         if found is None:
             return None
+        plan, names = found.plan, found.run.configurations
         try:
-            candidate = sizer.measure(found.configuration, found.recipe)
+            candidates = [sizer.measure(plan.configurations[name], plan.training[name]) for name in names]
         except MemoryShortageError:
-            project.progress.note(f"the network of the run of {duration(found.time_s)} no longer fits into memory")
+            project.progress.note("the network of the earlier run no longer fits into memory")
             return None
-        seconds = self._left() - self._preprocessing_seconds(preprocessing, [candidate])
-        if sizer.enough(candidate, seconds * (1 - _RACE_SHARE)):
-            return None
-        self._beginning = found
+        if found.step is not None:
+            seconds = self._left() - self._preprocessing_seconds(preprocessing, candidates)
+            if sizer.enough(candidates[0], seconds * (1 - _RACE_SHARE)):
+                return None
+        self._earlier = found
         project.progress.note(found.words)
-        return [candidate.model_copy(update={"recipe": found.recipe, "settings": found.settings})]
+        return [
+            item.model_copy(update={"recipe": plan.training[item.name], "settings": found.run.settings})
+            for item in candidates
+        ]
 
     def _entrants(self, preprocessing: PreprocessingCost) -> list[Candidate] | None:
         """Return what is to be tried, the most promising first; None where the rules decide alone."""
@@ -276,26 +278,26 @@ class _Decision:
         """Return labels of some cases at the spacing of a configuration."""
         project = self._project
         cases = project.dataset.training
-        store = CaseStore(project.folder.cases)
         keys = preprocess_dataset(
             cases[:: max(1, len(cases) // _LOOKED_AT)][:_LOOKED_AT],
             self._plan.configurations[name].preprocessing,
             project.dataset.labels,
-            store,
+            project.store,
             workers=self._options.workers,
         )
-        arrays = [store.open(key).labels() for key in keys.values()]
+        arrays = [project.store.open(key).labels() for key in keys.values()]
         return [_cut(array) for array in arrays if array is not None]
 
     def _trainings(self, entrants: Sequence[Candidate] | None, left: float) -> tuple[list[Candidate], tuple[int, ...]]:
         """Return the configurations and folds that are trained in the seconds that are left."""
-        if self._options.training.steps is not None:
+        steps, asked = self._options.training.steps, self._options.planning.folds
+        if entrants and self._earlier is not None:
+            return list(entrants), self._earlier.run.folds if steps is None and asked is None else self._folds
+        if steps is not None:
             names = self._names if self._all_asked else self._names[:1]
             return [self._sizer.planned(*self._planned(name)) for name in names], self._folds
         if entrants:
             chosen = list(entrants)
-            if self._beginning is not None:
-                return chosen, (self._beginning.fold,)
         else:
             every = self._all_asked
             chosen = [self._sizer.best(*self._planned(self._names[0]), left / self._shares)]
@@ -327,8 +329,10 @@ class _Decision:
         predicting = len(folds) * sum(self._sizer.validation(item).seconds for item in chosen)
         predicting += sum(item.testing(len(folds), self._workload) for item in chosen)
         seconds = (left - predicting) / (len(folds) * len(chosen))
-        if self._beginning is not None:
-            seconds = min(seconds, self._beginning.seconds(self._budget))
+        if (before := self._earlier) is not None:  # what was trained before is done
+            done = set(folds) <= set(before.run.folds) and before.step is None
+            wanted = before.seconds(self._budget)
+            seconds = wanted if done else min(seconds + before.trained_seconds, wanted)
         least = max(FEWEST_STEPS * item.step.seconds_per_step for item in chosen)
         seconds = round(max(least, seconds), 1)
         slack = 1.0 if raced else SLACK  # a race measures what training takes
@@ -336,7 +340,7 @@ class _Decision:
 
     def _with_recipe(self, item: Candidate, steps: int, *, tried: bool) -> Candidate:
         """Return a candidate with the recipe for so many steps: what was `tried` already keeps the short one."""
-        if self._beginning is not None:
+        if self._earlier is not None:
             return item
         recipe = short_recipe(item.recipe, self._options)
         if not tried and (self._options.preset != "auto" or steps >= LONG_STEPS):
@@ -359,11 +363,12 @@ class _Decision:
     ) -> RunSpec:
         """Return the run, with a forecast of all its stages."""
         options, sizer, fingerprint = self._options, self._sizer, self._project.fingerprint()
-        before = self._beginning
+        before = self._earlier
         validations = [sizer.validation(item) for item in chosen]
         costs = []
         for item in chosen:
             length = steps[item.name] * item.step.seconds_per_step * SLACK if seconds is None else seconds
+            length -= 0.0 if before is None else before.trained_seconds
             costs.append(item.training(length * len(folds), steps[item.name]))
         on_cpu = self._device.type == "cpu"
         forecast = {
@@ -390,9 +395,9 @@ class _Decision:
             seconds_per_step={item.name: round(item.step.seconds_per_step, 4) for item in chosen},
             peak_memory_gb={item.name: round(item.step.peak_memory_gb, 3) for item in chosen},
             forecast=forecast,
-            race=outcome.entries if outcome else before.race if before else (),
-            start=outcome.start if outcome else before.start if before else None,
-            start_identity=outcome.identity if outcome else before.identity if before else None,
+            race=outcome.entries if outcome else before.run.race if before else (),
+            start=outcome.start if outcome else before.run.start if before else None,
+            start_identity=outcome.identity if outcome else before.run.start_identity if before else None,
             extends=None if before is None else before.told,
             time_s=None if options.training.steps is not None else self._budget,
             course=self._project.course(),

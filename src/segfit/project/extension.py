@@ -1,8 +1,8 @@
-"""More time for a finished short run: its training goes on from before its cool-down.
+"""An earlier run of a project that a new one goes on with: the same networks, so that what was trained counts.
 
-Until the cool-down the learning rate is constant, so what was trained then is what a longer training would have begun
-with. Nothing is chosen, nothing races: the network and the recipe stay, a step is measured, and only the cool-down is
-done again.
+With other folds or other ways to predict, and the same time, nothing is decided anew. With more time a training goes on
+from before its cool-down: until then the learning rate is constant, so what was trained is what a longer training would
+have begun with. Nothing is chosen, nothing races, and only the cool-down is done again.
 """
 
 from __future__ import annotations
@@ -11,94 +11,83 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from segfit.errors import InputError
-from segfit.planning.plan import Extension, Plan, RaceEntry
+from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project.preparation import Preparation
-from segfit.specs import Configuration, TrainingSpec
-from segfit.training.result import RESULT, TrainingResult
+from segfit.project.trainings import training_of
+from segfit.records import recall
+from segfit.training.result import RESULT, TrainingResult, result_key
 from segfit.training.starting_state import before_cooldown
 from segfit.words import duration
 
-__all__ = ["Beginning", "beginning"]
+__all__ = ["Earlier", "earlier_run"]
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """The training of an earlier run, up to its cool-down."""
+class Earlier:
+    """What an earlier run decided and trained."""
 
-    configuration: Configuration
-    recipe: TrainingSpec
-    settings: tuple[str, ...]  # of the planner, as in `RunSpec`
-    fold: int
-    race: tuple[RaceEntry, ...]  # that the run began with
-    start: str  # folder of the training, in that of the project
-    identity: str  # of the training
-    step: int  # the last one before the cool-down
-    cooldown_seconds: float  # that are to be done again
-    time_s: float  # of the run
+    plan: Plan
+    run: RunSpec
+    step: int | None = None  # the last one before the cool-down, of a training that goes on from there
+    trained_seconds: float = 0.0  # until then
 
     def seconds(self, time_s: float) -> float:
-        """Return how long the training goes on in a run of so many seconds, of which the earlier run counts as used."""
-        return time_s - self.time_s + self.cooldown_seconds
+        """Return how long a training takes in a run of so many seconds, of which the earlier run counts as used."""
+        assert self.run.seconds_per_training is not None
+        return time_s - (self.run.time_s or 0.0) + self.run.seconds_per_training
 
     @property
-    def told(self) -> Extension:
+    def told(self) -> Extension | None:
         """What the plan says about it."""
-        return Extension(time_s=self.time_s, step=self.step)
+        if self.step is None or self.run.time_s is None:
+            return self.run.extends
+        return Extension(time_s=self.run.time_s, step=self.step)
 
     @property
     def words(self) -> str:
         """What is going to happen, in one sentence."""
-        return f"going on from step {self.step} of the run of {duration(self.time_s)}; only its cool-down is done again"
+        if self.step is None:
+            return "the networks are those that were decided on before"
+        time = duration(self.run.time_s or 0.0)
+        return f"going on from step {self.step} of the run of {time}; only its cool-down is done again"
 
 
-def beginning(project: Preparation, time_s: float) -> Beginning | None:
-    """Return the longest of the earlier runs that a run of `time_s` seconds can go on with; None if there is none.
+def earlier_run(project: Preparation, *, time_s: float | None, steps: int | None) -> Earlier | None:
+    """Return the run that one of so many seconds or steps goes on with; None if it is decided anew.
 
-    It differs from this one in nothing but its shorter time, it trained one network, and it is finished.
+    That is one of the same length, or else the longest of the shorter ones that trained one network and is finished.
+    Runs of other options than the time, the folds and those of prediction do not count.
     """
-    found = [item for plan in _earlier(project, time_s) if (item := _begun(project, plan)) is not None]
-    return max(found, key=lambda item: item.time_s, default=None)
+    plans = list(_plans(project))
+    for plan, run in plans:
+        if (run.time_s, run.steps) == (time_s, steps):
+            return Earlier(plan, run)
+    if time_s is None or project.options.preset != "auto":
+        return None
+    shorter = [(plan, run) for plan, run in plans if run.time_s is not None and run.time_s < time_s]
+    found = [item for plan, run in shorter if (item := _before_cooldown(project, plan, run)) is not None]
+    return max(found, key=lambda item: item.run.time_s or 0.0, default=None)
 
 
-def _earlier(project: Preparation, time_s: float) -> Iterator[Plan]:
-    """Yield the plans of other runs of this project that took less time and are alike else."""
+def _plans(project: Preparation) -> Iterator[tuple[Plan, RunSpec]]:
+    """Yield the plans that this project has been run with, of the same course."""
     course = project.course()
-    for path in sorted(project.folder.earlier.glob("*/plan.json")):
+    for path in sorted(project.folder.plans.glob("*/plan.json")):
         try:
             plan = Plan.load(path)
         except InputError:
             continue  # it is not asked for
-        run = plan.run
-        if run is not None and run.course == course and run.time_s is not None and run.time_s < time_s:
-            yield plan
+        if plan.run is not None and plan.run.course == course:
+            yield plan, plan.run
 
 
-def _begun(project: Preparation, plan: Plan) -> Beginning | None:
+def _before_cooldown(project: Preparation, plan: Plan, run: RunSpec) -> Earlier | None:
     """Return what a run of one training did before its cool-down; None if that was not kept."""
-    run = plan.run
-    assert run is not None
-    assert run.time_s is not None
-    if len(run.configurations) != 1 or len(run.folds) != 1:
+    folds = project.options.planning.folds
+    if len(run.configurations) != 1 or len(run.folds) != 1 or folds not in (None, run.folds):
         return None
-    (name,), (fold,) = run.configurations, run.folds
-    folder = project.results_of(plan.basis).training(name, fold)
-    if not (folder / RESULT).exists():
+    training = training_of(project, plan, run.configurations[0], run.folds[0])
+    if recall(TrainingResult, training.folder / RESULT, result_key(training.identity)) is None:
         return None
-    try:
-        result, state = TrainingResult.load(folder / RESULT), before_cooldown(folder)
-    except InputError:
-        return None  # damaged
-    if state is None:
-        return None
-    return Beginning(
-        configuration=plan.configurations[name],
-        recipe=plan.training[name],
-        settings=run.settings,
-        fold=fold,
-        race=run.race,
-        start=project.put_aside(plan.basis).training(name, fold).relative_to(project.folder.root).as_posix(),
-        identity=result.identity,
-        step=state.step,
-        cooldown_seconds=max(0.0, result.seconds - state.facts["seconds"]),
-        time_s=run.time_s,
-    )
+    state = before_cooldown(training.folder)
+    return None if state is None else Earlier(plan, run, state.step, state.facts["seconds"])

@@ -2,20 +2,25 @@
 
 my-project/
   project.json       dataset and options
-  check.json         problems found in the dataset, and which files they were found in
-  fingerprint.json   plan.json   splits.json   selection.json   validation.json   report.html
-  cache/             the fingerprint's memory of each case
+  check.json         problems found in the dataset
+  fingerprint.json   splits.json
+  plan.json  selection.json  validation.json  report.html  model/  predictions/    of the present options; copies
+  cache/             hashes of the dataset's files, the fingerprint's memory of each case
   cases/             preprocessed cases
-  runs/<configuration>/fold-<k>/
+  plans/<key>/
+    plan.json        what is decided for these options, and what is trained
+    race/            what was tried before, see `segfit.project.race`
+    selection.json   validation.json
+    predictions-<key>/   of the dataset's test images; summary.json if they have labels
+  runs/<configuration>/fold-<k>/<key>/
     events.jsonl weights.safetensors training.json state/
-    before-cooldown/ the state from before the learning rate fell, for a run with more time
-    validation/      predictions of the fold's validation cases, summary.json
-  race/<hash>/       what was tried before it was decided what is trained, see `segfit.project.race`
-  model/             the bundle
-  predictions/       of the dataset's test images, summary.json if they have labels
+    before-cooldown/ the state from before the learning rate fell, for more time
+    validation-<key>/    predictions of the fold's validation cases, summary.json
   stages.jsonl       what each stage used
-  earlier/<hash>/    plan, runs and model of other options, taken up again when they are asked for again; a run with
-                     more time goes on from the training there (`segfit.project.extension`)
+  .locks/            one for each result that is being made
+
+A key is a hash of what a result was made from, see `segfit.project.stages`; the record of that stands beside or in it.
+Results of other options lie under other keys, and count again when these are asked for.
 """
 
 from __future__ import annotations
@@ -23,13 +28,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from segfit.dataset.manifest import Dataset
-from segfit.errors import InputError, Problem
-from segfit.files import Document, Record, content_hash, read_json, write_json
-from segfit.images.formats import files_of
+from segfit.errors import Problem
+from segfit.files import Document, Record
 from segfit.options import Options
 
-__all__ = ["CheckFile", "Marks", "ProjectFile", "ProjectFolder", "listing_hash"]
+__all__ = ["CheckFile", "PlanFolder", "ProjectFile", "ProjectFolder"]
 
 
 class ProjectFile(Document):
@@ -50,35 +53,16 @@ class _ProblemRecord(Record):
 class CheckFile(Document):
     """check.json: the outcome of the last check."""
 
-    listing: str  # `listing_hash` of the files that were looked at
     problems: tuple[_ProblemRecord, ...]
 
     @classmethod
-    def of(cls, listing: str, problems: tuple[Problem, ...]) -> CheckFile:
+    def of(cls, problems: tuple[Problem, ...]) -> CheckFile:
         """Keep problems."""
-        return cls(listing=listing, problems=tuple(_ProblemRecord(**asdict(item)) for item in problems))
+        return cls(problems=tuple(_ProblemRecord(**asdict(item)) for item in problems))
 
     def found(self) -> tuple[Problem, ...]:
         """Return the problems again."""
         return tuple(Problem(**item.model_dump()) for item in self.problems)
-
-
-def listing_hash(dataset: Dataset) -> str:
-    """Return a hash of names, sizes and times of all files of a dataset: equal while nobody touched them."""
-    declared = (dataset.root / name for name in ("dataset.json", "cases.csv", "cases.json"))
-    files = [path for path in (dataset.root, *declared) if path.is_file()]
-    for case in (*dataset.training, *dataset.test):
-        for path in (*case.images, *case.label_files):
-            files += [path, *_parts(path)]
-    return content_hash([[str(path), status.st_size, status.st_mtime_ns] for path in files if (status := path.stat())])
-
-
-def _parts(path: Path) -> list[Path]:
-    """Return the other files that an image consists of, as far as they can be told and are there."""
-    try:
-        return [part for part in files_of(path) if part != path and part.exists()]
-    except InputError:
-        return []  # told by the check
 
 
 class ProjectFolder:
@@ -89,54 +73,42 @@ class ProjectFolder:
         self.project = root / "project.json"
         self.check = root / "check.json"
         self.fingerprint = root / "fingerprint.json"
-        self.plan = root / "plan.json"
         self.splits = root / "splits.json"
+        self.plan = root / "plan.json"
         self.selection = root / "selection.json"
         self.validation_summary = root / "validation.json"
         self.report = root / "report.html"
-        self.cache = root / "cache"
-        self.cases = root / "cases"
-        self.runs = root / "runs"
-        self.race = root / "race"
         self.model = root / "model"
         self.predictions = root / "predictions"
+        self.cache = root / "cache"
+        self.cases = root / "cases"
+        self.plans = root / "plans"
+        self.runs = root / "runs"
         self.stages = root / "stages.jsonl"
-        self.earlier = root / "earlier"
 
-    def training(self, configuration: str, fold: int) -> Path:
+    def of_plan(self, key: str) -> PlanFolder:
+        """Folder of what hangs on a plan."""
+        return PlanFolder(self.plans / key)
+
+    def training(self, configuration: str, fold: int, identity: str) -> Path:
         """Folder of one training."""
-        return self.runs / configuration / f"fold-{fold}"
+        return self.runs / configuration / f"fold-{fold}" / identity
 
-    def trained(self, configuration: str, fold: int) -> bool:
-        """Whether a training left its result (of whichever data: the training looks closer)."""
-        return (self.training(configuration, fold) / "training.json").exists()
-
-    def validation(self, configuration: str, fold: int) -> Path:
-        """Folder of the predictions of a fold's validation cases."""
-        return self.training(configuration, fold) / "validation"
+    def lock(self, name: str) -> Path:
+        """Lock of one result."""
+        return self.root / ".locks" / f"{name.replace('/', '-')}.lock"
 
 
-class Marks:
-    """Which inputs (hashes) the finished stages had, in one small file."""
+class PlanFolder:
+    """Paths of what hangs on a plan."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.plan = root / "plan.json"
+        self.race = root / "race"
+        self.selection = root / "selection.json"
+        self.validation_summary = root / "validation.json"
 
-    def get(self, name: str) -> str | None:
-        """Return the inputs a stage was last finished with."""
-        return self._read().get(name)
-
-    def holds(self, name: str, basis: str) -> bool:
-        """Whether a stage was finished with these inputs."""
-        return self.get(name) == basis
-
-    def set(self, name: str, basis: str) -> None:
-        """Remember it."""
-        write_json(self._path, self._read() | {name: basis})
-
-    def _read(self) -> dict[str, str]:
-        try:
-            found = read_json(self._path)
-        except InputError:
-            return {}  # only a memory: a stage is done again
-        return found if isinstance(found, dict) else {}
+    def predictions(self, key: str) -> Path:
+        """Folder of the predictions that count under a key."""
+        return self.root / f"predictions-{key}"

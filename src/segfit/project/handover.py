@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
 
-from segfit.bundle.bundle import Member, ModelManifest, weights_name, write_bundle
-from segfit.evaluation.summary import Pair, Summary, summarize
-from segfit.files import content_hash
+from segfit.bundle.bundle import Member, ModelManifest, open_bundle, weights_name, write_bundle
+from segfit.errors import InputError
+from segfit.evaluation.summary import Pair, Summary, evaluate, summarize
+from segfit.files import replace_folder
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
-from segfit.project.preparation import Preparation
-from segfit.project.trainings import train_all, validate_all
-from segfit.project.validation import probabilities_path, validation_pairs
+from segfit.project.preparation import Preparation, told_of_files
+from segfit.project.sharing import Task
+from segfit.project.stages import STAGES
+from segfit.project.trainings import Validation, train_all, trainings_of, validate_all, validations_of
+from segfit.project.validation import SUMMARY, probabilities_path, validation_pairs
+from segfit.records import Key, Use, is_sealed, recall, remove_damaged, seal, store
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.evidence import Evidence
@@ -25,65 +30,146 @@ from segfit.selection.select import Candidate, Selection, select
 from segfit.selection.verdict import judge
 from segfit.training.result import WEIGHTS, TrainingResult
 
-__all__ = ["predict_test", "select_model"]
+__all__ = ["Selected", "evaluate_test", "evaluation", "predict_test", "select_model", "selected"]
 
 
-def select_model(project: Preparation) -> Selection:
-    """Validate, choose, and write ``selection.json``, ``validation.json`` and ``model/``.
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """What was handed over, and what it was chosen from."""
+
+    selection: Selection
+    summary: Summary  # of the winner
+    key: Key
+    validations: tuple[Validation, ...]
+    results: tuple[TrainingResult, ...]
+
+
+def select_model(project: Preparation) -> Selected:
+    """Train and validate what is missing, choose, and write ``selection.json``, ``validation.json`` and ``model/``.
 
     What was selected from all validation cases stays, also where a part of them would do.
     """
     results = train_all(project)
-    basis = content_hash([result.identity for result in results])
-    folder, whole = project.folder, f"{basis}/all"
-    if project.validates_all and project.run_plan().validation_cases is not None:
-        basis = whole
-    done = folder.selection.exists() and (folder.model / "model.json").exists()
-    if done and project.marks.get("selection") in (basis, whole):
-        return Selection.load(folder.selection)
-    summaries = validate_all(project, results)
-    with project.stage("select"):
-        candidates = _candidates(project, summaries)
+    found = selected(project, results)
+    if found is None:
+        with project.locks.held("select"):
+            found = selected(project, results) or _select(project, results)
+    folder = project.plan_folder
+    project.publish(folder.selection, project.folder.selection)
+    project.publish(folder.validation_summary, project.folder.validation_summary)
+    _hand_over(project, found)
+    return found
+
+
+def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selected | None:
+    """Return what was selected already; None if nothing was."""
+    folder = project.plan_folder
+    for whole in (True,) if project.validates_all else (True, False):
+        validations = validations_of(project, results, whole=whole)
+        key = _selection_key(project, validations)
+        selection = recall(Selection, folder.selection, key)
+        summary = recall(Summary, folder.validation_summary, key)
+        if selection is not None and summary is not None:
+            return Selected(selection, summary, key, tuple(validations), tuple(results))
+    return None
+
+
+def _selection_key(project: Preparation, validations: Sequence[Validation]) -> Key:
+    return STAGES["select"].key(
+        project.options,
+        validations={f"{item.training.name}/{item.training.fold}": item.key.hash for item in validations},
+        labels=project.dataset.labels.content_hash(),
+    )
+
+
+def _select(project: Preparation, results: Sequence[TrainingResult]) -> Selected:
+    validations = validations_of(project, results, whole=project.validates_all)
+    summaries, key = validate_all(project, validations), _selection_key(project, validations)
+    with project.account("select") as use:
+        candidates = _candidates(project, summaries, validations)
         selection = select(
             candidates,
             project.dataset.labels,
-            {fold: project.validated(fold) for fold in project.run_plan().folds},
-            partial(_pairs, project),
+            {item.training.fold: item.cases for item in validations},
+            partial(_pairs, project, validations),
             workers=project.options.workers,
             progress=project.progress,
         )
         winner = next(item for item in candidates if item.members == selection.winner)
-        winner.summary.save(folder.validation_summary)
-        selection.save(folder.selection)
-        _write_model(project, selection, winner.summary, results)
-        project.marks.set("selection", basis)
-        for name in summaries:
-            for fold in summaries[name]:
-                shutil.rmtree(folder.validation(name, fold) / "probabilities", ignore_errors=True)
-    return selection
+        summary = store(winner.summary, project.plan_folder.validation_summary, key, use())
+        selection = store(selection, project.plan_folder.selection, key, use())
+    for item in validations:
+        shutil.rmtree(item.folder / "probabilities", ignore_errors=True)
+    return Selected(selection, summary, key, tuple(validations), tuple(results))
 
 
 def predict_test(project: Preparation) -> list[Path]:
     """Predict the test images into ``predictions/``."""
-    select_model(project)
-    cases = project.dataset.test
+    chosen = select_model(project)
+    cases, folder = project.dataset.test, project.folder.predictions
     if not cases:
+        shutil.rmtree(folder, ignore_errors=True)  # of images that are gone
         return []
-    folder = project.folder
-    basis = content_hash([(folder.model / "model.json").read_text(), [case.spacing_mm for case in cases]])
-    if not project.marks.holds("predictions", basis):
-        shutil.rmtree(folder.predictions, ignore_errors=True)
-        project.marks.set("predictions", basis)
-    ending = project.dataset.file_ending
-    paths = [folder.predictions / f"{case.id}{ending}" for case in cases]
-    if all(path.exists() for path in paths):
-        return paths
-    with project.stage("predict"):
-        model = load_model(folder.model, project.options.device)
-        return predict_folder(model, cases, folder.predictions, ending=ending, progress=project.progress)
+    key = predictions_key(project, chosen)
+    made, ending = project.plan_folder.predictions(key.hash), project.dataset.file_ending
+    names = [f"{case.id}{ending}" for case in cases]
+
+    def do() -> None:
+        remove_damaged(made, key)
+        with project.account("predict") as use:
+            model = load_model(project.folder.model, project.options.device)
+            predict_folder(model, cases, made, ending=ending, progress=project.progress)
+            seal(made, key, names, use())
+
+    project.locks.share([Task("predict", lambda: is_sealed(made, key), do)])
+    if not is_sealed(folder, key):
+        with told_of_files("results"):
+            replace_folder(made, folder)
+    return [folder / name for name in names]
 
 
-def _candidates(project: Preparation, summaries: Mapping[str, Mapping[int, Summary]]) -> list[Candidate]:
+def predictions_key(project: Preparation, chosen: Selected) -> Key:
+    """Return what the predictions of the test images count under."""
+    return STAGES["predict"].key(
+        project.options,
+        model=_model_key(project, chosen).hash,
+        images={case.id: project.hashes.images(case) for case in project.dataset.test},
+    )
+
+
+def evaluate_test(project: Preparation) -> Summary | None:
+    """Score the predictions of the test images that have labels; None if there are none."""
+    paths = {path.name.removesuffix(project.dataset.file_ending): path for path in predict_test(project)}
+    cases, top = [case for case in project.dataset.test if case.label_files], project.folder.predictions / SUMMARY
+    if not cases:
+        top.unlink(missing_ok=True)
+        return None
+    path, key = evaluation(project, select_model(project))
+
+    def make(use: Callable[[], Use]) -> Summary:
+        pairs = [Pair.of_case(case, paths[case.id], project.dataset.labels) for case in cases]
+        summary = evaluate(pairs, project.dataset.labels, workers=project.options.workers, progress=project.progress)
+        return store(summary, path, key, use())
+
+    found = project.resolve("evaluate", lambda: recall(Summary, path, key), make)
+    project.publish(path, top)
+    return found
+
+
+def evaluation(project: Preparation, chosen: Selected) -> tuple[Path, Key]:
+    """Return where the scores of the test images lie, and what they count under."""
+    predictions = predictions_key(project, chosen)
+    key = STAGES["evaluate"].key(
+        project.options,
+        predictions=predictions.hash,
+        references={case.id: project.hashes.case(case) for case in project.dataset.test if case.label_files},
+    )
+    return project.plan_folder.predictions(predictions.hash) / SUMMARY, key
+
+
+def _candidates(
+    project: Preparation, summaries: Mapping[str, Mapping[int, Summary]], validations: Sequence[Validation]
+) -> list[Candidate]:
     """Return every configuration and every pair of them with cross-validated scores."""
     targets = project.dataset.labels.classes
     singles = [
@@ -93,8 +179,8 @@ def _candidates(project: Preparation, summaries: Mapping[str, Mapping[int, Summa
     if len(singles) < 2:
         return singles
     scored = evaluate_ensembles(
-        [_member(project, name) for name in summaries],
-        _pairs(project, singles[0]),
+        [_member(validations, name) for name in summaries],
+        _pairs(project, validations, singles[0]),
         project.dataset.labels,
         workers=project.options.workers,
         progress=project.progress,
@@ -102,40 +188,63 @@ def _candidates(project: Preparation, summaries: Mapping[str, Mapping[int, Summa
     return [*singles, *(Candidate(names, scored[names]) for names in combinations(summaries, 2))]
 
 
-def _member(project: Preparation, name: str) -> EnsembleMember:
+def _member(validations: Sequence[Validation], name: str) -> EnsembleMember:
     """Return a configuration with its validation probabilities, read slab by slab."""
-    run = project.run_plan()
     found = {
-        case: StoredProbabilities(probabilities_path(project.folder.validation(name, fold), case))
-        for fold in run.folds
-        for case in project.validated(fold)
+        case: StoredProbabilities(probabilities_path(item.folder, case))
+        for item in validations
+        if item.training.name == name
+        for case in item.cases
     }
     return EnsembleMember(name, found)
 
 
-def _pairs(project: Preparation, candidate: Candidate) -> list[Pair]:
+def _pairs(project: Preparation, validations: Sequence[Validation], candidate: Candidate) -> list[Pair]:
     """Return the validation predictions of a candidate with their references."""
-    run = project.run_plan()
     first = [
         pair
-        for fold in run.folds
-        for pair in validation_pairs(
-            project.dataset, project.folder.validation(candidate.members[0], fold), project.validated(fold)
-        )
+        for item in validations
+        if item.training.name == candidate.members[0]
+        for pair in validation_pairs(project.dataset, item.folder, item.cases)
     ]
     if len(candidate.members) == 1:
         return first
-    members = [_member(project, name) for name in candidate.members]
+    members = [_member(validations, name) for name in candidate.members]
     return merged_pairs(members, first, project.dataset.labels)
 
 
-def _write_model(
-    project: Preparation, selection: Selection, validation: Summary, results: list[TrainingResult]
-) -> None:
-    plan, run, inference = project.plan(), project.run_plan(), project.options.inference
+def _model_key(project: Preparation, chosen: Selected) -> Key:
+    return STAGES["model"].key(
+        project.options,
+        selection=chosen.key.hash,
+        weights=[result.weights for result in chosen.results],
+        plan=project.size().content_hash(),
+    )
+
+
+def _hand_over(project: Preparation, chosen: Selected) -> None:
+    """See that ``model/`` is the selected one."""
+    key = _model_key(project, chosen)
+    if _is_handed_over(project.folder.model, key):
+        return
+    with project.locks.held("model"), told_of_files("results"):
+        if not _is_handed_over(project.folder.model, key):
+            _write_model(project, chosen, key)
+
+
+def _is_handed_over(folder: Path, key: Key) -> bool:
+    try:
+        return open_bundle(folder).manifest.provenance.get("key") == key.hash
+    except InputError:
+        return False
+
+
+def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
+    run, plan, inference = project.run_plan(), project.plan(), project.options.inference
+    selection, results = chosen.selection, chosen.results
     verdict = judge(
         Evidence(
-            validation=validation,
+            validation=chosen.summary,
             selection=selection,
             trainings=results,
             plan=plan,
@@ -143,12 +252,13 @@ def _write_model(
             num_folds=len(project.splits().folds),
         )
     )
+    trained = {(item.name, item.fold): item.folder / WEIGHTS for item in trainings_of(project)}
     members: list[Member] = []
     weights: dict[str, Path] = {}
     for name in selection.winner:
         recipe = plan.training[name]
         files = {str(fold): weights_name(name, fold) for fold in run.folds}
-        weights |= {files[str(fold)]: project.folder.training(name, fold) / WEIGHTS for fold in run.folds}
+        weights |= {files[str(fold)]: trained[name, fold] for fold in run.folds}
         members.append(
             Member(
                 configuration=plan.configurations[name],
@@ -160,7 +270,7 @@ def _write_model(
                 exchange=recipe.augmentation.exchange,
             )
         )
-    chosen = next(item for item in selection.candidates if item.members == selection.winner)
+    scores = next(item for item in selection.candidates if item.members == selection.winner).per_target
     dataset = project.dataset
     manifest = ModelManifest(
         name=dataset.name,
@@ -171,7 +281,7 @@ def _write_model(
         spacing_mm=project.typical_spacing(),
         members=tuple(members),
         postprocessing=selection.steps,
-        dice=chosen.per_target,
+        dice=scores,
         verdict=verdict.facts(),
         selection={
             "winner": " + ".join(selection.winner),
@@ -191,6 +301,7 @@ def _write_model(
             "made": date.today().isoformat(),
             "plan": plan.content_hash(),
             "data": plan.fingerprint_hash,
+            "key": key.hash,
         },
     )
     write_bundle(project.folder.model, manifest, weights)

@@ -1,14 +1,14 @@
-"""The stages of a project up to its preprocessed cases, and what all stages share: folder, lock, accounts."""
+"""The stages of a project up to its preprocessed cases, and what all stages share: folder, locks, accounts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar, cast
 
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import leave_out
@@ -16,7 +16,8 @@ from segfit.dataset.manifest import Dataset
 from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, faults_of, nnunet_splits, read_splits
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem, StageError
-from segfit.files import Document, content_hash
+from segfit.files import Document, write_bytes
+from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import measure
 from segfit.options import Options, parse_seconds
@@ -29,29 +30,36 @@ from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
 from segfit.progress import LOGGED, Progress
 from segfit.project.accounts import Accounts
-from segfit.project.folder import CheckFile, Marks, ProjectFile, ProjectFolder, listing_hash
+from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFolder
+from segfit.project.sharing import Locks
+from segfit.project.stages import STAGES
+from segfit.records import Key, Use, recall, store
+from segfit.specs import Configuration
 from segfit.words import duration, gigabytes, listing
 
-if TYPE_CHECKING:
-    from filelock import FileLock
+__all__ = ["Preparation", "load", "told_of_files"]
 
-
-__all__ = ["Preparation", "load"]
+_Result = TypeVar("_Result")
+_Document = TypeVar("_Document", bound=Document)
 
 
 class Preparation:
-    """A project folder and what is prepared in it before anything is trained."""
+    """A project folder and what is prepared in it before anything is trained.
+
+    What a stage left is looked up once: the same object answers alike until its options change.
+    """
 
     def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = LOGGED) -> None:
         self.folder = ProjectFolder(root)
         self._found = dataset
+        self._resolved: dict[str, Any] = {}
         self._adopt(options)
         self.progress = progress
-        self.marks = Marks(self.folder.runs / "marks.json")  # of what comes after the trainings; moves with them
-        self._measured = Marks(self.folder.cache / "marks.json")
         self.accounts = Accounts(self.folder.stages)
-        self._keys: dict[str, dict[str, str]] = {}  # case keys by configuration
-        self._checked = False  # here and now; what a busy machine caused earlier may be gone
+        self.locks = Locks(self.folder, progress)
+        at = dataset.root if dataset.root.is_dir() else dataset.root.parent
+        self.hashes = FileHashes(self.folder.cache / "files.json", at)
+        self.store = CaseStore(self.folder.cases, self.hashes)
         self._started = perf_counter()
         self.validates_all = False  # predict all validation cases, also those that a run had no time for
         self.overrun = False  # take more time rather than refuse a budget that is too short
@@ -61,12 +69,13 @@ class Preparation:
         self.options = options
         self._found = self._found.resampling_labels(options.dataset.resample_labels)  # all cases
         self.dataset = self._found  # narrowed by `check`
+        self._resolved.clear()
 
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
         file = ProjectFile(dataset=self.dataset.root, options=self.options)
         if load(ProjectFile, self.folder.project) != file:
-            with self.stage("options", unless=True):
+            with self.locks.held("options"), told_of_files("options"):
                 file.save(self.folder.project)
 
     def check(self) -> tuple[Problem, ...]:
@@ -74,49 +83,65 @@ class Preparation:
 
         With the option dataset.skip_incomplete the cases with fatal problems are left out of `dataset` from here on.
         """
-        problems = self._problems()
-        if not self.options.dataset.skip_incomplete:
-            return problems
-        self.dataset, problems = leave_out(self._found, problems)
+        return self.once("check", self._check)
+
+    def _check(self) -> tuple[Problem, ...]:
+        key = STAGES["check"].key(self.options, dataset=self._content())
+
+        def known() -> CheckFile | None:
+            file = recall(CheckFile, self.folder.check, key)
+            return None if file is None or any(problem.transient for problem in file.problems) else file
+
+        def make(use: Callable[[], Use]) -> CheckFile:
+            problems = check_dataset(self._found, workers=self.options.workers, progress=self.progress)
+            return store(CheckFile.of(problems), self.folder.check, key, use())
+
+        problems = self.resolve("check", known, make).found()
+        if self.options.dataset.skip_incomplete:
+            self.dataset, problems = leave_out(self._found, problems)
         return problems
 
-    def _problems(self) -> tuple[Problem, ...]:
-        """Return the problems of all cases that were found."""
+    def _content(self) -> str:
+        """Return what names the files of the dataset and what is declared of them, wherever they lie."""
         try:
-            listing = listing_hash(self._found)
-        except OSError as error:
-            raise InputError(f"{error.filename} cannot be read ({error.strerror}); restore it") from None
-        listing = content_hash([listing, self.options.dataset.resample_labels])
-        if self.folder.check.exists():
-            known = CheckFile.load(self.folder.check)
-            lasting = self._checked or not any(problem.transient for problem in known.problems)
-            if known.listing == listing and lasting:
-                return known.found()
-        with self.stage("check"):
-            problems = check_dataset(self._found, workers=self.options.workers, progress=self.progress)
-            CheckFile.of(listing, problems).save(self.folder.check)
-        self._checked = True
-        return problems
+            return self.hashes.dataset(self._found)
+        finally:
+            self.hashes.save()
 
     def fingerprint(self) -> Fingerprint:
         """Measure the dataset."""
+        return self.once("fingerprint", self._fingerprint)
+
+    def _fingerprint(self) -> Fingerprint:
         require_usable(self.check())
-        orientation = orientation_of(self.options)
-        listing = CheckFile.load(self.folder.check).listing
-        basis = content_hash([listing, orientation])
-        if self._measured.holds("fingerprint", basis) and self.folder.fingerprint.exists():
-            return Fingerprint.load(self.folder.fingerprint)
-        with self.stage("fingerprint"):
+
+        def make(use: Callable[[], Use]) -> Fingerprint:
             result = measure(
                 self.dataset,
-                orientation,
+                orientation_of(self.options),
                 workers=self.options.workers,
                 progress=self.progress,
                 cache=self.folder.cache,
+                hashes=self.hashes,
             )
-            result.save(self.folder.fingerprint)
-            self._measured.set("fingerprint", basis)
-        return result
+            return store(result, self.folder.fingerprint, self._fingerprint_key, use())
+
+        return self.resolve("fingerprint", self.known_fingerprint, make)
+
+    def known_fingerprint(self) -> Fingerprint | None:
+        """Return the fingerprint if it was measured."""
+        return recall(Fingerprint, self.folder.fingerprint, self._fingerprint_key)
+
+    @property
+    def _fingerprint_key(self) -> Key:
+        dataset = self.dataset
+        contents = {case.id: self.hashes.case(case) for case in dataset.training}
+        return STAGES["fingerprint"].key(
+            self.options,
+            cases=[*dataset.channel_names, contents],
+            labels=dataset.labels.content_hash(),
+            orientation=orientation_of(self.options),
+        )
 
     def plan(
         self,
@@ -144,25 +169,28 @@ class Preparation:
         if changes:
             self._adopt(self.options.with_settings(changes))
             self.save_options()
-        fingerprint = self.fingerprint()
-        splits = self.splits()
-        basis = self._plan_basis(fingerprint, splits)
-        known = load(Plan, self.folder.plan)
-        if known is not None and known.basis == basis:
-            return known
-        with self.stage("plan"):
-            if known is not None:
-                known.save(self.put_aside(known.basis).plan)
-            plan = load(Plan, self.put_aside(basis).plan) or self._derived(fingerprint, splits, basis, self.options)
-            plan.save(self.folder.plan)
-        return plan
+        return self.once("plan", self._plan)
 
-    def _derived(self, fingerprint: Fingerprint, splits: Splits, basis: str, options: Options) -> Plan:
+    def _plan(self) -> Plan:
+        path = self.plan_folder.plan
+
+        def make(use: Callable[[], Use]) -> Plan:
+            return store(self._derived(self.options), path, self._plan_key, use())
+
+        result = self.resolve("plan", self.known_plan, make)
+        self.publish(path, self.folder.plan)
+        return result
+
+    def known_plan(self) -> Plan | None:
+        """Return the plan if it was derived."""
+        return recall(Plan, self.plan_folder.plan, self._plan_key)
+
+    def _derived(self, options: Options) -> Plan:
         """Return the plan of the rules, with what is to be said of the folds."""
-        plan, cases = derive(fingerprint, self.dataset.labels, options, self.hardware), self.dataset.training
+        splits, cases = self.splits(), self.dataset.training
+        plan = derive(self.fingerprint(), self.dataset.labels, options, self.hardware)
         return plan.model_copy(
             update={
-                "basis": basis,
                 "decisions": (*plan.decisions, folds_decision(splits, cases)),
                 "warnings": (*plan.warnings, *faults_of(splits, cases)),
             }
@@ -170,34 +198,61 @@ class Preparation:
 
     def size(self) -> Plan:
         """Decide what is trained in the time there is, from steps measured on this machine, and write it down."""
-        plan = self.plan()
-        if plan.run is None:
-            plan = self._sized(plan)
-        self._put_in_place(plan)
+        return self.once("size", self._size)
+
+    def _size(self) -> Plan:
+        found = self.plan()
+        if found.run is None:
+            with self.locks.held("what is trained"):
+                known = self.known_plan()
+                if known is None or known.run is None:
+                    known = store(self._decided(found), self.plan_folder.plan, self._plan_key)
+                found = known
+        self.publish(self.plan_folder.plan, self.folder.plan)
+        self._resolved["plan"] = found
+        return found
+
+    def _decided(self, plan: Plan) -> Plan:
+        """Return the plan with its run."""
+        from segfit.project.decide import decide_run
+
+        plan = decide_run(self, plan)
+        assert plan.run is not None
+        self.progress.note(_forecast(plan.run))
         return plan
 
     def decide_anew(self) -> None:
         """Forget what is trained: it is decided again, when it is asked for, in the time that is left."""
         plan = self.replanned(())
-        with self.stage("plan", unless=True):
-            plan.save(self.folder.plan)
-        self._keys.clear()
-
-    def _sized(self, plan: Plan) -> Plan:
-        """Return the plan with its run."""
-        from segfit.project.decide import decide_run
-
-        plan = decide_run(self, plan)
-        plan.save(self.folder.plan)
-        assert plan.run is not None
-        self.progress.note(_forecast(plan.run))
-        return plan
+        with self.account("plan"):
+            plan = store(plan, self.plan_folder.plan, self._plan_key)
+        for name in [name for name in self._resolved if name == "size" or name.startswith(("preprocess", "training"))]:
+            del self._resolved[name]
+        self._resolved["plan"] = plan
 
     def replanned(self, settings: Sequence[str]) -> Plan:
         """Return the plan of this project with further settings of the planner; nothing is written."""
-        fingerprint, splits = self.fingerprint(), self.splits()
-        return self._derived(
-            fingerprint, splits, self._plan_basis(fingerprint, splits), self.options.with_settings(settings)
+        return self._derived(self.options.with_settings(settings))
+
+    @property
+    def plan_folder(self) -> PlanFolder:
+        """Where that lies which hangs on the plan of the present options."""
+        return self.folder.of_plan(self._plan_key.hash)
+
+    @property
+    def _plan_key(self) -> Key:
+        return self.once("key of the plan", lambda: self._key_of("plan"))
+
+    def course(self) -> str:
+        """Return the hash of everything but the time that the plan is derived from."""
+        return self._key_of("course").hash
+
+    def _key_of(self, stage: str) -> Key:
+        return STAGES[stage].key(
+            self.options,
+            fingerprint=self.fingerprint().content_hash(),
+            labels=self.dataset.labels.content_hash(),
+            splits=self.splits().seal,
         )
 
     def splits(self) -> Splits:
@@ -205,6 +260,9 @@ class Preparation:
 
         Raises `InputError` if ``splits.json`` was edited: its folds are used when the option names the file.
         """
+        return self.once("splits", self._write_splits)
+
+    def _write_splits(self) -> Splits:
         splits, path = self._split(), self.folder.splits
         known = load(Splits, path)
         if known == splits:
@@ -214,7 +272,7 @@ class Preparation:
                 f"{path} was edited or comes from another version of segfit; give --splits {path} to use its folds, or "
                 "delete it to have them made anew"
             )
-        with self.stage("splits", unless=True):
+        with self.locks.held("splits"), told_of_files("splits"):
             splits.save(path)
         return splits
 
@@ -248,10 +306,19 @@ class Preparation:
         weights = [self.dataset.case(name).weight for name in names]
         return None if len(set(weights)) == 1 and weights[0] else weights
 
-    def validated(self, fold: int) -> tuple[str, ...]:
-        """Return the validation cases of a fold that are predicted: all, or those there is time for."""
+    def validated(self, fold: int, *, whole: bool) -> tuple[str, ...]:
+        """Return the validation cases of a fold: all of them, or those that there is time for."""
         count, cases = self.run_plan().validation_cases, self.splits().folds[fold].validation
-        return cases if count is None or self.validates_all else cases[:: max(1, len(cases) // count)][:count]
+        return cases if count is None or whole else cases[:: max(1, len(cases) // count)][:count]
+
+    def case_keys(self, configuration: Configuration) -> dict[str, str]:
+        """Return the keys of all training cases in the store, whether they are in it or not, by case id."""
+        spec, labels = configuration.preprocessing, self.dataset.labels
+
+        def keys() -> dict[str, str]:
+            return {case.id: self.store.key(case, spec, labels) for case in self.dataset.training}
+
+        return self.once(f"keys of {spec.content_hash()}", keys)
 
     @property
     def first_fold(self) -> int:
@@ -269,64 +336,57 @@ class Preparation:
         """
         plan = self.plan()
         names = plan.run.configurations if plan.run else choose_configurations(list(plan.configurations), self.options)
-        missing = [name for name in names if name not in self._keys]
+        missing = [name for name in names if f"preprocess {name}" not in self._resolved]
         if missing:
-            with self.stage("preprocess"):
+            with self.account("preprocess"):
                 for name in missing:
-                    self._keys[name] = preprocess_dataset(
+                    self._resolved[f"preprocess {name}"] = preprocess_dataset(
                         self.dataset.training,
                         plan.configurations[name].preprocessing,
                         self.dataset.labels,
-                        CaseStore(self.folder.cases),
+                        self.store,
                         workers=self.options.workers,
                         progress=self.progress,
                     )
-        return {name: self._keys[name] for name in names}
+        return {name: self._resolved[f"preprocess {name}"] for name in names}
 
     # ------------------------------------------------------------------------------------- for the stages' code
 
-    @contextmanager
-    def stage(self, name: str, *, unless: bool = False) -> Iterator[None]:
-        """Do a stage alone in the folder and account for it, `unless` it is done; OS errors become a `StageError`."""
-        try:
-            with self.alone():
-                if unless:
-                    yield
-                else:
-                    with self.accounts.of(name):
-                        yield
-        except OSError as error:
-            file = f": {error.filename}" if error.filename else ""
-            raise StageError(
-                f"stage {name} could not go on ({error.strerror or error}{file}); when that is mended, the same "
-                "command goes on"
-            ) from error
+    def once(self, name: str, find: Callable[[], _Result]) -> _Result:
+        """Return what `find` finds, looked for once until the options change."""
+        if name not in self._resolved:
+            self._resolved[name] = find()
+        return cast("_Result", self._resolved[name])
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes out of the folder, or raise `InputError` where one is in it.
+    def resolve(
+        self, stage: str, known: Callable[[], _Result | None], make: Callable[[Callable[[], Use]], _Result]
+    ) -> _Result:
+        """Return the result of a stage that is `known`, or make it: once, by one command of several.
 
-        The lock goes with its process, however that ends.
+        `make` is given what tells its use, for the record.
         """
-        from filelock import Timeout
+        found = known()
+        if found is not None:
+            return found
+        with self.locks.held(stage):
+            found = known()  # others may have made it meanwhile
+            if found is None:
+                with self.account(stage) as use:
+                    found = make(use)
+        return found
 
-        self.folder.root.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            raise InputError(
-                f"another segfit is at work in {self.folder.root}; wait for it, or choose another folder with --out"
-            ) from None
-        try:
-            yield
-        finally:
-            self._lock.release()
+    @contextmanager
+    def account(self, stage: str) -> Iterator[Callable[[], Use]]:
+        """Account for a stage; yields what tells its use so far. OS errors become a `StageError`."""
+        with told_of_files(stage), self.accounts.of(stage) as use:
+            yield use
 
-    @cached_property
-    def _lock(self) -> FileLock:
-        from filelock import FileLock
-
-        return FileLock(self.folder.root / ".lock")
+    def publish(self, source: Path, target: Path) -> None:
+        """Have a copy of a result at the top of the project."""
+        content = source.read_bytes()
+        if not target.is_file() or target.read_bytes() != content:
+            with told_of_files("results"):
+                write_bytes(target, content)
 
     @cached_property
     def hardware(self) -> Hardware:
@@ -339,49 +399,17 @@ class Preparation:
         assert run is not None
         return run
 
-    def _plan_basis(self, fingerprint: Fingerprint, splits: Splits, *, timed: bool = True) -> str:
-        """Return the hash of everything that a plan is derived from; the time is left out if it is not `timed`."""
-        asked = self.options.model_dump(
-            mode="json",
-            exclude_defaults=True,
-            exclude={
-                "workers": True,
-                "dataset": {"skip_incomplete"},
-                "training": {"checkpoint_seconds"},
-                "time_s": not timed,
-            },
-        )
-        return content_hash([fingerprint.content_hash(), self.dataset.labels.content_hash(), splits.seal, asked])
 
-    def course(self) -> str:
-        """Return the hash of everything but the time that the plan is derived from."""
-        return self._plan_basis(self.fingerprint(), self.splits(), timed=False)
-
-    def put_aside(self, basis: str) -> ProjectFolder:
-        """Return where the results of a plan lie while those of another one are in their place."""
-        return ProjectFolder(self.folder.earlier / basis)
-
-    def results_of(self, basis: str) -> ProjectFolder:
-        """Return where the results of a plan lie at this moment."""
-        return self.folder if self.marks.holds("plan", basis) else self.put_aside(basis)
-
-    def _put_in_place(self, plan: Plan) -> None:
-        """See that what was trained belongs to this plan: put that of another aside, bring back what there was.
-
-        `runs`, which knows its plan, moves last: whoever is killed in between finds the same work to do again.
-        """
-        owner = self.marks.get("plan")
-        if owner == plan.basis:
-            return
-        folder = self.folder
-        parts = [folder.selection, folder.validation_summary, folder.model, folder.predictions, folder.runs]
-        with self.stage("results", unless=True):
-            if owner is not None:
-                aside = self.put_aside(owner).root
-                self.progress.note(f"options or data changed; what was trained before is in {aside}")
-                _move(parts, aside)
-            _move([self.put_aside(plan.basis).root / part.name for part in parts], folder.root)
-            self.marks.set("plan", plan.basis)
+@contextmanager
+def told_of_files(stage: str) -> Iterator[None]:
+    """Turn OS errors into a `StageError` that says what could not go on."""
+    try:
+        yield
+    except OSError as error:
+        file = f": {error.filename}" if error.filename else ""
+        raise StageError(
+            f"stage {stage} failed ({error.strerror or error}{file})", "fix that and rerun the command to resume"
+        ) from error
 
 
 def _forecast(run: RunSpec) -> str:
@@ -396,17 +424,6 @@ def _forecast(run: RunSpec) -> str:
     return (
         f"forecast: {trainings}, {'fold' if len(run.folds) == 1 else 'folds'} {folds}; {stages}; {', '.join(amounts)}"
     )
-
-
-def _move(paths: Sequence[Path], folder: Path) -> None:
-    """Move what is there of `paths` into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        if path.exists():
-            path.replace(folder / path.name)
-
-
-_Document = TypeVar("_Document", bound=Document)
 
 
 def load(kind: type[_Document], path: Path) -> _Document | None:

@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING, Self
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.manifest import Dataset
-from segfit.dataset.splits import Splits
 from segfit.errors import DatasetError, InputError
-from segfit.evaluation.summary import Pair, Summary, evaluate
-from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.evaluation.summary import Summary
 from segfit.notebook import suitable_progress
 from segfit.options import Options
-from segfit.planning.plan import Plan
 from segfit.progress import Progress
 from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.preparation import Preparation, load
 from segfit.project.status import ProjectStatus, status_of
-from segfit.selection.evidence import Evidence
+from segfit.records import record_of
 from segfit.selection.select import Selection
-from segfit.selection.verdict import Verdict, judge
+from segfit.selection.verdict import Verdict
 
 if TYPE_CHECKING:
+    from segfit.project.findings import Findings
     from segfit.training.result import TrainingResult
 
 __all__ = ["Project"]
@@ -66,15 +64,18 @@ class Project(Preparation):
         if before is not None and not isinstance(dataset, Dataset) and _same_place(dataset, before.dataset):
             dataset = before.dataset  # under the path it is known by, so that nothing looks changed
         opened = dataset if isinstance(dataset, Dataset) else _opened(dataset, skip_incomplete=skip)
-        if before is not None and before.dataset != opened.root:
+        moved = before is not None and before.dataset != opened.root
+        if before is not None and moved and not cls(root, opened, options)._holds_results_of_dataset():
             raise InputError(
                 f"{root} is a project on {before.dataset}, not on {opened.root}; choose another folder with --out"
             )
         if root.exists() and not root.is_dir():
-            raise InputError(f"{root} is a file; choose a folder with --out")
+            raise InputError(f"{root} is a file", "choose a folder with --out")
         if before is None and root.exists() and _holds_something(root):
-            raise InputError(f"{root} is not empty and not a segfit project; choose another folder with --out")
+            raise InputError(f"{root} is not empty and not a segfit project", "choose another folder with --out")
         project = cls(root, opened, options, progress=progress or suitable_progress())
+        if before is not None and moved:
+            project.progress.note(f"{opened.root} is the dataset that was at {before.dataset}")
         project.save_options()
         return project
 
@@ -84,7 +85,7 @@ class Project(Preparation):
         root = Path(folder).expanduser().absolute()
         file = load(ProjectFile, ProjectFolder(root).project)
         if file is None:
-            raise InputError(f"{root} is not a segfit project; give the folder that segfit run --out made")
+            raise InputError(f"{root} is not a segfit project", "give the folder that segfit run --out made")
         return cls.create(root, file.dataset, settings=settings, progress=progress)
 
     def status(self) -> ProjectStatus:
@@ -100,22 +101,26 @@ class Project(Preparation):
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()
 
+    def _holds_results_of_dataset(self) -> bool:
+        """Whether the project was checked on this very dataset, wherever that was then."""
+        record = record_of(self.folder.check)
+        return record is not None and record.made_of.get("dataset") == self._content()
+
     def train(self) -> list[TrainingResult]:
-        """Train all folds of all configurations of the run, and validate each; return the trainings' results."""
+        """Train all folds of all configurations of the run; return the trainings' results."""
         from segfit.project import trainings
 
         return trainings.train_all(self)
 
     def select(self, *, complete: bool = False) -> Selection:
-        """Choose the best configuration or ensemble and its post-processing, and write the model.
+        """Validate, choose the best configuration or ensemble and its post-processing, and write the model.
 
         With `complete` from all validation cases, also those that a run had no time to predict.
         """
         from segfit.project import handover
 
         self.validates_all = complete
-
-        return handover.select_model(self)
+        return handover.select_model(self).selection
 
     def predict(self) -> list[Path]:
         """Predict the dataset's test images with the model; return the label files.
@@ -129,42 +134,20 @@ class Project(Preparation):
 
     def evaluate(self) -> Summary | None:
         """Score the predictions of the test images, made as by `predict`; None if there are none with labels."""
-        paths = {path.name.removesuffix(self.dataset.file_ending): path for path in self.predict()}
-        pairs = [
-            Pair.of_case(case, paths[case.id], self.dataset.labels) for case in self.dataset.test if case.label_files
-        ]
-        if not pairs:
-            return None
-        known = load(Summary, self.folder.predictions / "summary.json")
-        if known is not None:  # the folder is emptied when the model changes
-            return known
-        with self.stage("evaluate"):
-            summary = evaluate(pairs, self.dataset.labels, workers=self.options.workers, progress=self.progress)
-            summary.save(self.folder.predictions / "summary.json")
-        return summary
+        from segfit.project import handover, trainings
+
+        trainings.require_trained(self)
+        return handover.evaluate_test(self)
+
+    def findings(self) -> Findings:
+        """Return what counts of what the stages left, without making anything."""
+        from segfit.project.findings import find
+
+        return find(self)
 
     def verdict(self) -> Verdict | None:
         """Judge the model by what the stages left; None as long as none was selected."""
-        from segfit.project.reporting import stored_trainings
-
-        plan, selection = load(Plan, self.folder.plan), load(Selection, self.folder.selection)
-        validation, splits = load(Summary, self.folder.validation_summary), load(Splits, self.folder.splits)
-        fingerprint = load(Fingerprint, self.folder.fingerprint)
-        if plan is None or selection is None or validation is None or splits is None or fingerprint is None:
-            return None
-        if plan.run is None or not set(selection.winner) <= set(plan.run.configurations):
-            return None  # planned anew since
-        return judge(
-            Evidence(
-                validation=validation,
-                selection=selection,
-                trainings=stored_trainings(self.folder, plan.run),
-                plan=plan,
-                fingerprint=fingerprint,
-                num_folds=len(splits.folds),
-                test=load(Summary, self.folder.predictions / "summary.json"),
-            )
-        )
+        return self.findings().verdict()
 
     def report(self) -> Path:
         """Write ``report.html`` from what there is; return its path."""
@@ -172,22 +155,14 @@ class Project(Preparation):
         from segfit.report.page import write_report
 
         problems = self.check()  # first: it decides which cases count
-        with self.stage("report"):
-            splits = load(Splits, self.folder.splits)
-            folds = () if splits is None else splits.folds
+        with self.account("report"):
             data = report_data(
                 self.folder,
                 self.dataset,
                 self.options,
-                fingerprint=load(Fingerprint, self.folder.fingerprint),
-                plan=load(Plan, self.folder.plan),
-                selection=load(Selection, self.folder.selection),
-                validation=load(Summary, self.folder.validation_summary),
-                folds={case: number for number, fold in enumerate(folds) for case in fold.validation},
-                test=load(Summary, self.folder.predictions / "summary.json"),
+                self.findings(),
                 records=self.accounts.records(),
                 hardware=self.hardware,
-                verdict=self.verdict(),
                 warnings=[f"{item.case}: {item.problem}; {item.action}" for item in problems if not item.fatal],
             )
             write_report(data, self.folder.report)
@@ -199,10 +174,6 @@ class Project(Preparation):
         With `overrun` a time that is too short is overrun instead of refused.
         """
         self.overrun = overrun
-        with self.alone():
-            return self._run()
-
-    def _run(self) -> Summary | None:
         for problem in self.check():
             if not problem.fatal:
                 self.progress.warn(f"{problem.case}: {problem.problem}; {problem.action}")
@@ -217,7 +188,7 @@ class Project(Preparation):
 
 def _holds_something(folder: Path) -> bool:
     """Whether there is more than what a killed process left of a project that had just begun."""
-    return any(path.name != ".lock" and not path.name.startswith(".partial-") for path in folder.iterdir())
+    return any(path.name != ".locks" and not path.name.startswith(".partial-") for path in folder.iterdir())
 
 
 def _same_place(path: Path | str, known: Path) -> bool:

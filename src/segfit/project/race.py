@@ -5,8 +5,8 @@ the same few whole cases; the worse half stops, the others go on. These cases ar
 come back for the training of the winner, which goes on from where the race left it and alone cools down. A single
 candidate begins its training here, so that what a step takes is known from steps that count.
 
-    race/<key>/race.json          who takes part, for how long, which cases: written before it begins
-    race/<key>/<n>-<name>/round-<r>/   a training, its state, its predictions; those of losers until all is trained
+    plans/<key>/race/race.json    who takes part, for how long, which cases: written before it begins
+                     <n>-<name>/round-<r>/   a training, its state, its predictions
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from segfit.evaluation.summary import Summary
 from segfit.files import Document, content_hash
 from segfit.planning.plan import Plan, RaceEntry, candidate_words
 from segfit.preprocessing.dataset import preprocess_dataset
-from segfit.preprocessing.store import CaseStore
 from segfit.project.candidate import SLACK, Candidate
 from segfit.project.preparation import Preparation, load
 from segfit.project.validation import validate_fold
@@ -67,18 +66,18 @@ class Outcome:
     seconds_per_step: float  # of the winner
 
 
-def taken_up(project: Preparation, basis: str) -> list[Candidate] | None:
-    """Return the candidates of a race that was begun, by the basis of the plan."""
-    known = load(RaceFile, _folder(project, basis) / "race.json")
+def taken_up(project: Preparation) -> list[Candidate] | None:
+    """Return the candidates of a race that was begun for the plan."""
+    known = load(RaceFile, project.plan_folder.race / "race.json")
     return None if known is None else list(known.candidates)
 
 
-def race(project: Preparation, candidates: Sequence[Candidate], basis: str, *, seconds: float) -> Outcome | None:
+def race(project: Preparation, candidates: Sequence[Candidate], *, seconds: float) -> Outcome | None:
     """Let candidates race, the losers and all predictions within `seconds`; go on with a race that was begun.
 
     Returns None if there is no time for a race: the first candidate is the most promising one.
     """
-    folder = _folder(project, basis)
+    folder = project.plan_folder.race
     file = load(RaceFile, folder / "race.json") or _begun(project, candidates, seconds)
     if file is None:
         return None
@@ -99,7 +98,7 @@ def race(project: Preparation, candidates: Sequence[Candidate], basis: str, *, s
 
 def exclude(project: Preparation, plan: Plan) -> bool:
     """Take the winner, which cannot be trained, out of the race of a plan; return whether another candidate is left."""
-    path = _folder(project, plan.basis) / "race.json"
+    path = project.plan_folder.race / "race.json"
     file = load(RaceFile, path)
     if file is None or plan.run is None or not plan.run.race:
         return False
@@ -113,7 +112,7 @@ def remove_losers(project: Preparation, plan: Plan) -> None:
     """Remove what the candidates left that are not trained: nothing goes on from there any more."""
     if plan.run is None or plan.run.start is None:
         return
-    for folder in _folder(project, plan.basis).glob("*/"):
+    for folder in project.plan_folder.race.glob("*/"):
         if not (project.folder.root / plan.run.start).is_relative_to(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -215,7 +214,7 @@ class _Runner:
         project, candidate = self._project, self.candidate
         split = project.splits().folds[project.first_fold]
         names = [name for name in split.train if name not in self._file.cases]
-        keys, store = self._stored(), CaseStore(project.folder.cases)
+        keys, store = self._stored(), project.store
         before = self.last if round_ else None
         self.last = self.folder / f"round-{round_}"
         return train_fold(
@@ -241,7 +240,7 @@ class _Runner:
 
     def _predict(self) -> Summary:
         project, candidate, keys = self._project, self.candidate, self._stored()
-        store = CaseStore(project.folder.cases)
+        store = project.store
         return validate_fold(
             candidate.configuration,
             candidate.recipe,
@@ -278,7 +277,7 @@ class _Runner:
                 [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train],
                 self.candidate.configuration.preprocessing,
                 project.dataset.labels,
-                CaseStore(project.folder.cases),
+                project.store,
                 workers=project.options.workers,
                 progress=project.progress,
             )
@@ -300,10 +299,6 @@ class _Runner:
             winner=winner,
             diverged=diverged,
         )
-
-
-def _folder(project: Preparation, basis: str) -> Path:
-    return project.folder.race / basis[:16]
 
 
 def _told(entries: Sequence[RaceEntry]) -> str:

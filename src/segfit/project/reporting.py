@@ -13,15 +13,15 @@ from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import Hardware
 from segfit.evaluation.summary import Summary
-from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.geometry import canonical_map
 from segfit.images.formats import read_case, read_label
-from segfit.labels import LabelScheme
 from segfit.options import Options
 from segfit.planning.mirroring import value_names
-from segfit.planning.plan import Plan, RunSpec
+from segfit.planning.plan import RunSpec
 from segfit.project.accounts import StageRecord
+from segfit.project.findings import Findings
 from segfit.project.folder import ProjectFolder
+from segfit.project.trainings import Training
 from segfit.report.data import (
     Candidate,
     CaseScore,
@@ -33,11 +33,10 @@ from segfit.report.data import (
     choose_examples,
 )
 from segfit.selection.select import CandidateScores, Selection
-from segfit.selection.verdict import Verdict
 from segfit.training.events import read_events
-from segfit.training.result import EVENTS, RESULT, TrainingResult
+from segfit.training.result import EVENTS, TrainingResult
 
-__all__ = ["case_scores", "report_data", "stored_trainings"]
+__all__ = ["case_scores", "report_data"]
 
 _STAGES = (
     "check",
@@ -58,60 +57,44 @@ def report_data(
     folder: ProjectFolder,
     dataset: Dataset,
     options: Options,
+    found: Findings,
     *,
-    fingerprint: Fingerprint | None,
-    plan: Plan | None,
-    selection: Selection | None,
-    validation: Summary | None,
-    folds: Mapping[str, int],
-    test: Summary | None,
     records: Sequence[StageRecord],
     hardware: Hardware,
-    verdict: Verdict | None,
     warnings: Sequence[str],
 ) -> ReportData:
     """Gather everything that is known about a project.
 
     Parameters
     ----------
-    validation : cross-validated scores of what is handed over
-    folds : the fold that validates a case
+    found : what counts of what the stages left
     records : accounts of the stages
     """
-    validated = case_scores(validation, folds) if validation is not None else ()
+    plan, chosen, test = found.plan, found.selected, found.test
+    folds = {case: number for number, fold in enumerate(found.folds) for case in fold.validation}
+    validated = case_scores(chosen.summary, folds) if chosen is not None else ()
     tested = case_scores(test, {}) if test is not None else ()
-    first = selection.winner[0] if selection is not None else ""
     overlays = (
         *_overlays(
-            dataset.labels,
-            "validation",
-            validated,
-            {case.id: case for case in dataset.training},
-            lambda score: folder.validation(first, score.fold or 0) / f"{score.case}{dataset.file_ending}",
+            dataset, "validation", validated, dataset.training, lambda score: found.validated[score.case].parent
         ),
-        *_overlays(
-            dataset.labels,
-            "test",
-            tested,
-            {case.id: case for case in dataset.test},
-            lambda score: folder.predictions / f"{score.case}{dataset.file_ending}",
-        ),
+        *_overlays(dataset, "test", tested, dataset.test, lambda _: folder.predictions),
     )
     run = plan.run if plan is not None else None
     return ReportData(
         title=dataset.name,
         dataset=dataset.name,
-        verdict=verdict,
+        verdict=found.verdict(),
         options=options.model_dump(mode="json"),
-        fingerprint=fingerprint,
+        fingerprint=found.fingerprint,
         label_names=value_names(dataset.labels),
         plan=plan,
-        trainings=_curves(folder, run),
-        selection=None if selection is None else _selection(selection),
+        trainings=_curves(found.trainings),
+        selection=None if chosen is None else _selection(chosen.selection),
         validation=validated,
         test=tested,
         overlays=overlays,
-        resources=_resources(folder, run, records),
+        resources=_resources(folder, run, found.results, records),
         environment=_environment(hardware),
         model_path=str(folder.model) if folder.model.is_dir() else "",
         file_ending=dataset.file_ending,
@@ -133,15 +116,16 @@ def case_scores(summary: Summary, folds: Mapping[str, int]) -> tuple[CaseScore, 
 
 
 def _overlays(
-    labels: LabelScheme,
+    dataset: Dataset,
     kind: Literal["validation", "test"],
     scores: Sequence[CaseScore],
-    cases: Mapping[str, Case],
-    prediction_of: Callable[[CaseScore], Path],
+    known: Sequence[Case],
+    folder_of: Callable[[CaseScore], Path],
 ) -> list[Overlay]:
+    labels, cases = dataset.labels, {case.id: case for case in known}
     found = []
     for rank, score in choose_examples(scores).items():
-        case, prediction = cases.get(score.case), prediction_of(score)
+        case, prediction = cases.get(score.case), folder_of(score) / f"{score.case}{dataset.file_ending}"
         if case is None or not case.label_files or not prediction.is_file():
             continue
         image = read_case(case.images, case.spacing_mm)
@@ -163,16 +147,12 @@ def _overlays(
     return found
 
 
-def _curves(folder: ProjectFolder, run: RunSpec | None) -> tuple[TrainingCurve, ...]:
-    if run is None:
-        return ()
-    found = []
-    for name in run.configurations:
-        for fold in run.folds:
-            events = read_events(folder.training(name, fold) / EVENTS)
-            if events:
-                found.append(TrainingCurve.from_events(name, fold, events))
-    return tuple(found)
+def _curves(trainings: Sequence[Training]) -> tuple[TrainingCurve, ...]:
+    return tuple(
+        TrainingCurve.from_events(item.name, item.fold, events)
+        for item in trainings
+        if (events := read_events(item.folder / EVENTS))
+    )
 
 
 def _selection(selection: Selection) -> SelectionSummary:
@@ -200,11 +180,12 @@ def _selection(selection: Selection) -> SelectionSummary:
     )
 
 
-def _resources(folder: ProjectFolder, run: RunSpec | None, records: Sequence[StageRecord]) -> tuple[StageUse, ...]:
+def _resources(
+    folder: ProjectFolder, run: RunSpec | None, trained: Sequence[TrainingResult], records: Sequence[StageRecord]
+) -> tuple[StageUse, ...]:
     """Return one row per stage: its last execution; training over all interruptions, as its results say."""
     forecast = run.forecast if run is not None else {}
     disk = {"preprocess": folder.cases, "train": folder.runs, "predict": folder.predictions}
-    trained = stored_trainings(folder, run) if run is not None else []
     found = []
     for stage in _STAGES:
         own = [record for record in records if record.stage == stage]
@@ -227,12 +208,6 @@ def _resources(folder: ProjectFolder, run: RunSpec | None, records: Sequence[Sta
             )
         )
     return tuple(found)
-
-
-def stored_trainings(folder: ProjectFolder, run: RunSpec) -> list[TrainingResult]:
-    """Return the results of the trainings of a run that are finished."""
-    paths = [folder.training(name, fold) / RESULT for name in run.configurations for fold in run.folds]
-    return [TrainingResult.load(path) for path in paths if path.exists()]
 
 
 def _size_gb(folder: Path) -> float:

@@ -14,6 +14,7 @@ from segfit.notebook import html_table
 from segfit.planning.plan import Plan
 from segfit.project.folder import CheckFile, ProjectFile, ProjectFolder
 from segfit.selection.select import Selection
+from segfit.training.result import RESULT
 from segfit.words import count, dice, listing
 
 __all__ = ["ProjectStatus", "StageStatus", "status_of"]
@@ -60,7 +61,7 @@ def status_of(root: Path) -> ProjectStatus:
     """Return how far the project in a folder is; raise `InputError` if there is none."""
     folder = ProjectFolder(root)
     if not folder.project.exists():
-        raise InputError(f"{root} is not a segfit project; give the folder that segfit run --out made")
+        raise InputError(f"{root} is not a segfit project", "give the folder that segfit run --out made")
     file = ProjectFile.load(folder.project)
     manifest = _read(ModelManifest, folder.model / MANIFEST)
     return ProjectStatus(
@@ -95,7 +96,7 @@ def _training(folder: ProjectFolder, plan: Plan | None) -> StageStatus:
     if plan is None or plan.run is None:
         return StageStatus(stage="train", state="begun" if begun else "open")
     wanted = [(name, fold) for name in plan.run.configurations for fold in plan.run.folds]
-    done = sum(folder.trained(name, fold) for name, fold in wanted)
+    done = sum(any(folder.runs.glob(f"{name}/fold-{fold}/*/{RESULT}")) for name, fold in wanted)
     state: _State = "done" if done == len(wanted) else "begun" if begun else "open"
     return StageStatus(stage="train", state=state, detail=f"{done} of {count(len(wanted), 'training')}")
 

@@ -1,139 +1,244 @@
-"""Training and validating every fold of every configuration of the run."""
+"""Training and validating every fold of every configuration of the run: tasks that several commands may share."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
 from segfit.errors import DivergedError, InputError
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash
 from segfit.planning.budget import FEWEST_STEPS
-from segfit.preprocessing.store import CaseStore, StoredCase
+from segfit.planning.plan import Plan, RunSpec
 from segfit.project.preparation import Preparation
 from segfit.project.race import exclude, remove_losers
-from segfit.project.validation import validate_fold
+from segfit.project.sharing import Task
+from segfit.project.stages import STAGES
+from segfit.project.validation import SUMMARY, probabilities_path, validate_fold
+from segfit.records import Key, is_sealed, remove_damaged, seal
+from segfit.training.identity import training_identity
 from segfit.training.loop import train_fold
-from segfit.training.result import WEIGHTS, TrainingResult
+from segfit.training.result import WEIGHTS, TrainingResult, finished_result
 
-__all__ = ["require_trained", "train_all", "validate_all"]
+__all__ = [
+    "Training",
+    "Validation",
+    "require_trained",
+    "results_of",
+    "train_all",
+    "training_of",
+    "trainings_of",
+    "validate_all",
+    "validations_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One training of the run."""
+
+    name: str  # of the configuration
+    fold: int
+    identity: str
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """What people read."""
+        return f"training {self.name}, fold {self.fold}"
+
+
+def trainings_of(project: Preparation) -> list[Training]:
+    """Return the trainings of the run, configuration by configuration."""
+    run, plan = project.run_plan(), project.plan()
+    return [training_of(project, plan, name, fold) for name in run.configurations for fold in run.folds]
+
+
+def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Training:
+    """Return a training of this plan or an earlier one of the same project."""
+    configuration, split, run = plan.configurations[name], project.splits().folds[fold], plan.run
+    assert run is not None
+    keys = project.case_keys(configuration)
+    identity = training_identity(
+        configuration=configuration,
+        recipe=plan.training[name],
+        labels=project.dataset.labels,
+        cases_train=split.train,
+        cases_validation=split.validation,
+        seed=project.options.seed,
+        steps=run.steps,
+        weights=project.weights(split.train),
+        data=_data(keys, split.train, split.validation),
+        start=run.start_identity if _goes_on(run, name, fold) else None,
+    )
+    return Training(name, fold, identity, project.folder.training(name, fold, identity))
 
 
 def require_trained(project: Preparation) -> None:
     """Raise `InputError` unless all trainings of the run are finished: what uses a model starts none unasked."""
-    plan, root = project.plan(), project.folder.root
-    run, results = plan.run, project.results_of(plan.basis)
-    if run is None or not all(results.trained(name, fold) for name in run.configurations for fold in run.folds):
+    root, plan = project.folder.root, project.plan()
+    if plan.run is None or len(results_of(project)) < len(trainings_of(project)):
         raise InputError(
-            f"{root} has no finished training for its data and options; train first: segfit run --out {root}"
+            f"{root} has no finished training for its data and options", f"train first: segfit run --out {root}"
         )
 
 
 def train_all(project: Preparation) -> list[TrainingResult]:
-    """Train what is not trained yet, one after the other.
+    """Train what is not trained yet, and what has been given more time since.
 
     Where the first training that a race decided on diverges for good, the next candidate of the race is trained.
     """
     while True:
+        first = trainings_of(project)[0]
         try:
-            results = _train_planned(project)
+            _train_planned(project)
         except DivergedError as error:
-            run = project.run_plan()
-            name, fold = run.configurations[0], run.folds[0]
-            if project.folder.trained(name, fold) or not exclude(project, project.plan()):
+            if (first.folder / WEIGHTS).exists() or not exclude(project, project.plan()):
                 raise
             project.progress.warn(f"{error}; the next candidate of the race is trained instead")
-            shutil.rmtree(project.folder.training(name, fold), ignore_errors=True)
+            shutil.rmtree(first.folder, ignore_errors=True)
             project.decide_anew()
         else:
             remove_losers(project, project.plan())
-            return results
+            return results_of(project)
 
 
-def _train_planned(project: Preparation) -> list[TrainingResult]:
-    run, keys = project.run_plan(), project.preprocess()
-    results = []
-    for name in run.configurations:
-        for fold in run.folds:
-            with project.stage("train", unless=project.folder.trained(name, fold)):
-                results.append(_train(project, name, fold, keys[name]))
-    return results
+def results_of(project: Preparation) -> list[TrainingResult]:
+    """Return the results of the trainings of the run, all of which are finished."""
+    run = project.run_plan()
+    found = [finished_result(item.folder, item.identity, run.seconds_per_training) for item in trainings_of(project)]
+    return [result for result in found if result is not None]
 
 
-def validate_all(project: Preparation, results: Sequence[TrainingResult]) -> dict[str, dict[int, Summary]]:
-    """Predict and score the validation cases of every training; return the scores by configuration and fold."""
-    run, keys = project.run_plan(), project.preprocess()
-    identities = {
-        (item.configuration, fold): item.identity for item, fold in zip(results, _folds(project), strict=True)
-    }
+def _train_planned(project: Preparation) -> None:
+    run = project.run_plan()
+    left = [
+        item
+        for item in trainings_of(project)
+        if finished_result(item.folder, item.identity, run.seconds_per_training) is None
+    ]
+    if not left:
+        return
+    project.preprocess()
+
+    def task(item: Training) -> Task:
+        def is_done() -> bool:
+            return finished_result(item.folder, item.identity, run.seconds_per_training) is not None
+
+        return Task(item.title, is_done, lambda: _train(project, item))
+
+    project.locks.share([task(item) for item in left])
+
+
+def _train(project: Preparation, item: Training) -> TrainingResult:
+    run, plan = project.run_plan(), project.plan()
+    split, keys = project.splits().folds[item.fold], project.preprocess()[item.name]
+    goes_on = _goes_on(run, item.name, item.fold)
+    with project.account("train"):
+        return train_fold(
+            configuration=plan.configurations[item.name],
+            recipe=plan.training[item.name],
+            labels=project.dataset.labels,
+            cases_train=[project.store.open(keys[case]) for case in split.train],
+            cases_validation=[project.store.open(keys[case]) for case in split.validation],
+            weights=project.weights(split.train),
+            folder=item.folder,
+            device=resolve_device(project.options.device),
+            seed=project.options.seed,
+            seconds=run.seconds_per_training if run.steps is None else None,
+            steps=run.steps,
+            fewest_steps=FEWEST_STEPS if run.steps is None else 0,
+            expected_seconds_per_step=run.seconds_per_step.get(item.name),
+            checkpoint_seconds=project.options.training.checkpoint_seconds,
+            identity=_data(keys, split.train, split.validation),
+            title=item.title,
+            start=project.folder.root / run.start if goes_on and run.start else None,
+            start_identity=run.start_identity if goes_on else None,
+            progress=project.progress,
+        )
+
+
+def _goes_on(run: RunSpec, name: str, fold: int) -> bool:
+    """Whether a training starts from the winner of a race."""
+    return run.start is not None and (name, fold) == (run.configurations[0], run.folds[0])
+
+
+def _data(keys: dict[str, str], train: tuple[str, ...], validation: tuple[str, ...]) -> str:
+    return content_hash({case: keys[case] for case in (*train, *validation)})
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The predictions of a training's validation cases, all or those there is time for."""
+
+    training: Training
+    weights: str  # hash
+    cases: tuple[str, ...]
+    folder: Path
+    key: Key
+
+    @property
+    def title(self) -> str:
+        """What people read."""
+        return f"validating {self.training.name}, fold {self.training.fold}"
+
+
+def validations_of(project: Preparation, results: Sequence[TrainingResult], *, whole: bool) -> list[Validation]:
+    """Return the validations of the run, of the `whole` folds or of the part that there is time for."""
+    run, found = project.run_plan(), []
+    for item, result in zip(trainings_of(project), results, strict=True):
+        cases = project.validated(item.fold, whole=whole)
+        keys = project.case_keys(project.plan().configurations[item.name])
+        key = STAGES["validate"].key(
+            project.options,
+            weights=result.weights,
+            cases={case: [keys[case], project.hashes.case(project.dataset.case(case))] for case in cases},
+            mirror=run.validation_mirror,
+        )
+        found.append(Validation(item, result.weights, cases, item.folder / f"validation-{key.hash}", key))
+    return found
+
+
+def validate_all(project: Preparation, validations: Sequence[Validation]) -> dict[str, dict[int, Summary]]:
+    """Predict and score validation cases; return the scores by configuration and fold."""
+    several = len(project.run_plan().configurations) > 1
+
+    def task(item: Validation) -> Task:
+        def is_done() -> bool:
+            scored = [probabilities_path(item.folder, case) for case in item.cases] if several else []
+            return is_sealed(item.folder, item.key) and all(path.exists() for path in scored)
+
+        return Task(item.title, is_done, lambda: _validate(project, item, probabilities=several))
+
+    project.locks.share([task(item) for item in validations])
     summaries: dict[str, dict[int, Summary]] = {}
-    for name in run.configurations:
-        for fold in run.folds:
-            folder = project.folder.validation(name, fold)
-            mark = f"validation/{name}/{fold}"
-            if not project.marks.holds(mark, identities[name, fold]):
-                shutil.rmtree(folder, ignore_errors=True)
-                project.marks.set(mark, identities[name, fold])
-            with project.stage("validate", unless=(folder / "summary.json").exists()):
-                summaries.setdefault(name, {})[fold] = _validate(project, name, fold, keys[name])
+    for item in validations:
+        summaries.setdefault(item.training.name, {})[item.training.fold] = Summary.load(item.folder / SUMMARY)
     return summaries
 
 
-def _folds(project: Preparation) -> list[int]:
-    run = project.run_plan()
-    return [fold for _ in run.configurations for fold in run.folds]
-
-
-def _train(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> TrainingResult:
-    plan, run = project.plan(), project.run_plan()
-    split = project.splits().folds[fold]
-    train, validation = _cases(project, split, keys)
-    raced = run.start is not None and (name, fold) == (run.configurations[0], run.folds[0])
-    return train_fold(
-        configuration=plan.configurations[name],
-        recipe=plan.training[name],
-        labels=project.dataset.labels,
-        cases_train=train,
-        cases_validation=validation,
-        weights=project.weights(split.train),
-        folder=project.folder.training(name, fold),
-        device=resolve_device(project.options.device),
-        seed=project.options.seed,
-        seconds=run.seconds_per_training if run.steps is None else None,
-        steps=run.steps,
-        fewest_steps=FEWEST_STEPS if run.steps is None else 0,
-        expected_seconds_per_step=run.seconds_per_step.get(name),
-        checkpoint_seconds=project.options.training.checkpoint_seconds,
-        identity=content_hash({case: keys[case] for case in (*split.train, *split.validation)}),
-        title=f"training {name}, fold {fold}",
-        start=project.folder.root / run.start if raced and run.start else None,
-        start_identity=run.start_identity if raced else None,
-        progress=project.progress,
-    )
-
-
-def _validate(project: Preparation, name: str, fold: int, keys: dict[str, str]) -> Summary:
-    plan, run, inference = project.plan(), project.run_plan(), project.options.inference
-    store = CaseStore(project.folder.cases)
-    return validate_fold(
-        plan.configurations[name],
-        plan.training[name],
-        project.dataset,
-        [store.open(keys[case]) for case in project.validated(fold)],
-        project.folder.training(name, fold) / WEIGHTS,
-        project.folder.validation(name, fold),
-        device=resolve_device(project.options.device),
-        mirror=inference.mirror is not False and run.validation_mirror,
-        tile_step=inference.tile_step,
-        probabilities=len(run.configurations) > 1,
-        title=f"validating {name}, fold {fold}",
-        workers=project.options.workers,
-        progress=project.progress,
-    )
-
-
-def _cases(project: Preparation, split: Fold, keys: dict[str, str]) -> tuple[list[StoredCase], list[StoredCase]]:
-    store = CaseStore(project.folder.cases)
-    return [store.open(keys[case]) for case in split.train], [store.open(keys[case]) for case in split.validation]
+def _validate(project: Preparation, item: Validation, *, probabilities: bool) -> None:
+    run, plan, inference = project.run_plan(), project.plan(), project.options.inference
+    name, keys = item.training.name, project.preprocess()[item.training.name]
+    remove_damaged(item.folder, item.key)
+    with project.account("validate") as use:
+        validate_fold(
+            plan.configurations[name],
+            plan.training[name],
+            project.dataset,
+            [project.store.open(keys[case]) for case in item.cases],
+            item.training.folder / WEIGHTS,
+            item.folder,
+            device=resolve_device(project.options.device),
+            mirror=inference.mirror is not False and run.validation_mirror,
+            tile_step=inference.tile_step,
+            probabilities=probabilities,
+            title=item.title,
+            workers=project.options.workers,
+            progress=project.progress,
+        )
+        names = [f"{case}{project.dataset.file_ending}" for case in item.cases]
+        seal(item.folder, item.key, [SUMMARY, *names], use())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,22 +13,33 @@ import torch
 from segfit.device import free_memory_gb
 from segfit.errors import DivergedError, InputError, StageError
 from segfit.execution.processors import available_workers
-from segfit.files import content_hash
+from segfit.files import hash_file
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress, Task
+from segfit.records import store
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.async_scalars import StepFacts
 from segfit.training.budget import Budget, Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
 from segfit.training.divergence import Guard
 from segfit.training.events import EventLog
+from segfit.training.identity import training_identity
 from segfit.training.interruption import Interruption
 from segfit.training.learner import Learner, training_on
 from segfit.training.loss_history import LossHistory
 from segfit.training.online_validation import CaseValidation
 from segfit.training.pace import Pace
 from segfit.training.probe import PeakMemory
-from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, WEIGHTS, TrainingResult, finished_result
+from segfit.training.result import (
+    BEFORE_COOLDOWN,
+    EVENTS,
+    RESULT,
+    STATE,
+    WEIGHTS,
+    TrainingResult,
+    finished_result,
+    result_key,
+)
 from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
 from segfit.training.schedule import cooldown_start, learning_rate
 from segfit.training.starting_state import state_to_start_from
@@ -80,7 +90,8 @@ def train_fold(
     expected_seconds_per_step : when steps take much longer than that, a note says what it costs
     checkpoint_seconds : time between two saved states
     identity : names the data (for example the keys of the preprocessed cases). It is hashed with everything else that
-        determines the training; files in `folder` with another hash are not used, the training starts afresh.
+        determines the training, see `training_identity`; files in `folder` with another hash are not used, the training
+        starts afresh.
     title : what the progress calls it
     start : folder of a finished training of the same network: weights, optimiser and the lowered rate of one that
         diverged are taken over as they were before its cool-down, or, if it had none, at its end (then it must be made
@@ -90,8 +101,8 @@ def train_fold(
     cache_gb : memory for keeping cases in RAM, half of the free one when absent
     reader_threads : threads that read ahead; when absent none on a CPU (they would compete) and up to four on a GPU
 
-    A training whose learning rate falls in a part of its budget only leaves the state from before that, for a longer
-    one to start from.
+    A training whose learning rate falls in a part of its budget only leaves the state from before that: given more
+    seconds it goes on from there, and what it had reached counts until it is done.
 
     A training that diverges goes back to its last good state, with a quarter of the learning rate, and warns of it; the
     second time it raises `DivergedError`.
@@ -107,20 +118,21 @@ def train_fold(
         raise InputError(
             f"{title or configuration.name}: all training cases have weight 0", "give at least one a weight above 0"
         )
-    identity = content_hash(
-        {
-            "configuration": configuration.model_dump(mode="json"),
-            "recipe": recipe.model_dump(mode="json"),
-            "labels": labels.model_dump(mode="json"),
-            "train": [case.id for case in cases_train],
-            "validation": [case.id for case in cases_validation],
-            "budget": asdict(budget),
-            "seed": seed,
-            "data": identity if weights is None else [identity, list(weights)],
-            "start": None if start is None else start_identity or TrainingResult.load(start / RESULT).identity,
-        }
+    if start is not None and start_identity is None:
+        start_identity = TrainingResult.load(start / RESULT).identity
+    identity = training_identity(
+        configuration=configuration,
+        recipe=recipe,
+        labels=labels,
+        cases_train=[case.id for case in cases_train],
+        cases_validation=[case.id for case in cases_validation],
+        seed=seed,
+        steps=steps,
+        weights=weights,
+        data=identity,
+        start=None if start is None else start_identity,
     )
-    finished = finished_result(folder, identity)
+    finished = finished_result(folder, identity, seconds)
     if finished is not None:
         return finished
     kept = keep_in_memory(
@@ -371,22 +383,30 @@ class _Training:
     def _resume(self) -> None:
         """Go on from the last saved state, if there is one of this training.
 
-        What was kept from before the cool-down stays only if the cool-down had begun: else it is of another training,
-        or of a later step than the one to go on from.
+        A cool-down that began too early for the time that there is now is not gone on with, but what was kept from
+        before it. That stays only if the cool-down had begun: else it is of a later step than the one to go on from.
         """
         state, damaged = self._checkpoints.load()
         for message in damaged:
             self._progress.warn(message)
+        kept, _ = self._before_cooldown.load()
+        if kept is not None and (state is None or self._cooled_early(state)):
+            state = kept
         if state is None:
-            self._before_cooldown.delete()
             self._take_over()
             return
         self._restore(state)
-        if not self._cooling:
+        if not self._cooling and state is not kept:
             self._before_cooldown.delete()
         self._guard.restore(state.facts)
         self._clock = Clock(state.facts["seconds"])
         self._progress.note(f"resuming from step {self._step}")
+
+    def _cooled_early(self, state: State) -> bool:
+        """Whether a state is of a cool-down that would not have begun yet in the time that there is."""
+        done = state.step - state.facts["first_step"]
+        share = self._budget.share(done, state.facts["seconds"])
+        return bool(state.facts.get("cooling", True)) and self._cools_from is not None and share < self._cools_from
 
     def _take_over(self) -> None:
         """Start from another training, if this one is to: from before its cool-down, or from its end if it had none."""
@@ -412,6 +432,7 @@ class _Training:
             steps=self._step,
             first_step=self._first_step,
             seconds=round(self._clock.seconds(), 3),
+            budget_seconds=self._budget.seconds,
             seconds_per_step=round(self._pace.step_seconds, 6),
             skipped_steps=self._losses.skipped,
             skipped_cases=dict(self._losses.skipped_cases.most_common(_MOST_SKIPPED_CASES)),
@@ -421,8 +442,9 @@ class _Training:
             curve=tuple(self._validation.curve),
             validation_cases=self._validation.schedule.cases if self._validation.schedule else (),
             peak_memory_gb=round(self._memory.peak_gb(), 3),
+            weights=hash_file(self._folder / WEIGHTS),
         )
-        result.save(self._folder / RESULT)
+        store(result, self._folder / RESULT, result_key(self._identity))
         if not keep_state:
             self._checkpoints.delete()
         return result

@@ -3,7 +3,7 @@
 In the folder of a training:
 
     state/                 what is needed to go on, see `segfit.training.checkpoint`
-    before-cooldown/       the state before the learning rate fell: it stays, for a longer training to start from
+    before-cooldown/       the state before the learning rate fell: given more time, the training goes on from there
     events.jsonl           the log, see `segfit.training.events`
     weights.safetensors    the final weights
     training.json          the result, written last: the training is finished when it is there
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segfit.files import Document, Record, remove_leftovers
+from segfit.files import Document, Record, hash_file, remove_leftovers
+from segfit.records import Key, recall
 
 __all__ = [
     "BEFORE_COOLDOWN",
@@ -24,6 +25,8 @@ __all__ = [
     "TrainingResult",
     "ValidationPoint",
     "finished_result",
+    "result_key",
+    "weights_are_whole",
 ]
 
 STATE = "state"
@@ -52,6 +55,7 @@ class TrainingResult(Document):
     steps: int  # those of the training that it started from count
     first_step: int = 0  # how many those are
     seconds: float  # spent training, summed over interruptions
+    budget_seconds: float | None = None  # that it was given; None: steps
     seconds_per_step: float  # median of the last steps, without validation and saving
     skipped_steps: int  # steps whose gradient was not finite
     skipped_cases: dict[str, int] = {}  # how many of them each case was part of; at most 20, the most frequent first
@@ -61,6 +65,7 @@ class TrainingResult(Document):
     curve: tuple[ValidationPoint, ...] = ()
     validation_cases: tuple[str, ...] = ()  # that the curve was measured on
     peak_memory_gb: float  # device memory, or memory of the process on a CPU
+    weights: str  # SHA-256 of their file
 
     @property
     def own_steps(self) -> int:
@@ -73,16 +78,33 @@ class TrainingResult(Document):
         return self.curve[-1].mean if self.curve else None
 
 
-def finished_result(folder: Path, identity: str) -> TrainingResult | None:
-    """Return the result of a finished training of this identity; remove what belongs to another one."""
+def finished_result(folder: Path, identity: str, seconds: float | None = None) -> TrainingResult | None:
+    """Return the result of a finished training of this identity that was given at least so many seconds.
+
+    Removes what belongs to another training. What was trained in less time stays; damaged weights are made anew.
+    """
     path = folder / RESULT
     if not path.exists():
         if folder.is_dir():
             remove_leftovers(folder)
         return None
-    result = TrainingResult.load(path)
-    if result.identity == identity and (folder / WEIGHTS).exists():
-        return result
-    path.unlink()
-    (folder / WEIGHTS).unlink(missing_ok=True)
-    return None
+    result = recall(TrainingResult, path, result_key(identity))
+    if result is None:
+        path.unlink()
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        return None
+    longer = seconds is not None and seconds > (result.budget_seconds or 0.0)
+    return None if longer or not weights_are_whole(folder, result) else result
+
+
+def result_key(identity: str) -> Key:
+    """Return what the result of a training counts under."""
+    return Key(stage="train", version=1, made_of={"identity": identity})
+
+
+def weights_are_whole(folder: Path, result: TrainingResult) -> bool:
+    """Whether the weights beside a result are those that were written with it."""
+    try:
+        return hash_file(folder / WEIGHTS) == result.weights
+    except OSError:
+        return False

@@ -1,0 +1,171 @@
+"""A result and what it was made from: it counts under its key, and as long as its files are what was written.
+
+A document holds its record in itself, under ``record``. The files of a folder have ``record.json`` beside them, written
+last.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from segfit.errors import InputError
+from segfit.files import Document, Record, content_hash, hash_file, read_json, write_json
+
+__all__ = [
+    "RECORD",
+    "RECORD_FILE",
+    "Key",
+    "ResultRecord",
+    "Use",
+    "damaged_files",
+    "is_sealed",
+    "recall",
+    "record_of",
+    "remove_damaged",
+    "seal",
+    "store",
+]
+
+RECORD = "record"
+RECORD_FILE = "record.json"
+
+
+class Key(Record):
+    """What names a result: its stage, and hashes of what it is made from."""
+
+    stage: str
+    version: int
+    made_of: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """16 digits."""
+        return self.content_hash()
+
+
+class Use(Record):
+    """What was used to make a result."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_memory_gb: float
+
+
+class ResultRecord(Record):
+    """Beside every result."""
+
+    key: str
+    stage: str
+    made_of: dict[str, Any]
+    files: dict[str, str] = {}  # SHA-256 by name, in a folder
+    made: str  # date and time, UTC
+    use: Use | None = None
+    versions: dict[str, str]
+    seal: str = ""  # hash of all this and of the document that it stands in
+
+    def sealed(self, document: Any) -> ResultRecord:
+        """Return the record with its seal; `document` without its record, empty in a folder."""
+        return self.model_copy(
+            update={"seal": content_hash([document, self.model_dump(mode="json", exclude={"seal"})])}
+        )
+
+
+_Document = TypeVar("_Document", bound=Document)
+
+
+def store(document: _Document, path: Path, key: Key, use: Use | None = None) -> _Document:
+    """Write a document with its record, both or neither; return it as it will be read."""
+    raw = document.model_dump(mode="json")
+    write_json(path, raw | {RECORD: _record(key, {}, use).sealed(raw).model_dump(mode="json")})
+    return type(document).of_json(raw, path)
+
+
+def recall(kind: type[_Document], path: Path, key: Key) -> _Document | None:
+    """Return a document if it counts under this key; None if it is not there, another one, or damaged."""
+    found = _read(path)
+    if found is None:
+        return None
+    raw, record = found
+    if record.key != key.hash or record != record.sealed(raw):
+        return None
+    try:
+        return kind.of_json(raw, path)
+    except InputError:
+        return None  # of another version
+
+
+def record_of(path: Path) -> ResultRecord | None:
+    """Return the record of a document, or of a folder; None if there is none."""
+    if path.is_dir():
+        path = path / RECORD_FILE
+    found = _read(path)
+    return None if found is None else found[1]
+
+
+def seal(folder: Path, key: Key, names: Sequence[str], use: Use | None = None) -> None:
+    """Write the record of the files of a folder: from now on they are a result."""
+    files = {name: _digest(folder / name) for name in sorted(names)}
+    write_json(folder / RECORD_FILE, {RECORD: _record(key, files, use).sealed({}).model_dump(mode="json")})
+
+
+def is_sealed(folder: Path, key: Key) -> bool:
+    """Whether a folder holds the result of this key, every byte of it as it was written."""
+    record = record_of(folder)
+    return record is not None and record.key == key.hash and not damaged_files(folder, record)
+
+
+def damaged_files(folder: Path, record: ResultRecord) -> list[str]:
+    """Return the names of the files of a folder that are not what was written."""
+    if record != record.sealed({}):
+        return [RECORD_FILE]
+    return [name for name, digest in record.files.items() if _digest(folder / name) != digest]
+
+
+def remove_damaged(folder: Path, key: Key) -> None:
+    """Remove a folder that was a result and is none any more; one whose result is still being made stays."""
+    if (folder / RECORD_FILE).exists() and not is_sealed(folder, key):
+        shutil.rmtree(folder)
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all files in a folder; empty where that cannot be read."""
+    try:
+        if path.is_dir():
+            return content_hash({str(one.relative_to(path)): hash_file(one) for one in _files(path)})
+        return hash_file(path)
+    except OSError:
+        return ""
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _read(path: Path) -> tuple[Any, ResultRecord] | None:
+    """Return the content of a file without its record, and the record; None if that cannot be had."""
+    try:
+        raw = read_json(path)
+        return raw, ResultRecord.model_validate(raw.pop(RECORD))
+    except (InputError, ValidationError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def _record(key: Key, files: dict[str, str], use: Use | None) -> ResultRecord:
+    return ResultRecord(
+        key=key.hash,
+        stage=key.stage,
+        made_of=key.made_of,
+        files=files,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        use=use,
+        versions={name: metadata.version(name) for name in ("segfit", "torch", "numpy")}
+        | {"python": platform.python_version()},
+    )

@@ -1,0 +1,205 @@
+"""A result counts for what it was made from, and for as long as it is what was written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segfit.dataset.phantom import make_phantom
+from segfit.images.formats import read_label, write_labels
+from segfit.images.image import LabelMap
+from segfit.project import Project
+from segfit.project.upkeep import damage_of, remove, unneeded
+
+SETTINGS = ["training.steps=6", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset and a project that ran through."""
+    root = tmp_path_factory.mktemp("made")
+    make_phantom(root / "Dataset001_Volumes", cases=5, test_cases=2, shape=(12, 24, 24))
+    Project.create(root / "p", root / "Dataset001_Volumes", settings=SETTINGS).run()
+    return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(made, tmp_path / "copy")
+    project = tmp_path / "copy" / "p" / "project.json"
+    project.write_text(project.read_text().replace(str(made), str(tmp_path / "copy")))
+    return tmp_path / "copy"
+
+
+def again(root: Path, *settings: str) -> Project:
+    return Project.create(root / "p", root / "Dataset001_Volumes", settings=settings)
+
+
+def stages(root: Path) -> list[str]:
+    return [json.loads(line)["stage"] for line in (root / "p" / "stages.jsonl").read_text().splitlines()]
+
+
+def redone(root: Path, *settings: str) -> set[str]:
+    """Run again; return the stages that did something, without the report and what is only looked at."""
+    before = len(stages(root))
+    again(root, *settings).run()
+    return set(stages(root)[before:]) - {"report", "preprocess", "results"}
+
+
+def change_image(path: Path) -> None:
+    import nibabel as nib
+
+    image = nib.load(path)  # type: ignore[attr-defined]
+    array = np.asarray(image.dataobj).copy()
+    array.flat[0] += 1
+    nib.save(nib.Nifti1Image(array, image.affine), path)  # type: ignore[attr-defined, no-untyped-call]
+
+
+def change_label(path: Path) -> None:
+    label = read_label(path)
+    array = label.array[0].copy()
+    array[array == 1] = 0
+    array.flat[:5] = 1
+    write_labels(path, LabelMap(array, label.grid))
+
+
+def first(folder: Path) -> Path:
+    return sorted(folder.iterdir())[0]
+
+
+def test_a_copy_in_another_place_is_the_same(root: Path) -> None:
+    assert redone(root) == set()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "stages"),
+    [
+        ("imagesTs", change_image, {"check", "predict", "evaluate"}),
+        ("labelsTs", change_label, {"check", "evaluate"}),
+        ("labelsTr", change_label, {"check", "fingerprint", "plan", "size", "train", "validate", "select", "predict"}),
+        ("imagesTr", change_image, {"check", "fingerprint", "plan", "size", "train", "validate", "select", "predict"}),
+    ],
+)
+def test_only_what_depends_on_it_is_made_anew(
+    root: Path, part: str, change: Callable[[Path], None], stages: set[str]
+) -> None:
+    change(first(root / "Dataset001_Volumes" / part))
+    assert redone(root) - {"evaluate"} == stages - {"evaluate"}
+    assert redone(root) == set()
+
+
+def test_a_test_case_comes_and_goes(root: Path) -> None:
+    data, project = root / "Dataset001_Volumes", root / "p"
+    for part in ("imagesTs", "labelsTs"):
+        first(data / part).unlink()
+    assert redone(root) == {"check", "predict", "evaluate"}
+    assert len(list((project / "predictions").glob("*.nii.gz"))) == 1
+    assert len(json.loads((project / "predictions" / "summary.json").read_text())["cases"]) == 1
+    shutil.rmtree(data / "labelsTs")
+    assert redone(root) == {"check"}
+    assert not (project / "predictions" / "summary.json").exists()
+    shutil.rmtree(data / "imagesTs")
+    assert redone(root) == {"check"}
+    assert not (project / "predictions").exists()
+
+
+def test_other_predictions_do_not_train_again(root: Path) -> None:
+    assert redone(root, "inference.tile_step=1") >= {"validate", "select", "predict"}
+    assert stages(root).count("train") == 1
+
+
+def test_what_changes_nothing_is_in_no_key(root: Path) -> None:
+    assert redone(root, "workers=1", "training.checkpoint_seconds=7") == set()
+
+
+def test_a_further_fold_keeps_the_finished_one(root: Path) -> None:
+    redone(root, "planning.folds=0,1")
+    assert stages(root).count("train") == 2
+    assert len(list((root / "p" / "runs").glob("*/fold-0/*/weights.safetensors"))) == 1
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    legible = b"23456789bcdfghjklmopqrsuvw"  # stay so with their last bit changed, and are in no word of JSON's own
+    places = range(len(content) // 2, len(content))
+    content[next(place for place in places if path.suffix != ".json" or content[place] in legible)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "check.json",
+        "fingerprint.json",
+        "plans/*/plan.json",
+        "plans/*/selection.json",
+        "plans/*/validation.json",
+        "plans/*/predictions-*/*.nii.gz",
+        "plans/*/predictions-*/summary.json",
+        "plans/*/predictions-*/record.json",
+        "runs/*/fold-0/*/weights.safetensors",
+        "runs/*/fold-0/*/training.json",
+        "runs/*/fold-0/*/validation-*/summary.json",
+        "model/model.json",
+        "model/weights-3d_fullres-0.safetensors",
+        "predictions/*.nii.gz",
+        "plan.json",
+        "selection.json",
+    ],
+)
+def test_a_flipped_bit_is_found_and_mended(root: Path, made: Path, pattern: str) -> None:
+    path = sorted((root / "p").glob(pattern))[0]
+    flip(path)
+    same = path.read_bytes()
+    copies = ("plan.json", "selection.json", "predictions/*.nii.gz")
+    project = again(root)
+    if pattern not in copies and "summary" not in pattern:
+        assert path.is_relative_to(damage_of(project.folder)[0].path.parent)
+    project.run()
+    if "validation-" not in pattern:  # nobody looks there again: the selection is made
+        assert path.read_bytes() != same
+    assert (root / "p" / "predictions" / "summary.json").read_bytes() != b""
+    left = [item.path for item in damage_of(again(root).folder) if "validation-" not in str(item.path)]
+    assert left == []
+    expected = read_label(first(made / "p" / "predictions")).array
+    np.testing.assert_array_equal(read_label(first(root / "p" / "predictions")).array, expected)
+
+
+def test_a_moved_dataset_is_known_by_its_content(root: Path) -> None:
+    (root / "Dataset001_Volumes").rename(root / "Dataset002_Elsewhere")
+    before = len(stages(root))
+    project = Project.create(root / "p", root / "Dataset002_Elsewhere")
+    project.run()
+    assert set(stages(root)[before:]) <= {"report", "preprocess", "results"}
+    assert Project.open(root / "p").dataset.root == root / "Dataset002_Elsewhere"
+
+
+def test_what_other_options_left_can_be_removed(root: Path) -> None:
+    assert unneeded(again(root)) == []
+    redone(root, "training.steps=5")
+    items = unneeded(again(root))
+    assert {item.path.relative_to(root / "p").parts[0] for item in items} == {"plans", "runs"}
+    remove(items)
+    assert unneeded(again(root)) == []
+    assert redone(root) == set()
+    assert redone(root, "training.steps=6") >= {"size", "train", "validate", "select", "predict"}
+
+
+def test_two_commands_share_the_work(tmp_path: Path) -> None:
+    data = make_phantom(tmp_path / "Dataset001_Volumes", cases=5, test_cases=1, shape=(12, 24, 24))
+    settings = [*SETTINGS, "planning.folds=0,1,2"]
+    projects = [Project.create(tmp_path / "p", data, settings=settings) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda project: project.run(), projects))
+    assert results[0] == results[1] is not None
+    done = [json.loads(line)["stage"] for line in (tmp_path / "p" / "stages.jsonl").read_text().splitlines()]
+    assert {stage: done.count(stage) for stage in ("check", "size", "train", "validate", "select", "predict")} == {
+        "check": 1, "size": 1, "train": 3, "validate": 3, "select": 1, "predict": 1,
+    }  # fmt: skip
