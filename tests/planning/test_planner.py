@@ -17,6 +17,7 @@ from segfit.labels import Exchange
 from segfit.options import Options
 from segfit.planning.plan import Decision, Outcome, Plan
 from segfit.planning.planner import derive
+from segfit.planning.recipe import size_spread
 from segfit.planning.rules import TABLE
 from segfit.specs import TrainingSpec
 
@@ -378,6 +379,7 @@ from planning_fakes import case, fingerprint, scheme
 from segfit.options import Options
 from segfit.planning.explain import explain
 from segfit.planning.planner import derive
+from segfit.planning.recipe import size_spread
 import segfit.nnunet
 dataset = fingerprint([case((432, 512, 512), (1, 0.77, 0.77))] * 131, orientation="canonical")
 seconds = []
@@ -391,3 +393,15 @@ print(min(seconds))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.5  # of a processor; 0.02 on the machines it was written on
+
+
+@pytest.mark.parametrize(("edges", "wide"), [((10, 12, 14), False), ((10, 20, 31), True)])
+def test_samples_are_scaled_further_where_sizes_differ_much(edges: tuple[int, ...], wide: bool) -> None:
+    data = fingerprint([case((36, 50, 35), (1, 1, 1), voxels={0: 9, 1: edges[n % 3] ** 3}) for n in range(12)])
+    assert size_spread(data) == pytest.approx(edges[2] / edges[0])
+    found = derive(data, _LABELS, Options()).training["3d_fullres"].augmentation
+    assert (found.scaling_range, found.rotation_probability) == (((0.6, 1.6), 0.5) if wide else ((0.7, 1.4), 0.2))
+    assert derive(data, _LABELS, _options()).training["3d_fullres"].augmentation.scaling_range == (0.7, 1.4)
+    asked = Options().with_settings(["augmentation.scaling_range=0.9,1.1"])
+    assert derive(data, _LABELS, asked).training["3d_fullres"].augmentation.scaling_range == (0.9, 1.1)
+    assert size_spread(_small()) == 1.0  # nothing is labelled

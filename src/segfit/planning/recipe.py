@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from segfit.errors import InputError
@@ -24,6 +25,7 @@ __all__ = [
     "patch_ratio",
     "recipe_of",
     "recipe_values",
+    "size_spread",
 ]
 
 _FEWEST_SUPERVISED_STAGES = 3
@@ -33,6 +35,12 @@ _BY_PATCH = (*_GEOMETRY, "sample_patch", "mirror_axes", "masked_channels")
 _NO_INTENSITY = {*_BY_PATCH, "exchange"}  # the exchange of labels is a decision of its own
 _ADAMW = {"learning_rate": 3e-4, "momentum": 0.9, "weight_decay": 5e-2}
 """What AdamW starts from where the user names it and nothing else; published for nnU-Net's transformers."""
+
+
+_FEWEST_SIZES = 10
+_WIDE_SPREAD = 2.0
+_WIDE: dict[str, Any] = {"rotation_probability": 0.5, "scaling_probability": 0.5, "scaling_range": (0.6, 1.6)}
+"""Where sizes differ much (docs/decisions/time-budget.md); elsewhere it costs Dice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +103,26 @@ def decide_flips(
     return flips
 
 
-def recipe_of(item: Configuration, flips: Flips, options: Options, asked: Asked) -> TrainingSpec:
-    """Return the recipe of one configuration, and record it."""
-    augmentation = _augmentation(item, flips, options)
+def size_spread(fingerprint: Fingerprint) -> float:
+    """Return how large the foreground of large cases (95 %) is to that of small ones (5 %), along an edge.
+
+    1 where fewer than `_FEWEST_SIZES` cases have any.
+    """
+    voxels = [sum(n for value, n in case.label_voxels.items() if value > 0) for case in fingerprint.cases]
+    sizes: list[float] = sorted(
+        (count * prod(case.spacing_mm)) ** (1 / fingerprint.ndim)
+        for count, case in zip(voxels, fingerprint.cases, strict=True)
+        if count
+    )
+    if len(sizes) < _FEWEST_SIZES:
+        return 1.0
+    return sizes[round(0.95 * (len(sizes) - 1))] / sizes[round(0.05 * (len(sizes) - 1))]
+
+
+def recipe_of(item: Configuration, flips: Flips, spread: float, options: Options, asked: Asked) -> TrainingSpec:
+    """Return the recipe of one configuration, and record it; `spread` is the `size_spread` of its dataset."""
+    wide = options.preset == "auto" and spread >= _WIDE_SPREAD
+    augmentation = _augmentation(item, flips, options, wide=wide)
     supervised = item.network.num_stages >= _FEWEST_SUPERVISED_STAGES
     if options.training.deep_supervision and not supervised:
         raise InputError(
@@ -111,7 +136,7 @@ def recipe_of(item: Configuration, flips: Flips, options: Options, asked: Asked)
     if asked.own("mirror_axes"):
         value = asked.trace.values[item.name, "mirror_axes"]
         asked.trace.decide(f"{item.name}.mirror_axes", value, "mirror_all", "all", asked.option("mirror_axes"))
-    _recipe_decisions(item, recipe, options, asked.trace)
+    _recipe_decisions(item, recipe, options, asked.trace, spread if wide else None)
     if not recipe.deep_supervision and options.training.deep_supervision is None:
         asked.trace.differ("unsupervised", name=item.name, stages=item.network.num_stages)
     return recipe
@@ -124,11 +149,13 @@ def decide_common_recipe(training: Mapping[str, TrainingSpec], options: Options,
     for group, values in (("training", _asked_training(options)), ("augmentation", options.augmentation.values)):
         for key, value in values.items():
             trace.differ("option", option=f"{group}.{key}", value=value)
+    if any(recipe.augmentation.scaling_range == _WIDE["scaling_range"] for recipe in training.values()):
+        trace.differ("wide_sizes")
     if options.augmentation.strength == "none":
         trace.differ("no_augmentation")
 
 
-def _augmentation(item: Configuration, flips: Flips, options: Options) -> AugmentationSpec:
+def _augmentation(item: Configuration, flips: Flips, options: Options, *, wide: bool) -> AugmentationSpec:
     masked = [channel for channel, how in enumerate(item.preprocessing.normalization) if how.use_mask]
     asked = options.augmentation
     found = augmentation_for(
@@ -141,7 +168,7 @@ def _augmentation(item: Configuration, flips: Flips, options: Options) -> Augmen
     across = _network_axes([item.preprocessing.image_ndim - 1], item)  # none where the network does not see that axis
     exchange = Exchange(axis=across[0], pairs=flips.exchanged) if flips.exchanged and across else None
     own = {key: value for key, value in asked.values.items() if key not in _GEOMETRY}
-    found = found.model_copy(update={"exchange": exchange, **own})
+    found = found.model_copy(update={"exchange": exchange, **(_WIDE if wide else {}), **own})
     if asked.strength != "none":
         return found
     none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
@@ -175,7 +202,9 @@ def patch_ratio(patch: Sequence[int]) -> float:
     return max(patch) / (min(patch) if len(patch) == 2 else patch[0])
 
 
-def _recipe_decisions(item: Configuration, recipe: TrainingSpec, options: Options, trace: Trace) -> None:
+def _recipe_decisions(
+    item: Configuration, recipe: TrainingSpec, options: Options, trace: Trace, spread: float | None
+) -> None:
     name, patch = item.name, item.patch_size
     training, augmentation = options.training.values, options.augmentation
     strength = ["augmentation.strength"] if augmentation.strength == "none" else []
@@ -209,4 +238,8 @@ def _recipe_decisions(item: Configuration, recipe: TrainingSpec, options: Option
         ratio=patch_ratio(patch),
     )
     intensities = recipe.augmentation.model_dump(mode="json", exclude=_NO_INTENSITY)
-    trace.decide(f"{name}.augmentation.intensities", intensities, "intensities", "", *strength, *given(False))
+    key, of_values = f"{name}.augmentation.intensities", (*strength, *given(False))
+    if spread is None:
+        trace.decide(key, intensities, "intensities", "", *of_values)
+    else:
+        trace.decide(key, intensities, "wide_sizes", "", *of_values, spread=spread)

@@ -416,6 +416,13 @@ TABLE: dict[str, Rule] = {
         changes="the options augmentation.*",
         bounds={"": "preset"},
     ),
+    "wide_sizes": Rule(
+        says="what is segmented is more than twice as large, along an edge, in large cases as in small ones: half of "
+        "the samples are turned and half are scaled, further than nnU-Net does; else its probabilities and ranges",
+        source=_BUDGET,
+        changes="cases of more equal size, or the options augmentation.*",
+        bounds={"": "large cases {spread:.2g} times the small ones"},
+    ),
     "folds_balanced": _folds(
         "one fold for each group of cases (a case without group is its own), at most five; groups stay together, sites "
         "and classes are spread evenly, rare ones first",
@@ -488,6 +495,7 @@ CHANGES = {
     "mirrored": "flipped axes: {axes}",
     "exchange": "left and right labels change places where x is flipped",
     "option": "{option} = {value}",
+    "wide_sizes": "samples are turned and scaled more often and further, because sizes differ much between cases",
     "no_augmentation": "there is no augmentation",
     "unsupervised": "{name} is trained without deep supervision: it has only {stages} stages",
     "set": f"{{name}} {{value}} {SET}; the rules give none",
