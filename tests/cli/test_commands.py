@@ -88,7 +88,7 @@ def test_stored_cases_are_verified(project: Path, capsys: pytest.CaptureFixture[
     told = json.loads(capsys.readouterr().out)
     assert told == [
         {"what": "stored cases", "state": "good", "found": f"{total} of {total} passed the checksum"},
-        {"what": "model", "state": "good", "found": "1 of 1 weight files passed the checksum"},
+        {"what": "other results", "state": "good", "found": "all passed the checksum"},
     ]
     image = next((project / "cases").glob("*/image.b2nd"))
     content = bytearray(image.read_bytes())
@@ -100,7 +100,7 @@ def test_stored_cases_are_verified(project: Path, capsys: pytest.CaptureFixture[
     assert [(row["what"], row["state"]) for row in told] == [
         (f"case {case}", "damaged"),
         ("stored cases", "damaged"),
-        ("model", "good"),
+        ("other results", "good"),
     ]
     assert str(image.parent) in told[0]["found"]
     assert run(["preprocess", "--out", str(project), "--verify"]) == 1  # an older name
@@ -140,7 +140,7 @@ def test_the_verdict_is_told_everywhere(
     assert "a wrong reference label" not in (project / "report.html").read_text(encoding="utf-8")
     assert run(["select", "--out", str(project)]) == 0
     assert lines[0] in capsys.readouterr().out
-    monkeypatch.setattr("segfit.project.Project.verdict", lambda _: Verdict(level="doubtful"))
+    monkeypatch.setattr("segfit.project.findings.Findings.verdict", lambda _: Verdict(level="doubtful"))
     assert run(["run", "--out", str(project)]) == 0
     assert "verdict: doubtful, check this model before use\n" in capsys.readouterr().out
 
@@ -340,8 +340,8 @@ def test_folds_can_be_chosen(
     assert [fold["validation"] for fold in kept["folds"]] == [cases[:1], cases[-1:]]
     assert run(["plan", "--out", "p", "--splits", "nnunet"]) == 0
     assert len(json.loads((tmp_path / "p" / "splits.json").read_text())["folds"]) == 5
-    assert run(["plan", "--out", "p", "--splits", "referense"]) == 2
-    assert "referense is none (did you mean 'reference'?)" in capsys.readouterr().err
+    assert run(["plan", "--out", "p", "--splits", "nnunett"]) == 2
+    assert "nnunett is none (did you mean 'nnunet'?)" in capsys.readouterr().err
 
 
 def test_labels_can_be_resampled(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
