@@ -93,7 +93,7 @@ def test_choices_are_shown_and_refused_by_name(capsys: pytest.CaptureFixture[str
     assert run(["plan", "-h"]) == 0
     told = capsys.readouterr().out
     assert "|".join(get_args(Preset)) in told
-    assert "balanced|reference|FILE" in told
+    assert "balanced|nnunet|FILE" in told
 
 
 def complete(*words: str) -> list[str]:
@@ -174,10 +174,12 @@ def test_status(project: Path, dataset: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_clean(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["clean", str(project), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"removed": True, "items": []}
     copy = tmp_path / "p"
     shutil.copytree(project, copy)
+    assert run(["clean", str(copy)]) == 0
+    capsys.readouterr()
+    assert run(["clean", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"removed": True, "items": []}
     assert run(["plan", "--out", str(copy), "--set", "planning.batch_size=3"]) == 0
     capsys.readouterr()
     assert run(["clean", str(copy), "--dry-run", "--json"]) == 0

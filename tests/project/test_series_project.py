@@ -82,7 +82,7 @@ def test_series_and_files_are_measured_and_predicted_alike(
     for name, source in (("series", series), ("files", volumes)):
         code = run([*model, "-i", str(source / "imagesTs"), "-o", str(tmp_path / name)])
         assert code == (0 if name == "series" else 2)
-    assert "holds no DICOM series (found 2 .nii.gz)" in capsys.readouterr().err
+    assert "has no DICOM series (found 2 .nii.gz)" in capsys.readouterr().err
     files = [str(path) for path in sorted((volumes / "imagesTs").iterdir())]
     assert run([*model, "-o", str(tmp_path / "files"), "-i", *files]) == 0
     alone = str(series / "imagesTs" / "phantom_ts_001_0000")

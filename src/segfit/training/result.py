@@ -65,7 +65,7 @@ class TrainingResult(Document):
     curve: tuple[ValidationPoint, ...] = ()
     validation_cases: tuple[str, ...] = ()  # that the curve was measured on
     peak_memory_gb: float  # device memory, or memory of the process on a CPU
-    weights: str  # SHA-256 of their file
+    weights: str = ""  # SHA-256 of their file
 
     @property
     def own_steps(self) -> int:
