@@ -163,6 +163,7 @@ def test_status(project: Path, dataset: Path, tmp_path: Path, capsys: pytest.Cap
     told = json.loads(capsys.readouterr().out)
     assert [row["stage"] for row in told["stages"]] == PIPELINE[1:]
     assert {row["state"] for row in told["stages"]} == {"done"}
+    assert next(row["detail"] for row in told["stages"] if row["stage"] == "predict") == "2 label files"
     assert (told["dataset"], told["verdict"]) == (str(dataset), "failed")
     assert told["model"] == str(project / "model")
     assert run(["plan", str(dataset), "--out", str(tmp_path / "p")]) == 0

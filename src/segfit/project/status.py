@@ -13,6 +13,7 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.notebook import html_table
 from segfit.planning.plan import Plan
 from segfit.project.folder import CheckFile, ProjectFile, ProjectFolder
+from segfit.records import RECORD_FILE
 from segfit.selection.select import Selection
 from segfit.training.result import RESULT
 from segfit.words import count, dice, listing
@@ -107,7 +108,8 @@ def _results(folder: ProjectFolder) -> list[StageStatus]:
     chosen = ""
     if selection is not None:
         chosen = f"{' + '.join(selection.winner)}, cross-validated Dice {dice(selection.dice_after_steps)}"
-    predicted = [path for path in folder.predictions.glob("*") if path.name[0] != "." and path.name != "summary.json"]
+    others = ("summary.json", RECORD_FILE)
+    predicted = [path for path in folder.predictions.glob("*") if path.name[0] != "." and path.name not in others]
     return [
         _stage("select", chosen),
         _stage("predict", count(len(predicted), "label file") if predicted else ""),
