@@ -88,13 +88,13 @@ def store(document: _Document, path: Path, key: Key, use: Use | None = None) -> 
     return type(document).of_json(raw, path)
 
 
-def recall(kind: type[_Document], path: Path, key: Key) -> _Document | None:
-    """Return a document if it counts under this key; None if it is not there, another one, or damaged."""
+def recall(kind: type[_Document], path: Path, key: Key | None = None) -> _Document | None:
+    """Return a document if it counts, under this key if one is given; None if it is not there, another, or damaged."""
     found = _read(path)
     if found is None:
         return None
     raw, record = found
-    if record.key != key.hash or record != record.sealed(raw):
+    if (key is not None and record.key != key.hash) or record != record.sealed(raw):
         return None
     try:
         return kind.of_json(raw, path)

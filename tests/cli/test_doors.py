@@ -182,6 +182,8 @@ def test_clean(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run(["clean", str(copy), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"removed": True, "items": []}
     assert run(["plan", "--out", str(copy), "--set", "planning.batch_size=3"]) == 0
+    assert run(["clean", str(copy)]) == 2  # a run might go on with what is there
+    assert run(["train", "--out", str(copy)]) == 0
     capsys.readouterr()
     assert run(["clean", str(copy), "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

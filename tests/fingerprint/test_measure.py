@@ -111,7 +111,7 @@ def test_processes_measure_the_same_and_remember_hashes(tmp_path: Path, monkeypa
     cache = tmp_path / "cache"
     assert measure(dataset, "stored", workers=2, cache=cache, hashes=FileHashes(cache / "hashes.json")) == first
     assert len(list(cache.glob("*.npz"))) == 4
-    hashes = json.loads((cache / "hashes.json").read_text())
+    hashes = json.loads((cache / "hashes.json").read_text())["files"]
     assert {Path(name).name for name in hashes} == {
         f"c{i}{end}" for i in range(4) for end in ("_0000.nii.gz", ".nii.gz")
     }

@@ -21,8 +21,7 @@ from segfit.training.checkpoint import Checkpoints, State
 from segfit.training.events import read_events
 from segfit.training.learner import Learner
 from segfit.training.probe import StepCost, TileCost
-from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT
-from segfit.training.starting_state import before_cooldown
+from segfit.training.result import BEFORE_COOLDOWN, EVENTS
 
 SETTINGS = ["planning.base_features=4", "training.precision=fp32", "training.channels_last=false"]
 
@@ -97,8 +96,7 @@ def test_more_time_goes_on_from_before_the_cool_down(begun: Project, monkeypatch
     before, plan = run_of(begun), begun.plan()
     name, (training,) = before.configurations[0], trainings_of(begun)
     assert (before.extends, before.start, before.time_s) == (None, None, 40.0)
-    kept = before_cooldown(training.folder)
-    assert kept is not None
+    kept = before_cooldown_of(begun)
     assert 0 < kept.step < first.steps
 
     monkeypatch.setattr(sizing.Sizer, "best", lambda *_: pytest.fail("nothing is sized"))
@@ -118,9 +116,7 @@ def test_more_time_goes_on_from_before_the_cool_down(begun: Project, monkeypatch
     assert after.forecast["train"].disk_gb == 0.0015  # the weights, and the state before the cool-down
     assert second.first_step == 0
     assert 0 <= second.steps - after.seconds_per_training < 1
-    later = before_cooldown(training.folder)
-    assert later is not None
-    assert kept.step < later.step < second.steps
+    assert kept.step < before_cooldown_of(more).step < second.steps
     steps = [event["step"] for event in read_events(training.folder / EVENTS) if event["kind"] == "step"]
     assert steps == sorted(set(steps))
     assert more.size() == again(begun).size()  # it is decided once
@@ -152,17 +148,13 @@ def test_an_interrupted_training_that_is_given_more_time_goes_on(
         begun.train()
     monkeypatch.setattr(_StepClock, "stop", None)
     kept = before_cooldown_of(begun)
-    longer = run.seconds_per_training * 2
-    plan = begun.size()
-    assert plan.run is not None
-    monkeypatch.setitem(
-        begun._resolved,
-        "size",
-        plan.model_copy(update={"run": plan.run.model_copy(update={"seconds_per_training": longer})}),
-    )
-    [result] = begun.train()
-    assert 0 <= result.steps - longer < 1
-    assert kept.step < before_cooldown_of(begun).step < result.steps
+    more = again(begun, "time_s=60")
+    [result] = more.train()
+    after = run_of(more)
+    assert after.extends == Extension(time_s=40.0, step=kept.step)
+    assert after.seconds_per_training == pytest.approx(20 + run.seconds_per_training, abs=0.06)
+    assert 0 <= result.steps - after.seconds_per_training < 1
+    assert kept.step < before_cooldown_of(more).step < result.steps
 
 
 def _nothing(_: Project) -> None:
@@ -179,11 +171,6 @@ def _tear(project: Project) -> None:
         path.write_bytes(path.read_bytes()[:-1])
 
 
-def _unfinish(project: Project) -> None:
-    for path in project.folder.runs.rglob(RESULT):
-        path.unlink()
-
-
 @pytest.mark.parametrize(
     ("settings", "spoil"),
     [
@@ -192,9 +179,8 @@ def _unfinish(project: Project) -> None:
         (["time_s=60", "training.cooldown_share=0.4"], _nothing),
         (["time_s=60"], _forget),
         (["time_s=60"], _tear),
-        (["time_s=60"], _unfinish),
     ],
-    ids=["another seed", "another fold", "another recipe", "nothing kept", "damaged", "unfinished"],
+    ids=["another seed", "another fold", "another recipe", "nothing kept", "damaged"],
 )
 def test_all_else_is_decided_anew(begun: Project, settings: list[str], spoil: Callable[[Project], None]) -> None:
     begun.train()
@@ -203,6 +189,30 @@ def test_all_else_is_decided_anew(begun: Project, settings: list[str], spoil: Ca
     [result] = other.train()
     run = run_of(other)
     assert (run.extends, run.start, result.first_step) == (None, None, 0)
+
+
+def test_another_fold_does_not_start_from_the_race_of_the_first(
+    tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The winner of a race has seen the cases that validate the other folds."""
+    _pretend(monkeypatch, 0.03)
+    monkeypatch.setattr(race, "_SHORTEST_SECONDS", 0.1)
+    monkeypatch.setattr(race, "_FEWEST_ROUND_STEPS", 1)
+    monkeypatch.setattr(race, "_MOST_ROUND_STEPS", 10)
+    project = Project.create(tmp_path / "p", volumes, settings=["time_s=18", *SETTINGS])
+    [first] = project.train()
+    assert first.first_step > 0
+    for folds, first_steps in (("1", [0]), ("1,0", [0, first.first_step])):
+        other = again(project, f"planning.folds={folds}")
+        assert [result.first_step for result in other.train()] == first_steps
+        assert run_of(other).start_fold == 0
+
+
+def test_the_same_time_never_trains_longer(begun: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    [first] = begun.train()
+    _pretend(monkeypatch, 3.0)  # the machine is a hundred times slower now
+    monkeypatch.setattr(trainings, "FEWEST_STEPS", 100)
+    assert again(begun, "inference.tile_step=1").train() == [first]
 
 
 def test_a_coarser_spacing_stays(begun: Project, data_of_discs: Path, tmp_path: Path) -> None:

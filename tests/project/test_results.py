@@ -7,15 +7,20 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from segfit.dataset.phantom import make_phantom
+from segfit.device import measure_hardware as measure
+from segfit.errors import InputError, StageError
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
-from segfit.project import Project
+from segfit.project import Project, handover, preparation
+from segfit.project.trainings import held_weights
 from segfit.project.upkeep import damage_of, remove, unneeded
+from segfit.records import store
 
 SETTINGS = ["training.steps=6", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
 
@@ -186,10 +191,119 @@ def test_what_other_options_left_can_be_removed(root: Path) -> None:
     redone(root, "training.steps=5")
     items = unneeded(again(root))
     assert {item.path.relative_to(root / "p").parts[0] for item in items} == {"plans", "runs"}
-    remove(items)
+    remove(again(root), items)
     assert unneeded(again(root)) == []
     assert redone(root) == set()
     assert redone(root, "training.steps=6") >= {"size", "train", "validate", "select", "predict"}
+
+
+def test_nothing_is_removed_that_a_run_may_go_on_with(root: Path) -> None:
+    with pytest.raises(InputError, match="nothing was trained"):
+        unneeded(again(root, "training.steps=9"))
+
+
+def test_nothing_is_removed_where_unusable_cases_are_left_out(root: Path) -> None:
+    label = first(root / "Dataset001_Volumes" / "labelsTr")
+    label.write_bytes(label.read_bytes()[:100])
+    assert redone(root, "dataset.skip_incomplete=true") >= {"train"}
+    items = unneeded(again(root, "dataset.skip_incomplete=true"))
+    assert {item.path.relative_to(root / "p").parts[0] for item in items} == {"plans", "runs", "cases"}
+    remove(again(root), items)
+    assert redone(root) == set()
+
+
+def test_the_weight_of_a_case_is_in_the_key_of_the_plan(root: Path) -> None:
+    before = again(root).plan_folder.root
+    data = root / "Dataset001_Volumes"
+    cases = [path.name.removesuffix(".nii.gz") for path in sorted((data / "labelsTr").iterdir())]
+    (data / "cases.csv").write_text("case,weight\n" + "".join(f"{case},{n}\n" for n, case in enumerate(cases)))
+    assert again(root).plan_folder.root != before
+
+
+def test_another_device_is_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = again(root)
+    asked: list[str] = []
+    monkeypatch.setattr(preparation, "measure_hardware", lambda device: (asked.append(device), measure(device))[1])
+    project.plan(settings=["device=cpu"])
+    project.plan(settings=["device=auto"])
+    assert asked == ["cpu"]  # the plan for auto is known
+    assert project.hardware == measure("auto")
+
+
+def test_a_file_that_changes_while_it_is_measured_is_measured_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = root / "Dataset001_Volumes"
+    change_label(sorted((data / "labelsTr").iterdir())[0])
+    measured = preparation.measure
+
+    def meanwhile(*args: Any, **named: Any) -> Any:
+        result = measured(*args, **named)
+        change_label(sorted((data / "labelsTr").iterdir())[1])
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "measure", meanwhile)
+        again(root).fingerprint()
+    before = len(stages(root))
+    again(root).fingerprint()
+    assert "fingerprint" in stages(root)[before:]
+
+
+def test_a_waiting_command_leaves_what_is_being_written(root: Path) -> None:
+    project = again(root)
+    [item] = project.findings().trainings
+    (item.folder / "training.json").unlink()
+    partial = item.folder / ".partial-weights"
+    partial.write_bytes(b"being written by another command")
+    assert again(root).findings().results == ()
+    assert partial.exists()
+
+
+def test_a_command_gives_way_where_another_one_decided_anew(root: Path) -> None:
+    project = again(root, "training.steps=7")
+    project.size()
+    other = again(root)
+    plan = other.size()
+    assert plan.run is not None
+    recipe = plan.training["3d_fullres"].model_copy(update={"learning_rate": 0.001})
+    store(plan.model_copy(update={"training": {**plan.training, "3d_fullres": recipe}}), other.plan_folder.plan,
+          other._plan_key)  # fmt: skip
+    [result] = project.train()
+    assert project.plan().training["3d_fullres"].learning_rate == 0.001
+    [item] = project.findings().trainings
+    assert result.identity == item.identity
+
+
+def test_weights_that_were_trained_longer_meanwhile_are_not_taken_for_others(root: Path) -> None:
+    project = again(root)
+    [item], [result] = project.findings().trainings, project.findings().results
+    with held_weights(project, [item], [result.weights]):
+        pass
+    (item.folder / "weights.safetensors").write_bytes(b"others")
+    with pytest.raises(StageError, match="given more time"), held_weights(project, [item], [result.weights]):
+        pytest.fail("they are not what was validated")
+
+
+def test_the_model_that_another_command_hands_over_is_not_predicted_with(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model(project: Project) -> bytes:
+        return (project.folder.model / "weights-3d_fullres-0.safetensors").read_bytes()
+
+    project = again(root)
+    expected, own = [read_label(path).array for path in project.predict()], model(project)
+    another = again(root, "training.steps=5")
+    another.select()
+    assert model(another) != own
+    for path in (root / "p" / "plans").glob("*/predictions-*"):
+        shutil.rmtree(path)
+    project = again(root, "training.steps=6")
+    project.select()
+    monkeypatch.setattr(handover, "remove_damaged", lambda *_: another.select())  # before the model is loaded
+    for path, array in zip(project.predict(), expected, strict=True):
+        np.testing.assert_array_equal(read_label(path).array, array)
+    assert model(project) == own
 
 
 def test_two_commands_share_the_work(tmp_path: Path) -> None:

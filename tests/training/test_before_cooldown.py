@@ -15,14 +15,14 @@ from segfit.training.checkpoint import Checkpoints, State
 from segfit.training.events import read_events
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, TrainingResult
 from segfit.training.schedule import cooldown_start, learning_rate
-from segfit.training.starting_state import before_cooldown
+from segfit.training.starting_state import state_before_cooldown
 
 SHORT = tiny_recipe(optimizer="muon", momentum=0.95, learning_rate=0.05, cooldown_share=0.5)
 CONSTANT = SHORT.model_copy(update={"poly_exponent": 0.0})
 
 
 def kept(folder: Path) -> State:
-    state = before_cooldown(folder)
+    state = state_before_cooldown(folder, TrainingResult.load(folder / RESULT).identity)
     assert state is not None
     return state
 
@@ -162,4 +162,39 @@ def test_the_lowered_rate_goes_into_the_extension(tmp_path: Path, monkeypatch: p
 def test_a_damaged_one_counts_as_none(tmp_path: Path) -> None:
     train(tmp_path, recipe=SHORT, steps=20)
     (tmp_path / BEFORE_COOLDOWN / files(tmp_path)[0]).write_bytes(b"torn")
-    assert before_cooldown(tmp_path) is None
+    assert state_before_cooldown(tmp_path, TrainingResult.load(tmp_path / RESULT).identity) is None
+
+
+def test_more_time_goes_on_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeClock(monkeypatch)
+    short = train(tmp_path, recipe=SHORT, seconds=4.0)
+    before = kept(tmp_path)
+    assert train(tmp_path, recipe=SHORT, seconds=3.0) == short  # less time changes nothing
+
+    def torn(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "replace", torn)  # killed while the next state before a cool-down is written
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, recipe=SHORT, seconds=8.0, checkpoint_seconds=1e9)
+    assert files(tmp_path) == [f"step-{before.step:09d}.safetensors"]
+    assert TrainingResult.load(tmp_path / RESULT) == short
+    longer = train(tmp_path, recipe=SHORT, seconds=8.0)
+    assert longer.identity == short.identity
+    assert longer.steps > short.steps
+    assert files(tmp_path) == [f"step-{kept(tmp_path).step:09d}.safetensors"]
+    assert kept(tmp_path).step > before.step
+
+
+def test_a_state_that_is_kept_outlives_a_second_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeClock(monkeypatch)
+    short = train(tmp_path, recipe=SHORT, seconds=4.0)
+    before = kept(tmp_path)
+    for ahead in (3, 6):  # both times before the cool-down of the longer training
+        watcher = Watcher(interrupt_at(ahead, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, recipe=SHORT, seconds=16.0, progress=watcher)
+        assert files(tmp_path) == [f"step-{before.step:09d}.safetensors"]
+    assert kept(tmp_path).step > before.step  # the state that was saved at the interruption
+    assert train(tmp_path, recipe=SHORT, seconds=16.0).identity == short.identity

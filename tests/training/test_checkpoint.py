@@ -91,6 +91,34 @@ def test_another_identity_is_not_loaded_and_makes_room(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, "other").save(state(3))
+    (tmp_path / ".partial-x").touch()  # of whoever writes just now
+    (tmp_path / "step-000000009.safetensors").write_bytes(b"torn")
+    assert Checkpoints(tmp_path, "me").peek() is None
+    found = Checkpoints(tmp_path, "other").peek()
+    assert found is not None
+    assert found.step == 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_state_replaces_later_ones_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, "me")
+    checkpoints.save(state(7))
+    checkpoints.save(state(9))
+    with monkeypatch.context() as patch:
+        patch.setattr("segfit.training.checkpoint.write_bytes", full_disk)
+        with pytest.raises(OSError, match="full"):
+            checkpoints.replace(state(5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-00000000{step}.safetensors" for step in (7, 9)]
+    checkpoints.replace(state(5))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000005.safetensors"]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError("full")
+
+
 def test_a_failed_save_keeps_the_older_state(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "me")
     checkpoints.save(state(1))

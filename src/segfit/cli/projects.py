@@ -100,7 +100,7 @@ def clean(
     items = unneeded(project)
     freed = gigabytes(sum(item.num_bytes for item in items) / 2**30)
     if not dry_run:
-        remove(items)
+        remove(project, items)
     if as_json:
         told = [{"path": str(item.path), "what": item.what, "bytes": item.num_bytes} for item in items]
         print_json({"removed": not dry_run, "items": told})

@@ -139,7 +139,8 @@ class FileHashes:
         if self._path is None or not self._changed:
             return
         with self._lock, suppress(OSError):
-            write_json(self._path, self._load() | self._known)
+            files = {key: list(entry) for key, entry in (self._load() | self._known).items()}
+            write_json(self._path, {"files": files, "seal": content_hash(files)})
             self._changed = False
 
     def _key(self, path: Path) -> str:
@@ -152,10 +153,11 @@ class FileHashes:
         if self._path is None or not self._path.exists():
             return {}
         try:
-            return {
-                key: (int(size), int(time), str(digest)) for key, (size, time, digest) in read_json(self._path).items()
-            }
-        except (InputError, AttributeError, TypeError, ValueError):
+            raw = read_json(self._path)
+            if raw["seal"] != content_hash(raw["files"]):
+                return {}
+            return {key: (int(size), int(time), str(digest)) for key, (size, time, digest) in raw["files"].items()}
+        except (InputError, AttributeError, KeyError, TypeError, ValueError):
             return {}  # only a memory: what is not legible is measured again
 
 

@@ -97,6 +97,7 @@ class RunSpec(Record):
     race: tuple[RaceEntry, ...] = ()  # what was tried before it was decided; () if nothing was
     start: str | None = None  # folder, in that of the project, of the training that the first one goes on from
     start_identity: str | None = None  # of that training
+    start_fold: int | None = None  # whose training cases it was trained on: no other fold may go on from it
     extends: Extension | None = None  # the earlier run that it belongs to; None if it belongs to the race
     time_s: float | None = None  # that all of it may take, what an earlier run took included; None: by steps
     course: str = ""  # hash of all that the plan is derived from but the time: equal in runs that can be extended

@@ -329,12 +329,13 @@ class _Decision:
         predicting = len(folds) * sum(self._sizer.validation(item).seconds for item in chosen)
         predicting += sum(item.testing(len(folds), self._workload) for item in chosen)
         seconds = (left - predicting) / (len(folds) * len(chosen))
-        if (before := self._earlier) is not None:  # what was trained before is done
-            done = set(folds) <= set(before.run.folds) and before.step is None
+        before = self._earlier
+        done = before is not None and before.step is None and set(folds) <= set(before.run.folds)
+        if before is not None:
             wanted = before.seconds(self._budget)
             seconds = wanted if done else min(seconds + before.trained_seconds, wanted)
         least = max(FEWEST_STEPS * item.step.seconds_per_step for item in chosen)
-        seconds = round(max(least, seconds), 1)
+        seconds = seconds if done else round(max(least, seconds), 1)
         slack = 1.0 if raced else SLACK  # a race measures what training takes
         return seconds, {item.name: int(seconds / item.step.seconds_per_step / slack) for item in chosen}
 
@@ -398,6 +399,7 @@ class _Decision:
             race=outcome.entries if outcome else before.run.race if before else (),
             start=outcome.start if outcome else before.run.start if before else None,
             start_identity=outcome.identity if outcome else before.run.start_identity if before else None,
+            start_fold=self._project.first_fold if outcome else before.run.start_fold if before else None,
             extends=None if before is None else before.told,
             time_s=None if options.training.steps is not None else self._budget,
             course=self._project.course(),

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from segfit.errors import InputError
 from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import training_of
 from segfit.records import recall
-from segfit.training.result import RESULT, TrainingResult, result_key
-from segfit.training.starting_state import before_cooldown
+from segfit.training.starting_state import state_before_cooldown
 from segfit.words import duration
 
 __all__ = ["Earlier", "earlier_run"]
@@ -55,7 +53,7 @@ class Earlier:
 def earlier_run(project: Preparation, *, time_s: float | None, steps: int | None) -> Earlier | None:
     """Return the run that one of so many seconds or steps goes on with; None if it is decided anew.
 
-    That is one of the same length, or else the longest of the shorter ones that trained one network and is finished.
+    That is one of the same length, or else the longest of the shorter ones that trained one network, to the end or not.
     Runs of other options than the time, the folds and those of prediction do not count.
     """
     plans = list(_plans(project))
@@ -73,11 +71,8 @@ def _plans(project: Preparation) -> Iterator[tuple[Plan, RunSpec]]:
     """Yield the plans that this project has been run with, of the same course."""
     course = project.course()
     for path in sorted(project.folder.plans.glob("*/plan.json")):
-        try:
-            plan = Plan.load(path)
-        except InputError:
-            continue  # it is not asked for
-        if plan.run is not None and plan.run.course == course:
+        plan = recall(Plan, path)
+        if plan is not None and plan.run is not None and plan.run.course == course:
             yield plan, plan.run
 
 
@@ -87,7 +82,5 @@ def _before_cooldown(project: Preparation, plan: Plan, run: RunSpec) -> Earlier 
     if len(run.configurations) != 1 or len(run.folds) != 1 or folds not in (None, run.folds):
         return None
     training = training_of(project, plan, run.configurations[0], run.folds[0])
-    if recall(TrainingResult, training.folder / RESULT, result_key(training.identity)) is None:
-        return None
-    state = before_cooldown(training.folder)
+    state = state_before_cooldown(training.folder, training.identity)
     return None if state is None else Earlier(plan, run, state.step, state.facts["seconds"])

@@ -9,7 +9,7 @@ from segfit.dataset.splits import Fold
 from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan
-from segfit.project.handover import Selected, evaluation, selected
+from segfit.project.handover import Selected, predictions_of, scores_of, selected
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import Training, results_of, trainings_of
 from segfit.records import recall
@@ -76,6 +76,6 @@ def find(project: Preparation) -> Findings:
     chosen = selected(project, results)
     test = None
     if chosen is not None and any(case.label_files for case in project.dataset.test):
-        path, key = evaluation(project, chosen)
+        path, key = scores_of(project, predictions_of(project, chosen))
         test = recall(Summary, path, key)
     return Findings(fingerprint, plan, folds, trainings, results, chosen, test)

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from segfit.bundle.bundle import Member, ModelManifest, open_bundle, weights_name, write_bundle
+from segfit.dataset.manifest import Case
 from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate, summarize
 from segfit.files import replace_folder
@@ -20,8 +21,16 @@ from segfit.inference.predict_folder import predict_folder
 from segfit.project.preparation import Preparation, told_of_files
 from segfit.project.sharing import Task
 from segfit.project.stages import STAGES
-from segfit.project.trainings import Validation, train_all, trainings_of, validate_all, validations_of
-from segfit.project.validation import SUMMARY, probabilities_path, validation_pairs
+from segfit.project.trainings import (
+    Validation,
+    held_weights,
+    summaries_of,
+    train_all,
+    trainings_of,
+    validate_all,
+    validations_of,
+)
+from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validation_pairs
 from segfit.records import Key, Use, is_sealed, recall, remove_damaged, seal, store
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
@@ -30,7 +39,16 @@ from segfit.selection.select import Candidate, Selection, select
 from segfit.selection.verdict import judge
 from segfit.training.result import WEIGHTS, TrainingResult
 
-__all__ = ["Selected", "evaluate_test", "evaluation", "predict_test", "select_model", "selected"]
+__all__ = [
+    "Predictions",
+    "Selected",
+    "evaluate_test",
+    "predict_test",
+    "predictions_of",
+    "scores_of",
+    "select_model",
+    "selected",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +68,7 @@ def select_model(project: Preparation) -> Selected:
     What was selected from all validation cases stays, also where a part of them would do.
     """
     results = train_all(project)
-    found = selected(project, results)
-    if found is None:
-        with project.locks.held("select"):
-            found = selected(project, results) or _select(project, results)
+    found = selected(project, results) or _select(project, results)
     folder = project.plan_folder
     project.publish(folder.selection, project.folder.selection)
     project.publish(folder.validation_summary, project.folder.validation_summary)
@@ -84,7 +99,15 @@ def _selection_key(project: Preparation, validations: Sequence[Validation]) -> K
 
 def _select(project: Preparation, results: Sequence[TrainingResult]) -> Selected:
     validations = validations_of(project, results, whole=project.validates_all)
-    summaries, key = validate_all(project, validations), _selection_key(project, validations)
+    validate_all(project, validations, unless=lambda: selected(project, results) is not None)
+    with project.locks.held("select"):
+        return selected(project, results) or _chosen(project, results, validations)
+
+
+def _chosen(project: Preparation, results: Sequence[TrainingResult], validations: Sequence[Validation]) -> Selected:
+    """Choose from validations that are done, and write it down."""
+    key = _selection_key(project, validations)
+    summaries = summaries_of(validations)
     with project.account("select") as use:
         candidates = _candidates(project, summaries, validations)
         selection = select(
@@ -99,72 +122,91 @@ def _select(project: Preparation, results: Sequence[TrainingResult]) -> Selected
         summary = store(winner.summary, project.plan_folder.validation_summary, key, use())
         selection = store(selection, project.plan_folder.selection, key, use())
     for item in validations:
-        shutil.rmtree(item.folder / "probabilities", ignore_errors=True)
+        shutil.rmtree(item.folder / PROBABILITIES, ignore_errors=True)
     return Selected(selection, summary, key, tuple(validations), tuple(results))
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The predictions of the test images by the model that was handed over, and where their scores lie."""
+
+    folder: Path
+    key: Key
+    cases: tuple[Case, ...]
+    ending: str
+
+    @property
+    def names(self) -> list[str]:
+        """Files in the folder."""
+        return [f"{case.id}{self.ending}" for case in self.cases]
+
+
+def predictions_of(project: Preparation, chosen: Selected) -> Predictions:
+    """Return where the predictions of the test images are, or are to be."""
+    cases = project.dataset.test
+    key = STAGES["predict"].key(
+        project.options,
+        model=_model_key(project, chosen).hash,
+        images={case.id: project.hashes.images(case) for case in cases},
+    )
+    return Predictions(project.plan_folder.predictions(key.hash), key, cases, project.dataset.file_ending)
+
+
+def scores_of(project: Preparation, predictions: Predictions) -> tuple[Path, Key]:
+    """Return where the scores of predictions lie, and what they count under."""
+    references = {case.id: project.hashes.case(case) for case in predictions.cases if case.label_files}
+    key = STAGES["evaluate"].key(project.options, predictions=predictions.key.hash, references=references)
+    return predictions.folder / SUMMARY, key
 
 
 def predict_test(project: Preparation) -> list[Path]:
     """Predict the test images into ``predictions/``."""
+    top = project.folder.predictions
+    return [top / name for name in _predicted(project).names]
+
+
+def _predicted(project: Preparation) -> Predictions:
+    """Predict the test images, and have a copy at the top of the project."""
     chosen = select_model(project)
-    cases, folder = project.dataset.test, project.folder.predictions
-    if not cases:
-        shutil.rmtree(folder, ignore_errors=True)  # of images that are gone
-        return []
-    key = predictions_key(project, chosen)
-    made, ending = project.plan_folder.predictions(key.hash), project.dataset.file_ending
-    names = [f"{case.id}{ending}" for case in cases]
+    item, top = predictions_of(project, chosen), project.folder.predictions
+    if not item.cases:
+        shutil.rmtree(top, ignore_errors=True)  # of images that are gone
+        return item
 
     def do() -> None:
-        remove_damaged(made, key)
+        remove_damaged(item.folder, item.key)
         with project.account("predict") as use:
-            model = load_model(project.folder.model, project.options.device)
-            predict_folder(model, cases, made, ending=ending, progress=project.progress)
-            seal(made, key, names, use())
+            with project.locks.held("model"):  # other commands may have another one handed over
+                _hand_over(project, chosen)
+                model = load_model(project.folder.model, project.options.device)
+            predict_folder(model, item.cases, item.folder, ending=item.ending, progress=project.progress)
+            seal(item.folder, item.key, item.names, use())
 
-    project.locks.share([Task("predict", lambda: is_sealed(made, key), do)])
-    if not is_sealed(folder, key):
-        with told_of_files("results"):
-            replace_folder(made, folder)
-    return [folder / name for name in names]
-
-
-def predictions_key(project: Preparation, chosen: Selected) -> Key:
-    """Return what the predictions of the test images count under."""
-    return STAGES["predict"].key(
-        project.options,
-        model=_model_key(project, chosen).hash,
-        images={case.id: project.hashes.images(case) for case in project.dataset.test},
-    )
+    project.locks.share([Task("predict", lambda: is_sealed(item.folder, item.key), do)])
+    with project.locks.held("predictions"), told_of_files("results"):
+        if not is_sealed(top, item.key):
+            replace_folder(item.folder, top)
+    return item
 
 
 def evaluate_test(project: Preparation) -> Summary | None:
     """Score the predictions of the test images that have labels; None if there are none."""
-    paths = {path.name.removesuffix(project.dataset.file_ending): path for path in predict_test(project)}
-    cases, top = [case for case in project.dataset.test if case.label_files], project.folder.predictions / SUMMARY
+    item, top = _predicted(project), project.folder.predictions / SUMMARY
+    cases = [case for case in item.cases if case.label_files]
     if not cases:
         top.unlink(missing_ok=True)
         return None
-    path, key = evaluation(project, select_model(project))
+    path, key = scores_of(project, item)
 
     def make(use: Callable[[], Use]) -> Summary:
-        pairs = [Pair.of_case(case, paths[case.id], project.dataset.labels) for case in cases]
-        summary = evaluate(pairs, project.dataset.labels, workers=project.options.workers, progress=project.progress)
+        labels = project.dataset.labels
+        pairs = [Pair.of_case(case, item.folder / f"{case.id}{item.ending}", labels) for case in cases]
+        summary = evaluate(pairs, labels, workers=project.options.workers, progress=project.progress)
         return store(summary, path, key, use())
 
     found = project.resolve("evaluate", lambda: recall(Summary, path, key), make)
     project.publish(path, top)
     return found
-
-
-def evaluation(project: Preparation, chosen: Selected) -> tuple[Path, Key]:
-    """Return where the scores of the test images lie, and what they count under."""
-    predictions = predictions_key(project, chosen)
-    key = STAGES["evaluate"].key(
-        project.options,
-        predictions=predictions.hash,
-        references={case.id: project.hashes.case(case) for case in project.dataset.test if case.label_files},
-    )
-    return project.plan_folder.predictions(predictions.hash) / SUMMARY, key
 
 
 def _candidates(
@@ -225,8 +267,6 @@ def _model_key(project: Preparation, chosen: Selected) -> Key:
 def _hand_over(project: Preparation, chosen: Selected) -> None:
     """See that ``model/`` is the selected one."""
     key = _model_key(project, chosen)
-    if _is_handed_over(project.folder.model, key):
-        return
     with project.locks.held("model"), told_of_files("results"):
         if not _is_handed_over(project.folder.model, key):
             _write_model(project, chosen, key)
@@ -304,4 +344,5 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
             "key": key.hash,
         },
     )
-    write_bundle(project.folder.model, manifest, weights)
+    with held_weights(project, trainings_of(project), [result.weights for result in results]):
+        write_bundle(project.folder.model, manifest, weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -114,6 +113,7 @@ class Preparation:
 
     def _fingerprint(self) -> Fingerprint:
         require_usable(self.check())
+        key = self._fingerprint_key  # of what is there before it is measured
 
         def make(use: Callable[[], Use]) -> Fingerprint:
             result = measure(
@@ -124,9 +124,9 @@ class Preparation:
                 cache=self.folder.cache,
                 hashes=self.hashes,
             )
-            return store(result, self.folder.fingerprint, self._fingerprint_key, use())
+            return store(result, self.folder.fingerprint, key, use())
 
-        return self.resolve("fingerprint", self.known_fingerprint, make)
+        return self.resolve("fingerprint", lambda: recall(Fingerprint, self.folder.fingerprint, key), make)
 
     def known_fingerprint(self) -> Fingerprint | None:
         """Return the fingerprint if it was measured."""
@@ -223,12 +223,14 @@ class Preparation:
 
     def decide_anew(self) -> None:
         """Forget what is trained: it is decided again, when it is asked for, in the time that is left."""
-        plan = self.replanned(())
         with self.account("plan"):
-            plan = store(plan, self.plan_folder.plan, self._plan_key)
-        for name in [name for name in self._resolved if name == "size" or name.startswith(("preprocess", "training"))]:
+            store(self.replanned(()), self.plan_folder.plan, self._plan_key)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Forget what is planned and trained in this session: others may have decided anew."""
+        for name in [name for name in self._resolved if name in ("plan", "size") or name.startswith("preprocess ")]:
             del self._resolved[name]
-        self._resolved["plan"] = plan
 
     def replanned(self, settings: Sequence[str]) -> Plan:
         """Return the plan of this project with further settings of the planner; nothing is written."""
@@ -253,6 +255,7 @@ class Preparation:
             fingerprint=self.fingerprint().content_hash(),
             labels=self.dataset.labels.content_hash(),
             splits=self.splits().seal,
+            weights=self.weights([case.id for case in self.dataset.training]),
         )
 
     def splits(self) -> Splits:
@@ -338,7 +341,7 @@ class Preparation:
         names = plan.run.configurations if plan.run else choose_configurations(list(plan.configurations), self.options)
         missing = [name for name in names if f"preprocess {name}" not in self._resolved]
         if missing:
-            with self.account("preprocess"):
+            with self.locks.held("preprocess"), self.account("preprocess"):
                 for name in missing:
                     self._resolved[f"preprocess {name}"] = preprocess_dataset(
                         self.dataset.training,
@@ -388,10 +391,10 @@ class Preparation:
             with told_of_files("results"):
                 write_bytes(target, content)
 
-    @cached_property
+    @property
     def hardware(self) -> Hardware:
         """The machine, looked at once."""
-        return measure_hardware(self.options.device)
+        return self.once("hardware", lambda: measure_hardware(self.options.device))
 
     def run_plan(self) -> RunSpec:
         """Return what is trained; it is decided now if it was not."""

@@ -25,8 +25,10 @@ from segfit.files import Document, content_hash
 from segfit.planning.plan import Plan, RaceEntry, candidate_words
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.project.candidate import SLACK, Candidate
-from segfit.project.preparation import Preparation, load
+from segfit.project.preparation import Preparation
+from segfit.project.stages import STAGES
 from segfit.project.validation import validate_fold
+from segfit.records import Key, recall, store
 from segfit.training.loop import train_fold
 from segfit.training.result import RESULT, WEIGHTS, TrainingResult
 from segfit.words import duration
@@ -68,7 +70,7 @@ class Outcome:
 
 def taken_up(project: Preparation) -> list[Candidate] | None:
     """Return the candidates of a race that was begun for the plan."""
-    known = load(RaceFile, project.plan_folder.race / "race.json")
+    known = _known(project)
     return None if known is None else list(known.candidates)
 
 
@@ -78,10 +80,12 @@ def race(project: Preparation, candidates: Sequence[Candidate], *, seconds: floa
     Returns None if there is no time for a race: the first candidate is the most promising one.
     """
     folder = project.plan_folder.race
-    file = load(RaceFile, folder / "race.json") or _begun(project, candidates, seconds)
+    file = _known(project)
     if file is None:
-        return None
-    file.save(folder / "race.json")
+        file = _begun(project, candidates, seconds)
+        if file is None:
+            return None
+        _keep(project, file)
     runners = [_Runner(project, file, number, folder) for number in range(len(file.candidates))]
     winner = _second(runners, file.diverged) if file.diverged else _first(runners)
     entries: tuple[RaceEntry, ...] = ()
@@ -98,13 +102,12 @@ def race(project: Preparation, candidates: Sequence[Candidate], *, seconds: floa
 
 def exclude(project: Preparation, plan: Plan) -> bool:
     """Take the winner, which cannot be trained, out of the race of a plan; return whether another candidate is left."""
-    path = project.plan_folder.race / "race.json"
-    file = load(RaceFile, path)
+    file = _known(project)
     if file is None or plan.run is None or not plan.run.race:
         return False
     winner = next(number for number, entry in enumerate(plan.run.race) if entry.winner)
     file = file.model_copy(update={"diverged": tuple(sorted({*file.diverged, winner}))})
-    file.save(path)
+    _keep(project, file)
     return any(entry.mean is not None for n, entry in enumerate(plan.run.race) if n not in file.diverged)
 
 
@@ -115,6 +118,18 @@ def remove_losers(project: Preparation, plan: Plan) -> None:
     for folder in project.plan_folder.race.glob("*/"):
         if not (project.folder.root / plan.run.start).is_relative_to(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _known(project: Preparation) -> RaceFile | None:
+    return recall(RaceFile, project.plan_folder.race / "race.json", _key(project))
+
+
+def _keep(project: Preparation, file: RaceFile) -> None:
+    store(file, project.plan_folder.race / "race.json", _key(project))
+
+
+def _key(project: Preparation) -> Key:
+    return STAGES["race"].key(project.options, plan=project.plan_folder.root.name)
 
 
 def _first(runners: Sequence[_Runner]) -> _Runner:
@@ -214,7 +229,7 @@ class _Runner:
         project, candidate = self._project, self.candidate
         split = project.splits().folds[project.first_fold]
         names = [name for name in split.train if name not in self._file.cases]
-        keys, store = self._stored(), project.store
+        keys = self._stored()
         before = self.last if round_ else None
         self.last = self.folder / f"round-{round_}"
         return train_fold(
@@ -223,7 +238,7 @@ class _Runner:
                 update={"poly_exponent": 0.0, "validation_share": 0.0, "weight_average": _AVERAGE}
             ),
             labels=project.dataset.labels,
-            cases_train=[store.open(keys[name]) for name in names],
+            cases_train=[project.store.open(keys[name]) for name in names],
             cases_validation=(),
             weights=project.weights(names),
             folder=self.last,
@@ -240,14 +255,14 @@ class _Runner:
 
     def _predict(self) -> Summary:
         project, candidate, keys = self._project, self.candidate, self._stored()
-        store = project.store
+        assert self._result is not None
         return validate_fold(
             candidate.configuration,
             candidate.recipe,
             project.dataset,
-            [store.open(keys[name]) for name in self._file.cases],
+            [project.store.open(keys[name]) for name in self._file.cases],
             self.last / WEIGHTS,
-            self.last / "predicted",
+            self.last / f"predicted-{self._result.weights[:16]}",
             device=resolve_device(project.options.device),
             mirror=False,
             tile_step=project.options.inference.tile_step,

@@ -55,7 +55,7 @@ class Stage:
 
 
 _TRAINED_FROM = ("preset", "memory_gb", "device", "seed", "dataset", "planning", "training", "augmentation")
-_PLANNED_FROM = (*_TRAINED_FROM, "inference")
+_PLANNED_ON = ("fingerprint", "labels", "splits", "weights")
 _NOT_PLANNED_FROM = ("dataset.skip_incomplete", "training.checkpoint_seconds")
 
 STAGES = {
@@ -63,10 +63,9 @@ STAGES = {
     for stage in (
         Stage("check", ("dataset",)),
         Stage("fingerprint", ("cases", "labels", "orientation")),
-        Stage("plan", ("fingerprint", "labels", "splits"), (*_PLANNED_FROM, "time_s"), _NOT_PLANNED_FROM),
-        Stage(
-            "course", ("fingerprint", "labels", "splits"), _PLANNED_FROM[:-1], (*_NOT_PLANNED_FROM, "planning.folds")
-        ),
+        Stage("plan", _PLANNED_ON, (*_TRAINED_FROM, "inference", "time_s"), _NOT_PLANNED_FROM),
+        Stage("course", _PLANNED_ON, _TRAINED_FROM, (*_NOT_PLANNED_FROM, "planning.folds")),
+        Stage("race", ("plan",)),
         Stage("validate", ("weights", "cases", "mirror"), ("inference.tile_step", "inference.mirror")),
         Stage("select", ("validations", "labels")),
         Stage("model", ("selection", "weights", "plan")),

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from segfit.device import resolve_device
-from segfit.errors import DivergedError, InputError
+from segfit.errors import DivergedError, InputError, StageError
 from segfit.evaluation.summary import Summary
-from segfit.files import content_hash
+from segfit.files import content_hash, hash_file
 from segfit.planning.budget import FEWEST_STEPS
 from segfit.planning.plan import Plan, RunSpec
 from segfit.project.preparation import Preparation
 from segfit.project.race import exclude, remove_losers
 from segfit.project.sharing import Task
 from segfit.project.stages import STAGES
-from segfit.project.validation import SUMMARY, probabilities_path, validate_fold
+from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validate_fold
 from segfit.records import Key, is_sealed, remove_damaged, seal
 from segfit.training.identity import training_identity
 from segfit.training.loop import train_fold
@@ -26,8 +28,10 @@ from segfit.training.result import WEIGHTS, TrainingResult, finished_result
 __all__ = [
     "Training",
     "Validation",
+    "held_weights",
     "require_trained",
     "results_of",
+    "summaries_of",
     "train_all",
     "training_of",
     "trainings_of",
@@ -87,50 +91,68 @@ def require_trained(project: Preparation) -> None:
 
 
 def train_all(project: Preparation) -> list[TrainingResult]:
-    """Train what is not trained yet, and what has been given more time since.
+    """Train what is not trained yet, and what has been given more time since; return all results of the run.
 
     Where the first training that a race decided on diverges for good, the next candidate of the race is trained.
     """
     while True:
-        first = trainings_of(project)[0]
         try:
-            _train_planned(project)
-        except DivergedError as error:
-            if (first.folder / WEIGHTS).exists() or not exclude(project, project.plan()):
-                raise
-            project.progress.warn(f"{error}; the next candidate of the race is trained instead")
-            shutil.rmtree(first.folder, ignore_errors=True)
-            project.decide_anew()
-        else:
+            results = _train_planned(project)
+        except _DecidedAnewError:
+            continue
+        if results is not None:
             remove_losers(project, project.plan())
-            return results_of(project)
+            return results
+
+
+class _DecidedAnewError(Exception):
+    """What is trained is not what it was."""
 
 
 def results_of(project: Preparation) -> list[TrainingResult]:
-    """Return the results of the trainings of the run, all of which are finished."""
+    """Return the results of those trainings of the run that are finished."""
+    return [result for item in trainings_of(project) if (result := _result(project, item)) is not None]
+
+
+def _result(project: Preparation, item: Training) -> TrainingResult | None:
+    return finished_result(item.folder, item.identity, project.run_plan().seconds_per_training)
+
+
+def _train_planned(project: Preparation) -> list[TrainingResult] | None:
+    """Train what is missing; return the results, None if another command is just writing one of them."""
+    wanted, results = trainings_of(project), results_of(project)
+    if len(results) < len(wanted):
+        project.preprocess()
+        project.locks.share(
+            [
+                Task(item.title, partial(_is_trained, project, item), partial(_train_or_give_way, project, item))
+                for item in wanted
+            ]
+        )
+        results = results_of(project)
+    return results if len(results) == len(wanted) else None
+
+
+def _is_trained(project: Preparation, item: Training) -> bool:
+    return _result(project, item) is not None
+
+
+def _train_or_give_way(project: Preparation, item: Training) -> None:
+    """Train, or raise `_DecidedAnewError` where another candidate is trained instead: nobody else is at work on it."""
+    if project.known_plan() != project.size():  # another command gave way
+        project.look_again()
+        raise _DecidedAnewError
     run = project.run_plan()
-    found = [finished_result(item.folder, item.identity, run.seconds_per_training) for item in trainings_of(project)]
-    return [result for result in found if result is not None]
-
-
-def _train_planned(project: Preparation) -> None:
-    run = project.run_plan()
-    left = [
-        item
-        for item in trainings_of(project)
-        if finished_result(item.folder, item.identity, run.seconds_per_training) is None
-    ]
-    if not left:
-        return
-    project.preprocess()
-
-    def task(item: Training) -> Task:
-        def is_done() -> bool:
-            return finished_result(item.folder, item.identity, run.seconds_per_training) is not None
-
-        return Task(item.title, is_done, lambda: _train(project, item))
-
-    project.locks.share([task(item) for item in left])
+    try:
+        _train(project, item)
+    except DivergedError as error:
+        first = (item.name, item.fold) == (run.configurations[0], run.folds[0])
+        if not first or (item.folder / WEIGHTS).exists() or not exclude(project, project.plan()):
+            raise
+        project.progress.warn(f"{error}; the next candidate of the race is trained instead")
+        shutil.rmtree(item.folder, ignore_errors=True)
+        project.decide_anew()
+        raise _DecidedAnewError from error
 
 
 def _train(project: Preparation, item: Training) -> TrainingResult:
@@ -162,8 +184,8 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
 
 
 def _goes_on(run: RunSpec, name: str, fold: int) -> bool:
-    """Whether a training starts from the winner of a race."""
-    return run.start is not None and (name, fold) == (run.configurations[0], run.folds[0])
+    """Whether a training starts from the winner of a race, which saw the training cases of one fold."""
+    return run.start is not None and (name, fold) == (run.configurations[0], run.start_fold)
 
 
 def _data(keys: dict[str, str], train: tuple[str, ...], validation: tuple[str, ...]) -> str:
@@ -202,18 +224,24 @@ def validations_of(project: Preparation, results: Sequence[TrainingResult], *, w
     return found
 
 
-def validate_all(project: Preparation, validations: Sequence[Validation]) -> dict[str, dict[int, Summary]]:
-    """Predict and score validation cases; return the scores by configuration and fold."""
+def validate_all(project: Preparation, validations: Sequence[Validation], *, unless: Callable[[], bool]) -> None:
+    """Predict and score validation cases, `unless` they are not needed any more."""
     several = len(project.run_plan().configurations) > 1
 
-    def task(item: Validation) -> Task:
-        def is_done() -> bool:
-            scored = [probabilities_path(item.folder, case) for case in item.cases] if several else []
-            return is_sealed(item.folder, item.key) and all(path.exists() for path in scored)
+    def is_done(item: Validation) -> bool:
+        probabilities = not several or is_sealed(item.folder / PROBABILITIES, item.key)
+        return (is_sealed(item.folder, item.key) and probabilities) or unless()
 
-        return Task(item.title, is_done, lambda: _validate(project, item, probabilities=several))
+    project.locks.share(
+        [
+            Task(item.title, partial(is_done, item), partial(_validate, project, item, probabilities=several))
+            for item in validations
+        ]
+    )
 
-    project.locks.share([task(item) for item in validations])
+
+def summaries_of(validations: Sequence[Validation]) -> dict[str, dict[int, Summary]]:
+    """Return the scores of validations that are done, by configuration and fold."""
     summaries: dict[str, dict[int, Summary]] = {}
     for item in validations:
         summaries.setdefault(item.training.name, {})[item.training.fold] = Summary.load(item.folder / SUMMARY)
@@ -224,7 +252,8 @@ def _validate(project: Preparation, item: Validation, *, probabilities: bool) ->
     run, plan, inference = project.run_plan(), project.plan(), project.options.inference
     name, keys = item.training.name, project.preprocess()[item.training.name]
     remove_damaged(item.folder, item.key)
-    with project.account("validate") as use:
+    remove_damaged(item.folder / PROBABILITIES, item.key)
+    with held_weights(project, [item.training], [item.weights]), project.account("validate") as use:
         validate_fold(
             plan.configurations[name],
             plan.training[name],
@@ -241,4 +270,18 @@ def _validate(project: Preparation, item: Validation, *, probabilities: bool) ->
             progress=project.progress,
         )
         names = [f"{case}{project.dataset.file_ending}" for case in item.cases]
+        if probabilities:
+            files = [probabilities_path(item.folder, case).name for case in item.cases]
+            seal(item.folder / PROBABILITIES, item.key, files, use())
         seal(item.folder, item.key, [SUMMARY, *names], use())
+
+
+@contextmanager
+def held_weights(project: Preparation, trainings: Sequence[Training], weights: Sequence[str]) -> Iterator[None]:
+    """Keep other commands from going on with trainings, whose weights must have these hashes."""
+    with ExitStack() as stack:
+        for item, wanted in zip(trainings, weights, strict=True):
+            stack.enter_context(project.locks.held(item.title))
+            if hash_file(item.folder / WEIGHTS) != wanted:
+                raise StageError(f"{item.title} was given more time by another command meanwhile", "rerun the command")
+        yield

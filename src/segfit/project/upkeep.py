@@ -13,6 +13,7 @@ from segfit.files import read_json
 from segfit.project.findings import find
 from segfit.project.folder import ProjectFolder
 from segfit.project.preparation import Preparation
+from segfit.project.validation import PROBABILITIES
 from segfit.records import RECORD, RECORD_FILE, damaged_files, record_of
 from segfit.training.result import RESULT, WEIGHTS, TrainingResult, weights_are_whole
 
@@ -80,38 +81,49 @@ def _damage_of_document(path: Path) -> str | None:
 def unneeded(project: Preparation) -> list[Unneeded]:
     """Return what no result of the present options needs: plans, trainings and cases of other options or other data.
 
-    Raises `InputError` while another command is at work in the project: what it makes is none of these.
+    Raises `InputError` while another command is at work in the project, and where nothing was trained with the present
+    options yet: they may go on with what is there.
     """
-    if busy := project.locks.held_by_others():
-        raise InputError(
-            f"another segfit is at work in {project.folder.root} ({', '.join(busy)}); clean when it has ended"
-        )
+    _require_rest(project)
+    project.check()  # first: it decides which cases count
     folder, found = project.folder, find(project)
+    if found.plan is None or found.plan.run is None:
+        raise InputError(
+            f"nothing was trained in {folder.root} with its present options yet",
+            f"run it first (segfit run --out {folder.root}), or ask for the options whose results are to stay",
+        )
     kept = {project.plan_folder.root, *(item.folder for item in found.trainings)}
-    if found.plan is not None and found.plan.run is not None and found.plan.run.start is not None:
+    if found.plan.run.start is not None:
         kept.add((folder.root / found.plan.run.start).parents[2])  # the plan whose race the training started from
-    validations = {item.folder for item in found.selected.validations} if found.selected is not None else None
     items = [(path, "plan of other options") for path in _folders(folder.plans, "*") if path not in kept]
-    for path in _folders(folder.runs, "*/fold-*/*"):
-        if path not in kept:
-            items.append((path, f"training {path.parent.parent.name}, {path.parent.name} of other options"))
-        elif validations is not None:
-            items += [
-                (one, "validation of an earlier state")
-                for one in _folders(path, "validation-*")
-                if one not in validations
-            ]
-    configurations = () if found.plan is None else found.plan.configurations.values()
-    cases = {key for item in configurations for key in project.case_keys(item).values()}
+    items += [
+        (path, f"training {path.parent.parent.name}, {path.parent.name} of other options")
+        for path in _folders(folder.runs, "*/fold-*/*")
+        if path not in kept
+    ]
+    if found.selected is not None:
+        needed = {item.folder for item in found.selected.validations}
+        own = [path for item in found.trainings for path in _folders(item.folder, "validation-*")]
+        items += [(path, "validation of an earlier state") for path in own if path not in needed]
+        items += [(path / PROBABILITIES, "left by a selection") for path in needed if (path / PROBABILITIES).is_dir()]
+    cases = {key for item in found.plan.configurations.values() for key in project.case_keys(item).values()}
     old = sorted(set(project.store.keys()) - cases)
     items += [(folder.cases / key, "preprocessed case of other options") for key in old]
     return [Unneeded(path, what, _size(path)) for path, what in items]
 
 
-def remove(items: Sequence[Unneeded]) -> None:
-    """Remove what is unneeded."""
+def remove(project: Preparation, items: Sequence[Unneeded]) -> None:
+    """Remove what is unneeded; raise `InputError` if another command began to work meanwhile."""
+    _require_rest(project)
     for item in items:
         shutil.rmtree(item.path, ignore_errors=True)
+
+
+def _require_rest(project: Preparation) -> None:
+    if busy := project.locks.held_by_others():
+        raise InputError(
+            f"another segfit is at work in {project.folder.root} ({', '.join(busy)})", "run clean when it has ended"
+        )
 
 
 def _folders(root: Path, pattern: str) -> list[Path]:

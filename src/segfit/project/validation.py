@@ -23,9 +23,10 @@ from segfit.preprocessing.store import StoredCase
 from segfit.progress import SILENT, Progress, messages_only
 from segfit.specs import Configuration, TrainingSpec
 
-__all__ = ["SUMMARY", "probabilities_path", "validate_fold", "validation_pairs"]
+__all__ = ["PROBABILITIES", "SUMMARY", "probabilities_path", "validate_fold", "validation_pairs"]
 
 SUMMARY = "summary.json"
+PROBABILITIES = "probabilities"
 
 
 def validate_fold(
@@ -86,7 +87,7 @@ def validation_pairs(dataset: Dataset, folder: Path, case_ids: Sequence[str]) ->
 
 def probabilities_path(folder: Path, case_id: str) -> Path:
     """Where the probabilities of a validation case lie."""
-    return folder / "probabilities" / f"{case_id}.npy"
+    return folder / PROBABILITIES / f"{case_id}.npy"
 
 
 def _finished(folder: Path, wanted: Sequence[str], *, probabilities: bool) -> Summary | None:

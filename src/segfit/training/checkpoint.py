@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from torch import Tensor
 from segfit.files import remove_leftovers, write_bytes
 
 __all__ = ["GENERATIONS", "Checkpoints", "State", "write_tensors"]
+
+_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError)
 
 GENERATIONS = 2  # a state damaged on disk costs one interval, not the training
 
@@ -51,11 +54,23 @@ class Checkpoints:
 
     def save(self, state: State) -> None:
         """Write the state and drop generations beyond `GENERATIONS`; a failure leaves the older ones in place."""
-        header = json.dumps({"identity": self._identity, "step": state.step, "facts": state.facts}, allow_nan=False)
-        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.tensors.items()}
-        write_tensors(self._path(state.step), tensors, {"state": header, "checksum": _checksum(header, tensors)})
+        self._write(state)
         for path in self._newest_first()[GENERATIONS:]:
             path.unlink()
+
+    def replace(self, state: State) -> None:
+        """Write the state, and drop all others, later ones too, when it is there."""
+        written = self._write(state)
+        for path in self._newest_first():
+            if path != written:
+                path.unlink()
+
+    def _write(self, state: State) -> Path:
+        header = json.dumps({"identity": self._identity, "step": state.step, "facts": state.facts}, allow_nan=False)
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.tensors.items()}
+        path = self._path(state.step)
+        write_tensors(path, tensors, {"state": header, "checksum": _checksum(header, tensors)})
+        return path
 
     def load(self) -> tuple[State | None, tuple[str, ...]]:
         """Return the newest state that is whole and ours (or None), and a sentence for each damaged one.
@@ -67,13 +82,22 @@ class Checkpoints:
         for path in self._newest_first():
             try:
                 identity, state = _read(path)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            except _UNREADABLE as error:
                 damaged.append(f"the training state {path} is damaged ({error}); an older one is used if there is one")
             else:
                 if identity == self._identity:
                     return state, tuple(damaged)
             path.unlink(missing_ok=True)
         return None, tuple(damaged)
+
+    def peek(self) -> State | None:
+        """Return the newest state that is whole and ours, or None; it only looks: others may be at work there."""
+        for path in self._newest_first():
+            with suppress(*_UNREADABLE):
+                identity, state = _read(path)
+                if identity == self._identity:
+                    return state
+        return None
 
     def delete(self) -> None:
         """Remove all states."""

@@ -13,7 +13,7 @@ import torch
 from segfit.device import free_memory_gb
 from segfit.errors import DivergedError, InputError, StageError
 from segfit.execution.processors import available_workers
-from segfit.files import hash_file
+from segfit.files import hash_file, remove_leftovers
 from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress, Task
 from segfit.records import store
@@ -38,6 +38,7 @@ from segfit.training.result import (
     WEIGHTS,
     TrainingResult,
     finished_result,
+    remove_foreign_result,
     result_key,
 )
 from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
@@ -135,6 +136,8 @@ def train_fold(
     finished = finished_result(folder, identity, seconds)
     if finished is not None:
         return finished
+    remove_foreign_result(folder, identity)
+    remove_leftovers(folder)
     kept = keep_in_memory(
         cases_train,
         channels=configuration.network.in_channels,
@@ -348,10 +351,9 @@ class _Training:
 
         It is whole before any state of the cool-down is saved: what goes on from one of those has it.
         """
-        self._before_cooldown.delete()
         state = self._state()
         if self._guard.is_healthy(self._losses):
-            self._before_cooldown.save(state)
+            self._before_cooldown.replace(state)
         self._cooling = True
 
     def _restore(self, state: State) -> None:
@@ -375,8 +377,7 @@ class _Training:
             f"the training diverged: {trouble}; it resumes from step {self._step} with learning rate "
             f"{self._recipe.learning_rate * self._guard.factor:.2g}"
         )
-        self._checkpoints.delete()  # states of later steps with the old rate
-        self._save()
+        self._checkpoints.replace(self._state())  # those of later steps have the old rate
         if not self._cooling:
             self._before_cooldown.delete()  # it comes again, with the new rate
 
@@ -384,7 +385,7 @@ class _Training:
         """Go on from the last saved state, if there is one of this training.
 
         A cool-down that began too early for the time that there is now is not gone on with, but what was kept from
-        before it. That stays only if the cool-down had begun: else it is of a later step than the one to go on from.
+        before it. That goes if it is of a later step than the one to go on from.
         """
         state, damaged = self._checkpoints.load()
         for message in damaged:
@@ -396,7 +397,7 @@ class _Training:
             self._take_over()
             return
         self._restore(state)
-        if not self._cooling and state is not kept:
+        if kept is not None and kept.step > state.step:
             self._before_cooldown.delete()
         self._guard.restore(state.facts)
         self._clock = Clock(state.facts["seconds"])

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segfit.files import Document, Record, hash_file, remove_leftovers
-from segfit.records import Key, recall
+from segfit.files import Document, Record, hash_file
+from segfit.records import Key, recall, record_of
 
 __all__ = [
     "BEFORE_COOLDOWN",
@@ -25,6 +25,7 @@ __all__ = [
     "TrainingResult",
     "ValidationPoint",
     "finished_result",
+    "remove_foreign_result",
     "result_key",
     "weights_are_whole",
 ]
@@ -81,20 +82,20 @@ class TrainingResult(Document):
 def finished_result(folder: Path, identity: str, seconds: float | None = None) -> TrainingResult | None:
     """Return the result of a finished training of this identity that was given at least so many seconds.
 
-    Removes what belongs to another training. What was trained in less time stays; damaged weights are made anew.
+    None for that of another training, of less time, or with damaged weights. It only looks: others may be at work.
     """
-    path = folder / RESULT
-    if not path.exists():
-        if folder.is_dir():
-            remove_leftovers(folder)
+    result = recall(TrainingResult, folder / RESULT, result_key(identity))
+    if result is None or (seconds is not None and seconds > (result.budget_seconds or 0.0)):
         return None
-    result = recall(TrainingResult, path, result_key(identity))
-    if result is None:
-        path.unlink()
+    return result if weights_are_whole(folder, result) else None
+
+
+def remove_foreign_result(folder: Path, identity: str) -> None:
+    """Remove the result of another training; one that cannot be read just now stays."""
+    record = record_of(folder / RESULT)
+    if record is not None and record.key != result_key(identity).hash:
+        (folder / RESULT).unlink()
         (folder / WEIGHTS).unlink(missing_ok=True)
-        return None
-    longer = seconds is not None and seconds > (result.budget_seconds or 0.0)
-    return None if longer or not weights_are_whole(folder, result) else result
 
 
 def result_key(identity: str) -> Key:
