@@ -46,7 +46,7 @@ def test_nuclei(data: Path, tmp_path: Path) -> None:
     validation = project.splits().folds[0].validation
     assert len(validation) == 12
     for name in validation:
-        path = Path(f"{project.findings().validated[name]}.png")
+        path = project.findings().validated[name] / f"{name}.png"
         assert read_grid(path).shape == read_grid(project.dataset.case(name).images[0]).shape
         assert read_label(path).array.max() <= 2
 
@@ -104,5 +104,5 @@ def test_a_dataset_as_it_was_found_is_diagnosed_and_usable(data: Path, tmp_path:
     ]
     assert project.fingerprint().num_training == 8
     for name in project.splits().folds[0].validation:
-        path = Path(f"{project.findings().validated[name]}.nii.gz")
+        path = project.findings().validated[name] / f"{name}.nii.gz"
         assert read_label(path).array.shape == read_label(root / "labels" / path.name).array.shape

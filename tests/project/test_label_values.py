@@ -46,7 +46,7 @@ def test_predictions_have_the_values_of_the_dataset(finished: Project) -> None:
     scheme = finished.dataset.labels
     assert scheme.stored_values == (0, 7, 500)
     fold = finished.splits().folds[0]
-    paths = [Path(f"{finished.findings().validated[case]}.nii.gz") for case in fold.validation]
+    paths = [finished.findings().validated[case] / f"{case}.nii.gz" for case in fold.validation]
     paths += [finished.folder.predictions / f"{case.id}.nii.gz" for case in finished.dataset.test]
     seen: set[int] = set()
     for path in paths:

@@ -100,7 +100,7 @@ def test_validation_from_stored_arrays_equals_prediction_from_files(finished: Pr
 
     model = Model(bare, resolve_device("cpu"))
     for name in finished.splits().folds[0].validation:
-        path = Path(f"{finished.findings().validated[name]}.nii.gz")
+        path = finished.findings().validated[name] / f"{name}.nii.gz"
         found = model.predict(finished.dataset.case(name).images[0]).labels
         np.testing.assert_array_equal(found, read_label(path).array[0])
 

@@ -34,12 +34,12 @@ class Findings:
 
     @property
     def validated(self) -> dict[str, Path]:
-        """The prediction of each validation case by the first configuration of the winner, without its ending."""
+        """Where the prediction of each validation case by the first configuration of the winner lies: its folder."""
         if self.selected is None:
             return {}
         first = self.selected.selection.winner[0]
         return {
-            case: item.folder / case
+            case: item.folder
             for item in self.selected.validations
             if item.training.name == first
             for case in item.cases

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -74,11 +74,10 @@ def report_data(
     folds = {case: number for number, fold in enumerate(found.folds) for case in fold.validation}
     validated = case_scores(chosen.summary, folds) if chosen is not None else ()
     tested = case_scores(test, {}) if test is not None else ()
+    predicted = {case.id: folder.predictions for case in dataset.test}
     overlays = (
-        *_overlays(
-            dataset, "validation", validated, dataset.training, lambda score: found.validated[score.case].parent
-        ),
-        *_overlays(dataset, "test", tested, dataset.test, lambda _: folder.predictions),
+        *_overlays(dataset, "validation", validated, dataset.training, found.validated),
+        *_overlays(dataset, "test", tested, dataset.test, predicted),
     )
     run = plan.run if plan is not None else None
     return ReportData(
@@ -120,12 +119,12 @@ def _overlays(
     kind: Literal["validation", "test"],
     scores: Sequence[CaseScore],
     known: Sequence[Case],
-    folder_of: Callable[[CaseScore], Path],
+    folders: Mapping[str, Path],
 ) -> list[Overlay]:
     labels, cases = dataset.labels, {case.id: case for case in known}
     found = []
     for rank, score in choose_examples(scores).items():
-        case, prediction = cases.get(score.case), folder_of(score) / f"{score.case}{dataset.file_ending}"
+        case, prediction = cases.get(score.case), folders[score.case] / f"{score.case}{dataset.file_ending}"
         if case is None or not case.label_files or not prediction.is_file():
             continue
         image = read_case(case.images, case.spacing_mm)
