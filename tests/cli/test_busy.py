@@ -207,4 +207,8 @@ def test_a_timed_run_within_limits(limited: str, tmp_path: Path) -> None:
     own_steps = trained["steps"] - trained["first_step"]
     assert trained["seconds"] <= 1.1 * run["seconds_per_training"] or own_steps == 100  # those it goes on for
     assert run["seconds_per_training"] < 30
+    assert run["forecast"]["train"]["seconds"] <= 30
+    assert trained["steps"] >= 100
+    if limited == "memory":
+        assert trained["peak_memory_gb"] < 2
     assert (out / "model").is_dir()

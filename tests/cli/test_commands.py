@@ -10,31 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from tiny_runs import SET, UNTRUSTED
 
 from segfit.cli.main import run
-from segfit.dataset.phantom import make_phantom
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import LabelMap
 from segfit.selection.verdict import Verdict
-
-TINY = ["training.steps=4", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
-UNTRUSTED = 3  # four steps teach nothing
-SET = [part for setting in TINY for part in ("--set", setting)]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "Dataset001_Volumes"
-    return make_phantom(folder, cases=5, test_cases=2, shape=(12, 24, 24))
-
-
-@pytest.fixture(scope="module")
-def project(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished project."""
-    out = tmp_path_factory.mktemp("project") / "p"
-    assert run(["run", str(dataset), "--out", str(out), *SET]) == UNTRUSTED
-    return out
 
 
 def copy(dataset: Path, folder: Path) -> Path:

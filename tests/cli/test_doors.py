@@ -12,35 +12,17 @@ from typing import get_args
 
 import pytest
 import typer
+from tiny_runs import SET, UNTRUSTED
 
 from segfit.cli.common import PresetName
 from segfit.cli.main import app, run
-from segfit.dataset.phantom import make_phantom
 from segfit.options import Preset
 from segfit.project import Project
-
-TINY = ["training.steps=4", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
-SET = [part for setting in TINY for part in ("--set", setting)]
-UNTRUSTED = 3  # four steps teach nothing
 
 PIPELINE = ["run", "check", "fingerprint", "plan", "preprocess", "train", "select", "predict", "evaluate", "report"]
 PROJECTS = ["info", "status", "clean", "demo", "doctor"]
 MODELS = ["import", "export", "verify"]
 REPORTING = [*PIPELINE, *PROJECTS, *MODELS]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "Dataset001_Volumes"
-    return make_phantom(folder, cases=5, test_cases=2, shape=(12, 24, 24))
-
-
-@pytest.fixture(scope="module")
-def project(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished project."""
-    out = tmp_path_factory.mktemp("project") / "p"
-    assert run(["run", str(dataset), "--out", str(out), *SET]) == UNTRUSTED
-    return out
 
 
 def options_of(verb: str) -> dict[str, tuple[str, ...]]:

@@ -62,10 +62,8 @@ class ModelManifest(Document):
     spacing_mm: tuple[float, ...] | None = None  # median voxel size of the training images, array order
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: tuple[PostprocessingStep, ...] = ()
-    dice: dict[str, float | None] = Field(
-        {}, validation_alias=AliasChoices("dice", "scores")
-    )  # cross-validated mean by
-    # class; None where it is undefined; "scores" is its old name
+    # Cross-validated mean by class; None where it is undefined; "scores" is its old name.
+    dice: dict[str, float | None] = Field({}, validation_alias=AliasChoices("dice", "scores"))
     verdict: dict[str, Any] = {}  # whether it is to be trusted: "level", "headline", "findings" in sentences
     selection: dict[str, Any] = {}  # how members and post-processing were chosen
     training: dict[str, Any] = {}  # summary of data and training: number of cases, preset, budget

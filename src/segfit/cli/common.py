@@ -6,14 +6,14 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
-from segfit.cli.console import console_progress
+from segfit.cli.console import console_progress, table
 from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "is_project",
     "open_project",
     "print_json",
+    "print_states",
     "project_folder",
     "with_settings",
 ]
@@ -255,3 +256,11 @@ def print_json(value: Any) -> None:
     """Print a JSON value on stdout."""
     json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
     sys.stdout.write("\n")
+
+
+def print_states(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> None:
+    """Print what was looked at, its state, and what was found, as a table or as JSON."""
+    if as_json:
+        print_json([{"what": what, "state": state, "found": found} for what, state, found in rows])
+    else:
+        table(("", "state", "found"), rows, sys.stdout)

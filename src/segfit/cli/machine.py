@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
+from time import perf_counter
 
 import typer
 
-from segfit.cli.common import AsJson, Device, print_json
-from segfit.cli.console import table
+from segfit.cli.common import AsJson, Device, print_states
 from segfit.cli.help_pages import PROJECTS, add_verb
 from segfit.errors import InputError, SegfitError
 
@@ -26,10 +25,7 @@ def add_to(app: typer.Typer) -> None:
 def doctor(device: Device = None, as_json: AsJson = False) -> int:
     """Look at this machine and installation."""
     rows = _diagnosis(device or "auto")
-    if as_json:
-        print_json([{"what": what, "state": state, "found": found} for what, state, found in rows])
-    else:
-        table(("", "state", "found"), rows, sys.stdout)
+    print_states(rows, as_json=as_json)
     return int(any(state == "bad" for _, state, _ in rows))
 
 
@@ -106,8 +102,6 @@ def _trial_step(device: str) -> float:
         encoder_convs=(2, 2),
         decoder_convs=(2,),
     )
-    from time import perf_counter
-
     target = resolve_device(device)
     network = build_network(spec, deep_supervision=False, generator=torch.Generator().manual_seed(0)).to(target)
     started = perf_counter()

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_json
-from segfit.cli.console import console_progress, table
+from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_json, print_states
+from segfit.cli.console import console_progress
 from segfit.cli.help_pages import MODELS, add_verb
 from segfit.errors import DatasetError, InputError
 
@@ -121,12 +121,9 @@ def verify(
 def print_verified(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> int:
     """Print what was verified; return the exit code."""
     damaged = any(state == "damaged" for _, state, _ in rows)
-    if as_json:
-        print_json([{"what": what, "state": state, "found": found} for what, state, found in rows])
-    else:
-        table(("", "state", "found"), rows, sys.stdout)
-        if any(what.startswith("case ") for what, _, _ in rows):
-            sys.stdout.write("segfit preprocess makes damaged cases anew where they are needed\n")
+    print_states(rows, as_json=as_json)
+    if not as_json and any(what.startswith("case ") for what, _, _ in rows):
+        sys.stdout.write("segfit preprocess makes damaged cases anew where they are needed\n")
     return _DAMAGED if damaged else 0
 
 

@@ -23,7 +23,7 @@ from segfit.cli.common import (
 from segfit.cli.console import problem_table, score_table, table, text_width, wrapped
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
-from segfit.words import count, dice
+from segfit.words import by_axis, count, dice
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
@@ -119,8 +119,8 @@ def fingerprint(dataset: DatasetArgument = None, out: Out = None, *, given: list
         ("training cases", str(len(result.cases))),
         ("channels", ", ".join(result.channel_names)),
         ("axes", f"{result.ndim}, {result.orientation}"),
-        ("median size (voxels)", _by_axis(shapes[len(shapes) // 2])),
-        ("median spacing (mm)", _by_axis(sorted(case.spacing_mm for case in result.cases)[len(shapes) // 2])),
+        ("median size (voxels)", by_axis(shapes[len(shapes) // 2])),
+        ("median spacing (mm)", by_axis(sorted(case.spacing_mm for case in result.cases)[len(shapes) // 2])),
     ]
     for name, one in zip(result.channel_names, result.intensities, strict=True):
         rows.append((f"foreground of {name}", f"mean {one.mean:.4g}, std {one.std:.4g}, median {one.median:.4g}"))
@@ -163,8 +163,8 @@ def plan(
     rows = [
         (
             name,
-            _by_axis(item.spacing_mm),
-            _by_axis(item.patch_size),
+            by_axis(item.spacing_mm),
+            by_axis(item.patch_size),
             str(item.batch_size),
             f"{item.network.kind}, {item.network.num_stages} stages from {item.network.features[0]} features",
         )
@@ -294,7 +294,3 @@ def _indented(text: str) -> str:
 
 def _dice(summary: Summary) -> Mapping[str, float | None]:
     return {name: scores.dice for name, scores in summary.mean.items()} | {"mean": summary.mean_dice}
-
-
-def _by_axis(values: tuple[float, ...] | tuple[int, ...]) -> str:
-    return "x".join(f"{value:g}" for value in values)

@@ -211,7 +211,7 @@ class MeanMetrics(Record):
 class Summary(Document):
     """Metrics of a set of cases.
 
-    `mean` has one entry per class: the mean over the cases that have a value. `foreground_mean` follows the
+    `mean` has one entry per class: the mean over the cases that have a value. `foreground_mean` follows
     nnU-Net: the plain mean over the classes, so its Dice is None (NaN there) as soon as one class has a value
     in no case. `mean_dice` is the mean over the classes that have a value; segfit selects by it.
     `warnings` say what to know about the comparison.

@@ -130,7 +130,7 @@ def numbers(path: Path, field: str, text: str, count: int) -> list[float]:
     except ValueError:
         values = []
     if len(values) != count:
-        raise _unexpected(path, field, text, f"{amount(count, 'number')}")
+        raise _unexpected(path, field, text, amount(count, "number"))
     return values
 
 

@@ -31,7 +31,7 @@ from segfit.networks.unet import UNet
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
-from segfit.words import count, listing, numbers
+from segfit.words import by_axis, count, listing, numbers
 
 __all__ = ["Model", "Prediction", "Prepared", "load_model"]
 
@@ -62,7 +62,7 @@ class Prediction:
         return self.label_map.grid
 
     def __repr__(self) -> str:
-        size = "x".join(map(str, self.labels.shape))
+        size = by_axis(self.labels.shape)
         spacing = "x".join(f"{value:.4g}" for value in self.grid.spacing_mm)
         probabilities = "" if self.probabilities is None else ", with probabilities"
         warnings = f", {count(len(self.warnings), 'warning')}" if self.warnings else ""

@@ -30,7 +30,7 @@ class LossHistory:
         self.first: float | None = None  # finite loss: the untrained network's, since skipped steps change nothing
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._scalars = AsyncScalars()
-        # LossHistory not yet logged, the last step they come from, and the share of the budget when others were logged.
+        # Losses not yet logged, the last step they come from, and the share of the budget when others were logged.
         self._unlogged: list[float] = []
         self._last: StepFacts | None = None
         self._logged_share = -1.0  # the first step is logged
