@@ -406,4 +406,9 @@ def test_samples_are_scaled_further_where_sizes_differ_much(edges: tuple[int, ..
     assert stock.scaling_range == (0.7, 1.4)
     asked = Options().with_settings(["augmentation.scaling_range=0.9,1.1"])
     assert derive(data, _LABELS, asked).training["3d_fullres"].augmentation.scaling_range == (0.9, 1.1)
+    told = "samples are turned and scaled more often and further, because sizes differ much between cases"
+    assert (told in derive(data, _LABELS, Options()).changes) == wide
+    without = derive(data, _LABELS, Options().with_settings(["augmentation.strength=none"]))
+    assert told not in without.changes
+    assert without.training["3d_fullres"].augmentation.scaling_range == (0.7, 1.4)
     assert size_spread(_small()) == 1.0  # nothing is labelled

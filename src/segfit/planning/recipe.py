@@ -26,6 +26,7 @@ __all__ = [
     "recipe_of",
     "recipe_values",
     "size_spread",
+    "wide_spread",
 ]
 
 _FEWEST_SUPERVISED_STAGES = 3
@@ -119,10 +120,15 @@ def size_spread(fingerprint: Fingerprint) -> float:
     return sizes[round(0.95 * (len(sizes) - 1))] / sizes[round(0.05 * (len(sizes) - 1))]
 
 
-def recipe_of(item: Configuration, flips: Flips, spread: float, options: Options, asked: Asked) -> TrainingSpec:
-    """Return the recipe of one configuration, and record it; `spread` is the `size_spread` of its dataset."""
-    wide = options.preset == "auto" and spread >= _WIDE_SPREAD
-    augmentation = _augmentation(item, flips, options, wide=wide)
+def wide_spread(spread: float, options: Options) -> float | None:
+    """Return the `size_spread` of a dataset if its samples are turned and scaled further for it, else None."""
+    wide = options.preset == "auto" and options.augmentation.strength != "none" and spread >= _WIDE_SPREAD
+    return spread if wide else None
+
+
+def recipe_of(item: Configuration, flips: Flips, spread: float | None, options: Options, asked: Asked) -> TrainingSpec:
+    """Return the recipe of one configuration, and record it; `spread` as `wide_spread` gives it."""
+    augmentation = _augmentation(item, flips, options, wide=spread is not None)
     supervised = item.network.num_stages >= _FEWEST_SUPERVISED_STAGES
     if options.training.deep_supervision and not supervised:
         raise InputError(
@@ -136,20 +142,22 @@ def recipe_of(item: Configuration, flips: Flips, spread: float, options: Options
     if asked.own("mirror_axes"):
         value = asked.trace.values[item.name, "mirror_axes"]
         asked.trace.decide(f"{item.name}.mirror_axes", value, "mirror_all", "all", asked.option("mirror_axes"))
-    _recipe_decisions(item, recipe, options, asked.trace, spread if wide else None)
+    _recipe_decisions(item, recipe, options, asked.trace, spread)
     if not recipe.deep_supervision and options.training.deep_supervision is None:
         asked.trace.differ("unsupervised", name=item.name, stages=item.network.num_stages)
     return recipe
 
 
-def decide_common_recipe(training: Mapping[str, TrainingSpec], options: Options, trace: Trace) -> None:
+def decide_common_recipe(
+    training: Mapping[str, TrainingSpec], spread: float | None, options: Options, trace: Trace
+) -> None:
     """Record how the recipes differ from nnU-Net's, once for all configurations."""
     if any(recipe.augmentation.exchange is not None for recipe in training.values()):
         trace.differ("exchange")
     for group, values in (("training", _asked_training(options)), ("augmentation", options.augmentation.values)):
         for key, value in values.items():
             trace.differ("option", option=f"{group}.{key}", value=value)
-    if any(recipe.augmentation.scaling_range == _WIDE["scaling_range"] for recipe in training.values()):
+    if spread is not None:
         trace.differ("wide_sizes")
     if options.augmentation.strength == "none":
         trace.differ("no_augmentation")
