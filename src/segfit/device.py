@@ -33,6 +33,11 @@ class Hardware:
         """Device family."""
         return self.device.split(":")[0]  # type: ignore[return-value]
 
+    @property
+    def machine(self) -> str:
+        """What steps are measured on, in words."""
+        return f"{self.kind} {self.name}"
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; raise `InputError` if it is absent."""

@@ -326,6 +326,15 @@ def test_folds_can_be_chosen(
     assert "nnunett is none (did you mean 'nnunet'?)" in capsys.readouterr().err
 
 
+def test_one_fold_can_be_trained(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [str(dataset), "--out", str(tmp_path / "p"), *SET, "--set", "planning.folds=0,1"]
+    assert run(["train", *made, "--folds", "1", "--json"]) == 0
+    assert [item["fold"] for item in json.loads(capsys.readouterr().out)] == [1]
+    assert len(list((tmp_path / "p").glob("runs/*/fold-*/*/training.json"))) == 1
+    assert run(["train", str(tmp_path / "p"), "--folds", "one"]) == 2
+    assert run(["train", str(tmp_path / "p"), "--configurations", "3d"]) == 2
+
+
 def test_labels_can_be_resampled(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = copy(dataset, tmp_path)
     label = root / "labelsTr" / "phantom_tr_003.nii.gz"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from segfit.dataset.phantom import make_phantom
+from segfit.device import Hardware
 from segfit.device import measure_hardware as measure
 from segfit.errors import InputError, StageError
 from segfit.images.formats import read_label, write_labels
@@ -130,6 +131,22 @@ def test_a_further_fold_keeps_the_finished_one(root: Path) -> None:
     assert len(list((root / "p" / "runs").glob("*/fold-0/*/weights.safetensors"))) == 1
 
 
+def test_folds_can_be_trained_one_by_one(root: Path) -> None:
+    project = again(root, "planning.folds=0,1,2")
+    [result] = project.train(folds=[2])
+    assert stages(root).count("train") == 2  # with the one that was there
+    assert again(root).train(folds=[2], configurations=["3d_fullres"]) == [result]
+    assert stages(root).count("train") == 2
+    assert len(again(root).train()) == 3
+    assert stages(root).count("train") == 3
+    with pytest.raises(InputError) as caught:
+        project.train(folds=[4])
+    assert caught.value.action is not None
+    assert "planning.folds=4" in caught.value.action
+    with pytest.raises(InputError):
+        project.train(configurations=["3d_lowres"])
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     legible = b"23456789bcdfghjklmopqrsuvw"  # stay so with their last bit changed, and are in no word of JSON's own
@@ -228,6 +245,23 @@ def test_another_device_is_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch
     project.plan(settings=["device=auto"])
     assert asked == ["cpu"]  # the plan for auto is known
     assert project.hardware == measure("auto")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_on_another_machine_what_nobody_trained_by_is_planned_anew(
+    root: Path, monkeypatch: pytest.MonkeyPatch, trained: bool
+) -> None:
+    project = again(root, *([] if trained else ["training.steps=7"]))
+    before = project.plan()
+    assert before.machine == measure("cpu").machine
+    gpu = Hardware(device="cuda:0", name="a GPU", threads=8, free_memory_gb=40.0, fast_bf16=True)
+    monkeypatch.setattr(preparation, "measure_hardware", lambda _: gpu)
+    after = again(root).plan()
+    assert after.machine == (before.machine if trained else "cuda a GPU")
+    assert (after == before) is trained
+    memory = next(item for item in after.decisions if item.key == "memory_gb")
+    assert ("device" in memory.inputs) is not trained  # a decision that the machine bears on
+    assert again(root).plan() == after
 
 
 def test_a_file_that_changes_while_it_is_measured_is_measured_again(

@@ -23,6 +23,7 @@ from segfit.cli.common import (
 from segfit.cli.console import problem_table, score_table, table, text_width, wrapped
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
+from segfit.errors import InputError
 from segfit.words import by_axis, count, dice
 
 if TYPE_CHECKING:
@@ -220,19 +221,45 @@ def preprocess(
 
 
 @with_settings(*_TRAINING)
-def train(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
-    """Train what fits the time; goes on if stopped."""
+def train(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    folds: Annotated[
+        str | None, typer.Option("--folds", metavar="0,1", help="Train these folds of the run; default: all.")
+    ] = None,
+    configurations: Annotated[
+        str | None, typer.Option("--configurations", metavar="2d,...", help="Train these of the run; default: all.")
+    ] = None,
+    *,
+    given: list[str],
+    as_json: AsJson = False,
+) -> None:
+    """Train what fits the time; goes on if stopped.
+
+    With --folds and --configurations several commands part the run's trainings among them.
+    """
+    from segfit.project.trainings import trainings_asked
+
+    numbers, names = _numbers(folds), None if configurations is None else configurations.split(",")
     project = open_project(dataset, out, given)
-    results = project.train()
-    run_plan = project.run_plan()
-    done = list(zip(results, list(run_plan.folds) * len(run_plan.configurations), strict=True))
+    results = project.train(folds=numbers, configurations=names)
+    done = list(zip(trainings_asked(project, numbers, names), results, strict=True))
     if as_json:
-        print_json([{"fold": fold, **item.model_dump(mode="json")} for item, fold in done])
+        print_json([{"fold": item.fold, **result.model_dump(mode="json")} for item, result in done])
         return
     rows = [
-        (item.configuration, str(fold), str(item.steps), f"{item.seconds:.0f}", dice(item.dice)) for item, fold in done
+        (item.name, str(item.fold), str(result.steps), f"{result.seconds:.0f}", dice(result.dice))
+        for item, result in done
     ]
     table(("configuration", "fold", "steps", "seconds", "Dice of some cases"), rows, sys.stdout, numbers=True)
+
+
+def _numbers(folds: str | None) -> list[int] | None:
+    """Return the folds that an option names."""
+    try:
+        return None if folds is None else [int(fold) for fold in folds.split(",")]
+    except ValueError:
+        raise InputError(f"--folds takes numbers such as 0,1, not {folds!r}", "give the folds to train") from None
 
 
 @with_settings("skip_incomplete", "resample_labels", "settings")

@@ -131,6 +131,7 @@ class Plan(Document):
     stock: bool  # True: every decision is nnU-Net's
     changes: tuple[str, ...] = ()  # how it differs from the preset
     fingerprint_hash: str
+    machine: str = ""  # device it was made for; on another one it is made anew as long as nothing is trained
     channel_names: tuple[str, ...]
     configurations: dict[str, Configuration]
     training: dict[str, TrainingSpec]  # by configuration

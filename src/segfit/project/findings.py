@@ -70,7 +70,8 @@ def find(project: Preparation) -> Findings:
     folds, plan = project.splits().folds, project.known_plan()
     if plan is None or plan.run is None:
         return Findings(fingerprint, plan, folds)
-    trainings, results = tuple(trainings_of(project)), tuple(results_of(project))
+    trainings = tuple(trainings_of(project))
+    results = tuple(results_of(project, trainings))
     if len(results) < len(trainings):
         return Findings(fingerprint, plan, folds, trainings, results)
     chosen = selected(project, results)

@@ -52,6 +52,7 @@ class Preparation:
         self.folder = ProjectFolder(root)
         self._found = dataset
         self._resolved: dict[str, Any] = {}
+        self._first_look = True  # at a plan: commands on several machines do not overrule each other in turn
         self._adopt(options)
         self.progress = progress
         self.accounts = Accounts(self.folder.stages)
@@ -178,8 +179,23 @@ class Preparation:
             return store(self._derived(self.options), path, self._plan_key, use())
 
         result = self.resolve("plan", self.known_plan, make)
+        if self._first_look and result.machine != self.hardware.machine:
+            result = self._of_this_machine(result)
+        self._first_look = False
         self.publish(path, self.folder.plan)
         return result
+
+    def _of_this_machine(self, plan: Plan) -> Plan:
+        """Return the plan that was made on another machine, or where nothing is trained by it yet, a new one."""
+        from segfit.project.trainings import is_begun
+
+        made_for = f"the plan was made for {plan.machine or 'an unknown machine'}, this is {self.hardware.machine}"
+        if is_begun(self, plan):
+            self.progress.note(f"{made_for}: it is kept, as trainings by it have begun")
+            return plan
+        self.progress.note(f"{made_for}: it is made anew, as nothing is trained by it yet")
+        with self.locks.held("plan"), self.account("plan") as use:
+            return store(self._derived(self.options), self.plan_folder.plan, self._plan_key, use())
 
     def known_plan(self) -> Plan | None:
         """Return the plan if it was derived."""
@@ -193,6 +209,7 @@ class Preparation:
             update={
                 "decisions": (*plan.decisions, folds_decision(splits, cases)),
                 "warnings": (*plan.warnings, *faults_of(splits, cases)),
+                "machine": self.hardware.machine,
             }
         )
 

@@ -106,11 +106,16 @@ class Project(Preparation):
         record = record_of(self.folder.check)
         return record is not None and record.made_of.get("dataset") == self._content()
 
-    def train(self) -> list[TrainingResult]:
-        """Train all folds of all configurations of the run; return the trainings' results."""
+    def train(
+        self, *, folds: Sequence[int] | None = None, configurations: Sequence[str] | None = None
+    ) -> list[TrainingResult]:
+        """Train the run's folds and configurations, all or those that are named; return the trainings' results.
+
+        Raises `InputError` for a fold or configuration that the run does not have.
+        """
         from segfit.project import trainings
 
-        return trainings.train_all(self)
+        return trainings.train_all(self, folds, configurations)
 
     def select(self, *, complete: bool = False) -> Selection:
         """Validate, choose the best configuration or ensemble and its post-processing, and write the model.

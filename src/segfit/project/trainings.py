@@ -29,11 +29,13 @@ __all__ = [
     "Training",
     "Validation",
     "held_weights",
+    "is_begun",
     "require_trained",
     "results_of",
     "summaries_of",
     "train_all",
     "training_of",
+    "trainings_asked",
     "trainings_of",
     "validate_all",
     "validations_of",
@@ -61,6 +63,31 @@ def trainings_of(project: Preparation) -> list[Training]:
     return [training_of(project, plan, name, fold) for name in run.configurations for fold in run.folds]
 
 
+def trainings_asked(
+    project: Preparation, folds: Sequence[int] | None, configurations: Sequence[str] | None
+) -> list[Training]:
+    """Return those trainings of the run that are of these folds and configurations; None: of all.
+
+    Raises `InputError` for a fold or configuration that the run does not have.
+    """
+    run = project.run_plan()
+    for asked, there, key in (
+        (folds, run.folds, "folds"),
+        (configurations, run.configurations, "configurations"),
+    ):
+        if missing := [value for value in asked or () if value not in there]:
+            named = ", ".join(str(value) for value in there)
+            raise InputError(
+                f"the run has the {key} {named}, and not {missing[0]}",
+                f"choose among these, or change the run: --set planning.{key}={missing[0]}",
+            )
+    return [
+        item
+        for item in trainings_of(project)
+        if (folds is None or item.fold in folds) and (configurations is None or item.name in configurations)
+    ]
+
+
 def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Training:
     """Return a training of this plan or an earlier one of the same project."""
     configuration, split, run = plan.configurations[name], project.splits().folds[fold], plan.run
@@ -81,23 +108,36 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
     return Training(name, fold, identity, project.folder.training(name, fold, identity))
 
 
+def is_begun(project: Preparation, plan: Plan) -> bool:
+    """Whether a training of a plan, this one or another one of the project, has left something."""
+    run = plan.run
+    return run is not None and any(
+        training_of(project, plan, name, fold).folder.exists() for name in run.configurations for fold in run.folds
+    )
+
+
 def require_trained(project: Preparation) -> None:
     """Raise `InputError` unless all trainings of the run are finished: what uses a model starts none unasked."""
     root, plan = project.folder.root, project.plan()
-    if plan.run is None or len(results_of(project)) < len(trainings_of(project)):
+    wanted = [] if plan.run is None else trainings_of(project)
+    if plan.run is None or len(results_of(project, wanted)) < len(wanted):
         raise InputError(
             f"{root} has no finished training for its data and options", f"train first: segfit run --out {root}"
         )
 
 
-def train_all(project: Preparation) -> list[TrainingResult]:
-    """Train what is not trained yet, and what has been given more time since; return all results of the run.
+def train_all(
+    project: Preparation, folds: Sequence[int] | None = None, configurations: Sequence[str] | None = None
+) -> list[TrainingResult]:
+    """Train what is not trained yet, and what has been given more time since; return the results.
+
+    Of all trainings of the run, or of those that `trainings_asked` returns.
 
     Where the first training that a race decided on diverges for good, the next candidate of the race is trained.
     """
     while True:
         try:
-            results = _train_planned(project)
+            results = _train_planned(project, trainings_asked(project, folds, configurations))
         except _DecidedAnewError:
             continue
         if results is not None:
@@ -109,18 +149,18 @@ class _DecidedAnewError(Exception):
     """What is trained is not what it was."""
 
 
-def results_of(project: Preparation) -> list[TrainingResult]:
-    """Return the results of those trainings of the run that are finished."""
-    return [result for item in trainings_of(project) if (result := _result(project, item)) is not None]
+def results_of(project: Preparation, trainings: Sequence[Training]) -> list[TrainingResult]:
+    """Return the results of those trainings that are finished."""
+    return [result for item in trainings if (result := _result(project, item)) is not None]
 
 
 def _result(project: Preparation, item: Training) -> TrainingResult | None:
     return finished_result(item.folder, item.identity, project.run_plan().seconds_per_training)
 
 
-def _train_planned(project: Preparation) -> list[TrainingResult] | None:
+def _train_planned(project: Preparation, wanted: Sequence[Training]) -> list[TrainingResult] | None:
     """Train what is missing; return the results, None if another command is just writing one of them."""
-    wanted, results = trainings_of(project), results_of(project)
+    results = results_of(project, wanted)
     if len(results) < len(wanted):
         project.preprocess()
         project.locks.share(
@@ -129,7 +169,7 @@ def _train_planned(project: Preparation) -> list[TrainingResult] | None:
                 for item in wanted
             ]
         )
-        results = results_of(project)
+        results = results_of(project, wanted)
     return results if len(results) == len(wanted) else None
 
 
