@@ -225,10 +225,11 @@ def train(
     dataset: DatasetArgument = None,
     out: Out = None,
     folds: Annotated[
-        str | None, typer.Option("--folds", metavar="0,1", help="Train these folds of the run; default: all.")
+        str | None, typer.Option("--folds", metavar="K,...", help="Folds of the run to train, e.g. 0,1; default: all.")
     ] = None,
     configurations: Annotated[
-        str | None, typer.Option("--configurations", metavar="2d,...", help="Train these of the run; default: all.")
+        str | None,
+        typer.Option("--configurations", metavar="NAME,...", help="Those of the run to train; default: all."),
     ] = None,
     *,
     given: list[str],

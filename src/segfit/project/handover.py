@@ -279,9 +279,22 @@ def _is_handed_over(folder: Path, key: Key) -> bool:
         return False
 
 
+def _manifest_member(project: Preparation, name: str) -> Member:
+    plan, inference = project.plan(), project.options.inference
+    recipe = plan.training[name]
+    return Member(
+        configuration=plan.configurations[name],
+        weights={str(fold): weights_name(name, fold) for fold in project.run_plan().folds},
+        mirror_axes=() if inference.mirror is False else recipe.augmentation.mirror_axes,
+        tile_step=inference.tile_step,
+        precision=recipe.precision,
+        channels_last=recipe.channels_last,
+        exchange=recipe.augmentation.exchange,
+    )
+
+
 def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
-    run, plan, inference = project.run_plan(), project.plan(), project.options.inference
-    selection, results = chosen.selection, chosen.results
+    run, plan, selection, results = project.run_plan(), project.plan(), chosen.selection, chosen.results
     verdict = judge(
         Evidence(
             validation=chosen.summary,
@@ -292,24 +305,11 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
             num_folds=len(project.splits().folds),
         )
     )
-    trained = {(item.name, item.fold): item.folder / WEIGHTS for item in trainings_of(project)}
-    members: list[Member] = []
-    weights: dict[str, Path] = {}
-    for name in selection.winner:
-        recipe = plan.training[name]
-        files = {str(fold): weights_name(name, fold) for fold in run.folds}
-        weights |= {files[str(fold)]: trained[name, fold] for fold in run.folds}
-        members.append(
-            Member(
-                configuration=plan.configurations[name],
-                weights=files,
-                mirror_axes=() if inference.mirror is False else recipe.augmentation.mirror_axes,
-                tile_step=inference.tile_step,
-                precision=recipe.precision,
-                channels_last=recipe.channels_last,
-                exchange=recipe.augmentation.exchange,
-            )
-        )
+    weights = {
+        weights_name(item.name, item.fold): item.folder / WEIGHTS
+        for item in trainings_of(project)
+        if item.name in selection.winner
+    }
     scores = next(item for item in selection.candidates if item.members == selection.winner).per_target
     dataset = project.dataset
     manifest = ModelManifest(
@@ -319,7 +319,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         file_ending=dataset.file_ending,
         image_ending=dataset.image_ending,
         spacing_mm=project.typical_spacing(),
-        members=tuple(members),
+        members=tuple(_manifest_member(project, name) for name in selection.winner),
         postprocessing=selection.steps,
         dice=scores,
         verdict=verdict.facts(),
