@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from segfit.dataset.phantom import make_phantom
 from segfit.errors import InputError, MemoryShortageError
+from segfit.progress import SILENT
 from segfit.project import Project, sizing
+from segfit.project.candidate import SLACK
+from segfit.project.forecast import Workload
+from segfit.project.sizing import Sizer
 from segfit.specs import Configuration
 from segfit.training.probe import StepCost, TileCost
 
@@ -73,6 +79,35 @@ def test_what_was_fixed_is_not_reduced(tmp_path: Path, volumes: Path, monkeypatc
     ):
         project.size()
     assert not project.folder.runs.exists()
+
+
+@pytest.mark.parametrize(("deep_cost", "features"), [(1.0, (32, 64, 128, 256, 320)), (4.0, (32, 64, 128, 128, 128))])
+def test_deep_stages_are_narrowed_where_they_cost_more_than_guessed(
+    deep_cost: float, features: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, ...]] = []
+
+    def step(configuration: Configuration, *_: Any, **__: Any) -> StepCost:
+        widths = configuration.network.features
+        tried.append(widths)
+        voxels = configuration.batch_size * prod(configuration.patch_size)
+        return StepCost(1e-7 * voxels * widths[0] * (deep_cost if max(widths) > 128 else 1.0), 1.0, 0.001)
+
+    monkeypatch.setattr(sizing, "probe_step", step)
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.01, 0.5))
+    data = make_phantom(tmp_path / "Dataset001_Large", cases=5, shape=(64, 64, 64))
+    settings = ["training.precision=fp32", "training.channels_last=false", "planning.batch_size=2"]
+    project = Project.create(tmp_path / "p", data, settings=settings)
+    plan, name = project.plan(), "3d_fullres"
+    sizer = Sizer(
+        project.fingerprint(), project.dataset.labels, project.options, torch.device("cpu"), Workload(5, 1, 0), SILENT,
+        budget=1.0, shares=1,
+    )  # fmt: skip
+    planned = plan.configurations[name]
+    seconds = 4000 * SLACK * 1e-7 * 2 * prod(planned.patch_size) * 32
+    found = sizer.best(planned, plan.training[name], seconds).configuration
+    assert found.network.features == features
+    assert tried[-1] == features
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux limits the memory of a process")

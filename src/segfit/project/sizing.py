@@ -55,6 +55,7 @@ _COARSE_ENOUGH = ((WANTED_STEPS, 0.95), (MANY_STEPS, 0.99))
 """So many steps are worth a coarser spacing that leaves so much Dice of the labels (docs/decisions/time-budget.md)."""
 _COARSENINGS = (2, 4, 8, 16, 32, 64, 128)  # times larger voxels
 _COST_BY_WIDTH = {8: 0.7, 16: 1.0, 24: 1.5, 32: 2.2}  # of a step, in that of 16 features; a first guess only
+_NEARLY = 0.8  # of the steps that are wanted are enough for what was measured: clocks differ by as much
 _MOST_GROWTHS = 3  # of a patch that was guessed far too small
 _PROBED_VOXELS = 2**15  # of the patch are enough to compare precisions and memory layouts
 
@@ -251,6 +252,8 @@ class Sizer:
         best = self.grown(self.fitting(start, recipe), ladder[begin], seconds)
         if best.configuration.patch_size != planned.patch_size or self.steps(best, seconds) < TOLERABLE_STEPS:
             return self._reduced(best, ladder[0], seconds, shrink=free)
+        if begin > lowest and self.steps(best, seconds) < _NEARLY * wanted[begin]:  # more was guessed
+            return self._lowered(best, ladder[lowest:begin], wanted[lowest:begin], seconds)
         for rung in range(begin + 1, len(ladder)):
             if self.steps(best, seconds) < wanted[rung] * 1.2:
                 break
@@ -261,6 +264,16 @@ class Sizer:
             if self.steps(tried, seconds) < wanted[rung]:
                 break
             best = tried
+        return best
+
+    def _lowered(
+        self, best: Candidate, cheaper: Sequence[Configuration], wanted: Sequence[int], seconds: float
+    ) -> Candidate:
+        """Return the costliest of the `cheaper` versions that gets the steps `wanted` of it, else the cheapest."""
+        for configuration, least in zip(reversed(cheaper), reversed(wanted), strict=True):
+            best = self.measure(configuration, best.recipe).model_copy(update={"memory_gb": best.memory_gb})
+            if self.steps(best, seconds) >= _NEARLY * least:
+                break
         return best
 
     def grown(self, best: Candidate, whole: Configuration, seconds: float) -> Candidate:
@@ -284,7 +297,7 @@ class Sizer:
 
     def _reduced(self, best: Candidate, narrowest: Configuration, seconds: float, *, shrink: bool) -> Candidate:
         """Return a version with enough steps if there is one: a smaller patch, then a narrower network."""
-        while (steps := self.steps(best, seconds)) < 0.8 * TOLERABLE_STEPS:
+        while (steps := self.steps(best, seconds)) < _NEARLY * TOLERABLE_STEPS:
             configuration = best.configuration
             smaller = shrunk(configuration, max(0.3, min(0.9, steps / TOLERABLE_STEPS))) if shrink else None
             if smaller is None and configuration.network != narrowest.network:
