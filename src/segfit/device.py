@@ -36,7 +36,7 @@ class Hardware:
     @property
     def machine(self) -> str:
         """What steps are measured on, in words."""
-        return f"{self.kind} {self.name}"
+        return f"{self.kind} {self.name}, {self.threads} threads"
 
 
 def resolve_device(name: str) -> torch.device:

@@ -19,6 +19,7 @@ from segfit.errors import InputError, StageError
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
 from segfit.project import Project, handover, preparation
+from segfit.project.preparation import Preparation
 from segfit.project.trainings import held_weights
 from segfit.project.upkeep import damage_of, remove, unneeded
 from segfit.records import store
@@ -256,8 +257,10 @@ def test_on_another_machine_what_nobody_trained_by_is_planned_anew(
     assert before.machine == measure("cpu").machine
     gpu = Hardware(device="cuda:0", name="a GPU", threads=8, free_memory_gb=40.0, fast_bf16=True)
     monkeypatch.setattr(preparation, "measure_hardware", lambda _: gpu)
-    after = again(root).plan()
-    assert after.machine == (before.machine if trained else "cuda a GPU")
+    monkeypatch.setattr(Preparation, "_decided", lambda _, plan: plan)
+    assert again(root).plan() == again(root).findings().plan == before  # who only looks changes nothing
+    after = again(root).size()
+    assert after.machine == (before.machine if trained else "cuda a GPU, 8 threads")
     assert (after == before) is trained
     memory = next(item for item in after.decisions if item.key == "memory_gb")
     assert ("device" in memory.inputs) is not trained  # a decision that the machine bears on

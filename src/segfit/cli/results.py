@@ -67,7 +67,8 @@ def predict(
     given = [*(paths or []), *(inputs or [])]
     progress = KeptWarnings(console_progress())
     if model is None:
-        if len(given) > 1 or any((inputs, output, folds, tile_step, device, ending, previous_stage, workers)):
+        foreign = (inputs, output, folds, tile_step, device, ending, previous_stage, workers, probabilities, overwrite)
+        if len(given) > 1 or any(foreign) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         found = open_project(given[0] if given else None, out, [], progress).predict()
     else:

@@ -31,6 +31,7 @@ class Findings:
     results: tuple[TrainingResult, ...] = ()  # of those that are finished
     selected: Selected | None = None
     test: Summary | None = None
+    predicted: Path | None = None  # folder of the predictions that `test` scores
 
     @property
     def validated(self) -> dict[str, Path]:
@@ -64,19 +65,24 @@ class Findings:
 
 def find(project: Preparation) -> Findings:
     """Look up what there is."""
+    if project.options.dataset.skip_incomplete:
+        project.check()  # it decides which cases count
     fingerprint = project.known_fingerprint()
     if fingerprint is None:
         return Findings()
     folds, plan = project.splits().folds, project.known_plan()
     if plan is None or plan.run is None:
         return Findings(fingerprint, plan, folds)
-    trainings = tuple(trainings_of(project))
-    results = tuple(results_of(project, trainings))
-    if len(results) < len(trainings):
-        return Findings(fingerprint, plan, folds, trainings, results)
-    chosen = selected(project, results)
-    test = None
-    if chosen is not None and any(case.label_files for case in project.dataset.test):
-        path, key = scores_of(project, predictions_of(project, chosen))
-        test = recall(Summary, path, key)
-    return Findings(fingerprint, plan, folds, trainings, results, chosen, test)
+    with project.looking(plan):
+        trainings = tuple(trainings_of(project))
+        results = tuple(results_of(project, trainings))
+        if len(results) < len(trainings):
+            return Findings(fingerprint, plan, folds, trainings, results)
+        chosen = selected(project, results)
+        if chosen is None or not any(case.label_files for case in project.dataset.test):
+            return Findings(fingerprint, plan, folds, trainings, results, chosen)
+        predictions = predictions_of(project, chosen)
+        path, key = scores_of(project, predictions)
+    test = recall(Summary, path, key)
+    predicted = None if test is None else predictions.folder
+    return Findings(fingerprint, plan, folds, trainings, results, chosen, test, predicted)

@@ -52,7 +52,7 @@ class Preparation:
         self.folder = ProjectFolder(root)
         self._found = dataset
         self._resolved: dict[str, Any] = {}
-        self._first_look = True  # at a plan: commands on several machines do not overrule each other in turn
+        self._looked_at_machine = False  # once: commands on several machines do not overrule each other in turn
         self._adopt(options)
         self.progress = progress
         self.accounts = Accounts(self.folder.stages)
@@ -60,7 +60,7 @@ class Preparation:
         at = dataset.root if dataset.root.is_dir() else dataset.root.parent
         self.hashes = FileHashes(self.folder.cache / "files.json", at)
         self.store = CaseStore(self.folder.cases, self.hashes)
-        self._started = perf_counter()
+        self._started: float | None = None  # when the work that the time is for began
         self.validates_all = False  # predict all validation cases, also those that a run had no time for
         self.overrun = False  # take more time rather than refuse a budget that is too short
 
@@ -179,23 +179,8 @@ class Preparation:
             return store(self._derived(self.options), path, self._plan_key, use())
 
         result = self.resolve("plan", self.known_plan, make)
-        if self._first_look and result.machine != self.hardware.machine:
-            result = self._of_this_machine(result)
-        self._first_look = False
         self.publish(path, self.folder.plan)
         return result
-
-    def _of_this_machine(self, plan: Plan) -> Plan:
-        """Return the plan that was made on another machine, or where nothing is trained by it yet, a new one."""
-        from segfit.project.trainings import is_begun
-
-        made_for = f"the plan was made for {plan.machine or 'an unknown machine'}, this is {self.hardware.machine}"
-        if is_begun(self, plan):
-            self.progress.note(f"{made_for}: it is kept, as trainings by it have begun")
-            return plan
-        self.progress.note(f"{made_for}: it is made anew, as nothing is trained by it yet")
-        with self.locks.held("plan"), self.account("plan") as use:
-            return store(self._derived(self.options), self.plan_folder.plan, self._plan_key, use())
 
     def known_plan(self) -> Plan | None:
         """Return the plan if it was derived."""
@@ -217,31 +202,60 @@ class Preparation:
         """Decide what is trained in the time there is, from steps measured on this machine, and write it down."""
         return self.once("size", self._size)
 
+    @contextmanager
+    def looking(self, plan: Plan) -> Iterator[None]:
+        """Take this plan for what is trained, whatever else would be decided: for those who only look."""
+        before = dict(self._resolved)
+        self._resolved |= {"plan": plan, "size": plan}
+        try:
+            yield
+        finally:
+            self._resolved = before
+
     def _size(self) -> Plan:
         found = self.plan()
-        if found.run is None:
+        if found.run is None or found.machine != self.hardware.machine:
             with self.locks.held("what is trained"):
-                known = self.known_plan()
-                if known is None or known.run is None:
-                    known = store(self._decided(found), self.plan_folder.plan, self._plan_key)
-                found = known
+                found = self._for_this_machine(self.known_plan() or found)  # others may have decided meanwhile
+                if found.run is None:
+                    found = store(self._decided(found), self.plan_folder.plan, self._plan_key)
         self.publish(self.plan_folder.plan, self.folder.plan)
         self._resolved["plan"] = found
         return found
+
+    def _for_this_machine(self, plan: Plan) -> Plan:
+        """Return a plan that was made on another machine as it is, or a new one where nothing is trained by it yet."""
+        from segfit.project.trainings import is_begun
+
+        here = self.hardware.machine
+        if plan.machine == here or self._looked_at_machine:
+            return plan
+        self._looked_at_machine = True
+        made_for = f"the plan was made for {plan.machine or 'an unknown machine'}, this is {here}"
+        if self.plan_folder.race.exists() or is_begun(self, plan):
+            self.progress.note(f"{made_for}: it is kept, as trainings by it have begun")
+            return plan
+        self.progress.note(f"{made_for}: it is made anew, as nothing is trained by it yet")
+        return self._planned_anew()
+
+    def _planned_anew(self) -> Plan:
+        with self.account("plan"):
+            return store(self.replanned(()), self.plan_folder.plan, self._plan_key)
 
     def _decided(self, plan: Plan) -> Plan:
         """Return the plan with its run."""
         from segfit.project.decide import decide_run
 
-        plan = decide_run(self, plan)
+        with self.timed():
+            plan = decide_run(self, plan)
         assert plan.run is not None
         self.progress.note(_forecast(plan.run))
         return plan
 
     def decide_anew(self) -> None:
         """Forget what is trained: it is decided again, when it is asked for, in the time that is left."""
-        with self.account("plan"):
-            store(self.replanned(()), self.plan_folder.plan, self._plan_key)
+        with self.locks.held("what is trained"):
+            self._planned_anew()
         self.look_again()
 
     def look_again(self) -> None:
@@ -345,9 +359,21 @@ class Preparation:
         """The fold that is trained first."""
         return (self.options.planning.folds or (0,))[0]
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of what is done inside, unless it is counted already."""
+        if self._started is not None:
+            yield
+            return
+        self._started = perf_counter()
+        try:
+            yield
+        finally:
+            self._started = None
+
     def seconds(self) -> float:
-        """Return the seconds since this project was opened."""
-        return perf_counter() - self._started
+        """Return the seconds of the time budget that are used."""
+        return 0.0 if self._started is None else perf_counter() - self._started
 
     def preprocess(self) -> dict[str, dict[str, str]]:
         """Preprocess all cases; return the key of every case in ``cases/`` by configuration and case id.

@@ -179,10 +179,11 @@ class Project(Preparation):
         With `overrun` a time that is too short is overrun instead of refused.
         """
         self.overrun = overrun
-        for problem in self.check():
-            if not problem.fatal:
-                self.progress.warn(f"{problem.case}: {problem.problem}; {problem.action}")
-        self.size()
+        with self.timed():
+            for problem in self.check():
+                if not problem.fatal:
+                    self.progress.warn(f"{problem.case}: {problem.problem}; {problem.action}")
+            self.size()
         self.preprocess()
         self.train()
         self.select()

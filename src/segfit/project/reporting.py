@@ -43,6 +43,7 @@ _STAGES = (
     "fingerprint",
     "plan",
     "size",
+    "race",
     "preprocess",
     "train",
     "validate",
@@ -74,7 +75,7 @@ def report_data(
     folds = {case: number for number, fold in enumerate(found.folds) for case in fold.validation}
     validated = case_scores(chosen.summary, folds) if chosen is not None else ()
     tested = case_scores(test, {}) if test is not None else ()
-    predicted = {case.id: folder.predictions for case in dataset.test}
+    predicted = {} if found.predicted is None else {case.id: found.predicted for case in dataset.test}
     overlays = (
         *_overlays(dataset, "validation", validated, dataset.training, found.validated),
         *_overlays(dataset, "test", tested, dataset.test, predicted),
@@ -95,7 +96,7 @@ def report_data(
         overlays=overlays,
         resources=_resources(folder, run, found.results, records),
         environment=_environment(hardware),
-        model_path=str(folder.model) if folder.model.is_dir() else "",
+        model_path=str(folder.model) if chosen is not None and folder.model.is_dir() else "",
         file_ending=dataset.file_ending,
         image_ending=dataset.image_ending,
         warnings=tuple(warnings),
@@ -182,7 +183,11 @@ def _selection(selection: Selection) -> SelectionSummary:
 def _resources(
     folder: ProjectFolder, run: RunSpec | None, trained: Sequence[TrainingResult], records: Sequence[StageRecord]
 ) -> tuple[StageUse, ...]:
-    """Return one row per stage: its last execution; training over all interruptions, as its results say."""
+    """Return one row per stage: what it took since it was decided what is trained, or before that the last time.
+
+    Training counts over all interruptions, as its results say.
+    """
+    decided = max((record.started for record in records if record.stage == "size"), default=0.0)
     forecast = run.forecast if run is not None else {}
     disk = {"preprocess": folder.cases, "train": folder.runs, "predict": folder.predictions}
     found = []
@@ -190,7 +195,8 @@ def _resources(
         own = [record for record in records if record.stage == stage]
         if not own:
             continue
-        used, memory = own[-1].seconds, max(record.peak_memory_gb for record in own)
+        used = sum(record.seconds for record in own if record.started >= decided) or own[-1].seconds
+        memory = max(record.peak_memory_gb for record in own)
         if stage == "train":
             used = max(used, sum(result.seconds for result in trained))
         if stage == "size" and stage in forecast:  # its probes count their peaks for themselves

@@ -1,7 +1,7 @@
 """The table of stages: what the key of each result is made of.
 
 A result counts under its key alone, so whatever bears on it stands here, and nothing else: options that change nothing
-(workers, the interval of saved states, the clock) are in no key.
+(workers, the interval of saved states) are in no key.
 """
 
 from __future__ import annotations

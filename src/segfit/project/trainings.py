@@ -119,11 +119,14 @@ def is_begun(project: Preparation, plan: Plan) -> bool:
 def require_trained(project: Preparation) -> None:
     """Raise `InputError` unless all trainings of the run are finished: what uses a model starts none unasked."""
     root, plan = project.folder.root, project.plan()
-    wanted = [] if plan.run is None else trainings_of(project)
-    if plan.run is None or len(results_of(project, wanted)) < len(wanted):
-        raise InputError(
-            f"{root} has no finished training for its data and options", f"train first: segfit run --out {root}"
-        )
+    if plan.run is not None:
+        with project.looking(plan):
+            wanted = trainings_of(project)
+            if len(results_of(project, wanted)) == len(wanted):
+                return
+    raise InputError(
+        f"{root} has no finished training for its data and options", f"train first: segfit run --out {root}"
+    )
 
 
 def train_all(
@@ -141,7 +144,8 @@ def train_all(
         except _DecidedAnewError:
             continue
         if results is not None:
-            remove_losers(project, project.plan())
+            if folds is None and configurations is None:
+                remove_losers(project, project.plan())
             return results
 
 
@@ -200,7 +204,7 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
     split, keys = project.splits().folds[item.fold], project.preprocess()[item.name]
     goes_on = _goes_on(run, item.name, item.fold)
     with project.account("train"):
-        return train_fold(
+        result = train_fold(
             configuration=plan.configurations[item.name],
             recipe=plan.training[item.name],
             labels=project.dataset.labels,
@@ -221,6 +225,8 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
             start_identity=run.start_identity if goes_on else None,
             progress=project.progress,
         )
+    assert result.identity == item.identity, (result.identity, item.identity)
+    return result
 
 
 def _goes_on(run: RunSpec, name: str, fold: int) -> bool:

@@ -13,6 +13,7 @@ from segfit.files import read_json
 from segfit.project.findings import find
 from segfit.project.folder import ProjectFolder
 from segfit.project.preparation import Preparation
+from segfit.project.trainings import is_begun
 from segfit.project.validation import PROBABILITIES
 from segfit.records import RECORD, RECORD_FILE, damaged_files, record_of
 from segfit.training.result import RESULT, WEIGHTS, TrainingResult, weights_are_whole
@@ -87,7 +88,7 @@ def unneeded(project: Preparation) -> list[Unneeded]:
     _require_rest(project)
     project.check()  # first: it decides which cases count
     folder, found = project.folder, find(project)
-    if found.plan is None or found.plan.run is None:
+    if found.plan is None or found.plan.run is None or not is_begun(project, found.plan):
         raise InputError(
             f"nothing was trained in {folder.root} with its present options yet",
             f"run it first (segfit run --out {folder.root}), or ask for the options whose results are to stay",
