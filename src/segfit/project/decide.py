@@ -25,7 +25,6 @@ from segfit.planning.budget import (
 )
 from segfit.planning.plan import Plan, RunSpec, StageForecast
 from segfit.planning.sized_plan import with_run
-from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.project.candidate import SLACK, Candidate
 from segfit.project.extension import Earlier, earlier_run
 from segfit.project.forecast import (
@@ -121,7 +120,7 @@ class _Decision:
                 entrants = [entrants[0] if outcome is None else self._winner(entrants[outcome.winner], outcome)]
             with project.account("preprocess"):
                 for candidate in entrants:
-                    self._prepared(candidate)
+                    project.preprocessed(candidate.configuration)
         ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
         chosen, folds = self._trainings(entrants, self._left() - ahead)
         seconds, steps = self._lengths(chosen, folds, self._left() - ahead, raced=outcome is not None)
@@ -177,18 +176,6 @@ class _Decision:
         with self._project.account("size"):
             grown = self._sizer.grown(raced, whole, self._left() / self._shares)
         return grown if grown.configuration.network == whole.network else raced
-
-    def _prepared(self, candidate: Candidate) -> None:
-        """Preprocess all cases for a candidate, so that the time for it is known."""
-        project = self._project
-        preprocess_dataset(
-            project.dataset.training,
-            candidate.configuration.preprocessing,
-            project.dataset.labels,
-            project.store,
-            workers=self._options.workers,
-            progress=project.progress,
-        )
 
     def _repeated(self, preprocessing: PreprocessingCost) -> list[Candidate] | None:
         """Return what an earlier run trained, measured, if this one goes on with it; None if it is decided anew.
@@ -278,13 +265,8 @@ class _Decision:
         """Return labels of some cases at the spacing of a configuration."""
         project = self._project
         cases = project.dataset.training
-        keys = preprocess_dataset(
-            cases[:: max(1, len(cases) // _LOOKED_AT)][:_LOOKED_AT],
-            self._plan.configurations[name].preprocessing,
-            project.dataset.labels,
-            project.store,
-            workers=self._options.workers,
-        )
+        some = cases[:: max(1, len(cases) // _LOOKED_AT)][:_LOOKED_AT]
+        keys = project.preprocessed(self._plan.configurations[name], some)
         arrays = [project.store.open(key).labels() for key in keys.values()]
         return [_cut(array) for array in arrays if array is not None]
 

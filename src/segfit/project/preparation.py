@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import leave_out
-from segfit.dataset.manifest import Dataset
+from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, faults_of, nnunet_splits, read_splits
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem, StageError
@@ -386,15 +386,19 @@ class Preparation:
         if missing:
             with self.locks.held("preprocess"), self.account("preprocess"):
                 for name in missing:
-                    self._resolved[f"preprocess {name}"] = preprocess_dataset(
-                        self.dataset.training,
-                        plan.configurations[name].preprocessing,
-                        self.dataset.labels,
-                        self.store,
-                        workers=self.options.workers,
-                        progress=self.progress,
-                    )
+                    self._resolved[f"preprocess {name}"] = self.preprocessed(plan.configurations[name])
         return {name: self._resolved[f"preprocess {name}"] for name in names}
+
+    def preprocessed(self, configuration: Configuration, cases: Sequence[Case] | None = None) -> dict[str, str]:
+        """Preprocess training cases, all unless named; return the key of each in ``cases/`` by case id."""
+        return preprocess_dataset(
+            self.dataset.training if cases is None else cases,
+            configuration.preprocessing,
+            self.dataset.labels,
+            self.store,
+            workers=self.options.workers,
+            progress=self.progress,
+        )
 
     # ------------------------------------------------------------------------------------- for the stages' code
 

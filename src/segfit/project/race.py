@@ -23,7 +23,6 @@ from segfit.errors import DivergedError, MemoryShortageError, StageError
 from segfit.evaluation.summary import Summary
 from segfit.files import Document, content_hash
 from segfit.planning.plan import Plan, RaceEntry, candidate_words
-from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.project.candidate import SLACK, Candidate
 from segfit.project.preparation import Preparation
 from segfit.project.stages import STAGES
@@ -288,14 +287,8 @@ class _Runner:
         """Return the keys of the first fold's training cases, preprocessed for this candidate."""
         if self._keys is None:
             project = self._project
-            self._keys = preprocess_dataset(
-                [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train],
-                self.candidate.configuration.preprocessing,
-                project.dataset.labels,
-                project.store,
-                workers=project.options.workers,
-                progress=project.progress,
-            )
+            cases = [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train]
+            self._keys = project.preprocessed(self.candidate.configuration, cases)
         return self._keys
 
     def entry(self, *, winner: bool, diverged: bool) -> RaceEntry:
