@@ -186,6 +186,7 @@ class _Decision:
             candidate.configuration.preprocessing,
             project.dataset.labels,
             project.store,
+            measured=project.fingerprint(),
             workers=self._options.workers,
             progress=project.progress,
         )
@@ -283,6 +284,7 @@ class _Decision:
             self._plan.configurations[name].preprocessing,
             project.dataset.labels,
             project.store,
+            measured=project.fingerprint(),
             workers=self._options.workers,
         )
         arrays = [project.store.open(key).labels() for key in keys.values()]

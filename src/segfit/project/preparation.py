@@ -348,6 +348,7 @@ class Preparation:
                         plan.configurations[name].preprocessing,
                         self.dataset.labels,
                         self.store,
+                        measured=self.fingerprint(),
                         workers=self.options.workers,
                         progress=self.progress,
                     )

@@ -293,6 +293,7 @@ class _Runner:
                 self.candidate.configuration.preprocessing,
                 project.dataset.labels,
                 project.store,
+                measured=project.fingerprint(),
                 workers=project.options.workers,
                 progress=project.progress,
             )
