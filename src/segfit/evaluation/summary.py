@@ -107,10 +107,11 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Annotation:
-    """Loads the annotation of a case."""
+    """Loads the annotation of a case; how large it is, the header of its prediction tells."""
 
     case: Case
     scheme: LabelScheme
+    prediction: Path
 
     def __call__(self) -> NDArray[Any]:
         """Return the inner label values, (*spatial)."""
@@ -119,7 +120,7 @@ class _Annotation:
 
     def predicted_bytes(self) -> int:
         """Return what a label map takes."""
-        return num_voxels(self.case.label_files[0]) * _BYTES_PER_VOXEL
+        return num_voxels(self.prediction) * _BYTES_PER_VOXEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ class Pair:
         return cls(
             case.id,
             _File(prediction, scheme),
-            _Annotation(case, scheme),
+            _Annotation(case, scheme, prediction),
             prediction.as_posix(),
             ", ".join(path.as_posix() for path in case.label_files),
         )

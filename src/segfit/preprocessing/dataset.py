@@ -17,6 +17,7 @@ from segfit.errors import StageError
 from segfit.execution.pool import case_pool, map_cases
 from segfit.execution.workers import LostCaseError
 from segfit.fingerprint.contents import FileHashes
+from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid
 from segfit.labels import LabelScheme
@@ -37,6 +38,7 @@ def preprocess_dataset(
     scheme: LabelScheme,
     store: CaseStore,
     *,
+    measured: Fingerprint | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
@@ -47,20 +49,21 @@ def preprocess_dataset(
     fit into free memory. A case without label file is stored without labels. Raises `InputError` for unusable files
     and `StageError` if a case cannot be stored; what was finished before stays. Cases that cannot fit into memory do
     not stop the others: one `StageError` names them at the end. `executor` does the work in place of a pool of its own,
-    see `preprocessing_pool`.
+    see `preprocessing_pool`. Headers of cases that were `measured` are not read to know how large they are.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     store.remove_leftovers()
     keys: dict[str, str] = {}
     too_large: list[str] = []
     room = free_memory_gb() * 2**30
+    known = _known_cases(spec, measured)
     try:
         for (case, _), done in map_cases(
             partial(_preprocess_case, store.root, spec, scheme, room),
             [(case, store.hashes.of(case)) for case in cases],
             description="preprocess",
             name=lambda item: item[0].id,
-            size=lambda item: _predicted_bytes(item[0], spec),
+            size=lambda item: _predicted_bytes(item[0], spec, known.get(item[0].id)),
             largest_first=True,
             room=room,
             workers=workers,
@@ -85,10 +88,15 @@ def preprocess_dataset(
 
 
 def preprocessing_pool(
-    cases: Sequence[Case], spec: PreprocessingSpec, *, workers: int | None = None
+    cases: Sequence[Case],
+    spec: PreprocessingSpec,
+    *,
+    measured: Fingerprint | None = None,
+    workers: int | None = None,
 ) -> AbstractContextManager[Executor]:
     """Open the executor that suits preprocessing all these cases, for whoever preprocesses them in parts."""
-    return case_pool([_predicted_bytes(case, spec) for case in cases], workers)
+    known = _known_cases(spec, measured)
+    return case_pool([_predicted_bytes(case, spec, known.get(case.id)) for case in cases], workers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,10 +119,12 @@ def _preprocess_case(
         return _Done(key, hashes)
     if was_there:
         store.discard(key)
+    image = [read_case(case.images, case.spacing_mm)]
+    label = [read_labels(case, scheme, image[0].grid) if case.label_files else None]
     try:
         done = preprocess(  # which owns image and label, and lets go of them as soon as it can
-            read_case(case.images, case.spacing_mm),
-            read_labels(case, scheme) if case.label_files else None,
+            image.pop(),
+            label.pop(),
             spec,
             scheme,
             case.id,
@@ -128,15 +138,25 @@ def _preprocess_case(
     return _Done(key, hashes, was_there)
 
 
-def _predicted_bytes(case: Case, spec: PreprocessingSpec) -> int:
-    """Return the memory that preprocessing a case takes, about."""
-    grid = read_grid(case.images[0], case.spacing_mm)
-    if grid.ndim != spec.image_ndim:
+def _known_cases(spec: PreprocessingSpec, measured: Fingerprint | None) -> dict[str, CaseFingerprint]:
+    """Return what was measured of cases along the axes in which they are preprocessed, by case id."""
+    if measured is None or measured.orientation != spec.orientation:
+        return {}
+    return {case.case: case for case in measured.cases}
+
+
+def _predicted_bytes(case: Case, spec: PreprocessingSpec, known: CaseFingerprint | None = None) -> int:
+    """Return the memory that preprocessing a case takes, about; its header is read where its shape is not `known`."""
+    if known is None:
+        grid = read_grid(case.images[0], case.spacing_mm)
+        axes = canonical_map(grid) if spec.orientation == "canonical" else AxisMap.identity(grid.ndim)
+        shape, spacing = tuple(grid.shape[axis] for axis in axes.order), axes.permute(grid.spacing_mm)
+    else:
+        shape, spacing = known.shape, known.spacing_mm
+    if len(shape) != spec.image_ndim:
         return 1  # refused later, with the case's name
-    if spec.orientation == "canonical":
-        grid = canonical_map(grid).apply_grid(grid)
-    grid = AxisMap(spec.transpose, (False,) * grid.ndim).apply_grid(grid)
-    voxels = max(prod(grid.shape), prod(new_shape(grid.shape, grid.spacing_mm, spec.spacing_mm)))
+    shape, spacing = tuple(shape[axis] for axis in spec.transpose), tuple(spacing[axis] for axis in spec.transpose)
+    voxels = max(prod(shape), prod(new_shape(shape, spacing, spec.spacing_mm)))
     return voxels * len(spec.normalization) * 4 * _WORKING_COPIES
 
 

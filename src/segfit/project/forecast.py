@@ -94,8 +94,16 @@ def probe_preprocessing(
     begun = perf_counter()
     first, *left = sorted(cases, key=lambda case: -sizes[case.id])
     probed, seconds = [first], 0.0
-    with PeakWatch() as memory, preprocessing_pool(cases, spec, workers=workers) as pool:
-        do = partial(preprocess_dataset, spec=spec, scheme=labels, store=store, workers=workers, executor=pool)
+    with PeakWatch() as memory, preprocessing_pool(cases, spec, measured=fingerprint, workers=workers) as pool:
+        do = partial(
+            preprocess_dataset,
+            spec=spec,
+            scheme=labels,
+            store=store,
+            measured=fingerprint,
+            workers=workers,
+            executor=pool,
+        )
         keys = do(probed)  # pays for imports
         while left and seconds < _PROBED_SECONDS:
             some = left[:: max(1, len(left) // max(_PROBED_CASES, len(probed)))]  # of all sizes

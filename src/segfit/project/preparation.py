@@ -396,6 +396,7 @@ class Preparation:
             configuration.preprocessing,
             self.dataset.labels,
             self.store,
+            measured=self.fingerprint(),
             workers=self.options.workers,
             progress=self.progress,
         )

@@ -1,0 +1,115 @@
+"""How often a run opens the files of its dataset, stats them, and parses the documents of its project.
+
+Everything is counted in a process of its own and in those that it starts: an audit hook, installed by a
+``sitecustomize`` module, appends what it sees to a file.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+_HOOK = """
+import os, sys, traceback
+
+_log = os.open(os.environ["OPENS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+_dataset, _project = os.environ["OPENS_DATASET"] + os.sep, os.environ["OPENS_PROJECT"] + os.sep
+
+
+def _note(kind, path):
+    line = f"{kind}\\t{path}"
+    if "OPENS_PLACES" in os.environ:
+        frames = [f for f in traceback.extract_stack() if "segfit" in f.filename][-7:]
+        line += "\\t" + " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in reversed(frames))
+    os.write(_log, (line + "\\n").encode(errors="surrogateescape"))
+
+
+def _hook(event, arguments):
+    if event != "open" or not isinstance(arguments[0], (str, bytes)):
+        return
+    path = os.fsdecode(arguments[0])
+    if path.startswith(_dataset):
+        _note("open", path)
+    elif path.startswith(_project) and path.endswith(".json") and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+        _note("parse", path)
+
+
+sys.addaudithook(_hook)
+_stat = os.stat
+
+
+def stat(path, *args, **kwargs):
+    if not isinstance(path, int) and os.fsdecode(path).startswith(_dataset):
+        _note("stat", os.fsdecode(path))
+    return _stat(path, *args, **kwargs)
+
+
+os.stat = stat
+"""
+_TINY = ["training.steps=6", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
+_UNTRUSTED = 3  # a few steps teach nothing
+
+Counts = dict[str, Counter[str]]  # by kind (open, stat, parse), then by path
+
+
+@pytest.fixture(scope="module")
+def counted(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Counts, Counts]:
+    """What a run with nothing cached and the same run again did."""
+    folder = tmp_path_factory.mktemp("opens")
+    return _run(volumes, folder / "p", folder / "fresh"), _run(volumes, folder / "p", folder / "again")
+
+
+def _run(dataset: Path, project: Path, log: Path) -> Counts:
+    hook = log.with_suffix(".hook")
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(_HOOK)
+    paths = [str(hook), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "OPENS_LOG": str(log),
+        "OPENS_DATASET": str(dataset),
+        "OPENS_PROJECT": str(project),
+    }
+    settings = [part for setting in _TINY for part in ("--set", setting)]
+    command = [sys.executable, "-m", "segfit", "run", str(dataset), "--out", str(project), *settings]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == _UNTRUSTED, done.stderr
+    counts: Counts = {"open": Counter(), "stat": Counter(), "parse": Counter()}
+    for line in log.read_text(errors="surrogateescape").splitlines():
+        kind, path = line.split("\t")[:2]
+        counts[kind][path] += 1
+    return counts
+
+
+# The aim is three opens of a file in a fresh run, none in a repeated one, and two parses of a document. These are the
+# numbers reached so far, for the file that is opened most: they must not rise, and fall with every step to the aim.
+_MOST_OPENS = {"imagesTr": (12, 1), "labelsTr": (9, 1), "imagesTs": (8, 1), "labelsTs": (5, 1)}
+_MOST_PARSES = (13, 6)
+
+
+@pytest.mark.parametrize("folder", list(_MOST_OPENS))
+def test_files_of_the_dataset_are_opened_no_more_often(counted: tuple[Counts, Counts], folder: str) -> None:
+    for counts, most in zip(counted, _MOST_OPENS[folder], strict=True):
+        opens = {path: number for path, number in counts["open"].items() if Path(path).parent.name == folder}
+        assert max(opens.values(), default=0) <= most, opens
+
+
+def test_a_case_that_only_trains_is_opened_seven_times_and_never_again(counted: tuple[Counts, Counts]) -> None:
+    fresh, again = (counts["open"] for counts in counted)
+    opens = {path: number for path, number in fresh.items() if Path(path).parent.name in ("imagesTr", "labelsTr")}
+    assert len(opens) == 10
+    images = sorted(number for path, number in opens.items() if "imagesTr" in path)
+    labels = sorted(number for path, number in opens.items() if "labelsTr" in path)
+    assert images[-2] <= 7  # all but the validation case
+    assert labels[-2] <= 5
+    assert len([path for path in again if path in opens]) <= 2  # image and label of that, for the report
+
+
+def test_documents_are_parsed_no_more_often(counted: tuple[Counts, Counts]) -> None:
+    for counts, most in zip(counted, _MOST_PARSES, strict=True):
+        assert max(counts["parse"].values()) <= most, counts["parse"]
