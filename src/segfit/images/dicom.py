@@ -270,9 +270,8 @@ def _require_slice(file: Path, dataset: Any) -> None:
     if int(dataset.get("SamplesPerPixel", 1)) != 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise FileError(file, "is a colour image", "export it as .png or .tif")
     if not (dataset.Rows and dataset.Columns):
-        raise FileError(
-            file, f"has no pixels ({dataset.Rows} rows, {dataset.Columns} columns)", "export the series again"
-        )
+        problem = f"has no pixels ({dataset.Rows} rows, {dataset.Columns} columns)"
+        raise FileError(file, problem, "export the series again")
     for name, length in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         _require_numbers(file, dataset, name, length)
     row, column = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
@@ -326,10 +325,7 @@ def _require_same(folder: Path, datasets: Sequence[Any]) -> None:
         elif not np.allclose(dataset.PixelSpacing, first.PixelSpacing, rtol=1e-4, atol=0):
             problem = f"mixes pixel spacings: {list(dataset.PixelSpacing)} in {here}, {list(first.PixelSpacing)} before"
         elif not np.allclose(
-            np.array(dataset.ImageOrientationPatient, dtype=np.float64),
-            np.array(first.ImageOrientationPatient, dtype=np.float64),
-            rtol=0,
-            atol=_DIRECTION_TOLERANCE,
+            dataset.ImageOrientationPatient, first.ImageOrientationPatient, rtol=0, atol=_DIRECTION_TOLERANCE
         ):
             problem = f"mixes orientations: {here} is not parallel to {before} (a scout view or another plane)"
         else:
@@ -380,9 +376,8 @@ def _pixels(file: Path, dataset: Any) -> NDArray[Any]:
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
-        raise FileError(
-            file, "has no TransferSyntaxUID, which says how its pixels are stored", "export the series again"
-        )
+        problem = "has no TransferSyntaxUID, which says how its pixels are stored"
+        raise FileError(file, problem, "export the series again")
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:  # so pydicom says that it knows no decoder of this transfer syntax, installed or not
