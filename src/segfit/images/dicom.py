@@ -53,6 +53,7 @@ _SHOWN_FOLDERS = 5
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SLICE_NAME = re.compile(r".+\.(dcm|dicom|ima)", re.IGNORECASE)
 _NO_PICTURES = ("RTSTRUCT", "RTPLAN", "SR", "REG", "PR", "KO")  # modalities: PS3.3, C.7.3.1.1.1
+_NO_IMAGES = ("holds no DICOM images", "give the folder of one complete series, or remove this folder")
 _EXPORT_AGAIN = "copy or export the series again; remove the file if it is not a slice"
 
 
@@ -157,13 +158,8 @@ def _slices_folder(path: Path) -> Path:
         raise FileError(path, f"has slices in {len(inside)} folders: {names}{more}", action)
     if not inside:
         _require_no_damaged_slice(path)
-        raise _no_images(path)
+        raise FileError(path, *_NO_IMAGES)
     return inside[0]
-
-
-def _no_images(path: Path) -> FileError:
-    action = "give the folder of one complete series, or remove this folder"
-    return FileError(path, "holds no DICOM images", action)
 
 
 def _header(pydicom: Any, file: Path) -> Any:
@@ -187,7 +183,7 @@ def _datasets(pydicom: Any, path: Path, *, headers_only: bool) -> list[Any]:
             raise FileError(file, "is truncated or damaged (an image without rows and columns)", _EXPORT_AGAIN)
     _require_no_damaged_slice(folder)
     if not datasets:
-        raise _no_images(path)
+        raise FileError(path, *_NO_IMAGES)
     series = datasets[0].get("SeriesInstanceUID")
     for inside in _folders(folder):
         other = next(_dicom_files(inside), None)

@@ -205,13 +205,9 @@ def _configuration_facts(
         inside = ", inside the non-zero mask" if normalization.use_mask else ""
         facts.append((f"Normalisation, {channel}", _NORMALIZATION[normalization.scheme] + inside))
     if recipe is not None:
-        facts.append(
-            (
-                "Recipe",
-                f"{recipe.optimizer.upper()}, learning rate {number(recipe.learning_rate)}, momentum "
-                f"{number(recipe.momentum)}, weight decay {number(recipe.weight_decay)}, {recipe.precision}",
-            )
-        )
+        rates = f"learning rate {number(recipe.learning_rate)}, momentum {number(recipe.momentum)}"
+        decay = f"weight decay {number(recipe.weight_decay)}"
+        facts.append(("Recipe", f"{recipe.optimizer.upper()}, {rates}, {decay}, {recipe.precision}"))
     return facts
 
 
