@@ -69,9 +69,10 @@ class Grid:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Grid):
             return NotImplemented
-        if (self.affine is None) != (other.affine is None):
-            return False
-        same_place = self.affine is None or other.affine is None or np.array_equal(self.affine, other.affine)
+        if self.affine is None or other.affine is None:
+            same_place = self.affine is other.affine
+        else:
+            same_place = np.array_equal(self.affine, other.affine)
         same_size = self.shape == other.shape and self.spacing_mm == other.spacing_mm
         return same_size and same_place and self.header == other.header
 
@@ -199,14 +200,11 @@ class AxisMap:
         affine = grid.affine
         if affine is not None:
             # Work in array order: columns reversed, then back to the x, y, z order of the affine.
-            columns = affine[:, :3][:, ::-1]
-            origin = affine[:, 3].copy()
-            moved = np.empty_like(columns)
-            for axis, (source, reverse) in enumerate(zip(self.order, self.flip, strict=True)):
-                step = columns[:, source]
-                moved[:, axis] = -step if reverse else step
+            moved, origin = affine[:, :3][:, ::-1][:, self.order], affine[:, 3]
+            for axis, reverse in enumerate(self.flip):
                 if reverse:
-                    origin = origin + step * (grid.shape[source] - 1)
+                    origin = origin + moved[:, axis] * (shape[axis] - 1)
+                    moved[:, axis] *= -1
             affine = np.column_stack([moved[:, ::-1], origin])
         return replace(grid, shape=shape, spacing_mm=self.permute(grid.spacing_mm), affine=affine, header=None)
 
@@ -235,18 +233,10 @@ def canonical_map(grid: Grid) -> AxisMap:
         return AxisMap.identity(grid.ndim)
     columns = grid.affine[:3, :3][:, ::-1]  # in array order
     directions = columns / np.linalg.norm(columns, axis=0)
-    order: list[int] = []
-    flip: list[bool] = []
-    remaining = [0, 1, 2]
-    strength = np.abs(directions)
-    choice: dict[int, int] = {}
-    for _ in range(3):  # strongest pairing of world axis and array axis first
-        world, axis = max(
-            ((w, a) for w in range(3) if w not in choice for a in remaining), key=lambda pair: strength[pair]
-        )
-        choice[world] = axis
-        remaining.remove(axis)
-    for world in (2, 1, 0):  # array order z, y, x
-        order.append(choice[world])
-        flip.append(bool(directions[world, choice[world]] < 0))
-    return AxisMap(tuple(order), tuple(flip))
+    choice: dict[int, int] = {}  # world axis -> array axis
+    for world, axis in sorted(product(range(3), repeat=2), key=lambda pair: -abs(directions[pair])):  # strongest first
+        if world not in choice and axis not in choice.values():
+            choice[world] = axis
+    order = choice[2], choice[1], choice[0]  # array order z, y, x
+    flip = tuple(bool(directions[world, axis] < 0) for world, axis in zip((2, 1, 0), order, strict=True))
+    return AxisMap(order, flip)

@@ -144,9 +144,8 @@ class LabelScheme(Record):
         Raises `ValueError` where a region becomes none of the regions.
         """
         partner = dict(pairs) | {second: first for first, second in pairs}
-        outputs = (
-            [set(target.values) for target in self.classes] if self.has_regions else [{v} for v in self.all_values]
-        )
+        regions = [target.values for target in self.classes]
+        outputs = [set(values) for values in regions] if self.has_regions else [{v} for v in self.all_values]
         return tuple(outputs.index({partner.get(value, value) for value in values}) for values in outputs)
 
     @property
@@ -196,9 +195,7 @@ class LabelScheme(Record):
         """
         if self.stored is None:
             return labels
-        table: NDArray[np.integer[Any]] = np.asarray(
-            self.stored, dtype=smallest_dtype(min(self.stored), max(self.stored))
-        )
+        table: NDArray[np.integer[Any]] = np.array(self.stored, smallest_dtype(min(self.stored), max(self.stored)))
         return np.take(table, labels)
 
     def to_labels(

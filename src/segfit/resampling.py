@@ -317,13 +317,10 @@ def _torch_image(array: NDArray[np.floating[Any]], shape: tuple[int, ...], separ
 
     source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     axes = [axis for axis in range(len(shape)) if axis != separate]
-    return _nearest_across(_torch_linear(source, shape, axes).numpy(), shape, separate).astype(array.dtype)
-
-
-def _nearest_across(array: NDArray[Any], shape: tuple[int, ...], separate: int | None) -> NDArray[Any]:
-    if separate is None:
-        return array
-    return axis_operator(array.shape[1 + separate], shape[separate], 0).apply(array, 1 + separate)
+    result: NDArray[Any] = _torch_linear(source, shape, axes).numpy()
+    if separate is not None:
+        result = axis_operator(array.shape[1 + separate], shape[separate], 0).apply(result, 1 + separate)
+    return result.astype(array.dtype)
 
 
 def _torch_linear(source: torch.Tensor, shape: tuple[int, ...], axes: Sequence[int]) -> torch.Tensor:
@@ -340,10 +337,6 @@ def _torch_linear(source: torch.Tensor, shape: tuple[int, ...], axes: Sequence[i
     return unmerged.permute(*(int(axis) for axis in back))
 
 
-def _labels_ascending(labels: NDArray[np.integer[Any]]) -> Iterator[int]:
-    return (int(value) for value in np.unique(labels))
-
-
 def _torch_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
     """Let the largest half-precision score win, the smallest label on ties, as nnU-Net's torch resampler does.
 
@@ -357,7 +350,7 @@ def _torch_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> ND
     source = torch.from_numpy(np.ascontiguousarray(labels))[None]
     best = torch.full((1, *shape), -1.0, dtype=torch.float16)
     winner = torch.zeros((1, *shape), dtype=source.dtype)
-    for value in _labels_ascending(labels):
+    for value in np.unique(labels).tolist():
         score = _torch_linear((source == value).float() * 1000, shape, axes).half()
         better = score > best
         winner[better] = value

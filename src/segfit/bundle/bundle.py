@@ -185,9 +185,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         if not file.is_file():
             raise InputError(f"{path} lacks {name}", "copy the model folder again")
         if verify and hash_file(file) != manifest.checksums.get(name):
-            raise InputError(
-                f"{file} is damaged: its checksum is not the one in {MANIFEST}", "copy the model folder again"
-            )
+            problem = f"{file} is damaged: its checksum is not the one in {MANIFEST}"
+            raise InputError(problem, "copy the model folder again")
     return Bundle(manifest, path)
 
 
@@ -234,11 +233,8 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
         if member.exchange is not None and member.exchange.axis in member.mirror_axes:
             mirrored += f" (left and right labels exchanged along {member.exchange.axis})"
         yield f"| {configuration.name} | {patch} | {spacing} | {len(member.weights)} | {mirrored} |"
-    for title, facts in (
-        ("Training", manifest.training),
-        ("Selection", manifest.selection),
-        ("Origin", manifest.provenance),
-    ):
+    sections = {"Training": manifest.training, "Selection": manifest.selection, "Origin": manifest.provenance}
+    for title, facts in sections.items():
         if facts:
             yield f"\n## {title}\n"
             yield from (f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())

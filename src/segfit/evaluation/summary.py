@@ -363,9 +363,8 @@ def evaluate_folder(
         raise InputError(f"{references} has no reference for {listing(unknown)}", "add it or remove the prediction")
     missing = sorted(set(expected) - set(predicted))
     if missing and require_all:
-        raise InputError(
-            f"{predictions} has no prediction for {listing(missing)}", "predict them first or allow a subset"
-        )
+        problem = f"{predictions} has no prediction for {listing(missing)}"
+        raise InputError(problem, "predict them first or allow a subset")
     if missing:
         kept.warn(f"{listing(missing)} of {len(expected)} references have no prediction and are not counted")
     pairs = [

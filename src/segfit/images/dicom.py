@@ -53,6 +53,7 @@ _SHOWN_FOLDERS = 5
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SLICE_NAME = re.compile(r".+\.(dcm|dicom|ima)", re.IGNORECASE)
 _NO_PICTURES = ("RTSTRUCT", "RTPLAN", "SR", "REG", "PR", "KO")  # modalities: PS3.3, C.7.3.1.1.1
+_NO_IMAGES = ("holds no DICOM images", "give the folder of one complete series, or remove this folder")
 _EXPORT_AGAIN = "copy or export the series again; remove the file if it is not a slice"
 
 
@@ -157,13 +158,8 @@ def _slices_folder(path: Path) -> Path:
         raise FileError(path, f"has slices in {len(inside)} folders: {names}{more}", action)
     if not inside:
         _require_no_damaged_slice(path)
-        raise _no_images(path)
+        raise FileError(path, *_NO_IMAGES)
     return inside[0]
-
-
-def _no_images(path: Path) -> FileError:
-    action = "give the folder of one complete series, or remove this folder"
-    return FileError(path, "holds no DICOM images", action)
 
 
 def _header(pydicom: Any, file: Path) -> Any:
@@ -187,7 +183,7 @@ def _datasets(pydicom: Any, path: Path, *, headers_only: bool) -> list[Any]:
             raise FileError(file, "is truncated or damaged (an image without rows and columns)", _EXPORT_AGAIN)
     _require_no_damaged_slice(folder)
     if not datasets:
-        raise _no_images(path)
+        raise FileError(path, *_NO_IMAGES)
     series = datasets[0].get("SeriesInstanceUID")
     for inside in _folders(folder):
         other = next(_dicom_files(inside), None)
@@ -270,9 +266,8 @@ def _require_slice(file: Path, dataset: Any) -> None:
     if int(dataset.get("SamplesPerPixel", 1)) != 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise FileError(file, "is a colour image", "export it as .png or .tif")
     if not (dataset.Rows and dataset.Columns):
-        raise FileError(
-            file, f"has no pixels ({dataset.Rows} rows, {dataset.Columns} columns)", "export the series again"
-        )
+        problem = f"has no pixels ({dataset.Rows} rows, {dataset.Columns} columns)"
+        raise FileError(file, problem, "export the series again")
     for name, length in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         _require_numbers(file, dataset, name, length)
     row, column = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
@@ -326,10 +321,7 @@ def _require_same(folder: Path, datasets: Sequence[Any]) -> None:
         elif not np.allclose(dataset.PixelSpacing, first.PixelSpacing, rtol=1e-4, atol=0):
             problem = f"mixes pixel spacings: {list(dataset.PixelSpacing)} in {here}, {list(first.PixelSpacing)} before"
         elif not np.allclose(
-            np.array(dataset.ImageOrientationPatient, dtype=np.float64),
-            np.array(first.ImageOrientationPatient, dtype=np.float64),
-            rtol=0,
-            atol=_DIRECTION_TOLERANCE,
+            dataset.ImageOrientationPatient, first.ImageOrientationPatient, rtol=0, atol=_DIRECTION_TOLERANCE
         ):
             problem = f"mixes orientations: {here} is not parallel to {before} (a scout view or another plane)"
         else:
@@ -380,9 +372,8 @@ def _pixels(file: Path, dataset: Any) -> NDArray[Any]:
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
-        raise FileError(
-            file, "has no TransferSyntaxUID, which says how its pixels are stored", "export the series again"
-        )
+        problem = "has no TransferSyntaxUID, which says how its pixels are stored"
+        raise FileError(file, problem, "export the series again")
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:  # so pydicom says that it knows no decoder of this transfer syntax, installed or not

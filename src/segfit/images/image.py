@@ -17,6 +17,7 @@ from segfit.geometry import AxisMap, Grid
 from segfit.labels import LabelScheme
 
 __all__ = [
+    "COPY_AGAIN",
     "FileError",
     "Image",
     "LabelMap",
@@ -42,7 +43,7 @@ _MM_PER_UNIT = {
     **dict.fromkeys(("inch", "in"), 25.4),
 }
 
-
+COPY_AGAIN = "copy or export it again, or remove the case"
 # First bytes of files that are not what their ending says: what the file is, what to do.
 _ENDING = "correct its ending or export it again"
 _KNOWN_STARTS = {
@@ -110,7 +111,7 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         reason = " ".join(reason.split())  # in one line
-        raise FileError(path, f"cannot be read ({reason})", "copy or export it again, or remove the case") from error
+        raise FileError(path, f"cannot be read ({reason})", COPY_AGAIN) from error
 
 
 def foreign(path: Path, expected: str) -> FileError:
@@ -118,7 +119,7 @@ def foreign(path: Path, expected: str) -> FileError:
     with reading(path), path.open("rb") as handle:
         start = handle.read(32)
     if not start:
-        return FileError(path, "is empty", "copy or export it again, or remove the case")
+        return FileError(path, "is empty", COPY_AGAIN)
     for mark, (what, action) in _KNOWN_STARTS.items():
         if start.startswith(mark):
             return FileError(path, f"{what}, not {expected}" if " not " not in what else what, action)
@@ -131,7 +132,7 @@ def require_room(path: Path, shape: Sequence[int], num_bytes: int) -> None:
     if num_bytes > _LARGE_BYTES and num_bytes > _MOST_PACKED * size:
         sizes = " x ".join(map(str, shape))
         problem = f"declares {sizes} pixels in its header but has {size} bytes; the header is corrupt"
-        raise FileError(path, problem, "copy or export it again, or remove the case")
+        raise FileError(path, problem, COPY_AGAIN)
 
 
 def optional_package(path: Path, module: str, package: str, extra: str) -> Any:

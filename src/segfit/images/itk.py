@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from segfit.images.image import FileError, optional_package, reading
+from segfit.images.image import COPY_AGAIN, FileError, optional_package, reading
 
 __all__ = ["read_colours"]
 
@@ -20,6 +20,5 @@ def read_colours(path: Path) -> NDArray[Any]:
             pixels: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="PNGImageIO"))
         except RuntimeError as error:  # a page of source lines and addresses, the reason last
             reason = str(error).strip().splitlines()[-1].strip()
-            action = "copy or export it again, or remove the case"
-            raise FileError(path, f"cannot be read ({reason})", action) from error
+            raise FileError(path, f"cannot be read ({reason})", COPY_AGAIN) from error
     return pixels

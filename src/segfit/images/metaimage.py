@@ -6,10 +6,8 @@ https://itk.org/Wiki/ITK/MetaIO/Documentation
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
-from segfit.images.image import FileError, Image, mm_per_unit, reading
-from segfit.images.raw_voxels import COMPRESSION_LEVEL, COPY_AGAIN, Payload, numbers, require_file, whole_numbers
+from segfit.images.image import COPY_AGAIN, FileError, Image, mm_per_unit, reading
+from segfit.images.raw_voxels import COMPRESSION_LEVEL, Payload, TextHeader, numbers, whole_numbers
 from segfit.words import numbers as shown
 
 __all__ = ["companions", "read", "read_grid", "write"]
@@ -35,11 +33,9 @@ _VOXEL_SIZE, _PLACE = ("ElementSpacing", "ElementSize"), ("Offset", "Position", 
 _AXES = ("TransformMatrix", "Rotation", "Orientation")
 _LONGEST_LINE, _LARGEST_HEADER = 2**12, 2**20  # bytes (assumption; real headers have a few hundred)
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
-_GEOMETRY = struct.Struct(
-    "<4s3d3d9d"
-)  # our `Grid.header`: mark, spacing, origin, axes (one after the other), in LPS mm
+# Our `Grid.header`: mark, spacing, origin, axes (one after the other), in LPS mm.
+_GEOMETRY = struct.Struct("<4s3d3d9d")
 _MARK = b"META"
-_PATTERN = re.compile(r"%\d*d")  # for the numbers of several files
 
 
 def read(path: Path) -> Image:
@@ -126,12 +122,8 @@ def _placement(grid: Grid) -> tuple[list[float], list[float], list[float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
-    """The fields of a file, by their names in small letters, and how many bytes they take."""
-
-    path: Path
-    fields: Mapping[str, str]
-    length: int
+class _Header(TextHeader):
+    """The fields of a MetaImage."""
 
     @classmethod
     def of(cls, path: Path) -> _Header:
@@ -142,7 +134,7 @@ class _Header:
                 if not equals and line.strip():
                     break
                 fields[name.strip().lower()] = value.strip()
-                if name.strip().lower() == _LAST_FIELD.lower():
+                if _LAST_FIELD.lower() in fields:
                     break
             length = handle.tell()
         if not length:
@@ -153,12 +145,6 @@ class _Header:
         for name in ("NDims", "DimSize", "ElementType", _LAST_FIELD):
             header.field(name)
         return header
-
-    def field(self, name: str) -> str:
-        value = self.fields.get(name.lower())
-        if not value:
-            raise FileError(self.path, f'has no "{name}" in its header', "export it again, or write it into the header")
-        return value
 
     def floats(self, names: tuple[str, ...], count: int) -> list[float] | None:
         """Return the numbers of the first of some fields that is there, None if none is."""
@@ -190,9 +176,8 @@ class _Header:
         given = self.floats(_VOXEL_SIZE, axes)
         spacing = [size * mm for size in given or [1.0] * axes][:used]
         if not all(np.isfinite(size) and size > 0 for size in spacing):
-            raise FileError(
-                self.path, f"has the voxel size {shown(spacing)} mm (x, y, z)", "write the true positive sizes into it"
-            )
+            problem = f"has the voxel size {shown(spacing)} mm (x, y, z)"
+            raise FileError(self.path, problem, "write the true positive sizes into it")
         shape = tuple(sizes[:used][::-1])
         if used == 2 or given is None:
             return Grid(shape, tuple(spacing[::-1]), spacing_known=given is not None)
@@ -203,9 +188,8 @@ class _Header:
         affine[:3, :3] = (vectors * _LPS_TO_RAS).T * np.array(spacing)
         affine[:3, 3] = np.array(origin) * _LPS_TO_RAS
         if not np.isfinite(origin).all():
-            raise FileError(
-                self.path, f"lies at {shown(origin)} mm (x, y, z)", "write its true offset into it or export it again"
-            )
+            action = "write its true offset into it or export it again"
+            raise FileError(self.path, f"lies at {shown(origin)} mm (x, y, z)", action)
         if not is_invertible(affine):
             problem = f"has a singular orientation matrix ({' '.join(f'{value:g}' for value in vectors.ravel())})"
             raise FileError(self.path, problem, "export it again with a valid direction")
@@ -214,17 +198,11 @@ class _Header:
     def detached(self) -> Path | None:
         """Return the file of the voxels if it is another one."""
         name = self.field(_LAST_FIELD)
-        if name.upper() == "LOCAL":
-            return None
-        if name.upper().startswith("LIST") or _PATTERN.search(name):
-            raise FileError(self.path, "keeps its voxels in several files", "save it as one .nrrd or .mha")
-        return self.path.parent / name
+        return None if name.upper() == "LOCAL" else self.file_beside(name)
 
     def payload(self) -> Payload:
         """Return where the voxels are and how; their file exists."""
         detached = self.detached()
-        if detached is not None:
-            require_file(self.path, detached)
         kind = self.field("ElementType").removeprefix("MET_").removesuffix("_ARRAY").lower()
         if kind not in _TYPES:
             problem = f"has the ElementType {self.field('ElementType')}, which is not supported"

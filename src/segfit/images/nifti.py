@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from segfit.files import write_bytes
 from segfit.geometry import Grid, canonical_map, is_invertible
 from segfit.images.image import FileError, Image, Remark, reading
 
-__all__ = ["num_voxels", "read", "read_grid", "remarks", "write"]
+__all__ = ["read", "read_grid", "remarks", "write"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _COMPRESSION_LEVEL = 3  # on label maps as fast as level 1 and smaller; level 6 takes four times as long (measured)
@@ -104,18 +103,6 @@ def read_grid(path: Path) -> Grid:
     """Read the header alone; raises `FileError` as `read` does."""
     with reading(path):
         return _grid(path, *_parse(path, _start(path)))[0]
-
-
-def num_voxels(path: Path) -> int:
-    """Return the voxels of one volume, from the field ``dim`` alone; raises `FileError` as `read` does."""
-    with reading(path):
-        content = _start(path)
-        for size, axes in ((348, "40x8h"), (540, "16x8q")):
-            for order in "<>":
-                if int.from_bytes(content[:4], "little" if order == "<" else "big") == size:
-                    dim = struct.unpack_from(order + axes, content)
-                    return math.prod(max(1, n) for n in dim[1 : 1 + min(3, dim[0])])
-    return math.prod(read_grid(path).shape)
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -199,9 +186,8 @@ def _grid(path: Path, header: Any, raw: bytes) -> tuple[Grid, int]:
     unit = _unit(header)
     spacing = tuple(float(abs(size)) * unit for size in header["pixdim"][1 : 1 + len(sizes)])
     if not all(math.isfinite(s) and s > 0 for s in spacing):
-        raise FileError(
-            path, f"has the voxel size {spacing} mm (x, y, z)", "write the true positive sizes into its header (pixdim)"
-        )
+        action = "write the true positive sizes into its header (pixdim)"
+        raise FileError(path, f"has the voxel size {spacing} mm (x, y, z)", action)
     affine = _affine(path, header) if len(sizes) == 3 else None
     return Grid(tuple(sizes[::-1]), spacing[::-1], affine, raw), math.prod(series)
 
@@ -254,9 +240,8 @@ def _scaling(path: Path, header: Any) -> tuple[float, float]:
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
     if not math.isfinite(intercept):
-        raise FileError(
-            path, f"scales its voxels by {slope:g} and adds {intercept:g} (scl_slope, scl_inter)", "correct its header"
-        )
+        problem = f"scales its voxels by {slope:g} and adds {intercept:g} (scl_slope, scl_inter)"
+        raise FileError(path, problem, "correct its header")
     return slope, intercept
 
 
@@ -285,9 +270,8 @@ def remarks(path: Path) -> tuple[Remark, ...]:
                 f"has an sform and a qform (codes {codes}) that lie up to {apart:.3g} mm apart{turned}; the sform is "
                 "used, other programs (ITK-SNAP, Slicer) may show it by its qform"
             )
-            found.append(
-                Remark(problem, "check the overlay; if it is misaligned, set sform and qform to the same matrix")
-            )
+            action = "check the overlay; if it is misaligned, set sform and qform to the same matrix"
+            found.append(Remark(problem, action))
     offset = float(header["scl_inter"])
     if header["scl_slope"] == 0 and offset and math.isfinite(offset):
         problem = f"has scl_slope 0 and scl_inter {offset:g}; its values are used as stored"

@@ -19,16 +19,8 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
-from segfit.images.image import FileError, Image, mm_per_unit, reading
-from segfit.images.raw_voxels import (
-    COMPRESSION_LEVEL,
-    COPY_AGAIN,
-    Encoding,
-    Payload,
-    numbers,
-    require_file,
-    whole_numbers,
-)
+from segfit.images.image import COPY_AGAIN, FileError, Image, mm_per_unit, reading
+from segfit.images.raw_voxels import COMPRESSION_LEVEL, Encoding, Payload, TextHeader, numbers, whole_numbers
 from segfit.words import numbers as shown
 
 __all__ = ["companions", "read", "read_grid", "write"]
@@ -68,7 +60,6 @@ _IN_SPACE = ("domain", "space", "???", "none")  # kinds of axes that may be x, y
 _ALIASES = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip", "centers": "centerings"}
 _VECTOR = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
 _TEXT = re.compile(r'"([^"]*)"')
-_PATTERN = re.compile(r"%\d*d")  # for the numbers of several files
 
 _Meaning = TypeVar("_Meaning")
 
@@ -140,12 +131,9 @@ def _vector(values: list[float]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
-    """The fields of a file, by their names in small letters, and how many bytes they take."""
+class _Header(TextHeader):
+    """The fields of an NRRD file."""
 
-    path: Path
-    fields: Mapping[str, str]
-    length: int
     sizes: tuple[int, ...]  # fastest axis first
 
     @classmethod
@@ -165,11 +153,10 @@ class _Header:
                 if text.startswith("#") or value.startswith("="):  # a comment, a key with a value
                     continue
                 if not colon:
-                    problem = f"has a header line that is not a field: {text[:40]!r}"
-                    raise FileError(path, problem, COPY_AGAIN)
-                name = name.strip().lower()
-                fields[_ALIASES.get(name, name)] = value.strip()
-                if value.strip().upper().startswith("LIST") and name in ("data file", "datafile"):
+                    raise FileError(path, f"has a header line that is not a field: {text[:40]!r}", COPY_AGAIN)
+                name = _ALIASES.get(name.strip().lower(), name.strip().lower())
+                fields[name] = value.strip()
+                if name == "data file" and fields[name].upper().startswith("LIST"):
                     break  # names of files follow
             length = handle.tell()
         header = cls(path, fields, length, ())
@@ -177,17 +164,11 @@ class _Header:
         sizes = whole_numbers(path, "sizes", header.field("sizes"), axes, 1)
         return cls(path, fields, length, tuple(sizes))
 
-    def field(self, name: str) -> str:
-        if not self.fields.get(name):
-            raise FileError(self.path, f'has no "{name}" in its header', "export it again, or write it into the header")
-        return self.fields[name]
-
     def choice(self, name: str, known: Mapping[str, _Meaning]) -> _Meaning:
         value = self.field(name)
         if value.lower() not in known:
-            raise FileError(
-                self.path, f'has the {name} "{value}", which is not supported', f"export it with another {name}"
-            )
+            problem = f'has the {name} "{value}", which is not supported'
+            raise FileError(self.path, problem, f"export it with another {name}")
         return known[value.lower()]
 
     def grid(self) -> tuple[Grid, list[int]]:
@@ -201,9 +182,8 @@ class _Header:
             columns = np.array([vectors[axis] for axis in spatial]) * self._mm("space units", vectors)
             spacing = np.linalg.norm(columns, axis=1).tolist()
         if not all(np.isfinite(size) and size > 0 for size in spacing):
-            raise FileError(
-                self.path, f"has the voxel size {shown(spacing)} mm (x, y, z)", "write the true positive sizes into it"
-            )
+            problem = f"has the voxel size {shown(spacing)} mm (x, y, z)"
+            raise FileError(self.path, problem, "write the true positive sizes into it")
         if vectors is None or len(spatial) < 3 or "space" not in self.fields:
             known = vectors is not None or "spacings" in self.fields
             return Grid(shape, tuple(spacing[::-1]), spacing_known=known), spatial
@@ -226,18 +206,16 @@ class _Header:
         kinds = self.fields.get("kinds", "???").lower().split()
         kinds = kinds * len(axes) if kinds == ["???"] else kinds
         if len(kinds) != len(axes):
-            raise FileError(
-                self.path, f"has {len(kinds)} kinds for {len(axes)} axes", "correct its header or export it again"
-            )
+            problem = f"has {len(kinds)} kinds for {len(axes)} axes"
+            raise FileError(self.path, problem, "correct its header or export it again")
         if "complex" in kinds:
             raise FileError(self.path, "holds complex values", "export real numbers, one channel per component")
         found = [axis for axis in axes if kinds[axis] in _IN_SPACE and (vectors is None or vectors[axis] is not None)]
         spatial = found[:3]
         if len(spatial) < 2:
             problem = f"has {len(spatial)} axes in space (kinds {' '.join(kinds)})"
-            raise FileError(
-                self.path, problem, 'export it again, or correct "kinds" and "space directions" in its header'
-            )
+            action = 'export it again, or correct "kinds" and "space directions" in its header'
+            raise FileError(self.path, problem, action)
         if sum(self.sizes[axis] > 1 for axis in axes if axis not in spatial) > 1:
             shape = "x".join(map(str, self.sizes))
             raise FileError(self.path, f"is {len(axes)}D ({shape})", "split it into one file per channel or time point")
@@ -277,24 +255,16 @@ class _Header:
     def detached(self) -> Path | None:
         """Return the file of the voxels if it is another one."""
         name = self.fields.get("data file")
-        if name is None:
-            return None
-        if name.upper().startswith("LIST") or _PATTERN.search(name):
-            raise FileError(self.path, "keeps its voxels in several files", "save it as one .nrrd or .mha")
-        return self.path.parent / name
+        return None if name is None else self.file_beside(name)
 
     def payload(self) -> Payload:
         """Return where the voxels are and how; their file exists."""
         detached = self.detached()
-        if detached is not None:
-            require_file(self.path, detached)
         encoding, dtype = self.choice("encoding", _ENCODINGS), self.choice("type", _DTYPES)
         if dtype.itemsize > 1 and encoding != "text":
             dtype = dtype.newbyteorder(self.choice("endian", {"little": "<", "big": ">"}))
-        skips = [
-            whole_numbers(self.path, name, self.fields.get(name, "0"), 1, least)[0]
-            for name, least in (("line skip", 0), ("byte skip", -1))
-        ]
+        (skip_lines,) = whole_numbers(self.path, "line skip", self.fields.get("line skip", "0"), 1, 0)
+        (skip_bytes,) = whole_numbers(self.path, "byte skip", self.fields.get("byte skip", "0"), 1, -1)
         return Payload(
             path=self.path,
             file=detached or self.path,
@@ -302,6 +272,6 @@ class _Header:
             encoding=encoding,
             dtype=dtype,
             shape=self.sizes[::-1],
-            skip_lines=skips[0],
-            skip_bytes=skips[1],
+            skip_lines=skip_lines,
+            skip_bytes=skip_bytes,
         )

@@ -70,7 +70,7 @@ def remarks(path: Path) -> tuple[Remark, ...]:
     """Return what an image does not say or lacks: its scale, the unit of that, chunks."""
     level = _open(path)
     found: list[Remark] = []
-    if not level.scaled:
+    if not level.grid.spacing_known:
         problem = f"has no scale; voxels of {numbers(level.grid.spacing_mm)} mm are assumed"
         found.append(Remark(problem, 'write its true "scale" if that is wrong'))
     elif not level.with_unit:
@@ -145,7 +145,6 @@ class _Level:
     channel: int | None  # its axis of channels
     spatial: tuple[int, ...]  # its axes (z,) y, x
     grid: Grid
-    scaled: bool  # whether the metadata say a scale
     with_unit: bool  # whether they say the unit of every axis in space
     images: int  # how many the metadata describe
 
@@ -272,7 +271,7 @@ def _level(path: Path, array: Any, multiscale: Mapping[str, Any], dataset: Mappi
     )
     grid = Grid(shape, spacing, None, _MARK + json.dumps(placement).encode(), spacing_known=scaled)
     with_unit = all(axes[number].get("unit") for number in spatial)
-    return _Level(array, channels[0] if channels else None, tuple(spatial), grid, scaled, with_unit, images)
+    return _Level(array, channels[0] if channels else None, tuple(spatial), grid, with_unit, images)
 
 
 def _unit(path: Path, axis: Mapping[str, Any]) -> float:

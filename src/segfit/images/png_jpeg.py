@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from segfit.files import write_bytes
 from segfit.geometry import Grid
 from segfit.images import itk
-from segfit.images.image import FileError, Image, Remark, foreign, reading, require_room
+from segfit.images.image import COPY_AGAIN, FileError, Image, Remark, foreign, reading, require_room
 
-__all__ = ["colours", "kind", "num_voxels", "read", "read_grid", "read_label", "remarks", "write"]
+__all__ = ["colours", "kind", "read", "read_grid", "read_label", "remarks", "write"]
 
 _PNG_MAGIC = b"\x89PNG"
 _ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A: 1 is upright
@@ -78,7 +78,7 @@ def read_label(path: Path) -> Image:
 def read_grid(path: Path) -> Grid:
     """Read the size alone."""
     with reading(path), _open(path) as picture:
-        return _picture_grid((picture.height, picture.width))
+        return Grid((picture.height, picture.width), (1.0, 1.0), spacing_known=False)
 
 
 def remarks(path: Path) -> tuple[Remark, ...]:
@@ -115,16 +115,6 @@ def kind(path: Path) -> str:
         return names.get(picture.mode, "grey")
 
 
-def num_voxels(path: Path) -> int:
-    """Return the number of pixels; of a PNG without its decoder: the first chunk begins with width and height."""
-    with reading(path), path.open("rb") as handle:
-        start = handle.read(24)
-    if start.startswith(_PNG_MAGIC) and len(start) == 24:
-        return int.from_bytes(start[16:20], "big") * int.from_bytes(start[20:24], "big")
-    height, width = read_grid(path).shape
-    return height * width
-
-
 def write(path: Path, array: NDArray[Any]) -> None:
     """Write (y, x) uint8 or uint16, or (y, x, 3) uint8, atomically; 16 bit needs PNG."""
     from PIL import Image as Pillow
@@ -155,24 +145,20 @@ def _open(path: Path) -> Any:
         b"\xff\xd8": JpegImageFile,
         b"BM": BmpImageFile,
     }
-    for magic, decoder in decoders.items():
-        if start.startswith(magic):
-            try:
-                picture = decoder(path)
-            except SyntaxError as error:  # how decoders say that a header is wrong
-                action = "copy or export it again, or remove the case"
-                raise FileError(path, f"cannot be read (corrupt header: {error})", action) from None
-            break
-    else:
+    decoder = next((decoder for magic, decoder in decoders.items() if start.startswith(magic)), None)
+    if decoder is None:
         raise foreign(path, "a PNG, JPEG or BMP image")
     try:
+        picture = decoder(path)
+    except SyntaxError as error:  # how decoders say that a header is wrong
+        raise FileError(path, f"cannot be read (corrupt header: {error})", COPY_AGAIN) from None
+    try:
         require_room(path, picture.size, picture.width * picture.height * len(picture.getbands()))
+        if getattr(picture, "n_frames", 1) > 1:
+            raise FileError(path, "is animated: it has several frames", "save the one that is meant")
     except FileError:
         picture.close()
         raise
-    if getattr(picture, "n_frames", 1) > 1:
-        picture.close()
-        raise FileError(path, "is animated: it has several frames", "save the one that is meant")
     return picture
 
 
@@ -189,8 +175,5 @@ def _raw_mode(picture: Any) -> str:
 
 def _image(pixels: NDArray[Any]) -> Image:
     array = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-    return Image(array.astype(array.dtype.newbyteorder("="), copy=False), _picture_grid(array.shape[1:]))
-
-
-def _picture_grid(shape: tuple[int, ...]) -> Grid:
-    return Grid(shape, (1.0,) * len(shape), spacing_known=False)
+    grid = Grid(array.shape[1:], (1.0, 1.0), spacing_known=False)
+    return Image(array.astype(array.dtype.newbyteorder("="), copy=False), grid)

@@ -1,9 +1,13 @@
-"""The voxels behind a text header (NRRD, MetaImage): unpacked and counted, so that they refute a wrong header."""
+"""What text headers have in common (NRRD, MetaImage), and the voxels behind them: unpacked and counted.
+
+So voxels refute a wrong header.
+"""
 
 from __future__ import annotations
 
 import bz2
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,17 +17,39 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from segfit.images.image import FileError
+from segfit.images.image import COPY_AGAIN, FileError
 from segfit.words import count as amount
 
-__all__ = ["COMPRESSION_LEVEL", "COPY_AGAIN", "Encoding", "Payload", "numbers", "require_file", "whole_numbers"]
+__all__ = ["COMPRESSION_LEVEL", "Encoding", "Payload", "TextHeader", "numbers", "whole_numbers"]
 
 COMPRESSION_LEVEL = 3  # as of NIfTI: on label maps as fast as level 1 and smaller
-COPY_AGAIN = "copy or export it again, or remove the case"
 Encoding = Literal["raw", "zlib", "bzip2", "text", "hex"]
 _PIECE = 1 << 18  # bytes unpacked at a time
 _GZIP_OR_ZLIB = 47  # window bits that find out which of the two it is
 _GZIP_MAGIC = b"\x1f\x8b"
+_PATTERN = re.compile(r"%\d*d")  # for the numbers of several files
+
+
+@dataclass(frozen=True, slots=True)
+class TextHeader:
+    """The fields of a file, by their names in small letters, and how many bytes they take."""
+
+    path: Path
+    fields: Mapping[str, str]
+    length: int
+
+    def field(self, name: str) -> str:
+        """Return a field; `FileError` if there is none."""
+        value = self.fields.get(name.lower())
+        if not value:
+            raise FileError(self.path, f'has no "{name}" in its header', "export it again, or write it into the header")
+        return value
+
+    def file_beside(self, name: str) -> Path:
+        """Return the file that the header names as that of its voxels; `FileError` for several."""
+        if name.upper().startswith("LIST") or _PATTERN.search(name):
+            raise FileError(self.path, "keeps its voxels in several files", "save it as one .nrrd or .mha")
+        return self.path.parent / name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +59,7 @@ class Payload:
     Parameters
     ----------
     path : the image, which messages name
-    file : where the voxels are; the image itself, or the file that its header names
+    file : where the voxels are; the image itself, or the file that its header names: `FileError` if that is not there
     start : bytes of `file` before them
     dtype : as stored, with its byte order
     shape : of the stored array, slowest axis first
@@ -49,6 +75,13 @@ class Payload:
     shape: tuple[int, ...]
     skip_lines: int = 0
     skip_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.file.is_file():
+            problem = (
+                f"keeps its voxels in {self.file.name}, which is {'a folder' if self.file.is_dir() else 'missing'}"
+            )
+            raise FileError(self.path, problem, "copy both files, or correct the name in its header")
 
     def read(self) -> NDArray[Any]:
         """Return the array in native byte order; `FileError` unless there are exactly as many voxels as it needs."""
@@ -145,10 +178,3 @@ def whole_numbers(path: Path, field: str, text: str, count: int, least: int) -> 
 def _unexpected(path: Path, field: str, text: str, expected: str) -> FileError:
     problem = f'has "{field}" {text.strip()!r} in its header, expected {expected}'
     return FileError(path, problem, "correct it or export it again")
-
-
-def require_file(path: Path, part: Path) -> None:
-    """Raise `FileError` unless `part`, which the header `path` names as that of its voxels, is there."""
-    if not part.is_file():
-        problem = f"keeps its voxels in {part.name}, which is {'a folder' if part.is_dir() else 'missing'}"
-        raise FileError(path, problem, "copy both files, or correct the name in its header")

@@ -48,9 +48,7 @@ def read(path: Path) -> Image:
         grid = _grid(path, file, tuple(series.shape[axis] for axis in spatial))
     order = [*channels, *spatial]
     dropped = tuple(axis for axis in range(pixels.ndim) if axis not in order)
-    array = pixels.transpose(*dropped, *order).reshape(
-        math.prod(pixels.shape[axis] for axis in channels), *[pixels.shape[axis] for axis in spatial]
-    )
+    array = pixels.transpose(*dropped, *order).reshape(-1, *grid.shape)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return Image(array.astype(np.uint8) if array.dtype == bool else array, grid)
 
@@ -77,7 +75,8 @@ def remarks(path: Path) -> tuple[Remark, ...]:
         if page.photometric == _MIN_IS_WHITE and page.bitspersample > 1:
             problem = "stores white as 0 (photometric MinIsWhite) and is used as stored"
             found.append(Remark(problem, "save it with black as 0 if the others are"))
-        if page.photometric == _PALETTE and _is_coloured(page.colormap):
+        table = page.colormap
+        if page.photometric == _PALETTE and table is not None and (table != table[:1]).any():
             problem = "has a colour map, which is ignored: its values are indices"
             found.append(Remark(problem, "save it as RGB if its colours matter"))
         if len(file.series) > 1:
@@ -134,9 +133,7 @@ def _pages_are_lost(path: Path) -> bool:
     """
     with path.open("rb") as handle:
         head = handle.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(head[:2])
-        if order is None:
-            return False  # no TIFF at all: the decoder says so
+        order = {b"II": "<", b"MM": ">"}[head[:2]]
         wide = head[2:4] in (b"+\0", b"\0+")  # version 43
         number, pointer, entry_bytes = ("Q", "Q", 20) if wide else ("H", "I", 12)
         (offset,) = struct.unpack_from(order + pointer, head, 8 if wide else 4)
@@ -216,11 +213,6 @@ def _decode_by_pillow(path: Path, series: Any) -> NDArray[Any]:
         raise FileError(path, f"is compressed with {name} and too large to decompress", action) from None
     except (KeyError, SyntaxError):  # how Pillow says that it does not know a compression
         raise FileError(path, f"is compressed with {name}, which is not supported", action) from None
-
-
-def _is_coloured(table: NDArray[Any] | None) -> bool:
-    """Return whether a colour table (3, n) holds more than greys."""
-    return table is not None and bool((table != table[:1]).any())
 
 
 def _grid(path: Path, file: Any, shape: tuple[int, ...]) -> Grid:

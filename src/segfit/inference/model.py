@@ -270,18 +270,15 @@ class Model:
     def _member_input(
         self, member: Member, image: Image, earlier: Image | None, name: str
     ) -> tuple[NDArray[np.float32], CaseProperties]:
-        configuration = member.configuration
-        room = free_memory_gb() * 2**30
-        if configuration.previous_stage is None:
-            case = preprocess(image, None, configuration.preprocessing, self.labels, name, room=room)
+        previous, spec = member.configuration.previous_stage, member.configuration.preprocessing
+        if previous is None:
+            earlier = None
+        elif earlier is None:
+            action = f"predict {name} with {previous} first and give the label map as previous_stage"
+            raise InputError(f"{self.name} is the second stage of a cascade", action)
+        case = preprocess(image, earlier, spec, self.labels, name, room=free_memory_gb() * 2**30)
+        if case.labels is None:
             return case.image, case.properties
-        if earlier is None:
-            raise InputError(
-                f"{self.name} is the second stage of a cascade",
-                f"predict {name} with {configuration.previous_stage} first and give the label map as previous_stage",
-            )
-        case = preprocess(image, earlier, configuration.preprocessing, self.labels, name, room=room)
-        assert case.labels is not None
         one_hot = [case.labels == value for value in self.labels.foreground_values]
         return np.concatenate([case.image, np.stack(one_hot).astype(np.float32)]), case.properties
 

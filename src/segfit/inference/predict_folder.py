@@ -15,7 +15,7 @@ from segfit.images.formats import label_ending
 from segfit.images.image import problem_of
 from segfit.inference.model import Model, Prepared
 from segfit.inference.to_input_grid import LogitField
-from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress, Task
+from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 
 __all__ = ["predict_folder"]
 
@@ -96,15 +96,12 @@ def predict_folder(
             del future  # and with it the arrays of the case
             ahead.extend((case, readers.submit(prepare, case)) for case in islice(rest, 1))
             while behind and (len(behind) > _WRITES_WAITING or not ahead):
-                _finish(*behind.popleft(), task)
+                case, written = behind.popleft()
+                written.result()
+                task.advance(1, case.id)
     if problems:
         raise DatasetError(problems, f"the other {len(cases) - len(problems)} of {len(cases)} cases are predicted")
     return [paths[case.id] for case in cases]
-
-
-def _finish(case: Case, future: Future[None], task: Task) -> None:
-    future.result()
-    task.advance(1, case.id)
 
 
 @contextmanager

@@ -63,8 +63,7 @@ def loss_figure(curves: Sequence[TrainingCurve], name: str) -> Markup:
 
     def draw(axes: Axes) -> None:
         for curve in curves:
-            x, y = _thinned(curve.share, curve.loss)
-            axes.plot(x, y, color=colour(curve.fold))
+            axes.plot(*_thinned(curve.share, curve.loss), color=colour(curve.fold))
         axes.set_title("Training loss")
         _budget_axis(axes)
 
@@ -76,8 +75,7 @@ def learning_rate_figure(curves: Sequence[TrainingCurve], name: str) -> Markup:
 
     def draw(axes: Axes) -> None:
         for curve in curves:
-            x, y = _thinned(curve.share, curve.learning_rate)
-            axes.plot(x, y, color=colour(curve.fold))
+            axes.plot(*_thinned(curve.share, curve.learning_rate), color=colour(curve.fold))
         axes.set_title("Learning rate")
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
         axes.yaxis.set_major_formatter("{x:.2g}")

@@ -62,9 +62,8 @@ def planes(overlay: Overlay) -> list[Plane]:
         where = tuple(index if i == axis else side for i in range(3))
         picture, cut = pixels[where], (labels[0][where], labels[1][where])
         spacing = tuple(s for i, s in enumerate(overlay.spacing_mm) if i != axis)
-        caption = (
-            f"{name} slice {index + 1} of {size}" if overlay.canonical else f"slice {index + 1} of {size} on {name}"
-        )
+        caption = f"slice {index + 1} of {size}"
+        caption = f"{name} {caption}" if overlay.canonical else f"{caption} on {name}"
         sides = ("R", "L") if overlay.canonical else ("", "")
         shown.append(_plane(picture, cut, spacing, caption, sides=sides, scale_bar=True))
     return shown

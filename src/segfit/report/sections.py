@@ -22,6 +22,7 @@ __all__ = ["asked", "derived", "measured"]
 
 _MAX_LINES = 8  # labels in one figure
 _LONGEST = 100  # characters of a value that stands beside its name; longer ones are shown on opening
+_STATISTICS = ("min", "percentile_00_5", "median", "mean", "std", "percentile_99_5", "max")
 _NORMALIZATION = {
     "ct": "clip to the foreground's 0.5 and 99.5 percentiles, then its mean and standard deviation",
     "zscore": "mean and standard deviation of each image",
@@ -87,7 +88,7 @@ def measured(fingerprint: Fingerprint | None, label_names: Mapping[int, str]) ->
         "size_unit": "voxels" if fingerprint.ndim == 3 else "pixels",
         "volume_unit": "ml" if fingerprint.ndim == 3 else "pixels",
         "intensities": [
-            {"name": name, "values": [number(v) for v in _ordered(statistics)]}
+            {"name": name, "values": [number(getattr(statistics, key)) for key in _STATISTICS]}
             for name, statistics in zip(fingerprint.channel_names, fingerprint.intensities, strict=False)
         ],
     }
@@ -148,11 +149,6 @@ def _range(column: Any) -> tuple[float, float, float]:
     return float(column.min()), float(np.median(column)), float(column.max())
 
 
-def _ordered(statistics: Any) -> list[float]:
-    names = ("min", "percentile_00_5", "median", "mean", "std", "percentile_99_5", "max")
-    return [getattr(statistics, name) for name in names]
-
-
 def _label_rows(fingerprint: Fingerprint, names: Mapping[int, str]) -> tuple[list[dict[str, Any]], list[list[float]]]:
     """Return a row per foreground label, and its sizes in ml (3D) or pixels (2D) in the cases that have it."""
     cases = fingerprint.cases
@@ -205,13 +201,9 @@ def _configuration_facts(
         inside = ", inside the non-zero mask" if normalization.use_mask else ""
         facts.append((f"Normalisation, {channel}", _NORMALIZATION[normalization.scheme] + inside))
     if recipe is not None:
-        facts.append(
-            (
-                "Recipe",
-                f"{recipe.optimizer.upper()}, learning rate {number(recipe.learning_rate)}, momentum "
-                f"{number(recipe.momentum)}, weight decay {number(recipe.weight_decay)}, {recipe.precision}",
-            )
-        )
+        rates = f"learning rate {number(recipe.learning_rate)}, momentum {number(recipe.momentum)}"
+        decay = f"weight decay {number(recipe.weight_decay)}"
+        facts.append(("Recipe", f"{recipe.optimizer.upper()}, {rates}, {decay}, {recipe.precision}"))
     return facts
 
 

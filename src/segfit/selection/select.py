@@ -79,11 +79,9 @@ def select_winner(candidates: Sequence[Candidate]) -> Choice:
                 "train the same folds of both, or select among one of them",
             )
     ordered = sorted(candidates, key=lambda candidate: len(candidate.members) > 1)
-    scored = [(candidate.summary.mean_dice, candidate) for candidate in ordered]
-    valid = [(dice, candidate) for dice, candidate in scored if dice is not None]
-    notes = tuple(
-        f"{candidate.name} was left out: no class has a Dice in any case" for dice, candidate in scored if dice is None
-    )
+    valid = [(dice, candidate) for candidate in ordered if (dice := candidate.summary.mean_dice) is not None]
+    left_out = [candidate for candidate in ordered if candidate.summary.mean_dice is None]
+    notes = tuple(f"{candidate.name} was left out: no class has a Dice in any case" for candidate in left_out)
     if not valid:
         raise StageError("no candidate has a Dice in any case: the references of all validation cases are empty")
     ranked = sorted(valid, key=lambda item: -item[0])  # stable: ties stay in order

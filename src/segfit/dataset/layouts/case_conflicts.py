@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from segfit.dataset.layouts.names import LONGEST_NAME, fault_of_name, same_letters
@@ -36,7 +35,7 @@ def shared_files(dataset: Dataset) -> list[Problem]:
     for case in (*dataset.training, *dataset.test):
         images = [_resolved(path) for path in case.images]
         labels = [_resolved(path) for path in case.label_files]
-        twice = _repeated(images)
+        twice = next((path for number, path in enumerate(images) if path in images[:number]), None)
         if twice is not None:
             problems.append(Problem(case.id, f"{twice.name} is listed for two channels", "correct one of them"))
         both = next((path for path in labels if path in images), None)
@@ -48,10 +47,6 @@ def shared_files(dataset: Dataset) -> list[Problem]:
                 problem = f"{path.name} is also the label of the case {other.id}"
                 problems.append(Problem(case.id, problem, "correct one of them unless that is right", fatal=False))
     return problems
-
-
-def _repeated(paths: Sequence[Path]) -> Path | None:
-    return next((path for number, path in enumerate(paths) if path in paths[:number]), None)
 
 
 def _resolved(path: Path) -> Path:

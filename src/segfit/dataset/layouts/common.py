@@ -72,14 +72,8 @@ def visible_files(folder: Path) -> list[Path]:
     images = {path for path in visible if path.is_dir() and is_image_folder(path)}
     series = any(full_name(path).endswith(FOLDER) for path in images)
     return [
-        path
-        for path in visible
-        if path.is_file() or _leads_nowhere(path) or path in images or (series and path.is_dir())
+        path for path in visible if path.is_file() or not path.exists() or path in images or (series and path.is_dir())
     ]
-
-
-def _leads_nowhere(path: Path) -> bool:
-    return path.is_symlink() and not path.exists()
 
 
 def is_there(path: Path) -> bool:
@@ -247,7 +241,7 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
         _values_of,
         labelled,
         description="Reading labels",
-        name=_name,
+        name=lambda path: path.name,
         size=lambda path: num_voxels(path) * LABEL_BYTES_PER_VOXEL,
         room=free_memory_gb() * 2**30,
         lost=lambda *_: (frozenset(), None),
@@ -294,10 +288,6 @@ def _values_of(path: Path) -> tuple[frozenset[int], InputError | None]:
         return values, None
     action = "save a lossless label map: one value per class"
     return frozenset(), FileError(path, f"is not a label map ({doubt})", action)
-
-
-def _name(path: Path) -> str:
-    return path.name
 
 
 def _images_are_labels(cases: Sequence[Case]) -> bool:

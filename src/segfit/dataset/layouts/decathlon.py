@@ -93,9 +93,8 @@ def _training(root: Path, listed: object, channels: int, problems: list[Problem]
             problems.append(Problem(name, "is listed twice in dataset.json", "remove one of the entries"))
             continue
         if not is_there(label):
-            problems.append(
-                Problem(name, f"its label {paths[1]} is missing", "add it or remove the case from the list")
-            )
+            action = "add it or remove the case from the list"
+            problems.append(Problem(name, f"its label {paths[1]} is missing", action))
         if images:
             cases[name] = Case(id=name, images=images, label=label if is_there(label) else None)
     return tuple(cases.values())

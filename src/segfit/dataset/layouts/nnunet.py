@@ -68,10 +68,8 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         compare_sizes(raw, len(training), problems)
     if raw.get("overwrite_image_reader_writer") not in (None, "None"):
         reader = raw["overwrite_image_reader_writer"]
-        action = "convert the images if that reader changes them"
-        problems.append(
-            Problem(WHOLE, f"dataset.json asks for the image reader {reader}, which is ignored", action, False)
-        )
+        problem = f"dataset.json asks for the image reader {reader}, which is ignored"
+        problems.append(Problem(WHOLE, problem, "convert the images if that reader changes them", fatal=False))
     problems += hidden_files(root / name for name in _FOLDERS)
     known = None if ending is None else label_ending
     return declared_dataset(root, "nnunet-v2", raw, labels, channels, known, training, test)
@@ -119,13 +117,8 @@ def _ending(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> str 
         problems.append(Problem(WHOLE, f'the "file_ending" {ending!r} in dataset.json is not known{hint}', action))
         return None
     if ENDINGS[ending.lower()].write is None and ending != FOLDER:
-        problems.append(
-            Problem(
-                WHOLE,
-                f"{ending} is lossy and changes label values",
-                "convert the images to .png and export labels as .png from the annotation tool",
-            )
-        )
+        action = "convert the images to .png and export labels as .png from the annotation tool"
+        problems.append(Problem(WHOLE, f"{ending} is lossy and changes label values", action))
     return ending
 
 
@@ -171,14 +164,8 @@ def _folder_cases(
         return ()
     files, nameless = _channel_files(images, ending)
     if not files and not nameless:
-        found = endings_found(visible_files(images))
-        problems.append(
-            Problem(
-                WHOLE,
-                f"imagesTr holds no {described(ending, 'image')}{found}",
-                'add images or correct "file_ending"',
-            )
-        )
+        problem = f"imagesTr holds no {described(ending, 'image')}{endings_found(visible_files(images))}"
+        problems.append(Problem(WHOLE, problem, 'add images or correct "file_ending"'))
     problems += [_misnamed(path, ending) for path in nameless]
     for folder, wanted in ((images, ending), (labels, label_ending)) if files or nameless else ():
         problems += _other_endings(folder, wanted)
@@ -247,9 +234,7 @@ def _test_cases(
     cases: list[Case] = []
     for name, numbered in sorted(files.items()):
         wrong = channel_problems(name, numbered, expected)
-        problems += [
-            Problem(item.case, f"test case left out: {item.problem}", item.action, fatal=False) for item in wrong
-        ]
+        problems += [Problem(p.case, f"test case left out: {p.problem}", p.action, fatal=False) for p in wrong]
         label = root / "labelsTs" / f"{name}{label_ending}"
         if not wrong:
             cases.append(_case(name, numbered, label if label.exists() else None))
@@ -301,7 +286,7 @@ def _listed_cases(
         if not right or not isinstance(label, str):
             problems.append(Problem(name, "its entry in dataset.json is invalid", form))
             continue
-        paths = [_resolve(root, text) for text in (*images, label)]  # type: ignore[misc]
+        paths = [root / os.path.expandvars(text) for text in (*images, label)]  # type: ignore[misc]
         for path in paths:
             if not is_there(path):
                 problems.append(Problem(name, f"the listed file {path} is missing", "add it or correct its path"))
@@ -312,8 +297,3 @@ def _listed_cases(
         present = {number: path for number, path in numbered.items() if is_there(path)}
         cases.append(_case(name, present, paths[-1] if is_there(paths[-1]) else None))
     return tuple(cases)
-
-
-def _resolve(root: Path, text: str) -> Path:
-    """Return a listed path: variables expanded as the format allows, relative to the dataset's folder."""
-    return root / os.path.expandvars(text)

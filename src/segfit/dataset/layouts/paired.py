@@ -62,9 +62,8 @@ def recognises(path: Path) -> bool:
         return False
     if found[0].name.lower() == "imagestr":
         stems = [_stem(file) for file in visible_files(found[0])]
-        return not (path / "dataset.json").exists() and not any(
-            stem and CHANNEL_NUMBER.fullmatch(stem) for stem in stems
-        )
+        numbered = any(stem and CHANNEL_NUMBER.fullmatch(stem) for stem in stems)
+        return not numbered and not (path / "dataset.json").exists()
     return True
 
 
@@ -94,10 +93,8 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
                 claimed.add(partner)
             problems.append(Problem(name, f"its label {labels.name}/{name} is missing", action))
         paths = tuple(path for _, path in sorted(files.items()))
-        if isinstance(label, dict):
-            cases.append(Case(id=name, images=paths, masks=masks_of(name, label, scheme, problems)))
-        else:
-            cases.append(Case(id=name, images=paths, label=label))
+        masks = masks_of(name, label, scheme, problems) if isinstance(label, dict) else ()
+        cases.append(Case(id=name, images=paths, label=None if isinstance(label, dict) else label, masks=masks))
     for name in sorted(set(annotated) - set(numbered) - claimed):
         problem = f"has a label in {labels.name} but no image in {images.name}"
         problems.append(Problem(name, problem, "add the image; the label is ignored without it", fatal=False))

@@ -155,10 +155,10 @@ def with_facts(dataset: Dataset, problems: list[Problem]) -> Dataset:
             problems.append(Problem(name, problem, f"rename it to {partner} if that is meant", fatal=False))
     unknown = [name for name, partner in meant.items() if partner is None]
     if unknown:
-        problem = (
-            f"{path.name} lists {count(len(unknown), 'case')} not in the dataset: {listing(unknown, _SHOWN_CASES)}"
+        cases = f"{count(len(unknown), 'case')} not in the dataset: {listing(unknown, _SHOWN_CASES)}"
+        problems.append(
+            Problem(WHOLE, f"{path.name} lists {cases}", "add their images or remove the rows", fatal=False)
         )
-        problems.append(Problem(WHOLE, problem, "add their images or remove the rows", fatal=False))
     if without:
         problem = (
             f"{count(len(without), 'training case')} without a row in {path.name}: {listing(without, _SHOWN_CASES)}"
