@@ -36,13 +36,11 @@ from segfit.errors import InputError, StageError
 from segfit.files import Document, Record, content_hash, hash_file, read_json
 from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
+from segfit.preprocessing.locations import Region
 from segfit.preprocessing.pipeline import CaseProperties, Preprocessed
 from segfit.specs import PreprocessingSpec
 
-__all__ = ["CaseStore", "DamagedCase", "Region", "StoredCase", "legible_name"]
-
-Region = tuple[slice, ...]
-"""One slice per spatial axis."""
+__all__ = ["CaseStore", "DamagedCase", "StoredCase", "legible_name"]
 
 _VERSION = 3  # of what preprocessing computes and stores; a change makes stored cases stale
 _PARTIAL_PREFIX = ".partial-"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +17,6 @@ from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress, Task
 from segfit.records import store
 from segfit.specs import Configuration, TrainingSpec
-from segfit.training.async_scalars import StepFacts
 from segfit.training.budget import Budget, Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
 from segfit.training.divergence import Guard
@@ -26,7 +24,7 @@ from segfit.training.events import EventLog
 from segfit.training.identity import training_identity
 from segfit.training.interruption import Interruption
 from segfit.training.learner import Learner, training_on
-from segfit.training.loss_history import LossHistory
+from segfit.training.loss_history import LossHistory, StepFacts
 from segfit.training.online_validation import CaseValidation
 from segfit.training.pace import Pace
 from segfit.training.probe import PeakMemory
@@ -75,8 +73,6 @@ def train_fold(
     start: Path | None = None,
     start_identity: str | None = None,
     keep_state: bool = False,
-    cache_gb: float | None = None,
-    reader_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train one model, or go on with its training, or return the result of a finished one.
@@ -99,8 +95,6 @@ def train_fold(
         with `keep_state`). Steps are counted on. The budget is that of this training alone, its cool-down included.
     start_identity : of that training, read from `start` when absent; what is finished then needs no `start`
     keep_state : leave the last state beside the weights, for another training to start from
-    cache_gb : memory for keeping cases in RAM, half of the free one when absent
-    reader_threads : threads that read ahead; when absent none on a CPU (they would compete) and up to four on a GPU
 
     A training whose learning rate falls in a part of its budget only leaves the state from before that: given more
     seconds it goes on from there, and what it had reached counts until it is done.
@@ -138,21 +132,22 @@ def train_fold(
         return finished
     remove_foreign_result(folder, identity)
     remove_leftovers(folder)
-    kept = keep_in_memory(
-        cases_train,
-        channels=configuration.network.in_channels,
-        limit_gb=free_memory_gb() * _MEMORY_SHARE if cache_gb is None else cache_gb,
-    )
-    if reader_threads is None:
-        reader_threads = 0 if device.type == "cpu" else min(_MOST_READERS, available_workers())
-    with training_on(configuration, device), kept_threads(), _disk_errors(folder):
-        training = _Training(
-            configuration, recipe, labels, kept, cases_validation, weights,
-            budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start,
-            expected_seconds=expected_seconds_per_step, progress=progress,
-        )  # fmt: skip
-        training.run(title or f"training {configuration.name}", checkpoint_seconds, reader_threads)
-        return training.finish(keep_state=keep_state)
+    channels, room_gb = configuration.network.in_channels, free_memory_gb() * _MEMORY_SHARE
+    kept = keep_in_memory(cases_train, channels=channels, limit_gb=room_gb)
+    try:
+        with training_on(configuration, device), kept_threads():
+            training = _Training(
+                configuration, recipe, labels, kept, cases_validation, weights,
+                budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start,
+                expected_seconds=expected_seconds_per_step, progress=progress,
+            )  # fmt: skip
+            training.run(title or f"training {configuration.name}", checkpoint_seconds)
+            return training.finish(keep_state=keep_state)
+    except OSError as error:  # a full disk and the like
+        raise StageError(
+            f"the training in {folder} failed ({error.strerror or error})",
+            "fix it and rerun to resume from the last saved state",
+        ) from error
 
 
 class _Training:
@@ -215,10 +210,12 @@ class _Training:
         self._reported = 0.0  # share of the budget reported as progress
         self._checkpoint_safe = True  # False while a step changes the weights
 
-    def run(self, title: str, checkpoint_seconds: float, reader_threads: int) -> None:
+    def run(self, title: str, checkpoint_seconds: float) -> None:
         """Train to the end of the budget."""
         self._resume()
         self._folder.mkdir(parents=True, exist_ok=True)
+        # On a CPU threads that read ahead would compete with those that train.
+        reader_threads = 0 if self._device.type == "cpu" else min(_MOST_READERS, available_workers())
         with (
             EventLog(self._folder / EVENTS, step=self._step if self._done else 0) as self._events,
             self._progress.task(title, self._budget.total) as task,
@@ -265,7 +262,8 @@ class _Training:
 
         A training that has diverged goes back first, so it ends in a good state.
         """
-        ahead = self._pace.step_seconds + self._validation.seconds if self._pace.is_known else 0.0
+        seconds = self._pace.step_seconds
+        ahead = seconds + self._validation.seconds if seconds else 0.0
         over = self._budget.is_over(self._done, self._clock.seconds(), ahead)
         if over:
             self._losses.settle(self._events)
@@ -315,8 +313,8 @@ class _Training:
 
     def _plan(self, *, at_end: bool = False) -> None:
         """Have the validations planned once the time of a step is known; report if it is much longer than expected."""
-        if self._validation.schedule is None and self._pace.is_known and (at_end or self._share() >= _PLANNED_AT):
-            seconds = self._pace.step_seconds
+        seconds = self._pace.step_seconds
+        if self._validation.schedule is None and seconds and (at_end or self._share() >= _PLANNED_AT):
             self._validation.plan(seconds, self._budget.expected_steps(seconds) * seconds)
             self._note(self._pace.slowness())
 
@@ -449,15 +447,3 @@ class _Training:
         if not keep_state:
             self._checkpoints.delete()
         return result
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk and the like into a `StageError`."""
-    try:
-        yield
-    except OSError as error:
-        raise StageError(
-            f"the training in {folder} failed ({error.strerror or error})",
-            "fix it and rerun to resume from the last saved state",
-        ) from error
