@@ -15,6 +15,7 @@ from segfit.errors import InputError
 from segfit.feature_maps import feature_map_elements
 from segfit.planning.presets import Rules
 from segfit.planning.topology import SMALLEST_MAP, Topology, topology
+from segfit.words import by_axis
 
 __all__ = [
     "LOWRES_SHARE",
@@ -125,7 +126,10 @@ def fit_patch(
         bound = "memory"
         smaller = _reduced(spacing, median, current)
         if smaller is None or smaller.patch in seen:
-            raise _no_room(current.patch, budget)
+            raise InputError(
+                f"even a patch of {by_axis(current.patch)} voxels does not fit into {budget.memory_gb:g} GB with "
+                f"{budget.rules.base_features} base features and {budget.heads} labels; raise the memory target"
+            )
         current = smaller
         seen.add(current.patch)
         estimate = budget.estimate(current)
@@ -223,13 +227,6 @@ def _reduced(spacing: Sequence[float], median: Sequence[float], current: Topolog
 
 def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
     return tuple(n - step if a == axis else n for a, n in enumerate(patch))
-
-
-def _no_room(patch: Sequence[int], budget: Budget) -> InputError:
-    return InputError(
-        f"even a patch of {'x'.join(map(str, patch))} voxels does not fit into {budget.memory_gb:g} GB with "
-        f"{budget.rules.base_features} base features and {budget.heads} labels; raise the memory target"
-    )
 
 
 def _unhalved_share(spacing: Sequence[float], size: Sequence[float]) -> float:

@@ -94,13 +94,7 @@ def decide_flips(
         pairs = [f"{value_name[a]} with {value_name[b]}" for a, b in flips.exchanged]
         two_sided = [name for item in evidence for name in item.two_sided]
         inputs = {"on_both_sides_in_spite_of_their_names": two_sided} if two_sided else {}
-        trace.decide(
-            "exchanged_labels",
-            pairs,
-            "exchange",
-            pairs=len(pairs),
-            **inputs,
-        )
+        trace.decide("exchanged_labels", pairs, "exchange", pairs=len(pairs), **inputs)
     return flips
 
 
@@ -247,7 +241,5 @@ def _recipe_decisions(
     )
     intensities = recipe.augmentation.model_dump(mode="json", exclude=_NO_INTENSITY)
     key, of_values = f"{name}.augmentation.intensities", (*strength, *given(False))
-    if spread is None:
-        trace.decide(key, intensities, "intensities", "", *of_values)
-    else:
-        trace.decide(key, intensities, "wide_sizes", "", *of_values, spread=spread)
+    wide = {} if spread is None else {"spread": spread}
+    trace.decide(key, intensities, "wide_sizes" if wide else "intensities", "", *of_values, **wide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from operator import attrgetter
 from typing import Any
 
 from segfit.feature_maps import network_elements
@@ -107,7 +108,7 @@ class _Told:
         """Tell width, batch and patch; a batch that stayed is told too where something else changed."""
         for leaf, rule in _SIZED.items():
             key = f"{now.name}.{leaf}"
-            old, new = (_value(item, leaf) for item in (before, now))
+            old, new = (as_json(attrgetter(leaf)(item)) for item in (before, now))
             known = self.decisions.get(key)
             stayed = leaf == "batch_size" and now != before and not (known is not None and known.options)
             if new == old and not stayed:
@@ -184,7 +185,3 @@ class _Told:
 
 def _bound(run: RunSpec) -> str:
     return "time" if run.steps is None else "steps"
-
-
-def _value(item: Configuration, leaf: str) -> Any:
-    return as_json(item.network.features if leaf == "network.features" else getattr(item, leaf))
