@@ -7,7 +7,7 @@ produce; architectures and functions that segfit does not have are refused by na
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
