@@ -9,16 +9,7 @@ from segfit.notebook import html_table
 from segfit.specs import Configuration, TrainingSpec
 from segfit.words import by_axis, listing
 
-__all__ = [
-    "Decision",
-    "Extension",
-    "Outcome",
-    "Plan",
-    "RaceEntry",
-    "RunSpec",
-    "StageForecast",
-    "candidate_words",
-]
+__all__ = ["Decision", "Extension", "Outcome", "Plan", "RaceEntry", "RunSpec", "StageForecast", "candidate_words"]
 
 
 class Outcome(Record):

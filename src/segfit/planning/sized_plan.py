@@ -175,10 +175,7 @@ class _Told:
             "tried": [f"{entry.configuration}: Dice {entry.mean or 0:.2f}" for entry in run.race],
         }
         if run.extends is not None:
-            inputs |= {
-                "seconds_of_the_earlier_run": run.extends.time_s,
-                "step_before_its_cool_down": run.extends.step,
-            }
+            inputs |= {"seconds_of_the_earlier_run": run.extends.time_s, "step_before_its_cool_down": run.extends.step}
         value = {"configurations": run.configurations, "folds": run.folds}
         self.decide("run", value, "run" if run.extends is None else "run_extended", _bound(run), inputs)
 

@@ -24,15 +24,7 @@ from segfit.preprocessing.locations import ANNOTATED, Region
 from segfit.training.batch import Batch
 from segfit.training.schedule import forced_foreground
 
-__all__ = [
-    "Batches",
-    "PatchSampler",
-    "TrainingCase",
-    "corner_bounds",
-    "keep_in_memory",
-    "read_patch",
-    "stream",
-]
+__all__ = ["Batches", "PatchSampler", "TrainingCase", "corner_bounds", "keep_in_memory", "read_patch", "stream"]
 
 _OUTSIDE_LABEL = -1  # label of voxels outside the image; augmentation turns it into background at its end
 _STREAMS = {"training": 0, "augmentation": 2}
