@@ -51,13 +51,7 @@ def explain(plan: Plan, width: int = WIDEST) -> str:
 def forecast_rows(run: RunSpec) -> list[tuple[str, ...]]:
     """Return the forecast as rows of words: stage, time, RAM, device memory, disk; the last row is the whole run."""
     return [
-        (
-            stage,
-            duration(item.seconds),
-            gigabytes(item.memory_gb),
-            gigabytes(item.device_memory_gb),
-            gigabytes(item.disk_gb),
-        )
+        (stage, duration(item.seconds), *map(gigabytes, (item.memory_gb, item.device_memory_gb, item.disk_gb)))
         for stage, item in {**run.forecast, "in all": run.total}.items()
     ]
 
@@ -173,15 +167,8 @@ def words_of(decision: Decision) -> Words:
         return Words(value=value, rule=f"{SET}; {said}", inputs=inputs, bound=SET, source="options", changes=option)
     if rule is None:
         return Words(value=value, rule=says, inputs=inputs, bound=bound, source="", changes="")
-    outlook = [_outlook(decision, kind) for kind in rule.again]
-    return Words(
-        value=value,
-        rule=says,
-        inputs=inputs,
-        bound=bound,
-        source=rule.source,
-        changes="; ".join([rule.changes, *filter(None, outlook)]),
-    )
+    changes = "; ".join(filter(None, [rule.changes, *(_outlook(decision, kind) for kind in rule.again)]))
+    return Words(value=value, rule=says, inputs=inputs, bound=bound, source=rule.source, changes=changes)
 
 
 def _by_rule(decision: Decision) -> str:
@@ -199,10 +186,8 @@ def _outlook(decision: Decision, kind: str) -> str:
         return "memory is capped by auto; choose another preset" if kind == "memory" else ""
     if all(item.state == "planned" and item.value == decision.value for item in outcomes):
         return f"more {'memory' if kind == 'memory' else 'training cases'} would not change it"
-    parts = []
-    for fate, group in groupby(outcomes, key=lambda item: _fate(item, decision)):
-        parts.append(f"with {' or '.join(_circumstance(item) for item in group)} {fate}")
-    return ", ".join(parts)
+    fates = groupby(outcomes, key=lambda item: _fate(item, decision))
+    return ", ".join(f"with {' or '.join(map(_circumstance, group))} {fate}" for fate, group in fates)
 
 
 def _fate(item: Outcome, decision: Decision) -> str:
@@ -233,14 +218,13 @@ class _Input:
         return listing(self.value) if names else value_in_words(self.value, self.name)
 
 
-class _Blank:
+class _Blank(str):
     """The place of an input that is not there: its name, in italics."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    __slots__ = ()
 
     def __format__(self, spec: str) -> str:
-        return f"*{name_in_words(self.name)}*"
+        return f"*{name_in_words(str(self))}*"
 
 
 class Filling(dict[str, Any]):

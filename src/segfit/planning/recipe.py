@@ -57,12 +57,12 @@ def flips_of(
 ) -> Flips:
     """Return what is flipped: the axes that were set, all of them as nnU-Net does, in `auto` those of the evidence."""
     axes = asked.values.mirror_axes
-    if axes is None and options.preset != "auto":
-        return Flips(tuple(range(fingerprint.ndim)))
     if axes is not None:
         sides_known = fingerprint.ndim == 2 or fingerprint.orientation == "canonical"
         exchanging = options.preset == "auto" and sides_known and fingerprint.ndim - 1 in axes
         return Flips(tuple(sorted(set(axes))), exchanged_values(labels) if exchanging else ())
+    if options.preset != "auto":
+        return Flips(tuple(range(fingerprint.ndim)))
     return Flips(tuple(item.axis for item in evidence if item.mirrored), evidence[-1].exchanged)
 
 

@@ -17,12 +17,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
         try:
-            event = json.loads(line)
+            events.append(json.loads(line))
         except json.JSONDecodeError:
             break
-        if not isinstance(event, dict):
-            break
-        events.append(event)
     return events
 
 
