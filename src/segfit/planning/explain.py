@@ -70,18 +70,12 @@ def _forecast(run: RunSpec) -> list[str]:
 
 def explain_json(plan: Plan) -> dict[str, Any]:
     """Return the same as a JSON-able value: decisions by configuration ("dataset" for those of all), also in words."""
-    return {
-        "dataset": plan.dataset,
-        "preset": plan.preset,
-        "stock": plan.stock,
-        "changes": list(plan.changes),
-        "run": None if plan.run is None else plan.run.model_dump(mode="json"),
-        "warnings": list(plan.warnings),
-        "decisions": {
-            group: [{**item.model_dump(mode="json"), "words": asdict(words_of(item))} for item in decisions]
-            for group, decisions in grouped(plan).items()
-        },
+    told = plan.model_dump(mode="json", include={"dataset", "preset", "stock", "changes", "run", "warnings"})
+    told["decisions"] = {
+        group: [{**item.model_dump(mode="json"), "words": asdict(words_of(item))} for item in decisions]
+        for group, decisions in grouped(plan).items()
     }
+    return told
 
 
 def compare(first: Plan, second: Plan) -> list[tuple[str, str, str]]:

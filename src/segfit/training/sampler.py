@@ -36,25 +36,20 @@ class TrainingCase(Protocol):
     @property
     def id(self) -> str:
         """Case id."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Spatial shape."""
-        ...
 
     @property
     def locations(self) -> Mapping[str, NDArray[np.int32]]:
         """Sampled voxels of every target, (n, spatial axes) each, by target name."""
-        ...
 
     def image(self, region: Region | None = None) -> NDArray[np.float32]:
         """Return the image, (c, *spatial), or a region of it."""
-        ...
 
     def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
         """Return the label map, (*spatial), or a region of it; -1 is background outside the non-zero mask."""
-        ...
 
 
 def stream(seed: int, name: Literal["training", "augmentation"], step: int, sample: int = 0) -> Any:
