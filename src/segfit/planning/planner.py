@@ -178,12 +178,13 @@ def _configured(
         for leaf in SETTABLE:
             asked.note(leaf, trace.values["", leaf])
     repeats = cascade and "3d_fullres" in planned and name not in options.planning.by_configuration
+    untold = replace(asked, trace=replace(trace, found={}))  # what it decides is not told again
     channels = len(fingerprint.channel_names)
     item = configuration(
         name,
         drafted,
         data.images,
-        replace(asked, trace=trace.without_decisions()) if repeats else asked,
+        untold if repeats else asked,
         normalization=normalization,
         in_channels=channels + (len(labels.foreground_values) if cascade else 0),
         num_outputs=labels.num_outputs,

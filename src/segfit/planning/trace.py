@@ -49,10 +49,6 @@ class Trace:
         """Record that the plan is not nnU-Net's here; `segfit.planning.rules` has the sentence."""
         self.changes.append((change, inputs))
 
-    def without_decisions(self) -> Trace:
-        """Return a trace for a configuration that repeats another one: what it decides is not told again."""
-        return Trace(values=self.values, remarks=self.remarks, changes=self.changes)
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
