@@ -99,17 +99,10 @@ def _paragraph(decision: Decision, group: str, width: int) -> list[str]:
     words = words_of(decision)
     key = decision.key.removeprefix(group + ".")
     lines = textwrap.wrap(f"{key} = {words.value}", width, subsequent_indent="  ", break_long_words=False)
-    for label, text in (
-        ("rule", words.rule),
-        ("inputs", words.inputs),
-        ("bound", words.bound),
-        ("source", words.source),
-        ("changes with", words.changes),
-    ):
-        if text:
-            lines += textwrap.wrap(
-                text, width, initial_indent=f"  {label:<13}", subsequent_indent=" " * 15, break_long_words=False
-            )
+    for name in ("rule", "inputs", "bound", "source", "changes"):
+        start = f"  {'changes with' if name == 'changes' else name:<13}"
+        text = getattr(words, name)
+        lines += textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * 15, break_long_words=False)
     return lines
 
 

@@ -228,12 +228,9 @@ class CaseStore:
     def remove_leftovers(self) -> None:
         """Remove what killed processes left behind."""
         for path in self.root.glob(_PARTIAL_PREFIX + "*"):
-            try:
-                abandoned = time.time() - path.stat().st_mtime > _LEFTOVER_S
-            except FileNotFoundError:
-                continue
-            if abandoned:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_S:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def _load(self, key: str) -> _CaseFile | None:
         folder = self.root / key

@@ -152,12 +152,9 @@ class PatchSampler:
         if not forced and not self._has_ignore:
             return None
         locations = case.locations
-        if forced:
-            keys = [key for key in self._keys if key in locations and len(locations[key])]
-            if len(keys) > 1 and keys[-1] == ANNOTATED:
-                keys.pop()
-        else:
-            keys = [ANNOTATED] if len(locations.get(ANNOTATED, ())) else []
+        keys = [key for key in (self._keys if forced else (ANNOTATED,)) if len(locations.get(key, ()))]
+        if len(keys) > 1 and keys[-1] == ANNOTATED:
+            keys.pop()
         if not keys:
             return None
         voxels = locations[keys[rng.integers(len(keys))]]
