@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -15,12 +15,12 @@ from segfit.nnunet.plans_reader import channel_names_of
 from segfit.nnunet.plans_writer import configuration_entry
 from segfit.options import PlanningOptions
 from segfit.planning.configurations import configuration
-from segfit.planning.drafts import Draft, Images, drafts
+from segfit.planning.drafts import Images, drafts
 from segfit.planning.normalization import MASK_BELOW, scheme_of
 from segfit.planning.patch import Budget
 from segfit.planning.presets import RULES
 from segfit.planning.trace import Asked, Trace
-from segfit.specs import Configuration, IntensityStatistics, Normalization
+from segfit.specs import IntensityStatistics, Normalization
 
 __all__ = ["plans"]
 
@@ -90,16 +90,29 @@ def plans(
     budget = Budget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=len(labels))
     drafted = drafts(images, budget, _NOTHING_SET, Trace())
     reader, intensities = _reader(dataset_json, shapes), _intensities(fingerprint, len(channels))
+    schemes = [scheme_of(name) for name in channels]
+    normalization = tuple(
+        [Normalization(scheme=it, use_mask=it == "zscore" and relative_size < MASK_BELOW) for it in schemes]
+    )
     entries: dict[str, Any] = {}
-    for name, item in _configurations(drafted, images, channels, len(labels), float(relative_size)).items():
-        if item.previous_stage is not None:
-            entries[name] = {"inherits_from": "3d_fullres", "previous_stage": item.previous_stage}
+    for name in drafted:
+        if name == "3d_cascade_fullres":
+            entries[name] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
             continue
+        item = configuration(
+            name,
+            drafted,
+            images,
+            Asked(_NOTHING_SET, Trace(), name),
+            normalization=normalization,
+            in_channels=len(channels),
+            num_outputs=len(labels),
+        )
         shared = rules.kind == "residual" and name in _SHARED_DATA
         entries[name] = configuration_entry(item, _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}")
-        if item.next_stage is not None:
+        if name == "3d_lowres":
             whole = [int(n) for n in item.median_shape]
-            entries[name] |= {"median_image_size_in_voxels": whole, "next_stage": item.next_stage}
+            entries[name] |= {"median_image_size_in_voxels": whole, "next_stage": "3d_cascade_fullres"}
     forward = list(drafted["2d"].transpose)
     medians = [np.median(values, axis=0)[forward] for values in (spacings, shapes)]
     return {
@@ -114,29 +127,6 @@ def plans(
         "experiment_planner_used": rules.planner,
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": copy.deepcopy(dict(intensities)),
-    }
-
-
-def _configurations(
-    drafted: Mapping[str, Draft], images: Images, channels: Sequence[str], num_labels: int, relative_size: float
-) -> dict[str, Configuration]:
-    """Return all that nnU-Net plans, also what no network can be trained for."""
-    schemes = [scheme_of(name) for name in channels]
-    normalization = tuple(
-        [Normalization(scheme=it, use_mask=it == "zscore" and relative_size < MASK_BELOW) for it in schemes]
-    )
-    return {
-        name: configuration(
-            name,
-            drafted,
-            images,
-            Asked(_NOTHING_SET, Trace(), name),
-            normalization=normalization,
-            in_channels=len(channels),
-            num_outputs=num_labels,
-            next_stage="3d_cascade_fullres" if name == "3d_lowres" else None,
-        )
-        for name in drafted
     }
 
 
