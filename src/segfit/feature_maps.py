@@ -38,6 +38,7 @@ def feature_map_elements(
     encoder_convs: Sequence[int],
     decoder_convs: Sequence[int],
     heads: int,
+    deep_supervision: bool = False,
 ) -> int:
     """Return the number of feature-map elements of one sample, an exact integer.
 
@@ -46,8 +47,8 @@ def feature_map_elements(
     patch : input size in voxels
     features, strides, encoder_convs : per stage, full resolution first
     decoder_convs : per decoder level, lowest resolution first
-    heads : channels of the top segmentation output, the only one that counts; nnU-Net's planner puts the number of
-        declared labels here
+    heads : channels of the segmentation output; nnU-Net's planner puts the number of declared labels here
+    deep_supervision : count every head instead of the top one; nnU-Net's planner counts the top one
     """
     stages = len(features)
     sizes: list[tuple[int, ...]] = []
@@ -70,5 +71,5 @@ def feature_map_elements(
             previous = current
     total += sum((decoder_convs[stages - 2 - stage] + 1) * maps[stage] for stage in range(stages - 1))
     if stages > 1:
-        total += heads * voxels[0]
+        total += heads * sum(voxels[: stages - 1] if deep_supervision else voxels[:1])
     return total

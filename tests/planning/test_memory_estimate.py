@@ -49,3 +49,15 @@ def test_a_single_stage_has_no_decoder_and_no_head() -> None:
         )
         == 2 * 8 * 16
     )
+
+
+def test_deep_supervision_counts_every_head_but_the_bottlenecks() -> None:
+    arguments = {
+        "features": [1, 1, 1],
+        "strides": [(1, 1), (2, 2), (2, 2)],
+        "encoder_convs": [1, 1, 1],
+        "decoder_convs": [1, 1],
+    }
+    one = feature_map_elements("plain", (16, 16), heads=2, **arguments)
+    every = feature_map_elements("plain", (16, 16), heads=2, deep_supervision=True, **arguments)
+    assert every - one == 2 * 8 * 8
