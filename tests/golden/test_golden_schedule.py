@@ -1,4 +1,4 @@
-"""Learning rate, moving averages, deep-supervision weights and oversampling against the reference."""
+"""Learning rate, deep-supervision weights and oversampling against the reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segfit.training.loss import deep_supervision_weights
-from segfit.training.schedule import forced_foreground, moving_average, poly_learning_rate, pseudo_dice
+from segfit.training.schedule import forced_foreground, poly_learning_rate
 
 pytestmark = pytest.mark.golden("schedule")
 
@@ -27,23 +27,6 @@ def test_learning_rate(golden: Path) -> None:
             base, epochs = float(key.split("_")[1]), len(arrays[key])
             ours = [poly_learning_rate(epoch / epochs, base) for epoch in range(epochs)]
             np.testing.assert_allclose(ours, arrays[key], rtol=1e-12)
-
-
-def test_moving_average(golden: Path) -> None:
-    for row in read(golden, "ema_pseudo_dice.json"):
-        average: float | None = None
-        tolerance = 1e-12 if row["dtype"] == "float64" else 1e-6
-        for value, expected in zip(row["mean_fg_dice"], row["ema_fg_dice"], strict=True):
-            average = moving_average(average, value)
-            assert average == pytest.approx(expected, rel=tolerance, nan_ok=True)
-
-
-def test_pseudo_dice(golden: Path) -> None:
-    for row in read(golden, "epoch_pseudo_dice.json"):
-        counts = sum(np.array([batch["tp_hard"], batch["fp_hard"], batch["fn_hard"]]) for batch in row["batches"])
-        dice, mean = pseudo_dice(counts)
-        np.testing.assert_allclose(dice, row["dice_per_class_or_region"], rtol=1e-6)
-        assert mean == pytest.approx(row["mean_fg_dice"], rel=1e-6, nan_ok=True)
 
 
 def test_deep_supervision_weights(golden: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pasting import paste, restore_axes
 from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.inference import to_input_grid as export_module
@@ -18,7 +19,7 @@ from segfit.inference.to_input_grid import (
     merged_probabilities,
 )
 from segfit.labels import LabelScheme
-from segfit.preprocessing.pipeline import CaseProperties, paste, preprocess, restore_axes
+from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.resampling import resample_image
 from segfit.specs import Configuration, ResamplingSpec
 

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pasting import paste, restore_axes
 from segfit.errors import InputError
 from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
-from segfit.preprocessing.pipeline import CaseProperties, paste, preprocess, restore_axes
+from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.specs import Normalization, PreprocessingSpec, ResamplingSpec
 
 _SCHEME = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})

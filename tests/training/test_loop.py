@@ -34,6 +34,7 @@ from segfit.training.events import read_events
 from segfit.training.learner import Learner, training_on
 from segfit.training.loop import train_fold
 from segfit.training.result import EVENTS, RESULT, WEIGHTS, TrainingResult
+from segfit.training.sampler import Batches
 
 CPU = torch.device("cpu")
 
@@ -307,9 +308,11 @@ def test_without_validation_cases_there_is_no_curve(tmp_path: Path) -> None:
     assert result.dice is None
 
 
-def test_threads_change_nothing(tmp_path: Path) -> None:
+def test_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "inline")
-    train(tmp_path / "threads", reader_threads=2, cache_gb=0.0)
+    monkeypatch.setattr(loop, "_MEMORY_SHARE", 0)
+    monkeypatch.setattr(loop, "Batches", lambda *args, **kwargs: Batches(*args, **kwargs | {"threads": 2}))
+    train(tmp_path / "threads")
     assert_same_weights(tmp_path / "inline", tmp_path / "threads")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from segfit.labels import LabelScheme
 from segfit.training.batch import Batch
-from segfit.training.loss import SegmentationLoss, deep_supervision_weights, hard_counts, shrink_target
+from segfit.training.loss import SegmentationLoss, deep_supervision_weights, shrink_target
 
 LABELS = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 IGNORE = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2, "ignore": 3})
@@ -133,12 +133,3 @@ def test_target_is_shrunk_by_nearest_exact() -> None:
     for size in ((12, 10), (6, 5), (4, 5), (3, 2), (1, 10)):
         expected = torch.nn.functional.interpolate(target.float(), size=size, mode="nearest-exact")
         assert torch.equal(shrink_target(target, size).float(), expected)
-
-
-def test_hard_counts() -> None:
-    target = torch.tensor([0, 1, 1, 2, 2, 3]).view(1, 1, 1, 6)
-    predicted = torch.tensor([1, 1, 0, 2, 2, 1])
-    logits = torch.nn.functional.one_hot(predicted, 3).T.reshape(1, 3, 1, 6).float()
-    assert hard_counts(logits, target, IGNORE).tolist() == [[1, 2], [1, 0], [1, 0]]
-    regions = torch.tensor([[1, 1, -1, 1, 1, 1], [-1, -1, -1, 0, 1, 1]]).view(1, 2, 1, 6).float()  # 0.5 is background
-    assert hard_counts(regions, target, REGIONS_IGNORE).tolist() == [[3, 1], [1, 0], [1, 1]]

@@ -1,17 +1,8 @@
 from __future__ import annotations
 
-from math import isnan, nan
-
-import numpy as np
 import pytest
 
-from segfit.training.schedule import (
-    forced_foreground,
-    learning_rate,
-    moving_average,
-    poly_learning_rate,
-    pseudo_dice,
-)
+from segfit.training.schedule import forced_foreground, learning_rate, poly_learning_rate
 
 
 def test_poly_learning_rate() -> None:
@@ -32,19 +23,6 @@ def test_forced_foreground() -> None:
     assert forced_foreground(5) == (False, False, False, True, True)
     assert forced_foreground(3, 0) == (False,) * 3
     assert forced_foreground(3, 1) == (True,) * 3
-
-
-def test_pseudo_dice() -> None:
-    dice, mean = pseudo_dice(np.array([[3, 0, 0], [1, 0, 4], [1, 0, 0]]))
-    np.testing.assert_allclose(dice, [0.75, nan, 0.0])
-    assert mean == pytest.approx(0.375)
-    assert isnan(pseudo_dice(np.zeros((3, 2)))[1])
-
-
-def test_moving_average() -> None:
-    assert moving_average(None, 0.5) == 0.5
-    assert moving_average(0.5, 1.0) == pytest.approx(0.55)
-    assert isnan(moving_average(nan, 1.0))
 
 
 def test_the_rate_is_constant_before_the_cool_down() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,7 +172,7 @@ def _measure_case(case: Case, content: str, declared: _Declared, orientation: Or
         spacing_mm=axes.permute(image.grid.spacing_mm),
         shape_after_crop=values.shape,
         relative_size_after_crop=float(np.prod(values.shape) / np.prod(shape)),
-        label_voxels=_count(values, declared.values),
+        label_voxels=dict(sorted((dict.fromkeys(declared.values, 0) | count_values(values)).items())),
         label_centroids=_centroids(values, declared.labels.foreground_values),
         channels=tuple(
             ChannelIntensities(min=low, max=high, **({} if not found else _moments(found[channel])))
@@ -186,10 +185,6 @@ def _measure_case(case: Case, content: str, declared: _Declared, orientation: Or
 def _moments(channel: ChannelDistribution) -> dict[str, float]:
     mean, variance = channel.moments[:2]
     return {"foreground_mean": float(mean), "foreground_std": float(np.sqrt(variance))}
-
-
-def _count(labels: NDArray[np.integer[Any]], declared: Sequence[int]) -> dict[int, int]:
-    return dict(sorted((dict.fromkeys(declared, 0) | count_values(labels)).items()))
 
 
 def _centroids(labels: NDArray[np.integer[Any]], values: Sequence[int]) -> dict[int, tuple[float, ...]]:
@@ -231,7 +226,7 @@ def _recall(path: Path, content: str) -> _Measured | None:
     """Return a remembered case; None if there is none or it is not legible."""
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            record = CaseFingerprint.model_validate(json.loads(arrays["record"].tobytes()))
+            record = CaseFingerprint.model_validate_json(arrays["record"].tobytes())
             channels = tuple(
                 ChannelDistribution(arrays[f"moments_{i}"], arrays[f"bins_{i}"], arrays[f"counts_{i}"])
                 for i in range(sum(name.startswith("bins_") for name in arrays.files))

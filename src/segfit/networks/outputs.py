@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segfit.labels import LabelScheme
 
-__all__ = ["class_masks", "decode", "predicted_masks", "probabilities"]
+__all__ = ["class_masks", "decode", "probabilities"]
 
 
 def probabilities(logits: Tensor, labels: LabelScheme) -> Tensor:
@@ -62,11 +62,6 @@ def class_masks(target: Tensor, labels: LabelScheme) -> Tensor:
         return target == _as_channels(labels.foreground_values, target)
     masks = [(target == _as_channels(region.values, target)).any(1, keepdim=True) for region in labels.classes]
     return torch.cat(masks, dim=1)
-
-
-def predicted_masks(logits: Tensor, labels: LabelScheme) -> Tensor:
-    """Return where logits ``(b, num_outputs, *spatial)`` predict each class or region, as `class_masks`."""
-    return logits > 0 if labels.has_regions else class_masks(logits.argmax(1, keepdim=True), labels)
 
 
 def _as_channels(values: Sequence[int], like: Tensor) -> Tensor:

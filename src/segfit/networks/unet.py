@@ -12,14 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from segfit.networks.blocks import (
-    SLOPE,
-    TRANSPOSED_CONVOLUTION,
-    ConvUnit,
-    Head,
-    InstanceNorm,
-    ResidualBlock,
-)
+from segfit.networks.blocks import SLOPE, TRANSPOSED_CONVOLUTION, ConvUnit, Head, InstanceNorm, ResidualBlock
 from segfit.specs import NetworkSpec
 
 __all__ = ["UNet", "build_network"]

@@ -57,7 +57,7 @@ def export_nnunet(
             work,
             items,
             description="Writing cases",
-            name=_item_name,
+            name=lambda item: item[1].id,
             size=lambda item: _predicted_bytes(item[1], len(dataset.channel_names)),
             room=free_memory_gb() * 2**30,
             workers=workers,
@@ -97,10 +97,6 @@ def _declaration(dataset: Dataset, ending: str) -> dict[str, Any]:
     if scheme.region_order is not None:
         result["regions_class_order"] = list(scheme.region_order)
     return result
-
-
-def _item_name(item: tuple[str, Case]) -> str:
-    return item[1].id
 
 
 def _predicted_bytes(case: Case, channels: int) -> int:

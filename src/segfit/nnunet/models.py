@@ -53,7 +53,6 @@ def read_nnunet_model(
     plans, dataset = read_json(path / "plans.json"), read_json(path / "dataset.json")
     if not isinstance(plans, dict) or not isinstance(dataset, dict):
         raise InputError(f"{path} is not a model of nnU-Net v2: plans.json and dataset.json must be objects")
-    configurations = read_configurations(plans, dataset)
     names = [str(fold) for fold in folds] if folds is not None else _folds(path, checkpoint)
     checkpoints = {fold: _read_checkpoint(path / f"{_FOLD}{fold}" / checkpoint) for fold in names}
     first = checkpoints[names[0]]
@@ -65,9 +64,7 @@ def read_nnunet_model(
         ending = str(dataset["file_ending"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing or malformed") from None
-    if name not in configurations:
-        raise InputError(f"{path}/plans.json has no configuration {name!r}, which the checkpoint was trained with")
-    configuration = configurations[name]
+    configuration = read_configurations(plans, dataset, [name])[name]
     weights: dict[str, Mapping[str, Tensor]] = {}
     for fold, state in states.items():
         try:

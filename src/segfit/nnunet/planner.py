@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -15,12 +15,12 @@ from segfit.nnunet.plans_reader import channel_names_of
 from segfit.nnunet.plans_writer import configuration_entry
 from segfit.options import PlanningOptions
 from segfit.planning.configurations import configuration
-from segfit.planning.drafts import Draft, Images, drafts
+from segfit.planning.drafts import Images, drafts
 from segfit.planning.normalization import MASK_BELOW, scheme_of
 from segfit.planning.patch import Budget
-from segfit.planning.presets import RULES, Rules
+from segfit.planning.presets import RULES
 from segfit.planning.trace import Asked, Trace
-from segfit.specs import Configuration, IntensityStatistics, Normalization
+from segfit.specs import IntensityStatistics, Normalization
 
 __all__ = ["plans"]
 
@@ -89,37 +89,44 @@ def plans(
     images = Images(spacings=spacings, shapes=shapes, num_training=num_training, ndim=3)
     budget = Budget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=len(labels))
     drafted = drafts(images, budget, _NOTHING_SET, Trace())
-    return _content(
-        _configurations(drafted, images, channels, len(labels), float(relative_size)),
-        dataset_name=dataset_name or str(dataset_json.get("name", "Dataset")),
-        reader=_reader(dataset_json, shapes),
-        rules=rules,
-        transpose=drafted["2d"].transpose,
-        images=images,
-        intensities=_intensities(fingerprint, len(channels)),
-    )
-
-
-def _configurations(
-    drafted: Mapping[str, Draft], images: Images, channels: Sequence[str], num_labels: int, relative_size: float
-) -> dict[str, Configuration]:
-    """Return all that nnU-Net plans, also what no network can be trained for."""
+    reader, intensities = _reader(dataset_json, shapes), _intensities(fingerprint, len(channels))
     schemes = [scheme_of(name) for name in channels]
     normalization = tuple(
         [Normalization(scheme=it, use_mask=it == "zscore" and relative_size < MASK_BELOW) for it in schemes]
     )
-    return {
-        name: configuration(
+    entries: dict[str, Any] = {}
+    for name in drafted:
+        if name == "3d_cascade_fullres":
+            entries[name] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+            continue
+        item = configuration(
             name,
             drafted,
             images,
             Asked(_NOTHING_SET, Trace(), name),
             normalization=normalization,
             in_channels=len(channels),
-            num_outputs=num_labels,
-            next_stage="3d_cascade_fullres" if name == "3d_lowres" else None,
+            num_outputs=len(labels),
         )
-        for name in drafted
+        shared = rules.kind == "residual" and name in _SHARED_DATA
+        entries[name] = configuration_entry(item, _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}")
+        if name == "3d_lowres":
+            whole = [int(n) for n in item.median_shape]
+            entries[name] |= {"median_image_size_in_voxels": whole, "next_stage": "3d_cascade_fullres"}
+    forward = list(drafted["2d"].transpose)
+    medians = [np.median(values, axis=0)[forward] for values in (spacings, shapes)]
+    return {
+        "dataset_name": dataset_name or str(dataset_json.get("name", "Dataset")),
+        "plans_name": rules.plans_name,
+        "original_median_spacing_after_transp": [float(v) for v in medians[0]],
+        "original_median_shape_after_transp": [round(float(v)) for v in medians[1]],
+        "image_reader_writer": reader,
+        "transpose_forward": forward,
+        "transpose_backward": [forward.index(axis) for axis in range(3)],
+        "configurations": entries,
+        "experiment_planner_used": rules.planner,
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": copy.deepcopy(dict(intensities)),
     }
 
 
@@ -169,41 +176,3 @@ def _reader(dataset_json: Mapping[str, Any], shapes: NDArray[np.float64]) -> str
         raise InputError(f'dataset.json needs a "file_ending" among {", ".join(_READERS)}, got {ending!r}')
     reader = _READERS[ending.lower()]
     return "Tiff3DIO" if ending.lower() == ".tif" and (shapes[:, 0] > 1).any() else reader
-
-
-def _content(
-    configurations: Mapping[str, Configuration],
-    *,
-    dataset_name: str,
-    reader: str,
-    rules: Rules,
-    transpose: Sequence[int],
-    images: Images,
-    intensities: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the content of the plans file, in its order; `transpose` is of the three axes that it knows."""
-    entries: dict[str, Any] = {}
-    for name, item in configurations.items():
-        if item.previous_stage is not None:
-            entries[name] = {"inherits_from": "3d_fullres", "previous_stage": item.previous_stage}
-            continue
-        shared = rules.kind == "residual" and name in _SHARED_DATA
-        entries[name] = configuration_entry(item, _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}")
-        if item.next_stage is not None:
-            whole = [int(n) for n in item.median_shape]
-            entries[name] |= {"median_image_size_in_voxels": whole, "next_stage": item.next_stage}
-    forward = list(transpose)
-    medians = [np.median(values, axis=0)[forward] for values in (images.spacings, images.shapes)]
-    return {
-        "dataset_name": dataset_name,
-        "plans_name": rules.plans_name,
-        "original_median_spacing_after_transp": [float(v) for v in medians[0]],
-        "original_median_shape_after_transp": [round(float(v)) for v in medians[1]],
-        "image_reader_writer": reader,
-        "transpose_forward": forward,
-        "transpose_backward": [forward.index(axis) for axis in range(3)],
-        "configurations": entries,
-        "experiment_planner_used": rules.planner,
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": copy.deepcopy(dict(intensities)),
-    }

@@ -18,6 +18,7 @@ from segfit.feature_maps import network_elements
 from segfit.labels import LabelScheme
 from segfit.nnunet.plans_writer import (
     NETWORK_CLASSES,
+    RESAMPLING_FUNCTIONS,
     SCHEME_CLASSES,
     configuration_entry,
     nnunet_layers,
@@ -360,24 +361,20 @@ def _normalization(
 
 
 def _resampling_spec(entry: Mapping[str, Any], key: str, where: str) -> ResamplingSpec:
+    methods = {function: method for method, function in RESAMPLING_FUNCTIONS.items()}
     function = _get(entry, key, str, where)
     kwargs = _get(entry, f"{key}_kwargs", Mapping, where)
-    if function == "resample_data_or_seg_to_shape":
-        return ResamplingSpec(
-            order=_get(kwargs, "order", int, where),
-            order_separate_axis=kwargs.get("order_z", 0),
-            force_separate=kwargs.get("force_separate_z"),
-            separate_threshold=kwargs.get("separate_z_anisotropy_threshold", 3.0),
-        )
-    if function == "resample_torch_fornnunet":
-        if kwargs.get("memefficient_seg_resampling"):
-            raise InputError(f"{where} sets memefficient_seg_resampling, which segfit does not have")
-        return ResamplingSpec(
-            method="torch",
-            order=1,
-            force_separate=kwargs.get("force_separate_z"),
-            separate_threshold=kwargs.get("separate_z_anisotropy_threshold", 3.0),
-        )
-    if function == "no_resampling_hack":
+    if function not in methods:
+        raise InputError(f"{where} uses the resampling function {function!r}, which segfit does not have")
+    method = methods[function]
+    if method == "none":
         return ResamplingSpec(method="none", order=0)
-    raise InputError(f"{where} uses the resampling function {function!r}, which segfit does not have")
+    if method == "torch" and kwargs.get("memefficient_seg_resampling"):
+        raise InputError(f"{where} sets memefficient_seg_resampling, which segfit does not have")
+    return ResamplingSpec(
+        method=method,
+        order=_get(kwargs, "order", int, where) if method == "spline" else 1,
+        order_separate_axis=kwargs.get("order_z", 0) if method == "spline" else 0,
+        force_separate=kwargs.get("force_separate_z"),
+        separate_threshold=kwargs.get("separate_z_anisotropy_threshold", 3.0),
+    )

@@ -8,7 +8,7 @@ from segfit.errors import InputError
 from segfit.options import NormalizationScheme
 from segfit.specs import Configuration, NetworkSpec, ResamplingSpec
 
-__all__ = ["NETWORK_CLASSES", "SCHEME_CLASSES", "configuration_entry", "nnunet_layers"]
+__all__ = ["NETWORK_CLASSES", "RESAMPLING_FUNCTIONS", "SCHEME_CLASSES", "configuration_entry", "nnunet_layers"]
 
 SCHEME_CLASSES: dict[NormalizationScheme, str] = {
     "ct": "CTNormalization",
@@ -23,11 +23,12 @@ NETWORK_CLASSES: dict[Literal["plain", "residual"], tuple[str, str]] = {
     "residual": ("ResidualEncoderUNet", "n_blocks_per_stage"),
 }
 """nnU-Net's class for each network, and its name for the encoder's convolutions or blocks per stage."""
-_FUNCTIONS = {
+RESAMPLING_FUNCTIONS: dict[Literal["spline", "torch", "none"], str] = {
     "spline": "resample_data_or_seg_to_shape",
     "torch": "resample_torch_fornnunet",
     "none": "no_resampling_hack",
 }
+"""nnU-Net's function for each method of resampling."""
 
 
 def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
@@ -60,35 +61,23 @@ def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
 
 def _resampling(image: ResamplingSpec, label: ResamplingSpec, scores: ResamplingSpec) -> dict[str, Any]:
     """Return functions and arguments in the order of nnU-Net's file."""
-    functions = [_FUNCTIONS[spec.method] for spec in (image, label, scores)]
     return {
-        "resampling_fn_data": functions[0],
-        "resampling_fn_seg": functions[1],
+        "resampling_fn_data": RESAMPLING_FUNCTIONS[image.method],
+        "resampling_fn_seg": RESAMPLING_FUNCTIONS[label.method],
         "resampling_fn_data_kwargs": _arguments(image, is_label=False),
         "resampling_fn_seg_kwargs": _arguments(label, is_label=True),
-        "resampling_fn_probabilities": functions[2],
+        "resampling_fn_probabilities": RESAMPLING_FUNCTIONS[scores.method],
         "resampling_fn_probabilities_kwargs": _arguments(scores, is_label=False),
     }
 
 
 def _arguments(spec: ResamplingSpec, *, is_label: bool) -> dict[str, Any]:
-    other = {} if spec.separate_threshold == 3 else {"separate_z_anisotropy_threshold": spec.separate_threshold}
     if spec.method == "none":
         return {}
-    if spec.method == "torch":
-        return {
-            "is_seg": is_label,
-            "force_separate_z": spec.force_separate,
-            "memefficient_seg_resampling": False,
-            **other,
-        }
-    return {
-        "is_seg": is_label,
-        "order": spec.order,
-        "order_z": spec.order_separate_axis,
-        "force_separate_z": spec.force_separate,
-        **other,
-    }
+    orders = {"order": spec.order, "order_z": spec.order_separate_axis} if spec.method == "spline" else {}
+    saving = {"memefficient_seg_resampling": False} if spec.method == "torch" else {}
+    other = {} if spec.separate_threshold == 3 else {"separate_z_anisotropy_threshold": spec.separate_threshold}
+    return {"is_seg": is_label, **orders, "force_separate_z": spec.force_separate, **saving, **other}
 
 
 def _architecture(network: NetworkSpec) -> dict[str, Any]:

@@ -7,6 +7,7 @@ reference loads strictly; reading takes any of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -18,7 +19,7 @@ from segfit.specs import NetworkSpec
 
 __all__ = ["from_nnunet", "nnunet_keys", "to_nnunet"]
 
-_WRAPPERS = ("module.", "_orig_mod.")  # put before every key by data-parallel and by compiled modules
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # before every key of data-parallel and of compiled modules
 
 
 def nnunet_keys(spec: NetworkSpec) -> dict[str, str]:
@@ -77,7 +78,7 @@ def from_nnunet(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Ten
     keys = nnunet_keys(spec)
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        ours = keys.get(_unwrapped(name))
+        ours = keys.get(_WRAPPERS.sub("", name))
         if ours is None:
             raise InputError(f"the weights hold {name!r}, which this {spec.kind} {spec.ndim}D U-Net does not have")
         result.setdefault(ours, tensor)
@@ -91,9 +92,3 @@ def from_nnunet(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Ten
         if came != asked:
             raise InputError(f"the weights {names[ours]!r} have shape {came}, the plans ask for {asked}")
     return {name: result[name] for name in expected}
-
-
-def _unwrapped(name: str) -> str:
-    for wrapper in _WRAPPERS * 2:
-        name = name.removeprefix(wrapper)
-    return name

@@ -36,8 +36,10 @@ def augmentation_for(
     dummy_2d, degrees : in place of what the rule gives: volumes in their plane only, and the largest angle
     """
     dummy_2d = len(patch) == 3 and (max(patch) / patch[0] > _FLAT_3D if dummy_2d is None else dummy_2d)
-    if degrees is None:
-        degrees = _degrees(patch, dummy_2d)
+    if degrees is None and len(patch) == 2:
+        degrees = 15.0 if max(patch) / min(patch) > _FLAT_2D else 180.0
+    elif degrees is None:
+        degrees = 180.0 if dummy_2d else 30.0
     enlarged = _enlarged(patch, min(radians(degrees), pi / 2))
     return AugmentationSpec(
         rotation_degrees=degrees,
@@ -46,12 +48,6 @@ def augmentation_for(
         mirror_axes=tuple(mirror_axes),
         masked_channels=tuple(masked_channels),
     )
-
-
-def _degrees(patch: Sequence[int], dummy_2d: bool) -> float:
-    if len(patch) == 2:
-        return 15.0 if max(patch) / min(patch) > _FLAT_2D else 180.0
-    return 180.0 if dummy_2d else 30.0
 
 
 def _enlarged(patch: Sequence[int], angle: float) -> tuple[int, ...]:

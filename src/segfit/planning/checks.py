@@ -1,4 +1,4 @@
-"""What can be said against a request before it is planned: fingerprints and options that contradict each other."""
+"""What can be said against a request before it is planned: options that contradict the fingerprint or each other."""
 
 from __future__ import annotations
 
@@ -13,46 +13,21 @@ __all__ = ["check_request"]
 
 
 def check_request(fingerprint: Fingerprint, options: Options) -> None:
-    """Refuse fingerprints and options that contradict each other or themselves."""
+    """Refuse options that contradict the fingerprint or each other."""
     ndim, asked = fingerprint.ndim, options.planning
-    if not fingerprint.cases:
-        raise InputError(f"the fingerprint of {fingerprint.dataset} holds no case; add training cases with labels")
-    for case in fingerprint.cases:
-        lengths = {len(case.shape), len(case.spacing_mm), len(case.shape_after_crop)}
-        if lengths != {ndim} or min(case.spacing_mm) <= 0 or min(case.shape_after_crop) < 1:
-            raise InputError(
-                f"{case.case}: expected {ndim} positive spacings and sizes, got spacing {case.spacing_mm} and "
-                f"shape {case.shape_after_crop}; measure the fingerprint anew"
-            )
-    if len(fingerprint.intensities) != len(fingerprint.channel_names) or fingerprint.num_training < 1:
-        raise InputError(
-            f"the fingerprint of {fingerprint.dataset} has statistics of {len(fingerprint.intensities)} channels for "
-            f"{len(fingerprint.channel_names)} names and {fingerprint.num_training} cases; measure it anew"
-        )
     if ndim == 3 and fingerprint.orientation != orientation_of(options):
         raise InputError(
             f"these options plan on {orientation_of(options)} axes, the fingerprint was measured on "
             f"{fingerprint.orientation} ones; measure it anew"
         )
-    _check_values("planning", asked, ndim, (2, 3) if ndim == 3 else (2,))
+    _check_values("planning", asked, options, ndim, (2, 3) if ndim == 3 else (2,))
     for name, own in asked.by_configuration.items():
-        _check_values(f"planning.{name}", own, ndim, (2,) if name == "2d" else (3,))
-    if options.augmentation.strength == "none":
-        _check_unmirrored("planning", asked)
-        for name, own in asked.by_configuration.items():
-            _check_unmirrored(f"planning.{name}", own)
+        _check_values(f"planning.{name}", own, options, ndim, (2,) if name == "2d" else (3,))
 
 
-def _check_unmirrored(prefix: str, asked: ConfigurationOptions) -> None:
-    """Refuse axes to flip where training flips none: to flip them in prediction alone would only do harm."""
-    if asked.mirror_axes:
-        raise InputError(
-            f"{prefix}.mirror_axes is {','.join(map(str, asked.mirror_axes))}, but augmentation.strength=none flips "
-            "nothing in training, and a network that never saw a flipped image is worse on it; leave one of them out"
-        )
-
-
-def _check_values(prefix: str, asked: ConfigurationOptions, ndim: int, patch_axes: tuple[int, ...]) -> None:
+def _check_values(
+    prefix: str, asked: ConfigurationOptions, options: Options, ndim: int, patch_axes: tuple[int, ...]
+) -> None:
     if asked.target_spacing_mm is not None:
         _check_length(f"{prefix}.target_spacing_mm", asked.target_spacing_mm, (ndim,))
         if min(asked.target_spacing_mm) <= 0:
@@ -66,6 +41,11 @@ def _check_values(prefix: str, asked: ConfigurationOptions, ndim: int, patch_axe
     for axis in asked.mirror_axes or ():
         if not 0 <= axis < ndim:
             raise InputError(f"{prefix}.mirror_axes are numbered 0 to {ndim - 1} in array order, got {axis}")
+    if options.augmentation.strength == "none" and asked.mirror_axes:
+        raise InputError(
+            f"{prefix}.mirror_axes is {','.join(map(str, asked.mirror_axes))}, but augmentation.strength=none flips "
+            "nothing in training, and a network that never saw a flipped image is worse on it; leave one of them out"
+        )
 
 
 def _check_length(key: str, values: Sequence[float], lengths: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ from segfit.planning.drafts import Draft, Images, fixed_patch
 from segfit.planning.patch import LOWRES_STEP, affordable, batch_size, nnunet_batch, start_volume
 from segfit.planning.resampling import preprocessing_of
 from segfit.planning.topology import kernels_for
-from segfit.planning.trace import Asked, Trace
+from segfit.planning.trace import Asked
 from segfit.specs import Configuration, NetworkSpec, Normalization
 from segfit.words import by_axis
 
@@ -47,9 +47,19 @@ def configuration(
     network = _network(name, this, asked, in_channels, num_outputs)
     patch = _patch(name, this, asked, network)
     changed = patch != this.patch.size or any(getattr(asked.values, leaf) is not None for leaf in _NETWORK)
-    estimate = network_elements(network, patch, this.budget.heads) if changed else this.patch.estimate
+    budget = this.budget
+    estimate = network_elements(network, patch, budget.heads) if changed else this.patch.estimate
     batch = _batch(name, this, asked, patch, estimate)
-    _estimate(trace, name, this, estimate)
+    trace.decide(
+        f"{name}.memory_estimate",
+        estimate,
+        "memory_estimate",
+        "two_samples" if network.ndim == 2 and network.kind == "plain" else "",
+        budget_per_sample=budget.elements(network.ndim),
+        samples_of_the_budget=nnunet_batch(network.ndim),
+        memory_gb=budget.memory_gb,
+        declared_labels=budget.heads,
+    )
     _network_decisions(name, this, asked, network)
     preprocessing = preprocessing_of(
         images.ndim, images.orientation, this.transpose, this.spacing_mm, normalization, asked
@@ -149,20 +159,6 @@ def _patch(name: str, this: Draft, asked: Asked, network: NetworkSpec) -> tuple[
     )
 
 
-def _estimate(trace: Trace, name: str, this: Draft, estimate: int) -> None:
-    budget, ndim = this.budget, len(this.spacing_mm)
-    trace.decide(
-        f"{name}.memory_estimate",
-        estimate,
-        "memory_estimate",
-        "two_samples" if ndim == 2 and budget.rules.kind == "plain" else "",
-        budget_per_sample=budget.elements(ndim),
-        samples_of_the_budget=nnunet_batch(ndim),
-        memory_gb=budget.memory_gb,
-        declared_labels=budget.heads,
-    )
-
-
 def _batch(name: str, this: Draft, asked: Asked, patch: tuple[int, ...], estimate: int) -> int:
     batch, bound = batch_size(patch, estimate, this.dataset_voxels, this.budget)
     memory, covering = affordable(patch, estimate, this.dataset_voxels, this.budget)
@@ -190,19 +186,20 @@ def _network(name: str, this: Draft, asked: Asked, in_channels: int, num_outputs
         if wanted:
             _check_network(wanted, asked, ndim)
         strides = values.strides or by_rule.strides
-        stages = len(strides)
-        encoder_convs, decoder_convs = rules.convs(stages)
-        network = NetworkSpec(
+        encoder_convs, decoder_convs = rules.convs(len(strides))
+        layers = {
+            "strides": strides,
+            "features": rules.features(ndim, len(strides)),
+            "kernels": by_rule.kernels if values.strides is None else kernels_for(this.spacing_mm, strides),
+            "encoder_convs": encoder_convs,
+            "decoder_convs": decoder_convs,
+        }
+        return NetworkSpec(
             kind=rules.kind,
             ndim=2 if ndim == 2 else 3,
             in_channels=in_channels,
             num_outputs=num_outputs,
-            strides=strides,
-            features=values.features or rules.features(ndim, stages),
-            kernels=values.kernels
-            or (by_rule.kernels if values.strides is None else kernels_for(this.spacing_mm, strides)),
-            encoder_convs=encoder_convs if values.encoder_convs is None else values.encoder_convs,
-            decoder_convs=decoder_convs if values.decoder_convs is None else values.decoder_convs,
+            **(layers | wanted),
         )
     except ValueError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
@@ -212,7 +209,6 @@ def _network(name: str, this: Draft, asked: Asked, in_channels: int, num_outputs
             f"{len(values.strides or by_rule.strides)} stages): {reason}. To set it for this configuration only use "
             f"planning.{name}.{leaf}"
         ) from None
-    return network
 
 
 def _check_network(wanted: Mapping[str, Any], asked: Asked, ndim: int) -> None:
@@ -231,7 +227,7 @@ def _check_network(wanted: Mapping[str, Any], asked: Asked, ndim: int) -> None:
     strides = wanted.get("strides")
     if strides is None:
         return
-    if any(number != 1 for number in strides[0]):
+    if strides and any(number != 1 for number in strides[0]):
         raise ValueError("the first stride must be 1 along every axis")
     if len(strides) < 2 or any(len(stride) != ndim for stride in strides):
         raise ValueError("strides need two stages or more, and one entry per axis in each")

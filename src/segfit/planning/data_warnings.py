@@ -47,16 +47,13 @@ def _amount(fingerprint: Fingerprint) -> Iterator[str]:
             f"only {len(cases)} training cases: results differ much from case to case, and cross-validation tells "
             "little about new ones"
         )
-    empty = [case.case for case in cases if case.label_voxels and not any(_foreground(case.label_voxels))]
+    counted = [case for case in cases if case.label_voxels]
+    empty = [case.case for case in counted if not any(n for value, n in case.label_voxels.items() if value > 0)]
     if empty:
         yield (
             f"{len(empty)} of {len(cases)} cases have no foreground ({listing(empty)}): they teach background only, "
             "and have a Dice only where something is predicted"
         )
-
-
-def _foreground(voxels: dict[int, int]) -> Iterator[int]:
-    return (count for value, count in voxels.items() if value > 0)
 
 
 def _labels(fingerprint: Fingerprint, labels: LabelScheme) -> Iterator[str]:

@@ -20,7 +20,7 @@ from segfit.planning.patch import LOWRES_SHARE, Budget, Patch, fit_patch, lower_
 from segfit.planning.presets import rules_of_kind
 from segfit.planning.spacing import axis_order, coarse_axis, median_shape, target_spacing
 from segfit.planning.topology import SMALLEST_MAP
-from segfit.planning.trace import Trace
+from segfit.planning.trace import Asked, Trace
 from segfit.words import by_axis
 
 __all__ = ["Draft", "Images", "chosen", "drafts", "fixed_patch"]
@@ -147,13 +147,14 @@ def _coarsened(images: Images, budget: Budget, planning: PlanningOptions, full: 
     found = lower_resolution(spacing, median, prod(full.patch.size), cost, fixed_patch(values, order, 3))
     if found is None:
         return None
+    spacing, median, voxels, patch = found
     return Draft(
         budget=cost,
         transpose=order,
-        spacing_mm=found.spacing_mm,
-        median_shape=found.median_shape,
-        dataset_voxels=found.voxels * images.num_training,
-        patch=found.patch,
+        spacing_mm=spacing,
+        median_shape=median,
+        dataset_voxels=voxels * images.num_training,
+        patch=patch,
         coarsened=True,
     )
 
@@ -176,13 +177,12 @@ def _dataset_decisions(trace: Trace, images: Images, planning: PlanningOptions) 
         percentile = float(np.percentile(spacings[:, coarse], 10))
         inputs |= {"percentile_10_mm": percentile, "coarse_axis": "zyx"[coarse]}
         bound = "capped_percentile" if images.target_mm[coarse] > percentile else "percentile"
-    option = "planning.target_spacing_mm" if planning.target_spacing_mm is not None else ""
-    trace.decide("target_spacing_mm", target[-ndim:], f"target_spacing_{ndim}d", bound, option, **inputs)
+    asked = Asked(planning, trace)
+    rule, option = f"target_spacing_{ndim}d", asked.option("target_spacing_mm")
+    trace.decide("target_spacing_mm", target[-ndim:], rule, bound, option, **inputs)
     if ndim == 3:
-        largest = max(target)
-        coarsest = ["zyx"[axis] for axis, mm in enumerate(target) if mm == largest]
-        order = planning.transpose or axis_order(target)
-        option = "planning.transpose" if planning.transpose is not None else ""
+        coarsest = ["zyx"[axis] for axis, mm in enumerate(target) if mm == max(target)]
+        order, option = planning.transpose or axis_order(target), asked.option("transpose")
         bound = "coarsest" if len(coarsest) == 1 else "first"
         trace.decide("transpose", order, "transpose", bound, option, target_spacing_mm=target, coarsest_axes=coarsest)
 
@@ -204,12 +204,20 @@ def chosen(drafted: Mapping[str, Draft], ndim: int, planning: PlanningOptions, t
             raise InputError(
                 f"planning.{name} has values, but this plan has no configuration {name}, only {', '.join(found)}{hint}"
             )
-    inputs: dict[str, Any] = (
-        {"left_out": [f"{name} is left out: {why}" for name, why in too_small.items()]} if too_small else {}
-    )
+    inputs: dict[str, Any] = {}
+    if too_small:
+        inputs["left_out"] = [f"{name} is left out: {why}" for name, why in too_small.items()]
+    rule, bound = "configurations_2d", "pictures" if ndim == 2 else "one_slice"
+    full, lowres = drafted.get("3d_fullres"), drafted.get("3d_lowres")
+    if full is not None:
+        share = prod(full.patch.size) / prod(full.median_shape)
+        inputs |= {"patch_size": full.patch.size, "median_shape": full.median_shape}
+        inputs["patch_share_of_median_image"] = share
+        rule, bound = "configurations_3d", "lowres_close" if share < LOWRES_SHARE else "sees_enough"
+        if lowres is not None:
+            bound = "lowres_added" if lowres.coarsened else "lowres_set"
     option = "planning.configurations" if asked is not None else ""
-    inputs |= _share(drafted)
-    trace.decide("configurations", sorted(found), *_why_these(drafted, ndim), option, axes=ndim, **inputs)
+    trace.decide("configurations", sorted(found), rule, bound, option, axes=ndim, **inputs)
     if asked is not None:
         trace.differ("configurations", names=list(found))
     return found
@@ -223,30 +231,6 @@ def _check_names(asked: Iterable[str], usable: Mapping[str, Draft]) -> None:
             raise InputError(f"this dataset has no configuration {name}; the rules give {', '.join(usable)}")
     if not asked:
         raise InputError(f"planning.configurations is empty; the rules give {', '.join(usable)}")
-
-
-def _share(drafted: Mapping[str, Draft]) -> dict[str, Any]:
-    """Return how much of the median image a patch of 3d_fullres sees; nothing where there is none."""
-    full = drafted.get("3d_fullres")
-    if full is None:
-        return {}
-    share = prod(full.patch.size) / prod(full.median_shape)
-    return {
-        "patch_size": full.patch.size,
-        "median_shape": full.median_shape,
-        "patch_share_of_median_image": share,
-    }
-
-
-def _why_these(drafted: Mapping[str, Draft], ndim: int) -> tuple[str, str]:
-    """Return the rule for the configurations of a dataset and its bound."""
-    if "3d_fullres" not in drafted:
-        return "configurations_2d", "pictures" if ndim == 2 else "one_slice"
-    lowres = drafted.get("3d_lowres")
-    if lowres is not None:
-        return "configurations_3d", "lowres_added" if lowres.coarsened else "lowres_set"
-    sees = _share(drafted)["patch_share_of_median_image"]
-    return "configurations_3d", "lowres_close" if sees < LOWRES_SHARE else "sees_enough"
 
 
 def _too_small(this: Draft) -> str:

@@ -51,13 +51,7 @@ def explain(plan: Plan, width: int = WIDEST) -> str:
 def forecast_rows(run: RunSpec) -> list[tuple[str, ...]]:
     """Return the forecast as rows of words: stage, time, RAM, device memory, disk; the last row is the whole run."""
     return [
-        (
-            stage,
-            duration(item.seconds),
-            gigabytes(item.memory_gb),
-            gigabytes(item.device_memory_gb),
-            gigabytes(item.disk_gb),
-        )
+        (stage, duration(item.seconds), *map(gigabytes, (item.memory_gb, item.device_memory_gb, item.disk_gb)))
         for stage, item in {**run.forecast, "in all": run.total}.items()
     ]
 
@@ -76,18 +70,12 @@ def _forecast(run: RunSpec) -> list[str]:
 
 def explain_json(plan: Plan) -> dict[str, Any]:
     """Return the same as a JSON-able value: decisions by configuration ("dataset" for those of all), also in words."""
-    return {
-        "dataset": plan.dataset,
-        "preset": plan.preset,
-        "stock": plan.stock,
-        "changes": list(plan.changes),
-        "run": None if plan.run is None else plan.run.model_dump(mode="json"),
-        "warnings": list(plan.warnings),
-        "decisions": {
-            group: [{**item.model_dump(mode="json"), "words": asdict(words_of(item))} for item in decisions]
-            for group, decisions in grouped(plan).items()
-        },
+    told = plan.model_dump(mode="json", include={"dataset", "preset", "stock", "changes", "run", "warnings"})
+    told["decisions"] = {
+        group: [{**item.model_dump(mode="json"), "words": asdict(words_of(item))} for item in decisions]
+        for group, decisions in grouped(plan).items()
     }
+    return told
 
 
 def compare(first: Plan, second: Plan) -> list[tuple[str, str, str]]:
@@ -111,17 +99,10 @@ def _paragraph(decision: Decision, group: str, width: int) -> list[str]:
     words = words_of(decision)
     key = decision.key.removeprefix(group + ".")
     lines = textwrap.wrap(f"{key} = {words.value}", width, subsequent_indent="  ", break_long_words=False)
-    for label, text in (
-        ("rule", words.rule),
-        ("inputs", words.inputs),
-        ("bound", words.bound),
-        ("source", words.source),
-        ("changes with", words.changes),
-    ):
-        if text:
-            lines += textwrap.wrap(
-                text, width, initial_indent=f"  {label:<13}", subsequent_indent=" " * 15, break_long_words=False
-            )
+    for name in ("rule", "inputs", "bound", "source", "changes"):
+        start = f"  {'changes with' if name == 'changes' else name:<13}"
+        text = getattr(words, name)
+        lines += textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * 15, break_long_words=False)
     return lines
 
 
@@ -173,15 +154,8 @@ def words_of(decision: Decision) -> Words:
         return Words(value=value, rule=f"{SET}; {said}", inputs=inputs, bound=SET, source="options", changes=option)
     if rule is None:
         return Words(value=value, rule=says, inputs=inputs, bound=bound, source="", changes="")
-    outlook = [_outlook(decision, kind) for kind in rule.again]
-    return Words(
-        value=value,
-        rule=says,
-        inputs=inputs,
-        bound=bound,
-        source=rule.source,
-        changes="; ".join([rule.changes, *filter(None, outlook)]),
-    )
+    changes = "; ".join(filter(None, [rule.changes, *(_outlook(decision, kind) for kind in rule.again)]))
+    return Words(value=value, rule=says, inputs=inputs, bound=bound, source=rule.source, changes=changes)
 
 
 def _by_rule(decision: Decision) -> str:
@@ -199,10 +173,8 @@ def _outlook(decision: Decision, kind: str) -> str:
         return "memory is capped by auto; choose another preset" if kind == "memory" else ""
     if all(item.state == "planned" and item.value == decision.value for item in outcomes):
         return f"more {'memory' if kind == 'memory' else 'training cases'} would not change it"
-    parts = []
-    for fate, group in groupby(outcomes, key=lambda item: _fate(item, decision)):
-        parts.append(f"with {' or '.join(_circumstance(item) for item in group)} {fate}")
-    return ", ".join(parts)
+    fates = groupby(outcomes, key=lambda item: _fate(item, decision))
+    return ", ".join(f"with {' or '.join(map(_circumstance, group))} {fate}" for fate, group in fates)
 
 
 def _fate(item: Outcome, decision: Decision) -> str:
@@ -233,14 +205,13 @@ class _Input:
         return listing(self.value) if names else value_in_words(self.value, self.name)
 
 
-class _Blank:
+class _Blank(str):
     """The place of an input that is not there: its name, in italics."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    __slots__ = ()
 
     def __format__(self, spec: str) -> str:
-        return f"*{name_in_words(self.name)}*"
+        return f"*{name_in_words(str(self))}*"
 
 
 class Filling(dict[str, Any]):

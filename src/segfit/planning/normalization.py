@@ -56,20 +56,6 @@ class ChannelScheme:
     remark: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """What the values of a channel are like over all cases."""
-
-    lowest: float
-    highest: float
-    hounsfield: bool
-    spread: float  # the largest foreground deviation of a case over the smallest; outer tenths of the cases left out
-
-    @property
-    def range(self) -> str:
-        return f"{self.lowest:g} to {self.highest:g}"
-
-
 def scheme_of(channel_name: str) -> NormalizationScheme:
     """Return the scheme a channel's name asks for (case does not matter); z-scores for every unknown name."""
     return _BY_NAME.get(channel_name.casefold(), "zscore")
@@ -93,9 +79,7 @@ def channel_schemes(
                 f"got {', '.join(asked)}"
             )
         return tuple(ChannelScheme(scheme) for scheme in asked)
-    return tuple(
-        _decide(name, _values(fingerprint.cases, channel), propose=propose) for channel, name in enumerate(names)
-    )
+    return tuple(_scheme(name, fingerprint.cases, channel, propose=propose) for channel, name in enumerate(names))
 
 
 def normalization_of(schemes: Sequence[ChannelScheme], fingerprint: Fingerprint) -> tuple[Normalization, ...]:
@@ -197,41 +181,32 @@ def _check_count(values: Sequence[Any], normalization: Sequence[Normalization], 
         raise InputError(f"{key} needs one value for each of {len(normalization)} channels, got {len(values)}")
 
 
-def _decide(name: str, values: _Values | None, *, propose: bool) -> ChannelScheme:
+def _scheme(name: str, cases: Sequence[CaseFingerprint], channel: int, *, propose: bool) -> ChannelScheme:
     named = scheme_of(name)
-    if values is None:
+    measured = [case.channels[channel] for case in cases if len(case.channels) > channel]
+    if not measured:
         return ChannelScheme(named)
+    lows, high = np.array([item.min for item in measured]), max(item.max for item in measured)
+    between = f"{lows.min():g} to {high:g}"
+    hounsfield = np.mean((lows >= AIR_HU[0]) & (lows <= AIR_HU[1])) >= AIR_SHARE
     better, reason = named, ""
-    if name.casefold() not in _BY_NAME and values.hounsfield:
-        better, reason = "ct", f"its values are Hounsfield units ({values.range})"
-    elif named == "ct" and not values.hounsfield:
-        reason = f"its values are no Hounsfield units ({values.range})"
-        if values.spread > SAME_SCALE:
+    if name.casefold() not in _BY_NAME and hounsfield:
+        better, reason = "ct", f"its values are Hounsfield units ({between})"
+    elif named == "ct" and not hounsfield:
+        reason = f"its values are no Hounsfield units ({between})"
+        # The largest foreground deviation of a case over the smallest, the outer tenths of the cases left out.
+        deviations = [item.foreground_std for item in measured if item.foreground_std]
+        least, most = np.quantile(deviations, (0.1, 0.9)) if deviations else (1.0, 1.0)
+        if most / least > SAME_SCALE:
             better = "zscore"
-            reason += f" and the deviations of its cases differ by a factor of {values.spread:.1f}"
+            reason += f" and the deviations of its cases differ by a factor of {most / least:.1f}"
         else:
             reason += ", but all cases have one scale"
-    elif named == "rgb_to_0_1" and (values.lowest < 0 or values.highest > 255):
-        better, reason = "zscore", f"its values ({values.range}) are not those of 8-bit colour"
+    elif named == "rgb_to_0_1" and (lows.min() < 0 or high > 255):
+        better, reason = "zscore", f"its values ({between}) are not those of 8-bit colour"
     if not reason:
         return ChannelScheme(named)
     taken = better if propose else named
     how = f"it is normalised as {taken}, as its " + ("name says" if taken == named else "values say")
     change = "" if taken == better else f"; its values would ask for {better}"
     return ChannelScheme(taken, f'channel "{name}": {reason}; {how}{change}')
-
-
-def _values(cases: Sequence[CaseFingerprint], channel: int) -> _Values | None:
-    """Return what the values of a channel are like; None if that was not measured."""
-    measured = [case.channels[channel] for case in cases if len(case.channels) > channel]
-    if not measured:
-        return None
-    lows = np.array([item.min for item in measured])
-    deviations = np.array([item.foreground_std for item in measured if item.foreground_std])
-    low, high = np.quantile(deviations, (0.1, 0.9)) if deviations.size else (1.0, 1.0)
-    return _Values(
-        lowest=float(lows.min()),
-        highest=max(item.max for item in measured),
-        hounsfield=bool(np.mean((lows >= AIR_HU[0]) & (lows <= AIR_HU[1])) >= AIR_SHARE),
-        spread=float(high / low),
-    )

@@ -15,13 +15,12 @@ from segfit.errors import InputError
 from segfit.feature_maps import feature_map_elements
 from segfit.planning.presets import Rules
 from segfit.planning.topology import SMALLEST_MAP, Topology, topology
+from segfit.words import by_axis
 
 __all__ = [
-    "LOWRES_GAIN",
     "LOWRES_SHARE",
     "LOWRES_STEP",
     "SMALLEST_BATCH",
-    "START_VOXELS",
     "Budget",
     "Patch",
     "affordable",
@@ -55,7 +54,8 @@ class Budget:
 
     def elements(self, ndim: int) -> float:
         """Return the feature-map elements that fit at nnU-Net's usual batch size."""
-        return self.rules.elements(ndim, self.memory_gb)
+        rules = self.rules
+        return (rules.elements_2d if ndim == 2 else rules.elements_3d) * (self.memory_gb / rules.memory_gb)
 
     def estimate(self, shape: Topology) -> int:
         """Return the feature-map elements of one sample of this topology's patch."""
@@ -126,7 +126,10 @@ def fit_patch(
         bound = "memory"
         smaller = _reduced(spacing, median, current)
         if smaller is None or smaller.patch in seen:
-            raise _no_room(current.patch, budget)
+            raise InputError(
+                f"even a patch of {by_axis(current.patch)} voxels does not fit into {budget.memory_gb:g} GB with "
+                f"{budget.rules.base_features} base features and {budget.heads} labels; raise the memory target"
+            )
         current = smaller
         seen.add(current.patch)
         estimate = budget.estimate(current)
@@ -164,28 +167,20 @@ def nnunet_batch(ndim: int) -> int:
     return _BATCH_2D if ndim == 2 else _BATCH_3D
 
 
-class Coarser(NamedTuple):
-    """A lower resolution: spacing in mm, median image and patch, and the voxels of the image before rounding."""
-
-    spacing_mm: tuple[float, ...]
-    median_shape: tuple[float, ...]
-    voxels: float
-    patch: Patch
-
-
 def lower_resolution(
     spacing: tuple[float, ...],
     median: tuple[float, ...],
     patch_voxels: float,
     budget: Budget,
     fixed: tuple[int, ...] | None = None,
-) -> Coarser | None:
+) -> tuple[tuple[float, ...], tuple[float, ...], float, Patch] | None:
     """Coarsen in steps of 3 %, the finer axes first, until a patch covers a quarter of the median image.
 
-    `spacing` and `median` are those of the full resolution, where a patch has `patch_voxels`. None where that has a
-    quarter already, or where the lower resolution would keep more than half of the voxels.
+    `spacing` and `median` are those of the full resolution, where a patch has `patch_voxels`. Returns the lower
+    spacing in mm, the median image there, its voxels before rounding, and the patch; None where the full resolution
+    has a quarter already, or where the lower one would keep more than half of the voxels.
     """
-    found: Coarser | None = None
+    found = None
     most = budget.most_voxels(len(spacing))
     voxels = prod(median)
     steps = _steps(spacing, median)
@@ -196,9 +191,10 @@ def lower_resolution(
             patch_voxels = 0  # too large for any patch: no need to look for one
             continue
         rounded = tuple([float(max(1, round(n))) for n in size])
-        found = Coarser(tuple(mm), rounded, voxels, fit_patch(tuple(mm), rounded, budget, fixed))
-        patch_voxels = prod(found.patch.size)
-    return found if found is not None and prod(median) / voxels >= LOWRES_GAIN else None
+        patch = fit_patch(tuple(mm), rounded, budget, fixed)
+        found = tuple(mm), rounded, voxels, patch
+        patch_voxels = prod(patch.size)
+    return found if prod(median) / voxels >= LOWRES_GAIN else None
 
 
 def _steps(spacing: Sequence[float], median: Sequence[float]) -> Iterator[tuple[list[float], list[float]]]:
@@ -231,13 +227,6 @@ def _reduced(spacing: Sequence[float], median: Sequence[float], current: Topolog
 
 def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
     return tuple(n - step if a == axis else n for a, n in enumerate(patch))
-
-
-def _no_room(patch: Sequence[int], budget: Budget) -> InputError:
-    return InputError(
-        f"even a patch of {'x'.join(map(str, patch))} voxels does not fit into {budget.memory_gb:g} GB with "
-        f"{budget.rules.base_features} base features and {budget.heads} labels; raise the memory target"
-    )
 
 
 def _unhalved_share(spacing: Sequence[float], size: Sequence[float]) -> float:

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
-
 from segfit.files import Document, Record
 from segfit.notebook import html_table
 from segfit.specs import Configuration, TrainingSpec
 from segfit.words import by_axis, listing
 
-__all__ = [
-    "Decision",
-    "Extension",
-    "Outcome",
-    "Plan",
-    "RaceEntry",
-    "RunSpec",
-    "StageForecast",
-    "candidate_words",
-]
+__all__ = ["Decision", "Extension", "Outcome", "Plan", "RaceEntry", "RunSpec", "StageForecast", "candidate_words"]
 
 
 class Outcome(Record):
@@ -125,7 +114,6 @@ class Plan(Document):
 
     SCHEMA: ClassVar[int] = 2
     schema_version: int = 2
-    basis: str = ""  # hash of what it was derived from: a project plans anew when that changes
     dataset: str
     preset: str
     stock: bool  # True: every decision is nnU-Net's
@@ -139,12 +127,11 @@ class Plan(Document):
     decisions: tuple[Decision, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    @model_validator(mode="before")
     @classmethod
-    def _migrated(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("schema_version") == 1:
-            return raw | {"schema_version": 2, "decisions": ()}
-        return raw
+    def migrate(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
+        """Return the content of a file without the sentences of schema 1, and without what names no plan any more."""
+        reasons = {"schema_version": 2, "decisions": ()} if version == 1 else {}
+        return {key: value for key, value in content.items() if key != "basis"} | reasons
 
     def __repr__(self) -> str:
         run = "not sized yet" if self.run is None else self._run_words(self.run)

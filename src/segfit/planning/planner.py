@@ -66,7 +66,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         channel_names=fingerprint.channel_names,
         configurations=made.configurations,
         training=made.training,
-        decisions=decisions_of(trace, by_rule, _replays(data, made, options, hardware), REPLAYED),
+        decisions=decisions_of(trace, by_rule, _replays(data, options, hardware), REPLAYED),
         warnings=(
             *data_warnings(fingerprint, labels, made.normalization),
             *(item.remark for item in made.schemes if item.remark),
@@ -102,8 +102,6 @@ class _Made:
     """What following the rules once gives."""
 
     trace: Trace
-    preset: str  # whose rules were taken
-    memory_gb: float
     drafted: Mapping[str, Draft]
     configurations: dict[str, Configuration]
     training: dict[str, TrainingSpec]
@@ -153,8 +151,6 @@ def _follow(data: _Data, options: Options, hardware: Hardware | None) -> _Made:
     decide_common_recipe(training, spread, options, trace)
     return _Made(
         trace=trace,
-        preset=rules.name,
-        memory_gb=memory_gb,
         drafted=drafted,
         configurations=configurations,
         training=training,
@@ -182,12 +178,13 @@ def _configured(
         for leaf in SETTABLE:
             asked.note(leaf, trace.values["", leaf])
     repeats = cascade and "3d_fullres" in planned and name not in options.planning.by_configuration
+    untold = replace(asked, trace=replace(trace, found={}))  # what it decides is not told again
     channels = len(fingerprint.channel_names)
     item = configuration(
         name,
         drafted,
         data.images,
-        replace(asked, trace=trace.without_decisions()) if repeats else asked,
+        untold if repeats else asked,
         normalization=normalization,
         in_channels=channels + (len(labels.foreground_values) if cascade else 0),
         num_outputs=labels.num_outputs,
@@ -227,18 +224,19 @@ def _by_rule(data: _Data, options: Options, hardware: Hardware | None) -> Trace 
     return None
 
 
-def _replays(data: _Data, made: _Made, options: Options, hardware: Hardware | None) -> list[Replay]:
+def _replays(data: _Data, options: Options, hardware: Hardware | None) -> list[Replay]:
     """Follow the rules again: with two and three times the memory, if that is another target, and twice the cases."""
     found: dict[tuple[str, float], Replay] = {}
+    first = choose_rules(options, hardware, Trace())
     for factor in _MORE_MEMORY:
-        more = options.model_copy(update={"memory_gb": factor * made.memory_gb})
+        more = options.model_copy(update={"memory_gb": factor * first[1]})
         rules, memory_gb = choose_rules(more, hardware, Trace())
-        if (rules.name, memory_gb) in {*found, (made.preset, made.memory_gb)}:
+        if (rules, memory_gb) == first or (rules.name, memory_gb) in found:
             continue
         trace: Trace | None = None
         with suppress(InputError):
             trace = _follow(data, more, hardware).trace
-        preset = "" if rules.name == made.preset else rules.name
+        preset = "" if rules == first[0] else rules.name
         found[rules.name, memory_gb] = Replay(trace=trace, memory_gb=memory_gb, preset=preset)
     cases = 2 * data.images.num_training
     twice = _Data(data.fingerprint, data.labels, replace(data.images, num_training=cases))
@@ -271,13 +269,14 @@ def _set_changes(trace: Trace, by_rule: Trace | None, planning: PlanningOptions,
 
 
 def _memory_warnings(made: _Made, hardware: Hardware | None) -> Iterator[str]:
+    memory_gb = made.trace.found["memory_gb"].value
     for name, item in made.configurations.items():
         budget = made.drafted[name].budget
         if budget.exceeded(item.ndim, item.memory_estimate):
             times = item.memory_estimate / budget.elements(item.ndim)
             yield (
                 f"{name}: the patch that was asked for needs about {times:.1f} times the memory target of "
-                f"{made.memory_gb:g} GB"
+                f"{memory_gb:g} GB"
             )
-    if hardware is not None and hardware.kind != "cpu" and made.memory_gb > hardware.free_memory_gb:
-        yield f"planned for {made.memory_gb:g} GB, {hardware.name} has {hardware.free_memory_gb:.1f} GB free"
+    if hardware is not None and hardware.kind != "cpu" and memory_gb > hardware.free_memory_gb:
+        yield f"planned for {memory_gb:g} GB, {hardware.name} has {hardware.free_memory_gb:.1f} GB free"

@@ -48,10 +48,6 @@ class Rules:
         encoder = tuple([self.encoder_convs[min(stage, last)] for stage in range(stages)])
         return encoder, (self.decoder_convs,) * (stages - 1)
 
-    def elements(self, ndim: int, memory_gb: float) -> float:
-        """Return the feature-map elements that fit at nnU-Net's usual batch size."""
-        return (self.elements_2d if ndim == 2 else self.elements_3d) * (memory_gb / self.memory_gb)
-
 
 def _residual(name: str, letter: str, memory_gb: float, elements_2d: float, elements_3d: float) -> Rules:
     return Rules(
@@ -97,15 +93,7 @@ def rules_of_kind(rules: Rules, kind: Literal["plain", "residual"]) -> Rules:
     if kind == rules.kind:
         return rules
     other = RULES["resenc-m" if kind == "residual" else "stock"]
-    return replace(
-        rules,
-        kind=kind,
-        memory_gb=other.memory_gb,
-        elements_2d=other.elements_2d,
-        elements_3d=other.elements_3d,
-        encoder_convs=other.encoder_convs,
-        decoder_convs=other.decoder_convs,
-    )
+    return replace(other, name=rules.name, planner=rules.planner, plans_name=rules.plans_name, coverage=rules.coverage)
 
 
 AUTO_LARGE_GB = 20
@@ -140,16 +128,16 @@ def choose_rules(options: Options, hardware: Hardware | None, trace: Trace) -> t
         trace.decide("memory_gb", memory, "memory", "preset" if asked is None else "asked", planner=rules.planner)
         return rules, memory
 
-    accelerated = hardware is not None and hardware.kind != "cpu"
+    gpu = hardware if hardware is not None and hardware.kind != "cpu" else None
     measured: dict[str, Any] = {}
     if asked is not None:
         there, bound = asked, "asked"
-    elif hardware is not None and accelerated:
-        there, bound = float(max(1, math.floor(0.9 * hardware.free_memory_gb))), "free"
-        measured = {"device": hardware.name, "free_gb": hardware.free_memory_gb}
+    elif gpu is not None:
+        there, bound = float(max(1, math.floor(0.9 * gpu.free_memory_gb))), "free"
+        measured = {"device": gpu.name, "free_gb": gpu.free_memory_gb}
     else:
         there, bound = RULES["stock"].memory_gb, "cpu"
-    if not accelerated:
+    if gpu is None:
         rules, why = RULES["stock"], "no_gpu"
     elif there >= AUTO_LARGE_GB:
         rules, why = RULES["resenc-l"], "large"

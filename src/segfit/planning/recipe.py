@@ -57,12 +57,12 @@ def flips_of(
 ) -> Flips:
     """Return what is flipped: the axes that were set, all of them as nnU-Net does, in `auto` those of the evidence."""
     axes = asked.values.mirror_axes
-    if axes is None and options.preset != "auto":
-        return Flips(tuple(range(fingerprint.ndim)))
     if axes is not None:
         sides_known = fingerprint.ndim == 2 or fingerprint.orientation == "canonical"
         exchanging = options.preset == "auto" and sides_known and fingerprint.ndim - 1 in axes
         return Flips(tuple(sorted(set(axes))), exchanged_values(labels) if exchanging else ())
+    if options.preset != "auto":
+        return Flips(tuple(range(fingerprint.ndim)))
     return Flips(tuple(item.axis for item in evidence if item.mirrored), evidence[-1].exchanged)
 
 
@@ -94,13 +94,7 @@ def decide_flips(
         pairs = [f"{value_name[a]} with {value_name[b]}" for a, b in flips.exchanged]
         two_sided = [name for item in evidence for name in item.two_sided]
         inputs = {"on_both_sides_in_spite_of_their_names": two_sided} if two_sided else {}
-        trace.decide(
-            "exchanged_labels",
-            pairs,
-            "exchange",
-            pairs=len(pairs),
-            **inputs,
-        )
+        trace.decide("exchanged_labels", pairs, "exchange", pairs=len(pairs), **inputs)
     return flips
 
 
@@ -247,7 +241,5 @@ def _recipe_decisions(
     )
     intensities = recipe.augmentation.model_dump(mode="json", exclude=_NO_INTENSITY)
     key, of_values = f"{name}.augmentation.intensities", (*strength, *given(False))
-    if spread is None:
-        trace.decide(key, intensities, "intensities", "", *of_values)
-    else:
-        trace.decide(key, intensities, "wide_sizes", "", *of_values, spread=spread)
+    wide = {} if spread is None else {"spread": spread}
+    trace.decide(key, intensities, "wide_sizes" if wide else "intensities", "", *of_values, **wide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from operator import attrgetter
 from typing import Any
 
 from segfit.feature_maps import network_elements
@@ -107,7 +108,7 @@ class _Told:
         """Tell width, batch and patch; a batch that stayed is told too where something else changed."""
         for leaf, rule in _SIZED.items():
             key = f"{now.name}.{leaf}"
-            old, new = (_value(item, leaf) for item in (before, now))
+            old, new = (as_json(attrgetter(leaf)(item)) for item in (before, now))
             known = self.decisions.get(key)
             stayed = leaf == "batch_size" and now != before and not (known is not None and known.options)
             if new == old and not stayed:
@@ -174,17 +175,10 @@ class _Told:
             "tried": [f"{entry.configuration}: Dice {entry.mean or 0:.2f}" for entry in run.race],
         }
         if run.extends is not None:
-            inputs |= {
-                "seconds_of_the_earlier_run": run.extends.time_s,
-                "step_before_its_cool_down": run.extends.step,
-            }
+            inputs |= {"seconds_of_the_earlier_run": run.extends.time_s, "step_before_its_cool_down": run.extends.step}
         value = {"configurations": run.configurations, "folds": run.folds}
         self.decide("run", value, "run" if run.extends is None else "run_extended", _bound(run), inputs)
 
 
 def _bound(run: RunSpec) -> str:
     return "time" if run.steps is None else "steps"
-
-
-def _value(item: Configuration, leaf: str) -> Any:
-    return as_json(item.network.features if leaf == "network.features" else getattr(item, leaf))

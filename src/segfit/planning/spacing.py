@@ -11,13 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "ANISOTROPY",
-    "axis_order",
-    "coarse_axis",
-    "median_shape",
-    "target_spacing",
-]
+__all__ = ["ANISOTROPY", "axis_order", "coarse_axis", "median_shape", "target_spacing"]
 
 ANISOTROPY = 3.0
 """An axis is coarse when its voxels are more than this many times longer (and its size this many times smaller)."""

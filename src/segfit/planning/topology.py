@@ -35,25 +35,20 @@ def topology(spacing: Sequence[float], shape: Sequence[float]) -> Topology:
     now = list(spacing)
     size: list[float] = list(shape)
     divisor = [1] * len(now)
-    kernel = [1] * len(now)
     strides = [(1,) * len(now)]
-    kernels: list[tuple[int, ...]] = []
     while candidates := [axis for axis in axes if size[axis] >= 2 * SMALLEST_MAP]:
         finest = min([now[axis] for axis in candidates])
         pooled = [axis for axis in candidates if now[axis] / finest < 2]
         if len(pooled) == 1 and size[pooled[0]] < 3 * SMALLEST_MAP:
             break
-        kernel = _widened(kernel, now)
         for axis in pooled:
             divisor[axis] *= 2
             now[axis] *= 2
             size[axis] = math.ceil(size[axis] / 2)
         strides.append(tuple([2 if axis in pooled else 1 for axis in axes]))
-        kernels.append(tuple(kernel))
-    kernels.append((3,) * len(now))
     return Topology(
         strides=tuple(strides),
-        kernels=tuple(kernels),
+        kernels=kernels_for(spacing, strides),
         divisor=tuple(divisor),
         patch=tuple(math.ceil(n / d) * d for n, d in zip(shape, divisor, strict=True)),
     )
@@ -62,16 +57,11 @@ def topology(spacing: Sequence[float], shape: Sequence[float]) -> Topology:
 def kernels_for(spacing: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """Return the kernels per stage that the rule of `topology` gives for strides, and voxels of `spacing` (mm)."""
     now = list(spacing)
-    kernel = [1] * len(now)
-    kernels: list[tuple[int, ...]] = []
+    kernel: tuple[int, ...] = (1,) * len(now)
+    kernels = []
     for stride in strides[:-1]:
         now = [mm * step for mm, step in zip(now, stride, strict=True)]
-        kernel = _widened(kernel, now)
-        kernels.append(tuple(kernel))
+        finest = min(now)
+        kernel = tuple([3 if size == 3 or mm / finest < 2 else 1 for size, mm in zip(kernel, now, strict=True)])
+        kernels.append(kernel)
     return (*kernels, (3,) * len(now))
-
-
-def _widened(kernel: Sequence[int], spacing: Sequence[float]) -> list[int]:
-    """Return the kernel with size 3 also along the axes whose spacing is within a factor of two of the finest."""
-    finest = min(spacing)
-    return [3 if size == 3 or mm / finest < 2 else 1 for size, mm in zip(kernel, spacing, strict=True)]

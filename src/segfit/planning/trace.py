@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from segfit.options import ConfigurationOptions, PlanningOptions, ResamplingOptions
@@ -25,6 +26,9 @@ class _Found(NamedTuple):
     bound: str
     options: tuple[str, ...]  # that set the value in place of the rule
     inputs: Mapping[str, Any]
+
+
+_NOTHING = _Found(None, "", "", (), {})
 
 
 @dataclass(slots=True)
@@ -44,10 +48,6 @@ class Trace:
     def differ(self, change: str, **inputs: Any) -> None:
         """Record that the plan is not nnU-Net's here; `segfit.planning.rules` has the sentence."""
         self.changes.append((change, inputs))
-
-    def without_decisions(self) -> Trace:
-        """Return a trace for a configuration that repeats another one: what it decides is not told again."""
-        return Trace(values=self.values, remarks=self.remarks, changes=self.changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +76,16 @@ class Asked:
 
     def key(self, leaf: str) -> str:
         """Return the option that sets a value (a dotted name, like ``resample_image.order``) of this configuration."""
-        for owner in _owners(self.name):
-            value: Any = next((item for key, item in self.planning.by_configuration.items() if key == owner), None)
-            for part in leaf.split("."):
-                value = getattr(value, part, None)
-            if value is not None:
-                return f"planning.{owner}.{leaf}"
+        owners = (self.name, "3d_fullres") if self.name == "3d_cascade_fullres" else (self.name,)
+        for owner in owners:
+            for name, values in self.planning.by_configuration.items():
+                if name == owner and attrgetter(leaf)(values) is not None:
+                    return f"planning.{owner}.{leaf}"
         return f"planning.{leaf}"
 
     def option(self, leaf: str) -> str:
         """Return the option that set a value; empty where none did."""
-        value: Any = self.values
-        for part in leaf.split("."):
-            value = getattr(value, part)
-        return "" if value is None else self.key(leaf)
+        return "" if attrgetter(leaf)(self.values) is None else self.key(leaf)
 
     def own(self, *leaves: str) -> bool:
         """Whether one of these values was set for this configuration alone."""
@@ -103,10 +99,6 @@ class Asked:
                 yield from (f"{name}.{leaf}" for leaf in value.model_dump(exclude_none=True))
             elif value is not None:
                 yield name
-
-
-def _owners(name: str) -> tuple[str, ...]:
-    return (name, "3d_fullres") if name == "3d_cascade_fullres" else (name,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,41 +131,35 @@ def decisions_of(
     """
     result = []
     for key, item in trace.found.items():
-        rule, bound, inputs = item.rule, item.bound, item.inputs
-        usual: Any = None
-        outcomes: tuple[Outcome, ...] = ()
-        if item.options:
-            found = None if by_rule is None else _by_rule(by_rule, key)
-            rule, bound, inputs = ("", "", {}) if found is None else (found.rule, found.bound, found.inputs)
-            usual = None if found is None else found.value
-        else:
-            kinds = replayed.get(rule, ())
-            outcomes = tuple(
-                one.outcome(key) for one in replays if ("memory" if one.memory_gb is not None else "cases") in kinds
-            )
+        told = _by_rule(by_rule, key) if item.options else item
+        kinds = () if item.options else replayed.get(item.rule, ())
         result.append(
             Decision(
                 key=key,
                 value=as_json(item.value),
-                rule=rule,
-                bound=bound,
-                inputs=as_json(inputs),
+                rule=told.rule,
+                bound=told.bound,
+                inputs=as_json(told.inputs),
                 options=item.options,
-                by_rule=as_json(usual),
-                outcomes=outcomes,
+                by_rule=as_json(told.value) if item.options else None,
+                outcomes=tuple(
+                    one.outcome(key) for one in replays if ("cases" if one.memory_gb is None else "memory") in kinds
+                ),
             )
         )
     return tuple(result)
 
 
-def _by_rule(trace: Trace, key: str) -> _Found | None:
-    """Return what a rule decided; a second stage of a cascade that repeats 3d_fullres has its values."""
+def _by_rule(trace: Trace | None, key: str) -> _Found:
+    """Return what a rule decided, if any; a second stage of a cascade that repeats 3d_fullres has its values."""
+    if trace is None:
+        return _NOTHING
     found = trace.found.get(key) or trace.found.get(key.replace("3d_cascade_fullres.", "3d_fullres."))
     name, _, leaf = key.partition(".")
     if found is None and (name, leaf) in trace.values:  # of all configurations, unless one has its own
         general = trace.found.get(leaf) or trace.found["normalization.0"]
         found = general._replace(value=trace.values[name, leaf])
-    return found
+    return found or _NOTHING
 
 
 def as_json(value: Any) -> Any:

@@ -15,7 +15,6 @@ from segfit.dataset.manifest import Case
 from segfit.device import free_memory_gb
 from segfit.errors import StageError
 from segfit.execution.pool import case_pool, map_cases
-from segfit.execution.workers import LostCaseError
 from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.geometry import AxisMap, canonical_map
@@ -169,7 +168,11 @@ def verify_store(
         store.keys(),
         description="verify",
         size=lambda key: _stored_bytes(store.root / key),
-        lost=lambda key, error: _unverified(store.root / key, error),
+        lost=lambda key, error: DamagedCase(
+            legible_name(store.root / key),
+            store.root / key,
+            f"it could not be read, even alone: worker {error.reason}",
+        ),
         workers=workers,
         progress=progress,
     )
@@ -186,7 +189,3 @@ def _stored_bytes(folder: Path) -> int:
         return 1 + sum(path.stat().st_size for path in folder.iterdir())
     except OSError:
         return 1
-
-
-def _unverified(folder: Path, error: LostCaseError) -> DamagedCase:
-    return DamagedCase(legible_name(folder), folder, f"it could not be read, even alone: worker {error.reason}")

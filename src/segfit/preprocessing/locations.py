@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from segfit.cropping import bounding_box, slices
 from segfit.labels import LabelScheme
 
-__all__ = ["ANNOTATED", "class_locations"]
+__all__ = ["ANNOTATED", "Region", "class_locations"]
+
+Region = tuple[slice, ...]
+"""One slice per spatial axis, inside the array."""
 
 ANNOTATED = "annotated"
 """Key of the voxels that carry any label but the ignore label; present in datasets that have one."""
@@ -23,8 +26,6 @@ _SEED = 1234
 _AT_LEAST, _SHARE = 10_000, 0.01  # voxels per class: all up to the first, then this share of them
 _SMALL = 1 << 21  # voxels up to which nnU-Net's generator, which permutes them all, is cheap
 _SLAB = 1 << 20  # voxels searched at a time
-
-_Region = tuple[slice, ...]
 
 
 def class_locations(labels: NDArray[np.integer[Any]], scheme: LabelScheme) -> dict[str, NDArray[np.int32]]:
@@ -53,7 +54,7 @@ def class_locations(labels: NDArray[np.integer[Any]], scheme: LabelScheme) -> di
     return result
 
 
-def _boxes(labels: NDArray[np.integer[Any]]) -> dict[int, _Region]:
+def _boxes(labels: NDArray[np.integer[Any]]) -> dict[int, Region]:
     """Return the bounding box of every value above 0 that is there; only the box around all of them is searched."""
     foreground = labels > 0
     if not foreground.any():
@@ -71,12 +72,12 @@ def _boxes(labels: NDArray[np.integer[Any]]) -> dict[int, _Region]:
     }
 
 
-def _region(labels: NDArray[Any], value: int, regions: dict[int, _Region]) -> _Region | None:
+def _region(labels: NDArray[Any], value: int, regions: dict[int, Region]) -> Region | None:
     """Return a box that holds every voxel of `value`: its bounding box, or everything for background."""
     return regions.get(value) if value > 0 else (slice(None),) * labels.ndim
 
 
-def _count(labels: NDArray[Any], value: int, regions: dict[int, _Region]) -> int:
+def _count(labels: NDArray[Any], value: int, regions: dict[int, Region]) -> int:
     region = _region(labels, value, regions)
     return 0 if region is None else int(np.count_nonzero(labels[region] == value))
 
@@ -86,7 +87,7 @@ def _voxels(
     values: tuple[int, ...],
     ranks: NDArray[np.int64],
     counts: dict[int, int],
-    regions: dict[int, _Region],
+    regions: dict[int, Region],
 ) -> NDArray[np.int32]:
     """Return the voxels with the given ranks in the list of all voxels of `values`, value by value in C order."""
     result = np.empty((ranks.size, labels.ndim), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""From an image as stored to the arrays a network sees, and the geometry back.
+"""From an image as stored to the arrays a network sees, and what brings a result back.
 
 Order of the steps (spec: preprocessing, section 1): orientation, transposition, crop to the non-zero region,
 normalisation on the cropped grid, resampling, sampling of class locations. The orientation step is ours; with
@@ -28,7 +28,7 @@ from segfit.resampling import new_shape, resample_image, resample_labels
 from segfit.specs import PreprocessingSpec
 from segfit.words import extent, gigabytes
 
-__all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "paste", "preprocess", "restore_axes"]
+__all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "preprocess"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -185,21 +185,3 @@ def _crop(
     if not mask.all():
         marked[~mask & (marked == 0)] = -1
     return box, image[(slice(None), *inside)], marked
-
-
-def paste(array: NDArray[_Scalar], properties: CaseProperties, fill: float = 0) -> NDArray[_Scalar]:
-    """Put ``(..., *shape_after_crop)`` back into the uncropped frame; outside the crop lies `fill`."""
-    lead = array.shape[: array.ndim - len(properties.shape_before_crop)]
-    assert array.shape[len(lead) :] == properties.shape_after_crop, (array.shape, properties.shape_after_crop)
-    result = np.full((*lead, *properties.shape_before_crop), fill, dtype=array.dtype)
-    result[(slice(None),) * len(lead) + slices(properties.crop_box)] = array
-    return result
-
-
-def restore_axes(array: NDArray[_Scalar], properties: CaseProperties) -> NDArray[_Scalar]:
-    """Bring ``(..., *shape_before_crop)`` from network axes to the axes of the stored file; a view where possible."""
-    transposition = AxisMap(properties.transpose, (False,) * len(properties.transpose))
-    orientation = AxisMap(properties.axis_order, properties.axis_flip)
-    result = orientation.inverse().apply(transposition.inverse().apply(array))
-    assert result.shape[result.ndim - len(properties.stored_shape) :] == properties.stored_shape
-    return result

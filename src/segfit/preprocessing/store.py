@@ -36,13 +36,11 @@ from segfit.errors import InputError, StageError
 from segfit.files import Document, Record, content_hash, hash_file, read_json
 from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
+from segfit.preprocessing.locations import Region
 from segfit.preprocessing.pipeline import CaseProperties, Preprocessed
 from segfit.specs import PreprocessingSpec
 
-__all__ = ["CaseStore", "DamagedCase", "Region", "StoredCase", "legible_name"]
-
-Region = tuple[slice, ...]
-"""One slice per spatial axis."""
+__all__ = ["CaseStore", "DamagedCase", "StoredCase", "legible_name"]
 
 _VERSION = 3  # of what preprocessing computes and stores; a change makes stored cases stale
 _PARTIAL_PREFIX = ".partial-"
@@ -230,12 +228,9 @@ class CaseStore:
     def remove_leftovers(self) -> None:
         """Remove what killed processes left behind."""
         for path in self.root.glob(_PARTIAL_PREFIX + "*"):
-            try:
-                abandoned = time.time() - path.stat().st_mtime > _LEFTOVER_S
-            except FileNotFoundError:
-                continue
-            if abandoned:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_S:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def _load(self, key: str) -> _CaseFile | None:
         folder = self.root / key

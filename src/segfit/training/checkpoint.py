@@ -40,13 +40,7 @@ class State:
 
 
 class Checkpoints:
-    """The states of one training in one folder.
-
-    Parameters
-    ----------
-    folder : made when the first state is saved
-    identity : what the states belong to; others are passed over
-    """
+    """The states of the training `identity` in one folder, made when the first is saved; others' are passed over."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self._folder = folder
@@ -68,7 +62,7 @@ class Checkpoints:
     def _write(self, state: State) -> Path:
         header = json.dumps({"identity": self._identity, "step": state.step, "facts": state.facts}, allow_nan=False)
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.tensors.items()}
-        path = self._path(state.step)
+        path = self._folder / f"step-{state.step:09d}.safetensors"
         write_tensors(path, tensors, {"state": header, "checksum": _checksum(header, tensors)})
         return path
 
@@ -105,9 +99,6 @@ class Checkpoints:
             path.unlink()
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
-
-    def _path(self, step: int) -> Path:
-        return self._folder / f"step-{step:09d}.safetensors"
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("step-*.safetensors"), reverse=True)

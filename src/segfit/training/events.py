@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 from segfit.files import write_text
@@ -15,16 +14,12 @@ __all__ = ["EventLog", "read_events"]
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the events of a log; a missing log is empty, a line torn by a crash ends it."""
     events: list[dict[str, Any]] = []
-    if not path.exists():
-        return events
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            event = json.loads(line)
+            events.append(json.loads(line))
         except json.JSONDecodeError:
             break
-        if not isinstance(event, dict):
-            break
-        events.append(event)
     return events
 
 
@@ -54,17 +49,11 @@ class EventLog:
         self._handle.write(_line({"kind": kind, "step": step, **facts}))
         self._handle.flush()
 
-    def close(self) -> None:
-        """Close the file."""
-        self._handle.close()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
 
 
 def _line(event: dict[str, Any]) -> str:

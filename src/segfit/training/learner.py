@@ -49,7 +49,7 @@ class Learner:
         seed: int,
     ) -> None:
         spec = configuration.network
-        self._configuration = configuration
+        self._patch = configuration.patch_size
         self._recipe = recipe
         self.device = device
         self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides)
@@ -86,16 +86,10 @@ class Learner:
         groups = self._side_by_side.arrange(batch.image.shape[0])
         # Further threads would wait, or spin, while the groups work.
         with kept_threads(torch.get_num_threads() // groups):
-            return self._step(self._augmented(batch, rng), groups, learning_rate)
-
-    def _augmented(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """Return the augmented batch on the device."""
-        image, labels = (part.to(self.device, non_blocking=True) for part in (batch.image, batch.labels))
-        parameters = draw(
-            self._recipe.augmentation, self._configuration.patch_size, image.shape[0], image.shape[1], rng
-        )
-        image, labels = apply(parameters, image, labels)
-        return replace(batch, image=image, labels=labels)
+            image, labels = (part.to(self.device, non_blocking=True) for part in (batch.image, batch.labels))
+            parameters = draw(self._recipe.augmentation, self._patch, image.shape[0], image.shape[1], rng)
+            image, labels = apply(parameters, image, labels)
+            return self._step(replace(batch, image=image, labels=labels), groups, learning_rate)
 
     def _step(self, batch: Batch, groups: int, learning_rate: float) -> Tensor:
         for group in self._optimizer.param_groups:
@@ -139,7 +133,8 @@ class Learner:
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the weights that predict, float32 on the CPU, by parameter name."""
         with self.evaluating() as network:
-            return {name: _to_host(tensor).float() for name, tensor in network.state_dict().items()}
+            state = network.state_dict()
+            return {name: tensor.to("cpu", torch.float32, copy=True).contiguous() for name, tensor in state.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the state, by name; they share memory with the learner."""
@@ -251,32 +246,17 @@ def _optimizer(
     On a GPU the fused kernels leave out a non-finite step without asking the host.
     """
     fused = device.type == "cuda" or None
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0,
-            fused=fused,
-        )
+    momentum = recipe.momentum
+    rates: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "muon":
         kernels = kernels_of(network)
-        return Muon(
-            kernels,
-            [parameter for parameter in network.parameters() if parameter not in kernels],
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            side_by_side=side_by_side.map if device.type == "cpu" else None,
-        )
-    return torch.optim.AdamW(
-        network.parameters(),
-        lr=recipe.learning_rate,
-        betas=(recipe.momentum, _ADAM_BETA2),
-        weight_decay=recipe.weight_decay,
-        fused=fused,
-    )
+        rest = [parameter for parameter in network.parameters() if parameter not in kernels]
+        threads = side_by_side.map if device.type == "cpu" else None
+        return Muon(kernels, rest, momentum=momentum, side_by_side=threads, **rates)
+    parameters = network.parameters()
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0, fused=fused, **rates)
+    return torch.optim.AdamW(parameters, betas=(momentum, _ADAM_BETA2), fused=fused, **rates)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -287,7 +267,3 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in target.items():
         tensor.copy_(source[name])
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()

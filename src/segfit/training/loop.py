@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +18,6 @@ from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress, Task
 from segfit.records import store
 from segfit.specs import Configuration, TrainingSpec
-from segfit.training.async_scalars import StepFacts
 from segfit.training.budget import Budget, Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
 from segfit.training.divergence import Guard
@@ -26,7 +25,7 @@ from segfit.training.events import EventLog
 from segfit.training.identity import training_identity
 from segfit.training.interruption import Interruption
 from segfit.training.learner import Learner, training_on
-from segfit.training.loss_history import LossHistory
+from segfit.training.loss_history import LossHistory, StepFacts
 from segfit.training.online_validation import CaseValidation
 from segfit.training.pace import Pace
 from segfit.training.probe import PeakMemory
@@ -75,8 +74,6 @@ def train_fold(
     start: Path | None = None,
     start_identity: str | None = None,
     keep_state: bool = False,
-    cache_gb: float | None = None,
-    reader_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train one model, or go on with its training, or return the result of a finished one.
@@ -99,8 +96,6 @@ def train_fold(
         with `keep_state`). Steps are counted on. The budget is that of this training alone, its cool-down included.
     start_identity : of that training, read from `start` when absent; what is finished then needs no `start`
     keep_state : leave the last state beside the weights, for another training to start from
-    cache_gb : memory for keeping cases in RAM, half of the free one when absent
-    reader_threads : threads that read ahead; when absent none on a CPU (they would compete) and up to four on a GPU
 
     A training whose learning rate falls in a part of its budget only leaves the state from before that: given more
     seconds it goes on from there, and what it had reached counts until it is done.
@@ -138,95 +133,90 @@ def train_fold(
         return finished
     remove_foreign_result(folder, identity)
     remove_leftovers(folder)
-    kept = keep_in_memory(
-        cases_train,
-        channels=configuration.network.in_channels,
-        limit_gb=free_memory_gb() * _MEMORY_SHARE if cache_gb is None else cache_gb,
-    )
-    if reader_threads is None:
-        reader_threads = 0 if device.type == "cpu" else min(_MOST_READERS, available_workers())
-    with training_on(configuration, device), kept_threads(), _disk_errors(folder):
-        training = _Training(
-            configuration, recipe, labels, kept, cases_validation, weights,
-            budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start,
-            expected_seconds=expected_seconds_per_step, progress=progress,
-        )  # fmt: skip
-        training.run(title or f"training {configuration.name}", checkpoint_seconds, reader_threads)
-        return training.finish(keep_state=keep_state)
+    channels, room_gb = configuration.network.in_channels, free_memory_gb() * _MEMORY_SHARE
+    kept = keep_in_memory(cases_train, channels=channels, limit_gb=room_gb)
+    try:
+        with training_on(configuration, device), kept_threads():
+            training = _Training(
+                configuration, recipe, labels, kept, cases_validation, weights,
+                budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start,
+                expected_seconds=expected_seconds_per_step, progress=progress,
+            )  # fmt: skip
+            training.run(title or f"training {configuration.name}", checkpoint_seconds)
+            return training.finish(keep_state=keep_state)
+    except OSError as error:  # a full disk and the like
+        raise StageError(
+            f"the training in {folder} failed ({error.strerror or error})",
+            "fix it and rerun to resume from the last saved state",
+        ) from error
 
 
+@dataclass(eq=False)
 class _Training:
     """The state of one training and the loop over it."""
 
-    def __init__(
-        self,
-        configuration: Configuration,
-        recipe: TrainingSpec,
-        labels: LabelScheme,
-        train: Sequence[TrainingCase],
-        validation: Sequence[TrainingCase],
-        weights: Sequence[float] | None,
-        *,
-        budget: Budget,
-        folder: Path,
-        device: torch.device,
-        seed: int,
-        identity: str,
-        start: Path | None,
-        expected_seconds: float | None,
-        progress: Progress,
-    ) -> None:
-        self._configuration = configuration
-        self._recipe = recipe
-        self._budget = budget
-        self._folder = folder
-        self._device = device
-        self._seed = seed
-        self._identity = identity
-        self._start = start
-        self._progress = progress
+    configuration: Configuration
+    recipe: TrainingSpec
+    labels: LabelScheme
+    train: Sequence[TrainingCase]
+    validation: Sequence[TrainingCase]
+    weights: Sequence[float] | None
+    budget: Budget
+    folder: Path
+    device: torch.device
+    seed: int
+    identity: str
+    start: Path | None
+    expected_seconds: float | None
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        configuration, recipe, labels, device = self.configuration, self.recipe, self.labels, self.device
         self._memory = PeakMemory(device)
-        self._learner = Learner(configuration, recipe, labels, device, seed=seed)
-        self._checkpoints = Checkpoints(folder / STATE, identity)
-        self._before_cooldown = Checkpoints(folder / BEFORE_COOLDOWN, identity)
+        self._learner = Learner(configuration, recipe, labels, device, seed=self.seed)
+        self._checkpoints = Checkpoints(self.folder / STATE, self.identity)
+        self._before_cooldown = Checkpoints(self.folder / BEFORE_COOLDOWN, self.identity)
         self._cools_from = cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share)
         self._cooling = False  # whether the cool-down has begun
         self._sampler = PatchSampler(
-            train,
+            self.train,
             labels,
             channels=configuration.network.in_channels,
             sample_patch=recipe.augmentation.sample_patch or configuration.patch_size,
             patch=configuration.patch_size,
             batch_size=configuration.batch_size,
             foreground_share=recipe.foreground_share,
-            seed=seed,
-            weights=weights,
+            seed=self.seed,
+            weights=self.weights,
         )
-        self._validation = CaseValidation(self._learner, configuration, recipe, labels, validation)
+        self._validation = CaseValidation(self._learner, configuration, recipe, labels, self.validation)
         self._events: EventLog  # opened when it is known where to go on
         self._losses = LossHistory()
         self._guard = Guard(recipe)
         self._clock = Clock()
         threads = min(torch.get_num_threads(), available_workers())
-        clocked = device.type == "cpu" and budget.seconds is not None  # what has counted steps is repeated to the bit
+        # What has counted steps is repeated to the bit.
+        clocked = device.type == "cpu" and self.budget.seconds is not None
         self._threads = ThreadChoice(thread_numbers(threads) if clocked else (torch.get_num_threads(),))
         self._step = self._first_step = 0  # those of the training that this one started from count
-        self._pace = Pace(budget, expected_seconds)
+        self._pace = Pace(self.budget, self.expected_seconds)
         self._reported = 0.0  # share of the budget reported as progress
         self._checkpoint_safe = True  # False while a step changes the weights
 
-    def run(self, title: str, checkpoint_seconds: float, reader_threads: int) -> None:
+    def run(self, title: str, checkpoint_seconds: float) -> None:
         """Train to the end of the budget."""
         self._resume()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # On a CPU threads that read ahead would compete with those that train.
+        reader_threads = 0 if self.device.type == "cpu" else min(_MOST_READERS, available_workers())
         with (
-            EventLog(self._folder / EVENTS, step=self._step if self._done else 0) as self._events,
-            self._progress.task(title, self._budget.total) as task,
+            EventLog(self.folder / EVENTS, step=self._step if self._done else 0) as self._events,
+            self.progress.task(title, self.budget.total) as task,
             Batches(
                 self._sampler,
                 start=self._step,
                 threads=reader_threads,
-                pin_memory=self._device.type == "cuda" and reader_threads > 0,
+                pin_memory=self.device.type == "cuda" and reader_threads > 0,
             ) as batches,
             Interruption() as interruption,
             self._memory,
@@ -258,15 +248,16 @@ class _Training:
         return self._step - self._first_step
 
     def _share(self) -> float:
-        return self._budget.share(self._done, self._clock.seconds())
+        return self.budget.share(self._done, self._clock.seconds())
 
     def _is_done(self, batches: Batches) -> bool:
         """Whether the budget is used, or the next step (and the last validation) would exceed it.
 
         A training that has diverged goes back first, so it ends in a good state.
         """
-        ahead = self._pace.step_seconds + self._validation.seconds if self._pace.is_known else 0.0
-        over = self._budget.is_over(self._done, self._clock.seconds(), ahead)
+        seconds = self._pace.step_seconds
+        ahead = seconds + self._validation.seconds if seconds else 0.0
+        over = self.budget.is_over(self._done, self._clock.seconds(), ahead)
         if over:
             self._losses.settle(self._events)
         trouble = self._guard.trouble(self._losses, at_end=over)
@@ -281,12 +272,12 @@ class _Training:
         if self._cools_from is not None and share >= self._cools_from and not self._cooling:
             self._begin_cooldown()
         started = perf_counter()
-        recipe = self._recipe
+        recipe = self.recipe
         rate = self._guard.factor * learning_rate(
             share, recipe.learning_rate, recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share
         )
         batch = next(batches)
-        rng = stream(self._seed, "augmentation", self._step)
+        rng = stream(self.seed, "augmentation", self._step)
         torch.set_num_threads(self._threads.number)
         self._checkpoint_safe = False
         values = self._learner.step(batch, learning_rate=rate, rng=rng)
@@ -304,7 +295,7 @@ class _Training:
         self._guard.keep(self._share(), self._losses, self._state)
 
     def _report(self, task: Task) -> None:
-        used = self._budget.used(self._done, self._clock.seconds())
+        used = self.budget.used(self._done, self._clock.seconds())
         facts = []
         if self._losses.last is not None:
             facts.append(f"loss {self._losses.last:.3f}")
@@ -315,14 +306,14 @@ class _Training:
 
     def _plan(self, *, at_end: bool = False) -> None:
         """Have the validations planned once the time of a step is known; report if it is much longer than expected."""
-        if self._validation.schedule is None and self._pace.is_known and (at_end or self._share() >= _PLANNED_AT):
-            seconds = self._pace.step_seconds
-            self._validation.plan(seconds, self._budget.expected_steps(seconds) * seconds)
+        seconds = self._pace.step_seconds
+        if self._validation.schedule is None and seconds and (at_end or self._share() >= _PLANNED_AT):
+            self._validation.plan(seconds, self.budget.expected_steps(seconds) * seconds)
             self._note(self._pace.slowness())
 
     def _note(self, message: str) -> None:
         if message:
-            self._progress.note(message)
+            self.progress.note(message)
 
     def _validate(self) -> None:
         point = self._validation.measure(
@@ -373,9 +364,9 @@ class _Training:
         self._events.write(
             "diverged", step=self._step, at=diverged_at, why=trouble, learning_rate_factor=self._guard.factor
         )
-        self._progress.warn(
+        self.progress.warn(
             f"the training diverged: {trouble}; it resumes from step {self._step} with learning rate "
-            f"{self._recipe.learning_rate * self._guard.factor:.2g}"
+            f"{self.recipe.learning_rate * self._guard.factor:.2g}"
         )
         self._checkpoints.replace(self._state())  # those of later steps have the old rate
         if not self._cooling:
@@ -389,7 +380,7 @@ class _Training:
         """
         state, damaged = self._checkpoints.load()
         for message in damaged:
-            self._progress.warn(message)
+            self.progress.warn(message)
         kept, _ = self._before_cooldown.load()
         if kept is not None and (state is None or self._cooled_early(state)):
             state = kept
@@ -401,19 +392,19 @@ class _Training:
             self._before_cooldown.delete()
         self._guard.restore(state.facts)
         self._clock = Clock(state.facts["seconds"])
-        self._progress.note(f"resuming from step {self._step}")
+        self.progress.note(f"resuming from step {self._step}")
 
     def _cooled_early(self, state: State) -> bool:
         """Whether a state is of a cool-down that would not have begun yet in the time that there is."""
         done = state.step - state.facts["first_step"]
-        share = self._budget.share(done, state.facts["seconds"])
+        share = self.budget.share(done, state.facts["seconds"])
         return bool(state.facts.get("cooling", True)) and self._cools_from is not None and share < self._cools_from
 
     def _take_over(self) -> None:
         """Start from another training, if this one is to: from before its cool-down, or from its end if it had none."""
-        if self._start is None:
+        if self.start is None:
             return
-        state = state_to_start_from(self._start)
+        state = state_to_start_from(self.start)
         self._learner.restore(state.tensors, state.facts["learner"])
         self._guard.factor = state.facts["learning_rate_factor"]
         self._step = self._first_step = state.step
@@ -422,18 +413,18 @@ class _Training:
         """Write weights and result, and remove the states or leave the last one."""
         weights = self._learner.weights()
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-            raise DivergedError(f"the weights of {self._configuration.name} are not finite", "nothing was written")
+            raise DivergedError(f"the weights of {self.configuration.name} are not finite", "nothing was written")
         if keep_state:
             self._save()
-        write_tensors(self._folder / WEIGHTS, weights, {"identity": self._identity})
+        write_tensors(self.folder / WEIGHTS, weights, {"identity": self.identity})
         result = TrainingResult(
-            identity=self._identity,
-            configuration=self._configuration.name,
-            device=str(self._device),
+            identity=self.identity,
+            configuration=self.configuration.name,
+            device=str(self.device),
             steps=self._step,
             first_step=self._first_step,
             seconds=round(self._clock.seconds(), 3),
-            budget_seconds=self._budget.seconds,
+            budget_seconds=self.budget.seconds,
             seconds_per_step=round(self._pace.step_seconds, 6),
             skipped_steps=self._losses.skipped,
             skipped_cases=dict(self._losses.skipped_cases.most_common(_MOST_SKIPPED_CASES)),
@@ -443,21 +434,9 @@ class _Training:
             curve=tuple(self._validation.curve),
             validation_cases=self._validation.schedule.cases if self._validation.schedule else (),
             peak_memory_gb=round(self._memory.peak_gb(), 3),
-            weights=hash_file(self._folder / WEIGHTS),
+            weights=hash_file(self.folder / WEIGHTS),
         )
-        store(result, self._folder / RESULT, result_key(self._identity))
+        store(result, self.folder / RESULT, result_key(self.identity))
         if not keep_state:
             self._checkpoints.delete()
         return result
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk and the like into a `StageError`."""
-    try:
-        yield
-    except OSError as error:
-        raise StageError(
-            f"the training in {folder} failed ({error.strerror or error})",
-            "fix it and rerun to resume from the last saved state",
-        ) from error

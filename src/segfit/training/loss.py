@@ -13,10 +13,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from segfit.labels import LabelScheme
-from segfit.networks.outputs import class_masks, predicted_masks
+from segfit.networks.outputs import class_masks
 from segfit.training.batch import Batch
 
-__all__ = ["SegmentationLoss", "deep_supervision_weights", "hard_counts", "shrink_target"]
+__all__ = ["SegmentationLoss", "deep_supervision_weights", "shrink_target"]
 
 _SMOOTH = 1e-5
 _TINY = 1e-8
@@ -125,18 +125,3 @@ def shrink_target(target: Tensor, size: Sequence[int]) -> Tensor:
         assert step * part == full, "the size of an output divides the size of the patch"
         target = target[(slice(None),) * axis + (slice(step // 2, None, step),)]
     return target
-
-
-@torch.no_grad()
-def hard_counts(logits: Tensor, target: Tensor, scheme: LabelScheme) -> Tensor:
-    """Return true positives, false positives and false negatives `(3, targets)`, summed over batch and space, int64.
-
-    Logits `(b, num_outputs, *spatial)` against labels `(b, 1, *spatial)`, for the classes of `scheme.classes`;
-    ignored voxels do not count.
-    """
-    predicted, truth = predicted_masks(logits, scheme), class_masks(target, scheme)
-    if scheme.ignore_value is not None:
-        predicted = predicted & (target != scheme.ignore_value)
-    axes = (0, *range(2, logits.ndim))
-    true_positive = (predicted & truth).sum(axes)
-    return torch.stack((true_positive, predicted.sum(axes) - true_positive, truth.sum(axes) - true_positive))

@@ -1,22 +1,38 @@
-"""The losses of a training as they come back from the device: in the log now and then, in the result at the end."""
+"""The losses of a training as they come back from the device: in the log now and then, in the result at the end.
+
+On a GPU they are read a few steps late, so that it never waits for the host.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from segfit.training.async_scalars import AsyncScalars, StepFacts
 from segfit.training.events import EventLog
 
-__all__ = ["LossHistory"]
+__all__ = ["LossHistory", "StepFacts"]
 
 _EVENT_SHARE = 1e-3  # at most one logged loss per this share of the budget
+_LAG = 2  # steps the host may be behind a GPU in reading
 _RECENT = 100  # steps that the final loss is taken from
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What the host knows of a step when it is started."""
+
+    step: int  # counted from 1
+    seconds: float  # spent training until then
+    share: float  # of the budget used until then
+    learning_rate: float
+    cases: tuple[str, ...]  # ids of the cases it learns from
 
 
 class LossHistory:
@@ -29,7 +45,7 @@ class LossHistory:
         self.step = 0  # the last one that is known
         self.first: float | None = None  # finite loss: the untrained network's, since skipped steps change nothing
         self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._scalars = AsyncScalars()
+        self._pending: deque[tuple[StepFacts, Tensor, torch.cuda.Event | None]] = deque()
         # Losses not yet logged, the last step they come from, and the share of the budget when others were logged.
         self._unlogged: list[float] = []
         self._last: StepFacts | None = None
@@ -51,11 +67,17 @@ class LossHistory:
 
     def push(self, facts: StepFacts, values: Tensor, events: EventLog) -> None:
         """Take a step with its (loss, gradient norm), which may still be on its way from the device."""
-        self._take(self._scalars.push(facts, values), events)
+        if values.device.type != "cuda":
+            self._pending.append((facts, values, None))
+            self._take(0, events)
+        else:
+            stream = torch.cuda.current_stream(values.device)
+            self._pending.append((facts, values.to("cpu", non_blocking=True), stream.record_event()))
+            self._take(_LAG, events)
 
     def settle(self, events: EventLog) -> None:
         """Wait for the values of all steps and write what is not yet in the log."""
-        self._take(self._scalars.drain(), events)
+        self._take(0, events)
         self._flush(events)
 
     def facts(self) -> dict[str, Any]:
@@ -80,8 +102,13 @@ class LossHistory:
         self._recent.extend(facts["losses"])
         self._logged_share = facts["logged_share"]
 
-    def _take(self, steps: Sequence[tuple[StepFacts, float, float]], events: EventLog) -> None:
-        for facts, loss, norm in steps:
+    def _take(self, lag: int, events: EventLog) -> None:
+        """Take the values of all steps but the last `lag`."""
+        while len(self._pending) > lag:
+            facts, values, arrived = self._pending.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            loss, norm = values.tolist()
             self.step = facts.step
             if isfinite(loss) and isfinite(norm):
                 self.skipped_in_a_row = 0

@@ -8,7 +8,7 @@ Newton-Schulz steps. Norms, biases and heads, which are no such matrices, learn 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -68,11 +68,12 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override] # no loss is returned
         """Take one step along the gradients; parameters without one stay as they are."""
         assert closure is None
-        kernels, rest = self.param_groups
-        self._descend(rest)
-        self._orthogonal(kernels)
+        for group, move in zip(self.param_groups, (self._orthogonal, self._descend), strict=True):
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                move(group, parameters, [parameter.grad for parameter in parameters])
 
-    def _directions(self, group: dict[str, Any], parameters: Sequence[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    def _directions(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """Return the gradients after Nesterov's momentum."""
         momenta = []
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -84,21 +85,13 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(momenta, gradients)
         return list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
 
-    def _descend(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if not parameters:
-            return
-        gradients = list(
-            torch._foreach_add([parameter.grad for parameter in parameters], parameters, alpha=group["weight_decay"])
-        )
+    def _descend(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         directions = self._directions(group, parameters, gradients)
         torch._foreach_add_(parameters, directions, alpha=-REST_RATE * group["lr"])
 
-    def _orthogonal(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if not parameters:
-            return
-        directions = self._directions(group, parameters, [parameter.grad for parameter in parameters])
+    def _orthogonal(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        directions = self._directions(group, parameters, gradients)
         alike: defaultdict[tuple[int, ...], _Alike] = defaultdict(list)  # kernels of one shape in one product
         for parameter, direction in zip(parameters, directions, strict=True):
             axis = self._output_axis[id(parameter)]

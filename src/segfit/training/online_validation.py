@@ -181,7 +181,7 @@ class CaseValidation:
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Go on from saved facts."""
         saved = facts["schedule"]
-        self.schedule = None if saved is None else ValidationSchedule(**saved | {"cases": tuple(saved["cases"])})
+        self.schedule = saved and ValidationSchedule(**saved | {"cases": tuple(saved["cases"])})
         self.seconds = self.schedule.seconds if self.schedule else 0.0
         self.curve = [ValidationPoint.model_validate(point) for point in facts["curve"]]
 

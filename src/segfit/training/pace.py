@@ -24,11 +24,6 @@ class Pace:
         self._overrun_reported = False
 
     @property
-    def is_known(self) -> bool:
-        """Whether there was a step."""
-        return bool(self._seconds)
-
-    @property
     def step_seconds(self) -> float:
         """What a step takes; 0 when there was none."""
         return median(self._seconds) if self._seconds else 0.0

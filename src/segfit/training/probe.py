@@ -19,6 +19,7 @@ from segfit.specs import Configuration, TrainingSpec
 from segfit.training.batch import Batch
 from segfit.training.learner import Learner, training_on
 from segfit.training.sampler import stream
+from segfit.training.threads import kept_threads
 from segfit.words import gigabytes
 
 __all__ = [
@@ -60,28 +61,20 @@ class TileCost:
 
 
 def probe_step(
-    configuration: Configuration,
-    recipe: TrainingSpec,
-    labels: LabelScheme,
-    device: torch.device,
-    *,
-    steps: int = 3,
-    seed: int = 0,
+    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, *, steps: int = 3
 ) -> StepCost:
     """Run one step to warm up and `steps` more on random data; return their median time and the peak memory.
 
     Raises `MemoryShortageError` when the configuration does not fit into the device's memory.
     """
     with training_on(configuration, device), PeakMemory(device, _SAMPLED_S) as memory:
-        learner, step = _learning(configuration, recipe, labels, device, seed)
+        learner, step = _learning(configuration, recipe, labels, device)
         seconds = _median_seconds(step, device, steps)
         state = sum(tensor.nbytes for tensor in learner.tensors().values()) / 2**30
         return StepCost(seconds, memory.peak_gb(), state)
 
 
-def best_threads(
-    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, *, seed: int = 0
-) -> int:
+def best_threads(configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device) -> int:
     """Return the number of threads with which a training step is fastest on this machine as busy as it is now.
 
     It is meant for `torch.set_num_threads`, which is left as it was. The default is torch's own number within the
@@ -94,7 +87,7 @@ def best_threads(
     if device.type != "cpu" or default == 1:
         return default
     with training_on(configuration, device):
-        _, step = _learning(configuration, recipe, labels, device, seed)
+        _, step = _learning(configuration, recipe, labels, device)
         return fastest_threads(step, (default, default - 1, default // 2))
 
 
@@ -106,8 +99,8 @@ def fastest_threads(work: Callable[[int], object], numbers: Sequence[int]) -> in
     """
     times: dict[int, list[float]] = {number: [] for number in numbers}
     least, most = _THREADS_ROUNDS
-    before, began = torch.get_num_threads(), perf_counter()
-    try:
+    began = perf_counter()
+    with kept_threads():
         for index in range(1 + most):
             if index and perf_counter() - began > (_THREADS_S if index > least else _THREADS_LIMIT_S):
                 break
@@ -116,17 +109,15 @@ def fastest_threads(work: Callable[[int], object], numbers: Sequence[int]) -> in
                 started = perf_counter()
                 work(index)
                 taken.append(perf_counter() - started)
-    finally:
-        torch.set_num_threads(before)
     seconds = {number: median(taken[1:] or taken) for number, taken in times.items()}
     best = min(seconds, key=seconds.__getitem__)
     return best if seconds[best] <= (1 - _THREADS_GAIN) * seconds[numbers[0]] else numbers[0]
 
 
 def probe_forward(
-    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, *, tiles: int = 3
+    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device
 ) -> TileCost:
-    """Return what one tile costs in prediction, its time the median of `tiles`.
+    """Return what one tile costs in prediction, its time the median of three.
 
     Raises `MemoryShortageError` when the configuration does not fit into the device's memory.
     """
@@ -135,7 +126,7 @@ def probe_forward(
         batch = default_batch(configuration, device)
         tile = learner.to_device(torch.zeros((batch, configuration.network.in_channels, *configuration.patch_size)))
         with learner.evaluating() as network, learner.precision():
-            seconds = _median_seconds(lambda _: network(tile), device, tiles)
+            seconds = _median_seconds(lambda _: network(tile), device, 3)
         return TileCost(seconds / batch, memory.peak_gb())
 
 
@@ -190,19 +181,19 @@ class PeakMemory:
 
 
 def _learning(
-    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, seed: int
+    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device
 ) -> tuple[Learner, Callable[[int], object]]:
     """Return a learner and what does its step i, on one batch of random data."""
     size = recipe.augmentation.sample_patch or configuration.patch_size
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     number, channels = configuration.batch_size, configuration.network.in_channels
     image = torch.randn((number, channels, *size), generator=generator)
     target = torch.randint(max(labels.all_values) + 1, (number, 1, *size), generator=generator, dtype=torch.int16)
     batch = Batch(image, target)
-    learner = Learner(configuration, recipe, labels, device, seed=seed)
+    learner = Learner(configuration, recipe, labels, device, seed=0)
 
     def step(index: int) -> None:
-        learner.step(batch, learning_rate=recipe.learning_rate, rng=stream(seed, "augmentation", index))
+        learner.step(batch, learning_rate=recipe.learning_rate, rng=stream(0, "augmentation", index))
 
     return learner, step
 

@@ -10,35 +10,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from threading import Lock
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segfit.errors import InputError
 from segfit.labels import LabelScheme
-from segfit.preprocessing.locations import ANNOTATED
+from segfit.preprocessing.locations import ANNOTATED, Region
 from segfit.training.batch import Batch
 from segfit.training.schedule import forced_foreground
 
-__all__ = [
-    "Batches",
-    "PatchSampler",
-    "Region",
-    "TrainingCase",
-    "corner_bounds",
-    "keep_in_memory",
-    "read_patch",
-    "stream",
-]
-
-Region = tuple[slice, ...]
-"""One slice per spatial axis, inside the array."""
+__all__ = ["Batches", "PatchSampler", "TrainingCase", "corner_bounds", "keep_in_memory", "read_patch", "stream"]
 
 _OUTSIDE_LABEL = -1  # label of voxels outside the image; augmentation turns it into background at its end
 _STREAMS = {"training": 0, "augmentation": 2}
@@ -50,25 +36,20 @@ class TrainingCase(Protocol):
     @property
     def id(self) -> str:
         """Case id."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Spatial shape."""
-        ...
 
     @property
     def locations(self) -> Mapping[str, NDArray[np.int32]]:
         """Sampled voxels of every target, (n, spatial axes) each, by target name."""
-        ...
 
     def image(self, region: Region | None = None) -> NDArray[np.float32]:
         """Return the image, (c, *spatial), or a region of it."""
-        ...
 
     def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
         """Return the label map, (*spatial), or a region of it; -1 is background outside the non-zero mask."""
-        ...
 
 
 def stream(seed: int, name: Literal["training", "augmentation"], step: int, sample: int = 0) -> Any:
@@ -138,18 +119,15 @@ class PatchSampler:
         seed: int,
         weights: Sequence[float] | None = None,
     ) -> None:
-        assert cases, "a sampler needs at least one case"
         self._cases = tuple(cases)
-        if weights is not None and not sum(weights) > 0:
-            raise InputError("all cases of a fold have the weight 0", "give more cases a weight above 0")
         # The last share is exactly 1, which no random number reaches.
         self._shares = None if weights is None else np.cumsum(weights) / np.cumsum(weights)[-1]
         slice_axis = (1,) * (len(cases[0].shape) - len(patch))
         self._cut = (*slice_axis, *sample_patch)
         self._seen = (*slice_axis, *patch)
         self._channels = channels
-        self._image_shape = (channels, *sample_patch)
-        self._forced = tuple(forced_foreground(batch_size, foreground_share))
+        self._sample_patch = tuple(sample_patch)
+        self._forced = forced_foreground(batch_size, foreground_share)
         self._has_ignore = labels.ignore_value is not None
         self._keys = (*(target.name for target in labels.classes), ANNOTATED)
         self._seed = seed
@@ -157,7 +135,10 @@ class PatchSampler:
     def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:
         """Return the case and the lower corner (may be negative) of one sample of one step."""
         rng = stream(self._seed, "training", step, sample)
-        case = self._cases[self._number(rng)]
+        if self._shares is None:
+            case = self._cases[rng.integers(len(self._cases))]
+        else:
+            case = self._cases[np.searchsorted(self._shares, rng.random(), side="right")]
         lowest, highest = corner_bounds(case.shape, self._cut, self._seen)
         voxel = self._centre(case, rng, forced=self._forced[sample])
         if voxel is None:
@@ -166,23 +147,14 @@ class PatchSampler:
         # upper border much further than others, and its results depend on it.
         return case, tuple(max(low, int(v) - cut // 2) for low, v, cut in zip(lowest, voxel, self._cut, strict=True))
 
-    def _number(self, rng: np.random.Generator) -> int:
-        """Return the number of the case to draw from."""
-        if self._shares is None:
-            return int(rng.integers(len(self._cases)))
-        return int(np.searchsorted(self._shares, rng.random(), side="right"))
-
     def _centre(self, case: TrainingCase, rng: np.random.Generator, *, forced: bool) -> NDArray[np.int32] | None:
         """Return the voxel around which the patch is cut, or None where any position will do."""
         if not forced and not self._has_ignore:
             return None
         locations = case.locations
-        if forced:
-            keys = [key for key in self._keys if key in locations and len(locations[key])]
-            if len(keys) > 1 and keys[-1] == ANNOTATED:
-                keys.pop()
-        else:
-            keys = [ANNOTATED] if len(locations.get(ANNOTATED, ())) else []
+        keys = [key for key in (self._keys if forced else (ANNOTATED,)) if len(locations.get(key, ()))]
+        if len(keys) > 1 and keys[-1] == ANNOTATED:
+            keys.pop()
         if not keys:
             return None
         voxels = locations[keys[rng.integers(len(keys))]]
@@ -197,10 +169,9 @@ class PatchSampler:
         drawn = [self.draw(step, sample) for sample in range(size)]
         for sample, (case, corner) in enumerate(drawn):
             read_patch(case, corner, image[sample], labels[sample])
-        patch = self._image_shape[1:]
         return Batch(
-            torch.from_numpy(image.reshape(size, self._channels, *patch)),
-            torch.from_numpy(labels.reshape(size, 1, *patch)),
+            torch.from_numpy(image.reshape(size, self._channels, *self._sample_patch)),
+            torch.from_numpy(labels.reshape(size, 1, *self._sample_patch)),
             step,
             tuple(case.id for case, _ in drawn),
         )
@@ -209,8 +180,8 @@ class PatchSampler:
 class Batches:
     """The batches of consecutive steps, read ahead by `threads` threads (0: read when asked for).
 
-    At most two batches per thread wait. An error while reading is raised where the batch is asked for. Use as a
-    context manager, or call `close`.
+    At most two batches per thread wait. An error while reading is raised where the batch is asked for. Leaving the
+    context drops what was read ahead and ends the threads.
     """
 
     def __init__(self, sampler: PatchSampler, *, start: int = 0, threads: int = 0, pin_memory: bool = False) -> None:
@@ -247,19 +218,13 @@ class Batches:
         self._waiting.clear()
         self._next = step
 
-    def close(self) -> None:
-        """Drop what was read ahead and end the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        self._waiting.clear()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._waiting.clear()
 
 
 def keep_in_memory(cases: Sequence[TrainingCase], *, channels: int, limit_gb: float) -> tuple[TrainingCase, ...]:
@@ -277,43 +242,25 @@ def keep_in_memory(cases: Sequence[TrainingCase], *, channels: int, limit_gb: fl
     return tuple(result)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Arrays:
-    image: NDArray[np.float32]
-    labels: NDArray[np.int16] | None
-    locations: Mapping[str, NDArray[np.int32]]
-
-
 class _KeptCase:
     """A case that is read whole when it is first used, once even if several threads ask for it."""
 
     def __init__(self, case: TrainingCase) -> None:
+        self.id, self.shape, self.locations = case.id, case.shape, case.locations
         self._case = case
         self._lock = Lock()
-        self._arrays: _Arrays | None = None
-
-    @property
-    def id(self) -> str:
-        return self._case.id
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._case.shape
-
-    @property
-    def locations(self) -> Mapping[str, NDArray[np.int32]]:
-        return self._read().locations
+        self._arrays: tuple[NDArray[np.float32], NDArray[np.int16] | None] | None = None
 
     def image(self, region: Region | None = None) -> NDArray[np.float32]:
-        image = self._read().image
+        image, _ = self._read()
         return image if region is None else image[(slice(None), *region)]
 
     def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
-        labels = self._read().labels
+        _, labels = self._read()
         return labels if region is None or labels is None else labels[region]
 
-    def _read(self) -> _Arrays:
+    def _read(self) -> tuple[NDArray[np.float32], NDArray[np.int16] | None]:
         with self._lock:
             if self._arrays is None:
-                self._arrays = _Arrays(self._case.image(), self._case.labels(), self._case.locations)
+                self._arrays = self._case.image(), self._case.labels()
             return self._arrays

@@ -1,4 +1,4 @@
-"""How a training unfolds: learning rate, oversampling of foreground, the running estimate of quality. Pure numbers.
+"""How a training unfolds: learning rate and oversampling of foreground. Pure numbers.
 
 Rules and constants are those of nnU-Net 2.8.1, written as functions of the share of the budget that is used
 up, so that a budget may be steps or seconds.
@@ -6,19 +6,7 @@ up, so that a budget may be steps or seconds.
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-__all__ = [
-    "cooldown_start",
-    "forced_foreground",
-    "learning_rate",
-    "moving_average",
-    "poly_learning_rate",
-    "pseudo_dice",
-]
+__all__ = ["cooldown_start", "forced_foreground", "learning_rate", "poly_learning_rate"]
 
 
 def poly_learning_rate(share: float, base: float = 1e-2, exponent: float = 0.9) -> float:
@@ -49,21 +37,3 @@ def forced_foreground(batch: int, share: float = 0.33) -> tuple[bool, ...]:
     """Return which samples of a batch must contain foreground: those from position `round(batch * (1 - share))` on."""
     start = round(batch * (1.0 - share))
     return tuple(position >= start for position in range(batch))
-
-
-def pseudo_dice(counts: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
-    """Return Dice per class and their mean.
-
-    Counts `(3, classes)` are true positives, false positives and false negatives, summed over many batches. A
-    class that is neither present nor predicted is NaN and left out of the mean; the mean of nothing is NaN.
-    """
-    true_positive, false_positive, false_negative = np.asarray(counts, dtype=np.float64)
-    size = 2 * true_positive + false_positive + false_negative
-    dice = np.divide(2 * true_positive, size, out=np.full(size.shape, np.nan), where=size > 0)
-    known = dice[~np.isnan(dice)]
-    return dice, float(known.mean()) if known.size else float("nan")
-
-
-def moving_average(previous: float | None, value: float, keep: float = 0.9) -> float:
-    """Return the exponential moving average after `value`; the first value is taken as it is, a NaN stays."""
-    return value if previous is None else keep * previous + (1.0 - keep) * value

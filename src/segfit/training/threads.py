@@ -51,7 +51,7 @@ class ThreadChoice:
 
     @property
     def _compares(self) -> bool:
-        return len(self._numbers) > 1 and 0 <= self._steps % _EVERY < _EACH * len(self._numbers) and self._steps >= 0
+        return len(self._numbers) > 1 and self._steps >= 0 and self._steps % _EVERY < _EACH * len(self._numbers)
 
     def add(self, seconds: float) -> None:
         """Take what the step took that was done with `number` threads."""
