@@ -95,6 +95,18 @@ def test_the_run_fails_where_all_candidates_diverge(raced: Project, monkeypatch:
         raced.train()
 
 
+def test_what_is_no_fault_of_a_candidate_decides_nothing(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: Any) -> TrainingResult:
+        raise StageError("the disk is full")
+
+    with monkeypatch.context() as patched, pytest.raises(StageError):
+        patched.setattr(race, "train_fold", full)
+        raced.size()
+    run = raced.size().run
+    assert run is not None
+    assert all(entry.mean is not None for entry in run.race)
+
+
 def _never_trained(train: Any) -> Any:
     """Return `train`, for what is finished only."""
 
