@@ -15,6 +15,7 @@ from segfit.dataset.splits import (
     Fold,
     Splits,
     balanced_splits,
+    covering,
     fallback_split,
     faults_of,
     nnunet_splits,
@@ -270,3 +271,20 @@ def test_a_seal_breaks_when_folds_change(tmp_path: Path) -> None:
 def test_folds_of_nnunet_are_known_by_their_old_name() -> None:
     splits = nnunet_splits(names(7)).sealed("nnunet")
     assert Splits.model_validate(splits.model_dump() | {"source": "reference"}) == splits
+
+
+@given(st.lists(st.sets(st.integers(1, 6)), min_size=1, max_size=12), st.integers(1, 12))
+def test_chosen_cases_cover_classes(held: list[set[int]], count: int) -> None:
+    cases = names(len(held))
+    chosen = covering(cases, dict(zip(cases, held, strict=True)), count)
+    assert list(chosen) == [case for case in cases if case in chosen]
+    assert len(chosen) == min(count, len(cases))
+    covered = set().union(*(held[cases.index(case)] for case in chosen))
+    assert len(covered) >= max(map(len, held))
+    assert covered == set().union(*held) or count < len(set().union(*held))
+
+
+def test_cases_that_hold_the_same_are_spread() -> None:
+    cases = names(10)
+    assert covering(cases, {}, 5) == tuple(cases[::2])
+    assert covering(cases, {"c07": [3]}, 2) == ("c00", "c07")

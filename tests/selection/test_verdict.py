@@ -246,6 +246,15 @@ def test_structures_in_few_cases() -> None:
     assert codes(judge(evidence(held={1: 3}))) == []
 
 
+def test_a_class_that_no_validated_case_has() -> None:
+    scores = {**GOOD, "gallbladder": [None] * 20}
+    verdict = judge(evidence(scores))
+    assert (verdict.level, codes(verdict)) == ("doubtful", [("not_validated", "doubtful")])
+    assert verdict.findings[0].structures == ("gallbladder",)
+    assert "planning.folds=0,1,2,3,4" in verdict.findings[0].action
+    assert codes(judge(evidence(scores, held={3: 0}))) == []  # the plan says that no training case has it
+
+
 def test_a_busy_machine() -> None:
     assert codes(judge(evidence(GOOD, training(1400)))) == [("slow_machine", "remark")]
     assert codes(judge(evidence(GOOD, training(1600)))) == []

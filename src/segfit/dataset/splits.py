@@ -34,6 +34,7 @@ __all__ = [
     "Fold",
     "Splits",
     "balanced_splits",
+    "covering",
     "fallback_split",
     "faults_of",
     "nnunet_splits",
@@ -220,6 +221,21 @@ def read_splits(path: Path, case_ids: Collection[str]) -> Splits:
     if not folds:
         raise InputError(f"{path} must hold folds like {form}", "correct it or delete the file")
     return Splits(folds=tuple(folds))
+
+
+def covering(cases: Sequence[str], classes: Mapping[str, Collection[int]], count: int) -> tuple[str, ...]:
+    """Return `count` of the cases, in their order, that hold as many classes as possible, else spread evenly.
+
+    Greedily: each is the one with the most classes that those before it lack. `classes` as in `balanced_splits`.
+    """
+    left = [*cases[:: max(1, len(cases) // max(1, count))][:count], *cases]
+    chosen: set[str] = set()
+    seen: set[int] = set()
+    while len(chosen) < min(count, len(cases)):
+        best = max((case for case in left if case not in chosen), key=lambda case: len({*classes.get(case, ())} - seen))
+        chosen.add(best)
+        seen.update(classes.get(best, ()))
+    return tuple(case for case in cases if case in chosen)
 
 
 def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Case, Dataset
-from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, faults_of, nnunet_splits, read_splits
+from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, covering, faults_of, nnunet_splits, read_splits
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem, StageError
 from segfit.files import Document, write_bytes
@@ -343,7 +343,7 @@ class Preparation:
     def validated(self, fold: int, *, whole: bool) -> tuple[str, ...]:
         """Return the validation cases of a fold: all of them, or those that there is time for."""
         count, cases = self.run_plan().validation_cases, self.splits().folds[fold].validation
-        return cases if count is None or whole else cases[:: max(1, len(cases) // count)][:count]
+        return cases if count is None or whole else covering(cases, self.structures(), count)
 
     def case_keys(self, configuration: Configuration) -> dict[str, str]:
         """Return the keys of all training cases in the store, whether they are in it or not, by case id."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from segfit.dataset.splits import balanced_splits
+from segfit.dataset.splits import balanced_splits, covering
 from segfit.device import resolve_device
 from segfit.errors import DivergedError, MemoryShortageError, StageError
 from segfit.evaluation.summary import Summary
@@ -185,7 +185,7 @@ def _held_out(project: Preparation, count: int) -> tuple[str, ...]:
     """Return training cases of the first fold that the race predicts: whole groups are not trained on."""
     train = [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train]
     present = project.structures()
-    return balanced_splits(train, present).folds[0].validation[:count]
+    return covering(balanced_splits(train, present).folds[0].validation, present, count)
 
 
 class _Runner:

@@ -56,6 +56,7 @@ _Code = Literal[
     "slow_machine",
     "test_worse",
     "few_validated",
+    "not_validated",
 ]
 _HEADLINES = {
     "good": "good, no problem found",
@@ -251,6 +252,17 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
             text=f"Fewer than {_FEW_CASES} of {count(total, 'training case')} have {listing(few)}.",
             action=f"Label {'it' if len(few) == 1 else 'them'} in more cases.",
         )
+    judged = _with_reference(evidence.validation)
+    unknown = [name for name, cases in held.items() if cases and name not in judged]
+    if unknown:
+        yield Finding(
+            code="not_validated",
+            level="doubtful",
+            structures=tuple(unknown),
+            numbers={"cases": max(held[name] for name in unknown)},
+            text=f"No validated case has {listing(unknown)}: how good the model is at that is not known.",
+            action=_more_validated(evidence) or f"Label {listing(unknown)} in more cases.",
+        )
     if evidence.test is not None:
         yield from _tested(evidence.validation, evidence.test)
     if validated < max(total, _FEW_VALIDATED):
@@ -260,13 +272,14 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
             level="remark",
             numbers={"validated": validated, "cases": total},
             text=f"{validated} of {count(total, 'case')} took part in cross-validation{rough}.",
-            action=" ".join(part for part in (_all_cases(evidence.run), _all_folds(evidence)) if part),
+            action=_more_validated(evidence),
         )
 
 
-def _all_cases(run: RunSpec) -> str:
-    """Say how to validate the cases of the trained folds that there was no time for."""
-    return "" if run.validation_cases is None else "segfit select predicts the other cases of the fold."
+def _more_validated(evidence: Evidence) -> str:
+    """Say how to validate more cases: those of the trained folds that there was no time for, those of other folds."""
+    cases = "" if evidence.run.validation_cases is None else "segfit select predicts the other cases of the fold."
+    return " ".join(part for part in (cases, _all_folds(evidence)) if part)
 
 
 def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
