@@ -241,7 +241,8 @@ def train(
     """
     from segfit.project.trainings import trainings_asked
 
-    numbers, names = _numbers(folds), None if configurations is None else configurations.split(",")
+    numbers = _numbers(folds)
+    names = None if configurations is None else [name.strip() for name in configurations.split(",")]
     project = open_project(dataset, out, given)
     results = project.train(folds=numbers, configurations=names)
     done = list(zip(trainings_asked(project, numbers, names), results, strict=True))

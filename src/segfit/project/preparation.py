@@ -52,7 +52,6 @@ class Preparation:
         self.folder = ProjectFolder(root)
         self._found = dataset
         self._resolved: dict[str, Any] = {}
-        self._looked_at_machine = False  # once: commands on several machines do not overrule each other in turn
         self._adopt(options)
         self.progress = progress
         self.accounts = Accounts(self.folder.stages)
@@ -70,6 +69,7 @@ class Preparation:
         self._found = self._found.resampling_labels(options.dataset.resample_labels)  # all cases
         self.dataset = self._found  # narrowed by `check`
         self._resolved.clear()
+        self._looked_at_machine = False  # once: commands on several machines do not overrule each other in turn
 
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
@@ -199,7 +199,7 @@ class Preparation:
         )
 
     def size(self) -> Plan:
-        """Decide what is trained in the time there is, from steps measured on this machine, and write it down."""
+        """Decide what is trained in the time there is, from measured steps, and write it down."""
         return self.once("size", self._size)
 
     @contextmanager
@@ -218,7 +218,8 @@ class Preparation:
             with self.locks.held("what is trained"):
                 found = self._for_this_machine(self.known_plan() or found)  # others may have decided meanwhile
                 if found.run is None:
-                    found = store(self._decided(found), self.plan_folder.plan, self._plan_key)
+                    found = self._decided(found).model_copy(update={"machine": self.hardware.machine})
+                    found = store(found, self.plan_folder.plan, self._plan_key)
         self.publish(self.plan_folder.plan, self.folder.plan)
         self._resolved["plan"] = found
         return found

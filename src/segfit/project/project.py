@@ -115,7 +115,8 @@ class Project(Preparation):
         """
         from segfit.project import trainings
 
-        return trainings.train_all(self, folds, configurations)
+        with self.timed():
+            return trainings.train_all(self, folds, configurations)
 
     def select(self, *, complete: bool = False) -> Selection:
         """Validate, choose the best configuration or ensemble and its post-processing, and write the model.
@@ -184,8 +185,8 @@ class Project(Preparation):
                 if not problem.fatal:
                     self.progress.warn(f"{problem.case}: {problem.problem}; {problem.action}")
             self.size()
-        self.preprocess()
-        self.train()
+            self.preprocess()
+            self.train()
         self.select()
         summary = self.evaluate()
         self.report()

@@ -173,6 +173,7 @@ def _train_planned(project: Preparation, wanted: Sequence[Training]) -> list[Tra
                 for item in wanted
             ]
         )
+        _require_decided(project)
         results = results_of(project, wanted)
     return results if len(results) == len(wanted) else None
 
@@ -183,9 +184,7 @@ def _is_trained(project: Preparation, item: Training) -> bool:
 
 def _train_or_give_way(project: Preparation, item: Training) -> None:
     """Train, or raise `_DecidedAnewError` where another candidate is trained instead: nobody else is at work on it."""
-    if project.known_plan() != project.size():  # another command gave way
-        project.look_again()
-        raise _DecidedAnewError
+    _require_decided(project)
     run = project.run_plan()
     try:
         _train(project, item)
@@ -197,6 +196,13 @@ def _train_or_give_way(project: Preparation, item: Training) -> None:
         shutil.rmtree(item.folder, ignore_errors=True)
         project.decide_anew()
         raise _DecidedAnewError from error
+
+
+def _require_decided(project: Preparation) -> None:
+    """Raise `_DecidedAnewError` where another command gave way to another candidate."""
+    if project.known_plan() != project.size():
+        project.look_again()
+        raise _DecidedAnewError
 
 
 def _train(project: Preparation, item: Training) -> TrainingResult:
