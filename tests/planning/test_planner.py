@@ -406,3 +406,12 @@ def test_samples_are_scaled_further_where_sizes_differ_much(edges: tuple[int, ..
     assert told not in without.changes
     assert without.training["3d_fullres"].augmentation.scaling_range == (0.7, 1.4)
     assert size_spread(_small()) == 1.0  # nothing is labelled
+
+
+def test_unusable_fingerprints_are_refused() -> None:
+    with pytest.raises(InputError, match="holds no case"):
+        derive(_small().model_copy(update={"cases": ()}), _LABELS, _options())
+    with pytest.raises(InputError, match="case: expected 3 positive spacings"):
+        derive(fingerprint([case((10, 10, 10), (1, 0, 1))]), _LABELS, _options())
+    with pytest.raises(InputError, match="statistics of 1 channels for 2 names"):
+        derive(_small().model_copy(update={"channel_names": ("a", "b")}), _LABELS, _options())

@@ -48,6 +48,16 @@ def begun(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> Pro
     return Project.create(tmp_path / "p", volumes, settings=["time_s=40", *SETTINGS])
 
 
+@pytest.fixture
+def raced(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project with 18 seconds, in which short races are run."""
+    _pretend(monkeypatch, 0.03)
+    monkeypatch.setattr(race, "_SHORTEST_SECONDS", 0.1)
+    monkeypatch.setattr(race, "_FEWEST_ROUND_STEPS", 1)
+    monkeypatch.setattr(race, "_MOST_ROUND_STEPS", 10)
+    return Project.create(tmp_path / "p", volumes, settings=["time_s=18", *SETTINGS])
+
+
 class _StepClock:
     """A clock of a training on which every step takes a second."""
 
@@ -191,19 +201,12 @@ def test_all_else_is_decided_anew(begun: Project, settings: list[str], spoil: Ca
     assert (run.extends, run.start, result.first_step) == (None, None, 0)
 
 
-def test_another_fold_does_not_start_from_the_race_of_the_first(
-    tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_fold_does_not_start_from_the_race_of_the_first(raced: Project) -> None:
     """The winner of a race has seen the cases that validate the other folds."""
-    _pretend(monkeypatch, 0.03)
-    monkeypatch.setattr(race, "_SHORTEST_SECONDS", 0.1)
-    monkeypatch.setattr(race, "_FEWEST_ROUND_STEPS", 1)
-    monkeypatch.setattr(race, "_MOST_ROUND_STEPS", 10)
-    project = Project.create(tmp_path / "p", volumes, settings=["time_s=18", *SETTINGS])
-    [first] = project.train()
+    [first] = raced.train()
     assert first.first_step > 0
     for folds, first_steps in (("1", [0]), ("1,0", [0, first.first_step])):
-        other = again(project, f"planning.folds={folds}")
+        other = again(raced, f"planning.folds={folds}")
         assert [result.first_step for result in other.train()] == first_steps
         assert run_of(other).start_fold == 0
 
@@ -277,23 +280,16 @@ def test_the_course_leaves_out_the_time_alone(begun: Project) -> None:
     assert course("seed=9")[0] != first
 
 
-def test_a_whole_run_with_a_race_and_then_more_time(
-    tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _pretend(monkeypatch, 0.03)
-    monkeypatch.setattr(race, "_SHORTEST_SECONDS", 0.1)
-    monkeypatch.setattr(race, "_FEWEST_ROUND_STEPS", 1)
-    monkeypatch.setattr(race, "_MOST_ROUND_STEPS", 10)
-    project = Project.create(tmp_path / "p", volumes, settings=["time_s=18", *SETTINGS])
-    project.run()
-    before = run_of(project)
-    [first] = project.train()
-    kept = before_cooldown_of(project)
+def test_a_whole_run_with_a_race_and_then_more_time(raced: Project) -> None:
+    raced.run()
+    before = run_of(raced)
+    [first] = raced.train()
+    kept = before_cooldown_of(raced)
     assert kept.step > first.first_step > 0  # that of the race
-    assert stages(project).count("race") == 1
-    sized = stages(project).count("size")  # once more after the race, where it was faster than what was pretended
+    assert stages(raced).count("race") == 1
+    sized = stages(raced).count("size")  # once more after the race, where it was faster than what was pretended
 
-    more = again(project, "time_s=24")
+    more = again(raced, "time_s=24")
     more.run()
     after = run_of(more)
     [second] = more.train()

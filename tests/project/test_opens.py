@@ -1,4 +1,4 @@
-"""How often a run opens the files of its dataset, stats them, and parses the documents of its project.
+"""How often a run opens the files of its dataset, and reads the documents of its project.
 
 Everything is counted in a process of its own and in those that it starts: an audit hook, installed by a
 ``sitecustomize`` module, appends what it sees to a file.
@@ -15,18 +15,14 @@ from pathlib import Path
 import pytest
 
 _HOOK = """
-import os, sys, traceback
+import os, sys
 
 _log = os.open(os.environ["OPENS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 _dataset, _project = os.environ["OPENS_DATASET"] + os.sep, os.environ["OPENS_PROJECT"] + os.sep
 
 
 def _note(kind, path):
-    line = f"{kind}\\t{path}"
-    if "OPENS_PLACES" in os.environ:
-        frames = [f for f in traceback.extract_stack() if "segfit" in f.filename][-7:]
-        line += "\\t" + " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in reversed(frames))
-    os.write(_log, (line + "\\n").encode(errors="surrogateescape"))
+    os.write(_log, f"{kind}\\t{path}\\n".encode(errors="surrogateescape"))
 
 
 def _hook(event, arguments):
@@ -40,21 +36,11 @@ def _hook(event, arguments):
 
 
 sys.addaudithook(_hook)
-_stat = os.stat
-
-
-def stat(path, *args, **kwargs):
-    if not isinstance(path, int) and os.fsdecode(path).startswith(_dataset):
-        _note("stat", os.fsdecode(path))
-    return _stat(path, *args, **kwargs)
-
-
-os.stat = stat
 """
 _TINY = ["training.steps=6", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
 _UNTRUSTED = 3  # a few steps teach nothing
 
-Counts = dict[str, Counter[str]]  # by kind (open, stat, parse), then by path
+Counts = dict[str, Counter[str]]  # by kind (open, parse), then by path
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +65,9 @@ def _run(dataset: Path, project: Path, log: Path) -> Counts:
     command = [sys.executable, "-m", "segfit", "run", str(dataset), "--out", str(project), *settings]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == _UNTRUSTED, done.stderr
-    counts: Counts = {"open": Counter(), "stat": Counter(), "parse": Counter()}
+    counts: Counts = {"open": Counter(), "parse": Counter()}
     for line in log.read_text(errors="surrogateescape").splitlines():
-        kind, path = line.split("\t")[:2]
+        kind, path = line.split("\t")
         counts[kind][path] += 1
     return counts
 

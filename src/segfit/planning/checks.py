@@ -1,4 +1,4 @@
-"""What can be said against a request before it is planned: options that contradict the fingerprint or each other."""
+"""What can be said against a request before it is planned: fingerprints and options that contradict each other."""
 
 from __future__ import annotations
 
@@ -13,8 +13,22 @@ __all__ = ["check_request"]
 
 
 def check_request(fingerprint: Fingerprint, options: Options) -> None:
-    """Refuse options that contradict the fingerprint or each other."""
+    """Refuse fingerprints and options that contradict each other or themselves."""
     ndim, asked = fingerprint.ndim, options.planning
+    if not fingerprint.cases:
+        raise InputError(f"the fingerprint of {fingerprint.dataset} holds no case; add training cases with labels")
+    for case in fingerprint.cases:
+        lengths = {len(case.shape), len(case.spacing_mm), len(case.shape_after_crop)}
+        if lengths != {ndim} or min(case.spacing_mm) <= 0 or min(case.shape_after_crop) < 1:
+            raise InputError(
+                f"{case.case}: expected {ndim} positive spacings and sizes, got spacing {case.spacing_mm} and "
+                f"shape {case.shape_after_crop}; measure the fingerprint anew"
+            )
+    if len(fingerprint.intensities) != len(fingerprint.channel_names) or fingerprint.num_training < 1:
+        raise InputError(
+            f"the fingerprint of {fingerprint.dataset} has statistics of {len(fingerprint.intensities)} channels for "
+            f"{len(fingerprint.channel_names)} names and {fingerprint.num_training} cases; measure it anew"
+        )
     if ndim == 3 and fingerprint.orientation != orientation_of(options):
         raise InputError(
             f"these options plan on {orientation_of(options)} axes, the fingerprint was measured on "
