@@ -28,7 +28,7 @@ from segfit.training.probe import best_threads, probe_step
 
 POLICIES = ("unset", "passive")
 SIZES = {"2d": (128, 128), "3d": (32, 32, 32)}
-LABELS = LabelScheme.from_declaration({"background": 0, "structure": 1})
+LABELS = LabelScheme.from_declaration({"background": 0, "class": 1})
 CPU = torch.device("cpu")
 
 

@@ -256,7 +256,7 @@ def tree_bytes(root: int) -> int:
 
 
 def make_ct(folder: Path, volumes: int, size: int) -> Path:
-    """Write CT-like volumes, Hounsfield units in int16, with two structures; return the dataset's folder."""
+    """Write CT-like volumes, Hounsfield units in int16, with two classes; return the dataset's folder."""
     rng = np.random.default_rng(0)
     cases = {}
     for index in range(volumes):
@@ -300,10 +300,10 @@ def write(folder: Path, cases: dict[str, Any], channels: Sequence[str]) -> Path:
         for channel, image in enumerate(images):
             nibabel.save(nibabel.Nifti1Image(image.T, affine), folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
         nibabel.save(nibabel.Nifti1Image(label.T, affine), folder / "labelsTr" / f"{case}.nii.gz")
-    structures = {"background": 0, "organ": 1, "lesion": 2} if len(channels) == 1 else {"background": 0, "lesion": 1}
+    classes = {"background": 0, "organ": 1, "lesion": 2} if len(channels) == 1 else {"background": 0, "lesion": 1}
     declaration = {
         "channel_names": {str(number): name for number, name in enumerate(channels)},
-        "labels": structures,
+        "labels": classes,
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
     }

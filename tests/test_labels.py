@@ -47,7 +47,7 @@ def test_values_with_gaps_become_consecutive_and_come_back() -> None:
     assert scheme.stored_values == (0, 7, 500, 255)
     assert [(target.name, target.values) for target in scheme.classes] == [("near", (1,)), ("far", (2,))]
     found = np.array([[0, 7, 500], [255, 6, -3]], np.int16)
-    assert scheme.to_inner(found).tolist() == [[0, 1, 2], [3, 4, 4]]  # 4: of no structure
+    assert scheme.to_inner(found).tolist() == [[0, 1, 2], [3, 4, 4]]  # 4: of no class
     assert scheme.to_inner(np.array([2**31 - 1, 501, 7], np.int32)).tolist() == [4, 4, 1]
     scores = np.eye(3)[:, [2, 1, 0]]
     back = scheme.to_stored(scheme.to_labels(scores))

@@ -1,4 +1,4 @@
-"""What notebooks show: bars through IPython's display, tables of plans, projects and scores."""
+"""What notebooks show: bars through IPython's display, tables of plans, projects and metrics."""
 
 from __future__ import annotations
 

@@ -112,3 +112,10 @@ def test_times(text: str, seconds: float) -> None:
 def test_no_times(text: str) -> None:
     with pytest.raises(InputError, match="a time"):
         parse_seconds(text)
+
+
+def test_options_of_an_older_name_are_read_under_the_present_one() -> None:
+    asked = {"resample_scores": {"order": 0}, "by_configuration": {"2d": {"resample_scores": {"order": 3}}}}
+    planning = Options.model_validate({"planning": asked}).planning
+    assert planning.resample_logits.order == 0
+    assert planning.of("2d").resample_logits.order == 3

@@ -97,14 +97,14 @@ class LabelScheme(Record):
 
     @model_validator(mode="after")
     def _check(self) -> LabelScheme:
-        if not any(target.values == (0,) for target in self.labels):
+        if not any(class_.values == (0,) for class_ in self.labels):
             raise ValueError("a label scheme needs a background label with value 0")
         return self
 
     @property
     def has_regions(self) -> bool:
         """Whether outputs are overlapping regions (sigmoid) instead of exclusive labels (softmax)."""
-        return any(len(target.values) > 1 for target in self.labels)
+        return any(len(class_.values) > 1 for class_ in self.labels)
 
     @property
     def stored_values(self) -> tuple[int, ...]:
@@ -115,7 +115,7 @@ class LabelScheme(Record):
     @property
     def all_values(self) -> tuple[int, ...]:
         """All distinct label values, ascending, with background and without the ignore value."""
-        return tuple(sorted({value for target in self.labels for value in target.values}))
+        return tuple(sorted({value for class_ in self.labels for value in class_.values}))
 
     @property
     def foreground_values(self) -> tuple[int, ...]:
@@ -128,10 +128,10 @@ class LabelScheme(Record):
 
         Region based: the foreground regions in declaration order. Otherwise: foreground labels by ascending value.
         """
-        foreground = [target for target in self.labels if set(target.values) != {0}]
+        foreground = [class_ for class_ in self.labels if set(class_.values) != {0}]
         if self.has_regions:
             return tuple(foreground)
-        return tuple(sorted(foreground, key=lambda target: target.values[0]))
+        return tuple(sorted(foreground, key=lambda class_: class_.values[0]))
 
     @property
     def num_outputs(self) -> int:
@@ -144,7 +144,7 @@ class LabelScheme(Record):
         Raises `ValueError` where a region becomes none of the regions.
         """
         partner = dict(pairs) | {second: first for first, second in pairs}
-        regions = [target.values for target in self.classes]
+        regions = [class_.values for class_ in self.classes]
         outputs = [set(values) for values in regions] if self.has_regions else [{v} for v in self.all_values]
         return tuple(outputs.index({partner.get(value, value) for value in values}) for values in outputs)
 
@@ -161,7 +161,7 @@ class LabelScheme(Record):
         """
         if self.region_order is None:
             return ()
-        regions = {value: [value in target.values for target in self.classes] for value in self.foreground_values}
+        regions = {value: [value in class_.values for class_ in self.classes] for value in self.foreground_values}
         lost = []
         for value, inside in regions.items():
             painted = [paint for paint, is_in in zip(self.region_order, inside, strict=True) if is_in]

@@ -1,4 +1,4 @@
-"""What notebooks show: bars while work lasts, and tables for plans, projects and scores.
+"""What notebooks show: bars while work lasts, and tables for plans, projects and metrics.
 
 Bars are plain HTML, updated in place by IPython's own display: no widgets are needed.
 """

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from segfit.errors import InputError, nearest
 from segfit.files import Record
 
 __all__ = [
     "CONFIGURATION_NAMES",
+    "LOGITS_NAMES",
     "AugmentationOptions",
     "ConfigurationName",
     "ConfigurationOptions",
@@ -43,6 +44,8 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
 
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
+LOGITS_NAMES = AliasChoices("resample_logits", "resample_scores")
+"""The name of how logits are resampled, and the one that older documents have."""
 _Probability = Annotated[float, Field(ge=0, le=1)]
 _Range = Annotated[tuple[float, float], Field(description="smallest and largest value"), AfterValidator(_ascending)]
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
@@ -109,7 +112,7 @@ class ConfigurationOptions(Record):
     mirror_axes: tuple[int, ...] | None = Field(None, description="spatial axes flipped in training and prediction")
     resample_image: ResamplingOptions = ResamplingOptions()
     resample_label: LabelResamplingOptions = LabelResamplingOptions()
-    resample_scores: ResamplingOptions = ResamplingOptions()
+    resample_logits: ResamplingOptions = Field(ResamplingOptions(), validation_alias=LOGITS_NAMES)
 
 
 class PlanningOptions(ConfigurationOptions):

@@ -78,7 +78,7 @@ def resample_image(
     force_separate: bool | None = None,
     separate_threshold: float = 3.0,
 ) -> NDArray[Any]:
-    """Resample ``(c, *spatial)`` intensities or scores to the spatial `shape`.
+    """Resample ``(c, *spatial)`` intensities or logits to the spatial `shape`.
 
     Spacings in mm, array order, decide only whether an axis is treated on its own. Each channel (each slice, when an
     axis is separate) stays within the range it had. Computed in float32, in float64 for float64 input and for
@@ -223,7 +223,7 @@ def _linear_votes(labels: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> N
 
     An output voxel depends on 2^d corners. Where they agree the result is known; elsewhere, a thin layer around the
     boundaries, each corner's label collects the weights of the corners that share it. Most slabs have one label all
-    around the structures: they are looked at inside the box of what differs from it.
+    around the classes: they are looked at inside the box of what differs from it.
     """
     axes = [axis for axis in range(labels.ndim) if labels.shape[axis] != shape[axis]]
     if not axes:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from segfit.files import Record
 from segfit.labels import Exchange
-from segfit.options import NormalizationScheme
+from segfit.options import LOGITS_NAMES, NormalizationScheme
 
 __all__ = [
     "AugmentationSpec",
@@ -69,7 +69,7 @@ class PreprocessingSpec(Record):
     normalization: tuple[Normalization, ...]
     resample_image: ResamplingSpec = ResamplingSpec(order=3)
     resample_label: ResamplingSpec = ResamplingSpec(order=1)
-    resample_scores: ResamplingSpec = ResamplingSpec(order=1)
+    resample_logits: ResamplingSpec = Field(ResamplingSpec(order=1), validation_alias=LOGITS_NAMES)
 
     @property
     def image_ndim(self) -> int:

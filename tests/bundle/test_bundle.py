@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, card, open_bundle, weights_name, write_bundle
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
-from segfit.files import read_json, write_json
+from segfit.files import content_hash, read_json, write_json
 from segfit.labels import Exchange, LabelScheme
 from segfit.networks.unet import build_network
 from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec
@@ -215,3 +216,15 @@ def test_models_of_other_versions_are_read(tmp_path: Path) -> None:
     content["seal"] = ""
     write_json(tmp_path / "model" / MANIFEST, content)
     assert open_bundle(tmp_path / "model").manifest == written.model_copy(update={"seal": ""})
+
+
+def test_a_model_of_older_names_opens(folder: Path) -> None:
+    """Before ``resample_logits`` and ``dice`` they were called otherwise; the seal is of the file as it was written."""
+    path = folder / MANIFEST
+    old = read_json(path) | {"dice": {"liver": 0.9}}
+    old = json.loads(json.dumps(old).replace("resample_logits", "resample_scores").replace('"dice"', '"scores"'))
+    hand = ("seal", "name", "intended_use", "limits", "licence")
+    write_json(path, old | {"seal": content_hash({key: value for key, value in old.items() if key not in hand})})
+    opened = open_bundle(folder).manifest
+    assert opened.members == manifest().members
+    assert opened.dice == {"liver": 0.9}

@@ -101,7 +101,7 @@ def test_run_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["verdict"]["level"] == "failed"
     assert told["verdict"]["headline"] == "failed, do not use this model"
     finding = told["verdict"]["findings"][0]
-    assert finding["structures"] == ["organ", "lesion"]
+    assert finding["classes"] == ["organ", "lesion"]
     assert "4 steps were too few: run again with --steps 1000 (about " in finding["action"]
 
 
@@ -384,7 +384,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
         "name": "paired folders",
         "layout": "paired",
         "channels": ["image"],
-        "structures": {"label 1": [1], "label 2": [2]},
+        "classes": {"label 1": [1], "label 2": [2]},
         "training_cases": 2,
         "test_cases": 0,
         "file_ending": ".nii.gz",
@@ -392,7 +392,7 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
     }
     assert [item["problem"] for item in told["problems"]] == ["2 training cases, five folds need 5 or more"]
     assert run(["info", str(pairs), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["structures"] == {"label 1": [1], "label 2": [2]}
+    assert json.loads(capsys.readouterr().out)["classes"] == {"label 1": [1], "label 2": [2]}
 
 
 def test_incomplete_cases_can_be_skipped(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is no label map is told from what is one, however many structures that has."""
+"""What is no label map is told from what is one, however many classes that has."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def saved_as_jpeg(array: np.ndarray, quality: int) -> np.ndarray:
 
 
 def organs(count: int, shape: tuple[int, ...], seed: int, *, in_order: bool) -> np.ndarray:
-    """Return a body filled with structures that touch each other, numbered from place to place or anyhow."""
+    """Return a body filled with classes that touch each other, numbered from place to place or anyhow."""
     random = np.random.default_rng(seed)
     seeds = random.random((count, len(shape))) * shape
     if in_order:

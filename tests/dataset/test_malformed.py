@@ -290,7 +290,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
         move("labelsTr/b.nii.gz", "labelsTr/b_0000.nii.gz"),
         *("b", "its label labelsTr/b.nii.gz is missing", "rename labelsTr/b_0000.nii.gz to b.nii.gz", FATAL),
     ),
-    "structure in no label": (
+    "class in no label": (
         declare(labels={"background": 0, "organ": 1, "lesion": 2, "vessel": 3}),
         *("dataset", 'the class "vessel" occurs in no label file', "correct its value in", WARNING),
     ),

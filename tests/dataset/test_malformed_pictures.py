@@ -92,7 +92,7 @@ def stacks(root: Path) -> Path:
 
 
 def masks(root: Path) -> Path:
-    """Write one mask per structure."""
+    """Write one mask per class."""
     pair(root)
     for case in CASES:
         (root / f"labels/{case}").mkdir()

@@ -113,7 +113,7 @@ def parts(splits: Splits) -> list[tuple[str, ...]]:
 
 @st.composite
 def datasets(draw: st.DrawFn, grouped: bool = True) -> tuple[list[Case], dict[str, list[int]]]:
-    """Up to 30 cases with groups, sites and structures; the groups are named like cases to confuse."""
+    """Up to 30 cases with groups, sites and classes; the groups are named like cases to confuse."""
     count = draw(st.integers(1, 30))
     groups = st.none() | st.sampled_from(names(8)) if grouped else st.none()
     sites = st.none() | st.sampled_from(["A", "B", "C"])
@@ -195,7 +195,7 @@ def test_two_rare_structures_and_two_sites() -> None:
 
 
 def test_every_structure_can_be_learned_in_every_fold() -> None:
-    """Each of five structures occurs in two of ten cases: never may both validate together."""
+    """Each of five classes occurs in two of ten cases: never may both validate together."""
     pairs = {name: [1 + number // 2] for number, name in enumerate(names(10))}
     splits = balanced_splits([case(name) for name in names(10)], pairs)
     for fold, structure in product(splits.folds, range(1, 6)):

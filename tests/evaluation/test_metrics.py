@@ -1,4 +1,4 @@
-"""Metrics of tiny masks, worked out by hand, and against one Boolean pass per structure."""
+"""Metrics of tiny masks, worked out by hand, and against one Boolean pass per class."""
 
 from __future__ import annotations
 

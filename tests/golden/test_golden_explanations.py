@@ -136,7 +136,7 @@ def test_every_field_of_a_plan_is_explained(datasets: list[dict[str, Any]]) -> N
                 assert f"{name}.{field}" in told
             for field in set(type(configuration.network).model_fields) - {"ndim"}:
                 assert f"{name}.network.{field}" in told
-            for field in ("resample_image", "resample_label", "resample_scores"):
+            for field in ("resample_image", "resample_label", "resample_logits"):
                 assert f"{name}.{field}" in told
 
 

@@ -48,7 +48,7 @@ def at_full_resolution(
     spec = configuration.preprocessing
     source = tuple(own if mm is None else mm for own, mm in zip(properties.spacing_mm, spec.spacing_mm, strict=True))
     return resample_image(
-        logits, properties.shape_after_crop, source, properties.spacing_mm, **spec.resample_scores.model_dump()
+        logits, properties.shape_after_crop, source, properties.spacing_mm, **spec.resample_logits.model_dump()
     )
 
 
@@ -100,7 +100,7 @@ def test_regions(configuration: Callable[..., Configuration]) -> None:
 
 def test_cubic_scores_keep_their_range(configuration: Callable[..., Configuration]) -> None:
     chosen = configuration(spacing=(1.3, 1.3, 1.3))
-    cubic = chosen.preprocessing.model_copy(update={"resample_scores": ResamplingSpec(order=3)})
+    cubic = chosen.preprocessing.model_copy(update={"resample_logits": ResamplingSpec(order=3)})
     chosen = chosen.model_copy(update={"preprocessing": cubic})
     properties = case(chosen)
     logits = random_logits(properties)

@@ -70,7 +70,7 @@ def test_reader(dataset: dict[str, Any], reader: str) -> None:
         ({"modality": {}}, {}, 'needs "channel_names"'),
         ({"modality": {"0": 5}}, {}, 'needs "channel_names"'),
         ({"labels": [0, 1]}, {}, 'needs "labels"'),
-        ({"labels": {"background": 0}}, {}, "one structure or more"),
+        ({"labels": {"background": 0}}, {}, "one class or more"),
         ({"numTraining": 0}, {}, 'needs "numTraining"'),
         ({"numTraining": "20"}, {}, 'needs "numTraining"'),
         ({"file_ending": ".xyz"}, {}, 'needs a "file_ending" among .png'),

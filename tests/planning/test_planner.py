@@ -207,7 +207,7 @@ def test_auto_is_canonical_and_leaves_out_telling_axes() -> None:
     assert plan.training["2d"].augmentation.mirror_axes == (1,)
     assert plan.changes == (
         "axes are brought to the canonical orientation",
-        "folds are balanced over groups, sites and structures",
+        "folds are balanced over groups, sites and classes",
         "flipped axes: z and x",
     )
     item = _decision(plan, "mirror_axes")
@@ -356,6 +356,15 @@ def test_a_plan_of_sentences_is_read_without_them(tmp_path: Path) -> None:
     old["decisions"] = [{"key": "preset", "value": "stock", "rule": "a sentence", "source": "", "would_change": ""}]
     write_json(tmp_path / "plan.json", old)
     assert Plan.load(tmp_path / "plan.json") == plan.model_copy(update={"decisions": ()})
+
+
+def test_a_plan_of_an_older_name_is_read_under_the_present_one(tmp_path: Path) -> None:
+    plan = derive(_small(), _LABELS, _options(resample_logits={"order": 0}))
+    plan.save(tmp_path / "plan.json")
+    old = (tmp_path / "plan.json").read_text().replace("resample_logits", "resample_scores")
+    assert old.count("resample_scores") > len(plan.configurations)  # in the reasons too
+    (tmp_path / "plan.json").write_text(old)
+    assert Plan.load(tmp_path / "plan.json") == plan
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

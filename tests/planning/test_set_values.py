@@ -68,11 +68,11 @@ _SAMPLES = {
     "resample_label.order": ("0", "resample_label", 0),
     "resample_label.force_separate": ("false", "resample_label", False),
     "resample_label.separate_threshold": ("2.5", "resample_label", 2.5),
-    "resample_scores.method": ("torch", "resample_scores", "torch"),
-    "resample_scores.order": ("3", "resample_scores", 3),
-    "resample_scores.order_separate_axis": ("1", "resample_scores", 1),
-    "resample_scores.force_separate": ("false", "resample_scores", False),
-    "resample_scores.separate_threshold": ("4", "resample_scores", 4),
+    "resample_logits.method": ("torch", "resample_logits", "torch"),
+    "resample_logits.order": ("3", "resample_logits", 3),
+    "resample_logits.order_separate_axis": ("1", "resample_logits", 1),
+    "resample_logits.force_separate": ("false", "resample_logits", False),
+    "resample_logits.separate_threshold": ("4", "resample_logits", 4),
 }
 """By option: what is set for 3d_fullres, the decision that tells it, and the value there."""
 
@@ -230,7 +230,7 @@ def test_the_cascade_repeats_the_full_resolution_unless_it_has_its_own() -> None
 
 def test_resampling_follows_the_method() -> None:
     spec = _plan("resample_image.method=none").configurations["3d_fullres"].preprocessing
-    assert spec.resample_image == spec.resample_label == spec.resample_scores == ResamplingSpec(method="none", order=0)
+    assert spec.resample_image == spec.resample_label == spec.resample_logits == ResamplingSpec(method="none", order=0)
     spec = _plan("resample_image.method=torch").configurations["3d_fullres"].preprocessing
     assert spec.resample_image == ResamplingSpec(method="torch", order=1)
     assert spec.resample_label == ResamplingSpec(order=1)
@@ -401,7 +401,7 @@ def test_where_the_rules_find_nothing_a_value_may_still_be_set() -> None:
             ["resample_image.method=torch", "resample_image.order=3"],
             "planning.resample_image.order is 3, but the method",
         ),
-        (["2d.resample_scores.method=none"], "2d: planning.2d.resample_scores.method cannot be none alone"),
+        (["2d.resample_logits.method=none"], "2d: planning.2d.resample_logits.method cannot be none alone"),
         (["resample_image.method=none", "resample_label.method=spline"], "cannot be none alone"),
         (["use_mask=true,false"], "asks for the mask in channel 0, which is normalised as ct"),
         (["use_mask=true"], "planning.use_mask needs one value for each of 2 channels, got 1"),

@@ -96,7 +96,7 @@ def test_without_resampling_every_case_keeps_its_grid() -> None:
 @pytest.mark.parametrize("force", [True, False])
 def test_scores_are_resampled_as_set(order: int, force: bool) -> None:
     configuration = _configuration(
-        f"resample_scores.order={order}", f"resample_scores.force_separate={str(force).lower()}"
+        f"resample_logits.order={order}", f"resample_logits.force_separate={str(force).lower()}"
     )
     image, _ = _case()
     properties = preprocess(image, None, configuration.preprocessing, _LABELS).properties
@@ -117,7 +117,7 @@ def test_the_stored_case_is_named_after_what_made_it(tmp_path: Path) -> None:
     def key(*settings: str) -> str:
         return store.key(first, _configuration(*settings).preprocessing, dataset.labels)
 
-    assert key() == key("resample_image.order=3") == key("resample_scores.order=0", "kind=residual")
+    assert key() == key("resample_image.order=3") == key("resample_logits.order=0", "kind=residual")
     others = [
         "resample_image.order=1",
         "resample_image.force_separate=true",

@@ -195,7 +195,7 @@ def test_key_follows_content_not_names_of_folders(tmp_path: Path) -> None:
         (other / path.name).write_bytes(path.read_bytes())
         moved.append(other / path.name)
     assert store.key(Case(id="c0", images=(moved[0],), label=moved[1]), _SPEC, _SCHEME) == key
-    scores = _SPEC.model_copy(update={"resample_scores": ResamplingSpec(order=0)})
+    scores = _SPEC.model_copy(update={"resample_logits": ResamplingSpec(order=0)})
     assert store.key(case, scores, _SCHEME) == key
     finer = _SPEC.model_copy(update={"spacing_mm": (1.0, 1.0, 1.0)})
     assert store.key(case, finer, _SCHEME) != key

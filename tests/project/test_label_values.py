@@ -1,4 +1,4 @@
-"""Labels of any values, masks per structure and incomplete cases, from the files to the predictions."""
+"""Labels of any values, masks per class and incomplete cases, from the files to the predictions."""
 
 from __future__ import annotations
 

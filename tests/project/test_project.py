@@ -108,7 +108,7 @@ def test_validation_from_stored_arrays_equals_prediction_from_files(finished: Pr
 def test_scores_in_the_model_are_those_of_the_validation(finished: Project) -> None:
     selection = finished.select()
     manifest = open_bundle(finished.folder.model).manifest
-    assert manifest.dice == selection.candidates[0].per_target
+    assert manifest.dice == selection.candidates[0].per_class
     assert manifest.training["steps"] == [6]
     assert [member.configuration.name for member in manifest.members] == ["3d_fullres"]
 

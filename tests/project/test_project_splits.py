@@ -36,14 +36,14 @@ def test_presets_choose_how_to_split(tmp_path: Path, dataset: Path) -> None:
     auto = Project.create(tmp_path / "auto", dataset)
     present = {case.case: [v for v in (1, 2) if case.label_voxels[v]] for case in auto.fingerprint().cases}
     assert auto.splits() == balanced_splits(auto.dataset.training, present).sealed("balanced")
-    assert "folds are balanced over groups, sites and structures" in auto.plan().changes
+    assert "folds are balanced over groups, sites and classes" in auto.plan().changes
     for preset in ("stock", "resenc-m"):
         project = Project.create(tmp_path / preset, dataset, settings=[f"preset={preset}"])
         assert project.splits() == nnunet_splits(ids(project)).sealed("nnunet")
         assert not any("folds" in change for change in project.plan().changes)
     asked = Project.create(tmp_path / "asked", dataset, settings=["preset=stock", "planning.splits=balanced"])
     assert asked.splits() == auto.splits()
-    assert asked.plan().changes == ("folds are balanced over groups, sites and structures",)
+    assert asked.plan().changes == ("folds are balanced over groups, sites and classes",)
     assert Splits.load(asked.folder.splits) == asked.splits()
 
 

@@ -22,7 +22,7 @@ from segfit.project import Project, handover, preparation
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import held_weights
 from segfit.project.upkeep import damage_of, remove, unneeded
-from segfit.records import store
+from segfit.records import ResultRecord, store
 
 SETTINGS = ["training.steps=6", "planning.base_features=4", "planning.batch_size=2", "planning.folds=0"]
 
@@ -354,3 +354,22 @@ def test_two_commands_share_the_work(tmp_path: Path) -> None:
     assert {stage: done.count(stage) for stage in ("check", "size", "train", "validate", "select", "predict")} == {
         "check": 1, "size": 1, "train": 3, "validate": 3, "select": 1, "predict": 1,
     }  # fmt: skip
+
+
+def test_a_project_of_older_names_goes_on(root: Path) -> None:
+    """Its documents had other keys; what they were made from has kept its name, so that nothing is trained again."""
+    named = {"resample_logits": "resample_scores", "per_class": "per_target"}
+    aged = 0
+    for path in (root / "p").rglob("*.json"):
+        old = path.read_text()
+        for new_name, old_name in named.items():
+            old = old.replace(f'"{new_name}"', f'"{old_name}"').replace(f".{new_name}", f".{old_name}")
+        if old != path.read_text():
+            raw = json.loads(old)
+            if (record := raw.pop("record", None)) is not None:
+                raw["record"] = ResultRecord(**record).sealed(raw).model_dump(mode="json")
+            path.write_text(json.dumps(raw))
+            aged += 1
+    assert aged > 2
+    assert redone(root) <= {"select", "predict", "evaluate"}
+    assert redone(root) == set()

@@ -12,7 +12,7 @@ from segfit.options import Options
 from segfit.planning.plan import Decision, Outcome, Plan, RunSpec, StageForecast
 from segfit.report.data import (
     Candidate,
-    CaseScore,
+    CaseDice,
     Overlay,
     ReportData,
     SelectionSummary,
@@ -32,9 +32,9 @@ def complete() -> ReportData:
 
 def make_report_data() -> ReportData:
     rng = np.random.default_rng(7)
-    validation = tuple(CaseScore(case=f"hippocampus_{i:03d}", dice=_dice(rng), fold=i % 3) for i in range(60))
-    missed = CaseScore(case="hippocampus_<017>", dice={"Anterior": 0.0, "Posterior": 0.412}, fold=1)
-    absent = CaseScore(case="hippocampus_101", dice={"Anterior": 0.871, "Posterior": math.nan}, fold=2)
+    validation = tuple(CaseDice(case=f"hippocampus_{i:03d}", dice=_dice(rng), fold=i % 3) for i in range(60))
+    missed = CaseDice(case="hippocampus_<017>", dice={"Anterior": 0.0, "Posterior": 0.412}, fold=1)
+    absent = CaseDice(case="hippocampus_101", dice={"Anterior": 0.871, "Posterior": math.nan}, fold=2)
     options = Options().with_settings(["time_s=7200", "memory_gb=8", "training.optimizer=sgd"])
     return ReportData(
         title="Hippocampus & friends",
@@ -62,7 +62,7 @@ def make_report_data() -> ReportData:
             dice_after_steps=0.886,
         ),
         validation=(*validation, missed, absent),
-        test=tuple(CaseScore(case=f"test_{i:02d}", dice=_dice(rng)) for i in range(20)),
+        test=tuple(CaseDice(case=f"test_{i:02d}", dice=_dice(rng)) for i in range(20)),
         overlays=tuple(
             make_overlay(rng, kind, rank) for kind in ("validation", "test") for rank in ("best", "median", "worst")
         ),
@@ -195,7 +195,7 @@ def make_plan() -> Plan:
                 inputs={"median_shape": [50, 35]},
             ),
         ),
-        warnings=("Left and right structures are not named: mirroring stays on for all axes.",),
+        warnings=("Left and right classes are not named: mirroring stays on for all axes.",),
     )
 
 

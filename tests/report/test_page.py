@@ -11,14 +11,14 @@ from segfit.planning.explain import explain
 from segfit.planning.plan import Decision
 from segfit.report.data import (
     Candidate,
-    CaseScore,
+    CaseDice,
     ReportData,
     SelectionSummary,
     StageUse,
     TrainingCurve,
     choose_examples,
     foreground_mean,
-    mean_by_target,
+    mean_by_class,
 )
 from segfit.report.page import render, write_report
 from segfit.report.sections import derived
@@ -108,7 +108,7 @@ def test_text_of_users_is_escaped(page: str) -> None:
     assert "Hippocampus &amp; friends" in page
     evil = '<script>alert("x")</script>'
     options = {"device": evil}
-    score = CaseScore(case=evil, dice={evil: 0.5})
+    score = CaseDice(case=evil, dice={evil: 0.5})
     data = replace(
         EMPTY,
         title=evil,
@@ -265,7 +265,7 @@ def test_parts_without_any_number() -> None:
     nan = float("nan")
     data = replace(
         EMPTY,
-        validation=(CaseScore(case="a", dice={"x": nan}), CaseScore(case="b", dice={})),
+        validation=(CaseDice(case="a", dice={"x": nan}), CaseDice(case="b", dice={})),
         trainings=(TrainingCurve(configuration="2d", fold=0), TrainingCurve.from_events("2d", 1, [])),
         selection=SelectionSummary(candidates=(Candidate(name="2d", mean_dice=nan),), winner="2d", reason=""),
         resources=(StageUse(name="measure"),),
@@ -276,13 +276,11 @@ def test_parts_without_any_number() -> None:
 
 
 def test_the_verdict_comes_first_and_clears_the_labels() -> None:
-    """A structure that was never learned says nothing of its reference labels."""
-    scores = tuple(CaseScore(case=f"v{i}", dice={"x": 0.0, "y": 0.9}) for i in range(12))
+    """A class that was never learned says nothing of its reference labels."""
+    scores = tuple(CaseDice(case=f"v{i}", dice={"x": 0.0, "y": 0.9}) for i in range(12))
     data = replace(EMPTY, validation=scores)
     assert "a wrong reference label" in _text(render(data))
-    finding = Finding(
-        code="not_learned", level="doubtful", structures=("x",), text="x <was> not learned.", action="Wait."
-    )
+    finding = Finding(code="not_learned", level="doubtful", classes=("x",), text="x <was> not learned.", action="Wait.")
     for verdict in (Verdict(level="doubtful", findings=(finding,)), Verdict(level="failed", findings=(finding,))):
         text = _text(render(replace(data, verdict=verdict)))
         assert "a wrong reference label" not in text
@@ -290,13 +288,13 @@ def test_the_verdict_comes_first_and_clears_the_labels() -> None:
 
 
 def test_many_structures_and_cases_stay_small() -> None:
-    names = [f"structure {i}" for i in range(60)]
-    scores = tuple(CaseScore(case=f"c{i}", dice=dict.fromkeys(names, i / 2000)) for i in range(1000))
+    names = [f"class {i}" for i in range(60)]
+    scores = tuple(CaseDice(case=f"c{i}", dice=dict.fromkeys(names, i / 2000)) for i in range(1000))
     curve = TrainingCurve(configuration="2d", fold=0, validation_share=(0.5,), dice=dict.fromkeys(names, (0.1,)))
     text = _text(page := render(replace(EMPTY, validation=scores, trainings=(curve,))))
     assert len(page.encode()) < 3_000_000
     assert "673 better cases are left out" in text
-    assert "The 8 hardest structures are drawn; 52 others are not." in text
+    assert "The 8 hardest classes are drawn; 52 others are not." in text
 
 
 def test_write_report_writes_one_file(tmp_path: Path) -> None:
@@ -308,11 +306,11 @@ def test_write_report_writes_one_file(tmp_path: Path) -> None:
 def test_means_skip_absent_structures() -> None:
     nan = float("nan")
     scores = [
-        CaseScore(case="a", dice={"x": 0.5, "y": nan}),
-        CaseScore(case="b", dice={"x": 0.7, "y": 0.9}),
-        CaseScore(case="c", dice={"x": 0.9, "y": 0.1}),
+        CaseDice(case="a", dice={"x": 0.5, "y": nan}),
+        CaseDice(case="b", dice={"x": 0.7, "y": 0.9}),
+        CaseDice(case="c", dice={"x": 0.9, "y": 0.1}),
     ]
-    assert mean_by_target(scores) == pytest.approx({"x": 0.7, "y": 0.5})
+    assert mean_by_class(scores) == pytest.approx({"x": 0.7, "y": 0.5})
     assert foreground_mean(scores) == pytest.approx(0.6)
     picks = choose_examples(scores)
     assert {rank: score.case for rank, score in picks.items()} == {"best": "b", "median": "c", "worst": "a"}

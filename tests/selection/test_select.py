@@ -75,9 +75,12 @@ def test_the_document_tells_scores_folds_and_steps(tmp_path: Path) -> None:
     assert selection.folds == (0, 1)
     first, second = selection.candidates
     assert first.per_fold == pytest.approx({0: 0.5, 1: 0.6})
-    assert second.per_target == pytest.approx({"a": 0.8})
+    assert second.per_class == pytest.approx({"a": 0.8})
     assert second.per_fold == pytest.approx({0: 0.8, 1: 0.8})
     assert [step.values for step in selection.steps] == [(1,)]
     assert (selection.dice_before_steps, selection.dice_after_steps) == (0.8, 1.0)
     selection.save(tmp_path / "selection.json")
+    assert Selection.load(tmp_path / "selection.json") == selection
+    old = (tmp_path / "selection.json").read_text().replace('"per_class"', '"per_target"')
+    (tmp_path / "selection.json").write_text(old)
     assert Selection.load(tmp_path / "selection.json") == selection

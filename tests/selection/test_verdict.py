@@ -24,14 +24,14 @@ GOOD = {"RV": [0.88] * 20, "LV": [0.9] * 20}
 
 
 def summary(scores: Mapping[str, Sequence[float | None]], *, background: bool = False) -> Summary:
-    """Metrics by structure, one per case; None: the case does not have it."""
+    """Metrics by class, one per case; None: the case does not have it."""
     labels = LabelScheme.from_declaration({"background": 0, **{name: i + 1 for i, name in enumerate(scores)}})
     cases = [
         CaseMetrics(
             case=f"case_{number}",
             prediction_file="",
             reference_file="",
-            scores=dict(zip(scores, (_scores(value, background=background) for value in values), strict=True)),
+            metrics=dict(zip(scores, (_scores(value, background=background) for value in values), strict=True)),
         )
         for number, values in enumerate(zip(*scores.values(), strict=True))
     ]
@@ -136,7 +136,7 @@ def test_a_structure_that_was_not_learned() -> None:
     verdict = judge(evidence({"RV": [0.05, 0.0] * 10, "LV": [0.3] * 20, "Myo": [0.35] * 20}, training(420)))
     assert verdict.level == "failed"
     finding = found(verdict, "not_learned")
-    assert finding.structures == ("RV",)
+    assert finding.classes == ("RV",)
     assert finding.text == "RV was not learned: the Dice is below 0.1 in every validated case that has it."
     assert finding.action == (  # 1000 steps at 0.1 s, and 60 s for the rest
         "420 steps were too few: run again with --time 3m (about 1000 steps), or with "
@@ -250,7 +250,7 @@ def test_a_class_that_no_validated_case_has() -> None:
     scores = {**GOOD, "gallbladder": [None] * 20}
     verdict = judge(evidence(scores))
     assert (verdict.level, codes(verdict)) == ("doubtful", [("not_validated", "doubtful")])
-    assert verdict.findings[0].structures == ("gallbladder",)
+    assert verdict.findings[0].classes == ("gallbladder",)
     assert "planning.folds=0,1,2,3,4" in verdict.findings[0].action
     assert codes(judge(evidence(scores, held={3: 0}))) == []  # the plan says that no training case has it
 

@@ -197,7 +197,7 @@ def card(manifest: ModelManifest) -> str:
 
 def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     yield f"# {manifest.name}"
-    classes = ", ".join(target.name for target in manifest.labels.classes)
+    classes = ", ".join(class_.name for class_ in manifest.labels.classes)
     yield f"\nSegments {classes} in images of {' + '.join(manifest.channel_names)}."
     if manifest.verdict:
         yield f"\n**Verdict: {manifest.verdict['headline']}.**\n"
@@ -218,10 +218,10 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     )
     yield "\n## Output\n"
     yield "| class | label values | cross-validated Dice |\n| --- | --- | --- |"
-    for target in manifest.labels.classes:
-        dice = manifest.dice.get(target.name)
-        values = ", ".join(str(manifest.labels.stored_values[value]) for value in target.values)
-        yield f"| {target.name} | {values} | {'-' if dice is None else f'{dice:.3f}'} |"
+    for class_ in manifest.labels.classes:
+        dice = manifest.dice.get(class_.name)
+        values = ", ".join(str(manifest.labels.stored_values[value]) for value in class_.values)
+        yield f"| {class_.name} | {values} | {'-' if dice is None else f'{dice:.3f}'} |"
     for step in manifest.postprocessing:
         yield f"\nAfterwards: {step.text}."
     yield "\n## Networks\n"

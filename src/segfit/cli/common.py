@@ -244,7 +244,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "name": dataset.name,
         "layout": dataset.layout,
         "channels": list(dataset.channel_names),
-        "structures": {target.name: [stored[value] for value in target.values] for target in dataset.labels.classes},
+        "classes": {one.name: [stored[value] for value in one.values] for one in dataset.labels.classes},
         "training_cases": len(dataset.training),
         "test_cases": len(dataset.test),
         "file_ending": dataset.file_ending,

@@ -203,7 +203,7 @@ def problem_table(problems: Sequence[Problem], stream: TextIO | None = None) -> 
 def score_table(
     rows: Mapping[str, Mapping[str, float | None]], stream: TextIO | None = None, *, first: str = ""
 ) -> None:
-    """Print scores: one row per key, one column per inner key, three decimals, a dash for None and NaN.
+    """Print Dice: one row per key, one column per inner key, three decimals, a dash for None and NaN.
 
     `first` is the heading of the keys; `stream` is stdout by default. On a terminal that is too narrow rows and columns
     change places where that helps.

@@ -123,7 +123,7 @@ def demo(
 ) -> int:
     """Run the pipeline on made-up data.
 
-    Phantoms with two structures; takes less than five minutes on a CPU that is not busy.
+    Phantoms with two classes; takes less than five minutes on a CPU that is not busy.
     """
     from segfit.dataset.phantom import make_phantom
     from segfit.words import duration

@@ -115,7 +115,7 @@ def evaluate(
         Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Model whose labels are meant.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all scores to this JSON file.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all metrics to this JSON file.")
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", hidden=True)] = None,
     workers: Workers = None,

@@ -272,7 +272,7 @@ def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]
     if as_json:
         print_json(selection.model_dump(mode="json"))
         return
-    rows = {" + ".join(item.members): {**item.per_target, "mean": item.mean_dice} for item in selection.candidates}
+    rows = {" + ".join(item.members): {**item.per_class, "mean": item.mean_dice} for item in selection.candidates}
     score_table(rows, first="cross-validated Dice")
     sys.stdout.write(f"{wrapped(selection.reason, sys.stdout)}\n")
     for step in selection.steps:
@@ -282,7 +282,7 @@ def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]
 
 
 def print_outcome(project: Project, *, as_json: bool = False) -> int:
-    """Print scores, verdict, model and report of a finished run; return its exit code."""
+    """Print Dice, verdict, model and report of a finished run; return its exit code."""
     folder, found = project.folder, project.findings()
     assert found.selected is not None
     summaries = {"cross-validation": found.selected.summary}
@@ -292,9 +292,9 @@ def print_outcome(project: Project, *, as_json: bool = False) -> int:
     code = _UNTRUSTED if verdict is not None and verdict.level == "failed" else 0
     rows = {f"{name} ({len(summary.cases)} cases)": _dice(summary) for name, summary in summaries.items()}
     if as_json:
-        scores = {name: _dice(summary) for name, summary in summaries.items()}
+        means = {name: _dice(summary) for name, summary in summaries.items()}
         judged = None if verdict is None else verdict.model_dump(mode="json") | {"headline": verdict.headline}
-        print_json({"dice": scores, "verdict": judged, "model": str(folder.model), "report": str(folder.report)})
+        print_json({"dice": means, "verdict": judged, "model": str(folder.model), "report": str(folder.report)})
         return code
     score_table(rows, first="Dice")
     _print_verdict(verdict)
@@ -322,4 +322,4 @@ def _indented(text: str) -> str:
 
 
 def _dice(summary: Summary) -> Mapping[str, float | None]:
-    return {name: scores.dice for name, scores in summary.mean.items()} | {"mean": summary.mean_dice}
+    return {name: one.dice for name, one in summary.mean.items()} | {"mean": summary.mean_dice}

@@ -157,9 +157,9 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]
     stored = dataset.labels.stored_values
     seen = [finding.label_values for finding in findings if finding.label_values is not None]
     absent = [
-        target.name
-        for target in dataset.labels.classes
-        if seen and not any({stored[value] for value in target.values} & values for values in seen)
+        class_.name
+        for class_ in dataset.labels.classes
+        if seen and not any({stored[value] for value in class_.values} & values for values in seen)
     ]
     if absent and len(absent) == len(dataset.labels.classes) and len(seen) == amount:
         problem = f"no label file has any class: {', '.join(absent)} occur{'s' * (len(absent) == 1)} nowhere"

@@ -94,13 +94,13 @@ def metrics_from_histogram(histogram: NDArray[np.int64], classes: Sequence[Label
     """Read the metrics of the classes off a joint histogram, by name."""
     total = int(histogram.sum())
     found: dict[str, Metrics] = {}
-    for target in classes:
-        values = list(target.values)
+    for class_ in classes:
+        values = list(class_.values)
         tp = int(histogram[np.ix_(values, values)].sum())
         n_ref = int(histogram[values].sum())
         n_pred = int(histogram[:, values].sum())
         fp, fn = n_pred - tp, n_ref - tp
-        found[target.name] = Metrics.from_counts(tp, fp, fn, total - tp - fp - fn)
+        found[class_.name] = Metrics.from_counts(tp, fp, fn, total - tp - fp - fn)
     return found
 
 

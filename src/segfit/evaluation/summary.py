@@ -227,14 +227,14 @@ class Summary(Document):
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        means = ", ".join(f"{name} {dice(scores.dice)}" for name, scores in self.mean.items())
+        means = ", ".join(f"{name} {dice(one.dice)}" for name, one in self.mean.items())
         return f"Summary({count(len(self.cases), 'case')}, mean Dice {dice(self.mean_dice)}: {means})"
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
         names = list(self.mean)
-        rows = [("mean", *(dice(scores.dice) for scores in self.mean.values()))]
+        rows = [("mean", *(dice(one.dice) for one in self.mean.values()))]
         rows += [(case.case, *(dice(case.metrics[name].dice) for name in names)) for case in self.cases]
         title = f"{count(len(self.cases), 'case')}, mean Dice {dice(self.mean_dice)}"
         return html_table(title, ("Dice", *names), rows, self.warnings)
@@ -246,7 +246,7 @@ class Summary(Document):
 
     def to_nnunet(self) -> dict[str, Any]:
         """Return the content of nnU-Net's ``summary.json``: keys sorted, NaN for missing values."""
-        keys = {target.name: _class_key(target) for target in self.classes}
+        keys = {class_.name: _class_key(class_) for class_ in self.classes}
         mean = {keys[name]: _nnunet_values(one) for name, one in self.mean.items()}
         cases = [
             {
@@ -270,7 +270,7 @@ def summarize(cases: Sequence[CaseMetrics], classes: Sequence[LabelClass]) -> Su
     twice = [case for case, count in Counter(item.case for item in cases).items() if count > 1]
     if twice:
         raise InputError(f"{listing(sorted(twice))} occurs twice", "every case may be evaluated once")
-    mean = {target.name: _mean([case.metrics[target.name] for case in cases]) for target in classes}
+    mean = {class_.name: _mean([case.metrics[class_.name] for case in cases]) for class_ in classes}
     dice = [one.dice for one in mean.values() if one.dice is not None]
     return Summary(
         classes=tuple(classes),
@@ -414,6 +414,6 @@ def _nnunet_values(metrics: Metrics | MeanMetrics) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def _class_key(target: LabelClass) -> str:
+def _class_key(class_: LabelClass) -> str:
     """Return nnU-Net's key: the value of a label, the text of a Python tuple for a region."""
-    return str(target.values[0]) if len(target.values) == 1 else str(target.values)
+    return str(class_.values[0]) if len(class_.values) == 1 else str(class_.values)

@@ -44,7 +44,7 @@ class FileHashes:
             {
                 **self._images(case),
                 "label": [self.image(path) for path in case.label_files],
-                "structures": [mask.value for mask in case.masks],
+                "structures": [mask.value for mask in case.masks],  # the name in the hashes that there are
                 **({"resample_label": True} if case.resample_label else {}),
             }
         )

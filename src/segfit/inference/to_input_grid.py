@@ -52,7 +52,7 @@ class LogitField:
             own if target is None else target
             for own, target in zip(properties.spacing_mm, spec.spacing_mm, strict=True)
         )
-        self.logits, operators = _operators(logits, properties, source_mm, spec.resample_scores)
+        self.logits, operators = _operators(logits, properties, source_mm, spec.resample_logits)
         self._lines = [_Lines(operator, self.logits.device) for operator in operators]
         self._axes = AxisMap(  # from the stored grid to the network's axes: orientation, then transposition
             tuple(properties.axis_order[axis] for axis in properties.transpose),

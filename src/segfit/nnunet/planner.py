@@ -73,7 +73,7 @@ def plans(
     channels = channel_names_of(dataset_json)
     labels = dataset_json.get("labels")
     if not isinstance(labels, Mapping) or "background" not in labels or len(labels) < 2:
-        raise InputError(f'dataset.json needs "labels" with "background" and one structure or more, got {labels!r}')
+        raise InputError(f'dataset.json needs "labels" with "background" and one class or more, got {labels!r}')
     num_training = dataset_json.get("numTraining")
     if not (_is_number(num_training) and isinstance(num_training, int) and num_training >= 1):
         raise InputError(f'dataset.json needs "numTraining", the number of training cases, got {num_training!r}')

@@ -319,7 +319,7 @@ def _preprocessing(
         normalization=_normalization(entry, where, plans, num_channels),
         resample_image=_resampling_spec(entry, "resampling_fn_data", where),
         resample_label=_resampling_spec(entry, "resampling_fn_seg", where),
-        resample_scores=_resampling_spec(entry, "resampling_fn_probabilities", where),
+        resample_logits=_resampling_spec(entry, "resampling_fn_probabilities", where),
     )
 
 

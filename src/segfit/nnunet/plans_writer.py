@@ -53,21 +53,21 @@ def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
         "spacing": list(item.spacing_mm),
         "normalization_schemes": [SCHEME_CLASSES[how.scheme] for how in normalization],
         "use_mask_for_norm": [how.use_mask for how in normalization],
-        **_resampling(preprocessing.resample_image, preprocessing.resample_label, preprocessing.resample_scores),
+        **_resampling(preprocessing.resample_image, preprocessing.resample_label, preprocessing.resample_logits),
         "architecture": _architecture(network),
         "batch_dice": item.batch_dice,
     }
 
 
-def _resampling(image: ResamplingSpec, label: ResamplingSpec, scores: ResamplingSpec) -> dict[str, Any]:
+def _resampling(image: ResamplingSpec, label: ResamplingSpec, logits: ResamplingSpec) -> dict[str, Any]:
     """Return functions and arguments in the order of nnU-Net's file."""
     return {
         "resampling_fn_data": RESAMPLING_FUNCTIONS[image.method],
         "resampling_fn_seg": RESAMPLING_FUNCTIONS[label.method],
         "resampling_fn_data_kwargs": _arguments(image, is_label=False),
         "resampling_fn_seg_kwargs": _arguments(label, is_label=True),
-        "resampling_fn_probabilities": RESAMPLING_FUNCTIONS[scores.method],
-        "resampling_fn_probabilities_kwargs": _arguments(scores, is_label=False),
+        "resampling_fn_probabilities": RESAMPLING_FUNCTIONS[logits.method],
+        "resampling_fn_probabilities_kwargs": _arguments(logits, is_label=False),
     }
 
 

@@ -52,7 +52,7 @@ class AxisEvidence:
 def value_names(labels: LabelScheme) -> dict[int, str]:
     """Return a readable name for every foreground label value."""
     names = {value: f"label {labels.stored_values[value]}" for value in labels.foreground_values}
-    names |= {target.values[0]: target.name for target in labels.labels if len(target.values) == 1}
+    names |= {class_.values[0]: class_.name for class_ in labels.labels if len(class_.values) == 1}
     names.pop(0, None)
     return names
 
@@ -76,7 +76,7 @@ def exchanged_values(labels: LabelScheme) -> tuple[tuple[int, int], ...]:
 
     Empty too where regions do not pair up: every value must have exactly one partner in the partners of its regions.
     """
-    pairs = left_right_pairs([target.name for target in labels.classes])
+    pairs = left_right_pairs([class_.name for class_ in labels.classes])
     partner = dict(pairs) | {right: left for left, right in pairs}
     if len(partner) < 2 * len(pairs):
         return ()  # two names that read alike
@@ -116,14 +116,14 @@ def _left_right_evidence(
     axis: int, place: _Places, titles: Sequence[str], labels: LabelScheme, *, sides_known: bool
 ) -> AxisEvidence:
     """Return the evidence on the left-right axis; `place` and `titles` are those of the foreground values."""
-    pairs, exchanged = left_right_pairs([target.name for target in labels.classes]), exchanged_values(labels)
+    pairs, exchanged = left_right_pairs([class_.name for class_ in labels.classes]), exchanged_values(labels)
     column = {value: index for index, value in enumerate(labels.foreground_values)}
     middles = [(place[:, column[a]] + place[:, column[b]]) / 2 for a, b in exchanged]
     two_sided = []
-    for target in _without_partner(labels.classes, pairs):
-        if len(target.values) > 1 or not _in_the_middle(place[:, column[target.values[0]]], middles):
-            return AxisEvidence(axis, f'the name "{target.name}" says one side, and none says the other')
-        two_sided.append(target.name)
+    for class_ in _without_partner(labels.classes, pairs):
+        if len(class_.values) > 1 or not _in_the_middle(place[:, column[class_.values[0]]], middles):
+            return AxisEvidence(axis, f'the name "{class_.name}" says one side, and none says the other')
+        two_sided.append(class_.name)
     if pairs and not (exchanged and sides_known):
         left, right = pairs[0]
         why = "their regions do not pair up" if sides_known else "on stored axes none is known to run left to right"
@@ -136,11 +136,11 @@ def _left_right_evidence(
     return AxisEvidence(axis, order) if order else AxisEvidence(axis, "", exchanged, tuple(two_sided))
 
 
-def _without_partner(targets: Sequence[LabelClass], pairs: Sequence[tuple[str, str]]) -> list[LabelClass]:
+def _without_partner(classes: Sequence[LabelClass], pairs: Sequence[tuple[str, str]]) -> list[LabelClass]:
     """Return what is named after one side while no name is for the other; a letter alone says none (vertebra L1)."""
     paired = {name for pair in pairs for name in pair}
     words = {word for word in _SWAPPED if len(word) > 1}
-    return [item for item in targets if item.name not in paired and not words.isdisjoint(_words(item.name))]
+    return [item for item in classes if item.name not in paired and not words.isdisjoint(_words(item.name))]
 
 
 def _in_the_middle(place: _Places, middles: Sequence[_Places]) -> bool:

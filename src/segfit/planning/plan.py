@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator
 
 from segfit.files import Document, Record
 from segfit.notebook import html_table
@@ -10,6 +12,10 @@ from segfit.specs import Configuration, TrainingSpec
 from segfit.words import by_axis, listing
 
 __all__ = ["Decision", "Extension", "Outcome", "Plan", "RaceEntry", "RunSpec", "StageForecast", "candidate_words"]
+
+
+_Named = Annotated[str, AfterValidator(lambda name: name.replace("resample_scores", "resample_logits"))]
+"""Text of a plan with the present name of an option, where the file has the old one."""
 
 
 class Outcome(Record):
@@ -25,12 +31,12 @@ class Outcome(Record):
 class Decision(Record):
     """Why a value is what it is, as data; `segfit.planning.rules` has the sentences."""
 
-    key: str  # dotted name of the value, e.g. "3d_fullres.patch_size"
+    key: _Named  # dotted name of the value, e.g. "3d_fullres.patch_size"
     value: Any  # JSON-able
-    rule: str  # in the table of rules; empty: there is none, the value was set
+    rule: _Named  # in the table of rules; empty: there is none, the value was set
     bound: str = ""  # of the rule, that was active
     inputs: dict[str, Any] = {}  # what the rule went by, by name
-    options: tuple[str, ...] = ()  # that set the value; rule, bound and inputs are then those of `by_rule`
+    options: tuple[_Named, ...] = ()  # that set the value; rule, bound and inputs are then those of `by_rule`
     by_rule: Any = None  # the value without these options
     outcomes: tuple[Outcome, ...] = ()  # what would change it
 
@@ -54,7 +60,7 @@ class RaceEntry(Record):
     batch_size: int
     steps: int
     seconds: float  # spent training
-    dice: dict[str, float | None]  # by target name
+    dice: dict[str, float | None]  # by name of the class
     mean: float | None
     winner: bool = False
     diverged: bool = False  # later, in its training, which was given up
@@ -117,7 +123,7 @@ class Plan(Document):
     dataset: str
     preset: str
     stock: bool  # True: every decision is nnU-Net's
-    changes: tuple[str, ...] = ()  # how it differs from the preset
+    changes: tuple[_Named, ...] = ()  # how it differs from the preset
     fingerprint_hash: str
     machine: str = ""  # device it was made for; on another one it is made anew as long as nothing is trained
     channel_names: tuple[str, ...]

@@ -10,7 +10,7 @@ from segfit.specs import Normalization, PreprocessingSpec, ResamplingSpec
 
 __all__ = ["preprocessing_of"]
 
-_KINDS = ("resample_image", "resample_label", "resample_scores")
+_KINDS = ("resample_image", "resample_label", "resample_logits")
 _NNUNET = {name: ResamplingSpec(order=3 if name == "resample_image" else 1) for name in _KINDS}
 _FIXED = {"torch": {"order": 1, "order_separate_axis": 0}, "none": {"order": 0, "order_separate_axis": 0}}
 """What a method leaves no choice of."""

@@ -380,7 +380,7 @@ TABLE: dict[str, Rule] = {
     ),
     "resample_image": _resampled("image values are interpolated by cubic splines", "resample_image"),
     "resample_label": _resampled("each label is interpolated linearly, the largest share wins", "resample_label"),
-    "resample_scores": _resampled("the network's logits are interpolated linearly", "resample_scores"),
+    "resample_logits": _resampled("the network's logits are interpolated linearly", "resample_logits"),
     "dice_2d": _dice(f"{_POOLED}: always in 2D", {"": "2D configuration"}),
     "dice_lowres": _dice(f"{_EACH}: always at the lower resolution", {"": "lower resolution"}),
     "dice_3d": _dice(
@@ -489,7 +489,7 @@ REPLAYED = {name: rule.again for name, rule in TABLE.items()}
 
 CHANGES = {
     "canonical": "axes are brought to the canonical orientation",
-    "balanced": "folds are balanced over groups, sites and structures",
+    "balanced": "folds are balanced over groups, sites and classes",
     "configurations": "configurations, as asked: {names}",
     "scheme": 'channel "{channel}" is normalised as {scheme}, not as {by_name}',
     "mirrored": "flipped axes: {axes}",

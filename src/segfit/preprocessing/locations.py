@@ -29,12 +29,12 @@ _SLAB = 1 << 20  # voxels searched at a time
 
 
 def class_locations(labels: NDArray[np.integer[Any]], scheme: LabelScheme) -> dict[str, NDArray[np.int32]]:
-    """Return up to max(10 000, 1 %) voxels of every target, drawn without replacement: (n, ndim) int32 by name.
+    """Return up to max(10 000, 1 %) voxels of every class, drawn without replacement: (n, ndim) int32 by name.
 
-    The draws are nnU-Net's (legacy generator, one stream over all targets) as long as no class exceeds two
+    The draws are nnU-Net's (legacy generator, one stream over all classes) as long as no class exceeds two
     million voxels; from there on a cheaper generator takes over. Classes that are absent have n = 0.
     """
-    items = [(target.name, target.values) for target in scheme.classes]
+    items = [(class_.name, class_.values) for class_ in scheme.classes]
     if scheme.ignore_value is not None:
         items.append((ANNOTATED, (-1, *scheme.all_values)))
     regions = _boxes(labels)

@@ -63,7 +63,7 @@ class Preprocessed:
     ----------
     image : (c, *spatial) float32
     labels : (*spatial) int16, -1 = background outside the non-zero region; None without a label
-    locations : (n, spatial axes) int32 by target name, plus "annotated" with an ignore label; empty without a label
+    locations : (n, spatial axes) int32 by class, plus "annotated" with an ignore label; empty without a label
     """
 
     image: NDArray[np.float32]

@@ -4,7 +4,7 @@ A case is a folder named after the content it was made from::
 
     <root>/<key>/image.b2nd       (c, *spatial) float32
                  labels.b2nd      (*spatial) int16, if there is a label
-                 locations.npy    (n, axes) int32, the targets one after the other
+                 locations.npy    (n, axes) int32, the classes one after the other
                  case.json        properties, the SHA-256 of the other files, and a hash of all that
     <root>/hashes.json            hashes of source files by path, size and time
 
@@ -60,7 +60,7 @@ class _CaseFile(Document):
     key: str  # the name of the folder: content in the wrong place is damage too
     properties: CaseProperties
     channels: int
-    location_counts: dict[str, int]  # rows of locations.npy per target, in order
+    location_counts: dict[str, int]  # rows of locations.npy per class, in order
     files: dict[str, _StoredFile]
     seal: str = ""  # hash of everything above
 
@@ -96,7 +96,7 @@ class StoredCase:
     properties: CaseProperties
     channels: int
     has_labels: bool
-    locations: Mapping[str, NDArray[np.int32]]  # (n, spatial axes) by target name, mapped from disk
+    locations: Mapping[str, NDArray[np.int32]]  # (n, spatial axes) by name of the class, mapped from disk
 
     @property
     def id(self) -> str:
@@ -139,7 +139,7 @@ class CaseStore:
                 "version": _VERSION,
                 "case": case.id,
                 "files": self.hashes.case(case),
-                "spec": spec.model_dump(mode="json", exclude={"resample_scores"}),  # applies to predictions only
+                "spec": spec.model_dump(mode="json", exclude={"resample_logits"}),  # applies to predictions only
                 "labels": scheme.model_dump(mode="json"),
             }
         )

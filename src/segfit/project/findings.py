@@ -9,7 +9,7 @@ from segfit.dataset.splits import Fold
 from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan
-from segfit.project.handover import Selected, predictions_of, scores_of, selected
+from segfit.project.handover import Selected, metrics_of, predictions_of, selected
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import Training, results_of, trainings_of
 from segfit.records import recall
@@ -82,7 +82,7 @@ def find(project: Preparation) -> Findings:
         if chosen is None or not any(case.label_files for case in project.dataset.test):
             return Findings(fingerprint, plan, folds, trainings, results, chosen)
         predictions = predictions_of(project, chosen)
-        path, key = scores_of(project, predictions)
+        path, key = metrics_of(project, predictions)
     test = recall(Summary, path, key)
     predicted = None if test is None else predictions.folder
     return Findings(fingerprint, plan, folds, trainings, results, chosen, test, predicted)

@@ -43,9 +43,9 @@ __all__ = [
     "Predictions",
     "Selected",
     "evaluate_test",
+    "metrics_of",
     "predict_test",
     "predictions_of",
-    "scores_of",
     "select_model",
     "selected",
 ]
@@ -128,7 +128,7 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The predictions of the test images by the model that was handed over, and where their scores lie."""
+    """The predictions of the test images by the model that was handed over, and where their metrics lie."""
 
     folder: Path
     key: Key
@@ -152,8 +152,8 @@ def predictions_of(project: Preparation, chosen: Selected) -> Predictions:
     return Predictions(project.plan_folder.predictions(key.hash), key, cases, project.dataset.file_ending)
 
 
-def scores_of(project: Preparation, predictions: Predictions) -> tuple[Path, Key]:
-    """Return where the scores of predictions lie, and what they count under."""
+def metrics_of(project: Preparation, predictions: Predictions) -> tuple[Path, Key]:
+    """Return where the metrics of predictions lie, and what they count under."""
     references = {case.id: project.hashes.case(case) for case in predictions.cases if case.label_files}
     key = STAGES["evaluate"].key(project.options, predictions=predictions.key.hash, references=references)
     return predictions.folder / SUMMARY, key
@@ -196,7 +196,7 @@ def evaluate_test(project: Preparation) -> Summary | None:
     if not cases:
         top.unlink(missing_ok=True)
         return None
-    path, key = scores_of(project, item)
+    path, key = metrics_of(project, item)
 
     def make(use: Callable[[], Use]) -> Summary:
         labels = project.dataset.labels
@@ -212,10 +212,10 @@ def evaluate_test(project: Preparation) -> Summary | None:
 def _candidates(
     project: Preparation, summaries: Mapping[str, Mapping[int, Summary]], validations: Sequence[Validation]
 ) -> list[Candidate]:
-    """Return every configuration and every pair of them with cross-validated scores."""
-    targets = project.dataset.labels.classes
+    """Return every configuration and every pair of them with cross-validated metrics."""
+    classes = project.dataset.labels.classes
     singles = [
-        Candidate((name,), summarize([case for summary in folds.values() for case in summary.cases], targets))
+        Candidate((name,), summarize([case for summary in folds.values() for case in summary.cases], classes))
         for name, folds in summaries.items()
     ]
     if len(singles) < 2:
@@ -310,7 +310,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         for item in trainings_of(project)
         if item.name in selection.winner
     }
-    scores = next(item for item in selection.candidates if item.members == selection.winner).per_target
+    dice = next(item for item in selection.candidates if item.members == selection.winner).per_class
     dataset = project.dataset
     manifest = ModelManifest(
         name=dataset.name,
@@ -321,7 +321,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         spacing_mm=project.typical_spacing(),
         members=tuple(_manifest_member(project, name) for name in selection.winner),
         postprocessing=selection.steps,
-        dice=scores,
+        dice=dice,
         verdict=verdict.facts(),
         selection={
             "winner": " + ".join(selection.winner),

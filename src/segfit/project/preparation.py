@@ -322,10 +322,10 @@ class Preparation:
         if asked == "nnunet":
             return nnunet_splits(ids).sealed(asked)
         if asked == "balanced":
-            return balanced_splits(cases, self.structures()).sealed(asked)
+            return balanced_splits(cases, self.values_by_case()).sealed(asked)
         return read_splits(asked, ids).sealed(str(asked))
 
-    def structures(self) -> dict[str, list[int]]:
+    def values_by_case(self) -> dict[str, list[int]]:
         """Return the foreground values that occur in every training case."""
         return {
             case.case: [value for value, voxels in case.label_voxels.items() if value > 0 and voxels]
@@ -344,7 +344,7 @@ class Preparation:
     def validated(self, fold: int, *, whole: bool) -> tuple[str, ...]:
         """Return the validation cases of a fold: all of them, or those that there is time for."""
         count, cases = self.run_plan().validation_cases, self.splits().folds[fold].validation
-        return cases if count is None or whole else covering(cases, self.structures(), count)
+        return cases if count is None or whole else covering(cases, self.values_by_case(), count)
 
     def case_keys(self, configuration: Configuration) -> dict[str, str]:
         """Return the keys of all training cases in the store, whether they are in it or not, by case id."""

@@ -175,7 +175,7 @@ class Project(Preparation):
         return self.folder.report
 
     def run(self, *, overrun: bool = False) -> Summary | None:
-        """Run all stages; return the scores of the test images, None if there are no labels for them.
+        """Run all stages; return the metrics of the test images, None if there are no labels for them.
 
         With `overrun` a time that is too short is overrun instead of refused.
         """

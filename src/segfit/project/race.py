@@ -184,7 +184,7 @@ def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float
 def _held_out(project: Preparation, count: int) -> tuple[str, ...]:
     """Return training cases of the first fold that the race predicts: whole groups are not trained on."""
     train = [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train]
-    present = project.structures()
+    present = project.values_by_case()
     return covering(balanced_splits(train, present).folds[0].validation, present, count)
 
 
@@ -302,7 +302,7 @@ class _Runner:
             batch_size=configuration.batch_size,
             steps=self._result.steps if self._result else 0,
             seconds=round(self.training, 1),
-            dice={} if summary is None else {name: scores.dice for name, scores in summary.mean.items()},
+            dice={} if summary is None else {name: one.dice for name, one in summary.mean.items()},
             mean=None if summary is None else summary.mean_dice,
             winner=winner,
             diverged=diverged,

@@ -24,7 +24,7 @@ from segfit.project.folder import ProjectFolder
 from segfit.project.trainings import Training
 from segfit.report.data import (
     Candidate,
-    CaseScore,
+    CaseDice,
     Overlay,
     ReportData,
     SelectionSummary,
@@ -32,11 +32,11 @@ from segfit.report.data import (
     TrainingCurve,
     choose_examples,
 )
-from segfit.selection.select import CandidateScores, Selection
+from segfit.selection.select import CandidateDice, Selection
 from segfit.training.events import read_events
 from segfit.training.result import EVENTS, TrainingResult
 
-__all__ = ["case_scores", "report_data"]
+__all__ = ["case_dice", "report_data"]
 
 _STAGES = (
     "check",
@@ -73,8 +73,8 @@ def report_data(
     """
     plan, chosen, test = found.plan, found.selected, found.test
     folds = {case: number for number, fold in enumerate(found.folds) for case in fold.validation}
-    validated = case_scores(chosen.summary, folds) if chosen is not None else ()
-    tested = case_scores(test, {}) if test is not None else ()
+    validated = case_dice(chosen.summary, folds) if chosen is not None else ()
+    tested = case_dice(test, {}) if test is not None else ()
     predicted = {} if found.predicted is None else {case.id: found.predicted for case in dataset.test}
     overlays = (
         *_overlays(dataset, "validation", validated, dataset.training, found.validated),
@@ -103,10 +103,10 @@ def report_data(
     )
 
 
-def case_scores(summary: Summary, folds: Mapping[str, int]) -> tuple[CaseScore, ...]:
+def case_dice(summary: Summary, folds: Mapping[str, int]) -> tuple[CaseDice, ...]:
     """Return the Dice of every case, NaN where there is none; `folds` tells the fold that validates a case."""
     return tuple(
-        CaseScore(
+        CaseDice(
             case=case.case,
             dice={name: math.nan if one.dice is None else one.dice for name, one in case.metrics.items()},
             fold=folds.get(case.case),
@@ -118,14 +118,14 @@ def case_scores(summary: Summary, folds: Mapping[str, int]) -> tuple[CaseScore, 
 def _overlays(
     dataset: Dataset,
     kind: Literal["validation", "test"],
-    scores: Sequence[CaseScore],
+    ranked: Sequence[CaseDice],
     known: Sequence[Case],
     folders: Mapping[str, Path],
 ) -> list[Overlay]:
     labels, cases = dataset.labels, {case.id: case for case in known}
     found = []
-    for rank, score in choose_examples(scores).items():
-        case, prediction = cases.get(score.case), folders[score.case] / f"{score.case}{dataset.file_ending}"
+    for rank, chosen in choose_examples(ranked).items():
+        case, prediction = cases.get(chosen.case), folders[chosen.case] / f"{chosen.case}{dataset.file_ending}"
         if case is None or not case.label_files or not prediction.is_file():
             continue
         image = read_case(case.images, case.spacing_mm)
@@ -133,10 +133,10 @@ def _overlays(
         oriented = axes.apply_grid(image.grid)
         found.append(
             Overlay(
-                case=score.case,
+                case=chosen.case,
                 kind=kind,
                 rank=rank,
-                dice=score.mean,
+                dice=chosen.mean,
                 image=axes.apply(image.array),
                 reference=axes.apply(read_labels(case, labels, image.grid).array)[0],
                 prediction=axes.apply(labels.to_inner(read_label(prediction).array))[0],
@@ -156,7 +156,7 @@ def _curves(trainings: Sequence[Training]) -> tuple[TrainingCurve, ...]:
 
 
 def _selection(selection: Selection) -> SelectionSummary:
-    def name(item: CandidateScores) -> str:
+    def name(item: CandidateDice) -> str:
         return " + ".join(item.members)
 
     def number(value: float | None) -> float:
@@ -167,7 +167,7 @@ def _selection(selection: Selection) -> SelectionSummary:
             Candidate(
                 name=name(item),
                 mean_dice=number(item.mean_dice),
-                dice={target: number(value) for target, value in item.per_target.items()},
+                dice={name: number(value) for name, value in item.per_class.items()},
             )
             for item in selection.candidates
         ),

@@ -293,7 +293,7 @@ def validate_all(project: Preparation, validations: Sequence[Validation], *, unl
 
 
 def summaries_of(validations: Sequence[Validation]) -> dict[str, dict[int, Summary]]:
-    """Return the scores of validations that are done, by configuration and fold."""
+    """Return the metrics of validations that are done, by configuration and fold."""
     summaries: dict[str, dict[int, Summary]] = {}
     for item in validations:
         summaries.setdefault(item.training.name, {})[item.training.fold] = Summary.load(item.folder / SUMMARY)

@@ -63,11 +63,11 @@ def validate_fold(
     with progress.task(title, len(cases)) as task:
         for case in cases:
             path = folder / f"{case.id}{dataset.file_ending}"
-            scores = probabilities_path(folder, case.id)
-            if not path.exists() or (probabilities and not scores.exists()):
+            written = probabilities_path(folder, case.id)
+            if not path.exists() or (probabilities and not written.exists()):
                 logits = predictor.logits(case.image(), progress=messages_only(progress))
                 if probabilities:
-                    _write_array(scores, export_probabilities(logits, case.properties, configuration, dataset.labels))
+                    _write_array(written, export_probabilities(logits, case.properties, configuration, dataset.labels))
                 labels = export_labels(logits, case.properties, configuration, dataset.labels)
                 source = dataset.case(case.id)
                 grid = read_grid(source.images[0], source.spacing_mm)

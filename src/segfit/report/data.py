@@ -1,7 +1,7 @@
 """What a report tells, as plain frozen records; whoever owns a project fills them.
 
 Every part may be missing (None or empty): the page then says what has not been done yet. Nothing here imports
-matplotlib or jinja2. Dice may be NaN: the structure is absent from reference and prediction alike.
+matplotlib or jinja2. Dice may be NaN: the class is absent from reference and prediction alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from segfit.selection.verdict import Verdict
 
 __all__ = [
     "Candidate",
-    "CaseScore",
+    "CaseDice",
     "Overlay",
     "ReportData",
     "SelectionSummary",
@@ -27,7 +27,7 @@ __all__ = [
     "TrainingCurve",
     "choose_examples",
     "foreground_mean",
-    "mean_by_target",
+    "mean_by_class",
 ]
 
 
@@ -41,7 +41,7 @@ class TrainingCurve:
     loss: tuple[float, ...] = ()  # one per entry of `share`
     learning_rate: tuple[float, ...] = ()  # one per entry of `share`
     validation_share: tuple[float, ...] = ()
-    dice: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by target, per `validation_share`
+    dice: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by class, per `validation_share`
     steps: int | None = None
     seconds: float | None = None
     skipped: int = 0  # steps left out because their gradient was not finite
@@ -80,7 +80,7 @@ class Candidate:
 
     name: str
     mean_dice: float
-    dice: Mapping[str, float] = field(default_factory=dict)  # by target
+    dice: Mapping[str, float] = field(default_factory=dict)  # by class
     note: str = ""
 
 
@@ -98,8 +98,8 @@ class SelectionSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaseScore:
-    """The Dice of one case by target, in the order of the targets."""
+class CaseDice:
+    """The Dice of one case by class, in their order."""
 
     case: str
     dice: Mapping[str, float]
@@ -107,7 +107,7 @@ class CaseScore:
 
     @property
     def mean(self) -> float:
-        """Mean over the targets that are present; NaN if none is."""
+        """Mean over the classes that are present; NaN if none is."""
         return _nanmean(self.dice.values())
 
 
@@ -159,8 +159,8 @@ class ReportData:
     plan: Plan | None = None
     trainings: tuple[TrainingCurve, ...] = ()
     selection: SelectionSummary | None = None
-    validation: tuple[CaseScore, ...] = ()
-    test: tuple[CaseScore, ...] = ()
+    validation: tuple[CaseDice, ...] = ()
+    test: tuple[CaseDice, ...] = ()
     overlays: tuple[Overlay, ...] = ()
     resources: tuple[StageUse, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # "machine", "segfit", "torch", "command", ...
@@ -170,23 +170,23 @@ class ReportData:
     warnings: tuple[str, ...] = ()  # beside the plan's own
 
 
-def mean_by_target(scores: Sequence[CaseScore]) -> dict[str, float]:
-    """Return the mean Dice of each target over the cases that have one."""
-    names = dict.fromkeys(name for score in scores for name in score.dice)
-    return {name: _nanmean(score.dice.get(name, math.nan) for score in scores) for name in names}
+def mean_by_class(cases: Sequence[CaseDice]) -> dict[str, float]:
+    """Return the mean Dice of each class over the cases that have one."""
+    names = dict.fromkeys(name for case in cases for name in case.dice)
+    return {name: _nanmean(case.dice.get(name, math.nan) for case in cases) for name in names}
 
 
-def foreground_mean(scores: Sequence[CaseScore]) -> float:
-    """Return the mean over targets of their mean over cases: the number the reference calls foreground mean."""
-    return _nanmean(mean_by_target(scores).values())
+def foreground_mean(cases: Sequence[CaseDice]) -> float:
+    """Return the mean over classes of their mean over cases: what nnU-Net calls foreground mean."""
+    return _nanmean(mean_by_class(cases).values())
 
 
-def choose_examples(scores: Sequence[CaseScore]) -> dict[Literal["best", "median", "worst"], CaseScore]:
-    """Pick the best, median and worst case by mean Dice; fewer where there are fewer than three scored cases."""
-    ranked = sorted((score for score in scores if math.isfinite(score.mean)), key=lambda score: score.mean)
+def choose_examples(cases: Sequence[CaseDice]) -> dict[Literal["best", "median", "worst"], CaseDice]:
+    """Pick the best, median and worst case by mean Dice; fewer where there are fewer than three with a Dice."""
+    ranked = sorted((case for case in cases if math.isfinite(case.mean)), key=lambda case: case.mean)
     if not ranked:
         return {}
-    picks: dict[Literal["best", "median", "worst"], CaseScore] = {"best": ranked[-1]}
+    picks: dict[Literal["best", "median", "worst"], CaseDice] = {"best": ranked[-1]}
     if len(ranked) > 2:
         picks["median"] = ranked[len(ranked) // 2]
     if len(ranked) > 1:

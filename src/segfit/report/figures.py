@@ -54,7 +54,7 @@ _MAX_POINTS = 240
 
 
 def colour(index: int) -> str:
-    """Return the colour of the structure, fold or axis at `index`; colours repeat after eight."""
+    """Return the colour of the class, fold or axis at `index`; colours repeat after eight."""
     return PALETTE[index % len(PALETTE)]
 
 
@@ -84,15 +84,15 @@ def learning_rate_figure(curves: Sequence[TrainingCurve], name: str) -> Markup:
     return _figure(draw, f"{name}-rate", "Learning rate of each fold over the share of the budget")
 
 
-def validation_figure(curves: Sequence[TrainingCurve], targets: Sequence[str], name: str) -> Markup:
-    """Draw the Dice of `targets` on some validation cases.
+def validation_figure(curves: Sequence[TrainingCurve], classes: Sequence[str], name: str) -> Markup:
+    """Draw the Dice of `classes` on some validation cases.
 
     Thin lines are folds, a thick one is their mean where they share x; a single validation is a dot.
     """
 
     def draw(axes: Axes) -> None:
-        for index, target in enumerate(targets):
-            lines = [_thinned(curve.validation_share, curve.dice[target]) for curve in curves if target in curve.dice]
+        for index, class_ in enumerate(classes):
+            lines = [_thinned(curve.validation_share, curve.dice[class_]) for curve in curves if class_ in curve.dice]
             for x, y in lines:
                 single = len(lines) == 1
                 width, alpha = (1.4, 1.0) if single else (0.6, 0.55)
@@ -107,7 +107,7 @@ def validation_figure(curves: Sequence[TrainingCurve], targets: Sequence[str], n
         axes.set_ylim(-0.02, 1.02)
         _budget_axis(axes)
 
-    return _figure(draw, f"{name}-dice", "Dice of each structure on some validation cases over the share of the budget")
+    return _figure(draw, f"{name}-dice", "Dice of each class on some validation cases over the share of the budget")
 
 
 def histogram(columns: Sequence[Sequence[float]], title: str, unit: str, name: str) -> Markup:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from segfit.files import write_text
 from segfit.report import results, sections
-from segfit.report.data import CaseScore, ReportData, foreground_mean, mean_by_target
+from segfit.report.data import CaseDice, ReportData, foreground_mean, mean_by_class
 from segfit.selection.verdict import Verdict
 from segfit.words import count, dice, duration, listing
 
@@ -44,8 +44,8 @@ def render(data: ReportData) -> str:
         derived=sections.derived(data.plan),
         found=results.found(data),
         training=results.training(data.trainings),
-        validation=results.scores(data.validation),
-        test=results.scores(data.test),
+        validation=results.dice_by_case(data.validation),
+        test=results.dice_by_case(data.test),
         examples=results.examples(data),
         resources=results.resources(data.resources),
         provenance=_provenance(data),
@@ -67,21 +67,21 @@ def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
     ]
 
 
-def _dice_tile(scores: Sequence[CaseScore], missing: str) -> tuple[str, str]:
-    mean = foreground_mean(scores)
+def _dice_tile(cases: Sequence[CaseDice], missing: str) -> tuple[str, str]:
+    mean = foreground_mean(cases)
     if not math.isfinite(mean):
         return "–", missing
-    interval = _interval(scores)
+    interval = _interval(cases)
     spread = f"\n95 % interval {dice(interval[0])}–{dice(interval[1])}" if interval else ""
-    return dice(mean), count(len(scores), "case") + spread
+    return dice(mean), count(len(cases), "case") + spread
 
 
 def _cases_tile(data: ReportData) -> tuple[str, str]:
     if data.fingerprint is None:
         return "–", "not measured yet"
-    structures = len(data.label_names)
+    classes = len(data.label_names)
     remark = f"{data.fingerprint.ndim}D, {count(len(data.fingerprint.channel_names), 'channel')}"
-    return str(len(data.fingerprint.cases)), remark + (f", {count(structures, 'structure')}" if structures else "")
+    return str(len(data.fingerprint.cases)), remark + (f", {count(classes, 'class', 'classes')}" if classes else "")
 
 
 def _time_tile(data: ReportData) -> tuple[str, str]:
@@ -89,17 +89,17 @@ def _time_tile(data: ReportData) -> tuple[str, str]:
     return duration(sum(used)) if used else "–", data.environment.get("machine", "")
 
 
-def _interval(scores: Sequence[CaseScore]) -> tuple[float, float] | None:
+def _interval(cases: Sequence[CaseDice]) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of the foreground mean over cases; None below five cases."""
-    if len(scores) < 5:
+    if len(cases) < 5:
         return None
-    names = list(mean_by_target(scores))
-    table = np.array([[score.dice.get(name, math.nan) for name in names] for score in scores])
+    names = list(mean_by_class(cases))
+    table = np.array([[one.dice.get(name, math.nan) for name in names] for one in cases])
     known = np.isfinite(table)
     filled = np.where(known, table, 0.0)
     rng = np.random.default_rng(0)
     # How often each case is drawn, instead of the drawn cases themselves: one matrix product does the rest.
-    draws = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=1000).astype(float)
+    draws = rng.multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=1000).astype(float)
     weight = draws @ known
     means = np.divide(draws @ filled, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
     usable = np.isfinite(means)
@@ -111,15 +111,15 @@ def _interval(scores: Sequence[CaseScore]) -> tuple[float, float] | None:
 def _summary(data: ReportData) -> list[str]:
     """Return the report in a few plain sentences."""
     sentences = []
-    structures = f" to outline {listing(list(data.label_names.values()))}" if data.label_names else ""
+    classes = f" to outline {listing(list(data.label_names.values()))}" if data.label_names else ""
     if data.trainings:
         folds: dict[str, int] = {}
         for curve in data.trainings:
             folds[curve.configuration] = folds.get(curve.configuration, 0) + 1
         networks = listing([f"{count(n, 'network')} of the configuration {name}" for name, n in folds.items()])
-        sentences.append(f"segfit trained {networks} on {data.dataset}{structures}.")
+        sentences.append(f"segfit trained {networks} on {data.dataset}{classes}.")
     elif data.plan is not None:
-        sentences.append(f"segfit has planned a model for {data.dataset}{structures}; nothing has been trained yet.")
+        sentences.append(f"segfit has planned a model for {data.dataset}{classes}; nothing has been trained yet.")
     else:
         sentences.append(f"segfit has not planned a model for {data.dataset} yet.")
     if data.selection is not None:
@@ -136,14 +136,14 @@ def _summary(data: ReportData) -> list[str]:
     return sentences
 
 
-def _extremes(scores: Sequence[CaseScore]) -> list[str]:
-    means = {name: value for name, value in mean_by_target(scores).items() if math.isfinite(value)}
-    worst = min((s for s in scores if math.isfinite(s.mean)), key=lambda s: s.mean)
+def _extremes(cases: Sequence[CaseDice]) -> list[str]:
+    means = {name: value for name, value in mean_by_class(cases).items() if math.isfinite(value)}
+    worst = min((s for s in cases if math.isfinite(s.mean)), key=lambda s: s.mean)
     hardest = min(means, key=lambda name: means[name])
     case = f"the hardest case is {worst.case} ({dice(worst.mean)})."
     if len(means) == 1:
         return [case[0].upper() + case[1:]]
-    return [f"The hardest structure is {hardest} ({dice(means[hardest])}), {case}"]
+    return [f"The hardest class is {hardest} ({dice(means[hardest])}), {case}"]
 
 
 def _warnings(data: ReportData) -> list[str]:
@@ -160,17 +160,17 @@ def _warnings(data: ReportData) -> list[str]:
 
 
 def _missed(data: ReportData) -> list[str]:
-    """Return where a structure was missed that the model otherwise finds; a network at fault says nothing of labels."""
+    """Return where a class was missed that the model otherwise finds; a network at fault says nothing of labels."""
     verdict = data.verdict or Verdict(level="good")
     if verdict.level == "failed":
         return []
-    unlearned = verdict.structures("not_learned")
+    unlearned = verdict.classes("not_learned")
     found = []
-    for kind, scores in (("cross-validation", data.validation), ("the test set", data.test)):
-        missed = [s.case for s in scores if any(v == 0 for name, v in s.dice.items() if name not in unlearned)]
+    for kind, cases in (("cross-validation", data.validation), ("the test set", data.test)):
+        missed = [s.case for s in cases if any(v == 0 for name, v in s.dice.items() if name not in unlearned)]
         if missed:
             found.append(
-                f"In {kind} at least one structure was missed completely (Dice 0) in {count(len(missed), 'case')}: "
+                f"In {kind} at least one class was missed completely (Dice 0) in {count(len(missed), 'case')}: "
                 f"{listing(missed, 4)}. Look at these cases first; a wrong reference label is a common cause."
             )
     return found

@@ -10,13 +10,13 @@ import numpy as np
 
 from segfit.planning.plan import StageForecast
 from segfit.report import figures, overlays
-from segfit.report.data import CaseScore, ReportData, StageUse, TrainingCurve, foreground_mean, mean_by_target
+from segfit.report.data import CaseDice, ReportData, StageUse, TrainingCurve, foreground_mean, mean_by_class
 from segfit.words import count, dice, duration, gigabytes, number
 
-__all__ = ["examples", "found", "resources", "scores", "training"]
+__all__ = ["dice_by_case", "examples", "found", "resources", "training"]
 
 _MAX_CELLS = 20_000  # of a per-case table; the worst cases come first
-_MAX_LINES = 8  # structures in one figure
+_MAX_LINES = 8  # classes in one figure
 
 
 def training(trainings: Sequence[TrainingCurve]) -> list[dict[str, Any]] | None:
@@ -26,8 +26,8 @@ def training(trainings: Sequence[TrainingCurve]) -> list[dict[str, Any]] | None:
     groups = []
     for number_, name in enumerate(dict.fromkeys(curve.configuration for curve in trainings)):
         curves = sorted((c for c in trainings if c.configuration == name), key=lambda curve: curve.fold)
-        targets = list(dict.fromkeys(target for curve in curves for target in curve.dice))
-        shown = _hardest(curves, targets)
+        classes = list(dict.fromkeys(class_ for curve in curves for class_ in curve.dice))
+        shown = _hardest(curves, classes)
         prefix = f"train{number_}"
         drawn = [figures.loss_figure(curves, prefix)]
         if shown:
@@ -48,8 +48,8 @@ def training(trainings: Sequence[TrainingCurve]) -> list[dict[str, Any]] | None:
                     }
                     for curve in curves
                 ],
-                "targets": [{"name": target, "colour": figures.colour(i)} for i, target in enumerate(shown)],
-                "hidden": len(targets) - len(shown),
+                "classes": [{"name": class_, "colour": figures.colour(i)} for i, class_ in enumerate(shown)],
+                "hidden": len(classes) - len(shown),
             }
         )
     return groups
@@ -61,15 +61,15 @@ def found(data: ReportData) -> dict[str, Any] | None:
     if selection is None:
         return None
     candidates = sorted(selection.candidates, key=lambda c: -c.mean_dice if math.isfinite(c.mean_dice) else math.inf)
-    targets = list(dict.fromkeys(name for candidate in candidates for name in candidate.dice))
+    classes = list(dict.fromkeys(name for candidate in candidates for name in candidate.dice))
     return {
-        "targets": targets if len(targets) <= _MAX_LINES else [],
+        "classes": classes if len(classes) <= _MAX_LINES else [],
         "candidates": [
             {
                 "name": candidate.name,
                 "mean": dice(candidate.mean_dice),
                 "bar": _percent(candidate.mean_dice),
-                "dice": [dice(candidate.dice.get(name)) for name in targets],
+                "dice": [dice(candidate.dice.get(name)) for name in classes],
                 "note": candidate.note,
                 "winner": candidate.name == selection.winner,
             }
@@ -84,11 +84,11 @@ def found(data: ReportData) -> dict[str, Any] | None:
     }
 
 
-def scores(cases: Sequence[CaseScore]) -> dict[str, Any] | None:
-    """Return one row per target with its distribution, and one row per case, the worst first."""
+def dice_by_case(cases: Sequence[CaseDice]) -> dict[str, Any] | None:
+    """Return one row per class with its distribution, and one row per case, the worst first."""
     if not cases:
         return None
-    means = mean_by_target(cases)
+    means = mean_by_class(cases)
     values = {name: [case.dice.get(name, math.nan) for case in cases] for name in means}
     finite = [v for column in values.values() for v in column if math.isfinite(v)]
     low = max(0.0, min(0.8, math.floor(10 * min(finite, default=0.0)) / 10))
@@ -97,7 +97,7 @@ def scores(cases: Sequence[CaseScore]) -> dict[str, Any] | None:
     return {
         "mean": dice(foreground_mean(cases)),
         "axis": figures.strip_axis(low),
-        "targets": [
+        "classes": [
             {
                 "name": name,
                 "strip": figures.strip(column, low, fill=figures.colour(i)),
@@ -194,13 +194,13 @@ def _combined(values: Sequence[float | None], *, add: bool) -> float | None:
     return (sum(known) if add else max(known)) if known else None
 
 
-def _hardest(curves: Sequence[TrainingCurve], targets: Sequence[str]) -> list[str]:
-    """Return at most `_MAX_LINES` targets: those with the lowest last values, in declared order."""
-    if len(targets) <= _MAX_LINES:
-        return list(targets)
-    last = {name: np.nanmean([_last_finite(c.dice.get(name, ())) or 0.0 for c in curves]) for name in targets}
-    keep = set(sorted(targets, key=lambda name: last[name])[:_MAX_LINES])
-    return [name for name in targets if name in keep]
+def _hardest(curves: Sequence[TrainingCurve], classes: Sequence[str]) -> list[str]:
+    """Return at most `_MAX_LINES` classes: those with the lowest last values, in declared order."""
+    if len(classes) <= _MAX_LINES:
+        return list(classes)
+    last = {name: np.nanmean([_last_finite(c.dice.get(name, ())) or 0.0 for c in curves]) for name in classes}
+    keep = set(sorted(classes, key=lambda name: last[name])[:_MAX_LINES])
+    return [name for name in classes if name in keep]
 
 
 def _last_finite(values: Sequence[float]) -> float | None:

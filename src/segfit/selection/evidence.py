@@ -78,8 +78,8 @@ class Evidence:
     def held_by(self) -> dict[str, int]:
         """Return the number of training cases that hold each class."""
         return {
-            target.name: sum(any(case.label_voxels.get(v) for v in target.values) for case in self.fingerprint.cases)
-            for target in self.validation.classes
+            class_.name: sum(any(case.label_voxels.get(v) for v in class_.values) for case in self.fingerprint.cases)
+            for class_ in self.validation.classes
         }
 
     def seconds_for(self, steps: int) -> float:

@@ -78,11 +78,11 @@ def decide_postprocessing(
 
     for group in _disjoint_runs(scheme.classes) if len(scheme.classes) > 1 else []:
         removed = [case.removed for case in _count(pairs, scheme, steps, group, workers, progress)]
-        for target in group:
-            cleaned = [_Counts(k, r).without(target.values) for k, r in zip(current, removed, strict=True)]
-            old, new = (_summary(pairs, histograms, [target]).mean[target.name] for histograms in (current, cleaned))
+        for class_ in group:
+            cleaned = [_Counts(k, r).without(class_.values) for k, r in zip(current, removed, strict=True)]
+            old, new = (_summary(pairs, histograms, [class_]).mean[class_.name] for histograms in (current, cleaned))
             if _dice(new) > _dice(old):
-                steps.append(_step(target))
+                steps.append(_step(class_))
                 current = cleaned
                 after = _summary(pairs, current, scheme.classes)
     return PostprocessingDecision(tuple(steps), before, after)
@@ -120,27 +120,27 @@ def _count_case(
     kept = joint_histogram(prediction, reference, scheme)
     removed = np.zeros_like(kept)
     boxes = label_boxes(prediction)
-    for target in candidates:
-        found = strays(prediction, target.values, boxes)
+    for class_ in candidates:
+        found = strays(prediction, class_.values, boxes)
         if found is not None:
             box, mask = found
             removed += joint_histogram(prediction[box][mask], reference[box][mask], scheme)
     return _Counts(kept, removed)
 
 
-def _disjoint_runs(targets: Sequence[LabelClass]) -> list[list[LabelClass]]:
-    """Split the targets, in order, into runs without common labels: a step of a run changes none of its others."""
+def _disjoint_runs(classes: Sequence[LabelClass]) -> list[list[LabelClass]]:
+    """Split the classes, in order, into runs without common labels: a step of a run changes none of its others."""
     runs: list[list[LabelClass]] = [[]]
-    for target in targets:
-        if any(set(target.values) & set(other.values) for other in runs[-1]):
+    for class_ in classes:
+        if any(set(class_.values) & set(other.values) for other in runs[-1]):
             runs.append([])
-        runs[-1].append(target)
+        runs[-1].append(class_)
     return runs
 
 
-def _summary(pairs: Sequence[Pair], histograms: Sequence[_Histogram], targets: Sequence[LabelClass]) -> Summary:
-    cases = [pair.with_metrics(metrics_from_histogram(h, targets)) for pair, h in zip(pairs, histograms, strict=True)]
-    return summarize(cases, targets)
+def _summary(pairs: Sequence[Pair], histograms: Sequence[_Histogram], classes: Sequence[LabelClass]) -> Summary:
+    cases = [pair.with_metrics(metrics_from_histogram(h, classes)) for pair, h in zip(pairs, histograms, strict=True)]
+    return summarize(cases, classes)
 
 
 def _improves_foreground(before: Summary, after: Summary) -> bool:
@@ -154,5 +154,5 @@ def _dice(metrics: MeanMetrics) -> float:
     return math.nan if metrics.dice is None else metrics.dice
 
 
-def _step(target: LabelClass) -> PostprocessingStep:
-    return PostprocessingStep(values=target.values, text=f"keep only the largest connected component of {target.name}")
+def _step(class_: LabelClass) -> PostprocessingStep:
+    return PostprocessingStep(values=class_.values, text=f"keep only the largest connected component of {class_.name}")

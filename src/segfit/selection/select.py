@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import AliasChoices, Field
+
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, StageError
 from segfit.evaluation.summary import Pair, Summary
@@ -13,7 +15,7 @@ from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress
 from segfit.selection.postprocess import decide_postprocessing
 
-__all__ = ["Candidate", "CandidateScores", "Choice", "Selection", "select", "select_winner"]
+__all__ = ["Candidate", "CandidateDice", "Choice", "Selection", "select", "select_winner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +40,19 @@ class Choice:
     notes: tuple[str, ...]
 
 
-class CandidateScores(Record):
+class CandidateDice(Record):
     """Cross-validated Dice of a candidate; None where no case gives a value."""
 
     members: tuple[str, ...]
     mean_dice: float | None  # over classes that have a value, what is compared
-    per_target: dict[str, float | None]  # by name of the class
+    per_class: dict[str, float | None] = Field(validation_alias=AliasChoices("per_class", "per_target"))  # its old name
     per_fold: dict[int, float | None]  # mean Dice of the fold's cases
 
 
 class Selection(Document):
     """What cross-validation chose, and from what."""
 
-    candidates: tuple[CandidateScores, ...]
+    candidates: tuple[CandidateDice, ...]
     winner: tuple[str, ...]  # configurations whose probabilities are averaged
     reason: str
     notes: tuple[str, ...]
@@ -108,7 +110,7 @@ def select(
     choice = select_winner(candidates)
     decision = decide_postprocessing(pairs_of(choice.winner), scheme, workers=workers, progress=progress)
     return Selection(
-        candidates=tuple(_scores(candidate, folds) for candidate in candidates),
+        candidates=tuple(_dice(candidate, folds) for candidate in candidates),
         winner=choice.winner.members,
         reason=choice.reason,
         notes=choice.notes,
@@ -119,12 +121,12 @@ def select(
     )
 
 
-def _scores(candidate: Candidate, folds: Mapping[int, Sequence[str]]) -> CandidateScores:
+def _dice(candidate: Candidate, folds: Mapping[int, Sequence[str]]) -> CandidateDice:
     summary = candidate.summary
-    return CandidateScores(
+    return CandidateDice(
         members=candidate.members,
         mean_dice=summary.mean_dice,
-        per_target={name: one.dice for name, one in summary.mean.items()},
+        per_class={name: one.dice for name, one in summary.mean.items()},
         per_fold={fold: summary.subset(cases).mean_dice for fold, cases in sorted(folds.items())},
     )
 

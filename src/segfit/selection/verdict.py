@@ -70,7 +70,7 @@ class Finding(Record):
 
     code: _Code
     level: Literal["remark", "doubtful", "failed"]
-    structures: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()
     numbers: dict[str, float] = {}
     text: str  # what was found, one sentence that names no case
@@ -98,9 +98,9 @@ class Verdict(Record):
         told = [item.text if item.names_cases else f"{item.text} {item.action}".strip() for item in self.findings]
         return {"level": self.level, "headline": self.headline, "findings": told}
 
-    def structures(self, *codes: str) -> frozenset[str]:
+    def classes(self, *codes: str) -> frozenset[str]:
         """Return the classes that findings of these codes concern."""
-        return frozenset(name for item in self.findings if item.code in codes for name in item.structures)
+        return frozenset(name for item in self.findings if item.code in codes for name in item.classes)
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -118,23 +118,23 @@ def judge(evidence: Evidence) -> Verdict:
 def _symptoms(evidence: Evidence) -> Iterator[Finding]:
     """Yield what the metrics of cross-validation say."""
     summary = evidence.validation
-    by_target = _with_reference(summary)
-    names, mean = list(by_target), summary.mean_dice or 0.0
+    by_class = _with_reference(summary)
+    names, mean = list(by_class), summary.mean_dice or 0.0
     total = count(len(summary.cases), "validated case")
     if names and not any(one.n_pred for case in summary.cases for one in case.metrics.values()):
         yield Finding(
             code="only_background",
             level="failed",
-            structures=tuple(names),
+            classes=tuple(names),
             cases=_worst_cases(summary, names),
             numbers={"cases": len(summary.cases)},
             text=f"The networks found nothing: every voxel of {total} was predicted as background.",
             action=_mending(evidence, names),
         )
         return
-    missed = [name for name, values in by_target.items() if max(values.values()) < _UNLEARNED]
+    missed = [name for name, values in by_class.items() if max(values.values()) < _UNLEARNED]
     if missed:
-        cases = max(len(by_target[name]) for name in missed)
+        cases = max(len(by_class[name]) for name in missed)
         grave = len(missed) >= _MANY * len(names) and (cases > 1 or mean < _USELESS)
         which = f"{listing(missed)} {'was' if len(missed) == 1 else 'were'} not learned"
         if len(names) > 2 and len(missed) > 1:
@@ -144,9 +144,9 @@ def _symptoms(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             code="not_learned",
             level="failed" if grave else "doubtful",
-            structures=tuple(missed),
+            classes=tuple(missed),
             cases=_worst_cases(summary, missed),
-            numbers={"structures": len(missed), "of": len(names), "cases": cases},
+            numbers={"classes": len(missed), "of": len(names), "cases": cases},
             text=f"{which}: the Dice is below {_UNLEARNED:g} in {where} that has {them}.",
             action=_mending(evidence, missed),
         )
@@ -172,7 +172,7 @@ def _symptoms(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 code="poor",
                 level=level,
-                structures=tuple(poor),
+                classes=tuple(poor),
                 cases=_worst_cases(summary, list(poor)),
                 numbers={"dice": min(poor.values())},
                 text=f"The mean Dice is below {high:g} for {told}; thin and small classes often stay there.",
@@ -247,7 +247,7 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             code="few_cases",
             level="doubtful" if len(few) >= _MANY * len(held) else "remark",
-            structures=tuple(few),
+            classes=tuple(few),
             numbers={"cases": min(held[name] for name in few)},
             text=f"Fewer than {_FEW_CASES} of {count(total, 'training case')} have {listing(few)}.",
             action=f"Label {'it' if len(few) == 1 else 'them'} in more cases.",
@@ -258,7 +258,7 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             code="not_validated",
             level="doubtful",
-            structures=tuple(unknown),
+            classes=tuple(unknown),
             numbers={"cases": max(held[name] for name in unknown)},
             text=f"No validated case has {listing(unknown)}: how good the model is at that is not known.",
             action=_more_validated(evidence) or f"Label {listing(unknown)} in more cases.",
@@ -336,8 +336,8 @@ def _mending(evidence: Evidence, names: Sequence[str]) -> str:
 
 def _worst_cases(summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
     """Return the three cases with the lowest Dice of any of the classes."""
-    by_target = _with_reference(summary)
-    ranked = sorted((value, case) for name in names for case, value in by_target.get(name, {}).items())
+    by_class = _with_reference(summary)
+    ranked = sorted((value, case) for name in names for case, value in by_class.get(name, {}).items())
     return tuple(dict.fromkeys(case for _, case in ranked))[:3]
 
 

@@ -34,9 +34,12 @@ def training_identity(
     data : names the content of the cases
     start : identity of the training that it starts from
     """
+    seen = configuration.model_dump(mode="json")
+    preprocessing = seen["preprocessing"]
+    preprocessing["resample_scores"] = preprocessing.pop("resample_logits")  # the name in the identities there are
     return content_hash(
         {
-            "configuration": configuration.model_dump(mode="json"),
+            "configuration": seen,
             "recipe": recipe.model_dump(mode="json"),
             "labels": labels.model_dump(mode="json"),
             "train": list(cases_train),

@@ -133,7 +133,7 @@ class CaseValidation:
             CaseMetrics(case=name, prediction_file="", reference_file="", metrics=metrics)
             for name, metrics in self._evaluate(self.schedule.cases).items()
         ]
-        dice: dict[str, float | None] = {target.name: None for target in self._labels.classes}
+        dice: dict[str, float | None] = {class_.name: None for class_ in self._labels.classes}
         mean = None
         if scored:
             summary = summarize(scored, self._labels.classes)
@@ -195,7 +195,7 @@ def tile_count(shape: Sequence[int], patch: Sequence[int]) -> int:
 def varied(cases: Sequence[TrainingCase], labels: LabelScheme) -> list[TrainingCase]:
     """Return at most eight cases: first those with classes still missing, then those of sizes still missing."""
     ranked = sorted(cases, key=lambda case: (prod(case.shape), case.id))
-    held = [{target.name for target in labels.classes if len(case.locations.get(target.name, ()))} for case in ranked]
+    held = [{class_.name for class_ in labels.classes if len(case.locations.get(class_.name, ()))} for case in ranked]
     missing = set().union(*held)
     chosen: list[int] = []
 

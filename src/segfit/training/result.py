@@ -43,7 +43,7 @@ class ValidationPoint(Record):
     step: int
     seconds: float
     share: float  # share of the budget that was used
-    dice: dict[str, float | None]  # by target name, mean over the cases
+    dice: dict[str, float | None]  # by name of the class, mean over the cases
     mean: float | None  # mean of the defined ones
 
 

@@ -43,7 +43,7 @@ class TrainingCase(Protocol):
 
     @property
     def locations(self) -> Mapping[str, NDArray[np.int32]]:
-        """Sampled voxels of every target, (n, spatial axes) each, by target name."""
+        """Sampled voxels of every class, (n, spatial axes) each, by name of the class."""
 
     def image(self, region: Region | None = None) -> NDArray[np.float32]:
         """Return the image, (c, *spatial), or a region of it."""
@@ -99,7 +99,7 @@ class PatchSampler:
     ----------
     cases : drawn from with replacement
     weights : how often each case is drawn, relative to the others; alike when absent
-    labels : names the targets that forced foreground chooses from
+    labels : names the classes that forced foreground chooses from
     channels : image channels
     sample_patch, patch : what is cut out and what the network sees of it; one axis less than the cases have when a
         two-dimensional network looks at slices of volumes (along axis 0)
@@ -129,7 +129,7 @@ class PatchSampler:
         self._sample_patch = tuple(sample_patch)
         self._forced = forced_foreground(batch_size, foreground_share)
         self._has_ignore = labels.ignore_value is not None
-        self._keys = (*(target.name for target in labels.classes), ANNOTATED)
+        self._keys = (*(class_.name for class_ in labels.classes), ANNOTATED)
         self._seed = seed
 
     def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:

@@ -121,8 +121,8 @@ def describe(dataset: Dataset) -> tuple[str, str]:
         extra.append("one label file per class, later ones over earlier ones")
     stored = dataset.labels.stored_values
     classes = [
-        f"{target.name} = {', '.join(str(stored[value]) for value in target.values)}"
-        for target in dataset.labels.classes
+        f"{class_.name} = {', '.join(str(stored[value]) for value in class_.values)}"
+        for class_ in dataset.labels.classes
     ]
     if dataset.labels.ignore_value is not None:
         classes.append(f"ignore = {stored[dataset.labels.ignore_value]}")

@@ -123,7 +123,7 @@ def masks_of(
     """Return the masks of a case in the order in which they are painted: that of the declared classes."""
     if scheme is None:
         return ()
-    values = {target.name: target.values[0] for target in scheme.labels if len(target.values) == 1}
+    values = {class_.name: class_.values[0] for class_ in scheme.labels if len(class_.values) == 1}
     for name in sorted(set(files) - set(values)):
         problem = f'{files[name].name} is a mask of the class "{name}", which is not declared'
         problems.append(Problem(case, problem, f"declare it or remove it; declared are {', '.join(values)}"))
