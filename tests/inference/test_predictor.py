@@ -49,6 +49,21 @@ def test_a_local_network_gives_its_own_output_everywhere(
     np.testing.assert_allclose(logits.numpy(), image * np.array([1, 2, 3]).reshape(3, 1, 1, 1), rtol=2e-6, atol=1e-6)
 
 
+def test_any_function_is_a_network(configuration: Callable[..., Configuration]) -> None:
+    image = np.random.default_rng(0).normal(size=(1, 9, 13, 25)).astype(np.float32)
+    logits = Predictor(configuration(), LABELS, [lambda x: torch.cat([x, -x, 2 * x], 1)], (0,), CPU).logits(image)
+    np.testing.assert_allclose(logits.numpy(), image * np.array([1, -1, 2]).reshape(3, 1, 1, 1), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [lambda x: x, lambda x: torch.cat([x] * 3, 1)[..., :1]])
+def test_outputs_of_another_shape_are_refused(
+    configuration: Callable[..., Configuration], function: Callable[[Tensor], Tensor]
+) -> None:
+    with pytest.raises(StageError) as refused:
+        Predictor(configuration(), LABELS, [function], (), CPU).logits(np.zeros((1, 8, 12, 12), np.float32))
+    assert "(1, 3, " in refused.value.problem
+
+
 def test_constant_in_constant_out(configuration: Callable[..., Configuration]) -> None:
     predictor = Predictor(configuration(patch=(16, 16, 16)), LABELS, [Scale()], (), CPU)
     logits = predictor.logits(np.full((1, 23, 40, 31), 0.3, np.float32))

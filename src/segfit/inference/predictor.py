@@ -6,7 +6,7 @@ place in the tile. Sums are float32 whatever the arithmetic of the networks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -59,7 +59,8 @@ class Predictor:
     ----------
     configuration : patch size and number of axes the networks see
     labels : decides the number of outputs
-    networks : one per fold, with deep supervision off; all of them stay on the device, in evaluation mode
+    networks : one per fold: any functions of views ``(b, c, *patch)`` that return logits ``(b, num_outputs, *patch)``
+        on the same device. Modules have deep supervision off; they stay on the device, in evaluation mode
     mirror_axes : network axes flipped at test time; every axis doubles the work, () means none
     tile_step : distance of neighbouring tiles as a share of the patch, in (0, 1]
     precision : arithmetic of the forward pass; falls back to fp32 where the device lacks it
@@ -73,7 +74,7 @@ class Predictor:
         self,
         configuration: Configuration,
         labels: LabelScheme,
-        networks: Sequence[nn.Module],
+        networks: Sequence[Callable[[Tensor], Tensor]],
         mirror_axes: Sequence[int],
         device: torch.device,
         tile_step: float = 0.5,
@@ -100,7 +101,10 @@ class Predictor:
         if channels_last:
             layout = torch.channels_last if configuration.ndim == 2 else torch.channels_last_3d
         self.layout = layout
-        self.networks = [network.to(device, memory_format=layout).eval() for network in networks]  # type: ignore[call-overload]
+        self.networks = networks
+        self._modules = [network for network in networks if isinstance(network, nn.Module)]
+        for module in self._modules:
+            module.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.batch = batch or default_batch(configuration, device)
 
     @torch.inference_mode()
@@ -155,12 +159,12 @@ class Predictor:
         if placement.compute == self.device:
             return self._slide(image, placement, dtype, progress)
         try:  # for this case only: the next one tries the device again
-            for network in self.networks:
-                network.to(placement.compute)
+            for module in self._modules:
+                module.to(placement.compute)
             return self._slide(image, placement, None, progress)
         finally:
-            for network in self.networks:
-                network.to(self.device)
+            for module in self._modules:
+                module.to(self.device)
 
     def _slide(
         self, image: NDArray[np.float32], placement: _Placement, dtype: torch.dtype | None, progress: Progress
@@ -209,6 +213,12 @@ class Predictor:
             result: Tensor = self.networks[0](views).float()
             for network in self.networks[1:]:
                 result = result + network(views).float()
+        expected = (views.shape[0], self.num_outputs, *views.shape[2:])
+        if result.shape != expected:  # it might be broadcast otherwise
+            raise StageError(
+                f"the network made an array of shape {tuple(result.shape)} of views of shape {tuple(views.shape)}, "
+                f"where {expected} is expected"
+            )
         return result
 
 

@@ -22,6 +22,7 @@ from segfit.evaluation.summary import CaseMetrics, summarize
 from segfit.inference.predictor import Predictor
 from segfit.inference.tiles import tile_starts
 from segfit.labels import LabelScheme
+from segfit.networks.outputs import decode
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.learner import Learner
 from segfit.training.result import ValidationPoint
@@ -162,7 +163,7 @@ class CaseValidation:
                 reference = case.labels()
                 assert reference is not None, f"case {name} was preprocessed without labels"
                 try:
-                    prediction = self._labels.to_labels(predictor.logits(case.image()).cpu().numpy())
+                    prediction = decode(predictor.logits(case.image()), self._labels)
                 except MemoryShortageError:
                     raise
                 except StageError:
