@@ -16,6 +16,7 @@ from segfit.files import (
     Record,
     content_hash,
     hash_file,
+    new_folder,
     read_json,
     remove_leftovers,
     write_bytes,
@@ -82,6 +83,17 @@ def test_nan_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(tmp_path / "a.json", float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_takes_its_place_when_it_is_filled_or_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "above" / "model"
+    for content in ("old", "newer"):
+        with new_folder(target) as folder:
+            (folder / content).touch()
+        assert [path.name for path in target.iterdir()] == [content]
+    with pytest.raises(FileNotFoundError), new_folder(target) as folder:
+        (folder / "missing" / "half").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["above", "model", "newer"]
 
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
 
@@ -20,6 +21,7 @@ __all__ = [
     "Record",
     "content_hash",
     "hash_file",
+    "new_folder",
     "read_json",
     "remove_leftovers",
     "replace_folder",
@@ -107,16 +109,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def replace_folder(source: Path, target: Path) -> None:
-    """Put a copy of a folder in the place of another one: made beside it, then renamed."""
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=target.parent))
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` once it is filled; after an error it is gone.
+
+    A crash leaves what was there or nothing, and at most a hidden folder beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=path.parent))
     try:
-        copy = shutil.copytree(source, partial / target.name, ignore=shutil.ignore_patterns(_PARTIAL_PREFIX + "*"))
-        if target.exists():
-            target.rename(partial / "before")
-        copy.rename(target)
+        new = partial / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(partial / "before")
+        new.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put a copy of a folder in the place of another one."""
+    with new_folder(target) as new:
+        shutil.copytree(source, new, ignore=shutil.ignore_patterns(_PARTIAL_PREFIX + "*"), dirs_exist_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

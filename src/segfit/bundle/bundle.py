@@ -10,8 +10,6 @@ Checksums of the weights stand in the manifest. Importing this module and readin
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
-from segfit.files import Document, Record, content_hash, hash_file, read_json, write_bytes, write_text
+from segfit.files import Document, Record, content_hash, hash_file, new_folder, read_json, write_bytes, write_text
 from segfit.images.formats import described
 from segfit.labels import Exchange, LabelScheme
 from segfit.specs import Configuration
@@ -34,7 +32,6 @@ __all__ = ["MANIFEST", "Bundle", "Member", "ModelManifest", "card", "open_bundle
 
 MANIFEST = "model.json"
 _CARD = "card.md"
-_PARTIAL = ".partial-model-"
 _UNSEALED = ("seal", "name", "intended_use", "limits", "licence")  # people may write these
 
 
@@ -139,9 +136,7 @@ def write_bundle(
     assert set(weights) == set(manifest.files), (set(weights), manifest.files)
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not a segfit model", "choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
-    try:
+    with new_folder(folder) as partial:
         for name, content in weights.items():
             write_bytes(partial / name, content.read_bytes() if isinstance(content, Path) else _serialize(content))
         checksums = {name: hash_file(partial / name) for name in sorted(weights)}
@@ -149,13 +144,6 @@ def write_bundle(
         manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump(mode="json"))})
         write_text(partial / _CARD, card(manifest))
         manifest.save(partial / MANIFEST)
-        partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return manifest
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.files import new_folder
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, optional_package, reading
 from segfit.words import numbers
@@ -118,23 +117,14 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
         "axes": placement["axes"],
         "datasets": [{"path": "0", "coordinateTransformations": transformations}],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
-    try:
-        group = zarr.create_group(str(partial), zarr_format=2, overwrite=True, attributes={"multiscales": [multiscale]})
+    with new_folder(path) as folder:
+        group = zarr.create_group(str(folder), zarr_format=2, overwrite=True, attributes={"multiscales": [multiscale]})
         group.create_array(
             "0",
             data=array,
             chunks=tuple(map(min, _CHUNK_VOXELS[-array.ndim :], array.shape)),
             chunk_key_encoding={"name": "v2", "separator": "/"},
         )
-        partial.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 @dataclass(frozen=True, slots=True)
