@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
 
-from segfit.errors import InputError
 from segfit.files import Record
-from segfit.images.formats import split_ending
+from segfit.images.formats import known_ending
 from segfit.labels import LabelScheme
 from segfit.words import count, listing
 
@@ -75,10 +73,8 @@ class Dataset(Record):
     @property
     def image_ending(self) -> str:
         """Ending of most training images, `segfit.images.formats.FOLDER` for DICOM series."""
-        found: Counter[str] = Counter()
-        for path in (path for case in self.training for path in case.images):
-            with suppress(InputError):  # told by the check
-                found[split_ending(path)[1]] += 1
+        endings = (known_ending(path) for case in self.training for path in case.images)
+        found = Counter(ending for ending in endings if ending)  # the check tells of others
         return found.most_common(1)[0][0] if found else self.file_ending
 
     def resampling_labels(self, wanted: bool = True) -> Dataset:

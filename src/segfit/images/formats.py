@@ -28,6 +28,7 @@ __all__ = [
     "find_format",
     "full_name",
     "is_image_folder",
+    "known_ending",
     "label_ending",
     "num_voxels",
     "read_case",
@@ -213,16 +214,23 @@ def described(ending: str, noun: str = "") -> str:
     return "DICOM series" if ending == FOLDER else f"{ending} {noun}".strip()
 
 
-def split_ending(name: str | Path) -> tuple[str, str]:
-    """Return ``(stem, ending)`` of a name, the ending as written; `InputError` for an unknown ending.
+def known_ending(name: str | Path) -> str:
+    """Return the known ending of a name as written, nothing for another one.
 
     The path of a folder without a known ending has the ending `FOLDER`; so has a name that ends in it.
     """
     if isinstance(name, Path):
         name = full_name(name)
-    for ending in ENDINGS:  # the longer one of two that end alike stands first
-        if name.lower().endswith(ending) and len(name) > len(ending):
-            return name[: -len(ending)], name[-len(ending) :]
+    # The longer one of two that end alike stands first.
+    return next((name[-len(end) :] for end in ENDINGS if name.lower().endswith(end) and len(name) > len(end)), "")
+
+
+def split_ending(name: str | Path) -> tuple[str, str]:
+    """Return ``(stem, ending)`` of a name as `known_ending` tells it; `InputError` for an unknown ending."""
+    name = full_name(name) if isinstance(name, Path) else name
+    ending = known_ending(name)
+    if ending:
+        return name.removesuffix(ending), ending
     found = Path(name).suffix
     if found.lower() in _SLICES:
         raise InputError(f"{name} is a slice of a DICOM series", "give the folder of the series")

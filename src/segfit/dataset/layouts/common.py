@@ -23,10 +23,10 @@ from segfit.images.formats import (
     find_format,
     full_name,
     is_image_folder,
+    known_ending,
     num_voxels,
     read_image,
     read_label,
-    split_ending,
 )
 from segfit.images.image import FileError, problem_of
 from segfit.labels import LabelScheme
@@ -43,7 +43,6 @@ __all__ = [
     "endings_found",
     "found_channels",
     "found_labels",
-    "has_ending",
     "hidden_files",
     "is_count",
     "is_there",
@@ -84,14 +83,6 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def has_ending(name: str) -> bool:
-    """Whether a name ends like an image file."""
-    try:
-        return bool(split_ending(name))
-    except InputError:
-        return False
-
-
 def hidden_files(folders: Iterable[Path]) -> list[Problem]:
     """Return one warning that names the hidden files of some folders, if there are any."""
     found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if path.name[0] == "."]
@@ -104,12 +95,7 @@ def hidden_files(folders: Iterable[Path]) -> list[Problem]:
 
 def endings_found(paths: Sequence[Path]) -> str:
     """Say which endings some files have, or nothing for no file."""
-    counts: Counter[str] = Counter()
-    for path in paths:
-        try:
-            counts[described(split_ending(path)[1])] += 1
-        except InputError:
-            counts[path.suffix or path.name] += 1
+    counts = Counter(described(known_ending(path)) or path.suffix or path.name for path in paths)
     return f" (found {', '.join(f'{n} {ending}' for ending, n in counts.most_common(3))})" if counts else ""
 
 
@@ -329,7 +315,7 @@ def found_channels(cases: Sequence[Case]) -> tuple[str, ...]:
 
 def label_ending(cases: Sequence[Case], problems: list[Problem]) -> str | None:
     """Return the ending that most label files have; None, with a problem, if there is none or it is lossy."""
-    counts = Counter(split_ending(path)[1] for case in cases for path in case.label_files)
+    counts = Counter(known_ending(path) for case in cases for path in case.label_files)
     if not counts:
         return None
     ending = counts.most_common(1)[0][0]

@@ -22,7 +22,6 @@ from segfit.dataset.layouts.common import (
     declared_dataset,
     declared_labels,
     endings_found,
-    has_ending,
     hidden_files,
     is_count,
     is_there,
@@ -33,7 +32,7 @@ from segfit.dataset.layouts.names import composed, likely_partner
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
-from segfit.images.formats import ENDINGS, FOLDER, described, full_name, split_ending
+from segfit.images.formats import ENDINGS, FOLDER, described, full_name, known_ending
 
 __all__ = ["compare_sizes", "read", "recognises"]
 
@@ -131,7 +130,7 @@ def _label_ending(root: Path, raw: Mapping[str, Any], ending: str | None) -> str
         names = [str(entry.get("label")) for entry in listed.values() if isinstance(entry, dict)]
     else:
         names = [path.name for path in visible_files(root / "labelsTr")]
-    found = Counter(split_ending(name)[1] for name in names if has_ending(name))
+    found = Counter(known_ending(name) for name in names if known_ending(name))
     return found.most_common(1)[0][0] if found else ENDINGS[FOLDER].label_ending
 
 
@@ -203,7 +202,7 @@ def _folder_cases(
 def _misnamed(path: Path, ending: str) -> Problem:
     """Say what is wrong with the name of an image file without a channel number."""
     stem = _stem(path, ending)
-    if has_ending(stem):
+    if known_ending(stem):
         return Problem(path.name, "has its ending twice", f"rename it to {stem}")
     right = path.name.replace(stem, f"{stem}_0000", 1)
     return Problem(path.name, "has no channel number in its name", f"rename it to {right} (first channel)")
@@ -221,7 +220,7 @@ def _other_endings(folder: Path, ending: str) -> list[Problem]:
     return [
         Problem(path.name, f"is in {folder.name} but {wanted}; it is ignored", action, False)
         for path, name in names.items()
-        if not name.endswith(ending) and has_ending(name)
+        if not name.endswith(ending) and known_ending(name)
     ]
 
 

@@ -25,6 +25,7 @@ from segfit.dataset.layouts.common import (
     channel_problems,
     declaration_of,
     declared_channels,
+    declared_dataset,
     declared_labels,
     endings_found,
     found_channels,
@@ -35,8 +36,8 @@ from segfit.dataset.layouts.common import (
 )
 from segfit.dataset.layouts.names import composed, likely_partner
 from segfit.dataset.manifest import Case, Dataset, Mask
-from segfit.errors import InputError, Problem
-from segfit.images.formats import split_ending
+from segfit.errors import Problem
+from segfit.images.formats import known_ending, split_ending
 from segfit.labels import LabelScheme
 
 __all__ = ["masks_of", "names_as_labels", "read", "recognises"]
@@ -61,8 +62,7 @@ def recognises(path: Path) -> bool:
     if found is None or not set(declaration_of(path)) <= {"labels", "channel_names", "regions_class_order", "name"}:
         return False
     if found[0].name.lower() == "imagestr":
-        stems = [_stem(file) for file in visible_files(found[0])]
-        numbered = any(stem and CHANNEL_NUMBER.fullmatch(stem) for stem in stems)
+        numbered = any(map(CHANNEL_NUMBER.fullmatch, _stems(found[0]).values()))
         return not numbered and not (path / "dataset.json").exists()
     return True
 
@@ -103,18 +103,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         scheme = found_labels(cases, problems)
     channels = declared_channels(raw, problems) if "channel_names" in raw else found_channels(cases)
     ending = label_ending(cases, problems)
-    if scheme is None or channels is None or ending is None:
-        return None
-    return Dataset(
-        name=root.name,
-        root=root,
-        layout="paired",
-        channel_names=channels,
-        labels=scheme,
-        file_ending=ending,
-        num_training=len(cases),
-        training=tuple(cases),
-    )
+    return declared_dataset(root, "paired", raw, scheme, channels, ending, tuple(cases), ())
 
 
 def masks_of(
@@ -152,17 +141,14 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
     return (images[0], labels[0]) if images and labels else None
 
 
-def _stem(path: Path) -> str | None:
-    """Return the name of an image file without its ending; None for other files."""
-    try:
-        return split_ending(path)[0]
-    except InputError:
-        return None
+def _stems(folder: Path) -> dict[Path, str]:
+    """Return the names of the image files in a folder without their endings."""
+    return {path: split_ending(path)[0] for path in visible_files(folder) if known_ending(path)}
 
 
 def _image_files(folder: Path) -> dict[str, dict[int, Path]]:
     """Return case -> channel number -> file; numbers count as channels if all files have one."""
-    stems = {path: stem for path in visible_files(folder) if (stem := _stem(path)) is not None}
+    stems = _stems(folder)
     matches = {path: CHANNEL_NUMBER.fullmatch(stem) for path, stem in stems.items()}
     cases: dict[str, dict[int, Path]] = {}
     numbers = {int(match[2]) for match in matches.values() if match}
@@ -183,10 +169,7 @@ def _image_files(folder: Path) -> dict[str, dict[int, Path]]:
 def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path | dict[str, Path]]:
     """Return case -> label file, or case -> class -> file."""
     cases: dict[str, Path | dict[str, Path]] = {}
-    for path in visible_files(folder):
-        stem = _stem(path)
-        if stem is None:
-            continue
+    for path, stem in _stems(folder).items():
         suffix = _LABEL_SUFFIX.fullmatch(stem)
         name = composed(suffix[1] if suffix else stem)
         if name in cases:
@@ -194,7 +177,7 @@ def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path | dict
             problems.append(Problem(name, problem, "remove one of them"))
         cases.setdefault(name, path)
     for inside in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        masks = {stem: path for path in visible_files(inside) if (stem := _stem(path)) is not None}
+        masks = {stem: path for path, stem in _stems(inside).items()}
         if masks:
             cases.setdefault(composed(inside.name), masks)
     return cases

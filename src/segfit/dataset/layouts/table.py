@@ -33,7 +33,6 @@ from segfit.dataset.layouts.common import (
     declared_labels,
     found_channels,
     found_labels,
-    has_ending,
     is_there,
     json_problem,
     label_ending,
@@ -43,7 +42,7 @@ from segfit.dataset.layouts.paired import masks_of, names_as_labels
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import read_json
-from segfit.images.formats import is_image_folder, split_ending
+from segfit.images.formats import is_image_folder, known_ending, split_ending
 from segfit.labels import LabelScheme
 from segfit.words import count, listing
 
@@ -121,7 +120,7 @@ def names_images(root: Path) -> bool:
     assert path is not None
     rows, _ = _rows(path, [])
     return not rows or any(
-        has_ending(text) or (is_there(path.parent / text) and is_image_folder(path.parent / text))
+        known_ending(text) or (is_there(path.parent / text) and is_image_folder(path.parent / text))
         for row in rows
         for column, cell in row.items()
         if column not in ("case", "set", *_FACTS) and (text := cell.strip())
