@@ -11,6 +11,7 @@ from typing import Any
 
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
+from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem
@@ -43,6 +44,7 @@ __all__ = [
     "endings_found",
     "found_channels",
     "found_labels",
+    "grouped",
     "hidden_files",
     "is_count",
     "is_there",
@@ -102,6 +104,19 @@ def endings_found(paths: Sequence[Path]) -> str:
 def is_count(value: object) -> bool:
     """Whether a value of a JSON file is a number of things."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def grouped(files: Iterable[tuple[Path, str, int]]) -> dict[str, dict[int, Path]]:
+    """Return case -> channel number -> file of files with the names of their cases and their numbers.
+
+    Accents of names are composed, but two files whose names are then the same stay two cases.
+    """
+    cases: dict[str, dict[int, Path]] = {}
+    first: dict[str, Path] = {}
+    for path, name, number in files:
+        same = first.setdefault(composed(path.name), path) is not path
+        cases.setdefault(name if same else composed(name), {})[number] = path
+    return cases
 
 
 def channel_problems(name: str, numbered: Mapping[int, Path], expected: int) -> list[Problem]:

@@ -22,6 +22,7 @@ from segfit.dataset.layouts.common import (
     declared_dataset,
     declared_labels,
     endings_found,
+    grouped,
     hidden_files,
     is_count,
     is_there,
@@ -242,20 +243,10 @@ def _test_cases(
 
 def _channel_files(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Path]]:
     """Return case -> channel number -> file, and the files whose name has no channel number."""
-    cases: dict[str, dict[int, Path]] = {}
-    nameless: list[Path] = []
-    first: dict[str, Path] = {}
-    for path in visible_files(folder):
-        if not full_name(path).endswith(ending):
-            continue
-        match = CHANNEL_NUMBER.fullmatch(_stem(path, ending))
-        if match:
-            same = first.setdefault(composed(path.name), path) is not path  # two files of one name stay two cases
-            name = match[1] if same else composed(match[1])
-            cases.setdefault(name, {})[int(match[2])] = path
-        else:
-            nameless.append(path)
-    return cases, nameless
+    files = [path for path in visible_files(folder) if full_name(path).endswith(ending)]
+    matches = {path: CHANNEL_NUMBER.fullmatch(_stem(path, ending)) for path in files}
+    numbered = ((path, match[1], int(match[2])) for path, match in matches.items() if match)
+    return grouped(numbered), [path for path, match in matches.items() if not match]
 
 
 def _expected_files(files: Mapping[str, Mapping[int, Path]], channels: tuple[str, ...] | None, ending: str) -> int:

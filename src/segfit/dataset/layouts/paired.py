@@ -30,6 +30,7 @@ from segfit.dataset.layouts.common import (
     endings_found,
     found_channels,
     found_labels,
+    grouped,
     hidden_files,
     label_ending,
     visible_files,
@@ -47,9 +48,9 @@ _LABELS = (
     *("labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg"),
     *("annotations", "annotation", "ground_truth", "gt", "labelstr"),
 )
-_IMAGE_SUFFIX = re.compile(r"(.+?)[_-](?:image|img|scan|volume)", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(r"(?<=.)[_-](?:image|img|scan|volume)\Z", re.IGNORECASE)
 _LABEL_SUFFIX = re.compile(
-    r"(.+?)[_-](?:labels?|masks?|segs?|segmentations?|gt|annotations?|ground_?truth)", re.IGNORECASE
+    r"(?<=.)[_-](?:labels?|masks?|segs?|segmentations?|gt|annotations?|ground_?truth)\Z", re.IGNORECASE
 )
 
 
@@ -149,29 +150,18 @@ def _stems(folder: Path) -> dict[Path, str]:
 def _image_files(folder: Path) -> dict[str, dict[int, Path]]:
     """Return case -> channel number -> file; numbers count as channels if all files have one."""
     stems = _stems(folder)
-    matches = {path: CHANNEL_NUMBER.fullmatch(stem) for path, stem in stems.items()}
-    cases: dict[str, dict[int, Path]] = {}
-    numbers = {int(match[2]) for match in matches.values() if match}
-    first: dict[str, Path] = {}
-    channels = bool(stems) and all(matches.values()) and numbers == set(range(len(numbers)))
-    for path, stem in stems.items():
-        match = matches[path]
-        if channels and match:
-            name, number = match[1], int(match[2])
-        else:
-            suffix = _IMAGE_SUFFIX.fullmatch(stem)
-            name, number = suffix[1] if suffix else stem, 0
-        same = first.setdefault(composed(path.name), path) is not path  # two files of one name stay two cases
-        cases.setdefault(name if same else composed(name), {})[number] = path
-    return cases
+    matches = {path: match for path, stem in stems.items() if (match := CHANNEL_NUMBER.fullmatch(stem))}
+    numbers = {int(match[2]) for match in matches.values()}
+    if len(matches) == len(stems) and numbers == set(range(len(numbers))):
+        return grouped((path, match[1], int(match[2])) for path, match in matches.items())
+    return grouped((path, _IMAGE_SUFFIX.sub("", stem), 0) for path, stem in stems.items())
 
 
 def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path | dict[str, Path]]:
     """Return case -> label file, or case -> class -> file."""
     cases: dict[str, Path | dict[str, Path]] = {}
     for path, stem in _stems(folder).items():
-        suffix = _LABEL_SUFFIX.fullmatch(stem)
-        name = composed(suffix[1] if suffix else stem)
+        name = composed(_LABEL_SUFFIX.sub("", stem))
         if name in cases:
             problem = f"has two label files in {folder.name}: {path.name} is the second"
             problems.append(Problem(name, problem, "remove one of them"))
