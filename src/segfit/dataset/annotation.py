@@ -13,6 +13,7 @@ from segfit.dataset.manifest import Case
 from segfit.geometry import Grid
 from segfit.images.formats import read_label
 from segfit.images.image import FileError, Image
+from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 
 __all__ = ["LABEL_BYTES_PER_VOXEL", "count_values", "merged_masks", "read_labels"]
@@ -37,7 +38,7 @@ def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Im
     return on_image_grid(case, Image(scheme.to_inner(image.array), image.grid), grid)
 
 
-def merged_masks(case: Case) -> Image:
+def merged_masks(case: Case, files: OpenFiles | None = None) -> Image:
     """Return the inner label values of a case with one mask per class, on the grid of the masks.
 
     Masks are painted in their order: where two overlap, the later one wins. Raises `InputError` for a file that cannot
@@ -46,7 +47,7 @@ def merged_masks(case: Case) -> Image:
     assert case.masks, case.id
     first: Image | None = None
     for mask in case.masks:
-        image = read_label(mask.path, case.spacing_mm)
+        image = read_label(mask.path, case.spacing_mm, files)
         doubt = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
         if doubt:
             action = "save a lossless mask: 0 outside, one value inside"

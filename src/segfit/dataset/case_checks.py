@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from segfit.geometry import Grid
 from segfit.images import omezarr
 from segfit.images.formats import check, find_format, read_image, read_label
 from segfit.images.image import Image, Remark, problem_of
+from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 from segfit.words import count, numbers
 
@@ -51,81 +52,109 @@ class Finding:
         return None if self.spacing_mm is None else len(self.spacing_mm)
 
 
-def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool) -> Finding:
-    """Read the files of a case; `complete` says that no file is known to be missing."""
-    problems: list[Problem] = []
-    told: list[tuple[Path, Remark]] = []
-    bits: int | None = None
-    shown: Mapping[int, str] | None = None
+@dataclass(slots=True)
+class _Seen:
+    """What is known of a case, file by file."""
+
+    case: Case
+    problems: list[Problem] = field(default_factory=list)
+    remarks: list[tuple[Path, Remark]] = field(default_factory=list)
     grid: Grid | None = None
-    channels = 0
-    digest = hashlib.sha256()
-    for path in case.images:
-        try:
-            image = read_image(path, case.spacing_mm)
-        except InputError as error:
-            problems.append(problem_of(case.id, error, f"correct {path.name}", (path,)))
-            continue
-        channels += image.array.shape[0]
-        digest.update(repr(image.array.shape).encode())
-        digest.update(np.ascontiguousarray(image.array).data)
-        problems += _check_voxels(case, path, image.array)
-        told += [(path, remark) for remark in check(path, image) if all(remark != said for _, said in told)]
-        if grid is None:
-            grid = image.grid
-            unsigned = image.array.dtype.kind == "u" and find_format(path).same_depth
-            bits = 8 * image.array.dtype.itemsize if unsigned else None
-            told += [(path, remark) for remark in _header_remarks(grid)]
-        else:
-            problems += _check_grid(case, path, grid, image.grid, case.images[0])
-    readable = not any(problem.fatal for problem in problems)
-    if complete and readable and channels != expected:
-        problems.append(_wrong_channels(case, channels, expected))
-    values: frozenset[int] | None = None
-    if case.label_files:
-        last = case.label_files[-1]
-        try:
-            label = merged_masks(case) if case.masks else read_label(last, case.spacing_mm)
-        except InputError as error:
-            problems.append(problem_of(case.id, error, f"correct {last.name}"))
-        else:
-            values = frozenset(count_values(label.array))
-            if case.masks:
-                values = frozenset(labels.stored_values[value] for value in values)
-            problems += _check_values(case, last, values, labels, label)
-            format_ = find_format(last)
-            shown = None if format_.palette is None else format_.palette(last)
-            if format_.checks_labels:
-                told += [(last, remark) for remark in check(last, label) if all(remark != said for _, said in told)]
-            if grid is not None:
-                problems += _check_label_grid(case, last, grid, label)
-    whole = complete and readable and bool(case.images)
-    spacing = None if grid is None else grid.spacing_mm
+    channels: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    bits: int | None = None
+    label_values: frozenset[int] | None = None
+    colours: Mapping[int, str] | None = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether nothing is seriously wrong so far."""
+        return not any(problem.fatal for problem in self.problems)
+
+    def told(self, path: Path, image: Image, files: OpenFiles) -> None:
+        """Note what a file says beside its voxels."""
+        said = [remark for _, remark in self.remarks]
+        self.remarks += [(path, remark) for remark in check(path, image, files) if remark not in said]
+
+
+def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool) -> Finding:
+    """Read the files of a case, each once; `complete` says that no file is known to be missing."""
+    seen = _Seen(case)
+    with OpenFiles() as files:
+        for path in case.images:
+            _check_image(seen, path, files)
+        whole = complete and seen.readable
+        if whole and seen.channels != expected:
+            seen.problems.append(_wrong_channels(case, seen.channels, expected, files))
+        if case.label_files:
+            _check_label(seen, labels, files)
+    grid = seen.grid
     return Finding(
-        tuple(problems),
-        spacing,
-        values,
-        digest.hexdigest() if whole else None,
-        tuple(told),
-        shown,
-        bits,
+        tuple(seen.problems),
+        None if grid is None else grid.spacing_mm,
+        seen.label_values,
+        seen.digest.hexdigest() if whole and case.images else None,
+        tuple(seen.remarks),
+        seen.colours,
+        seen.bits,
         placed=grid is None or grid.affine is not None,
         sized=grid is None or grid.spacing_known,
     )
 
 
-def _wrong_channels(case: Case, channels: int, expected: int) -> Problem:
+def _check_image(seen: _Seen, path: Path, files: OpenFiles) -> None:
+    """Read an image file of a case and see whether it fits those before it."""
+    case = seen.case
+    try:
+        image = read_image(path, case.spacing_mm, files)
+    except InputError as error:
+        seen.problems.append(problem_of(case.id, error, f"correct {path.name}", (path,)))
+        return
+    seen.channels += image.array.shape[0]
+    seen.digest.update(repr(image.array.shape).encode())
+    seen.digest.update(np.ascontiguousarray(image.array).data)
+    seen.problems += _check_voxels(case, path, image.array)
+    seen.told(path, image, files)
+    if seen.grid is not None:
+        seen.problems += _check_grid(case, path, seen.grid, image.grid, case.images[0])
+        return
+    seen.grid = image.grid
+    unsigned = image.array.dtype.kind == "u" and find_format(path).same_depth
+    seen.bits = 8 * image.array.dtype.itemsize if unsigned else None
+    seen.remarks += [(path, remark) for remark in _header_remarks(image.grid)]
+
+
+def _check_label(seen: _Seen, labels: LabelScheme, files: OpenFiles) -> None:
+    """Read the annotation of a case and see whether it fits its images."""
+    case, last = seen.case, seen.case.label_files[-1]
+    try:
+        label = merged_masks(case, files) if case.masks else read_label(last, case.spacing_mm, files)
+    except InputError as error:
+        seen.problems.append(problem_of(case.id, error, f"correct {last.name}"))
+        return
+    values = frozenset(count_values(label.array))
+    seen.label_values = frozenset(labels.stored_values[value] for value in values) if case.masks else values
+    seen.problems += _check_values(case, last, seen.label_values, labels, label)
+    format_ = find_format(last)
+    seen.colours = None if format_.palette is None else format_.palette(last, files)
+    if format_.checks_labels:
+        seen.told(last, label, files)
+    if seen.grid is not None:
+        seen.problems += _check_label_grid(case, last, seen.grid, label)
+
+
+def _wrong_channels(case: Case, channels: int, expected: int, files: OpenFiles) -> Problem:
     """Return the problem of a case whose files hold another number of channels than the dataset has."""
-    files = ", ".join(path.name for path in case.images)
+    names = ", ".join(path.name for path in case.images)
     action = "declare as many channels as the files have, or correct the files"
     held = ""
     kind = find_format(case.images[0]).channel_kind
     if kind is not None:
-        held = f" ({'; '.join(dict.fromkeys(kind(path) for path in case.images))})"
+        held = f" ({'; '.join(dict.fromkeys(kind(path, files) for path in case.images))})"
         forms = {1: "as greyscale", 3: "as RGB without alpha", 4: "as RGBA"}
         if len(case.images) == 1 and expected in forms:
             action = f"save it {forms[expected]}; if all are like this one, declare as many channels as they have"
-    return Problem(case.id, f"{files}: {count(channels, 'channel')}{held}, the dataset has {expected}", action)
+    return Problem(case.id, f"{names}: {count(channels, 'channel')}{held}, the dataset has {expected}", action)
 
 
 def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:

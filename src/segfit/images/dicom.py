@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, optional_package, reading
+from segfit.images.open_files import OpenFiles, shared
 from segfit.words import count
 from segfit.words import numbers as shown
 
@@ -33,7 +34,7 @@ _DISTANCE_TOLERANCE, _ROUNDING_MM, _LARGEST_TOLERANCE = 0.01, 0.02, 0.1
 _TILT_TOLERANCE_PIXELS = 0.5  # half a pixel away from the straight stack, voxels no longer correspond
 _DIRECTION_TOLERANCE = 1e-4  # of the cosines in ImageOrientationPatient, written with about six digits (assumption)
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
-_MAGIC = b"DICM"  # behind 128 free bytes: PS3.10, 7.1
+_MAGIC, _MAGIC_AT = b"DICM", 128  # behind free bytes: PS3.10, 7.1
 _INDEX = "DICOMDIR"  # lists the files of a medium: PS3.10, 8.6
 # What places and groups slices; with these alone a header is read quickly.
 _PLACING = (
@@ -60,18 +61,19 @@ _EXPORT_AGAIN = "copy or export the series again; remove the file if it is not a
 def holds_slices(folder: Path, *, nested: bool = True) -> bool:
     """Return whether a folder has DICOM files directly inside; `nested`: or in a folder below."""
     try:
-        return _has_slices(folder) or (nested and any(_has_slices(inside) for inside in _folders(folder)))
+        with OpenFiles() as files:
+            return any(_has_slices(one, files) for one in (folder, *(_folders(folder) if nested else ())))
     except OSError:  # whoever reads the folder is told
         return False
 
 
-def files(path: Path) -> tuple[Path, ...]:
+def files(path: Path, files: OpenFiles | None = None) -> tuple[Path, ...]:
     """Return the DICOM files of a series; `FileError` where `read` would not know which series is meant."""
-    with reading(path):
-        return tuple(_dicom_files(_slices_folder(path)))
+    with reading(path), shared(files) as files:
+        return tuple(_dicom_files(_slices_folder(path, files), files))
 
 
-def read(path: Path) -> Image:
+def read(path: Path, files: OpenFiles | None = None) -> Image:
     """Read the series in a folder as (1, z, y, x), z along the normal of the slices.
 
     The dtype is the files', float32 where they rescale their values. Raises `FileError` for anything but one series of
@@ -79,8 +81,8 @@ def read(path: Path) -> Image:
     and where pydicom is not installed.
     """
     pydicom = _package(path)
-    with reading(path):
-        slices, grid = _series(path, _datasets(pydicom, path, headers_only=False))
+    with reading(path), shared(files) as files:
+        slices, grid = _series(path, _datasets(pydicom, path, files, headers_only=False))
     array: NDArray[Any] | None = None
     scaled = any(_rescale(dataset) != (1.0, 0.0) for dataset in slices)
     for number, dataset in enumerate(slices):
@@ -99,40 +101,41 @@ def read(path: Path) -> Image:
     return Image(array[None], grid)
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
     """Read the headers alone; raises `FileError` as `read` does."""
     pydicom = _package(path)
-    with reading(path):
-        return _series(path, _datasets(pydicom, path, headers_only=True))[1]
+    with reading(path), shared(files) as files:
+        return _series(path, _datasets(pydicom, path, files, headers_only=True))[1]
 
 
-def num_voxels(path: Path) -> int:
-    """Return the voxels if all files of the series are slices like the first; raises `FileError` as `read` does."""
-    slices = files(path)
-    first = _header(_package(path), slices[0])
-    if "Rows" in first and "Columns" in first:
-        return len(slices) * int(first.Rows) * int(first.Columns)
-    return prod(read_grid(path).shape)
+def num_voxels(path: Path, files: OpenFiles | None = None) -> int:
+    """Return the voxels if all files beside the first slice are slices like it; raises `FileError` as `read` does."""
+    with reading(path), shared(files) as files:
+        folder = _slices_folder(path, files)
+        first = _header(_package(path), next(_dicom_files(folder, files)), files)
+        if "Rows" in first and "Columns" in first:
+            return len(_visible_files(folder)) * int(first.Rows) * int(first.Columns)
+        return prod(read_grid(path, files).shape)
 
 
 def _package(path: Path) -> Any:
     return optional_package(path, "pydicom", "pydicom", "dicom")
 
 
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as handle:
-        return handle.read(132)[128:] == _MAGIC
+def _visible_files(folder: Path) -> list[Path]:
+    """Return the files directly inside a folder that may be slices, in order of their names."""
+    names = (path for path in sorted(folder.iterdir()) if path.name[0] != "." and path.name.upper() != _INDEX)
+    return [path for path in names if path.is_file()]
 
 
-def _dicom_files(folder: Path) -> Iterator[Path]:
+def _dicom_files(folder: Path, files: OpenFiles) -> Iterator[Path]:
     """Yield the DICOM files directly inside a folder, in order of their names."""
-    for path in sorted(folder.iterdir()):
-        if path.name[0] != "." and path.name.upper() != _INDEX and path.is_file() and _is_dicom(path):
-            yield path
+    length = _MAGIC_AT + len(_MAGIC)
+    return (path for path in _visible_files(folder) if files.start(path, length).endswith(_MAGIC, _MAGIC_AT))
 
 
-def _has_slices(folder: Path) -> bool:
-    return next(_dicom_files(folder), None) is not None
+def _has_slices(folder: Path, files: OpenFiles) -> bool:
+    return next(_dicom_files(folder, files), None) is not None
 
 
 def _folders(folder: Path, depth: int = _DEEPEST) -> Iterator[Path]:
@@ -143,51 +146,56 @@ def _folders(folder: Path, depth: int = _DEEPEST) -> Iterator[Path]:
             yield from _folders(path, depth - 1)
 
 
-def _slices_folder(path: Path) -> Path:
+def _slices_folder(path: Path, files: OpenFiles) -> Path:
     """Return the folder that has the slices directly inside: `path`, or the only such folder below it."""
-    if _has_slices(path):
+    if _has_slices(path, files):
         return path
-    inside = [folder for folder in _folders(path) if _has_slices(folder)]
+    inside = [folder for folder in _folders(path) if _has_slices(folder, files)]
     if len(inside) > 1:  # structure sets and the like may lie in folders of their own
         pydicom = _package(path)
-        inside = [folder for folder in inside if any(_is_picture(_header(pydicom, f)) for f in _dicom_files(folder))]
+        inside = [
+            folder
+            for folder in inside
+            if any(_is_picture(_header(pydicom, file, files)) for file in _dicom_files(folder, files))
+        ]
     if len(inside) > 1:
         names = ", ".join(folder.relative_to(path).as_posix() for folder in inside[:_SHOWN_FOLDERS])
         more = ", ..." if len(inside) > _SHOWN_FOLDERS else ""
         action = "keep the one series that is meant, all its slices in one folder"
         raise FileError(path, f"has slices in {len(inside)} folders: {names}{more}", action)
     if not inside:
-        _require_no_damaged_slice(path)
+        _require_no_damaged_slice(path, files)
         raise FileError(path, *_NO_IMAGES)
     return inside[0]
 
 
-def _header(pydicom: Any, file: Path) -> Any:
-    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_PLACING))
+def _header(pydicom: Any, file: Path, files: OpenFiles) -> Any:
+    return pydicom.dcmread(files.at_start(file), stop_before_pixels=True, specific_tags=list(_PLACING))
 
 
 def _is_picture(dataset: Any) -> bool:
     return "Rows" in dataset and "Columns" in dataset
 
 
-def _datasets(pydicom: Any, path: Path, *, headers_only: bool) -> list[Any]:
+def _datasets(pydicom: Any, path: Path, files: OpenFiles, *, headers_only: bool) -> list[Any]:
     """Return the images among the files of a folder: what has rows and columns of pixels."""
-    folder = _slices_folder(path)
+    folder = _slices_folder(path, files)
     datasets: list[Any] = []
-    for file in _dicom_files(folder):
+    for file in _dicom_files(folder, files):
         with reading(file):
-            dataset = _header(pydicom, file) if headers_only else pydicom.dcmread(file)
+            dataset = _header(pydicom, file, files) if headers_only else pydicom.dcmread(files.at_start(file))
         if _is_picture(dataset):
             datasets.append(dataset)
         elif _should_be_picture(dataset):
             raise FileError(file, "is truncated or damaged (an image without rows and columns)", _EXPORT_AGAIN)
-    _require_no_damaged_slice(folder)
+    _require_no_damaged_slice(folder, files)
     if not datasets:
         raise FileError(path, *_NO_IMAGES)
     series = datasets[0].get("SeriesInstanceUID")
     for inside in _folders(folder):
-        other = next(_dicom_files(inside), None)
-        if other is not None and series is not None and _header(pydicom, other).get("SeriesInstanceUID") == series:
+        other = next(_dicom_files(inside, files), None)
+        found = None if other is None else _header(pydicom, other, files).get("SeriesInstanceUID")
+        if found is not None and found == series:
             problem = f"has slices of its series also in the folder {inside.relative_to(folder).as_posix()}"
             raise FileError(folder, problem, "put all slices of the series into one folder, each once")
     return datasets
@@ -200,9 +208,9 @@ def _should_be_picture(dataset: Any) -> bool:
     return image and dataset.get("Modality") not in _NO_PICTURES
 
 
-def _require_no_damaged_slice(folder: Path) -> None:
+def _require_no_damaged_slice(folder: Path, files: OpenFiles) -> None:
     """Raise `FileError` for a file that is no DICOM file but is named like one, or but for digits as the slices are."""
-    slices = set(_dicom_files(folder))
+    slices = set(_dicom_files(folder, files))
     names = {_without_digits(file) for file in slices}
     for file in sorted(set(folder.iterdir()) - slices):
         named = _SLICE_NAME.fullmatch(file.name) or _without_digits(file) in names

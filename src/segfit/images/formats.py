@@ -15,6 +15,7 @@ from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
 from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, png_jpeg, tiff
 from segfit.images.image import FileError, Image, LabelMap, Remark
+from segfit.images.open_files import OpenFiles, shared
 from segfit.labels import smallest_dtype
 from segfit.words import numbers
 
@@ -47,7 +48,7 @@ class Format:
     Parameters
     ----------
     name : for messages
-    read, read_grid : from a path; see `read_image` and `read_grid`
+    read, read_grid : from a path, which may be among files that are open; see `read_image` and `read_grid`
     num_voxels : where that is quicker to tell than the grid; see `num_voxels`
     read_label : where labels are decoded otherwise than images; None: by `read`
     write : a label map to a path; None: this format is not for labels, for the reason in
@@ -64,20 +65,20 @@ class Format:
     """
 
     name: str
-    read: Callable[[Path], Image]
-    read_grid: Callable[[Path], Grid]
-    num_voxels: Callable[[Path], int] | None = None
-    read_label: Callable[[Path], Image] | None = None
+    read: Callable[[Path, OpenFiles | None], Image]
+    read_grid: Callable[[Path, OpenFiles | None], Grid]
+    num_voxels: Callable[[Path, OpenFiles | None], int] | None = None
+    read_label: Callable[[Path, OpenFiles | None], Image] | None = None
     write: Callable[[Path, LabelMap], None] | None = None
     unfit: str = ""
     remedy: str = "save labels as .nii.gz"
     label_ending: str = ".nii.gz"
     multichannel: bool = False
-    files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
-    check: Callable[[Path, Image], tuple[Remark, ...]] = lambda *_: ()
+    files: Callable[[Path, OpenFiles | None], tuple[Path, ...]] = lambda path, _: (path,)
+    check: Callable[[Path, Image, OpenFiles | None], tuple[Remark, ...]] = lambda *_: ()
     checks_labels: bool = False
-    channel_kind: Callable[[Path], str] | None = None
-    palette: Callable[[Path], dict[int, str]] | None = None
+    channel_kind: Callable[[Path, OpenFiles | None], str] | None = None
+    palette: Callable[[Path, OpenFiles | None], dict[int, str]] | None = None
     same_depth: bool = False
     oriented: bool = False
 
@@ -93,15 +94,15 @@ def _by(write: Callable[[Path, NDArray[Any], Grid], None]) -> Callable[[Path, La
     return lambda path, labels: write(path, labels.array, labels.grid)
 
 
-def _inside(path: Path) -> tuple[Path, ...]:
+def _inside(path: Path, _: OpenFiles | None) -> tuple[Path, ...]:
     """Return all files of a folder, in order."""
     return tuple(sorted(part for part in path.rglob("*") if part.is_file()))
 
 
-def _unsized(action: str) -> Callable[[Path, Image], tuple[Remark, ...]]:
+def _unsized(action: str) -> Callable[[Path, Image, OpenFiles | None], tuple[Remark, ...]]:
     """Return the check of a format whose volumes may lack their voxel size."""
     remark = Remark("has no voxel size; 1 mm is assumed", action)
-    return lambda _, image: () if image.grid.spacing_known or image.grid.ndim == 2 else (remark,)
+    return lambda _, image, __: () if image.grid.spacing_known or image.grid.ndim == 2 else (remark,)
 
 
 _HEADER_SIZE = _unsized("write the true voxel size and directions into its header")
@@ -111,7 +112,7 @@ _NIFTI = Format(
     read=nifti.read,
     read_grid=nifti.read_grid,
     write=_by(nifti.write),
-    check=lambda path, _: nifti.remarks(path),
+    check=lambda path, _, files: nifti.remarks(path, files),
     checks_labels=True,
     oriented=True,
 )
@@ -121,7 +122,7 @@ _NRRD = Format(
     read_grid=nrrd.read_grid,
     write=_by(nrrd.write),
     check=_HEADER_SIZE,
-    files=lambda path: (path, *nrrd.companions(path)),
+    files=lambda path, files: (path, *nrrd.companions(path, files)),
 )
 _METAIMAGE = Format(
     name="MetaImage",
@@ -129,7 +130,7 @@ _METAIMAGE = Format(
     read_grid=metaimage.read_grid,
     write=_by(metaimage.write),
     check=_HEADER_SIZE,
-    files=lambda path: (path, *metaimage.companions(path)),
+    files=lambda path, files: (path, *metaimage.companions(path, files)),
 )
 _PICTURE = Format(
     name="PNG or BMP",
@@ -138,7 +139,7 @@ _PICTURE = Format(
     read_label=png_jpeg.read_label,
     write=_write_picture,
     multichannel=True,
-    check=lambda path, _: png_jpeg.remarks(path),
+    check=lambda path, _, files: png_jpeg.remarks(path, files),
     channel_kind=png_jpeg.kind,
     palette=png_jpeg.colours,
     same_depth=True,
@@ -158,17 +159,17 @@ _TIFF = Format(
     read_label=tiff.read_label,
     write=_by(tiff.write),
     multichannel=True,
-    check=lambda path, image: tiff.remarks(path) + _FILE_SIZE(path, image),
+    check=lambda path, image, files: tiff.remarks(path, files) + _FILE_SIZE(path, image, files),
     same_depth=True,
 )
 _OMEZARR = Format(
     name="OME-Zarr",
-    read=omezarr.read,
-    read_grid=omezarr.read_grid,
+    read=lambda path, _: omezarr.read(path),
+    read_grid=lambda path, _: omezarr.read_grid(path),
     write=_by(omezarr.write),
     multichannel=True,
     files=_inside,
-    check=lambda path, _: omezarr.remarks(path),
+    check=lambda path, *_: omezarr.remarks(path),
     checks_labels=True,
 )
 _DICOM = Format(
@@ -253,13 +254,13 @@ def label_ending(ending: str) -> str:
     return ending if format_.write is not None else format_.label_ending
 
 
-def files_of(path: Path) -> tuple[Path, ...]:
+def files_of(path: Path, files: OpenFiles | None = None) -> tuple[Path, ...]:
     """Return every file that an image consists of: itself, what its header points to, or what its folder holds.
 
     Files beside it that may exist or not (the spacing file of a TIFF stack) are not among them. Raises `InputError` for
     an unknown ending and a header that cannot be read.
     """
-    return find_format(path).files(path)
+    return find_format(path).files(path, files)
 
 
 def is_image_folder(path: Path, *, nested: bool = True) -> bool:
@@ -271,7 +272,7 @@ def is_image_folder(path: Path, *, nested: bool = True) -> bool:
     return path.is_dir() and (path.name.lower().endswith(_NAMED) or dicom.holds_slices(path, nested=nested))
 
 
-def read_image(path: Path, spacing_mm: Sequence[float] | None = None) -> Image:
+def read_image(path: Path, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None) -> Image:
     """Read one file: channels first, dtype as stored (float32 where the file scales its values).
 
     Volumes are (c, z, y, x), the volumes of a 4D file being its channels; pictures (c, y, x). Raises `InputError`
@@ -281,14 +282,17 @@ def read_image(path: Path, spacing_mm: Sequence[float] | None = None) -> Image:
     ----------
     spacing_mm : voxel size that is known from elsewhere, one for all axes or one per axis in array order; for files
         that do not say it. Raises `InputError` where a file says another.
+    files : those that are open; each that is read is opened once, here or by whoever looks into it further
     """
-    image = find_format(path).read(path)
+    with shared(files) as files:
+        image = find_format(path).read(path, files)
     return Image(image.array, _sized(path, image.grid, spacing_mm))
 
 
 def read_grid(path: Path, spacing_mm: Sequence[float] | None = None) -> Grid:
     """Read where the voxels are, from the header alone where the format allows it; see `read_image`."""
-    return _sized(path, find_format(path).read_grid(path), spacing_mm)
+    with OpenFiles() as files:
+        return _sized(path, find_format(path).read_grid(path, files), spacing_mm)
 
 
 def _sized(path: Path, grid: Grid, spacing_mm: Sequence[float] | None) -> Grid:
@@ -307,13 +311,14 @@ def _sized(path: Path, grid: Grid, spacing_mm: Sequence[float] | None) -> Grid:
     return grid
 
 
-def check(path: Path, image: Image) -> tuple[Remark, ...]:
+def check(path: Path, image: Image, files: OpenFiles | None = None) -> tuple[Remark, ...]:
     """Return what the user should know of a file beside its voxels: contradictions, what is ignored, what is missing.
 
     `image` is what was read from it, or from the case that it belongs to. None for a file that cannot be read.
     """
     try:
-        return find_format(path).check(path, image)
+        with shared(files) as files:
+            return find_format(path).check(path, image, files)
     except InputError:
         return ()  # whoever reads it says why
 
@@ -325,21 +330,26 @@ def num_voxels(path: Path) -> int:
     """
     try:
         format_ = find_format(path)
-        return prod(format_.read_grid(path).shape) if format_.num_voxels is None else format_.num_voxels(path)
+        with OpenFiles() as files:
+            if format_.num_voxels is None:
+                return prod(format_.read_grid(path, files).shape)
+            return format_.num_voxels(path, files)
     except InputError:
         return 1
 
 
-def read_case(paths: Sequence[Path], spacing_mm: Sequence[float] | None = None) -> Image:
+def read_case(
+    paths: Sequence[Path], spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None
+) -> Image:
     """Read the channel files of one case and stack them as float32 (c, *spatial); the grid is the first file's.
 
     Files that store the same voxels in another order of axes are turned (`Grid.turn`). Raises `InputError` if a file
-    cannot be read or the files do not share one grid (`Grid.mismatch`). `spacing_mm` as in `read_image`.
+    cannot be read or the files do not share one grid (`Grid.mismatch`). `spacing_mm` and `files` as in `read_image`.
     """
     assert paths
     images: list[Image] = []
     for path in paths:
-        image = read_image(path, spacing_mm)
+        image = read_image(path, spacing_mm, files)
         if images:
             image = image.turned_to(images[0].grid)
         difference = images[0].grid.mismatch(image.grid) if images else ""
@@ -352,16 +362,18 @@ def read_case(paths: Sequence[Path], spacing_mm: Sequence[float] | None = None) 
     return Image(stacked, images[0].grid)
 
 
-def read_label(path: Path, spacing_mm: Sequence[float] | None = None) -> Image:
+def read_label(path: Path, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None) -> Image:
     """Read a label map as (1, *spatial), int16, or int32 where values need it.
 
     Floating-point files are accepted if every value is an integer. Raises `InputError` otherwise, for more than one
-    channel, and for lossy formats. `spacing_mm` is that of its image, for files that do not say it.
+    channel, and for lossy formats. `spacing_mm` is that of its image, for files that do not say it; `files` as in
+    `read_image`.
     """
     format_ = find_format(path)
     if format_.write is None:
         raise FileError(path, f"is {format_.name}, {format_.unfit}", format_.remedy)
-    image = (format_.read_label or format_.read)(path)
+    with shared(files) as files:
+        image = (format_.read_label or format_.read)(path, files)
     array = image.array
     if array.shape[0] != 1:
         raise FileError(path, f"has {array.shape[0]} channels", "save labels as one channel of label values")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, Problem
 from segfit.geometry import AxisMap, Grid
+from segfit.images.open_files import OpenFiles, opened
 from segfit.labels import LabelScheme
 
 __all__ = [
@@ -114,9 +115,9 @@ def reading(path: Path) -> Iterator[None]:
         raise FileError(path, f"cannot be read ({reason})", COPY_AGAIN) from error
 
 
-def foreign(path: Path, expected: str) -> FileError:
+def foreign(path: Path, expected: str, files: OpenFiles | None = None) -> FileError:
     """Return what is wrong with a file that does not begin as `expected`, such as "a TIFF file"."""
-    with reading(path), path.open("rb") as handle:
+    with reading(path), opened(path, files) as handle:
         start = handle.read(32)
     if not start:
         return FileError(path, "is empty", COPY_AGAIN)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
 from segfit.images.image import COPY_AGAIN, FileError, Image, mm_per_unit, reading
+from segfit.images.open_files import OpenFiles, opened
 from segfit.images.raw_voxels import COMPRESSION_LEVEL, Payload, TextHeader, numbers, whole_numbers
 from segfit.words import numbers as shown
 
@@ -38,36 +39,36 @@ _GEOMETRY = struct.Struct("<4s3d3d9d")
 _MARK = b"META"
 
 
-def read(path: Path) -> Image:
+def read(path: Path, files: OpenFiles | None = None) -> Image:
     """Read a file as (c, z, y, x) or (c, y, x); dtype as stored, in native byte order.
 
     Components of a voxel and the volumes of a 4D file are channels. Raises `FileError` for missing, truncated, overlong
     or foreign files and impossible geometry.
     """
     with reading(path):
-        header = _Header.of(path)
+        header = _Header.of(path, files)
         grid = header.grid()
-        array = header.payload().read()
+        array = header.payload().read(files)
     if header.channels() > 1:
         array = np.moveaxis(array, -1, 0)
     return Image(np.ascontiguousarray(array.reshape(-1, *grid.shape)), grid)
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
     """Read the header alone; raises `FileError` as `read` does."""
     with reading(path):
-        header = _Header.of(path)
+        header = _Header.of(path, files)
         header.payload()
         return header.grid()
 
 
-def companions(path: Path) -> tuple[Path, ...]:
+def companions(path: Path, files: OpenFiles | None = None) -> tuple[Path, ...]:
     """Return the file that holds the voxels of a detached header, nothing for files that are whole.
 
     Raises `FileError` if the voxels lie in several files.
     """
     with reading(path):
-        part = _Header.of(path).detached()
+        part = _Header.of(path, files).detached()
     return () if part is None else (part,)
 
 
@@ -126,9 +127,9 @@ class _Header(TextHeader):
     """The fields of a MetaImage."""
 
     @classmethod
-    def of(cls, path: Path) -> _Header:
+    def of(cls, path: Path, files: OpenFiles | None) -> _Header:
         fields: dict[str, str] = {}
-        with path.open("rb") as handle:
+        with opened(path, files) as handle:
             while (line := handle.readline(_LONGEST_LINE)) and handle.tell() < _LARGEST_HEADER:
                 name, equals, value = line.decode("utf-8", "replace").partition("=")
                 if not equals and line.strip():

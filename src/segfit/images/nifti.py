@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from segfit.files import write_bytes
 from segfit.geometry import Grid, canonical_map, is_invertible
 from segfit.images.image import FileError, Image, Remark, reading
+from segfit.images.open_files import OpenFiles, opened
 
 __all__ = ["read", "read_grid", "remarks", "write"]
 
@@ -48,13 +49,13 @@ _GEOMETRY_FIELDS = (
 )
 
 
-def read(path: Path) -> Image:
+def read(path: Path, files: OpenFiles | None = None) -> Image:
     """Read a file as (1, z, y, x), (c, z, y, x) if it is 4D, or (1, y, x) if its header has two axes.
 
     The dtype is the file's, in native byte order; float32 where the header scales (``scl_slope``). Raises `FileError`
     for missing, truncated or foreign files, several series of volumes, colour volumes and impossible spacings.
     """
-    with reading(path), _unpacked(path) as stream:
+    with reading(path), _unpacked(path, files) as stream:
         start = stream.read(_LARGEST_HEADER)
         header, raw = _parse(path, start)
         grid, volumes = _grid(path, header, raw)
@@ -81,9 +82,9 @@ def read(path: Path) -> Image:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[BinaryIO]:
+def _unpacked(path: Path, files: OpenFiles | None) -> Iterator[BinaryIO]:
     """Open a file for reading, unpacked if it is gzipped."""
-    with path.open("rb") as handle:
+    with opened(path, files) as handle:
         start = handle.read(2)
         handle.seek(0)
         if start != _GZIP_MAGIC:
@@ -99,10 +100,10 @@ def _unpacked(path: Path) -> Iterator[BinaryIO]:
                 raise FileError(path, "has trailing data after the gzip stream", action) from error
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
     """Read the header alone; raises `FileError` as `read` does."""
     with reading(path):
-        return _grid(path, *_parse(path, _start(path)))[0]
+        return _grid(path, *_parse(path, _start(path, files)))[0]
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -122,9 +123,9 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
     write_bytes(path, content)
 
 
-def _start(path: Path) -> bytes:
+def _start(path: Path, files: OpenFiles | None) -> bytes:
     """Return the first bytes of what a file holds, a whole header if it has one."""
-    with path.open("rb") as handle:
+    with opened(path, files) as handle:
         content = handle.read(_FIRST_BYTES)
     if content[:2] != _GZIP_MAGIC:
         return content[:_LARGEST_HEADER]
@@ -245,14 +246,14 @@ def _scaling(path: Path, header: Any) -> tuple[float, float]:
     return slope, intercept
 
 
-def remarks(path: Path) -> tuple[Remark, ...]:
+def remarks(path: Path, files: OpenFiles | None = None) -> tuple[Remark, ...]:
     """Return what a header says in two ways.
 
     Which of two forms counts is a matter of taste: nibabel and FSL take the sform first, as is done here; ITK takes it
     first only if its code is 1 and its axes are at right angles (5.4, measured).
     """
     with reading(path):
-        header, raw = _parse(path, _start(path))
+        header, raw = _parse(path, _start(path, files))
         grid, _ = _grid(path, header, raw)
     found: list[Remark] = []
     forms = {} if grid.affine is None else dict(_forms(header))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
 from segfit.images.image import COPY_AGAIN, FileError, Image, mm_per_unit, reading
+from segfit.images.open_files import OpenFiles, opened
 from segfit.images.raw_voxels import COMPRESSION_LEVEL, Encoding, Payload, TextHeader, numbers, whole_numbers
 from segfit.words import numbers as shown
 
@@ -64,36 +65,36 @@ _TEXT = re.compile(r'"([^"]*)"')
 _Meaning = TypeVar("_Meaning")
 
 
-def read(path: Path) -> Image:
+def read(path: Path, files: OpenFiles | None = None) -> Image:
     """Read a file as (c, z, y, x) or (c, y, x); dtype as stored, in native byte order.
 
     Raises `FileError` for missing, truncated, overlong or foreign files, complex values and impossible geometry.
     """
     with reading(path):
-        header = _Header.of(path)
+        header = _Header.of(path, files)
         grid, spatial = header.grid()
-        array = header.payload().read()
+        array = header.payload().read(files)
     others = [axis for axis in range(len(header.sizes)) if axis not in spatial]
     last = len(header.sizes) - 1  # of the array, whose axes stand in the opposite order
     array = array.transpose([last - axis for axis in (*others, *reversed(spatial))])
     return Image(np.ascontiguousarray(array.reshape(-1, *grid.shape)), grid)
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
     """Read the header alone; raises `FileError` as `read` does."""
     with reading(path):
-        header = _Header.of(path)
+        header = _Header.of(path, files)
         header.payload()
         return header.grid()[0]
 
 
-def companions(path: Path) -> tuple[Path, ...]:
+def companions(path: Path, files: OpenFiles | None = None) -> tuple[Path, ...]:
     """Return the file that holds the voxels of a detached header, nothing for files that are whole.
 
     Raises `FileError` if the voxels lie in several files.
     """
     with reading(path):
-        part = _Header.of(path).detached()
+        part = _Header.of(path, files).detached()
     return () if part is None else (part,)
 
 
@@ -137,9 +138,9 @@ class _Header(TextHeader):
     sizes: tuple[int, ...]  # fastest axis first
 
     @classmethod
-    def of(cls, path: Path) -> _Header:
+    def of(cls, path: Path, files: OpenFiles | None) -> _Header:
         fields: dict[str, str] = {}
-        with path.open("rb") as handle:
+        with opened(path, files) as handle:
             magic = handle.readline(_LONGEST_LINE)
             if not magic:
                 raise FileError(path, "is empty", COPY_AGAIN)

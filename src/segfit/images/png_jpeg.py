@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from segfit.files import write_bytes
 from segfit.geometry import Grid
 from segfit.images import itk
 from segfit.images.image import COPY_AGAIN, FileError, Image, Remark, foreign, reading, require_room
+from segfit.images.open_files import OpenFiles, opened
 
 __all__ = ["colours", "kind", "read", "read_grid", "read_label", "remarks", "write"]
 
@@ -26,12 +28,12 @@ _GREY_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey values of 2 
 _OPAQUE = 255
 
 
-def read(path: Path) -> Image:
+def read(path: Path, files: OpenFiles | None = None) -> Image:
     """Read a picture as (c, y, x): 1 channel (grey), 3 (RGB) or 4 (RGBA), 8 or 16 bit as stored.
 
     Palette pictures become RGB (RGBA with transparency); transparency of grey pictures is dropped.
     """
-    with reading(path), _open(path) as picture:
+    with reading(path), _open(path, files) as picture:
         deep = _deep_mode(picture)
         if deep:
             if deep.startswith("LA"):
@@ -46,13 +48,13 @@ def read(path: Path) -> Image:
     return _image(pixels)
 
 
-def read_label(path: Path) -> Image:
+def read_label(path: Path, files: OpenFiles | None = None) -> Image:
     """Read a label picture as (1, y, x): grey values as stored, palette indices, or 0 and 1 of black and white.
 
     Colours are taken where they are grey everywhere and opaque. Raises `FileError` for other colours, transparency that
     is not the same everywhere, and JPEG.
     """
-    with reading(path), _open(path) as picture:
+    with reading(path), _open(path, files) as picture:
         if picture.format == "JPEG":
             action = "export the labels again as .png; converting this file keeps its errors"
             raise FileError(path, "is a JPEG image despite its name; JPEG changes label values", action)
@@ -75,16 +77,16 @@ def read_label(path: Path) -> Image:
     return _image(pixels.astype(np.uint8) if pixels.dtype == bool else pixels // step if step > 1 else pixels)
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
     """Read the size alone."""
-    with reading(path), _open(path) as picture:
+    with reading(path), _open(path, files) as picture:
         return Grid((picture.height, picture.width), (1.0, 1.0), spacing_known=False)
 
 
-def remarks(path: Path) -> tuple[Remark, ...]:
+def remarks(path: Path, files: OpenFiles | None = None) -> tuple[Remark, ...]:
     """Return what an image says that is not followed here: how it is turned, transparent, or to be printed."""
     found: list[Remark] = []
-    with reading(path), _open(path) as picture:
+    with reading(path), _open(path, files) as picture:
         if picture.getexif().get(_ORIENTATION, 1) not in (0, 1):
             problem = "is rotated or mirrored by its EXIF orientation, which is ignored"
             found.append(Remark(problem, "save it upright if its label was drawn on the displayed image"))
@@ -97,18 +99,18 @@ def remarks(path: Path) -> tuple[Remark, ...]:
     return tuple(found)
 
 
-def colours(path: Path) -> dict[int, str]:
+def colours(path: Path, files: OpenFiles | None = None) -> dict[int, str]:
     """Return the colours (``#ff0000``) in which the labels of a palette picture are shown; none for others."""
-    with reading(path), _open(path) as picture:
+    with reading(path), _open(path, files) as picture:
         if picture.mode != "P":
             return {}
         table, counts = picture.getpalette(), picture.histogram()
     return {n: f"#{bytes(table[3 * n : 3 * n + 3]).hex()}" for n in range(len(table) // 3) if counts[n]}
 
 
-def kind(path: Path) -> str:
+def kind(path: Path, files: OpenFiles | None = None) -> str:
     """Return what the channels of a picture are, for messages."""
-    with reading(path), _open(path) as picture:
+    with reading(path), _open(path, files) as picture:
         if picture.mode in ("P", "PA"):
             return "a palette, read as RGB" + " and alpha" * ("transparency" in picture.info)
         names = {"RGB": "RGB", "RGBA": "RGB and alpha", "CMYK": "CMYK, read as RGB"}
@@ -129,7 +131,8 @@ def write(path: Path, array: NDArray[Any]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path, files: OpenFiles | None) -> Iterator[Any]:
     """Open with the decoder that the first bytes ask for.
 
     Decoders are called directly: `PIL.Image.open` warns or fails above a size that honest microscopy reaches.
@@ -138,28 +141,26 @@ def _open(path: Path) -> Any:
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
 
-    with path.open("rb") as handle:
-        start = handle.read(8)
-    decoders: dict[bytes, Callable[[Path], Any]] = {
+    decoders: dict[bytes, Callable[[BinaryIO], Any]] = {
         _PNG_MAGIC: PngImageFile,
         b"\xff\xd8": JpegImageFile,
         b"BM": BmpImageFile,
     }
-    decoder = next((decoder for magic, decoder in decoders.items() if start.startswith(magic)), None)
-    if decoder is None:
-        raise foreign(path, "a PNG, JPEG or BMP image")
-    try:
-        picture = decoder(path)
-    except SyntaxError as error:  # how decoders say that a header is wrong
-        raise FileError(path, f"cannot be read (corrupt header: {error})", COPY_AGAIN) from None
-    try:
-        require_room(path, picture.size, picture.width * picture.height * len(picture.getbands()))
-        if getattr(picture, "n_frames", 1) > 1:
-            raise FileError(path, "is animated: it has several frames", "save the one that is meant")
-    except FileError:
-        picture.close()
-        raise
-    return picture
+    with opened(path, files) as handle:
+        start = handle.read(8)
+        handle.seek(0)
+        decoder = next((decoder for magic, decoder in decoders.items() if start.startswith(magic)), None)
+        if decoder is None:
+            raise foreign(path, "a PNG, JPEG or BMP image", files)
+        try:
+            picture = decoder(handle)
+        except SyntaxError as error:  # how decoders say that a header is wrong
+            raise FileError(path, f"cannot be read (corrupt header: {error})", COPY_AGAIN) from None
+        with picture:
+            require_room(path, picture.size, picture.width * picture.height * len(picture.getbands()))
+            if getattr(picture, "n_frames", 1) > 1:
+                raise FileError(path, "is animated: it has several frames", "save the one that is meant")
+            yield picture
 
 
 def _deep_mode(picture: Any) -> str:

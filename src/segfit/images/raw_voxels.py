@@ -18,6 +18,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from segfit.images.image import COPY_AGAIN, FileError
+from segfit.images.open_files import OpenFiles, opened
 from segfit.words import count as amount
 
 __all__ = ["COMPRESSION_LEVEL", "Encoding", "Payload", "TextHeader", "numbers", "whole_numbers"]
@@ -83,9 +84,9 @@ class Payload:
             )
             raise FileError(self.path, problem, "copy both files, or correct the name in its header")
 
-    def read(self) -> NDArray[Any]:
+    def read(self, files: OpenFiles | None = None) -> NDArray[Any]:
         """Return the array in native byte order; `FileError` unless there are exactly as many voxels as it needs."""
-        with self.file.open("rb") as handle:
+        with opened(self.file, files) as handle:
             handle.seek(self.start)
             for _ in range(self.skip_lines):
                 handle.readline()

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,6 +23,7 @@ from segfit.errors import InputError
 from segfit.files import read_json, write_bytes, write_json
 from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, reading, require_room
+from segfit.images.open_files import OpenFiles, opened
 
 __all__ = ["read", "read_grid", "read_label", "remarks", "spacing_file", "write"]
 
@@ -34,14 +35,14 @@ _SHOWN_LETTERS = 80  # of a spacing file in a message
 _COMPRESSIONS_AT_HAND = (1, 8, 32946)  # none and Deflate; others tifffile leaves to a package of its own
 
 
-def read(path: Path) -> Image:
+def read(path: Path, files: OpenFiles | None = None) -> Image:
     """Read a picture as (c, y, x) or a stack as (c, z, y, x); dtype as stored, black and white as 0 and 1.
 
     Colours (samples per pixel) and named channel axes become channels; any other third axis is z; axes of length 1
     other than y and x are dropped. Colour tables (often a display setting) are not applied, and grey values that store
     white as 0 are not turned round. Raises `FileError` for more axes than that, several images and complex values.
     """
-    with _opened(path) as file:
+    with _opened(path, files) as file:
         series = _series(path, file)
         pixels = _pixels(path, series)
         channels, spatial = _axes(path, series)
@@ -53,19 +54,19 @@ def read(path: Path) -> Image:
     return Image(array.astype(np.uint8) if array.dtype == bool else array, grid)
 
 
-def read_label(path: Path) -> Image:
+def read_label(path: Path, files: OpenFiles | None = None) -> Image:
     """Read a label map as `read` does; `FileError` where JPEG has changed its values."""
-    with _opened(path) as file:
+    with _opened(path, files) as file:
         if any(int(page.compression) in _JPEGS for page in file.series[0].pages[:1]):
             action = "export the labels again without compression or with LZW or Deflate"
             raise FileError(path, "is JPEG-compressed, which changes label values", action)
-    return read(path)
+    return read(path, files)
 
 
-def remarks(path: Path) -> tuple[Remark, ...]:
+def remarks(path: Path, files: OpenFiles | None = None) -> tuple[Remark, ...]:
     """Return what an image says that is not followed here: how it is turned, its colour table, smaller images."""
     found: list[Remark] = []
-    with _opened(path) as file:
+    with _opened(path, files) as file:
         first = file.series[0]
         page = first.pages[0]
         tag = page.tags.get(_ORIENTATION)
@@ -86,9 +87,9 @@ def remarks(path: Path) -> tuple[Remark, ...]:
     return tuple(found)
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
     """Read the size and the spacing alone."""
-    with _opened(path) as file:
+    with _opened(path, files) as file:
         series = _series(path, file)
         _, spatial = _axes(path, series)
         return _grid(path, file, tuple(series.shape[axis] for axis in spatial))
@@ -113,42 +114,42 @@ def spacing_file(path: Path) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, files: OpenFiles | None) -> Iterator[Any]:
     import tifffile
 
-    with reading(path):
-        with path.open("rb") as handle:
-            if handle.read(2) not in (b"II", b"MM"):
-                raise foreign(path, "a TIFF file")
-        if _pages_are_lost(path):
+    with reading(path), opened(path, files) as handle:
+        if handle.read(2) not in (b"II", b"MM"):
+            raise foreign(path, "a TIFF file", files)
+        handle.seek(0)
+        if _pages_are_lost(handle):
             raise FileError(path, "is truncated (pages are missing)", "copy or export it again")
-        with tifffile.TiffFile(path) as file:
+        handle.seek(0)
+        with tifffile.TiffFile(handle) as file:
             yield file
 
 
-def _pages_are_lost(path: Path) -> bool:
+def _pages_are_lost(handle: BinaryIO) -> bool:
     """Return whether the chain of pages leads out of the file: decoders then hand out the pages before the cut.
 
     TIFF 6.0, section 2: each page directory ends with the offset of the next; BigTIFF has wider fields.
     """
-    with path.open("rb") as handle:
-        head = handle.read(16)
-        order = {b"II": "<", b"MM": ">"}[head[:2]]
-        wide = head[2:4] in (b"+\0", b"\0+")  # version 43
-        number, pointer, entry_bytes = ("Q", "Q", 20) if wide else ("H", "I", 12)
-        (offset,) = struct.unpack_from(order + pointer, head, 8 if wide else 4)
-        seen: set[int] = set()
-        while offset and offset not in seen:
-            seen.add(offset)
-            handle.seek(offset)
-            count = handle.read(struct.calcsize(number))
-            if len(count) < struct.calcsize(number):
-                return True
-            handle.seek(struct.unpack(order + number, count)[0] * entry_bytes, 1)
-            following = handle.read(struct.calcsize(pointer))
-            if len(following) < struct.calcsize(pointer):
-                return True
-            (offset,) = struct.unpack(order + pointer, following)
+    head = handle.read(16)
+    order = {b"II": "<", b"MM": ">"}[head[:2]]
+    wide = head[2:4] in (b"+\0", b"\0+")  # version 43
+    number, pointer, entry_bytes = ("Q", "Q", 20) if wide else ("H", "I", 12)
+    (offset,) = struct.unpack_from(order + pointer, head, 8 if wide else 4)
+    seen: set[int] = set()
+    while offset and offset not in seen:
+        seen.add(offset)
+        handle.seek(offset)
+        count = handle.read(struct.calcsize(number))
+        if len(count) < struct.calcsize(number):
+            return True
+        handle.seek(struct.unpack(order + number, count)[0] * entry_bytes, 1)
+        following = handle.read(struct.calcsize(pointer))
+        if len(following) < struct.calcsize(pointer):
+            return True
+        (offset,) = struct.unpack(order + pointer, following)
     return False
 
 

@@ -23,6 +23,7 @@ from segfit.files import write_file
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap
+from segfit.images.open_files import OpenFiles
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Source, read_previous_stage, read_source, source_files, source_remarks
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
@@ -247,12 +248,13 @@ class Model:
         """Read and preprocess one image: the first step of `predict`; runs on the CPU, in any thread."""
         ndim = self.manifest.members[0].configuration.preprocessing.image_ndim
         sizeless = self.spacing_mm == (1.0, 1.0)  # made from pictures whose pixels had no size
-        image, name = read_source(source, ndim, None if sizeless else spacing_mm)
+        with OpenFiles() as files:
+            image, name = read_source(source, ndim, None if sizeless else spacing_mm, files)
+            known = replace(image.grid, spacing_known=True)  # a size that is assumed is reported below
+            warnings = source_remarks(source_files(source), Image(image.array, known), files)
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
-        known = replace(image.grid, spacing_known=True)  # a size that is assumed is reported below
-        warnings = source_remarks(source_files(source), Image(image.array, known))
         if image.array.size and image.array.min() == image.array.max():
             warnings.append(f"{name} is constant")
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)

@@ -13,6 +13,7 @@ from segfit.errors import InputError
 from segfit.geometry import Grid
 from segfit.images.formats import check, read_case, read_label
 from segfit.images.image import Image
+from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 
 __all__ = ["Geometry", "Source", "read_previous_stage", "read_source", "source_files", "source_remarks"]
@@ -21,16 +22,19 @@ Geometry = Grid | Sequence[float] | NDArray[np.floating[Any]]  # a grid, a spaci
 Source = str | Path | Sequence[str | Path] | Image | NDArray[Any] | tuple[NDArray[Any], Geometry]
 
 
-def read_source(source: Source, ndim: int, spacing_mm: Sequence[float] | None = None) -> tuple[Image, str]:
+def read_source(
+    source: Source, ndim: int, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None
+) -> tuple[Image, str]:
     """Return the image and what to call it in messages; `ndim` is the number of spatial axes the model takes.
 
-    `spacing_mm` is the voxel size of files that do not say theirs, as in `segfit.images.formats.read_image`.
+    `spacing_mm` is the voxel size of files that do not say theirs, and `files` are those that are open, as in
+    `segfit.images.formats.read_image`.
     Raises `InputError` for a file that cannot be read, an array of another kind or shape, and an unknown spacing.
     """
     if isinstance(source, Image):
         return source, "the image"
     if isinstance(source, str | Path):
-        return read_case([Path(source)], spacing_mm), str(source)
+        return read_case([Path(source)], spacing_mm, files), str(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, None, ndim), "the image"
     if len(source) == 2 and isinstance(source[0], np.ndarray):
@@ -38,7 +42,7 @@ def read_source(source: Source, ndim: int, spacing_mm: Sequence[float] | None = 
     paths = [Path(path) for path in source]  # type: ignore[arg-type]
     if not paths:
         raise InputError("no image was given", "give a file, a list of files, an Image, or an array with its spacing")
-    return read_case(paths, spacing_mm), str(paths[0])
+    return read_case(paths, spacing_mm, files), str(paths[0])
 
 
 def source_files(source: Source) -> tuple[Path, ...]:
@@ -48,9 +52,9 @@ def source_files(source: Source) -> tuple[Path, ...]:
     return tuple(Path(path) for path in source if isinstance(path, str | Path)) if isinstance(source, Sequence) else ()
 
 
-def source_remarks(paths: Sequence[Path], image: Image) -> list[str]:
+def source_remarks(paths: Sequence[Path], image: Image, files: OpenFiles) -> list[str]:
     """Return warnings about the headers of the files of an image."""
-    return [f"{path} {remark.problem}" for path in paths for remark in check(path, image)]
+    return [f"{path} {remark.problem}" for path in paths for remark in check(path, image, files)]
 
 
 def _from_array(array: NDArray[Any], geometry: Geometry | None, ndim: int) -> Image:
