@@ -18,8 +18,7 @@ from segfit.device import measure_hardware as measure
 from segfit.errors import InputError, StageError
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
-from segfit.project import Project, handover, preparation
-from segfit.project.preparation import Preparation
+from segfit.project import Project, handover, preparation, sized
 from segfit.project.trainings import held_weights
 from segfit.project.upkeep import damage_of, remove, unneeded
 from segfit.records import ResultRecord, store
@@ -257,7 +256,7 @@ def test_on_another_machine_what_nobody_trained_by_is_planned_anew(
     assert before.machine == measure("cpu").machine
     gpu = Hardware(device="cuda:0", name="a GPU", threads=8, free_memory_gb=40.0, fast_bf16=True)
     monkeypatch.setattr(preparation, "measure_hardware", lambda _: gpu)
-    monkeypatch.setattr(Preparation, "_decided", lambda _, plan: plan)
+    monkeypatch.setattr(sized, "_decided", lambda _, plan: plan)
     assert again(root).plan() == again(root).findings().plan == before  # who only looks changes nothing
     after = again(root).size()
     assert after.machine == (before.machine if trained else "cuda a GPU, 8 threads")
@@ -305,7 +304,7 @@ def test_a_command_gives_way_where_another_one_decided_anew(root: Path) -> None:
     assert plan.run is not None
     recipe = plan.training["3d_fullres"].model_copy(update={"learning_rate": 0.001})
     store(plan.model_copy(update={"training": {**plan.training, "3d_fullres": recipe}}), other.plan_folder.plan,
-          other._plan_key)  # fmt: skip
+          other.plan_key)  # fmt: skip
     [result] = project.train()
     assert project.plan().training["3d_fullres"].learning_rate == 0.001
     [item] = project.findings().trainings

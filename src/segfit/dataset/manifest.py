@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -84,6 +85,16 @@ class Dataset(Record):
             for cases in (self.training, self.test)
         )
         return self.model_copy(update={"training": training, "test": test})
+
+    @property
+    def folder(self) -> Path:
+        """The folder that it is in."""
+        return self.root if self.root.is_dir() else self.root.parent
+
+    def weights(self, names: Sequence[str]) -> list[float] | None:
+        """Return how often training cases are drawn, relative to each other; None where all are drawn alike."""
+        weights = [self.case(name).weight for name in names]
+        return None if len(set(weights)) == 1 and weights[0] else weights
 
     def case(self, case_id: str) -> Case:
         """Return a training case by its id; raise KeyError if there is none."""

@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator
@@ -37,6 +37,7 @@ __all__ = [
     "covering",
     "fallback_split",
     "faults_of",
+    "make_splits",
     "nnunet_splits",
     "read_splits",
 ]
@@ -114,6 +115,23 @@ def balanced_splits(cases: Sequence[Case], classes: Mapping[str, Collection[int]
             members[fold] += group.cases
             dealt[fold] += group.kinds
     return _folds_of(members)
+
+
+def make_splits(
+    way: Literal["balanced", "nnunet"] | Path, cases: Sequence[Case], classes: Mapping[str, Collection[int]]
+) -> Splits:
+    """Return sealed folds made in one of the ways, or read from a file.
+
+    Parameters
+    ----------
+    cases, classes : as in `balanced_splits`
+    """
+    ids = [case.id for case in cases]
+    if way == "nnunet":
+        return nnunet_splits(ids).sealed(way)
+    if way == "balanced":
+        return balanced_splits(cases, classes).sealed(way)
+    return read_splits(way, ids).sealed(str(way))
 
 
 _Kind = tuple[str, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Literal
 
 from segfit.files import Document, Record
@@ -44,3 +45,16 @@ class Fingerprint(Document):
     cases: tuple[CaseFingerprint, ...]
     median_relative_size_after_crop: float
     intensities: tuple[IntensityStatistics, ...]  # per channel
+
+    @property
+    def values_by_case(self) -> dict[str, list[int]]:
+        """The foreground values that occur in every case."""
+        return {
+            case.case: [value for value, voxels in case.label_voxels.items() if value > 0 and voxels]
+            for case in self.cases
+        }
+
+    @property
+    def typical_spacing(self) -> tuple[float, ...]:
+        """The median voxel size of the cases."""
+        return tuple(map(median, zip(*(case.spacing_mm for case in self.cases), strict=True)))

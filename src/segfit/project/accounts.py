@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segfit.errors import StageError
 from segfit.execution.memory import PeakWatch
 from segfit.records import Use
 
-__all__ = ["Accounts", "StageRecord"]
+__all__ = ["Accounts", "StageRecord", "told_of_files"]
 
 
 class StageRecord(Use):
@@ -31,10 +32,13 @@ class Accounts:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[Callable[[], Use]]:
-        """Account for a stage, also when it is interrupted; a killed one leaves no line. Yields what tells its use."""
+        """Account for a stage, also when it is interrupted; a killed one leaves no line. Yields what tells its use.
+
+        OS errors become a `StageError`.
+        """
         started, clock, processor = time.time(), time.perf_counter(), _processor_seconds()
         finished = False
-        with PeakWatch() as memory:
+        with told_of_files(stage), PeakWatch() as memory:
 
             def use() -> Use:
                 return Use(
@@ -62,6 +66,18 @@ class Accounts:
             except ValueError:
                 continue
         return found
+
+
+@contextmanager
+def told_of_files(stage: str) -> Iterator[None]:
+    """Turn OS errors into a `StageError` that says what could not go on."""
+    try:
+        yield
+    except OSError as error:
+        file = f": {error.filename}" if error.filename else ""
+        raise StageError(
+            f"stage {stage} failed ({error.strerror or error}{file})", "fix that and rerun the command to resume"
+        ) from error
 
 
 def _processor_seconds() -> float:

@@ -105,7 +105,7 @@ class _Decision:
         """Return the plan with its run."""
         project = self._project
         started = perf_counter()
-        with project.account("size"):
+        with project.accounts.of("size"):
             preprocessing = self._preprocessing()
             entrants = taken_up(project)
             if entrants is None:
@@ -118,7 +118,7 @@ class _Decision:
             if self._earlier is None:
                 outcome = self._raced(entrants, preprocessing, sizing)
                 entrants = [entrants[0] if outcome is None else self._winner(entrants[outcome.winner], outcome)]
-            with project.account("preprocess"):
+            with project.accounts.of("preprocess"):
                 for candidate in entrants:
                     project.preprocessed(candidate.configuration)
         ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
@@ -159,7 +159,7 @@ class _Decision:
         """Let the entrants race within what sizing has left of the time for finding out what is trained."""
         allowed = _RACE_SHARE * self._budget / self._shares - sizing
         allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
-        with self._project.account("race"):
+        with self._project.accounts.of("race"):
             return race(self._project, entrants, seconds=allowed)
 
     def _winner(self, candidate: Candidate, outcome: Outcome) -> Candidate:
@@ -173,7 +173,7 @@ class _Decision:
             return raced
         planned = self._project.replanned(candidate.settings).configurations[candidate.name]
         whole = candidate.configuration.model_copy(update={"patch_size": planned.patch_size})
-        with self._project.account("size"):
+        with self._project.accounts.of("size"):
             grown = self._sizer.grown(raced, whole, self._left() / self._shares)
         return grown if grown.configuration.network == whole.network else raced
 
@@ -254,7 +254,7 @@ class _Decision:
         spec = configuration.preprocessing
         by_axis = [0.0] * len(spec.transpose)
         slices = spec.image_ndim - len(target)
-        typical = self._project.typical_spacing()
+        typical = self._project.fingerprint().typical_spacing
         whole = (*(typical[axis] for axis in spec.transpose[:slices]), *target)
         for axis, value in zip(spec.transpose, whole, strict=True):
             by_axis[axis] = value

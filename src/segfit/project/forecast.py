@@ -17,11 +17,12 @@ from segfit.device import free_memory_gb
 from segfit.execution.memory import PeakWatch, process_bytes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
-from segfit.planning.plan import StageForecast
+from segfit.planning.plan import RunSpec, StageForecast
 from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_pool
 from segfit.preprocessing.store import CaseStore
 from segfit.resampling import new_shape
 from segfit.specs import Configuration, PreprocessingSpec
+from segfit.words import duration, gigabytes, listing
 
 __all__ = [
     "PreprocessingCost",
@@ -29,6 +30,7 @@ __all__ = [
     "Workload",
     "forecast_preprocessing",
     "forecast_stages",
+    "forecast_words",
     "probe_preprocessing",
     "report_seconds",
 ]
@@ -178,6 +180,20 @@ def forecast_stages(
     if workload.test_cases:
         stages["predict"] = StageForecast(seconds=round(tested, 1), **predicting)
     return stages | {"report": StageForecast(seconds=report_seconds(fingerprint))}
+
+
+def forecast_words(run: RunSpec) -> str:
+    """Say what is going to be done and how long it will take."""
+    trainings = listing([f"{name} (about {run.expected_steps[name]} steps)" for name in run.configurations])
+    stages = ", ".join(f"{stage} {duration(item.seconds)}" for stage, item in run.forecast.items())
+    total = run.total
+    folds = listing([str(fold) for fold in run.folds])
+    amounts = [f"{duration(total.seconds)} in all"]
+    for value, kind in ((total.memory_gb, "RAM"), (total.device_memory_gb, "device memory"), (total.disk_gb, "disk")):
+        amounts += [f"{gigabytes(value)} of {kind}"] if value is not None else []
+    return (
+        f"forecast: {trainings}, {'fold' if len(run.folds) == 1 else 'folds'} {folds}; {stages}; {', '.join(amounts)}"
+    )
 
 
 def report_seconds(fingerprint: Fingerprint) -> float:

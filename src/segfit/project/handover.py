@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -18,7 +18,9 @@ from segfit.evaluation.summary import Pair, Summary, evaluate, summarize
 from segfit.files import replace_folder
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
-from segfit.project.preparation import Preparation, told_of_files
+from segfit.project.accounts import told_of_files
+from segfit.project.documents import publish
+from segfit.project.preparation import Preparation
 from segfit.project.sharing import Task
 from segfit.project.stages import STAGES
 from segfit.project.trainings import (
@@ -31,7 +33,7 @@ from segfit.project.trainings import (
     validations_of,
 )
 from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validation_pairs
-from segfit.records import Key, Use, is_sealed, recall, remove_damaged, seal, store
+from segfit.records import Key, is_sealed, recall, remove_damaged, seal, store
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.evidence import Evidence
@@ -70,8 +72,8 @@ def select_model(project: Preparation) -> Selected:
     results = train_all(project)
     found = selected(project, results) or _select(project, results)
     folder = project.plan_folder
-    project.publish(folder.selection, project.folder.selection)
-    project.publish(folder.validation_summary, project.folder.validation_summary)
+    publish(folder.selection, project.folder.selection)
+    publish(folder.validation_summary, project.folder.validation_summary)
     _hand_over(project, found)
     return found
 
@@ -108,7 +110,7 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
     """Choose from validations that are done, and write it down."""
     key = _selection_key(project, validations)
     summaries = summaries_of(validations)
-    with project.account("select") as use:
+    with project.accounts.of("select") as use:
         candidates = _candidates(project, summaries, validations)
         selection = select(
             candidates,
@@ -175,7 +177,7 @@ def _predicted(project: Preparation) -> Predictions:
 
     def do() -> None:
         remove_damaged(item.folder, item.key)
-        with project.account("predict") as use:
+        with project.accounts.of("predict") as use:
             with project.locks.held("model"):  # other commands may have another one handed over
                 _hand_over(project, chosen)
                 model = load_model(project.folder.model, project.options.device)
@@ -198,14 +200,13 @@ def evaluate_test(project: Preparation) -> Summary | None:
         return None
     path, key = metrics_of(project, item)
 
-    def make(use: Callable[[], Use]) -> Summary:
+    def make() -> Summary:
         labels = project.dataset.labels
         pairs = [Pair.of_case(case, item.folder / f"{case.id}{item.ending}", labels) for case in cases]
-        summary = evaluate(pairs, labels, workers=project.options.workers, progress=project.progress)
-        return store(summary, path, key, use())
+        return evaluate(pairs, labels, workers=project.options.workers, progress=project.progress)
 
-    found = project.resolve("evaluate", lambda: recall(Summary, path, key), make)
-    project.publish(path, top)
+    found = project.documents.get(Summary, path, key, make)
+    publish(path, top)
     return found
 
 
@@ -318,7 +319,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         channel_names=dataset.channel_names,
         file_ending=dataset.file_ending,
         image_ending=dataset.image_ending,
-        spacing_mm=project.typical_spacing(),
+        spacing_mm=project.fingerprint().typical_spacing,
         members=tuple(_manifest_member(project, name) for name in selection.winner),
         postprocessing=selection.steps,
         dice=dice,

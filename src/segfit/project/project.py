@@ -15,8 +15,9 @@ from segfit.evaluation.summary import Summary
 from segfit.notebook import suitable_progress
 from segfit.options import Options
 from segfit.progress import Progress
+from segfit.project.documents import load
 from segfit.project.folder import ProjectFile, ProjectFolder
-from segfit.project.preparation import Preparation, load
+from segfit.project.preparation import Preparation
 from segfit.project.status import ProjectStatus, status_of
 from segfit.records import record_of
 from segfit.selection.select import Selection
@@ -161,7 +162,7 @@ class Project(Preparation):
         from segfit.report.page import write_report
 
         problems = self.check()  # first: it decides which cases count
-        with self.account("report"):
+        with self.accounts.of("report"):
             data = report_data(
                 self.folder,
                 self.dataset,

@@ -184,7 +184,7 @@ def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float
 def _held_out(project: Preparation, count: int) -> tuple[str, ...]:
     """Return training cases of the first fold that the race predicts: whole groups are not trained on."""
     train = [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train]
-    present = project.values_by_case()
+    present = project.fingerprint().values_by_case
     return covering(balanced_splits(train, present).folds[0].validation, present, count)
 
 
@@ -239,7 +239,7 @@ class _Runner:
             labels=project.dataset.labels,
             cases_train=[project.store.open(keys[name]) for name in names],
             cases_validation=(),
-            weights=project.weights(names),
+            weights=project.dataset.weights(names),
             folder=self.last,
             device=resolve_device(project.options.device),
             seed=project.options.seed,

@@ -101,7 +101,7 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
         cases_validation=split.validation,
         seed=project.options.seed,
         steps=run.steps,
-        weights=project.weights(split.train),
+        weights=project.dataset.weights(split.train),
         data=_data(keys, split.train, split.validation),
         start=run.start_identity if _goes_on(run, name, fold) else None,
     )
@@ -194,7 +194,8 @@ def _train_or_give_way(project: Preparation, item: Training) -> None:
             raise
         project.progress.warn(f"{error}; the next candidate of the race is trained instead")
         shutil.rmtree(item.folder, ignore_errors=True)
-        project.decide_anew()
+        with project.locks.held("what is trained"):
+            project.plan_anew()
         raise _DecidedAnewError from error
 
 
@@ -209,14 +210,14 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
     run, plan = project.run_plan(), project.plan()
     split, keys = project.splits().folds[item.fold], project.preprocess()[item.name]
     goes_on = _goes_on(run, item.name, item.fold)
-    with project.account("train"):
+    with project.accounts.of("train"):
         result = train_fold(
             configuration=plan.configurations[item.name],
             recipe=plan.training[item.name],
             labels=project.dataset.labels,
             cases_train=[project.store.open(keys[case]) for case in split.train],
             cases_validation=[project.store.open(keys[case]) for case in split.validation],
-            weights=project.weights(split.train),
+            weights=project.dataset.weights(split.train),
             folder=item.folder,
             device=resolve_device(project.options.device),
             seed=project.options.seed,
@@ -305,7 +306,7 @@ def _validate(project: Preparation, item: Validation, *, probabilities: bool) ->
     name, keys = item.training.name, project.preprocess()[item.training.name]
     remove_damaged(item.folder, item.key)
     remove_damaged(item.folder / PROBABILITIES, item.key)
-    with held_weights(project, [item.training], [item.weights]), project.account("validate") as use:
+    with held_weights(project, [item.training], [item.weights]), project.accounts.of("validate") as use:
         validate_fold(
             plan.configurations[name],
             plan.training[name],
