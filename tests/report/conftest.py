@@ -7,19 +7,14 @@ import math
 import numpy as np
 import pytest
 
+from segfit.connected_components import PostprocessingStep
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import Options
 from segfit.planning.plan import Decision, Outcome, Plan, RunSpec, StageForecast
-from segfit.report.data import (
-    Candidate,
-    CaseDice,
-    Overlay,
-    ReportData,
-    SelectionSummary,
-    StageUse,
-    TrainingCurve,
-)
+from segfit.report.data import Overlay, ReportData, StageUse, TrainingCurve
+from segfit.selection.select import Selection
 from segfit.specs import Configuration, IntensityStatistics, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
+from summaries import make_candidate, make_summary
 
 NAMES = {1: "Anterior", 2: "Posterior"}
 
@@ -32,13 +27,13 @@ def complete() -> ReportData:
 
 def make_report_data() -> ReportData:
     rng = np.random.default_rng(7)
-    validation = tuple(CaseDice(case=f"hippocampus_{i:03d}", dice=_dice(rng), fold=i % 3) for i in range(60))
-    missed = CaseDice(case="hippocampus_<017>", dice={"Anterior": 0.0, "Posterior": 0.412}, fold=1)
-    absent = CaseDice(case="hippocampus_101", dice={"Anterior": 0.871, "Posterior": math.nan}, fold=2)
+    validation = {f"hippocampus_{i:03d}": _dice(rng) for i in range(60)} | {
+        "hippocampus_<017>": {"Anterior": 0.0, "Posterior": 0.412},
+        "hippocampus_101": {"Anterior": 0.871, "Posterior": None},
+    }
     options = Options().with_settings(["time_s=7200", "memory_gb=8", "training.optimizer=sgd"])
     return ReportData(
-        title="Hippocampus & friends",
-        dataset="Dataset004_Hippocampus",
+        dataset="Hippocampus & friends",
         options=options.model_dump(),
         fingerprint=make_fingerprint(rng),
         label_names=NAMES,
@@ -46,23 +41,23 @@ def make_report_data() -> ReportData:
         trainings=tuple(
             make_curve(rng, name, fold) for name in ("3d_fullres", "2d") for fold in (range(3) if name != "2d" else [0])
         ),
-        selection=SelectionSummary(
+        selection=Selection(
             candidates=(
-                Candidate(
-                    name="2d", mean_dice=0.861, dice={"Anterior": 0.868, "Posterior": 0.854}, note="4 s per case"
-                ),
-                Candidate(name="3d_fullres", mean_dice=0.884, dice={"Anterior": 0.891, "Posterior": 0.877}),
-                Candidate(name="2d + 3d_fullres", mean_dice=0.8842, dice={"Anterior": 0.8912, "Posterior": 0.8772}),
+                make_candidate("2d", 0.861, {"Anterior": 0.868, "Posterior": 0.854}),
+                make_candidate("3d_fullres", 0.884, {"Anterior": 0.891, "Posterior": 0.877}),
+                make_candidate("2d + 3d_fullres", 0.8842, {"Anterior": 0.8912, "Posterior": 0.8772}),
             ),
-            winner="3d_fullres",
+            winner=("3d_fullres",),
             reason="The ensemble gains less than 0.001 Dice and costs twice the time.",
             notes=("3d_lowres was left out: no class has a Dice in any case",),
-            steps=("keep only the largest connected component of Anterior",),
+            steps=(PostprocessingStep(kind="keep_largest", values=(1,), text="keep only the largest component"),),
             dice_before_steps=0.884,
             dice_after_steps=0.886,
+            folds=(0, 1, 2),
         ),
-        validation=(*validation, missed, absent),
-        test=tuple(CaseDice(case=f"test_{i:02d}", dice=_dice(rng)) for i in range(20)),
+        validation=make_summary(validation),
+        folds={case: number % 3 for number, case in enumerate(validation)},
+        test=make_summary({f"test_{i:02d}": _dice(rng) for i in range(20)}),
         overlays=tuple(
             make_overlay(rng, kind, rank) for kind in ("validation", "test") for rank in ("best", "median", "worst")
         ),

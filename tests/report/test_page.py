@@ -10,22 +10,19 @@ import pytest
 from segfit.planning.explain import explain
 from segfit.planning.plan import Decision
 from segfit.report.data import (
-    Candidate,
-    CaseDice,
     ReportData,
-    SelectionSummary,
     StageUse,
     TrainingCurve,
     choose_examples,
-    foreground_mean,
-    mean_by_class,
 )
 from segfit.report.page import render, write_report
 from segfit.report.sections import derived
+from segfit.selection.select import Selection
 from segfit.selection.verdict import Finding, Verdict
 from segfit.specs import TrainingSpec
+from summaries import make_candidate, make_summary
 
-EMPTY = ReportData(title="A new project", dataset="Dataset001_New")
+EMPTY = ReportData(dataset="Dataset001_New")
 
 
 class _Reader(HTMLParser):
@@ -85,9 +82,9 @@ def page(complete: ReportData) -> str:
 def test_headline_says_the_numbers(page: str, complete: ReportData) -> None:
     text = _text(page)
     assert "Cross-validated Dice 0.864" in text
-    assert f"a mean Dice of {foreground_mean(complete.validation):.3f} over 62 cases" in text
+    assert f"a mean Dice of {complete.validation.mean_dice:.3f} over 62 cases" in text
     assert "62 cases 95 % interval 0.8" in text
-    assert f"Test Dice {foreground_mean(complete.test):.3f} 20 cases" in text
+    assert f"Test Dice {complete.test.mean_dice:.3f} 20 cases" in text
     assert "1 h 58 min" in text
     assert "Xeon Platinum 8488C" in text
     assert "3 networks of the configuration 3d_fullres and 1 network of the configuration 2d" in text
@@ -108,13 +105,11 @@ def test_text_of_users_is_escaped(page: str) -> None:
     assert "Hippocampus &amp; friends" in page
     evil = '<script>alert("x")</script>'
     options = {"device": evil}
-    score = CaseDice(case=evil, dice={evil: 0.5})
     data = replace(
         EMPTY,
-        title=evil,
         dataset=evil,
         options=options,
-        validation=(score,),
+        validation=make_summary({evil: {evil: 0.5}}),
         warnings=(evil,),
         environment={evil: evil},
         model_path=evil,
@@ -165,7 +160,7 @@ def test_asked_measured_derived_found(page: str) -> None:
     assert "bottleneck 5 × 7 × 5 256 2 × 2 × 2 3 × 3 × 3 2 –" in text
     assert "Measured step, 3d_fullres 420 ms" in text
     assert "3d_fullres was chosen. The ensemble gains less than 0.001 Dice" in text
-    assert text.index("2d + 3d_fullres 0.884") < text.index("2d 0.861 0.868 0.854 4 s per case")
+    assert text.index("2d + 3d_fullres 0.884") < text.index("2d 0.861 0.868 0.854")
     assert "0.884 without, 0.886 with it" in text
 
 
@@ -205,8 +200,8 @@ def test_decisions_read_as_in_the_explanation(complete: ReportData) -> None:
 
 def test_cases_come_worst_first_and_nan_is_a_dash(page: str) -> None:
     text = _text(page)
-    assert "hippocampus_<017> 1 0.206 0.000 0.412" in text
-    assert "hippocampus_101 2 0.871 0.871 –" in text
+    assert "hippocampus_<017> 0 0.206 0.000 0.412" in text
+    assert "hippocampus_101 1 0.871 0.871 –" in text
     assert "Posterior absent in 1" in text
     table = text[text.index("62 cases, worst first") : text.index("Test set", text.index("62 cases, worst first"))]
     means = [float(value) for value in re.findall(r"hippocampus_\S+ \d (\d\.\d{3})", table)]
@@ -262,12 +257,21 @@ def test_planned_but_not_trained(complete: ReportData) -> None:
 
 
 def test_parts_without_any_number() -> None:
-    nan = float("nan")
+    selection = Selection(
+        candidates=(make_candidate("2d", None, {}),),
+        winner=("2d",),
+        reason="",
+        notes=(),
+        steps=(),
+        dice_before_steps=None,
+        dice_after_steps=None,
+        folds=(0,),
+    )
     data = replace(
         EMPTY,
-        validation=(CaseDice(case="a", dice={"x": nan}), CaseDice(case="b", dice={})),
+        validation=make_summary({"a": {"x": None}, "b": {"x": None}}),
         trainings=(TrainingCurve(configuration="2d", fold=0), TrainingCurve.from_events("2d", 1, [])),
-        selection=SelectionSummary(candidates=(Candidate(name="2d", mean_dice=nan),), winner="2d", reason=""),
+        selection=selection,
         resources=(StageUse(name="measure"),),
     )
     text = _text(render(data))
@@ -277,7 +281,7 @@ def test_parts_without_any_number() -> None:
 
 def test_the_verdict_comes_first_and_clears_the_labels() -> None:
     """A class that was never learned says nothing of its reference labels."""
-    scores = tuple(CaseDice(case=f"v{i}", dice={"x": 0.0, "y": 0.9}) for i in range(12))
+    scores = make_summary({f"v{i}": {"x": 0.0, "y": 0.9} for i in range(12)})
     data = replace(EMPTY, validation=scores)
     assert "a wrong reference label" in _text(render(data))
     finding = Finding(code="not_learned", level="doubtful", classes=("x",), text="x <was> not learned.", action="Wait.")
@@ -289,7 +293,7 @@ def test_the_verdict_comes_first_and_clears_the_labels() -> None:
 
 def test_many_structures_and_cases_stay_small() -> None:
     names = [f"class {i}" for i in range(60)]
-    scores = tuple(CaseDice(case=f"c{i}", dice=dict.fromkeys(names, i / 2000)) for i in range(1000))
+    scores = make_summary({f"c{i}": dict.fromkeys(names, i / 2000) for i in range(1000)})
     curve = TrainingCurve(configuration="2d", fold=0, validation_share=(0.5,), dice=dict.fromkeys(names, (0.1,)))
     text = _text(page := render(replace(EMPTY, validation=scores, trainings=(curve,))))
     assert len(page.encode()) < 3_000_000
@@ -303,16 +307,12 @@ def test_write_report_writes_one_file(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8") == render(EMPTY)
 
 
-def test_means_skip_absent_structures() -> None:
-    nan = float("nan")
-    scores = [
-        CaseDice(case="a", dice={"x": 0.5, "y": nan}),
-        CaseDice(case="b", dice={"x": 0.7, "y": 0.9}),
-        CaseDice(case="c", dice={"x": 0.9, "y": 0.1}),
-    ]
-    assert mean_by_class(scores) == pytest.approx({"x": 0.7, "y": 0.5})
-    assert foreground_mean(scores) == pytest.approx(0.6)
+def test_examples_are_the_best_the_median_and_the_worst_case() -> None:
+    table = {"a": {"x": 0.5, "y": None}, "b": {"x": 0.7, "y": 0.9}, "c": {"x": 0.9, "y": 0.1}}
+    scores = make_summary(table)
+    assert scores.mean_dice == pytest.approx(0.6)  # absent classes are skipped
+    assert [case.mean_dice for case in scores.cases] == pytest.approx([0.5, 0.8, 0.5])
     picks = choose_examples(scores)
     assert {rank: score.case for rank, score in picks.items()} == {"best": "b", "median": "c", "worst": "a"}
-    assert choose_examples([]) == {}
-    assert list(choose_examples(scores[:1])) == ["best"]
+    assert choose_examples(make_summary({"a": {"x": None}})) == {}
+    assert list(choose_examples(make_summary({"a": table["a"]}))) == ["best"]

@@ -195,6 +195,12 @@ class CaseMetrics(Record):
     reference_file: str
     metrics: dict[str, Metrics] = Field(validation_alias=AliasChoices("metrics", "scores"))  # its old name
 
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean over the classes that have a Dice here; None if none has."""
+        dice = [one.dice for one in self.metrics.values() if one.dice is not None]
+        return math.fsum(dice) / len(dice) if dice else None
+
 
 class MeanMetrics(Record):
     """Means of `Metrics` over cases or classes; None where no value exists."""

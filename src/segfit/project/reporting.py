@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -23,20 +22,16 @@ from segfit.project.findings import Findings
 from segfit.project.folder import ProjectFolder
 from segfit.project.trainings import Training
 from segfit.report.data import (
-    Candidate,
-    CaseDice,
     Overlay,
     ReportData,
-    SelectionSummary,
     StageUse,
     TrainingCurve,
     choose_examples,
 )
-from segfit.selection.select import CandidateDice, Selection
 from segfit.training.events import read_events
 from segfit.training.result import EVENTS, TrainingResult
 
-__all__ = ["case_dice", "report_data"]
+__all__ = ["report_data"]
 
 _STAGES = (
     "check",
@@ -72,17 +67,14 @@ def report_data(
     records : accounts of the stages
     """
     plan, chosen, test = found.plan, found.selected, found.test
-    folds = {case: number for number, fold in enumerate(found.folds) for case in fold.validation}
-    validated = case_dice(chosen.summary, folds) if chosen is not None else ()
-    tested = case_dice(test, {}) if test is not None else ()
+    validation = None if chosen is None else chosen.summary
     predicted = {} if found.predicted is None else {case.id: found.predicted for case in dataset.test}
     overlays = (
-        *_overlays(dataset, "validation", validated, dataset.training, found.validated),
-        *_overlays(dataset, "test", tested, dataset.test, predicted),
+        *_overlays(dataset, "validation", validation, dataset.training, found.validated),
+        *_overlays(dataset, "test", test, dataset.test, predicted),
     )
     run = plan.run if plan is not None else None
     return ReportData(
-        title=dataset.name,
         dataset=dataset.name,
         verdict=found.verdict(),
         options=options.model_dump(mode="json"),
@@ -90,9 +82,10 @@ def report_data(
         label_names=value_names(dataset.labels),
         plan=plan,
         trainings=_curves(found.trainings),
-        selection=None if chosen is None else _selection(chosen.selection),
-        validation=validated,
-        test=tested,
+        selection=None if chosen is None else chosen.selection,
+        validation=validation,
+        folds={case: number for number, fold in enumerate(found.folds) for case in fold.validation},
+        test=test,
         overlays=overlays,
         resources=_resources(folder, run, found.results, records),
         environment=_environment(hardware),
@@ -103,29 +96,17 @@ def report_data(
     )
 
 
-def case_dice(summary: Summary, folds: Mapping[str, int]) -> tuple[CaseDice, ...]:
-    """Return the Dice of every case, NaN where there is none; `folds` tells the fold that validates a case."""
-    return tuple(
-        CaseDice(
-            case=case.case,
-            dice={name: math.nan if one.dice is None else one.dice for name, one in case.metrics.items()},
-            fold=folds.get(case.case),
-        )
-        for case in summary.cases
-    )
-
-
 def _overlays(
     dataset: Dataset,
     kind: Literal["validation", "test"],
-    ranked: Sequence[CaseDice],
+    summary: Summary | None,
     known: Sequence[Case],
     folders: Mapping[str, Path],
 ) -> list[Overlay]:
     labels, cases = dataset.labels, {case.id: case for case in known}
     found = []
-    for rank, chosen in choose_examples(ranked).items():
-        case, prediction = cases.get(chosen.case), folders[chosen.case] / f"{chosen.case}{dataset.file_ending}"
+    for rank, one in choose_examples(summary).items() if summary else ():
+        case, prediction = cases.get(one.case), folders[one.case] / f"{one.case}{dataset.file_ending}"
         if case is None or not case.label_files or not prediction.is_file():
             continue
         image = read_case(case.images, case.spacing_mm)
@@ -133,10 +114,10 @@ def _overlays(
         oriented = axes.apply_grid(image.grid)
         found.append(
             Overlay(
-                case=chosen.case,
+                case=one.case,
                 kind=kind,
                 rank=rank,
-                dice=chosen.mean,
+                dice=one.mean_dice,
                 image=axes.apply(image.array),
                 reference=axes.apply(read_labels(case, labels, image.grid).array)[0],
                 prediction=axes.apply(labels.to_inner(read_label(prediction).array))[0],
@@ -152,31 +133,6 @@ def _curves(trainings: Sequence[Training]) -> tuple[TrainingCurve, ...]:
         TrainingCurve.from_events(item.name, item.fold, events)
         for item in trainings
         if (events := read_events(item.folder / EVENTS))
-    )
-
-
-def _selection(selection: Selection) -> SelectionSummary:
-    def name(item: CandidateDice) -> str:
-        return " + ".join(item.members)
-
-    def number(value: float | None) -> float:
-        return math.nan if value is None else value
-
-    return SelectionSummary(
-        candidates=tuple(
-            Candidate(
-                name=name(item),
-                mean_dice=number(item.mean_dice),
-                dice={name: number(value) for name, value in item.per_class.items()},
-            )
-            for item in selection.candidates
-        ),
-        winner=" + ".join(selection.winner),
-        reason=selection.reason,
-        notes=selection.notes,
-        steps=tuple(step.text for step in selection.steps),
-        dice_before_steps=selection.dice_before_steps,
-        dice_after_steps=selection.dice_after_steps,
     )
 
 

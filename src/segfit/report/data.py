@@ -1,33 +1,30 @@
 """What a report tells, as plain frozen records; whoever owns a project fills them.
 
 Every part may be missing (None or empty): the page then says what has not been done yet. Nothing here imports
-matplotlib or jinja2. Dice may be NaN: the class is absent from reference and prediction alike.
+matplotlib or jinja2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from segfit.evaluation.summary import CaseMetrics, Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan, StageForecast
+from segfit.selection.select import Selection
 from segfit.selection.verdict import Verdict
 
 __all__ = [
-    "Candidate",
-    "CaseDice",
     "Overlay",
     "ReportData",
-    "SelectionSummary",
     "StageUse",
     "TrainingCurve",
     "choose_examples",
-    "foreground_mean",
-    "mean_by_class",
 ]
 
 
@@ -74,43 +71,6 @@ def _column(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[float, ...]:
     return tuple(math.nan if value is None else float(value) for value in values)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One model, or ensemble of models, that cross-validation compared; Dice may be NaN."""
-
-    name: str
-    mean_dice: float
-    dice: Mapping[str, float] = field(default_factory=dict)  # by class
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelectionSummary:
-    """What was found by experiment: the best candidate and, for it, the post-processing that helped."""
-
-    candidates: tuple[Candidate, ...]
-    winner: str  # name of a candidate
-    reason: str
-    notes: tuple[str, ...] = ()
-    steps: tuple[str, ...] = ()  # the post-processing that is applied, in words
-    dice_before_steps: float | None = None
-    dice_after_steps: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaseDice:
-    """The Dice of one case by class, in their order."""
-
-    case: str
-    dice: Mapping[str, float]
-    fold: int | None = None  # the fold whose network predicted it (cross-validation)
-
-    @property
-    def mean(self) -> float:
-        """Mean over the classes that are present; NaN if none is."""
-        return _nanmean(self.dice.values())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Overlay:
     """One case to look at: image, reference and prediction on the same grid.
@@ -126,7 +86,7 @@ class Overlay:
     case: str
     kind: Literal["validation", "test"]
     rank: Literal["best", "median", "worst"]
-    dice: float
+    dice: float | None
     image: NDArray[Any]
     reference: NDArray[Any]
     prediction: NDArray[Any]
@@ -150,7 +110,6 @@ class StageUse:
 class ReportData:
     """Everything the page shows."""
 
-    title: str
     dataset: str
     verdict: Verdict | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # `Options.model_dump()`, nested or with dotted keys
@@ -158,9 +117,10 @@ class ReportData:
     label_names: Mapping[int, str] = field(default_factory=dict)  # foreground label value -> name
     plan: Plan | None = None
     trainings: tuple[TrainingCurve, ...] = ()
-    selection: SelectionSummary | None = None
-    validation: tuple[CaseDice, ...] = ()
-    test: tuple[CaseDice, ...] = ()
+    selection: Selection | None = None
+    validation: Summary | None = None
+    folds: Mapping[str, int] = field(default_factory=dict)  # whose network predicted a validation case
+    test: Summary | None = None
     overlays: tuple[Overlay, ...] = ()
     resources: tuple[StageUse, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # "machine", "segfit", "torch", "command", ...
@@ -170,30 +130,15 @@ class ReportData:
     warnings: tuple[str, ...] = ()  # beside the plan's own
 
 
-def mean_by_class(cases: Sequence[CaseDice]) -> dict[str, float]:
-    """Return the mean Dice of each class over the cases that have one."""
-    names = dict.fromkeys(name for case in cases for name in case.dice)
-    return {name: _nanmean(case.dice.get(name, math.nan) for case in cases) for name in names}
-
-
-def foreground_mean(cases: Sequence[CaseDice]) -> float:
-    """Return the mean over classes of their mean over cases: what nnU-Net calls foreground mean."""
-    return _nanmean(mean_by_class(cases).values())
-
-
-def choose_examples(cases: Sequence[CaseDice]) -> dict[Literal["best", "median", "worst"], CaseDice]:
-    """Pick the best, median and worst case by mean Dice; fewer where there are fewer than three with a Dice."""
-    ranked = sorted((case for case in cases if math.isfinite(case.mean)), key=lambda case: case.mean)
+def choose_examples(summary: Summary) -> dict[Literal["best", "median", "worst"], CaseMetrics]:
+    """Pick the best, median and worst case by mean Dice; fewer where there are fewer than three cases with a Dice."""
+    scored = [(mean, case) for case in summary.cases if (mean := case.mean_dice) is not None]
+    ranked = [case for _, case in sorted(scored, key=lambda item: item[0])]
     if not ranked:
         return {}
-    picks: dict[Literal["best", "median", "worst"], CaseDice] = {"best": ranked[-1]}
+    picks: dict[Literal["best", "median", "worst"], CaseMetrics] = {"best": ranked[-1]}
     if len(ranked) > 2:
         picks["median"] = ranked[len(ranked) // 2]
     if len(ranked) > 1:
         picks["worst"] = ranked[0]
     return picks
-
-
-def _nanmean(values: Iterable[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else math.nan

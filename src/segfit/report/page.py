@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Sequence
 from importlib import resources as package_files
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,10 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from segfit.evaluation.summary import Summary
 from segfit.files import write_text
 from segfit.report import results, sections
-from segfit.report.data import CaseDice, ReportData, foreground_mean, mean_by_class
+from segfit.report.data import ReportData, choose_examples
 from segfit.selection.verdict import Verdict
 from segfit.words import count, dice, duration, listing
 
@@ -33,7 +32,6 @@ def render(data: ReportData) -> str:
     template = environment.from_string(_package_text("template.html.j2"))
     return template.render(
         style=Markup(_package_text("style.css")),
-        title=data.title,
         dataset=data.dataset,
         verdict=data.verdict,
         tiles=_tiles(data),
@@ -44,8 +42,8 @@ def render(data: ReportData) -> str:
         derived=sections.derived(data.plan),
         found=results.found(data),
         training=results.training(data.trainings),
-        validation=results.dice_by_case(data.validation),
-        test=results.dice_by_case(data.test),
+        validation=results.dice_by_case(data.validation, data.folds),
+        test=results.dice_by_case(data.test, {}),
         examples=results.examples(data),
         resources=results.resources(data.resources),
         provenance=_provenance(data),
@@ -67,13 +65,12 @@ def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
     ]
 
 
-def _dice_tile(cases: Sequence[CaseDice], missing: str) -> tuple[str, str]:
-    mean = foreground_mean(cases)
-    if not math.isfinite(mean):
+def _dice_tile(summary: Summary | None, missing: str) -> tuple[str, str]:
+    if summary is None or summary.mean_dice is None:
         return "–", missing
-    interval = _interval(cases)
+    interval = _interval(summary)
     spread = f"\n95 % interval {dice(interval[0])}–{dice(interval[1])}" if interval else ""
-    return dice(mean), count(len(cases), "case") + spread
+    return dice(summary.mean_dice), count(len(summary.cases), "case") + spread
 
 
 def _cases_tile(data: ReportData) -> tuple[str, str]:
@@ -89,17 +86,17 @@ def _time_tile(data: ReportData) -> tuple[str, str]:
     return duration(sum(used)) if used else "–", data.environment.get("machine", "")
 
 
-def _interval(cases: Sequence[CaseDice]) -> tuple[float, float] | None:
+def _interval(summary: Summary) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of the foreground mean over cases; None below five cases."""
-    if len(cases) < 5:
+    cases = len(summary.cases)
+    if cases < 5:
         return None
-    names = list(mean_by_class(cases))
-    table = np.array([[one.dice.get(name, math.nan) for name in names] for one in cases])
+    table = np.array([[case.metrics[name].dice for name in summary.mean] for case in summary.cases], dtype=float)
     known = np.isfinite(table)
     filled = np.where(known, table, 0.0)
     rng = np.random.default_rng(0)
     # How often each case is drawn, instead of the drawn cases themselves: one matrix product does the rest.
-    draws = rng.multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=1000).astype(float)
+    draws = rng.multinomial(cases, np.full(cases, 1 / cases), size=1000).astype(float)
     weight = draws @ known
     means = np.divide(draws @ filled, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
     usable = np.isfinite(means)
@@ -123,24 +120,26 @@ def _summary(data: ReportData) -> list[str]:
     else:
         sentences.append(f"segfit has not planned a model for {data.dataset} yet.")
     if data.selection is not None:
-        sentences.append(f"The model handed over is {data.selection.winner}.")
-    if math.isfinite(mean := foreground_mean(data.validation)):
+        sentences.append(f"The model handed over is {' + '.join(data.selection.winner)}.")
+    if (found := data.validation) is not None and found.mean_dice is not None:
         sentences.append(
             f"In cross-validation, where every case is predicted by a network that never saw it, the predictions reach "
-            f"a mean Dice of {dice(mean)} over {count(len(data.validation), 'case')} (1 means identical to the "
+            f"a mean Dice of {dice(found.mean_dice)} over {count(len(found.cases), 'case')} (1 means identical to the "
             f"reference, 0 means no overlap)."
         )
-        sentences += _extremes(data.validation)
-    if math.isfinite(mean := foreground_mean(data.test)):
-        sentences.append(f"On {count(len(data.test), 'test case')} kept apart from training it is {dice(mean)}.")
+        sentences += _extremes(found)
+    if (test := data.test) is not None and test.mean_dice is not None:
+        sentences.append(
+            f"On {count(len(test.cases), 'test case')} kept apart from training it is {dice(test.mean_dice)}."
+        )
     return sentences
 
 
-def _extremes(cases: Sequence[CaseDice]) -> list[str]:
-    means = {name: value for name, value in mean_by_class(cases).items() if math.isfinite(value)}
-    worst = min((s for s in cases if math.isfinite(s.mean)), key=lambda s: s.mean)
+def _extremes(summary: Summary) -> list[str]:
+    means = {name: one.dice for name, one in summary.mean.items() if one.dice is not None}
+    worst = [*choose_examples(summary).values()][-1]
     hardest = min(means, key=lambda name: means[name])
-    case = f"the hardest case is {worst.case} ({dice(worst.mean)})."
+    case = f"the hardest case is {worst.case} ({dice(worst.mean_dice)})."
     if len(means) == 1:
         return [case[0].upper() + case[1:]]
     return [f"The hardest class is {hardest} ({dice(means[hardest])}), {case}"]
@@ -166,8 +165,12 @@ def _missed(data: ReportData) -> list[str]:
         return []
     unlearned = verdict.classes("not_learned")
     found = []
-    for kind, cases in (("cross-validation", data.validation), ("the test set", data.test)):
-        missed = [s.case for s in cases if any(v == 0 for name, v in s.dice.items() if name not in unlearned)]
+    for kind, summary in (("cross-validation", data.validation), ("the test set", data.test)):
+        missed = [
+            case.case
+            for case in (summary.cases if summary else ())
+            if any(one.dice == 0 for name, one in case.metrics.items() if name not in unlearned)
+        ]
         if missed:
             found.append(
                 f"In {kind} at least one class was missed completely (Dice 0) in {count(len(missed), 'case')}: "

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from segfit.evaluation.summary import Summary
 from segfit.planning.plan import StageForecast
 from segfit.report import figures, overlays
-from segfit.report.data import CaseDice, ReportData, StageUse, TrainingCurve, foreground_mean, mean_by_class
+from segfit.report.data import ReportData, StageUse, TrainingCurve
 from segfit.words import count, dice, duration, gigabytes, number
 
 __all__ = ["dice_by_case", "examples", "found", "resources", "training"]
@@ -60,63 +62,66 @@ def found(data: ReportData) -> dict[str, Any] | None:
     selection = data.selection
     if selection is None:
         return None
-    candidates = sorted(selection.candidates, key=lambda c: -c.mean_dice if math.isfinite(c.mean_dice) else math.inf)
-    classes = list(dict.fromkeys(name for candidate in candidates for name in candidate.dice))
+    candidates = sorted(selection.candidates, key=lambda one: 1.0 if one.mean_dice is None else -one.mean_dice)
+    classes = list(dict.fromkeys(name for candidate in candidates for name in candidate.per_class))
     return {
         "classes": classes if len(classes) <= _MAX_LINES else [],
         "candidates": [
             {
-                "name": candidate.name,
+                "name": " + ".join(candidate.members),
                 "mean": dice(candidate.mean_dice),
                 "bar": _percent(candidate.mean_dice),
-                "dice": [dice(candidate.dice.get(name)) for name in classes],
-                "note": candidate.note,
-                "winner": candidate.name == selection.winner,
+                "dice": [dice(candidate.per_class.get(name)) for name in classes],
+                "winner": candidate.members == selection.winner,
             }
             for candidate in candidates
         ],
-        "winner": selection.winner,
+        "winner": " + ".join(selection.winner),
         "reason": selection.reason,
         "notes": selection.notes,
-        "steps": selection.steps,
+        "steps": [step.text for step in selection.steps],
         "before": dice(selection.dice_before_steps),
         "after": dice(selection.dice_after_steps),
     }
 
 
-def dice_by_case(cases: Sequence[CaseDice]) -> dict[str, Any] | None:
-    """Return one row per class with its distribution, and one row per case, the worst first."""
-    if not cases:
+def dice_by_case(summary: Summary | None, folds: Mapping[str, int]) -> dict[str, Any] | None:
+    """Return one row per class with its distribution, and one row per case, the worst first.
+
+    Parameters
+    ----------
+    folds : whose network predicted a case, where that is told
+    """
+    if summary is None:
         return None
-    means = mean_by_class(cases)
-    values = {name: [case.dice.get(name, math.nan) for case in cases] for name in means}
-    finite = [v for column in values.values() for v in column if math.isfinite(v)]
-    low = max(0.0, min(0.8, math.floor(10 * min(finite, default=0.0)) / 10))
-    ranked = sorted(cases, key=lambda case: case.mean if math.isfinite(case.mean) else math.inf)
-    shown = ranked[: max(20, _MAX_CELLS // (len(means) + 1))]
+    values = {name: [case.metrics[name].dice for case in summary.cases] for name in summary.mean}
+    known = {name: [value for value in column if value is not None] for name, column in values.items()}
+    low = max(0.0, min(0.8, math.floor(10 * min(chain(*known.values()), default=0.0)) / 10))
+    ranked = sorted(summary.cases, key=lambda case: 2.0 if case.mean_dice is None else case.mean_dice)
+    shown = ranked[: max(20, _MAX_CELLS // (len(values) + 1))]
     return {
-        "mean": dice(foreground_mean(cases)),
+        "mean": dice(summary.mean_dice),
         "axis": figures.strip_axis(low),
         "classes": [
             {
                 "name": name,
-                "strip": figures.strip(column, low, fill=figures.colour(i)),
-                "mean": dice(means[name]),
-                "median": dice(_median(column)),
-                "worst": dice(min((v for v in column if math.isfinite(v)), default=None)),
-                "absent": sum(1 for v in column if not math.isfinite(v)),
+                "strip": figures.strip(known[name], low, fill=figures.colour(i)),
+                "mean": dice(summary.mean[name].dice),
+                "median": dice(float(np.median(known[name])) if known[name] else None),
+                "worst": dice(min(known[name], default=None)),
+                "absent": column.count(None),
             }
             for i, (name, column) in enumerate(values.items())
         ],
-        "total": count(len(cases), "case"),
-        "folds": any(case.fold is not None for case in cases),
+        "total": count(len(ranked), "case"),
+        "folds": bool(folds),
         "cases": [
             {
                 "case": case.case,
-                "fold": "" if case.fold is None else str(case.fold),
-                "mean": dice(case.mean),
-                "bar": _percent(case.mean),
-                "dice": [(dice(case.dice.get(name)), case.dice.get(name, 1.0) < 0.5) for name in means],
+                "fold": str(folds.get(case.case, "")),
+                "mean": dice(case.mean_dice),
+                "bar": _percent(case.mean_dice),
+                "dice": [(dice(one.dice), one.dice is not None and one.dice < 0.5) for one in case.metrics.values()],
             }
             for case in shown
         ],
@@ -207,10 +212,5 @@ def _last_finite(values: Sequence[float]) -> float | None:
     return next((value for value in reversed(values) if math.isfinite(value)), None)
 
 
-def _median(values: Sequence[float]) -> float | None:
-    finite = [value for value in values if math.isfinite(value)]
-    return float(np.median(finite)) if finite else None
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}" if math.isfinite(value) else "0"
+def _percent(value: float | None) -> str:
+    return "0" if value is None else f"{100 * value:.1f}"
