@@ -14,6 +14,7 @@ from segfit.planning.plan import Plan
 from segfit.project import Project, decide, race, sizing, trainings
 from segfit.project.candidate import Candidate
 from segfit.specs import Configuration
+from segfit.training.job import TrainingJob
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import TrainingResult
 
@@ -59,10 +60,10 @@ def test_the_next_candidate_is_trained_where_the_winner_diverges(
     assert race_run is not None
     train = trainings.train_fold
 
-    def diverges(**kwargs: Any) -> TrainingResult:
-        if kwargs["configuration"].name == race_run.configurations[0]:
+    def diverges(job: TrainingJob, *args: Any, **kwargs: Any) -> TrainingResult:
+        if job.configuration.name == race_run.configurations[0]:
             raise DivergedError("twice")
-        return train(**kwargs)
+        return train(job, *args, **kwargs)
 
     monkeypatch.setattr(trainings, "train_fold", diverges)
     monkeypatch.setattr(race, "train_fold", _never_trained(race.train_fold))
@@ -83,8 +84,8 @@ def test_the_next_candidate_is_trained_where_the_winner_diverges(
 def test_the_run_fails_where_all_candidates_diverge(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
 
-    def diverges(**kwargs: Any) -> TrainingResult:
-        names.append(kwargs["configuration"].name)
+    def diverges(job: TrainingJob, *_: Any, **__: Any) -> TrainingResult:
+        names.append(job.configuration.name)
         raise DivergedError("twice")
 
     monkeypatch.setattr(trainings, "train_fold", diverges)
@@ -96,7 +97,7 @@ def test_the_run_fails_where_all_candidates_diverge(raced: Project, monkeypatch:
 
 
 def test_what_is_no_fault_of_a_candidate_decides_nothing(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(**_: Any) -> TrainingResult:
+    def full(*_: Any, **__: Any) -> TrainingResult:
         raise StageError("the disk is full")
 
     with monkeypatch.context() as patched:
@@ -111,9 +112,9 @@ def test_what_is_no_fault_of_a_candidate_decides_nothing(raced: Project, monkeyp
 def _never_trained(train: Any) -> Any:
     """Return `train`, for what is finished only."""
 
-    def finished(**kwargs: Any) -> TrainingResult:
-        assert (kwargs["folder"] / "training.json").exists()
-        result: TrainingResult = train(**kwargs)
+    def finished(job: TrainingJob, folder: Path, *args: Any, **kwargs: Any) -> TrainingResult:
+        assert (folder / "training.json").exists()
+        result: TrainingResult = train(job, folder, *args, **kwargs)
         return result
 
     return finished
@@ -167,9 +168,9 @@ def test_cases_of_the_race_are_not_trained_on_in_it(raced: Project, monkeypatch:
     seen: list[tuple[set[str], set[str]]] = []
     train, predict = race.train_fold, race.validate_fold
 
-    def watched_train(**kwargs: Any) -> TrainingResult:
-        seen.append(({case.id for case in kwargs["cases_train"]}, set()))
-        return train(**kwargs)
+    def watched_train(job: TrainingJob, *args: Any, **kwargs: Any) -> TrainingResult:
+        seen.append(({case.id for case in job.cases_train}, set()))
+        return train(job, *args, **kwargs)
 
     def watched_predict(*args: Any, **kwargs: Any) -> Any:
         seen[-1][1].update(case.id for case in args[3])
@@ -189,10 +190,10 @@ def test_cases_of_the_race_are_not_trained_on_in_it(raced: Project, monkeypatch:
 def test_a_race_that_was_killed_goes_on(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     train, done = race.train_fold, []
 
-    def killed(**kwargs: Any) -> TrainingResult:
+    def killed(*args: Any, **kwargs: Any) -> TrainingResult:
         if done:
             raise KeyboardInterrupt
-        done.append(train(**kwargs))
+        done.append(train(*args, **kwargs))
         return done[-1]
 
     with monkeypatch.context() as patch:

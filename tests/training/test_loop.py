@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from segfit.progress import SILENT, Progress
 from segfit.specs import AugmentationSpec, TrainingSpec
 from segfit.training import budget, checkpoint, loop, online_validation
 from segfit.training.batch import Batch
+from segfit.training.budget import Budget
 from segfit.training.events import read_events
+from segfit.training.job import TrainingJob
 from segfit.training.learner import Learner, training_on
 from segfit.training.loop import train_fold
 from segfit.training.result import EVENTS, RESULT, WEIGHTS, TrainingResult
@@ -77,20 +79,20 @@ def train(
     **changes: Any,
 ) -> TrainingResult:
     cases = disc_cases() if cases is None else cases
+    asked: dict[str, Any] = {"steps": None if "seconds" in changes else 6, "checkpoint_seconds": 1000.0} | changes
+    given = Budget(asked.pop("seconds", None), asked.pop("steps"), asked.pop("fewest_steps", 0))
     values: dict[str, Any] = {
         "configuration": tiny_configuration(),
         "recipe": recipe or tiny_recipe(),
         "labels": SCHEME,
         "cases_train": cases,
         "cases_validation": cases[:1],
-        "folder": folder,
-        "device": CPU,
         "seed": 3,
-        "steps": None if "seconds" in changes else 6,
-        "checkpoint_seconds": 1000.0,
-        "progress": progress,
+        "budget": given,
     }
-    return train_fold(**(values | changes))
+    known = {one.name for one in fields(TrainingJob)}
+    job = TrainingJob(**(values | {name: asked.pop(name) for name in known & set(asked)}))
+    return train_fold(job, folder, CPU, progress=progress, **asked)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -326,7 +328,7 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 4}, {"steps": 7}, {"identity": "other data"}, {"recipe": tiny_recipe(momentum=0.9)}]
+    "change", [{"seed": 4}, {"steps": 7}, {"data": "other data"}, {"recipe": tiny_recipe(momentum=0.9)}]
 )
 def test_another_training_starts_afresh(tmp_path: Path, change: dict[str, Any]) -> None:
     first = train(tmp_path, steps=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,9 @@ from segfit.errors import InputError
 from segfit.progress import KeptWarnings
 
 if TYPE_CHECKING:
+    from segfit.dataset.manifest import Case
     from segfit.evaluation.summary import Summary
+    from segfit.inference.model import Model
     from segfit.labels import LabelScheme
 
 __all__ = ["add_to"]
@@ -27,33 +30,39 @@ def add_to(app: typer.Typer) -> None:
         add_verb(app, PIPELINE, verb)
 
 
+_Images = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="DATASET|IMAGES", help="Dataset or project; with --model: images."),
+]
+_Inputs = Annotated[
+    list[Path] | None, typer.Option("--input", "-i", metavar="IMAGES", help="The same as IMAGES. Repeatable.")
+]
+_Labels = Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the label files.")]
+_Folds = Annotated[
+    str | None, typer.Option("--folds", metavar="K,...", help="Networks to use, e.g. 0,1; default: all.")
+]
+_TileStep = Annotated[
+    float | None, typer.Option("--tile-step", metavar="SHARE", help="Step of the window as a share of it.")
+]
+_PreviousStage = Annotated[
+    Path | None,
+    typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
+]
+
+
 def predict(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="DATASET|IMAGES", help="Dataset or project; with --model: images."),
-    ] = None,
+    paths: _Images = None,
     out: Out = None,
     model: Annotated[Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder of a model.")] = None,
-    inputs: Annotated[
-        list[Path] | None, typer.Option("--input", "-i", metavar="IMAGES", help="The same as IMAGES. Repeatable.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the label files.")
-    ] = None,
-    folds: Annotated[
-        str | None, typer.Option("--folds", metavar="K,...", help="Networks to use, e.g. 0,1; default: all.")
-    ] = None,
+    inputs: _Inputs = None,
+    output: _Labels = None,
+    folds: _Folds = None,
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored views.")] = True,
-    tile_step: Annotated[
-        float | None, typer.Option("--tile-step", metavar="SHARE", help="Step of the window as a share of it.")
-    ] = None,
+    tile_step: _TileStep = None,
     device: Device = None,
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
-    previous_stage: Annotated[
-        Path | None,
-        typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
-    ] = None,
+    previous_stage: _PreviousStage = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -72,7 +81,6 @@ def predict(
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         found = open_project(given[0] if given else None, out, [], progress).predict()
     else:
-        from segfit.dataset.layouts import cases_from_files, find_cases
         from segfit.inference.model import load_model
         from segfit.inference.predict_folder import predict_folder
 
@@ -80,14 +88,9 @@ def predict(
             raise InputError("predict --model needs images and, with -o, a folder for the results")
         numbers = None if folds is None else [part.strip() for part in folds.split(",")]
         loaded = load_model(model, device or "auto", numbers, mirror=None if mirror else False, tile_step=tile_step)
-        channels = len(loaded.channel_names)
-        for path in given:
-            if not path.exists():
-                raise InputError(f"{path} does not exist; correct the path of the images")
-        alone = len(given) == 1 and given[0].is_dir()
         found = predict_folder(
             loaded,
-            find_cases(given[0], loaded.image_ending, channels) if alone else cases_from_files(given, channels),
+            _cases(given, loaded),
             output,
             ending=ending,
             overwrite=overwrite,
@@ -100,6 +103,19 @@ def predict(
         print_json({"predictions": [str(path) for path in found], "warnings": progress.messages})
     else:
         sys.stdout.writelines(f"{path}\n" for path in found)
+
+
+def _cases(paths: list[Path], model: Model) -> Sequence[Case]:
+    """Return the cases of a folder, or of image files and series."""
+    from segfit.dataset.layouts import cases_from_files, find_cases
+
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} does not exist; correct the path of the images")
+    channels = len(model.channel_names)
+    if len(paths) == 1 and paths[0].is_dir():
+        return find_cases(paths[0], model.image_ending, channels)
+    return cases_from_files(paths, channels)
 
 
 def evaluate(

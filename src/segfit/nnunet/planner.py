@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -15,10 +16,10 @@ from segfit.nnunet.plans_reader import channel_names_of
 from segfit.nnunet.plans_writer import configuration_entry
 from segfit.options import PlanningOptions
 from segfit.planning.configurations import configuration
-from segfit.planning.drafts import Images, drafts
+from segfit.planning.drafts import Draft, Images, drafts
 from segfit.planning.normalization import MASK_BELOW, scheme_of
 from segfit.planning.patch import Budget
-from segfit.planning.presets import RULES
+from segfit.planning.presets import RULES, Rules
 from segfit.planning.trace import Asked, Trace
 from segfit.specs import IntensityStatistics, Normalization
 
@@ -63,13 +64,47 @@ def plans(
 
     Raises `InputError` for content that is incomplete or contradicts itself.
     """
+    rules, given = _rules(preset, memory_gb), _given(dataset_json, fingerprint)
+    budget = Budget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=given.heads)
+    drafted = drafts(given.images, budget, _NOTHING_SET, Trace())
+    forward = list(drafted["2d"].transpose)
+    medians = [np.median(values, axis=0)[forward] for values in (given.images.spacings, given.images.shapes)]
+    return {
+        "dataset_name": dataset_name or str(dataset_json.get("name", "Dataset")),
+        "plans_name": rules.plans_name,
+        "original_median_spacing_after_transp": [float(v) for v in medians[0]],
+        "original_median_shape_after_transp": [round(float(v)) for v in medians[1]],
+        "image_reader_writer": _reader(dataset_json, given.images.shapes),
+        "transpose_forward": forward,
+        "transpose_backward": [forward.index(axis) for axis in range(3)],
+        "configurations": {name: _entry(name, drafted, given, rules) for name in drafted},
+        "experiment_planner_used": rules.planner,
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": copy.deepcopy(dict(given.intensities)),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """What nnU-Net's planner goes by, checked."""
+
+    images: Images
+    heads: int
+    normalization: tuple[Normalization, ...]
+    intensities: Mapping[str, Any]
+
+
+def _rules(preset: str, memory_gb: float | None) -> Rules:
     if preset not in RULES:
         raise InputError(f"unknown preset {preset!r}{nearest(preset, list(RULES))}", f"nnU-Net has {', '.join(RULES)}")
     if memory_gb is not None and not (_is_number(memory_gb) and memory_gb > 0):
         raise InputError(f"the memory target must be a number of GB above zero, got {memory_gb!r}")
+    return RULES[preset]
+
+
+def _given(dataset_json: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> _Given:
     if not isinstance(dataset_json, Mapping) or not isinstance(fingerprint, Mapping):
         raise InputError("dataset.json and the fingerprint must be JSON objects")
-    rules = RULES[preset]
     channels = channel_names_of(dataset_json)
     labels = dataset_json.get("labels")
     if not isinstance(labels, Mapping) or "background" not in labels or len(labels) < 2:
@@ -86,48 +121,36 @@ def plans(
     relative_size = fingerprint.get("median_relative_size_after_cropping")
     if not _is_number(relative_size):
         raise InputError(f'the fingerprint needs "median_relative_size_after_cropping", got {relative_size!r}')
-    images = Images(spacings=spacings, shapes=shapes, num_training=num_training, ndim=3)
-    budget = Budget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=len(labels))
-    drafted = drafts(images, budget, _NOTHING_SET, Trace())
-    reader, intensities = _reader(dataset_json, shapes), _intensities(fingerprint, len(channels))
     schemes = [scheme_of(name) for name in channels]
-    normalization = tuple(
-        [Normalization(scheme=it, use_mask=it == "zscore" and relative_size < MASK_BELOW) for it in schemes]
+    return _Given(
+        images=Images(spacings=spacings, shapes=shapes, num_training=num_training, ndim=3),
+        heads=len(labels),
+        normalization=tuple(
+            [Normalization(scheme=it, use_mask=it == "zscore" and relative_size < MASK_BELOW) for it in schemes]
+        ),
+        intensities=_intensities(fingerprint, len(channels)),
     )
-    entries: dict[str, Any] = {}
-    for name in drafted:
-        if name == "3d_cascade_fullres":
-            entries[name] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-            continue
-        item = configuration(
-            name,
-            drafted,
-            images,
-            Asked(_NOTHING_SET, Trace(), name),
-            normalization=normalization,
-            in_channels=len(channels),
-            num_outputs=len(labels),
-        )
-        shared = rules.kind == "residual" and name in _SHARED_DATA
-        entries[name] = configuration_entry(item, _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}")
-        if name == "3d_lowres":
-            whole = [int(n) for n in item.median_shape]
-            entries[name] |= {"median_image_size_in_voxels": whole, "next_stage": "3d_cascade_fullres"}
-    forward = list(drafted["2d"].transpose)
-    medians = [np.median(values, axis=0)[forward] for values in (spacings, shapes)]
-    return {
-        "dataset_name": dataset_name or str(dataset_json.get("name", "Dataset")),
-        "plans_name": rules.plans_name,
-        "original_median_spacing_after_transp": [float(v) for v in medians[0]],
-        "original_median_shape_after_transp": [round(float(v)) for v in medians[1]],
-        "image_reader_writer": reader,
-        "transpose_forward": forward,
-        "transpose_backward": [forward.index(axis) for axis in range(3)],
-        "configurations": entries,
-        "experiment_planner_used": rules.planner,
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": copy.deepcopy(dict(intensities)),
-    }
+
+
+def _entry(name: str, drafted: Mapping[str, Draft], given: _Given, rules: Rules) -> dict[str, Any]:
+    """Return one configuration as the plans file has it."""
+    if name == "3d_cascade_fullres":
+        return {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    item = configuration(
+        name,
+        drafted,
+        given.images,
+        Asked(_NOTHING_SET, Trace(), name),
+        normalization=given.normalization,
+        in_channels=len(given.normalization),
+        num_outputs=given.heads,
+    )
+    shared = rules.kind == "residual" and name in _SHARED_DATA
+    entry = configuration_entry(item, _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}")
+    if name == "3d_lowres":
+        whole = [int(n) for n in item.median_shape]
+        entry |= {"median_image_size_in_voxels": whole, "next_stage": "3d_cascade_fullres"}
+    return entry
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -28,6 +28,8 @@ from segfit.project.preparation import Preparation
 from segfit.project.stages import STAGES
 from segfit.project.validation import validate_fold
 from segfit.records import Key, recall, store
+from segfit.training.budget import Budget
+from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.result import RESULT, WEIGHTS, TrainingResult
 from segfit.words import duration
@@ -231,23 +233,27 @@ class _Runner:
         keys = self._stored()
         before = self.last if round_ else None
         self.last = self.folder / f"round-{round_}"
-        return train_fold(
+        recipe = candidate.recipe.model_copy(
+            update={"poly_exponent": 0.0, "validation_share": 0.0, "weight_average": _AVERAGE}
+        )
+        job = TrainingJob(
             configuration=candidate.configuration,
-            recipe=candidate.recipe.model_copy(
-                update={"poly_exponent": 0.0, "validation_share": 0.0, "weight_average": _AVERAGE}
-            ),
+            recipe=recipe,
             labels=project.dataset.labels,
             cases_train=[project.store.open(keys[name]) for name in names],
             cases_validation=(),
-            weights=project.dataset.weights(names),
-            folder=self.last,
-            device=resolve_device(project.options.device),
             seed=project.options.seed,
-            seconds=self._file.seconds,
-            checkpoint_seconds=project.options.training.checkpoint_seconds,
-            identity=content_hash({name: keys[name] for name in names}),
-            title=f"trying {candidate.words}",
+            budget=Budget(self._file.seconds, None),
+            weights=project.dataset.weights(names),
+            data=content_hash({name: keys[name] for name in names}),
             start=before,
+        )
+        return train_fold(
+            job,
+            self.last,
+            resolve_device(project.options.device),
+            checkpoint_seconds=project.options.training.checkpoint_seconds,
+            title=f"trying {candidate.words}",
             keep_state=True,
             progress=project.progress,
         )

@@ -21,7 +21,9 @@ from segfit.project.sharing import Task
 from segfit.project.stages import STAGES
 from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validate_fold
 from segfit.records import Key, is_sealed, remove_damaged, seal
+from segfit.training.budget import Budget
 from segfit.training.identity import training_identity
+from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.result import WEIGHTS, TrainingResult, finished_result
 
@@ -211,29 +213,34 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
     split, keys = project.splits().folds[item.fold], project.preprocess()[item.name]
     goes_on = _goes_on(run, item.name, item.fold)
     with project.accounts.of("train"):
-        result = train_fold(
+        job = TrainingJob(
             configuration=plan.configurations[item.name],
             recipe=plan.training[item.name],
             labels=project.dataset.labels,
             cases_train=[project.store.open(keys[case]) for case in split.train],
             cases_validation=[project.store.open(keys[case]) for case in split.validation],
-            weights=project.dataset.weights(split.train),
-            folder=item.folder,
-            device=resolve_device(project.options.device),
             seed=project.options.seed,
-            seconds=run.seconds_per_training if run.steps is None else None,
-            steps=run.steps,
-            fewest_steps=FEWEST_STEPS if run.steps is None else 0,
-            expected_seconds_per_step=run.seconds_per_step.get(item.name),
-            checkpoint_seconds=project.options.training.checkpoint_seconds,
-            identity=_data(keys, split.train, split.validation),
-            title=item.title,
+            budget=_budget(run),
+            weights=project.dataset.weights(split.train),
+            data=_data(keys, split.train, split.validation),
             start=project.folder.root / run.start if goes_on and run.start else None,
             start_identity=run.start_identity if goes_on else None,
+        )
+        result = train_fold(
+            job,
+            item.folder,
+            resolve_device(project.options.device),
+            expected_seconds_per_step=run.seconds_per_step.get(item.name),
+            checkpoint_seconds=project.options.training.checkpoint_seconds,
+            title=item.title,
             progress=project.progress,
         )
     assert result.identity == item.identity, (result.identity, item.identity)
     return result
+
+
+def _budget(run: RunSpec) -> Budget:
+    return Budget(run.seconds_per_training, None, FEWEST_STEPS) if run.steps is None else Budget(None, run.steps)
 
 
 def _goes_on(run: RunSpec, name: str, fold: int) -> bool:

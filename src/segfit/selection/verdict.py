@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import ceil
 from statistics import fmean
 from typing import Any, Literal
@@ -116,7 +116,7 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _symptoms(evidence: Evidence) -> Iterator[Finding]:
-    """Yield what the metrics of cross-validation say."""
+    """Yield what the metrics of cross-validation say; of what comes first where it explains the rest."""
     summary = evidence.validation
     by_class = _with_reference(summary)
     names, mean = list(by_class), summary.mean_dice or 0.0
@@ -134,23 +134,9 @@ def _symptoms(evidence: Evidence) -> Iterator[Finding]:
         return
     missed = [name for name, values in by_class.items() if max(values.values()) < _UNLEARNED]
     if missed:
-        cases = max(len(by_class[name]) for name in missed)
-        grave = len(missed) >= _MANY * len(names) and (cases > 1 or mean < _USELESS)
-        which = f"{listing(missed)} {'was' if len(missed) == 1 else 'were'} not learned"
-        if len(names) > 2 and len(missed) > 1:
-            which = f"{len(missed)} of {len(names)} classes were not learned ({listing(missed)})"
-        them = "it" if len(missed) == 1 else "them"
-        where = "the one validated case" if cases == 1 else "every validated case"
-        yield Finding(
-            code="not_learned",
-            level="failed" if grave else "doubtful",
-            classes=tuple(missed),
-            cases=_worst_cases(summary, missed),
-            numbers={"classes": len(missed), "of": len(names), "cases": cases},
-            text=f"{which}: the Dice is below {_UNLEARNED:g} in {where} that has {them}.",
-            action=_mending(evidence, missed),
-        )
-        if grave:
+        finding = _not_learned(evidence, by_class, missed)
+        yield finding
+        if finding.level == "failed":
             return
     if names and mean < _USELESS:
         yield Finding(
@@ -162,18 +148,44 @@ def _symptoms(evidence: Evidence) -> Iterator[Finding]:
             action=_mending(evidence, names),
         )
         return
-    means = {name: value.dice for name, value in summary.mean.items() if value.dice is not None and name not in missed}
+    yield from _poor(evidence, missed)
+
+
+def _not_learned(evidence: Evidence, by_class: Mapping[str, Mapping[str, float]], missed: Sequence[str]) -> Finding:
+    """Say which classes are found in no case; grave where they are many, unless a single case says so."""
+    names, mean = list(by_class), evidence.validation.mean_dice or 0.0
+    cases = max(len(by_class[name]) for name in missed)
+    grave = len(missed) >= _MANY * len(names) and (cases > 1 or mean < _USELESS)
+    which = f"{listing(missed)} {'was' if len(missed) == 1 else 'were'} not learned"
+    if len(names) > 2 and len(missed) > 1:
+        which = f"{len(missed)} of {len(names)} classes were not learned ({listing(missed)})"
+    them = "it" if len(missed) == 1 else "them"
+    where = "the one validated case" if cases == 1 else "every validated case"
+    return Finding(
+        code="not_learned",
+        level="failed" if grave else "doubtful",
+        classes=tuple(missed),
+        cases=_worst_cases(evidence.validation, missed),
+        numbers={"classes": len(missed), "of": len(names), "cases": cases},
+        text=f"{which}: the Dice is below {_UNLEARNED:g} in {where} that has {them}.",
+        action=_mending(evidence, missed),
+    )
+
+
+def _poor(evidence: Evidence, missed: Collection[str]) -> Iterator[Finding]:
+    """Yield the classes that were learned badly, other than those that were `missed`."""
+    means = {name: one.dice for name, one in evidence.validation.mean.items() if name not in missed}
     levels: tuple[tuple[Literal["doubtful", "remark"], float, float], ...]
     levels = (("doubtful", 0.0, _POOR), ("remark", _POOR, _MODEST))
     for level, low, high in levels:
-        poor = {name: value for name, value in means.items() if low <= value < high}
+        poor = {name: value for name, value in means.items() if value is not None and low <= value < high}
         if poor:
             told = listing([f"{name} ({dice(value)})" for name, value in poor.items()])
             yield Finding(
                 code="poor",
                 level=level,
                 classes=tuple(poor),
-                cases=_worst_cases(summary, list(poor)),
+                cases=_worst_cases(evidence.validation, list(poor)),
                 numbers={"dice": min(poor.values())},
                 text=f"The mean Dice is below {high:g} for {told}; thin and small classes often stay there.",
                 action=_mending(evidence, list(poor)) if level == "doubtful" else "",

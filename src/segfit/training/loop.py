@@ -11,19 +11,17 @@ from typing import Any
 import torch
 
 from segfit.device import free_memory_gb
-from segfit.errors import DivergedError, InputError, StageError
+from segfit.errors import DivergedError, StageError
 from segfit.execution.processors import available_workers
 from segfit.files import hash_file, remove_leftovers
-from segfit.labels import LabelScheme
 from segfit.progress import SILENT, Progress, Task
 from segfit.records import store
-from segfit.specs import Configuration, TrainingSpec
-from segfit.training.budget import Budget, Clock
+from segfit.training.budget import Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
 from segfit.training.divergence import Guard
 from segfit.training.events import EventLog
-from segfit.training.identity import training_identity
 from segfit.training.interruption import Interruption
+from segfit.training.job import TrainingJob
 from segfit.training.learner import Learner, training_on
 from segfit.training.loss_history import LossHistory, StepFacts
 from segfit.training.online_validation import CaseValidation
@@ -54,25 +52,13 @@ _MOST_SKIPPED_CASES = 20  # in the result
 
 
 def train_fold(
-    *,
-    configuration: Configuration,
-    recipe: TrainingSpec,
-    labels: LabelScheme,
-    cases_train: Sequence[TrainingCase],
-    cases_validation: Sequence[TrainingCase],
+    job: TrainingJob,
     folder: Path,
     device: torch.device,
-    seed: int,
-    weights: Sequence[float] | None = None,
-    seconds: float | None = None,
-    steps: int | None = None,
-    fewest_steps: int = 0,
+    *,
     expected_seconds_per_step: float | None = None,
     checkpoint_seconds: float = 60.0,
-    identity: str = "",
     title: str = "",
-    start: Path | None = None,
-    start_identity: str | None = None,
     keep_state: bool = False,
     progress: Progress = SILENT,
 ) -> TrainingResult:
@@ -80,68 +66,31 @@ def train_fold(
 
     Parameters
     ----------
-    cases_validation : for the validation during training only, which uses a few of them; may be empty
-    weights : how often each training case is drawn, relative to the others; alike when absent
-    seconds, steps : the budget, one of them. Seconds count what was spent training, over all interruptions; the loop
-        ends before the step that would exceed them. The learning rate falls with the used share of the budget.
-    fewest_steps : a training by time goes on past its time until it has done so many; the rate falls accordingly slower
+    folder : of the training; what other jobs left there is not used, the training starts afresh
     expected_seconds_per_step : when steps take much longer than that, a note says what it costs
     checkpoint_seconds : time between two saved states
-    identity : names the data (for example the keys of the preprocessed cases). It is hashed with everything else that
-        determines the training, see `training_identity`; files in `folder` with another hash are not used, the training
-        starts afresh.
     title : what the progress calls it
-    start : folder of a finished training of the same network: weights, optimiser and the lowered rate of one that
-        diverged are taken over as they were before its cool-down, or, if it had none, at its end (then it must be made
-        with `keep_state`). Steps are counted on. The budget is that of this training alone, its cool-down included.
-    start_identity : of that training, read from `start` when absent; what is finished then needs no `start`
     keep_state : leave the last state beside the weights, for another training to start from
 
     A training whose learning rate falls in a part of its budget only leaves the state from before that: given more
-    seconds it goes on from there, and what it had reached counts until it is done.
-
-    A training that diverges goes back to its last good state, with a quarter of the learning rate, and warns of it; the
-    second time it raises `DivergedError`.
+    seconds it goes on from there, and what it had reached counts until it is done. One that diverges goes back to its
+    last good state, with a quarter of the learning rate, and warns of it; the second time it raises `DivergedError`.
 
     Ctrl-C and SIGTERM (when called from the main thread) let the running step end, save the state and raise
-    `KeyboardInterrupt` or `SystemExit`. Raises `InputError` for a budget that is none and where there is nothing to
-    train on, `StageError` when the model does not fit into the device's memory or a file cannot be written.
+    `KeyboardInterrupt` or `SystemExit`. Raises `StageError` when the model does not fit into the device's memory or a
+    file cannot be written.
     """
-    budget = Budget(seconds, steps, fewest_steps)
-    if not cases_train:
-        raise InputError(f"{title or configuration.name}: there is no case to train on")
-    if weights is not None and not any(weights):
-        raise InputError(
-            f"{title or configuration.name}: all training cases have weight 0", "give at least one a weight above 0"
-        )
-    if start is not None and start_identity is None:
-        start_identity = TrainingResult.load(start / RESULT).identity
-    identity = training_identity(
-        configuration=configuration,
-        recipe=recipe,
-        labels=labels,
-        cases_train=[case.id for case in cases_train],
-        cases_validation=[case.id for case in cases_validation],
-        seed=seed,
-        steps=steps,
-        weights=weights,
-        data=identity,
-        start=None if start is None else start_identity,
-    )
-    finished = finished_result(folder, identity, seconds)
+    identity, configuration = job.identity, job.configuration
+    finished = finished_result(folder, identity, job.budget.seconds)
     if finished is not None:
         return finished
     remove_foreign_result(folder, identity)
     remove_leftovers(folder)
     channels, room_gb = configuration.network.in_channels, free_memory_gb() * _MEMORY_SHARE
-    kept = keep_in_memory(cases_train, channels=channels, limit_gb=room_gb)
+    kept = keep_in_memory(job.cases_train, channels=channels, limit_gb=room_gb)
     try:
         with training_on(configuration, device), kept_threads():
-            training = _Training(
-                configuration, recipe, labels, kept, cases_validation, weights,
-                budget=budget, folder=folder, device=device, seed=seed, identity=identity, start=start,
-                expected_seconds=expected_seconds_per_step, progress=progress,
-            )  # fmt: skip
+            training = _Training(job, identity, kept, folder, device, expected_seconds_per_step, progress)
             training.run(title or f"training {configuration.name}", checkpoint_seconds)
             return training.finish(keep_state=keep_state)
     except OSError as error:  # a full disk and the like
@@ -155,25 +104,19 @@ def train_fold(
 class _Training:
     """The state of one training and the loop over it."""
 
-    configuration: Configuration
-    recipe: TrainingSpec
-    labels: LabelScheme
-    train: Sequence[TrainingCase]
-    validation: Sequence[TrainingCase]
-    weights: Sequence[float] | None
-    budget: Budget
+    job: TrainingJob
+    identity: str
+    train: Sequence[TrainingCase]  # those of the job, kept in memory where there is room
     folder: Path
     device: torch.device
-    seed: int
-    identity: str
-    start: Path | None
     expected_seconds: float | None
     progress: Progress
 
     def __post_init__(self) -> None:
-        configuration, recipe, labels, device = self.configuration, self.recipe, self.labels, self.device
+        job, device = self.job, self.device
+        configuration, recipe, labels = job.configuration, job.recipe, job.labels
         self._memory = PeakMemory(device)
-        self._learner = Learner(configuration, recipe, labels, device, seed=self.seed)
+        self._learner = Learner(configuration, recipe, labels, device, seed=job.seed)
         self._checkpoints = Checkpoints(self.folder / STATE, self.identity)
         self._before_cooldown = Checkpoints(self.folder / BEFORE_COOLDOWN, self.identity)
         self._cools_from = cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share)
@@ -186,20 +129,20 @@ class _Training:
             patch=configuration.patch_size,
             batch_size=configuration.batch_size,
             foreground_share=recipe.foreground_share,
-            seed=self.seed,
-            weights=self.weights,
+            seed=job.seed,
+            weights=job.weights,
         )
-        self._validation = CaseValidation(self._learner, configuration, recipe, labels, self.validation)
+        self._validation = CaseValidation(self._learner, configuration, recipe, labels, job.cases_validation)
         self._events: EventLog  # opened when it is known where to go on
         self._losses = LossHistory()
         self._guard = Guard(recipe)
         self._clock = Clock()
         threads = min(torch.get_num_threads(), available_workers())
         # What has counted steps is repeated to the bit.
-        clocked = device.type == "cpu" and self.budget.seconds is not None
+        clocked = device.type == "cpu" and self.job.budget.seconds is not None
         self._threads = ThreadChoice(thread_numbers(threads) if clocked else (torch.get_num_threads(),))
         self._step = self._first_step = 0  # those of the training that this one started from count
-        self._pace = Pace(self.budget, self.expected_seconds)
+        self._pace = Pace(self.job.budget, self.expected_seconds)
         self._reported = 0.0  # share of the budget reported as progress
         self._checkpoint_safe = True  # False while a step changes the weights
 
@@ -211,7 +154,7 @@ class _Training:
         reader_threads = 0 if self.device.type == "cpu" else min(_MOST_READERS, available_workers())
         with (
             EventLog(self.folder / EVENTS, step=self._step if self._done else 0) as self._events,
-            self.progress.task(title, self.budget.total) as task,
+            self.progress.task(title, self.job.budget.total) as task,
             Batches(
                 self._sampler,
                 start=self._step,
@@ -248,7 +191,7 @@ class _Training:
         return self._step - self._first_step
 
     def _share(self) -> float:
-        return self.budget.share(self._done, self._clock.seconds())
+        return self.job.budget.share(self._done, self._clock.seconds())
 
     def _is_done(self, batches: Batches) -> bool:
         """Whether the budget is used, or the next step (and the last validation) would exceed it.
@@ -257,7 +200,7 @@ class _Training:
         """
         seconds = self._pace.step_seconds
         ahead = seconds + self._validation.seconds if seconds else 0.0
-        over = self.budget.is_over(self._done, self._clock.seconds(), ahead)
+        over = self.job.budget.is_over(self._done, self._clock.seconds(), ahead)
         if over:
             self._losses.settle(self._events)
         trouble = self._guard.trouble(self._losses, at_end=over)
@@ -272,12 +215,12 @@ class _Training:
         if self._cools_from is not None and share >= self._cools_from and not self._cooling:
             self._begin_cooldown()
         started = perf_counter()
-        recipe = self.recipe
+        recipe = self.job.recipe
         rate = self._guard.factor * learning_rate(
             share, recipe.learning_rate, recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share
         )
         batch = next(batches)
-        rng = stream(self.seed, "augmentation", self._step)
+        rng = stream(self.job.seed, "augmentation", self._step)
         torch.set_num_threads(self._threads.number)
         self._checkpoint_safe = False
         values = self._learner.step(batch, learning_rate=rate, rng=rng)
@@ -295,7 +238,7 @@ class _Training:
         self._guard.keep(self._share(), self._losses, self._state)
 
     def _report(self, task: Task) -> None:
-        used = self.budget.used(self._done, self._clock.seconds())
+        used = self.job.budget.used(self._done, self._clock.seconds())
         facts = []
         if self._losses.last is not None:
             facts.append(f"loss {self._losses.last:.3f}")
@@ -308,7 +251,7 @@ class _Training:
         """Have the validations planned once the time of a step is known; report if it is much longer than expected."""
         seconds = self._pace.step_seconds
         if self._validation.schedule is None and seconds and (at_end or self._share() >= _PLANNED_AT):
-            self._validation.plan(seconds, self.budget.expected_steps(seconds) * seconds)
+            self._validation.plan(seconds, self.job.budget.expected_steps(seconds) * seconds)
             self._note(self._pace.slowness())
 
     def _note(self, message: str) -> None:
@@ -366,7 +309,7 @@ class _Training:
         )
         self.progress.warn(
             f"the training diverged: {trouble}; it resumes from step {self._step} with learning rate "
-            f"{self.recipe.learning_rate * self._guard.factor:.2g}"
+            f"{self.job.recipe.learning_rate * self._guard.factor:.2g}"
         )
         self._checkpoints.replace(self._state())  # those of later steps have the old rate
         if not self._cooling:
@@ -397,14 +340,14 @@ class _Training:
     def _cooled_early(self, state: State) -> bool:
         """Whether a state is of a cool-down that would not have begun yet in the time that there is."""
         done = state.step - state.facts["first_step"]
-        share = self.budget.share(done, state.facts["seconds"])
+        share = self.job.budget.share(done, state.facts["seconds"])
         return bool(state.facts.get("cooling", True)) and self._cools_from is not None and share < self._cools_from
 
     def _take_over(self) -> None:
         """Start from another training, if this one is to: from before its cool-down, or from its end if it had none."""
-        if self.start is None:
+        if self.job.start is None:
             return
-        state = state_to_start_from(self.start)
+        state = state_to_start_from(self.job.start)
         self._learner.restore(state.tensors, state.facts["learner"])
         self._guard.factor = state.facts["learning_rate_factor"]
         self._step = self._first_step = state.step
@@ -413,18 +356,18 @@ class _Training:
         """Write weights and result, and remove the states or leave the last one."""
         weights = self._learner.weights()
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-            raise DivergedError(f"the weights of {self.configuration.name} are not finite", "nothing was written")
+            raise DivergedError(f"the weights of {self.job.configuration.name} are not finite", "nothing was written")
         if keep_state:
             self._save()
         write_tensors(self.folder / WEIGHTS, weights, {"identity": self.identity})
         result = TrainingResult(
             identity=self.identity,
-            configuration=self.configuration.name,
+            configuration=self.job.configuration.name,
             device=str(self.device),
             steps=self._step,
             first_step=self._first_step,
             seconds=round(self._clock.seconds(), 3),
-            budget_seconds=self.budget.seconds,
+            budget_seconds=self.job.budget.seconds,
             seconds_per_step=round(self._pace.step_seconds, 6),
             skipped_steps=self._losses.skipped,
             skipped_cases=dict(self._losses.skipped_cases.most_common(_MOST_SKIPPED_CASES)),

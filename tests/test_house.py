@@ -1,0 +1,23 @@
+"""Rules of the house that no other tool keeps."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import segfit
+
+LONGEST = 60  # lines of a function
+TOO_LONG = {"map_cases", "measure", "predict_folder", "preprocess"}  # to be parted
+
+
+def test_no_function_is_longer_than_a_page() -> None:
+    lengths = {
+        node.name: node.end_lineno - node.lineno + 1
+        for path in Path(segfit.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= LONGEST
+    }
+    assert set(lengths) == TOO_LONG
