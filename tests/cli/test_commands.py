@@ -122,7 +122,7 @@ def test_the_verdict_is_told_everywhere(
     assert "a wrong reference label" not in (project / "report.html").read_text(encoding="utf-8")
     assert run(["select", "--out", str(project)]) == 0
     assert lines[0] in capsys.readouterr().out
-    monkeypatch.setattr("segfit.project.findings.Findings.verdict", lambda _: Verdict(level="doubtful"))
+    monkeypatch.setattr("segfit.project.findings.judge", lambda _: Verdict(level="doubtful"))
     assert run(["run", "--out", str(project)]) == 0
     assert "verdict: doubtful, check this model before use\n" in capsys.readouterr().out
 

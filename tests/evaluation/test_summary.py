@@ -245,7 +245,7 @@ def test_files_without_a_place_are_compared_by_index(folders: tuple[Path, Path])
     assert found.model_copy(update={"warnings": ()}) == expected
     assert list(found.warnings) == notes.warnings
     assert notes.warnings == [
-        "prediction and reference of case_b.nii.gz differ in voxel size and do not both have an affine; "
+        "prediction and reference of case_b differ in voxel size and do not both have an affine; "
         "voxels were compared by index"
     ]
 
@@ -263,7 +263,7 @@ def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[i
     notes = Notes()
     summary = evaluate_folder(predictions, references, TWO, ending=".nii.gz", progress=notes)
     assert [[one.dice for one in case.metrics.values()] for case in summary.cases] == [[1.0, 1.0]] * 8
-    turned = [f"{n}.nii.gz" for n in range(8) if n or order != (0, 1, 2)]
+    turned = [f"{n}" for n in range(8) if n or order != (0, 1, 2)]
     assert notes.warnings == [
         f"the prediction of {', '.join(turned[:5])} and {len(turned) - 5} more "
         "stores its axes in another order and was reoriented"

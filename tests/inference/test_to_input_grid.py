@@ -13,8 +13,6 @@ from segfit.images.image import Image
 from segfit.inference import to_input_grid as export_module
 from segfit.inference.to_input_grid import (
     LogitField,
-    export_labels,
-    export_probabilities,
     merged_labels,
     merged_probabilities,
 )
@@ -75,14 +73,14 @@ def test_slabs_equal_the_plain_way(
     full = at_full_resolution(logits, properties, chosen)
     expected = restore_axes(paste(LABELS.to_labels(full), properties), properties)
     for given in (logits, torch.from_numpy(logits)):
-        result = export_labels(given, properties, chosen, LABELS)
+        result = merged_labels([LogitField(given, properties, chosen)], LABELS)
         assert result.dtype == np.uint8
         np.testing.assert_array_equal(result, expected)
     exponentials = np.exp(full - full.max(0))
     softmax = paste(exponentials / exponentials.sum(0), properties)
     outside = paste(np.zeros(properties.shape_after_crop), properties, fill=1)
     softmax[0] += outside
-    probabilities = export_probabilities(logits, properties, chosen, LABELS)
+    probabilities = merged_probabilities([LogitField(logits, properties, chosen)], LABELS)
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, restore_axes(softmax, properties), atol=2e-6)
 
@@ -93,9 +91,11 @@ def test_regions(configuration: Callable[..., Configuration]) -> None:
     logits = random_logits(properties, 2)
     full = at_full_resolution(logits, properties, chosen)
     expected = restore_axes(paste(REGIONS.to_labels(full), properties), properties)
-    np.testing.assert_array_equal(export_labels(logits, properties, chosen, REGIONS), expected)
+    np.testing.assert_array_equal(merged_labels([LogitField(logits, properties, chosen)], REGIONS), expected)
     sigmoid = restore_axes(paste(1 / (1 + np.exp(-full)), properties), properties)
-    np.testing.assert_allclose(export_probabilities(logits, properties, chosen, REGIONS), sigmoid, atol=2e-6)
+    np.testing.assert_allclose(
+        merged_probabilities([LogitField(logits, properties, chosen)], REGIONS), sigmoid, atol=2e-6
+    )
 
 
 def test_cubic_scores_keep_their_range(configuration: Callable[..., Configuration]) -> None:
@@ -106,7 +106,7 @@ def test_cubic_scores_keep_their_range(configuration: Callable[..., Configuratio
     logits = random_logits(properties)
     full = at_full_resolution(logits, properties, chosen)
     expected = restore_axes(paste(LABELS.to_labels(full), properties), properties)
-    np.testing.assert_array_equal(export_labels(logits, properties, chosen, LABELS), expected)
+    np.testing.assert_array_equal(merged_labels([LogitField(logits, properties, chosen)], LABELS), expected)
 
 
 def test_many_labels_are_written_as_uint16(configuration: Callable[..., Configuration]) -> None:
@@ -115,7 +115,7 @@ def test_many_labels_are_written_as_uint16(configuration: Callable[..., Configur
     properties = case(chosen)
     logits = np.zeros((300, *properties.shape), np.float32)
     logits[299] = 1
-    labels = export_labels(logits, properties, chosen, scheme)
+    labels = merged_labels([LogitField(logits, properties, chosen)], scheme)
     assert labels.dtype == np.uint16
     assert set(np.unique(labels)) == {0, 299}
 
@@ -125,7 +125,7 @@ def test_lowest_label_wins_ties(configuration: Callable[..., Configuration]) -> 
     properties = case(chosen)
     logits = np.zeros((3, *properties.shape), np.float32)
     logits[1:] = 1
-    assert set(np.unique(export_labels(logits, properties, chosen, LABELS))) == {0, 1}
+    assert set(np.unique(merged_labels([LogitField(logits, properties, chosen)], LABELS))) == {0, 1}
 
 
 def test_configurations_are_merged_as_probabilities(
@@ -138,7 +138,7 @@ def test_configurations_are_merged_as_probabilities(
         properties = case(chosen)
         logits = random_logits(properties)
         fields.append(LogitField(logits, properties, chosen))
-        single.append(export_probabilities(logits, properties, chosen, LABELS))
+        single.append(merged_probabilities([LogitField(logits, properties, chosen)], LABELS))
     mean = np.mean(single, axis=0)
     merged = merged_probabilities(fields, LABELS)
     np.testing.assert_allclose(merged, mean, atol=1e-6)

@@ -13,7 +13,7 @@ from segfit.dataset.layouts import open_dataset
 from segfit.dataset.phantom import make_phantom
 from segfit.geometry import Grid
 from segfit.images.image import Image
-from segfit.inference.to_input_grid import LogitField, export_probabilities
+from segfit.inference.to_input_grid import LogitField, merged_probabilities
 from segfit.networks.blocks import ResidualBlock
 from segfit.networks.unet import build_network
 from segfit.options import Options
@@ -88,7 +88,7 @@ def test_without_resampling_every_case_keeps_its_grid() -> None:
     np.testing.assert_array_equal(done.image, image.array)
     np.testing.assert_array_equal(done.labels, label.array[0])
     logits = np.random.default_rng(1).normal(size=(3, *_SHAPE)).astype(np.float32)
-    probabilities = export_probabilities(logits, done.properties, configuration, _LABELS)
+    probabilities = merged_probabilities([LogitField(logits, done.properties, configuration)], _LABELS)
     np.testing.assert_allclose(probabilities, torch.from_numpy(logits).softmax(0), atol=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_scores_are_resampled_as_set(order: int, force: bool) -> None:
     for channel in range(3):
         box = tuple((0, n) for n in _SHAPE)
         np.testing.assert_allclose(field.read(channel, box), expected[channel], atol=1e-5)
-    probabilities = export_probabilities(logits, properties, configuration, _LABELS)
+    probabilities = merged_probabilities([LogitField(logits, properties, configuration)], _LABELS)
     np.testing.assert_allclose(probabilities, torch.from_numpy(expected).softmax(0), atol=1e-5)
 
 

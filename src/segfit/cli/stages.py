@@ -288,7 +288,7 @@ def print_outcome(project: Project, *, as_json: bool = False) -> int:
     summaries = {"cross-validation": found.selected.summary}
     if found.test is not None:
         summaries["test"] = found.test
-    verdict = found.verdict()
+    verdict = found.verdict
     code = _UNTRUSTED if verdict is not None and verdict.level == "failed" else 0
     rows = {f"{name} ({len(summary.cases)} cases)": _dice(summary) for name, summary in summaries.items()}
     if as_json:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,8 @@ from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_his
 from segfit.execution.pool import map_cases
 from segfit.files import Document, Record
 from segfit.geometry import Grid
-from segfit.images.formats import num_voxels, read_grid, read_label
-from segfit.images.image import FileError, problem_of
+from segfit.images.formats import num_voxels, read_label
+from segfit.images.image import FileError, Image, problem_of
 from segfit.labels import LabelClass, LabelScheme
 from segfit.notebook import html_table
 from segfit.progress import LOGGED, KeptWarnings, Progress
@@ -42,6 +42,12 @@ __all__ = [
     "summarize",
 ]
 
+_Placed = Literal["alike", "turned", "by index"]
+_TOLD = {
+    "turned": "the prediction of {} stores its axes in another order and was reoriented",
+    "by index": "prediction and reference of {} differ in voxel size and do not both have an affine; voxels were "
+    "compared by index",
+}
 _BYTES_PER_VOXEL = 8  # of a label map that is read and compared with another
 
 # Field of our records -> key of nnU-Net.
@@ -78,25 +84,17 @@ def predicted_bytes(loads: Iterable[Callable[[], NDArray[Any]]]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """Loads the label map of a file; without `scheme` its values are taken as inner ones.
-
-    With `onto` it is turned onto the grid of that file where it stores the same volume in another order of axes;
-    `InputError` where the two lie apart in space.
-    """
+    """Loads the label map of a file; without `scheme` its values are taken as inner ones."""
 
     path: Path
     scheme: LabelScheme | None
-    onto: Path | None = None
 
     def __call__(self) -> NDArray[Any]:
         """Return the inner label values, (*spatial)."""
-        image = read_label(self.path)
-        if self.onto is not None:
-            grid = read_grid(self.onto)
-            image = image.turned_to(grid)
-            if _apart(grid, image.grid):
-                action = "predict on the grid of the reference, or copy its header if the voxels correspond"
-                raise FileError(self.path, f"does not fit its reference: {grid.mismatch(image.grid)}", action)
+        return self.inner(read_label(self.path))
+
+    def inner(self, image: Image) -> NDArray[Any]:
+        """Return the inner label values of what was read."""
         labels: NDArray[Any] = image.array[0]
         return labels if self.scheme is None else self.scheme.to_inner(labels)
 
@@ -149,7 +147,7 @@ class Pair:
         """
         return cls(
             case,
-            _File(prediction, scheme, reference),
+            _File(prediction, scheme),
             _File(reference, scheme),
             prediction.as_posix(),
             reference.as_posix(),
@@ -172,13 +170,30 @@ class Pair:
 
     def load(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return prediction and reference; raise `InputError` naming the case if their shapes differ."""
-        prediction, reference = self.load_prediction(), self.load_reference()
+        prediction, reference, _ = self.compared()
+        return prediction, reference
+
+    def compared(self) -> tuple[NDArray[Any], NDArray[Any], _Placed]:
+        """Return what `load` does, and how two files lie in space: `FileError` where they lie apart."""
+        placed: _Placed = "alike"
+        if isinstance(self.load_prediction, _File) and isinstance(self.load_reference, _File):
+            image, expected = read_label(self.load_prediction.path), read_label(self.load_reference.path)
+            if expected.grid.mismatch(image.grid):
+                placed = "by index" if expected.grid.turn(image.grid) is None else "turned"
+                image = image.turned_to(expected.grid)
+            if _apart(expected.grid, image.grid):
+                action = "predict on the grid of the reference, or copy its header if the voxels correspond"
+                problem = f"does not fit its reference: {expected.grid.mismatch(image.grid)}"
+                raise FileError(self.load_prediction.path, problem, action)
+            prediction, reference = self.load_prediction.inner(image), self.load_reference.inner(expected)
+        else:
+            prediction, reference = self.load_prediction(), self.load_reference()
         if prediction.shape != reference.shape:
             raise InputError(
                 f"case {self.case}: the prediction has shape {prediction.shape} and its reference {reference.shape}",
                 "predict on the grid of the reference",
             )
-        return prediction, reference
+        return prediction, reference, placed
 
     def with_metrics(self, metrics: dict[str, Metrics]) -> CaseMetrics:
         """Return the record of this pair and its metrics."""
@@ -293,7 +308,7 @@ def evaluate(
     """Evaluate every pair, in parallel over cases; the summary lists them in the order of `pairs`.
 
     Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
-    no class, and a warning says where they are.
+    no class, and a warning says where they are, as of files that do not lie alike in space.
     """
     kept = KeptWarnings(progress)
     results = map_cases(
@@ -314,6 +329,9 @@ def evaluate(
         strange = sorted(case for case, one in found.items() if role in one.undeclared)
         if strange:
             kept.warn(f"the {role} of {listing(strange)} has undeclared values, which are ignored")
+    for placed, words in _TOLD.items():
+        if cases := sorted(case for case, one in found.items() if one.placed == placed):
+            kept.warn(words.format(listing(cases)))
     summary = summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.classes)
     return summary.model_copy(update={"warnings": tuple(kept.messages)})
 
@@ -324,17 +342,19 @@ class _Evaluated:
 
     metrics: dict[str, Metrics]
     undeclared: tuple[str, ...] = ()
+    placed: _Placed = "alike"
     problem: Problem | None = None
 
 
 def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
     try:
-        counts = joint_histogram(*pair.load(), scheme)
+        prediction, reference, placed = pair.compared()
+        counts = joint_histogram(prediction, reference, scheme)
     except InputError as error:
         return _Evaluated({}, problem=problem_of(pair.case, error))
     undeclared = {"prediction": counts[:, -1].any(), "reference": counts[-1].any()}
     metrics = metrics_from_histogram(counts, scheme.classes)
-    return _Evaluated(metrics, tuple(role for role, there in undeclared.items() if there))
+    return _Evaluated(metrics, tuple(role for role, there in undeclared.items() if there), placed)
 
 
 def evaluate_folder(
@@ -377,17 +397,6 @@ def evaluate_folder(
         Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
     ]
     summary = evaluate(pairs, scheme, workers=workers, progress=kept)
-    grids = {name: (read_grid(expected[name]), read_grid(predicted[name])) for name in sorted(predicted)}
-    differing = {name: pair for name, pair in grids.items() if pair[0].mismatch(pair[1])}
-    turned = [name for name, (grid, other) in differing.items() if grid.turn(other) is not None]
-    if turned:
-        kept.warn(f"the prediction of {listing(turned)} stores its axes in another order and was reoriented")
-    unsure = [name for name in differing if name not in turned]
-    if unsure:
-        kept.warn(
-            f"prediction and reference of {listing(unsure)} differ in voxel size and do not both have an affine; "
-            "voxels were compared by index"
-        )
     return summary.model_copy(update={"warnings": tuple(kept.messages)})
 
 

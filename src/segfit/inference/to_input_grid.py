@@ -25,7 +25,7 @@ from segfit.preprocessing.pipeline import CaseProperties
 from segfit.resampling import resample_image, separate_axis
 from segfit.specs import Configuration, ResamplingSpec
 
-__all__ = ["LogitField", "export_labels", "export_probabilities", "merged_labels", "merged_probabilities"]
+__all__ = ["LogitField", "merged_labels", "merged_probabilities"]
 
 _BLOCK_ROWS = 32  # outputs per matrix product on a CPU: wide enough for BLAS, narrow enough to stay near the band
 _SLAB_VOXELS = {"cpu": 2**20, "cuda": 2**25}  # values in flight: a processor's cache, or enough to fill a GPU
@@ -169,33 +169,12 @@ def _operators(
     ]
 
 
-def export_labels(
-    logits: Tensor | NDArray[np.floating[Any]],
-    properties: CaseProperties,
-    configuration: Configuration,
-    labels: LabelScheme,
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the inner label values on the stored grid ``(*stored)``; 0 outside the crop.
-
-    They are the argmax of the logits ``(num_outputs, *network grid)``, or what the region rule of `labels` makes of
-    them.
-    """
-    return merged_labels([LogitField(logits, properties, configuration)], labels)
-
-
-def export_probabilities(
-    logits: Tensor | NDArray[np.floating[Any]],
-    properties: CaseProperties,
-    configuration: Configuration,
-    labels: LabelScheme,
-) -> NDArray[np.float32]:
-    """Return softmax (regions: sigmoid) probabilities ``(num_outputs, *stored)``; outside the crop background is 1."""
-    return merged_probabilities([LogitField(logits, properties, configuration)], labels)
-
-
 @torch.inference_mode()
 def merged_labels(fields: Sequence[LogitField], labels: LabelScheme) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the inner labels ``(*stored)``, uint8 or uint16, by the mean probability of several configurations."""
+    """Return the inner labels ``(*stored)``, uint8 or uint16, by the mean probability of several configurations.
+
+    Those of one are the argmax of its logits, or what the region rule of `labels` makes of them; 0 outside the crop.
+    """
     dtype = np.uint8 if max(labels.all_values) < 255 else np.uint16
     result: NDArray[np.unsignedinteger[Any]] = np.zeros(fields[0].shape, dtype=dtype)
     if len(fields) == 1:
@@ -211,7 +190,10 @@ def merged_labels(fields: Sequence[LogitField], labels: LabelScheme) -> NDArray[
 
 @torch.inference_mode()
 def merged_probabilities(fields: Sequence[LogitField], labels: LabelScheme) -> NDArray[np.float32]:
-    """Return the mean of the configurations' probabilities, ``(num_outputs, *stored)`` float32."""
+    """Return the mean of the configurations' probabilities, ``(num_outputs, *stored)`` float32.
+
+    They are softmax, or sigmoid for regions; outside the crop background is 1.
+    """
     result = np.empty((labels.num_outputs, *fields[0].shape), dtype=np.float32)
     for box, mean in _mean_probabilities(fields, labels):
         result[:, *_index(box)] = mean.cpu().numpy()

@@ -11,14 +11,14 @@ from segfit.training.probe import StepCost, TileCost
 from segfit.training.schedule import cooldown_start
 from segfit.words import by_axis
 
-__all__ = ["SLACK", "Candidate", "Validation", "configuration_words"]
+__all__ = ["SLACK", "Candidate", "ValidationCost", "configuration_words"]
 
 SLACK = 1.05
 """A step in training, with what is validated meanwhile, in a measured one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Validation:
+class ValidationCost:
     """How much of a fold is predicted to validate it; see `RunSpec`."""
 
     cases: int | None
@@ -63,16 +63,16 @@ class Candidate(Record):
             keeps_state=cools_from is not None,
         )
 
-    def validation(self, workload: Workload, seconds: float) -> Validation:
+    def validation(self, workload: Workload, seconds: float) -> ValidationCost:
         """Return how a fold is validated in at most so many seconds: without mirroring, or on a part of its cases."""
         mirrored, plain = self.views * self.case_seconds + CASE_SECONDS, self.case_seconds + CASE_SECONDS
         cases = workload.validation_cases
         if cases * mirrored <= seconds:
-            return Validation(None, True, cases * mirrored)
+            return ValidationCost(None, True, cases * mirrored)
         if cases * plain <= seconds:
-            return Validation(None, False, cases * plain)
+            return ValidationCost(None, False, cases * plain)
         some = max(1, int(seconds / plain))
-        return Validation(some, False, some * plain)
+        return ValidationCost(some, False, some * plain)
 
     def testing(self, networks: int, workload: Workload) -> float:
         """Return the seconds of predicting the test images with `networks` networks."""

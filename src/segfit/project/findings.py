@@ -9,11 +9,10 @@ from segfit.dataset.splits import Fold
 from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan
-from segfit.project.handover import Selected, metrics_of, predictions_of, selected
+from segfit.project.handover import Selected, evidence_of, metrics_of, predictions_of, selected
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import Training, results_of, trainings_of
 from segfit.records import recall
-from segfit.selection.evidence import Evidence
 from segfit.selection.verdict import Verdict, judge
 from segfit.training.result import TrainingResult
 
@@ -32,6 +31,7 @@ class Findings:
     selected: Selected | None = None
     test: Summary | None = None
     predicted: Path | None = None  # folder of the predictions that `test` scores
+    verdict: Verdict | None = None  # on the selected model
 
     @property
     def validated(self) -> dict[str, Path]:
@@ -45,22 +45,6 @@ class Findings:
             if item.training.name == first
             for case in item.cases
         }
-
-    def verdict(self) -> Verdict | None:
-        """Judge the model; None as long as none was selected."""
-        if self.selected is None or self.plan is None or self.fingerprint is None:
-            return None
-        return judge(
-            Evidence(
-                validation=self.selected.summary,
-                selection=self.selected.selection,
-                trainings=self.results,
-                plan=self.plan,
-                fingerprint=self.fingerprint,
-                num_folds=len(self.folds),
-                test=self.test,
-            )
-        )
 
 
 def find(project: Preparation) -> Findings:
@@ -76,13 +60,13 @@ def find(project: Preparation) -> Findings:
     with project.looking(plan):
         trainings = tuple(trainings_of(project))
         results = tuple(results_of(project, trainings))
-        if len(results) < len(trainings):
+        chosen = selected(project, results) if len(results) == len(trainings) else None
+        if chosen is None:
             return Findings(fingerprint, plan, folds, trainings, results)
-        chosen = selected(project, results)
-        if chosen is None or not any(case.label_files for case in project.dataset.test):
-            return Findings(fingerprint, plan, folds, trainings, results, chosen)
-        predictions = predictions_of(project, chosen)
-        path, key = metrics_of(project, predictions)
-    test = recall(Summary, path, key)
-    predicted = None if test is None else predictions.folder
-    return Findings(fingerprint, plan, folds, trainings, results, chosen, test, predicted)
+        test, predicted = None, None
+        if any(case.label_files for case in project.dataset.test):
+            predictions = predictions_of(project, chosen)
+            test = recall(Summary, *metrics_of(project, predictions))
+            predicted = None if test is None else predictions.folder
+        verdict = judge(evidence_of(project, chosen, fingerprint, test))
+    return Findings(fingerprint, plan, folds, trainings, results, chosen, test, predicted, verdict)

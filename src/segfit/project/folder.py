@@ -25,11 +25,10 @@ Results of other options lie under other keys, and count again when these are as
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from segfit.errors import Problem
-from segfit.files import Document, Record
+from segfit.files import Document
 from segfit.options import Options
 
 __all__ = ["CheckFile", "PlanFolder", "ProjectFile", "ProjectFolder"]
@@ -42,27 +41,10 @@ class ProjectFile(Document):
     options: Options
 
 
-class _ProblemRecord(Record):
-    case: str
-    problem: str
-    action: str
-    fatal: bool
-    transient: bool = False
-
-
 class CheckFile(Document):
     """check.json: the outcome of the last check."""
 
-    problems: tuple[_ProblemRecord, ...]
-
-    @classmethod
-    def of(cls, problems: tuple[Problem, ...]) -> CheckFile:
-        """Keep problems."""
-        return cls(problems=tuple(_ProblemRecord(**asdict(item)) for item in problems))
-
-    def found(self) -> tuple[Problem, ...]:
-        """Return the problems again."""
-        return tuple(Problem(**item.model_dump()) for item in self.problems)
+    problems: tuple[Problem, ...]
 
 
 class ProjectFolder:

@@ -16,6 +16,7 @@ from segfit.dataset.manifest import Case
 from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate, summarize
 from segfit.files import replace_folder
+from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.project.accounts import told_of_files
@@ -45,6 +46,7 @@ __all__ = [
     "Predictions",
     "Selected",
     "evaluate_test",
+    "evidence_of",
     "metrics_of",
     "predict_test",
     "predictions_of",
@@ -294,18 +296,23 @@ def _manifest_member(project: Preparation, name: str) -> Member:
     )
 
 
+def evidence_of(
+    project: Preparation, chosen: Selected, fingerprint: Fingerprint, test: Summary | None = None
+) -> Evidence:
+    """Return what a verdict on the selected model is made from."""
+    return Evidence(
+        validation=chosen.summary,
+        selection=chosen.selection,
+        trainings=chosen.results,
+        plan=project.plan(),
+        fingerprint=fingerprint,
+        num_folds=len(project.splits().folds),
+        test=test,
+    )
+
+
 def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
     run, plan, selection, results = project.run_plan(), project.plan(), chosen.selection, chosen.results
-    verdict = judge(
-        Evidence(
-            validation=chosen.summary,
-            selection=selection,
-            trainings=results,
-            plan=plan,
-            fingerprint=project.fingerprint(),
-            num_folds=len(project.splits().folds),
-        )
-    )
     weights = {
         weights_name(item.name, item.fold): item.folder / WEIGHTS
         for item in trainings_of(project)
@@ -323,7 +330,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         members=tuple(_manifest_member(project, name) for name in selection.winner),
         postprocessing=selection.steps,
         dice=dice,
-        verdict=verdict.facts(),
+        verdict=judge(evidence_of(project, chosen, project.fingerprint())).facts(),
         selection={
             "winner": " + ".join(selection.winner),
             "reason": selection.reason,

@@ -86,10 +86,9 @@ class Preparation:
         key = STAGES["check"].key(self.options, dataset=self._content())
 
         def make() -> CheckFile:
-            return CheckFile.of(check_dataset(self._found, workers=self.options.workers, progress=self.progress))
+            return CheckFile(problems=check_dataset(self._found, workers=self.options.workers, progress=self.progress))
 
-        file = self.documents.get(CheckFile, self.folder.check, key, make, counts=_is_lasting)
-        problems = file.found()
+        problems = self.documents.get(CheckFile, self.folder.check, key, make, counts=_is_lasting).problems
         if self.options.dataset.skip_incomplete:
             self.dataset, problems = leave_out(self._found, problems)
         return problems
@@ -265,7 +264,8 @@ class Preparation:
         asked, beside = splits_of(self.options), self.dataset.folder / SPLITS_FILE
         if self.options.planning.splits is None and beside.is_file():
             asked = beside
-        return make_splits(asked, self.dataset.training, self.fingerprint().values_by_case)
+        classes = self.fingerprint().values_by_case if asked == "balanced" else {}
+        return make_splits(asked, self.dataset.training, classes)
 
     def validated(self, fold: int, *, whole: bool) -> tuple[str, ...]:
         """Return the validation cases of a fold: all of them, or those that there is time for."""

@@ -154,7 +154,7 @@ class Project(Preparation):
 
     def verdict(self) -> Verdict | None:
         """Judge the model by what the stages left; None as long as none was selected."""
-        return self.findings().verdict()
+        return self.findings().verdict
 
     def report(self) -> Path:
         """Write ``report.html`` from what there is; return its path."""

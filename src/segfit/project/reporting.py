@@ -76,7 +76,7 @@ def report_data(
     run = plan.run if plan is not None else None
     return ReportData(
         dataset=dataset.name,
-        verdict=found.verdict(),
+        verdict=found.verdict,
         options=options.model_dump(mode="json"),
         fingerprint=found.fingerprint,
         label_names=value_names(dataset.labels),

@@ -39,7 +39,7 @@ from segfit.planning.budget import (
 )
 from segfit.preprocessing.coarsening import kept_dice, mean_kept_dice
 from segfit.progress import Progress
-from segfit.project.candidate import SLACK, Candidate, Validation, configuration_words
+from segfit.project.candidate import SLACK, Candidate, ValidationCost, configuration_words
 from segfit.project.forecast import CASE_SECONDS_PER_MEGAVOXEL, Workload
 from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
 from segfit.training.probe import best_threads, memory_limited, probe_forward, probe_step
@@ -358,7 +358,7 @@ class Sizer:
             f"steps would be left; the smallest budget that works here is --time {ceil(smallest / 60)}m"
         )
 
-    def validation(self, candidate: Candidate) -> Validation:
+    def validation(self, candidate: Candidate) -> ValidationCost:
         """Return how one fold is validated, in at most its share of the time."""
         limit = _VALIDATION_SHARE * self._budget / self._shares if self._options.preset == "auto" else inf
         return candidate.validation(self._workload, limit)

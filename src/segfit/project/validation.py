@@ -17,7 +17,7 @@ from segfit.files import write_file
 from segfit.images.formats import read_grid, write_labels
 from segfit.images.image import LabelMap
 from segfit.inference.predictor import Predictor
-from segfit.inference.to_input_grid import export_labels, export_probabilities
+from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.networks.unet import build_network
 from segfit.preprocessing.store import StoredCase
 from segfit.progress import SILENT, Progress, messages_only
@@ -66,9 +66,10 @@ def validate_fold(
             written = probabilities_path(folder, case.id)
             if not path.exists() or (probabilities and not written.exists()):
                 logits = predictor.logits(case.image(), progress=messages_only(progress))
+                fields = [LogitField(logits, case.properties, configuration)]
                 if probabilities:
-                    _write_array(written, export_probabilities(logits, case.properties, configuration, dataset.labels))
-                labels = export_labels(logits, case.properties, configuration, dataset.labels)
+                    _write_array(written, merged_probabilities(fields, dataset.labels))
+                labels = merged_labels(fields, dataset.labels)
                 source = dataset.case(case.id)
                 grid = read_grid(source.images[0], source.spacing_mm)
                 write_labels(path, LabelMap(dataset.labels.to_stored(labels), grid, dataset.labels, source.images))
