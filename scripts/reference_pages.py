@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation: docs/api.md and docs/commands.md.
+"""Write the generated pages of the documentation: docs/api.md, docs/commands.md and docs/rules.md.
 
     python scripts/reference_pages.py
 
@@ -22,7 +22,9 @@ from segfit.cli.main import app
 from segfit.dataset.manifest import Dataset
 from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.planning.explain import Filling
 from segfit.planning.plan import Plan
+from segfit.planning.rules import TABLE
 from segfit.project.status import ProjectStatus
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Verdict
@@ -55,7 +57,7 @@ _STAGES = (
 
 def pages() -> dict[str, str]:
     """Return the content of the generated pages by file name."""
-    return {"api.md": _joined(_api()), "commands.md": _joined(_commands())}
+    return {"api.md": _joined(_api()), "commands.md": _joined(_commands()), "rules.md": _joined(_rules())}
 
 
 def _joined(lines: Iterator[str]) -> str:
@@ -170,6 +172,20 @@ def _verb(name: str, verb: Any) -> Iterator[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def _rules() -> Iterator[str]:
+    """Yield the whole table of rules, with the names of the inputs in its sentences."""
+    yield from ("# Rules", "", _GENERATED, "")
+    yield "What `segfit plan --explain` and the report say of the decisions of a plan, by rule, from the table in"
+    yield "`segfit.planning.rules`. *Words in italics* stand for what was measured."
+    for name, rule in TABLE.items():
+        says = rule.says.format_map(Filling())
+        bounds = [text.format_map(Filling()) for text in rule.bounds.values()]
+        yield from ("", f"## {name}", "", f"{says[0].upper()}{says[1:]}.", "")
+        yield from (f"- bounds: {' | '.join(bounds)}", f"- source: {rule.source}", f"- changes with: {rule.changes}")
+        if rule.again:
+            yield f"- followed again with more {' and with more '.join(rule.again)}, to say what changes"
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "reference_pages.py"
 
 
-@pytest.mark.parametrize("name", ["api.md", "commands.md"])
+@pytest.mark.parametrize("name", ["api.md", "commands.md", "rules.md"])
 def test_generated_pages_are_in_step(name: str) -> None:
     made = runpy.run_path(str(SCRIPT))["pages"]()
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made[name], "run python scripts/reference_pages.py"

@@ -1,18 +1,10 @@
-"""The table of rules, and the page of the documentation that is made of it."""
+"""The table of rules."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from segfit.planning.rules import TABLE
-from segfit.planning.rules_page import rules_page
-
-
-def test_the_page_is_made_of_the_table() -> None:
-    page = Path(__file__).parents[2] / "docs" / "rules.md"
-    assert page.read_text() == rules_page()
 
 
 @pytest.mark.parametrize("name", TABLE)
