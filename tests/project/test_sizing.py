@@ -13,8 +13,7 @@ from segfit.dataset.phantom import make_phantom
 from segfit.errors import InputError, MemoryShortageError
 from segfit.progress import SILENT
 from segfit.project import Project, sizing
-from segfit.project.candidate import SLACK
-from segfit.project.forecast import Workload
+from segfit.project.candidate import SLACK, Workload
 from segfit.project.sizing import Sizer
 from segfit.specs import Configuration
 from segfit.training.probe import StepCost, TileCost

@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segfit.files import Record
-from segfit.project.forecast import CASE_SECONDS, TrainingCost, Workload
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.schedule import cooldown_start
 from segfit.words import by_axis
 
-__all__ = ["SLACK", "Candidate", "ValidationCost", "configuration_words"]
+__all__ = ["CASE_SECONDS", "SLACK", "Candidate", "ValidationCost", "Workload", "configuration_words"]
 
 SLACK = 1.05
 """A step in training, with what is validated meanwhile, in a measured one."""
+CASE_SECONDS = 0.003
+"""Beside the networks: export and metrics of small cases are made while the next is predicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How much there is to predict around the trainings."""
+
+    num_folds: int
+    validation_cases: int  # of the largest fold
+    test_cases: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +58,11 @@ class Candidate(Record):
         """What it is, in a few words."""
         return configuration_words(self.configuration)
 
-    def training(self, seconds: float, steps: int) -> TrainingCost:
-        """Return the cost of training it for so many seconds, over all folds, with so many steps each."""
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a training of it keeps the state from before its cool-down."""
         recipe = self.recipe
-        cools_from = cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share)
-        return TrainingCost(
-            configuration=self.configuration,
-            seconds=seconds,
-            case_seconds=self.case_seconds * self.views,
-            steps=steps,
-            step_memory_gb=self.step.peak_memory_gb,
-            tile_memory_gb=self.tile.peak_memory_gb,
-            state_gb=self.step.state_gb,
-            keeps_state=cools_from is not None,
-        )
+        return cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share) is not None
 
     def validation(self, workload: Workload, seconds: float) -> ValidationCost:
         """Return how a fold is validated in at most so many seconds: without mirroring, or on a part of its cases."""

@@ -25,11 +25,10 @@ from segfit.planning.budget import (
 )
 from segfit.planning.plan import Plan, RunSpec, StageForecast
 from segfit.planning.sized_plan import with_run
-from segfit.project.candidate import SLACK, Candidate
+from segfit.project.candidate import SLACK, Candidate, Workload
 from segfit.project.extension import Earlier, earlier_run
 from segfit.project.forecast import (
     PreprocessingCost,
-    Workload,
     forecast_preprocessing,
     forecast_stages,
     probe_preprocessing,
@@ -348,11 +347,11 @@ class _Decision:
         options, sizer, fingerprint = self._options, self._sizer, self._project.fingerprint()
         before = self._earlier
         validations = [sizer.validation(item) for item in chosen]
-        costs = []
-        for item in chosen:
-            length = steps[item.name] * item.step.seconds_per_step * SLACK if seconds is None else seconds
-            length -= 0.0 if before is None else before.trained_seconds
-            costs.append(item.training(length * len(folds), steps[item.name]))
+        done = 0.0 if before is None else before.trained_seconds
+        lengths = {
+            item.name: (steps[item.name] * item.step.seconds_per_step * SLACK if seconds is None else seconds) - done
+            for item in chosen
+        }
         on_cpu = self._device.type == "cpu"
         forecast = {
             "size": StageForecast(
@@ -363,12 +362,12 @@ class _Decision:
             "preprocess": forecast_preprocessing(
                 preprocessing, fingerprint, [item.configuration.preprocessing for item in chosen]
             ),
-            **forecast_stages(costs, len(folds), self._workload, fingerprint, on_cpu=on_cpu),
+            **forecast_stages(
+                chosen, validations, lengths, steps, len(folds), self._workload, fingerprint, on_cpu=on_cpu
+            ),
         }
         if prepared:
             forecast["preprocess"] = forecast["preprocess"].model_copy(update={"seconds": 0.0})
-        validated = len(folds) * sum(item.seconds for item in validations)
-        forecast["validate"] = forecast["validate"].model_copy(update={"seconds": round(validated, 1)})
         return RunSpec(
             configurations=tuple(item.name for item in chosen),
             folds=folds,

@@ -20,14 +20,13 @@ from segfit.labels import LabelScheme
 from segfit.planning.plan import RunSpec, StageForecast
 from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_pool
 from segfit.preprocessing.store import CaseStore
+from segfit.project.candidate import CASE_SECONDS, Candidate, ValidationCost, Workload
 from segfit.resampling import new_shape
 from segfit.specs import Configuration, PreprocessingSpec
 from segfit.words import duration, gigabytes, listing
 
 __all__ = [
     "PreprocessingCost",
-    "TrainingCost",
-    "Workload",
     "forecast_preprocessing",
     "forecast_stages",
     "forecast_words",
@@ -38,20 +37,10 @@ __all__ = [
 SELECT_SECONDS, SELECT_CASE_SECONDS = 0.1, 0.016  # scoring and post-processing, and each small case of it
 REPORT_SECONDS = 1.0
 REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # three cases are read again for their pictures
-CASE_SECONDS = 0.003  # beside the networks: export and metrics of small cases are made while the next is predicted
 CASE_SECONDS_PER_MEGAVOXEL = 0.25
 _PROBED_CASES = 4  # preprocessed ahead, at least, and for
 _PROBED_SECONDS = 1.0
 _PREDICTION_ARRAYS = 3  # float32 arrays per channel and output that predicting a case holds at its peak
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """How much there is to predict around the trainings."""
-
-    num_folds: int
-    validation_cases: int  # of the largest fold
-    test_cases: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +52,6 @@ class PreprocessingCost:
     memory_gb: float  # of the process, the largest case among those in work
     done: int  # voxels that need not be done again
     seconds: float  # that measuring took
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingCost:
-    """What trainings of one configuration and their predictions cost, measured."""
-
-    configuration: Configuration
-    seconds: float  # of all trainings
-    case_seconds: float  # predicting one case with one network
-    steps: int  # of one training
-    step_memory_gb: float  # of the device; on a CPU of the process
-    tile_memory_gb: float
-    state_gb: float
-    keeps_state: bool  # that from before the cool-down
 
 
 def probe_preprocessing(
@@ -142,7 +117,10 @@ def forecast_preprocessing(
 
 
 def forecast_stages(
-    costs: Sequence[TrainingCost],
+    trained: Sequence[Candidate],
+    validations: Sequence[ValidationCost],
+    seconds: Mapping[str, float],
+    steps: Mapping[str, int],
     folds: int,
     workload: Workload,
     fingerprint: Fingerprint,
@@ -153,28 +131,30 @@ def forecast_stages(
 
     Parameters
     ----------
+    validations : what validating one fold of each takes
+    seconds, steps : of each training, by name of the configuration
     on_cpu : the networks run in RAM
     """
     base = process_bytes() / 2**30
-    kept = max(_kept_gb(cost, fingerprint) for cost in costs)
-    arrays = max(_arrays_gb(cost.configuration, fingerprint) for cost in costs)
-    step, tile = max(cost.step_memory_gb for cost in costs), max(cost.tile_memory_gb for cost in costs)
-    weights = sum(cost.state_gb / 2 for cost in costs) * folds  # the other half is the optimiser's
-    states = sum(cost.state_gb for cost in costs if cost.keeps_state) * folds
+    kept = max(_kept_gb(item.configuration, steps[item.name], fingerprint) for item in trained)
+    arrays = max(_arrays_gb(item.configuration, fingerprint) for item in trained)
+    step, tile = max(item.step.peak_memory_gb for item in trained), max(item.tile.peak_memory_gb for item in trained)
+    weights = sum(item.step.state_gb / 2 for item in trained) * folds  # the other half is the optimiser's
+    states = sum(item.step.state_gb for item in trained if item.keeps_state) * folds
     device = {} if on_cpu else {"device_memory_gb": round(step, 3)}
     network = max(step, tile)  # what the steps took stays with the process
     predicting = {"memory_gb": round((network if on_cpu else base) + arrays, 3), **device}
-    validated = sum(workload.validation_cases * (cost.case_seconds + CASE_SECONDS) for cost in costs) * folds
-    tested = workload.test_cases * (CASE_SECONDS + folds * sum(cost.case_seconds for cost in costs))
-    compared = SELECT_SECONDS + workload.validation_cases * SELECT_CASE_SECONDS * len(costs) * folds
+    predicted = [item.views * item.case_seconds for item in trained]
+    tested = workload.test_cases * (CASE_SECONDS + folds * sum(predicted))
+    compared = SELECT_SECONDS + workload.validation_cases * SELECT_CASE_SECONDS * len(trained) * folds
     stages = {
         "train": StageForecast(
-            seconds=round(sum(cost.seconds for cost in costs), 1),
+            seconds=round(folds * sum(seconds.values()), 1),
             memory_gb=round((step if on_cpu else base) + kept, 3),
             disk_gb=round(weights + states, 4),
             **device,
         ),
-        "validate": StageForecast(seconds=round(validated, 1), **predicting),
+        "validate": StageForecast(seconds=round(folds * sum(item.seconds for item in validations), 1), **predicting),
         "select": StageForecast(seconds=round(compared, 1), disk_gb=round(weights, 4)),  # the model has them again
     }
     if workload.test_cases:
@@ -214,12 +194,11 @@ def _work(case: CaseFingerprint, spec: PreprocessingSpec) -> int:
     return prod(case.shape) + _voxels(case, spec)
 
 
-def _kept_gb(cost: TrainingCost, fingerprint: Fingerprint) -> float:
+def _kept_gb(configuration: Configuration, steps: int, fingerprint: Fingerprint) -> float:
     """Return the RAM that training takes to keep cases it has seen, at most half of what is free."""
-    configuration = cost.configuration
     cases = fingerprint.cases
     voxels = sum(_voxels(case, configuration.preprocessing) for case in cases)
-    seen = 1 - exp(-cost.steps * configuration.batch_size / len(cases))
+    seen = 1 - exp(-steps * configuration.batch_size / len(cases))
     whole = voxels * (4 * configuration.network.in_channels + 2) / 2**30
     return min(seen * whole, free_memory_gb() / 2)
 

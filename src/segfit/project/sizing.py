@@ -39,8 +39,8 @@ from segfit.planning.budget import (
 )
 from segfit.preprocessing.coarsening import kept_dice, mean_kept_dice
 from segfit.progress import Progress
-from segfit.project.candidate import SLACK, Candidate, ValidationCost, configuration_words
-from segfit.project.forecast import CASE_SECONDS_PER_MEGAVOXEL, Workload
+from segfit.project.candidate import SLACK, Candidate, ValidationCost, Workload, configuration_words
+from segfit.project.forecast import CASE_SECONDS_PER_MEGAVOXEL
 from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
 from segfit.training.probe import best_threads, memory_limited, probe_forward, probe_step
 from segfit.training.threads import kept_threads
