@@ -41,7 +41,7 @@ from segfit.errors import Problem
 from segfit.images.formats import known_ending, split_ending
 from segfit.labels import LabelScheme
 
-__all__ = ["masks_of", "names_as_labels", "read", "recognises"]
+__all__ = ["masks_of", "read", "recognises", "scheme_of"]
 
 _IMAGES = ("images", "image", "imgs", "img", "scans", "volumes", "imagestr")
 _LABELS = (
@@ -79,7 +79,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         found = endings_found(visible_files(images))
         problems.append(Problem(WHOLE, f"{images.name} has no readable image{found}", "add images"))
     classes = list(dict.fromkeys(name for entry in annotated.values() if isinstance(entry, dict) for name in entry))
-    scheme = _scheme(raw, sorted(classes), problems)
+    scheme = scheme_of(raw, sorted(classes), problems)
     expected = max((len(files) for files in numbered.values()), default=1)
     cases: list[Case] = []
     claimed: set[str] = set()  # labels that are probably those of other cases
@@ -120,16 +120,15 @@ def masks_of(
     return tuple(Mask(path=files[name], value=value) for name, value in values.items() if name in files)
 
 
-def names_as_labels(names: Sequence[str]) -> LabelScheme:
-    """Return the scheme of classes that have nothing but names: values 1, 2, ... in their order."""
-    return LabelScheme.from_declaration({"background": 0} | {name: value for value, name in enumerate(names, 1)})
+def scheme_of(raw: Mapping[str, Any], classes: Sequence[str], problems: list[Problem]) -> LabelScheme | None:
+    """Return the declared classes, or those that have files of their own; None: the label files must tell.
 
-
-def _scheme(raw: Mapping[str, Any], classes: Sequence[str], problems: list[Problem]) -> LabelScheme | None:
-    """Return the declared classes, or those that have files of their own; None: the label files must tell."""
+    Classes with files of their own have the values 1, 2, ... in their order.
+    """
     if "labels" in raw:
         return declared_labels(raw, problems)
-    return names_as_labels(classes) if classes else None
+    values = {name: value for value, name in enumerate(classes, 1)}
+    return LabelScheme.from_declaration({"background": 0} | values) if classes else None
 
 
 def _folders(root: Path) -> tuple[Path, Path] | None:

@@ -30,7 +30,6 @@ from typing import Any
 from segfit.dataset.layouts.common import (
     WHOLE,
     declaration_of,
-    declared_labels,
     found_channels,
     found_labels,
     is_there,
@@ -38,7 +37,7 @@ from segfit.dataset.layouts.common import (
     label_ending,
 )
 from segfit.dataset.layouts.names import composed, fault_of_name, likely_partner
-from segfit.dataset.layouts.paired import masks_of, names_as_labels
+from segfit.dataset.layouts.paired import masks_of, scheme_of
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import read_json
@@ -76,9 +75,7 @@ def read(root: Path, problems: list[Problem]) -> Dataset | None:
         problems += _column_problems(path, columns, channels, classes)
     if "case" not in columns:
         return None
-    scheme = declared_labels(declared, problems) if "labels" in declared else None
-    if scheme is None and "labels" not in declared and classes:
-        scheme = names_as_labels(classes)
+    scheme = scheme_of(declared, classes, problems)
     training: dict[str, Case] = {}
     test: dict[str, Case] = {}
     for number, row in enumerate(rows, 1):
