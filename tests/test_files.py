@@ -98,6 +98,7 @@ def test_a_folder_takes_its_place_when_it_is_filled_or_leaves_the_old_one(tmp_pa
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".partial-xyz.json").write_text("half")
+    (tmp_path / ".partial-folder" / "new").mkdir(parents=True)
     (tmp_path / "whole.json").write_text("{}")
     remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["whole.json"]

@@ -135,9 +135,9 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove partial files that a killed process left directly inside `folder`."""
+    """Remove partial files and folders that a killed process left directly inside `folder`."""
     for path in folder.glob(_PARTIAL_PREFIX + "*"):
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def hash_file(path: Path) -> str:
