@@ -33,7 +33,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 _GENERATED = "<!-- made by scripts/reference_pages.py -->"
 _WIDEST = 100  # characters of a signature in one line
 
-_USED = ("open_dataset", "Project", "load_model", "Model", "Prediction", "evaluate", "Image", "Options")
+_USED = ("open_dataset", "Project", "load_model", "Model", "Prediction", "evaluate", "Image", "Execution", "Options")
 _RETURNED = (Dataset, Fingerprint, Plan, Selection, Summary, Verdict, ProjectStatus)
 _STAGES = (
     "create",
@@ -53,6 +53,8 @@ _STAGES = (
     "report",
     "run",
 )
+_METHODS = {"Project": _STAGES, "Execution": ()}
+"""Those that are shown; of other classes all public ones."""
 
 
 def pages() -> dict[str, str]:
@@ -67,7 +69,7 @@ def _joined(lines: Iterator[str]) -> str:
 def _api() -> Iterator[str]:
     yield from ("# Python", "", _GENERATED, "", *_text(segfit.__doc__))
     for name in _USED:
-        yield from _entry(f"segfit.{name}", getattr(segfit, name), _STAGES if name == "Project" else None)
+        yield from _entry(f"segfit.{name}", getattr(segfit, name), _METHODS.get(name))
     yield from (
         "## Results",
         "",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -62,10 +65,38 @@ def done_by_processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     cases: list[str] = []
 
     class Recording(pool.WorkerPool):
-        def submit_case(self, case, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
-            cases.append(case)
-            return super().submit_case(case, fn, *args, **kwargs)
+        def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+            cases.append(fn.__name__)
+            return super().submit(fn, *args, **kwargs)
 
     monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
     monkeypatch.setattr(pool, "WorkerPool", Recording)
     return cases
+
+
+class Elsewhere(Executor):
+    """Does work as another machine would: functions, arguments and results arrive as bytes. Keeps the functions."""
+
+    def __init__(self) -> None:
+        self.functions: list[Any] = []
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+        function, given, named = pickle.loads(pickle.dumps((fn, args, kwargs)))
+        self.functions.append(function)
+        future: Future[Any] = Future()
+        try:
+            future.set_result(pickle.loads(pickle.dumps(function(*given, **named))))
+        except Exception as error:  # noqa: BLE001 - as any executor does
+            future.set_exception(pickle.loads(pickle.dumps(error)))
+        return future
+
+    @property
+    def modules(self) -> set[str]:
+        """The modules whose functions were called."""
+        return {getattr(function, "func", function).__module__ for function in self.functions}
+
+
+@pytest.fixture
+def elsewhere() -> Elsewhere:
+    """An executor that is none of ours."""
+    return Elsewhere()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StageError,
     )
     from segfit.evaluation.summary import evaluate_folder as evaluate
+    from segfit.execution.execution import Execution
     from segfit.images.image import Image
     from segfit.inference.model import Model, Prediction, load_model
     from segfit.options import Options
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DatasetError",
     "DivergedError",
+    "Execution",
     "Image",
     "InputError",
     "MemoryShortageError",
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Execution": "segfit.execution.execution",
     "Image": "segfit.images.image",
     "Model": "segfit.inference.model",
     "Options": "segfit.options",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segfit.errors import InputError
-from segfit.execution.memory import group_memory_left, process_memory_left
+from segfit.execution.memory import free_memory_gb
 from segfit.execution.processors import available_workers
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Hardware", "free_memory_gb", "measure_hardware", "resolve_device"]
+__all__ = ["Hardware", "measure_hardware", "resolve_device"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +103,6 @@ def _processor() -> Hardware:
         free_memory_gb=free_memory_gb(),
         fast_bf16=_cpu_has_bf16(),
     )
-
-
-def free_memory_gb() -> float:
-    """Return the RAM this process may still take, in GiB: what is free, within its own and its groups' limits."""
-    available = 8 * 2**30
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    granted = [left for left in (group_memory_left(), process_memory_left()) if left is not None]
-    return min([available, *granted]) / 2**30
 
 
 def _cpu_flags() -> str:

@@ -13,6 +13,7 @@ from dataset_builder import SHAPE, a_label, build, edit, write_volume
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
 from segfit.errors import DatasetError, Problem
+from segfit.execution.execution import Execution
 from segfit.files import write_json
 from segfit.images.formats import read_image, write_labels
 from segfit.images.image import LabelMap
@@ -109,7 +110,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str, bool]] = [
 def test_a_good_dataset_has_no_problems(tmp_path: Path) -> None:
     root = build(tmp_path)
     assert check_dataset(open_dataset(root)) == ()
-    assert check_dataset(root, workers=1) == ()
+    assert check_dataset(root, execution=Execution(workers=1)) == ()
     require_usable(())
 
 
@@ -313,7 +314,7 @@ def test_progress_counts_the_cases(tmp_path: Path) -> None:
             assert (description, total) == ("Checking cases", 5)
             yield Task()
 
-    check_dataset(build(tmp_path), progress=Progress())  # type: ignore[arg-type]
+    check_dataset(build(tmp_path), execution=Execution(progress=Progress()))  # type: ignore[arg-type]
     assert sorted(seen) == ["a", "b", "c", "d", "e"]
 
 

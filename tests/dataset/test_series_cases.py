@@ -16,6 +16,7 @@ from segfit.dataset.checks import check_dataset
 from segfit.dataset.layouts import describe, find_cases, inspect_dataset, open_dataset
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, InputError
+from segfit.execution.execution import Execution
 from segfit.geometry import AxisMap
 from segfit.images.formats import read_image, read_label, write_labels
 from segfit.images.image import LabelMap
@@ -179,7 +180,9 @@ def test_faulty_headers_are_named_with_their_case(tmp_path: Path, ending: str, w
     for path in (files["e"], labels / f"e{ending}"):
         lines = path.read_bytes().split(b"\n")
         path.write_bytes(b"\n".join(line for line in lines if not line.startswith(tuple(unplaced))))
-    found = sorted((item.case, item.problem, item.fatal) for item in check_dataset(tmp_path, workers=1))
+    found = sorted(
+        (item.case, item.problem, item.fatal) for item in check_dataset(tmp_path, execution=Execution(workers=1))
+    )
     name = {".nrrd": "an NRRD", ".mha": "a MetaImage"}[ending]
     assert found == [
         ("b", f"b_0000{ending} is truncated (the end of its compressed voxels is missing)", True),
@@ -235,7 +238,7 @@ def test_a_wrong_ending_is_told_with_what_is_there(tmp_path: Path) -> None:
 
 def test_series_are_written_for_nnunet(tmp_path: Path) -> None:
     dataset = open_dataset(nnunet(tmp_path / "data", 2))
-    copied: Dataset = open_dataset(export_nnunet(dataset, tmp_path / "Dataset001_Copy", workers=1))
+    copied: Dataset = open_dataset(export_nnunet(dataset, tmp_path / "Dataset001_Copy", execution=Execution(workers=1)))
     assert (copied.image_ending, copied.file_ending) == (".nii.gz", ".nii.gz")
     for case in dataset.training:
         for source, target in zip(case.images, copied.case(case.id).images, strict=True):

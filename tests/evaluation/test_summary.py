@@ -15,6 +15,7 @@ from segfit.errors import DatasetError, InputError, Problem
 from segfit.evaluation.metrics import Metrics
 from segfit.evaluation.summary import CaseMetrics, Pair, Summary, evaluate, evaluate_folder, summarize
 from segfit.execution import pool
+from segfit.execution.execution import Execution
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
@@ -106,7 +107,7 @@ def test_the_form_of_the_reference() -> None:
 def test_pairs_keep_their_order_and_load_lazily() -> None:
     ones, halves = np.ones((2, 2), int), np.array([[1, 1], [0, 0]])
     pairs = [Pair("b", lambda: ones, lambda: ones), Pair("a", lambda: halves, lambda: ones)]
-    summary = evaluate(pairs, TWO, workers=2)
+    summary = evaluate(pairs, TWO, execution=Execution(workers=2))
     assert [(item.case, item.metrics["a"].dice) for item in summary.cases] == [("b", 1.0), ("a", 2 / 3)]
 
 
@@ -152,7 +153,7 @@ def grid_at(x: float) -> Grid:
 
 def test_a_folder_is_scored_file_by_file(folders: tuple[Path, Path]) -> None:
     notes = Notes()
-    summary = evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    summary = evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes))
     assert [item.case for item in summary.cases] == ["case_a", "case_b"]
     assert [item.metrics["a"].dice for item in summary.cases] == [1.0, 2 / 3]
     assert summary.cases[0].prediction_file == (folders[0] / "case_a.nii.gz").as_posix()
@@ -162,7 +163,7 @@ def test_a_folder_is_scored_file_by_file(folders: tuple[Path, Path]) -> None:
 def test_processes_score_the_same(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
     monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
-    assert evaluate_folder(*folders, TWO, ending=".nii.gz", workers=2) == expected
+    assert evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(workers=2)) == expected
     ones = np.ones((2, 2), int)  # label maps that are not in files stay here
     assert evaluate([Pair("a", lambda: ones, lambda: ones)], TWO).mean_dice == 1.0
 
@@ -173,7 +174,7 @@ def test_missing_counterparts_are_named(folders: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match=r"predictions has no prediction for case_a\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
     notes = Notes()
-    part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False, progress=notes)
+    part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False, execution=Execution(progress=notes))
     assert [item.case for item in part.cases] == ["case_b"]
     assert notes.warnings == ["case_a.nii.gz of 2 references have no prediction and are not counted"]
     (references / "case_b.nii.gz").unlink()
@@ -212,7 +213,7 @@ def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> No
     array.flat[0] = 77
     write_labels(path, LabelMap(array, labels.grid))
     notes = Notes()
-    summary = evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    summary = evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes))
     assert notes.warnings == ["the prediction of case_b has undeclared values, which are ignored"]
     assert list(summary.warnings) == notes.warnings
 
@@ -232,7 +233,7 @@ def test_pairs_within_half_a_voxel_are_the_same_grid(folders: tuple[Path, Path])
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
     write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, grid_at(0.4)))
     notes = Notes()
-    assert evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes) == expected
+    assert evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes)) == expected
     assert notes.warnings == []
 
 
@@ -241,7 +242,7 @@ def test_files_without_a_place_are_compared_by_index(folders: tuple[Path, Path])
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
     write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, Grid(labels.shape, (1.0, 1.0, 1.0))))
     notes = Notes()
-    found = evaluate_folder(*folders, TWO, ending=".nii.gz", progress=notes)
+    found = evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes))
     assert found.model_copy(update={"warnings": ()}) == expected
     assert list(found.warnings) == notes.warnings
     assert notes.warnings == [
@@ -261,7 +262,7 @@ def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[i
         write_labels(references / f"{number}.nii.gz", LabelMap(labels, grid))
         write_labels(predictions / f"{number}.nii.gz", LabelMap(axes.apply(labels), axes.apply_grid(grid)))
     notes = Notes()
-    summary = evaluate_folder(predictions, references, TWO, ending=".nii.gz", progress=notes)
+    summary = evaluate_folder(predictions, references, TWO, ending=".nii.gz", execution=Execution(progress=notes))
     assert [[one.dice for one in case.metrics.values()] for case in summary.cases] == [[1.0, 1.0]] * 8
     turned = [f"{n}" for n in range(8) if n or order != (0, 1, 2)]
     assert notes.warnings == [

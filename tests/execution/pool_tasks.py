@@ -8,10 +8,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from segfit.errors import DatasetError, Problem
+
+
+def named(case: str, task: Callable[..., Any]) -> Callable[..., Any]:
+    """The task as one of a case."""
+    call = partial(task)
+    call.__name__ = case  # type: ignore[attr-defined]
+    return call
 
 
 def double(value: int) -> int:

@@ -115,8 +115,7 @@ def test_memory_that_control_groups_grant(tmp_path: Path, groups: str, files: di
 def test_the_limits_of_the_process_count() -> None:
     code = """
 import resource, sys
-from segfit.device import free_memory_gb
-from segfit.execution.memory import process_memory_left
+from segfit.execution.memory import free_memory_gb, process_memory_left
 assert process_memory_left() is None
 resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, resource.RLIM_INFINITY))
 print(process_memory_left(), free_memory_gb())

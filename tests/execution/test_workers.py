@@ -54,7 +54,7 @@ def test_matrix_products_of_a_worker_take_one_thread() -> None:
 
 def test_exception_brings_its_traceback() -> None:
     with WorkerPool(1) as pool:
-        future = pool.submit_case("c7", pool_tasks.fail, 5)
+        future = pool.submit(pool_tasks.named("c7", pool_tasks.fail), 5)
         with pytest.raises(ValueError, match="5 is a bad number") as caught:
             future.result(_PATIENCE_S)
         assert caught.value.args == ("5 is a bad number",)
@@ -95,7 +95,7 @@ def test_problems_of_a_dataset_cross_processes() -> None:
 def test_lost_worker_is_explained_and_the_others_finish(task: object, arguments: tuple[int, ...], told: str) -> None:
     warnings: list[str] = []
     with WorkerPool(2, warn=warnings.append) as pool:
-        sick = pool.submit_case("sick", task, *arguments)  # type: ignore[arg-type]
+        sick = pool.submit(pool_tasks.named("sick", task), *arguments)  # type: ignore[arg-type]
         others = [pool.submit(pool_tasks.double, value) for value in range(6)]
         assert [other.result(_PATIENCE_S) for other in others] == [0, 2, 4, 6, 8, 10]
         with pytest.raises(LostCaseError, match=f"^case sick: worker {told}"):
@@ -107,7 +107,7 @@ def test_lost_worker_is_explained_and_the_others_finish(task: object, arguments:
 @pytest.mark.parametrize(("workers", "attempts"), [(1, 2), (2, 2), (3, 2), (4, 3), (9, 3)])
 def test_attempts_are_counted(tmp_path: Path, workers: int, attempts: int) -> None:
     with WorkerPool(workers) as pool, pytest.raises(LostCaseError):
-        pool.submit_case("sick", pool_tasks.note_and_die, tmp_path, "sick").result(_PATIENCE_S)
+        pool.submit(pool_tasks.named("sick", pool_tasks.note_and_die), tmp_path, "sick").result(_PATIENCE_S)
     assert len(list(tmp_path.iterdir())) == attempts
 
 
@@ -126,7 +126,10 @@ def test_case_is_tried_with_half_the_workers_then_alone(tmp_path: Path) -> None:
 
     cases = ["a", "sick", *"bcdefghi"]
     with WorkerPool(4, warn=warn) as pool:
-        futures = {case: pool.submit_case(case, pool_tasks.die_twice_beside_others, tmp_path, case) for case in cases}
+        futures = {
+            case: pool.submit(pool_tasks.named(case, pool_tasks.die_twice_beside_others), tmp_path, case)
+            for case in cases
+        }
         beside = {case: future.result(_PATIENCE_S) for case, future in futures.items()}
     assert not any(beside.values())
     assert [warning.partition("; ")[2] for warning in warnings] == [
@@ -137,22 +140,24 @@ def test_case_is_tried_with_half_the_workers_then_alone(tmp_path: Path) -> None:
 
 def test_one_kill_costs_no_case(tmp_path: Path) -> None:
     with WorkerPool(3) as pool:
-        futures = [pool.submit_case(str(value), pool_tasks.die_once, tmp_path, value) for value in range(5)]
+        futures = [
+            pool.submit(pool_tasks.named(str(value), pool_tasks.die_once), tmp_path, value) for value in range(5)
+        ]
         assert [future.result(_PATIENCE_S) for future in futures] == [0, 1, 2, 3, 4]
 
 
 def test_hung_worker_is_ended_and_a_busy_one_is_not() -> None:
     with WorkerPool(2, stall_s=1.0) as pool:
-        busy = pool.submit_case("busy", pool_tasks.compute, 2.5)
+        busy = pool.submit(pool_tasks.named("busy", pool_tasks.compute), 2.5)
         with pytest.raises(LostCaseError, match="case hung: worker hung: no processor time used for 1 s"):
-            pool.submit_case("hung", pool_tasks.sleep, 3600.0).result(_PATIENCE_S)
+            pool.submit(pool_tasks.named("hung", pool_tasks.sleep), 3600.0).result(_PATIENCE_S)
         assert busy.result(_PATIENCE_S) == 2.5
 
 
 def test_stop_ends_tasks_at_once_and_lets_them_tidy_up(tmp_path: Path) -> None:
     pool = WorkerPool(2)
     pid = pool.submit(pool_tasks.process).result(_PATIENCE_S)
-    long = [pool.submit_case(f"c{n}", pool_tasks.tidy, tmp_path / str(n), 3600.0) for n in range(2)]
+    long = [pool.submit(pool_tasks.named(f"c{n}", pool_tasks.tidy), tmp_path / str(n), 3600.0) for n in range(2)]
     waiting = pool.submit(pool_tasks.double, 1)
     for number in range(2):
         pool_tasks.wait_for_file(tmp_path / f"{number}/unfinished")

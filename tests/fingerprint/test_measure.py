@@ -10,6 +10,7 @@ import pytest
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
 from segfit.execution import pool
+from segfit.execution.execution import Execution
 from segfit.fingerprint import measure as measure_module
 from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import Fingerprint
@@ -94,11 +95,11 @@ def test_case_order_workers_and_cache_change_nothing(tmp_path: Path) -> None:
     arrays = [(rng.uniform(1, 9, (5, 6, 7)), rng.integers(0, 4, (5, 6, 7))) for _ in range(6)]
     arrays[2] = (arrays[2][0], np.zeros((5, 6, 7)))  # contributes no intensities
     dataset = _dataset(tmp_path, arrays)
-    first = measure(dataset, "stored", workers=1)
+    first = measure(dataset, "stored", execution=Execution(workers=1))
     assert [case.case for case in first.cases] == [f"c{i}" for i in range(6)]
     cache = tmp_path / "cache"
-    assert measure(dataset, "stored", workers=3, cache=cache) == first
-    assert measure(dataset, "stored", workers=2, cache=cache) == first
+    assert measure(dataset, "stored", execution=Execution(workers=3), cache=cache) == first
+    assert measure(dataset, "stored", execution=Execution(workers=2), cache=cache) == first
     first.save(tmp_path / "fingerprint.json")
     assert Fingerprint.load(tmp_path / "fingerprint.json") == first
 
@@ -109,7 +110,8 @@ def test_processes_measure_the_same_and_remember_hashes(tmp_path: Path, monkeypa
     first = measure(dataset, "stored")
     monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
     cache = tmp_path / "cache"
-    assert measure(dataset, "stored", workers=2, cache=cache, hashes=FileHashes(cache / "hashes.json")) == first
+    hashed, two = FileHashes(cache / "hashes.json"), Execution(workers=2)
+    assert measure(dataset, "stored", execution=two, cache=cache, hashes=hashed) == first
     assert len(list(cache.glob("*.npz"))) == 4
     hashes = json.loads((cache / "hashes.json").read_text())["files"]
     assert {Path(name).name for name in hashes} == {
@@ -117,7 +119,7 @@ def test_processes_measure_the_same_and_remember_hashes(tmp_path: Path, monkeypa
     }
     dataset.training[2].images[0].write_bytes(b"no image")
     with pytest.raises(InputError, match=r"c2_0000\.nii\.gz"):
-        measure(dataset, "stored", workers=2)
+        measure(dataset, "stored", execution=Execution(workers=2))
 
 
 def test_cache_is_keyed_by_content_and_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

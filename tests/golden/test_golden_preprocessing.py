@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from segfit.dataset.manifest import Case, Dataset
+from segfit.execution.execution import Execution
 from segfit.fingerprint.measure import measure
 from segfit.images.formats import read_case, read_label
 from segfit.labels import LabelScheme
@@ -44,7 +45,7 @@ def _dataset(folder: Path) -> Dataset:
 def test_fingerprint(path: Path) -> None:
     expected = json.loads((path / "dataset_fingerprint.json").read_text())
     dataset = _dataset(path)
-    result = measure(dataset, "stored", workers=2)
+    result = measure(dataset, "stored", execution=Execution(workers=2))
     for case, shape, spacing in zip(result.cases, expected["shapes_after_crop"], expected["spacings"], strict=True):
         assert case.shape_after_crop == tuple(shape[-result.ndim :])
         np.testing.assert_allclose(case.spacing_mm, spacing[-result.ndim :], rtol=1e-12)

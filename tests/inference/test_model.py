@@ -18,6 +18,7 @@ from segfit.connected_components import PostprocessingStep, keep_largest
 from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError
+from segfit.execution.execution import Execution
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import find_format, read_grid, read_label
 from segfit.images.image import Image, LabelMap
@@ -298,7 +299,7 @@ def test_weights_of_another_network_are_refused(
 def test_predict_folder(model: Model, tmp_path: Path) -> None:
     cases = [write_case(tmp_path / "in", f"case{i}", voxels(seed=i)) for i in range(6)]
     output = tmp_path / "out"
-    paths = predict_folder(model, cases, output, save_probabilities=True, workers=2)
+    paths = predict_folder(model, cases, output, save_probabilities=True, execution=Execution(workers=2))
     assert paths == [output / f"case{i}.nii.gz" for i in range(6)]
     for case, path in zip(cases, paths, strict=True):
         np.testing.assert_array_equal(read_label(path).array[0], model.predict(list(case.images)).labels)

@@ -10,6 +10,7 @@ import pytest
 
 from segfit.dataset.checks import check_dataset
 from segfit.dataset.layouts import open_dataset
+from segfit.execution.execution import Execution
 from segfit.fingerprint.measure import measure
 from segfit.images.formats import read_grid, read_label
 from segfit.options import Options
@@ -53,7 +54,7 @@ def test_nuclei(data: Path, tmp_path: Path) -> None:
 
 def test_left_and_right_of_the_mouse_brain_change_places(data: Path) -> None:
     dataset = open_dataset(data / "Dataset204_MouseBrain")
-    plan = derive(measure(dataset, "canonical", workers=1), dataset.labels, Options())
+    plan = derive(measure(dataset, "canonical", execution=Execution(workers=1)), dataset.labels, Options())
     values = {target.name: target.values[0] for target in dataset.labels.classes}
     sides = {name: name.replace("Left", "Right") for name in values}
     pairs = {(values[left], values[right]) for left, right in sides.items() if left != right and right in values}

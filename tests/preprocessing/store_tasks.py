@@ -14,6 +14,7 @@ from pathlib import Path
 
 from segfit.dataset.manifest import Case
 from segfit.errors import StageError
+from segfit.execution.execution import Execution
 from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
 from segfit.preprocessing import dataset
@@ -42,7 +43,7 @@ def cases_of(folder: Path) -> tuple[Case, ...]:
 
 def fill(folder: Path, root: Path, workers: int | None = None) -> dict[str, str]:
     """Preprocess the dataset in `folder` into the store at `root`."""
-    return preprocess_dataset(cases_of(folder), SPEC, SCHEME, CaseStore(root), workers=workers)
+    return preprocess_dataset(cases_of(folder), SPEC, SCHEME, CaseStore(root), execution=Execution(workers=workers))
 
 
 def fill_at(folder: Path, root: Path, moment: float) -> dict[str, str]:

@@ -14,6 +14,7 @@ import pytest
 
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError, StageError
+from segfit.execution.execution import Execution
 from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
@@ -207,7 +208,7 @@ def test_key_follows_content_not_names_of_folders(tmp_path: Path) -> None:
 def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
     cases = _dataset(tmp_path)
     store = CaseStore(tmp_path / "cases")
-    keys = preprocess_dataset(cases, _SPEC, _SCHEME, store, workers=2)
+    keys = preprocess_dataset(cases, _SPEC, _SCHEME, store, execution=Execution(workers=2))
     assert list(keys) == ["c0", "c1", "c2"]
     stored = store.open(keys["c1"])
     assert stored.shape == (15, 11, 12)
@@ -216,7 +217,7 @@ def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
     expected = stored.image()
 
     again = CaseStore(tmp_path / "cases")  # another process
-    assert preprocess_dataset(cases, _SPEC, _SCHEME, again, workers=1) == keys
+    assert preprocess_dataset(cases, _SPEC, _SCHEME, again, execution=Execution(workers=1)) == keys
     assert {key: (store.root / key / "case.json").stat().st_mtime_ns for key in keys.values()} == before
 
     path = store.root / keys["c1"] / "image.b2nd"
@@ -224,7 +225,7 @@ def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
     content[-200] ^= 1
     path.write_bytes(content)
     warnings = KeptWarnings(SILENT)
-    assert preprocess_dataset(cases, _SPEC, _SCHEME, store, progress=warnings) == keys
+    assert preprocess_dataset(cases, _SPEC, _SCHEME, store, execution=Execution(progress=warnings)) == keys
     assert warnings.messages == ["preprocessed case c1 was damaged on disk; it was made anew"]
     np.testing.assert_array_equal(store.open(keys["c1"]).image(), expected)
     assert store.verify(keys["c1"])
@@ -277,9 +278,9 @@ def test_memory_limits_the_cases_in_work(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(dataset_module, "preprocess", watched)
     for free, expected in ((0.5 * need, 1), (2.5 * need, 2), (100 * need, 3)):
-        monkeypatch.setattr(dataset_module, "free_memory_gb", lambda free=free: free)
         most = 0
-        preprocess_dataset(cases, _SPEC, _SCHEME, CaseStore(tmp_path / f"cases-{expected}"), workers=3)
+        execution = Execution(workers=3, memory_gb=free)
+        preprocess_dataset(cases, _SPEC, _SCHEME, CaseStore(tmp_path / f"cases-{expected}"), execution=execution)
         assert most == expected
 
 

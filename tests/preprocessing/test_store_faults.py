@@ -28,9 +28,10 @@ from store_tasks import (
 from segfit.dataset.phantom import make_phantom
 from segfit.errors import StageError
 from segfit.execution import pool as pool_module
+from segfit.execution.execution import Execution
 from segfit.execution.workers import WorkerPool
 from segfit.preprocessing import dataset as dataset_module
-from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_pool, verify_store
+from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_in_parts, verify_store
 from segfit.preprocessing.store import CaseStore
 
 _PATIENCE_S = 600.0  # for what takes ten seconds on an idle machine
@@ -162,9 +163,9 @@ def test_parts_of_large_work_are_done_by_processes_too(
 ) -> None:
     cases, root = cases_of(dataset), tmp_path / "store"
     monkeypatch.setattr(pool_module, "_PROCESSES_FROM", sum(dataset_module._predicted_bytes(c, SPEC) for c in cases))
-    with preprocessing_pool(cases, SPEC, workers=2) as executor:
+    with preprocessing_in_parts(cases, SPEC, execution=Execution(workers=2)) as parts:
         for part in (cases[:1], cases[1:]):
-            preprocess_dataset(part, SPEC, SCHEME, CaseStore(root), executor=executor)
+            preprocess_dataset(part, SPEC, SCHEME, CaseStore(root), execution=parts)
     assert sorted(done_by_processes) == [case.id for case in cases]
     _assert_complete(root, expected)
     preprocess_dataset(cases[1:], SPEC, SCHEME, CaseStore(root))

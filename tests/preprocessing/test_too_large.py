@@ -10,6 +10,7 @@ import pytest
 
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError, StageError
+from segfit.execution.execution import Execution
 from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
@@ -45,7 +46,7 @@ def test_others_are_done_and_all_too_large_ones_are_named(tmp_path: Path) -> Non
     found = cases(tmp_path, {"a": 1.0, "b": 3000.0, "c": 0.001, "d": 20000.0})
     store = CaseStore(tmp_path / "cases")
     with pytest.raises(StageError) as caught:
-        preprocess_dataset(found, SPEC, SCHEME, store, workers=1)
+        preprocess_dataset(found, SPEC, SCHEME, store, execution=Execution(workers=1))
     message = str(caught.value)
     assert message.startswith(
         "preprocess: 2 of 4 cases cannot fit into memory, the others are done: case b: 4 × 5 × 6 voxels of "

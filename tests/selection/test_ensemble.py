@@ -10,6 +10,7 @@ import pytest
 
 from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, evaluate
+from segfit.execution.execution import Execution
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import LabelMap
@@ -68,7 +69,7 @@ REFERENCES = [reference("x", 1, 0, 0), reference("y", 1, 1, 0)]
 
 
 def test_every_two_members_are_scored() -> None:
-    summaries = evaluate_ensembles([A, B, C], REFERENCES, ONE, workers=1)
+    summaries = evaluate_ensembles([A, B, C], REFERENCES, ONE, execution=Execution(workers=1))
     assert list(summaries) == [("a", "b"), ("a", "c"), ("b", "c")]
     scores = {names: [case.metrics["a"].dice for case in s.cases] for names, s in summaries.items()}
     # a + b: x (.625, .375, 0) -> 1 of 1; y (.5, .5, 0) -> ties are background
@@ -96,7 +97,7 @@ def test_a_member_without_a_case_is_named() -> None:
 def test_probabilities_on_another_grid_are_named() -> None:
     wrong = member("wrong", {"x": of_foreground(1, 1), "y": of_foreground(1, 1)})
     with pytest.raises(InputError, match=r"case x: the probabilities of wrong have shape \(2, 2, 1\), expected"):
-        evaluate_ensembles([A, wrong], REFERENCES, ONE, workers=1)
+        evaluate_ensembles([A, wrong], REFERENCES, ONE, execution=Execution(workers=1))
 
 
 def stored(folder: Path, member: Member) -> Member:
@@ -124,13 +125,17 @@ def test_processes_score_the_same_ensembles(
     tmp_path: Path, references: list[Pair], request: pytest.FixtureRequest
 ) -> None:
     members = [stored(tmp_path, member) for member in (A, B, C)]
-    by_threads = evaluate_ensembles(members, references, ONE, workers=2)
+    by_threads = evaluate_ensembles(members, references, ONE, execution=Execution(workers=2))
     scores = {names: [case.metrics["a"].dice for case in s.cases] for names, s in by_threads.items()}
     assert scores == {("a", "b"): [1.0, 0.0], ("a", "c"): [2 / 3, 2 / 3], ("b", "c"): [1.0, 2 / 3]}
+    elsewhere = request.getfixturevalue("elsewhere")
+    far = Execution(engine=lambda *_: elsewhere)
+    assert evaluate_ensembles(members, references, ONE, execution=far) == by_threads
+    assert elsewhere.modules == {"segfit.selection.ensemble"}
     cases = request.getfixturevalue("done_by_processes")
-    assert evaluate_ensembles(members, references, ONE, workers=2) == by_threads
+    assert evaluate_ensembles(members, references, ONE, execution=Execution(workers=2)) == by_threads
     assert sorted(cases) == ["x", "y"]
-    in_memory = evaluate_ensembles([A, B, C], REFERENCES, ONE, workers=2)  # stays in this process
+    in_memory = evaluate_ensembles([A, B, C], REFERENCES, ONE, execution=Execution(workers=2))  # stays in this process
     assert {names: s.mean_dice for names, s in in_memory.items()} == {n: s.mean_dice for n, s in by_threads.items()}
     assert len(cases) == 2
 
@@ -140,10 +145,11 @@ def test_processes_merge_score_and_postprocess_the_same(
 ) -> None:
     pairs = merged_pairs([stored(tmp_path, A), stored(tmp_path, C)], references, ONE)
     assert pairs[0].load_prediction()[0, :, 0].tolist() == [1, 1, 0]
-    by_threads = evaluate(pairs, ONE, workers=2), decide_postprocessing(pairs, ONE, workers=2)
+    two = Execution(workers=2)
+    by_threads = evaluate(pairs, ONE, execution=two), decide_postprocessing(pairs, ONE, execution=two)
     assert [case.metrics["a"].dice for case in by_threads[0].cases] == [2 / 3, 2 / 3]
     cases = request.getfixturevalue("done_by_processes")
-    assert (evaluate(pairs, ONE, workers=2), decide_postprocessing(pairs, ONE, workers=2)) == by_threads
+    assert (evaluate(pairs, ONE, execution=two), decide_postprocessing(pairs, ONE, execution=two)) == by_threads
     assert sorted(cases) == ["x", "x", "y", "y"]
     mixed = merged_pairs([stored(tmp_path, A), C], REFERENCES, ONE)
     assert [pair.predicted_bytes() for pair in mixed] == [0, 0]

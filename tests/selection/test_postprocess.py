@@ -11,6 +11,7 @@ import pytest
 from segfit.connected_components import PostprocessingStep, apply_steps, keep_largest
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.execution import pool
+from segfit.execution.execution import Execution
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import LabelMap
@@ -85,7 +86,7 @@ def by_rewriting(pairs: Sequence[Pair], scheme: LabelScheme) -> tuple[list[tuple
 
     def scored(predictions: Sequence[np.ndarray]) -> Summary:
         made = [Pair(p.case, lambda a=a: a, p.load_reference) for p, a in zip(pairs, predictions, strict=True)]
-        return evaluate(made, scheme, workers=1)
+        return evaluate(made, scheme, execution=Execution(workers=1))
 
     def number(value: float | None) -> float:
         return np.nan if value is None else value
@@ -119,13 +120,13 @@ def test_equals_rewriting_the_predictions(scheme: LabelScheme) -> None:
             noise = rng.random(reference.shape) < 0.25
             prediction = np.where(noise | (reference > top), rng.integers(0, top + 1, reference.shape), reference)
             pairs.append(Pair(case, lambda a=prediction: a, lambda a=reference: a))
-        decision = decide_postprocessing(pairs, scheme, workers=1)
+        decision = decide_postprocessing(pairs, scheme, execution=Execution(workers=1))
         expected, summary = by_rewriting(pairs, scheme)
         assert values(decision.steps) == expected
         assert decision.after == summary
         cleaned = [apply_steps(p.load_prediction(), decision.steps) for p in pairs]
         applied = [Pair(p.case, lambda a=a: a, p.load_reference) for p, a in zip(pairs, cleaned, strict=True)]
-        assert evaluate(applied, scheme, workers=1) == decision.after
+        assert evaluate(applied, scheme, execution=Execution(workers=1)) == decision.after
         taken += len(expected)
     assert taken > 0
 
@@ -140,4 +141,4 @@ def test_processes_decide_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     expected = decide_postprocessing(pairs, TWO)
     assert values(expected.steps) == [(1,)]
     monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
-    assert decide_postprocessing(pairs, TWO, workers=2) == expected
+    assert decide_postprocessing(pairs, TWO, execution=Execution(workers=2)) == expected

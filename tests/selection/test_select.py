@@ -10,6 +10,7 @@ import pytest
 from segfit.errors import InputError, StageError
 from segfit.evaluation.metrics import Metrics
 from segfit.evaluation.summary import CaseMetrics, Pair, Summary, summarize
+from segfit.execution.execution import Execution
 from segfit.labels import LabelScheme
 from segfit.selection.select import Candidate, Selection, select, select_winner
 
@@ -69,7 +70,7 @@ def test_the_document_tells_scores_folds_and_steps(tmp_path: Path) -> None:
         asked.append(winner.name)
         return [Pair("x", lambda: prediction, lambda: labels)]
 
-    selection = select(candidates, ONE, {1: ["y", "z"], 0: ["x"]}, pairs_of, workers=1)
+    selection = select(candidates, ONE, {1: ["y", "z"], 0: ["x"]}, pairs_of, execution=Execution(workers=1))
     assert asked == ["3d"]
     assert selection.winner == ("3d",)
     assert selection.folds == (0, 1)

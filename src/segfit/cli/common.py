@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
-from segfit.cli.console import console_progress, table
+from segfit.cli.console import console_execution, table
 from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
+    from segfit.execution.execution import Execution
     from segfit.options import DatasetOptions
-    from segfit.progress import Progress
     from segfit.project import Project
 
 __all__ = [
@@ -183,18 +183,18 @@ def _method_or_file(splits: str) -> str:
 
 
 def open_project(
-    dataset: Path | None, out: Path | None, settings: list[str], progress: Progress | None = None
+    dataset: Path | None, out: Path | None, settings: list[str], execution: Execution | None = None
 ) -> Project:
     """Return the project that the arguments mean, made if need be; `InputError` if they mean none."""
     from segfit.options import Options
     from segfit.project import Project
 
     Options().with_settings(settings)  # a wrong option is told before anything is looked at
-    progress = progress or console_progress()
+    execution = execution or console_execution()
     folder = project_folder(dataset, out)
     if dataset is None or is_project(dataset):
-        return Project.open(folder, settings=settings, progress=progress)
-    return Project.create(folder, dataset, settings=settings, progress=progress)
+        return Project.open(folder, settings=settings, execution=execution)
+    return Project.create(folder, dataset, settings=settings, execution=execution)
 
 
 def project_folder(dataset: Path | None, out: Path | None) -> Path:

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+    from segfit.execution.execution import Execution
+
 __all__ = [
     "BarProgress",
     "LineProgress",
+    "console_execution",
     "console_progress",
     "problem_table",
     "score_table",
@@ -38,6 +41,13 @@ _SILENCE_S = 30.0  # a log gets a line at least this often while work advances
 _SHARE = 0.1  # and one at each tenth of the work,
 _QUIET_S = 5.0  # but not sooner than this after the last one
 _BETWEEN = 3  # characters between the columns of a drawn table
+
+
+def console_execution(workers: int | None = None) -> Execution:
+    """Return how a verb has work on cases done: reported on the terminal."""
+    from segfit.execution.execution import Execution
+
+    return Execution(workers=workers, progress=console_progress())
 
 
 def console_progress(stream: TextIO | None = None) -> Progress:

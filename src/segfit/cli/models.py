@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_json, print_states
-from segfit.cli.console import console_progress
+from segfit.cli.console import console_execution
 from segfit.cli.help_pages import MODELS, add_verb
 from segfit.errors import DatasetError, InputError
 
@@ -86,16 +86,16 @@ def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: b
     from segfit.dataset.layouts import inspect_dataset, leave_out
     from segfit.nnunet.dataset_export import export_nnunet as write
 
-    progress = console_progress()
+    execution = console_execution(workers)
     dataset, asked = dataset_of(path)
     opened, problems = inspect_dataset(dataset)
     if opened is None:
         raise DatasetError([problem for problem in problems if problem.fatal])
     opened = opened.resampling_labels(asked.resample_labels)
     if asked.skip_incomplete if skip_incomplete is None else skip_incomplete:
-        opened, problems = leave_out(opened, check_files(opened, problems, workers=workers, progress=progress))
+        opened, problems = leave_out(opened, check_files(opened, problems, execution=execution))
     require_usable(problems)
-    return write(opened, folder, workers=workers, progress=progress)
+    return write(opened, folder, execution=execution)
 
 
 def verify(
@@ -134,7 +134,7 @@ def verify_cases(project: Path, *, workers: int | None) -> list[tuple[str, str, 
     from segfit.project.folder import ProjectFolder
 
     store = CaseStore(ProjectFolder(project).cases)
-    found = verify_store(store, workers=workers, progress=console_progress())
+    found = verify_store(store, execution=console_execution(workers))
     total = len(store.keys())
     rows = [(f"case {case.name}", "damaged", f"{case.problem} ({case.folder})") for case in found]
     good = f"{total - len(found)} of {total} passed the checksum"

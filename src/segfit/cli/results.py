@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segfit.cli.common import AsJson, DatasetArgument, Device, Out, Workers, dataset_of, open_project, print_json
-from segfit.cli.console import console_progress, score_table
+from segfit.cli.console import console_execution, console_progress, score_table
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.errors import InputError
 from segfit.progress import KeptWarnings
@@ -74,12 +75,13 @@ def predict(
     of its project; nothing is trained for that.
     """
     given = [*(paths or []), *(inputs or [])]
-    progress = KeptWarnings(console_progress())
+    kept = KeptWarnings(console_progress())
+    execution = replace(console_execution(workers), progress=kept)
     if model is None:
         foreign = (inputs, output, folds, tile_step, device, ending, previous_stage, workers, probabilities, overwrite)
         if len(given) > 1 or any(foreign) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
-        found = open_project(given[0] if given else None, out, [], progress).predict()
+        found = open_project(given[0] if given else None, out, [], execution).predict()
     else:
         from segfit.inference.model import load_model
         from segfit.inference.predict_folder import predict_folder
@@ -96,11 +98,10 @@ def predict(
             overwrite=overwrite,
             save_probabilities=probabilities,
             previous_stage=previous_stage,
-            workers=workers or 1,
-            progress=progress,
+            execution=execution,
         )
     if as_json:
-        print_json({"predictions": [str(path) for path in found], "warnings": progress.messages})
+        print_json({"predictions": [str(path) for path in found], "warnings": kept.messages})
     else:
         sys.stdout.writelines(f"{path}\n" for path in found)
 
@@ -154,8 +155,8 @@ def evaluate(
             raise InputError("evaluate needs --predictions and --references")
         scheme, ending = _meaning(dataset, model)
         summary = evaluate_folder(
-            predictions, references, scheme, ending=ending, require_all=False, workers=workers,
-            progress=console_progress(),
+            predictions, references, scheme, ending=ending, require_all=False,
+            execution=console_execution(workers),
         )  # fmt: skip
     target = output or save
     if target is not None:

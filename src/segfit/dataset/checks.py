@@ -17,14 +17,12 @@ from segfit.dataset.case_checks import Finding, check_case
 from segfit.dataset.layouts import inspect_dataset
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.palettes import palette_problems
-from segfit.device import free_memory_gb
 from segfit.errors import DatasetError, Problem
-from segfit.execution.pool import map_cases
+from segfit.execution.execution import LOCAL, Execution
 from segfit.execution.workers import LostCaseError
 from segfit.images.formats import find_format, num_voxels
 from segfit.images.image import Remark
 from segfit.labels import LabelScheme
-from segfit.progress import SILENT, Progress
 from segfit.words import count, numbers
 
 __all__ = ["MIN_CASES", "check_dataset", "check_files", "require_usable"]
@@ -38,9 +36,7 @@ _SHOWN_FILES = 3  # files named in a message; a remark about more is told once
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
 
-def check_dataset(
-    dataset: Dataset | Path | str, *, workers: int | None = None, progress: Progress = SILENT
-) -> tuple[Problem, ...]:
+def check_dataset(dataset: Dataset | Path | str, *, execution: Execution = LOCAL) -> tuple[Problem, ...]:
     """Return every problem of a dataset, fatal ones and warnings: its structure first, then case by case.
 
     A path is inspected first, so that a dataset which `open_dataset` refuses is reported together with what its files
@@ -48,11 +44,11 @@ def check_dataset(
     """
     found, problems = inspect_dataset(dataset.root if isinstance(dataset, Dataset) else dataset)
     opened = dataset if isinstance(dataset, Dataset) else found
-    return problems if opened is None else check_files(opened, problems, workers=workers, progress=progress)
+    return problems if opened is None else check_files(opened, problems, execution=execution)
 
 
 def check_files(
-    dataset: Dataset, problems: Sequence[Problem] = (), *, workers: int | None = None, progress: Progress = SILENT
+    dataset: Dataset, problems: Sequence[Problem] = (), *, execution: Execution = LOCAL
 ) -> tuple[Problem, ...]:
     """Return `problems`, those of the dataset's structure, and after them all that its files show.
 
@@ -61,19 +57,15 @@ def check_files(
     """
     incomplete = {problem.case for problem in problems if problem.fatal}
     channels = len(dataset.channel_names)
-    work = map_cases(
+    work = execution.map(
         partial(_check_item, labels=dataset.labels, channels=channels),
         [(number, case, case.id not in incomplete) for number, case in enumerate((*dataset.training, *dataset.test))],
         description="Checking cases",
         name=_item_name,
         size=lambda item: _predicted_bytes(item[1], channels),
-        room=free_memory_gb() * 2**30,
         lost=_unread,
-        workers=workers,
-        progress=progress,
     )
-    by_number = {number: finding for (number, *_), finding in work}
-    findings = [by_number[number] for number in range(len(by_number))]
+    findings = [finding for _, finding in sorted(work, key=lambda done: done[0][0])]  # in order of their numbers
     training, test = findings[: len(dataset.training)], findings[len(dataset.training) :]
     content = [item for finding in training for item in finding.problems]
     content += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,17 +17,16 @@ from pydantic import AliasChoices, Field
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case
-from segfit.device import free_memory_gb
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_histogram
-from segfit.execution.pool import map_cases
+from segfit.execution.execution import LOCAL, Execution
 from segfit.files import Document, Record
 from segfit.geometry import Grid
 from segfit.images.formats import num_voxels, read_label
 from segfit.images.image import FileError, Image, problem_of
 from segfit.labels import LabelClass, LabelScheme
 from segfit.notebook import html_table
-from segfit.progress import LOGGED, KeptWarnings, Progress
+from segfit.progress import KeptWarnings
 from segfit.words import count, dice, listing
 
 __all__ = [
@@ -302,24 +301,19 @@ def summarize(cases: Sequence[CaseMetrics], classes: Sequence[LabelClass]) -> Su
     )
 
 
-def evaluate(
-    pairs: Sequence[Pair], scheme: LabelScheme, *, workers: int | None = None, progress: Progress = LOGGED
-) -> Summary:
+def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution = LOCAL) -> Summary:
     """Evaluate every pair, in parallel over cases; the summary lists them in the order of `pairs`.
 
     Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
     no class, and a warning says where they are, as of files that do not lie alike in space.
     """
-    kept = KeptWarnings(progress)
-    results = map_cases(
+    kept = KeptWarnings(execution.progress)
+    results = replace(execution, progress=kept).map(
         partial(_evaluate_pair, scheme),
         pairs,
         description="evaluating",
         name=lambda pair: pair.case,
         size=Pair.predicted_bytes,
-        room=free_memory_gb() * 2**30,
-        workers=workers,
-        progress=kept,
     )
     found = {pair.case: one for pair, one in results}
     problems = [found[pair.case].problem for pair in pairs]
@@ -364,8 +358,7 @@ def evaluate_folder(
     *,
     ending: str,
     require_all: bool = True,
-    workers: int | None = None,
-    progress: Progress = LOGGED,
+    execution: Execution = LOCAL,
 ) -> Summary:
     """Evaluate every label file of a folder against the file of the same name in another folder.
 
@@ -380,7 +373,7 @@ def evaluate_folder(
     differ in shape or lie apart. Where a file does not say where it lies, voxels are compared by index; voxel sizes
     that differ are then a warning.
     """
-    kept = KeptWarnings(progress)
+    kept = KeptWarnings(execution.progress)
     predicted, expected = _files(Path(predictions), ending), _files(Path(references), ending)
     if not predicted:
         raise InputError(f"{predictions} has no prediction that ends in {ending}")
@@ -396,7 +389,7 @@ def evaluate_folder(
     pairs = [
         Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
     ]
-    summary = evaluate(pairs, scheme, workers=workers, progress=kept)
+    summary = evaluate(pairs, scheme, execution=replace(execution, progress=kept))
     return summary.model_copy(update={"warnings": tuple(kept.messages)})
 
 

@@ -12,6 +12,7 @@ from segfit.execution.cgroups import group_folders, group_text
 
 __all__ = [
     "PeakWatch",
+    "free_memory_gb",
     "group_memory_left",
     "limit_growth",
     "process_bytes",
@@ -40,6 +41,13 @@ def limit_growth(num_bytes: float) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def free_memory_gb() -> float:
+    """Return the RAM this process may still take, in GiB: what is free, within its own and its groups' limits."""
+    available = _status_bytes("MemAvailable", "/proc/meminfo") or 8 * 2**30
+    granted = [left for left in (group_memory_left(), process_memory_left()) if left is not None]
+    return min([available, *granted]) / 2**30
 
 
 def process_memory_left() -> int | None:
@@ -116,7 +124,7 @@ def process_peak_bytes() -> int:
 def process_bytes(pid: int | None = None) -> int:
     """Resident memory of this process, or of another one, now; of another one 0 where the system does not tell."""
     if pid is not None:
-        return _status_bytes("VmRSS", str(pid))
+        return _status_bytes("VmRSS", f"/proc/{pid}/status")
     return _status_bytes("VmRSS") or _life_peak_bytes()
 
 
@@ -129,10 +137,10 @@ def _family_bytes() -> int:
     return process_bytes() + sum(process_bytes(int(child)) for child in children)
 
 
-def _status_bytes(key: str, process: str = "self") -> int:
-    """Return an entry of Linux's process status, 0 where there is none."""
+def _status_bytes(key: str, path: str = "/proc/self/status") -> int:
+    """Return an entry of Linux's status of this process, or of another such file, 0 where there is none."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except OSError:
         return 0
     for line in lines:

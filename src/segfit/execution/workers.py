@@ -23,7 +23,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from segfit.errors import StageError
 from segfit.execution.memory import process_bytes
-from segfit.execution.processors import available_workers
 from segfit.execution.worker_main import GRACE_S, Answer
 from segfit.words import gigabytes
 
@@ -147,15 +146,11 @@ class WorkerPool(Executor):
     """
 
     def __init__(
-        self,
-        workers: int | None = None,
-        *,
-        stall_s: float = _STALL_S,
-        warn: Callable[[str], None] = lambda _: None,
+        self, workers: int, *, stall_s: float = _STALL_S, warn: Callable[[str], None] = lambda _: None
     ) -> None:
-        if workers is not None and workers < 1:
+        if workers < 1:
             raise ValueError(f"a pool needs one worker or more, got {workers}")
-        self.workers = workers or available_workers()
+        self.workers = workers
         self._limits = (self.workers, *sorted({max(1, self.workers // 2), 1}, reverse=True))  # per attempt
         self._stall_s = stall_s
         self._warn = warn
@@ -168,14 +163,8 @@ class WorkerPool(Executor):
     def submit(
         self, fn: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> Future[_Result]:
-        """Have a task done; it is called by its function's name."""
-        return self.submit_case(getattr(fn, "__name__", "task"), fn, *args, **kwargs)
-
-    def submit_case(
-        self, case: str, fn: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
-    ) -> Future[_Result]:
-        """Have a task of a case done; raise what pickle raises if it cannot be sent."""
-        task = _Task(case, pickle.dumps((fn, args, kwargs)), Future())
+        """Have a case done, whose name is that of its function; raise what pickle raises if it cannot be sent."""
+        task = _Task(getattr(fn, "__name__", "task"), pickle.dumps((fn, args, kwargs)), Future())
         with self._changed:
             if self._closed:
                 raise RuntimeError("the pool was shut down")
@@ -197,6 +186,12 @@ class WorkerPool(Executor):
         for thread in self._supervisors if wait else ():
             while thread.is_alive():
                 thread.join(_LOOK_S)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Shut down; what has not begun is dropped after an error, and all after Ctrl-C or when nobody listens."""
+        if kind is not None and not issubclass(kind, Exception):
+            self.stop()
+        self.shutdown(cancel_futures=kind is not None)
 
     def stop(self) -> None:
         """End all processes now; tasks in work fail."""

@@ -16,9 +16,8 @@ from pydantic import ValidationError
 from segfit.cropping import bounding_box, slices
 from segfit.dataset.annotation import count_values, read_labels
 from segfit.dataset.manifest import Case, Dataset
-from segfit.device import free_memory_gb
 from segfit.errors import InputError
-from segfit.execution.pool import map_cases
+from segfit.execution.execution import LOCAL, Execution
 from segfit.files import content_hash, write_file
 from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
@@ -26,7 +25,6 @@ from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import num_voxels, read_case
 from segfit.labels import LabelScheme
-from segfit.progress import SILENT, Progress
 
 __all__ = ["measure"]
 
@@ -61,8 +59,7 @@ def measure(
     dataset: Dataset,
     orientation: Orientation,
     *,
-    workers: int | None = None,
-    progress: Progress = SILENT,
+    execution: Execution = LOCAL,
     cache: Path | None = None,
     hashes: FileHashes | None = None,
 ) -> Fingerprint:
@@ -79,48 +76,41 @@ def measure(
     if not dataset.training:
         raise InputError(f"dataset {dataset.name} has no training case", "add images and labels")
     hashes = hashes or FileHashes()
-    records: dict[str, CaseFingerprint] = {}
+    records: list[CaseFingerprint] = []
     mixtures = tuple(Mixture() for _ in dataset.channel_names)
     early: dict[str, _Measured] = {}  # measured before a case in front of them
-    order = iter(dataset.training)
-    following = next(order, None)
-
-    for (case, _), (measured, found) in map_cases(
+    for (case, _), (measured, found) in execution.map(
         partial(_measure_or_recall, _Declared(len(dataset.channel_names), dataset.labels), orientation, cache),
         [(case, hashes.of(case)) for case in dataset.training],
         description="fingerprint",
         name=lambda item: item[0].id,
         size=lambda item: num_voxels(item[0].images[0]) * len(dataset.channel_names) * 4 * _WORKING_COPIES,
-        room=free_memory_gb() * 2**30,
-        workers=workers,
-        progress=progress,
     ):
         hashes.learn(found)
         early[case.id] = measured
-        while following is not None and following.id in early:  # sums are formed in dataset order
+        for following in dataset.training[len(records) :]:  # sums are formed in dataset order
+            if following.id not in early:
+                break
             ready = early.pop(following.id)
-            records[following.id] = ready.record
+            records.append(ready.record)
             if ready.channels:
                 for mixture, channel in zip(mixtures, ready.channels, strict=True):
                     mixture.add(channel)
-            following = next(order, None)
     hashes.save()
-    ordered = tuple(records.values())
-    odd = [record.case for record in ordered if len(record.shape) != len(ordered[0].shape)]
+    ndim = len(records[0].shape)
+    odd = [record.case for record in records if len(record.shape) != ndim]
     if odd:
-        raise InputError(
-            f"case {odd[0]} does not have {len(ordered[0].shape)} axes like {ordered[0].case}", "remove one"
-        )
+        raise InputError(f"case {odd[0]} does not have {ndim} axes like {records[0].case}", "remove one")
     if not len(mixtures[0]):
         raise InputError(f"dataset {dataset.name}: no case has a label above 0", "label at least one class")
     return Fingerprint(
         dataset=dataset.name,
-        ndim=3 if len(ordered[0].shape) == 3 else 2,
+        ndim=3 if ndim == 3 else 2,
         orientation=orientation,
         channel_names=dataset.channel_names,
         num_training=dataset.num_training,
-        cases=ordered,
-        median_relative_size_after_crop=float(np.median([record.relative_size_after_crop for record in ordered])),
+        cases=tuple(records),
+        median_relative_size_after_crop=float(np.median([record.relative_size_after_crop for record in records])),
         intensities=tuple(mixture.statistics() for mixture in mixtures),
     )
 

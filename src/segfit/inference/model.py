@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
 from segfit.connected_components import apply_steps
-from segfit.device import free_memory_gb, resolve_device
+from segfit.device import resolve_device
 from segfit.errors import InputError
+from segfit.execution.memory import free_memory_gb
 from segfit.files import write_file
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
+from segfit.execution.execution import LOCAL, Execution
 from segfit.images.formats import label_ending
 from segfit.images.image import problem_of
 from segfit.inference.model import Model, Prepared
 from segfit.inference.to_input_grid import LogitField
-from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
+from segfit.progress import SILENT, KeptWarnings
 
 __all__ = ["predict_folder"]
 
@@ -31,8 +32,7 @@ def predict_folder(
     overwrite: bool = False,
     save_probabilities: bool = False,
     previous_stage: Path | None = None,
-    workers: int = 1,
-    progress: Progress = LOGGED,
+    execution: Execution = LOCAL,
 ) -> list[Path]:
     """Predict many cases into ``output/<case id><ending>``; return the paths of all of them, in order.
 
@@ -42,7 +42,7 @@ def predict_folder(
     overwrite : predict again what is there already; by default it is left as it is
     save_probabilities : also write ``<case id>.npz``
     previous_stage : folder with the label maps of the previous stage of a cascade
-    workers : threads that read and preprocess ahead; each holds one case in memory
+    execution : its `workers`, one unless set, are threads that read and preprocess ahead; each holds one case in memory
 
     Cases that cannot be used do not stop the others; `DatasetError` names all of them at the end. `InputError` if an
     output would replace an image.
@@ -59,7 +59,6 @@ def predict_folder(
         for case in cases
         if overwrite or not paths[case.id].exists() or (save_probabilities and not probabilities[case.id].is_file())
     ]
-    problems: list[Problem] = []
 
     def prepare(case: Case) -> Prepared:
         earlier = None if previous_stage is None else previous_stage / f"{case.id}{ending}"
@@ -68,17 +67,32 @@ def predict_folder(
     def write(case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[str]) -> None:
         prediction = model.finish(prepared, fields, probabilities=save_probabilities, warnings=warnings)
         for message in prediction.warnings:
-            progress.warn(f"{case.id}: {message}")
+            execution.progress.warn(f"{case.id}: {message}")
         if save_probabilities:
             prediction.save_probabilities(probabilities[case.id])
         prediction.save(paths[case.id])  # last: its presence says that the case is done
 
+    problems = _predict(model, waiting, prepare, write, execution)
+    if problems:
+        raise DatasetError(problems, f"the other {len(cases) - len(problems)} of {len(cases)} cases are predicted")
+    return [paths[case.id] for case in cases]
+
+
+def _predict(
+    model: Model,
+    cases: Sequence[Case],
+    prepare: Callable[[Case], Prepared],
+    write: Callable[[Case, Prepared, Sequence[LogitField], Sequence[str]], None],
+    execution: Execution,
+) -> list[Problem]:
+    """Predict cases; return what is wrong with those that cannot be used."""
+    workers, problems = execution.workers or 1, list[Problem]()
     with (
-        progress.task("predicting", len(waiting)) as task,
+        execution.progress.task("predicting", len(cases)) as task,
         _threads(workers, "segfit-read") as readers,
         _threads(1, "segfit-write") as writers,
     ):
-        rest = iter(waiting)
+        rest = iter(cases)
         ahead = deque((case, readers.submit(prepare, case)) for case in islice(rest, workers + 1))
         behind: deque[tuple[Case, Future[None]]] = deque()
         while ahead:
@@ -99,9 +113,7 @@ def predict_folder(
                 case, written = behind.popleft()
                 written.result()
                 task.advance(1, case.id)
-    if problems:
-        raise DatasetError(problems, f"the other {len(cases) - len(problems)} of {len(cases)} cases are predicted")
-    return [paths[case.id] for case in cases]
+    return problems
 
 
 @contextmanager

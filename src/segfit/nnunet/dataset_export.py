@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case, Dataset
-from segfit.device import free_memory_gb
 from segfit.errors import InputError, StageError
-from segfit.execution.pool import map_cases
+from segfit.execution.execution import LOCAL, Execution
 from segfit.files import remove_leftovers, write_json
 from segfit.geometry import Grid
 from segfit.images import nifti, png_jpeg, tiff
 from segfit.images.formats import num_voxels, read_image, split_ending, write_labels
 from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
-from segfit.progress import SILENT, Progress
 
 __all__ = ["export_nnunet"]
 
@@ -32,9 +30,7 @@ _ENDINGS = {".bmp": ".png", ".jpg": ".png", ".jpeg": ".png", ".png": ".png", ".t
 _BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading a file and writing its channels takes (measured)
 
 
-def export_nnunet(
-    dataset: Dataset, folder: Path | str, *, workers: int | None = None, progress: Progress = SILENT
-) -> Path:
+def export_nnunet(dataset: Dataset, folder: Path | str, *, execution: Execution = LOCAL) -> Path:
     """Write a dataset as nnU-Net v2 reads it, into a folder that must not exist yet; return the folder.
 
     Channels that share a file are split, label values become consecutive, masks are merged; voxels and geometry stay
@@ -53,15 +49,12 @@ def export_nnunet(
         target.parent.mkdir(parents=True, exist_ok=True)
         partial_folder = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
         work = partial(_write_case, folder=partial_folder, labels=dataset.labels, ending=ending)
-        for _ in map_cases(
+        for _ in execution.map(
             work,
             items,
             description="Writing cases",
             name=lambda item: item[1].id,
             size=lambda item: _predicted_bytes(item[1], len(dataset.channel_names)),
-            room=free_memory_gb() * 2**30,
-            workers=workers,
-            progress=progress,
         ):
             pass
         for part in partial_folder.iterdir():

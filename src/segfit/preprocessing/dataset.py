@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
+from math import inf, prod
 from pathlib import Path
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
-from segfit.device import free_memory_gb
 from segfit.errors import StageError
-from segfit.execution.pool import case_pool, map_cases
+from segfit.execution.execution import LOCAL, Execution
 from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.geometry import AxisMap, canonical_map
@@ -22,11 +20,10 @@ from segfit.images.formats import read_case, read_grid
 from segfit.labels import LabelScheme
 from segfit.preprocessing.pipeline import TooLargeError, preprocess
 from segfit.preprocessing.store import CaseStore, DamagedCase, legible_name
-from segfit.progress import SILENT, Progress
 from segfit.resampling import new_shape
 from segfit.specs import PreprocessingSpec
 
-__all__ = ["preprocess_dataset", "preprocessing_pool", "verify_store"]
+__all__ = ["preprocess_dataset", "preprocessing_in_parts", "verify_store"]
 
 _WORKING_COPIES = 6  # arrays of a case's size that preprocessing holds at its peak
 
@@ -38,36 +35,29 @@ def preprocess_dataset(
     store: CaseStore,
     *,
     measured: Fingerprint | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = SILENT,
+    execution: Execution = LOCAL,
 ) -> dict[str, str]:
     """Preprocess every case that is not in the store yet, and return the key of each case by its id.
 
     Cases that are there are verified byte for byte; damaged ones are made anew. As many cases are in work at once as
     fit into free memory. A case without label file is stored without labels. Raises `InputError` for unusable files
     and `StageError` if a case cannot be stored; what was finished before stays. Cases that cannot fit into memory do
-    not stop the others: one `StageError` names them at the end. `executor` does the work in place of a pool of its own,
-    see `preprocessing_pool`. Headers of cases that were `measured` are not read to know how large they are.
+    not stop the others: one `StageError` names them at the end. Headers of cases that were `measured` are not read to
+    know how large they are.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     store.remove_leftovers()
     keys: dict[str, str] = {}
     too_large: list[str] = []
-    room = free_memory_gb() * 2**30
     known = _known_cases(spec, measured)
     try:
-        for (case, _), done in map_cases(
-            partial(_preprocess_case, store.root, spec, scheme, room),
+        for (case, _), done in execution.map(
+            partial(_preprocess_case, store.root, spec, scheme, execution.memory_bytes),
             [(case, store.hashes.of(case)) for case in cases],
             description="preprocess",
             name=lambda item: item[0].id,
             size=lambda item: _predicted_bytes(item[0], spec, known.get(item[0].id)),
             largest_first=True,
-            room=room,
-            workers=workers,
-            executor=executor,
-            progress=progress,
         ):
             if done.too_large:
                 too_large.append(done.too_large)
@@ -75,7 +65,7 @@ def preprocess_dataset(
             keys[case.id] = done.key
             store.hashes.learn(done.hashes)
             if done.was_damaged:
-                progress.warn(f"preprocessed case {case.id} was damaged on disk; it was made anew")
+                execution.progress.warn(f"preprocessed case {case.id} was damaged on disk; it was made anew")
     finally:
         store.hashes.save()
     if too_large:
@@ -86,16 +76,12 @@ def preprocess_dataset(
     return {case.id: keys[case.id] for case in cases}
 
 
-def preprocessing_pool(
-    cases: Sequence[Case],
-    spec: PreprocessingSpec,
-    *,
-    measured: Fingerprint | None = None,
-    workers: int | None = None,
-) -> AbstractContextManager[Executor]:
-    """Open the executor that suits preprocessing all these cases, for whoever preprocesses them in parts."""
+def preprocessing_in_parts(
+    cases: Sequence[Case], spec: PreprocessingSpec, *, measured: Fingerprint | None = None, execution: Execution = LOCAL
+) -> AbstractContextManager[Execution]:
+    """Open what suits preprocessing all these cases, for whoever preprocesses them in parts."""
     known = _known_cases(spec, measured)
-    return case_pool([_predicted_bytes(case, spec, known.get(case.id)) for case in cases], workers)
+    return execution.kept_open([_predicted_bytes(case, spec, known.get(case.id)) for case in cases])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,11 +145,9 @@ def _predicted_bytes(case: Case, spec: PreprocessingSpec, known: CaseFingerprint
     return voxels * len(spec.normalization) * 4 * _WORKING_COPIES
 
 
-def verify_store(
-    store: CaseStore, *, workers: int | None = None, progress: Progress = SILENT
-) -> tuple[DamagedCase, ...]:
+def verify_store(store: CaseStore, *, execution: Execution = LOCAL) -> tuple[DamagedCase, ...]:
     """Read every case of a store against its checksums and return the damaged ones, by name."""
-    results = map_cases(
+    results = replace(execution, memory_gb=inf).map(  # hardly any of what is read is held at a time
         partial(_damage, store.root),
         store.keys(),
         description="verify",
@@ -173,8 +157,6 @@ def verify_store(
             store.root / key,
             f"it could not be read, even alone: worker {error.reason}",
         ),
-        workers=workers,
-        progress=progress,
     )
     return tuple(sorted((damaged for _, damaged in results if damaged is not None), key=lambda one: one.name))
 

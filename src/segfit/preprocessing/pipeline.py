@@ -94,39 +94,11 @@ def preprocess(
     grid = image.grid
     orientation = canonical_map(grid) if spec.orientation == "canonical" else AxisMap.identity(grid.ndim)
     transposition = AxisMap(spec.transpose, (False,) * spec.image_ndim)
-
-    def to_network(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
-        return np.ascontiguousarray(transposition.apply(orientation.apply(array)))
-
-    voxels = to_network(image.array.astype(np.float32, copy=False))
+    voxels = _to_network(image.array.astype(np.float32, copy=False), orientation, transposition)
     spacing = transposition.permute(orientation.permute(grid.spacing_mm))
-    given = None if label is None else to_network(label.array[0])
+    given = None if label is None else _to_network(label.array[0], orientation, transposition)
     box, cropped, marked = _crop(voxels, given, overwrite=overwrite)
-    shape_before_crop, labelled = voxels.shape[1:], label is not None
-    del image, label, voxels, given
-
-    shape_after_crop = cropped.shape[1:]
-    shape = new_shape(shape_after_crop, spacing, spec.spacing_mm)
-    target = tuple(s if t is None else t for s, t in zip(spacing, spec.spacing_mm, strict=True))
-    least = prod(shape) * (4 * len(cropped) + 2)  # bytes of the results alone
-    if least > room:
-        raise TooLargeError(
-            f"{case or 'the image'}: {extent(shape_after_crop)} voxels of {extent(spacing)} mm would become "
-            f"{extent(shape)} of {extent(target)} mm, which take {gigabytes(least / 2**30)} of memory where "
-            f"{gigabytes(room / 2**30)} are free; correct the voxel size in its header if the unit was mistaken, or "
-            "leave the case out"
-        )
-    try:
-        in_place = overwrite and cropped.flags.c_contiguous  # resampling reads parts of it many times
-        cropped = normalize(cropped, marked, spec.normalization, out=cropped if in_place else None)
-    except InputError as error:
-        raise InputError(f"{case or 'the image'}: {error}") from None
-    final = resample_image(cropped, shape, spacing, target, **spec.resample_image.model_dump())
-    del cropped
-    resampled: NDArray[np.int16] | None = None
-    if labelled:
-        resampled = resample_labels(marked, shape, spacing, target, **spec.resample_label.model_dump())
-    del marked
+    shape = new_shape(cropped.shape[1:], spacing, spec.spacing_mm)
     properties = CaseProperties(
         case=case,
         stored_shape=grid.shape,
@@ -136,14 +108,29 @@ def preprocess(
         axis_flip=orientation.flip,
         transpose=spec.transpose,
         spacing_mm=spacing,
-        shape_before_crop=shape_before_crop,
+        shape_before_crop=voxels.shape[1:],
         crop_box=box,
-        shape_after_crop=shape_after_crop,
-        shape=final.shape[1:],
+        shape_after_crop=cropped.shape[1:],
+        shape=shape,
         source_files=tuple(str(path) for path in source_files),
     )
-    locations = {} if resampled is None else class_locations(resampled, labels)
-    return Preprocessed(final, resampled, properties, locations)
+    labelled = label is not None
+    del image, label, voxels, given
+
+    target = tuple(s if t is None else t for s, t in zip(spacing, spec.spacing_mm, strict=True))
+    _check_memory(properties, target, len(cropped), room)
+    in_place = overwrite and cropped.flags.c_contiguous  # resampling reads parts of it many times
+    try:
+        cropped = normalize(cropped, marked, spec.normalization, out=cropped if in_place else None)
+    except InputError as error:
+        raise InputError(f"{case or 'the image'}: {error.problem}", error.action) from None
+    final = resample_image(cropped, shape, spacing, target, **spec.resample_image.model_dump())
+    del cropped
+    if not labelled:
+        return Preprocessed(final, None, properties, {})
+    resampled = resample_labels(marked, shape, spacing, target, **spec.resample_label.model_dump())
+    del marked
+    return Preprocessed(final, resampled, properties, class_locations(resampled, labels))
 
 
 def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str) -> None:
@@ -165,6 +152,21 @@ def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str
         raise InputError(
             f"the label of {name} has shape {label.array.shape[1:]}, its image {image.grid.shape}", "they must agree"
         )
+
+
+def _check_memory(case: CaseProperties, spacing_mm: Sequence[float], channels: int, room: float) -> None:
+    least = prod(case.shape) * (4 * channels + 2)  # bytes of the results alone
+    if least > room:
+        raise TooLargeError(
+            f"{case.case or 'the image'}: {extent(case.shape_after_crop)} voxels of {extent(case.spacing_mm)} mm would "
+            f"become {extent(case.shape)} of {extent(spacing_mm)} mm, which take {gigabytes(least / 2**30)} of memory "
+            f"where {gigabytes(room / 2**30)} are free",
+            "correct the voxel size in its header if the unit was mistaken, or leave the case out",
+        )
+
+
+def _to_network(array: NDArray[_Scalar], orientation: AxisMap, transposition: AxisMap) -> NDArray[_Scalar]:
+    return np.ascontiguousarray(transposition.apply(orientation.apply(array)))
 
 
 def _crop(

@@ -137,7 +137,7 @@ class _Decision:
                 configuration.preprocessing,
                 project.dataset.labels,
                 project.store,
-                workers=self._options.workers,
+                execution=project.execution,
             )
         except StageError:
             project.preprocess()  # does the cases that can be done, and names all others

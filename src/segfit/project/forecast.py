@@ -6,20 +6,21 @@ Time and memory of networks and of preprocessing are measured on this machine; t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, prod
 from statistics import median
 from time import perf_counter
 
 from segfit.dataset.manifest import Case
-from segfit.device import free_memory_gb
-from segfit.execution.memory import PeakWatch, process_bytes
+from segfit.execution.execution import LOCAL, Execution
+from segfit.execution.memory import PeakWatch, free_memory_gb, process_bytes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.planning.plan import RunSpec, StageForecast
-from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_pool
+from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_in_parts
 from segfit.preprocessing.store import CaseStore
+from segfit.progress import messages_only
 from segfit.project.candidate import CASE_SECONDS, Candidate, ValidationCost, Workload
 from segfit.resampling import new_shape
 from segfit.specs import Configuration, PreprocessingSpec
@@ -61,7 +62,7 @@ def probe_preprocessing(
     labels: LabelScheme,
     store: CaseStore,
     *,
-    workers: int | None = None,
+    execution: Execution = LOCAL,
 ) -> PreprocessingCost:
     """Preprocess some cases, the largest one first, as all will be, and return what that cost.
 
@@ -71,16 +72,9 @@ def probe_preprocessing(
     begun = perf_counter()
     first, *left = sorted(cases, key=lambda case: -sizes[case.id])
     probed, seconds = [first], 0.0
-    with PeakWatch() as memory, preprocessing_pool(cases, spec, measured=fingerprint, workers=workers) as pool:
-        do = partial(
-            preprocess_dataset,
-            spec=spec,
-            scheme=labels,
-            store=store,
-            measured=fingerprint,
-            workers=workers,
-            executor=pool,
-        )
+    quiet = replace(execution, progress=messages_only(execution.progress))
+    with PeakWatch() as memory, preprocessing_in_parts(cases, spec, measured=fingerprint, execution=quiet) as parts:
+        do = partial(preprocess_dataset, spec=spec, scheme=labels, store=store, measured=fingerprint, execution=parts)
         keys = do(probed)  # pays for imports
         while left and seconds < _PROBED_SECONDS:
             some = left[:: max(1, len(left) // max(_PROBED_CASES, len(probed)))]  # of all sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from importlib import metadata
@@ -114,14 +114,9 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
     summaries = summaries_of(validations)
     with project.accounts.of("select") as use:
         candidates = _candidates(project, summaries, validations)
-        selection = select(
-            candidates,
-            project.dataset.labels,
-            {item.training.fold: item.cases for item in validations},
-            partial(_pairs, project, validations),
-            workers=project.options.workers,
-            progress=project.progress,
-        )
+        folds = {item.training.fold: item.cases for item in validations}
+        pairs_of = partial(_pairs, project, validations)
+        selection = select(candidates, project.dataset.labels, folds, pairs_of, execution=project.execution)
         winner = next(item for item in candidates if item.members == selection.winner)
         summary = store(winner.summary, project.plan_folder.validation_summary, key, use())
         selection = store(selection, project.plan_folder.selection, key, use())
@@ -183,7 +178,8 @@ def _predicted(project: Preparation) -> Predictions:
             with project.locks.held("model"):  # other commands may have another one handed over
                 _hand_over(project, chosen)
                 model = load_model(project.folder.model, project.options.device)
-            predict_folder(model, item.cases, item.folder, ending=item.ending, progress=project.progress)
+            one = replace(project.execution, workers=1)  # reads ahead: each holds a case beside the networks
+            predict_folder(model, item.cases, item.folder, ending=item.ending, execution=one)
             seal(item.folder, item.key, item.names, use())
 
     project.locks.share([Task("predict", lambda: is_sealed(item.folder, item.key), do)])
@@ -205,7 +201,7 @@ def evaluate_test(project: Preparation) -> Summary | None:
     def make() -> Summary:
         labels = project.dataset.labels
         pairs = [Pair.of_case(case, item.folder / f"{case.id}{item.ending}", labels) for case in cases]
-        return evaluate(pairs, labels, workers=project.options.workers, progress=project.progress)
+        return evaluate(pairs, labels, execution=project.execution)
 
     found = project.documents.get(Summary, path, key, make)
     publish(path, top)
@@ -223,13 +219,9 @@ def _candidates(
     ]
     if len(singles) < 2:
         return singles
-    scored = evaluate_ensembles(
-        [_member(validations, name) for name in summaries],
-        _pairs(project, validations, singles[0]),
-        project.dataset.labels,
-        workers=project.options.workers,
-        progress=project.progress,
-    )
+    members = [_member(validations, name) for name in summaries]
+    references = _pairs(project, validations, singles[0])
+    scored = evaluate_ensembles(members, references, project.dataset.labels, execution=project.execution)
     return [*singles, *(Candidate(names, scored[names]) for names in combinations(summaries, 2))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar, cast
@@ -14,6 +15,7 @@ from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.splits import SPLITS_FILE, Splits, covering, faults_of, make_splits
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem
+from segfit.execution.execution import LOCAL, Execution
 from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import measure
@@ -25,7 +27,6 @@ from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of, splits_of
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
-from segfit.progress import LOGGED, Progress
 from segfit.project.accounts import Accounts, told_of_files
 from segfit.project.documents import Documents, load, publish
 from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFolder
@@ -45,14 +46,14 @@ class Preparation:
     What a stage left is looked up once: the same object answers alike until its options change.
     """
 
-    def __init__(self, root: Path, dataset: Dataset, options: Options, *, progress: Progress = LOGGED) -> None:
+    def __init__(self, root: Path, dataset: Dataset, options: Options, *, execution: Execution = LOCAL) -> None:
         self.folder = ProjectFolder(root)
         self._found = dataset
         self._resolved: dict[str, Any] = {}
         self._adopt(options)
-        self.progress = progress
+        self._execution, self.progress = execution, execution.progress
         self.accounts = Accounts(self.folder.stages)
-        self.locks = Locks(self.folder, progress)
+        self.locks = Locks(self.folder, self.progress)
         self.documents = Documents(self.accounts, self.locks)
         self.hashes = FileHashes(self.folder.cache / "files.json", dataset.folder)
         self.store = CaseStore(self.folder.cases, self.hashes)
@@ -67,6 +68,11 @@ class Preparation:
         self.dataset = self._found  # narrowed by `check`
         self._resolved.clear()
         self.looked_at_machine = False  # once: commands on several machines do not overrule each other in turn
+
+    @property
+    def execution(self) -> Execution:
+        """How work on its cases is done: as was given, else with as many workers as the options say."""
+        return replace(self._execution, workers=self._execution.workers or self.options.workers)
 
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
@@ -86,7 +92,7 @@ class Preparation:
         key = STAGES["check"].key(self.options, dataset=self._content())
 
         def make() -> CheckFile:
-            return CheckFile(problems=check_dataset(self._found, workers=self.options.workers, progress=self.progress))
+            return CheckFile(problems=check_dataset(self._found, execution=self.execution))
 
         problems = self.documents.get(CheckFile, self.folder.check, key, make, counts=_is_lasting).problems
         if self.options.dataset.skip_incomplete:
@@ -111,8 +117,7 @@ class Preparation:
             return measure(
                 self.dataset,
                 orientation_of(self.options),
-                workers=self.options.workers,
-                progress=self.progress,
+                execution=self.execution,
                 cache=self.folder.cache,
                 hashes=self.hashes,
             )
@@ -324,8 +329,7 @@ class Preparation:
             self.dataset.labels,
             self.store,
             measured=self.fingerprint(),
-            workers=self.options.workers,
-            progress=self.progress,
+            execution=self.execution,
         )
 
     def once(self, name: str, find: Callable[[], _Result]) -> _Result:

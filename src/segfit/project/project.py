@@ -12,9 +12,8 @@ from segfit.dataset.layouts import open_dataset
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, InputError
 from segfit.evaluation.summary import Summary
-from segfit.notebook import suitable_progress
+from segfit.execution.execution import LOCAL, Execution
 from segfit.options import Options
-from segfit.progress import Progress
 from segfit.project.documents import load
 from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.preparation import Preparation
@@ -45,7 +44,7 @@ class Project(Preparation):
         options: Options | None = None,
         *,
         settings: Sequence[str] = (),
-        progress: Progress | None = None,
+        execution: Execution = LOCAL,
     ) -> Self:
         """Make a project, or take up the one that is there: what its stages did is kept as far as it still applies.
 
@@ -53,7 +52,7 @@ class Project(Preparation):
         ----------
         options : None: those the project was made with, or the default ones
         settings : changes to them, ``key=value`` as in `Options.with_settings`
-        progress : None: bars in a notebook; elsewhere notes and warnings go to the logger "segfit"
+        execution : how work on cases is done and reported; its `workers` go before those of the options
 
         Raises `InputError` if `folder` belongs to another dataset or holds other things, and `DatasetError` for an
         unusable dataset.
@@ -74,20 +73,20 @@ class Project(Preparation):
             raise InputError(f"{root} is a file", "choose a folder with --out")
         if before is None and root.exists() and _holds_something(root):
             raise InputError(f"{root} is not empty and not a segfit project", "choose another folder with --out")
-        project = cls(root, opened, options, progress=progress or suitable_progress())
+        project = cls(root, opened, options, execution=execution)
         if before is not None and moved:
             project.progress.note(f"{opened.root} is the dataset that was at {before.dataset}")
         project.save_options()
         return project
 
     @classmethod
-    def open(cls, folder: Path | str, *, settings: Sequence[str] = (), progress: Progress | None = None) -> Self:
+    def open(cls, folder: Path | str, *, settings: Sequence[str] = (), execution: Execution = LOCAL) -> Self:
         """Open a project and change its options by `settings`; raise `InputError` if there is none."""
         root = Path(folder).expanduser().absolute()
         file = load(ProjectFile, ProjectFolder(root).project)
         if file is None:
             raise InputError(f"{root} is not a segfit project", "give the folder that segfit run --out made")
-        return cls.create(root, file.dataset, settings=settings, progress=progress)
+        return cls.create(root, file.dataset, settings=settings, execution=execution)
 
     def status(self) -> ProjectStatus:
         """Return how far the project is, from its files."""

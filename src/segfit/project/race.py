@@ -273,8 +273,7 @@ class _Runner:
             tile_step=project.options.inference.tile_step,
             probabilities=False,
             title=f"looking at {candidate.name}",
-            workers=project.options.workers,
-            progress=project.progress,
+            execution=project.execution,
         )
 
     @property

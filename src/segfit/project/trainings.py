@@ -326,8 +326,7 @@ def _validate(project: Preparation, item: Validation, *, probabilities: bool) ->
             tile_step=inference.tile_step,
             probabilities=probabilities,
             title=item.title,
-            workers=project.options.workers,
-            progress=project.progress,
+            execution=project.execution,
         )
         names = [f"{case}{project.dataset.file_ending}" for case in item.cases]
         if probabilities:

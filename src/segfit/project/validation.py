@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate
+from segfit.execution.execution import LOCAL, Execution
 from segfit.files import write_file
 from segfit.images.formats import read_grid, write_labels
 from segfit.images.image import LabelMap
@@ -20,7 +21,7 @@ from segfit.inference.predictor import Predictor
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.networks.unet import build_network
 from segfit.preprocessing.store import StoredCase
-from segfit.progress import SILENT, Progress, messages_only
+from segfit.progress import messages_only
 from segfit.specs import Configuration, TrainingSpec
 
 __all__ = ["PROBABILITIES", "SUMMARY", "probabilities_path", "validate_fold", "validation_pairs"]
@@ -42,8 +43,7 @@ def validate_fold(
     tile_step: float,
     probabilities: bool,
     title: str,
-    workers: int | None = None,
-    progress: Progress = SILENT,
+    execution: Execution = LOCAL,
 ) -> Summary:
     """Predict the validation cases of one fold into ``folder/CASE.ENDING`` and score them.
 
@@ -60,12 +60,12 @@ def validate_fold(
     if done is not None:
         return done
     predictor = _predictor(configuration, recipe, dataset, weights, device=device, mirror=mirror, tile_step=tile_step)
-    with progress.task(title, len(cases)) as task:
+    with execution.progress.task(title, len(cases)) as task:
         for case in cases:
             path = folder / f"{case.id}{dataset.file_ending}"
             written = probabilities_path(folder, case.id)
             if not path.exists() or (probabilities and not written.exists()):
-                logits = predictor.logits(case.image(), progress=messages_only(progress))
+                logits = predictor.logits(case.image(), progress=messages_only(execution.progress))
                 fields = [LogitField(logits, case.properties, configuration)]
                 if probabilities:
                     _write_array(written, merged_probabilities(fields, dataset.labels))
@@ -74,7 +74,7 @@ def validate_fold(
                 grid = read_grid(source.images[0], source.spacing_mm)
                 write_labels(path, LabelMap(dataset.labels.to_stored(labels), grid, dataset.labels, source.images))
             task.advance(1, case.id)
-    summary = evaluate(validation_pairs(dataset, folder, wanted), dataset.labels, workers=workers, progress=progress)
+    summary = evaluate(validation_pairs(dataset, folder, wanted), dataset.labels, execution=execution)
     summary.save(folder / SUMMARY)
     return summary
 

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.device import free_memory_gb
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Metrics, case_metrics
 from segfit.evaluation.summary import Pair, Summary, predicted_bytes, summarize
-from segfit.execution.pool import map_cases
+from segfit.execution.execution import LOCAL, Execution
 from segfit.labels import LabelScheme
-from segfit.progress import SILENT, Progress
 
 __all__ = [
     "Member",
@@ -128,12 +126,7 @@ def _loaders(members: Sequence[Member], case: str) -> tuple[_Loader, ...]:
 
 
 def evaluate_ensembles(
-    members: Sequence[Member],
-    references: Sequence[Pair],
-    scheme: LabelScheme,
-    *,
-    workers: int | None = None,
-    progress: Progress = SILENT,
+    members: Sequence[Member], references: Sequence[Pair], scheme: LabelScheme, *, execution: Execution = LOCAL
 ) -> dict[tuple[str, str], Summary]:
     """Score the ensemble of every two members by cross-validation, in the order of `itertools.combinations`.
 
@@ -142,15 +135,12 @@ def evaluate_ensembles(
     """
     _check_cases(members, references)
     names = tuple(member.name for member in members)
-    results = map_cases(
+    results = execution.map(
         partial(_evaluate_couples, names, scheme),
         [_Item(pair.case, pair.load_reference, _loaders(members, pair.case)) for pair in references],
         description="evaluating ensembles",
         name=lambda item: item.case,
         size=lambda item: predicted_bytes((item.reference, *item.members, item.members[0])),
-        room=free_memory_gb() * 2**30,
-        workers=workers,
-        progress=progress,
     )
     found = {item.case: metrics for item, metrics in results}
     computed = [replace(pair, prediction_file="") for pair in references]

@@ -16,12 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.connected_components import PostprocessingStep, apply_steps, label_boxes, strays
-from segfit.device import free_memory_gb
 from segfit.evaluation.metrics import joint_histogram, metrics_from_histogram
 from segfit.evaluation.summary import MeanMetrics, Pair, Summary, summarize
-from segfit.execution.pool import map_cases
+from segfit.execution.execution import LOCAL, Execution
 from segfit.labels import LabelClass, LabelScheme
-from segfit.progress import SILENT, Progress
 
 __all__ = ["PostprocessingDecision", "decide_postprocessing"]
 
@@ -54,7 +52,7 @@ class _Counts:
 
 
 def decide_postprocessing(
-    pairs: Sequence[Pair], scheme: LabelScheme, *, workers: int | None = None, progress: Progress = SILENT
+    pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution = LOCAL
 ) -> PostprocessingDecision:
     """Decide which "keep the largest component" steps improve the cross-validation predictions.
 
@@ -65,7 +63,7 @@ def decide_postprocessing(
     Cases are read once for step 1 and once for each run of classes that share no label (one for exclusive labels).
     """
     foreground = LabelClass(name="the foreground", values=scheme.foreground_values)
-    counts = _count(pairs, scheme, (), [foreground], workers, progress)
+    counts = _count(pairs, scheme, (), [foreground], execution)
     current = [case.kept for case in counts]
     before = after = _summary(pairs, current, scheme.classes)
     steps: list[PostprocessingStep] = []
@@ -77,7 +75,7 @@ def decide_postprocessing(
         current, after = cleaned, summary
 
     for group in _disjoint_runs(scheme.classes) if len(scheme.classes) > 1 else []:
-        removed = [case.removed for case in _count(pairs, scheme, steps, group, workers, progress)]
+        removed = [case.removed for case in _count(pairs, scheme, steps, group, execution)]
         for class_ in group:
             cleaned = [_Counts(k, r).without(class_.values) for k, r in zip(current, removed, strict=True)]
             old, new = (_summary(pairs, histograms, [class_]).mean[class_.name] for histograms in (current, cleaned))
@@ -93,20 +91,16 @@ def _count(
     scheme: LabelScheme,
     steps: Sequence[PostprocessingStep],
     candidates: Sequence[LabelClass],
-    workers: int | None,
-    progress: Progress,
+    execution: Execution,
 ) -> list[_Counts]:
     """Return every case's histograms: the prediction after `steps`, and what the disjoint candidates remove from it."""
     tried = candidates[0].name if len(candidates) == 1 else f"{len(candidates)} classes"
-    results = map_cases(
+    results = execution.map(
         partial(_count_case, scheme, tuple(steps), tuple(candidates)),
         pairs,
         description=f"post-processing {tried}",
         name=lambda pair: pair.case,
         size=Pair.predicted_bytes,
-        room=free_memory_gb() * 2**30,
-        workers=workers,
-        progress=progress,
     )
     found = {pair.case: counts for pair, counts in results}
     return [found[pair.case] for pair in pairs]

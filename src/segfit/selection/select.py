@@ -10,9 +10,9 @@ from pydantic import AliasChoices, Field
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, StageError
 from segfit.evaluation.summary import Pair, Summary
+from segfit.execution.execution import LOCAL, Execution
 from segfit.files import Document, Record
 from segfit.labels import LabelScheme
-from segfit.progress import SILENT, Progress
 from segfit.selection.postprocess import decide_postprocessing
 
 __all__ = ["Candidate", "CandidateDice", "Choice", "Selection", "select", "select_winner"]
@@ -96,8 +96,7 @@ def select(
     folds: Mapping[int, Sequence[str]],
     pairs_of: Callable[[Candidate], Sequence[Pair]],
     *,
-    workers: int | None = None,
-    progress: Progress = SILENT,
+    execution: Execution = LOCAL,
 ) -> Selection:
     """Choose the winner and decide its post-processing.
 
@@ -108,7 +107,7 @@ def select(
     pairs_of : returns the validation predictions of the winner with their references
     """
     choice = select_winner(candidates)
-    decision = decide_postprocessing(pairs_of(choice.winner), scheme, workers=workers, progress=progress)
+    decision = decide_postprocessing(pairs_of(choice.winner), scheme, execution=execution)
     return Selection(
         candidates=tuple(_dice(candidate, folds) for candidate in candidates),
         winner=choice.winner.members,

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from segfit.device import free_memory_gb
 from segfit.errors import DivergedError, StageError
+from segfit.execution.memory import free_memory_gb
 from segfit.execution.processors import available_workers
 from segfit.files import hash_file, remove_leftovers
 from segfit.progress import SILENT, Progress, Task

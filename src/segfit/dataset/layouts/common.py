@@ -13,9 +13,8 @@ from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case, Dataset
-from segfit.device import free_memory_gb
 from segfit.errors import InputError, Problem
-from segfit.execution.pool import map_cases
+from segfit.execution.execution import LOCAL
 from segfit.files import read_json
 from segfit.images.formats import (
     ENDINGS,
@@ -238,13 +237,12 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
     labelled = {case.label: case for case in cases if case.label is not None}
     values, faults = {0}, dict[str, Problem]()
     binary: dict[int, list[str]] = {1: [], _WHITE: []}  # the files that hold one of these beside 0 and nothing else
-    for path, (found, fault) in map_cases(
+    for path, (found, fault) in LOCAL.map(
         _values_of,
         labelled,
         description="Reading labels",
         name=lambda path: path.name,
         size=lambda path: num_voxels(path) * LABEL_BYTES_PER_VOXEL,
-        room=free_memory_gb() * 2**30,
         lost=lambda *_: (frozenset(), None),
     ):
         values |= found
