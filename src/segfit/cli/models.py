@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,9 @@ from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_pr
 from segfit.cli.console import console_execution
 from segfit.cli.help_pages import MODELS, add_verb
 from segfit.errors import DatasetError, InputError
+
+if TYPE_CHECKING:
+    from segfit.execution.execution import Execution
 
 __all__ = ["add_to", "print_verified", "verify_cases"]
 
@@ -112,7 +115,7 @@ def verify(
     if not is_project(path) and not (path / MANIFEST).is_file():
         raise InputError(f"{path} is neither a model nor a project; give one of them")
     if is_project(path):
-        rows = [*verify_cases(path, workers=workers), *_verify_results(path)]
+        rows = [*verify_cases(path, console_execution(workers)), *_verify_results(path)]
     else:
         rows = [_verified_model(path)]
     return print_verified(rows, as_json=as_json)
@@ -127,14 +130,14 @@ def print_verified(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> in
     return _DAMAGED if damaged else 0
 
 
-def verify_cases(project: Path, *, workers: int | None) -> list[tuple[str, str, str]]:
+def verify_cases(project: Path, execution: Execution) -> list[tuple[str, str, str]]:
     """Read the stored cases of a project; return what, "good" or "damaged", and what was found of each damaged one."""
     from segfit.preprocessing.dataset import verify_store
     from segfit.preprocessing.store import CaseStore
     from segfit.project.folder import ProjectFolder
 
     store = CaseStore(ProjectFolder(project).cases)
-    found = verify_store(store, execution=console_execution(workers))
+    found = verify_store(store, execution=execution)
     total = len(store.keys())
     rows = [(f"case {case.name}", "damaged", f"{case.problem} ({case.folder})") for case in found]
     good = f"{total - len(found)} of {total} passed the checksum"

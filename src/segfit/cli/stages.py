@@ -210,7 +210,7 @@ def preprocess(
     """Crop, normalise and resample all cases."""
     project = open_project(dataset, out, given)
     if verify:
-        return print_verified(verify_cases(project.folder.root, workers=project.options.workers), as_json=as_json)
+        return print_verified(verify_cases(project.folder.root, project.execution), as_json=as_json)
     stored = project.preprocess()
     if as_json:
         print_json({"folder": str(project.folder.cases), "configurations": stored})
