@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -301,3 +302,61 @@ def test_translations_apart_are_told(tmp_path: Path) -> None:
     assert omezarr.translated(here, at("b.zarr", 0.4, -0.9, 1.4)) == ""
     assert omezarr.translated(here, at("c.zarr", 0.0, 0.0, 6.0)) == "(0, 0, 0.006) mm away"
     assert omezarr.translated(here, Grid(here.shape, here.spacing_mm)) == ""
+
+
+class _Trap:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_among_the_chunks_is_never_opened(tmp_path: Path) -> None:
+    path, trap = make(tmp_path / "a.zarr", numbered(4, 6, 8)), tmp_path / "trapped"
+    good = json.loads((path / "0" / ".zarray").read_text())
+    evil = good | {"dtype": "|O", "filters": [{"id": "pickle", "protocol": 5}], "fill_value": None, "compressor": None}
+    for chunk in chunk_files(path).values():
+        chunk.write_bytes(pickle.dumps(_Trap(trap)))
+    (path / "0" / ".zarray").write_text(json.dumps(evil))
+    with pytest.raises(FileError) as raised:
+        omezarr.read(path)
+    assert raised.value.problem == "holds values of type |O"
+    assert not trap.exists()
+
+
+def test_a_second_copy_of_the_metadata_is_not_followed(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.zarr", numbered(4, 6, 8))
+    zarr.consolidate_metadata(str(path), zarr_format=2)
+    everything = json.loads((path / ".zmetadata").read_text())
+    everything["metadata"]["0/.zarray"]["dtype"] = "<i2"
+    (path / ".zmetadata").write_text(json.dumps(everything))
+    assert omezarr.read(path).array.dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    ("version", "change"),
+    [
+        ("0.4", {"filters": [{"id": "pickle"}]}),
+        ("0.4", {"compressor": {"id": "json2"}}),
+        ("0.5", {"codecs": [{"name": "numcodecs.pickle"}]}),
+        ("0.5", {"codecs": [{"name": "sharding_indexed", "configuration": {"codecs": [{"name": "vlen-utf8"}]}}]}),
+    ],
+)
+def test_codecs_that_are_not_known_are_refused(tmp_path: Path, version: str, change: dict[str, Any]) -> None:
+    path = make(tmp_path / "a.zarr", numbered(4, 6, 8), version=version)
+    file = path / "0" / (".zarray" if version == "0.4" else "zarr.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(FileError) as raised:
+        omezarr.read(path)
+    assert raised.value.problem.startswith("is packed by the unknown codec")
+
+
+def test_known_codecs_are_read(tmp_path: Path) -> None:
+    array = numbered(4, 6, 8)
+    for number, codecs in enumerate([zarr.codecs.BloscCodec(), zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec()]):
+        parts = {"shards": (4, 6, 8), "chunks": (2, 3, 4)}
+        path = make(tmp_path / f"{number}.zarr", array[..., :8], version="0.5", compressors=codecs, **parts)
+        assert np.array_equal(omezarr.read(path).array[0], array)

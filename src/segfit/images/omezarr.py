@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,12 @@ __all__ = ["read", "read_grid", "remarks", "translated", "write"]
 
 _VERSION = "0.4"  # of what is written: the one that most programs read
 _CHUNK_VOXELS = (64, 256, 256)  # of what is written; 4 MiB of uint8
+_CODECS = {
+    *("adler32", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "endian", "fixedscaleoffset", "fletcher32"),
+    *("gzip", "lz4", "lzma", "packbits", "quantize", "sharding_indexed", "shuffle", "transpose", "zlib", "zstd"),
+}
+"""Codecs of numbers; others (pickle, for one) can run code that is written in a file."""
+_NUMBERS = re.compile(r"[<>|]?[biufc]\d+|bool|u?int\d+|r?float\d+|complex\d+")  # types, as versions 2 and 3 call them
 _TYPE_BY_NAME = {"t": "time", "c": "channel"}  # where an axis does not say; others are in space
 _MARK = b"OME-Zarr "  # our `Grid.header`: the placement as JSON behind it
 
@@ -155,18 +162,47 @@ def _open(path: Path) -> _Level:
         if path.is_file():
             raise foreign(path, "a folder, as OME-Zarr is")
         try:
-            group = zarr.open_group(str(path), mode="r")
+            group = zarr.open_group(str(path), mode="r", use_consolidated=False)  # what is checked is what is read
         except (FileNotFoundError, NotADirectoryError):
             raise _fault(path, "is not a Zarr group") from None
         multiscales = _multiscales(path, dict(group.attrs))
         multiscale, dataset = _first(path, multiscales)
         name = str(dataset.get("path"))
-        if name not in group:
+        if ".." not in Path(name).parts:
+            _require_numbers(path, name)
+        if ".." in Path(name).parts or name not in group:
             raise FileError(path, f"lacks its resolution level {name!r}", "copy or export it again")
         array = group[name]
         if not hasattr(array, "shape"):
             raise _fault(path, f"has no array at {name!r}")
         return _level(path, array, multiscale, dataset, len(multiscales))
+
+
+def _require_numbers(path: Path, name: str) -> None:
+    """Raise `FileError` unless an array holds numbers, packed by known codecs; asked before its codecs are made."""
+    for file in (path / name / ".zarray", path / name / "zarr.json"):
+        if not file.is_file():
+            continue
+        metadata = json.loads(file.read_bytes())
+        metadata = metadata if isinstance(metadata, dict) else {}
+        dtype = metadata.get("dtype", metadata.get("data_type", "|b1"))
+        if not isinstance(dtype, str) or not _NUMBERS.fullmatch(dtype):
+            raise FileError(path, f"holds values of type {dtype}", "export real numbers")
+        for codec in _codecs(metadata):
+            if codec.removeprefix("numcodecs.") not in _CODECS:
+                raise FileError(path, f"is packed by the unknown codec {codec!r}", "export it with zstd, blosc or gzip")
+
+
+def _codecs(metadata: object) -> Iterator[str]:
+    """Yield the names of all codecs in the metadata of an array, those inside shards among them."""
+    if not isinstance(metadata, Mapping):
+        return
+    for key in ("compressor", "filters", "codecs", "index_codecs", "configuration"):
+        found = metadata.get(key)
+        for item in found if isinstance(found, list) else [found]:
+            if isinstance(item, Mapping) and key != "configuration":
+                yield str(item.get("id", item.get("name"))).lower()
+            yield from _codecs(item)
 
 
 def _multiscales(path: Path, attributes: Mapping[str, Any]) -> Sequence[Any]:
