@@ -173,6 +173,40 @@ def test_values_that_regions_cannot_tell_are_known() -> None:
     assert LabelScheme.from_declaration(dict(reversed(nested.items())), [3, 5]).lost_values() == ()
     overlapping = {"background": 0, "a": [1, 2], "b": [2, 3]}
     assert LabelScheme.from_declaration(overlapping, [1, 3]).lost_values() == ((2, 3),)
+    assert LabelScheme.from_declaration(overlapping, [1, 3]).lossless_regions() is None
+
+
+@given(
+    cuts=st.lists(st.sets(st.integers(1, 5), min_size=1), min_size=1, max_size=4), data=st.data(), stored=st.booleans()
+)
+def test_the_order_that_is_advised_loses_no_value(cuts: list[set[int]], data: st.DataObject, stored: bool) -> None:
+    times = 10 if stored else 1
+    values = {1, 2, 3, 4, 5}
+    regions: dict[str, int | list[int]] = {"background": 0, "all": [times * value for value in sorted(values)]}
+    for number, cut in enumerate(cuts):  # each lies inside the one before
+        values &= cut
+        if values:
+            regions[f"r{number}"] = [times * value for value in sorted(values)]
+    shuffled = dict(data.draw(st.permutations(list(regions.items()))))
+    order = [times] * (len(regions) - 1)
+    found = LabelScheme.from_declaration(shuffled, order).lossless_regions()
+    assert found is not None
+    names, painted = found
+    advised = {"background": 0} | {name: regions[name] for name in names}
+    assert LabelScheme.from_declaration(advised, painted).lost_values() == ()
+
+
+@pytest.mark.parametrize(("name", "action"), [("Background", 'call "Background" "background"'), ("a", 'call "a"')])
+def test_a_background_of_another_name_is_to_be_renamed(name: str, action: str) -> None:
+    with pytest.raises(InputError) as raised:
+        LabelScheme.from_declaration({name: 0, "b": 1})
+    assert raised.value.action.startswith(action)
+
+
+def test_the_order_for_nested_regions_that_are_declared_large_first() -> None:
+    nested = {"background": 0, "whole": [1, 2, 3, 4], "core": [1, 2, 3], "enhancing": 1}
+    scheme = LabelScheme.from_declaration(nested, [1, 2, 3])
+    assert scheme.lossless_regions() == (("whole", "core", "enhancing"), (4, 2, 1))
 
 
 def test_outputs_change_places_with_their_values() -> None:

@@ -66,7 +66,13 @@ class LabelScheme(Record):
         if not isinstance(labels, Mapping) or not labels:
             raise InputError('"labels" must map names to values, for example {"background": 0, "tumour": 1}')
         if labels.get("background") != 0 or isinstance(labels.get("background"), bool):
-            raise InputError('"labels" must contain "background": 0')
+            zero = [name for name, value in labels.items() if value == 0 and name not in ("background", "ignore")]
+            action = (
+                f'call "{zero[0]}" "background"' if zero else 'write "background": 0 into it, for what has no label'
+            )
+            if "background" in labels:
+                action = 'write 0 for "background"; where the label files have another value there, change them too'
+            raise InputError('"labels" must contain "background": 0', action)
         declared = {name: _values(name, value) for name, value in labels.items() if name != "ignore"}
         if all(set(values) == {0} for values in declared.values()):
             raise InputError('"labels" must declare at least one class besides "background"')
@@ -169,6 +175,19 @@ class LabelScheme(Record):
                 lost.append((self.stored_values[value], self.stored_values[painted[-1]]))
         return tuple(lost)
 
+    def lossless_regions(self) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+        """Return an order of the regions, and what to paint for each as stored, that loses no value; None without one.
+
+        The declared order if it can be kept, else large regions before small ones.
+        """
+        by_size = sorted(self.classes, key=lambda class_: -len(class_.values))
+        for ordered in (self.classes, tuple(by_size)):
+            painted = _painted([class_.values for class_ in ordered])
+            if painted is not None:
+                names = tuple(class_.name for class_ in ordered)
+                return names, tuple(self.stored_values[value] for value in painted)
+        return None
+
     def to_inner(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
         """Turn values on disk into inner ones, of any shape.
 
@@ -239,6 +258,17 @@ def _values(name: str, value: object) -> tuple[int, ...]:
     if outside:
         raise InputError(f'label "{name}" must have values from {_LOWEST} to {_HIGHEST}, got {outside[0]}')
     return values
+
+
+def _painted(regions: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
+    """Return a value to paint for each region, later over earlier, that loses none; None where one value cannot do."""
+    painted = []
+    for number, values in enumerate(regions):
+        seen = [value for value in values if not any(value in later for later in regions[number + 1 :])]
+        if len({tuple(value in region for region in regions) for value in seen}) > 1:
+            return None
+        painted.append(min(seen or values))
+    return tuple(painted)
 
 
 def _region_order(declared: Mapping[str, Sequence[int]], order: Sequence[int] | None) -> tuple[int, ...]:

@@ -105,3 +105,15 @@ def test_pairs_of_analyze_are_named(tmp_path: Path) -> None:
     for path in root.glob("imagesTr/*.nii.gz"):
         path.rename(path.with_name(path.name.replace(".nii.gz", ".hdr")))
     assert any("found 5 .hdr" in item.problem for item in check_dataset(root))
+
+
+def test_an_axis_too_many_is_to_be_left_out(tmp_path: Path) -> None:
+    """A slice of one voxel is no place to resample: what is 2D must be so in all files of a case."""
+    root = build(tmp_path)
+    flat = np.arange(30, dtype=np.float32).reshape(6, 5)
+    for path in root.glob("images*/*.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(flat, np.eye(4)), path)
+    for path in root.glob("labels*/*.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image((flat > 9).astype(np.uint8)[..., None], np.eye(4)), path)
+    told = [item for item in check_dataset(root) if item.fatal]
+    assert {item.action for item in told} == {"save both with 2 axes, without the axis of length 1"}

@@ -244,11 +244,11 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "labels from 1": (
         declare(labels={"background": 1, "organ": 2}),
-        *("dataset", 'in dataset.json, "labels" must contain "background": 0', "correct dataset.json", FATAL),
+        *("dataset", 'in dataset.json, "labels" must contain "background": 0', 'write 0 for "background"', FATAL),
     ),
     "no background": (
         declare(labels={"organ": 1, "lesion": 2}),
-        *("dataset", 'in dataset.json, "labels" must contain "background": 0', "correct dataset.json", FATAL),
+        *("dataset", 'in dataset.json, "labels" must contain "background": 0', 'write "background": 0 into', FATAL),
     ),
     "labels as text": (
         declare(labels={"background": 0, "organ": "1"}),
@@ -286,6 +286,10 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
         move("imagesTr/b_0000.nii.gz", "imagesTr/b.nii.gz"),
         *("b.nii.gz", "has no channel number in its name", "rename it to b_0000.nii.gz (first channel)", FATAL),
     ),
+    "a dot before the channel": (
+        move("imagesTr/b_0000.nii.gz", "imagesTr/b.0000.nii.gz"),
+        *("b.0000.nii.gz", "has its channel number behind another sign", "rename it to b_0000.nii.gz", FATAL),
+    ),
     "label with a number": (
         move("labelsTr/b.nii.gz", "labelsTr/b_0000.nii.gz"),
         *("b", "its label labelsTr/b.nii.gz is missing", "rename labelsTr/b_0000.nii.gz to b.nii.gz", FATAL),
@@ -322,7 +326,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
         declare(labels={"background": 0, "core": [2], "whole": [1, 2]}, regions_class_order=[2, 1]),
         "dataset",
         'with this "regions_class_order" predictions turn label 2 into 1',
-        "list large regions first, then those inside them",
+        'declare the regions in the order whole, core, and write "regions_class_order": [1, 2]',
         WARNING,
     ),
     "nameless channel": (
@@ -450,8 +454,8 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
         ),
     ),
     "nearly an integer": (
-        put("labelsTr/b.nii.gz", a_label(1).astype(np.float32) * np.float32(1.0000001)),
-        *("b", "b.nii.gz has the value 1.0000001, labels must be integers", "round or export it again", FATAL),
+        put("labelsTr/b.nii.gz", a_label(1).astype(np.float32) * np.float32(1.01)),
+        *("b", "b.nii.gz has the value 1.01, labels must be integers", "round or export it again", FATAL),
     ),
     "a label of 300 digits": (
         put("labelsTr/b.nii.gz", a_label(1).astype(np.float64) * 1e300),

@@ -103,6 +103,22 @@ def test_wrong_reference_splits_are_explained(tmp_path: Path, content: object, m
         read_splits(tmp_path / "splits_final.json", names(3))
 
 
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        ("c01.nii.gz", "write the names of cases without channel and ending: 'c01'"),
+        ("c01_0000", "write the names of cases without channel and ending: 'c01'"),
+        ("c01_0000.nii.gz", "write the names of cases without channel and ending: 'c01'"),
+        ("c10", "correct the name, remove it, or delete the file (did you mean 'c01'?)"),
+    ],
+)
+def test_a_file_name_in_place_of_a_case_is_told(tmp_path: Path, name: str, action: str) -> None:
+    write_json(tmp_path / "splits_final.json", [{"train": ["c00"], "val": [name]}])
+    with pytest.raises(InputError) as raised:
+        read_splits(tmp_path / "splits_final.json", names(2))
+    assert raised.value.action == action
+
+
 def case(name: str, group: str | None = None, site: str | None = None) -> Case:
     return Case(id=name, images=(Path(f"{name}.nii.gz"),), group=group, site=site)
 

@@ -108,10 +108,17 @@ def test_labels_are_integers(tmp_path: Path, dtype: Any, values: tuple[float, fl
     assert label.array[0, 0, 0, :3].tolist() == [*values, 0]
 
 
+@pytest.mark.parametrize("value", [0.9999999, 1.0005, 0.9995])
+def test_labels_may_be_off_by_rounding(tmp_path: Path, value: float) -> None:
+    nifti.write(tmp_path / "a.nii.gz", np.full(GRID.shape, value, dtype=np.float32), GRID)
+    assert np.unique(read_label(tmp_path / "a.nii.gz").array).tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         (0.5, "has the value 0.5, labels must be integers; round"),
+        (1.002, "has the value 1.002, labels must be integers; round"),
         (np.nan, "has the value nan, labels must be integers"),
         (np.inf, "has the value inf, labels must be integers"),
         (1e12, "has the label value 1000000000000, which exceeds 32 bits; number labels from 0"),

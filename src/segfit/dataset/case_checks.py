@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,8 @@ def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path
     action = "resample it to that image, or copy that image's header if the voxels already correspond"
     if expected.affine is None and found.affine is None:
         action = _fit_without_place(path, expected, found)
+    if expected.ndim != found.ndim and prod(expected.shape) == prod(found.shape):
+        action = f"save both with {min(expected.ndim, found.ndim)} axes, without the axis of length 1"
     if difference:
         return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
     apart = omezarr.translated(expected, found)

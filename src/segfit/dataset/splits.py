@@ -23,9 +23,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator
 
+from segfit.dataset.layouts.common import CHANNEL_NUMBER
 from segfit.dataset.manifest import Case
-from segfit.errors import InputError
+from segfit.errors import InputError, nearest
 from segfit.files import Document, Record, content_hash, read_json
+from segfit.images.formats import known_ending
 from segfit.words import listing
 
 __all__ = [
@@ -234,11 +236,22 @@ def read_splits(path: Path, case_ids: Collection[str]) -> Splits:
                 raise InputError(f"fold {number} of {path} must be like {form}", "correct it or delete the file")
             unknown = [name for name in part if name not in known]
             if unknown:
-                raise InputError(f"fold {number} of {path} names the case {unknown[0]!r}, which is not in the dataset")
+                problem = f"fold {number} of {path} names the case {unknown[0]!r}, which is not in the dataset"
+                raise InputError(problem, _right_name(unknown[0], known))
         folds.append(Fold(train=tuple(parts[0] or ()), validation=tuple(parts[1] or ())))
     if not folds:
         raise InputError(f"{path} must hold folds like {form}", "correct it or delete the file")
     return Splits(folds=tuple(folds))
+
+
+def _right_name(name: str, known: Collection[str]) -> str:
+    """Return what to do about a name that no case has: the file name of one is often written instead."""
+    case = name.removesuffix(known_ending(name))
+    if case not in known and (match := CHANNEL_NUMBER.fullmatch(case)):
+        case = match[1]
+    if case in known:
+        return f"write the names of cases without channel and ending: {case!r}"
+    return f"correct the name, remove it, or delete the file{nearest(name, sorted(known))}"
 
 
 def covering(cases: Sequence[str], classes: Mapping[str, Collection[int]], count: int) -> tuple[str, ...]:

@@ -202,6 +202,7 @@ ENDINGS: dict[str, Format] = {
 _NAMED = tuple(ending for ending in ENDINGS if ending != FOLDER)
 _PAIR = (".hdr", ".img")  # Analyze keeps no orientation, so that each program guesses left and right
 _SLICES = (".dcm", ".dicom", ".ima")  # how archives name single slices
+_ROUNDING = 1e-3  # of label values, which some programs store as floating-point numbers
 _SPACING_TOLERANCE = 0.01  # between a table and a header: people write three digits
 
 
@@ -365,9 +366,9 @@ def read_case(
 def read_label(path: Path, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None) -> Image:
     """Read a label map as (1, *spatial), int16, or int32 where values need it.
 
-    Floating-point files are accepted if every value is an integer. Raises `InputError` otherwise, for more than one
-    channel, and for lossy formats. `spacing_mm` is that of its image, for files that do not say it; `files` as in
-    `read_image`.
+    Floating-point files are accepted if every value is an integer but for rounding (`_ROUNDING`). Raises `InputError`
+    otherwise, for more than one channel, and for lossy formats. `spacing_mm` is that of its image, for files that do
+    not say it; `files` as in `read_image`.
     """
     format_ = find_format(path)
     if format_.write is None:
@@ -379,10 +380,12 @@ def read_label(path: Path, spacing_mm: Sequence[float] | None = None, files: Ope
         raise FileError(path, f"has {array.shape[0]} channels", "save labels as one channel of label values")
     if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            whole = np.isfinite(array) & (array == np.rint(array))
+            rounded = np.rint(array)
+            whole = np.abs(array - rounded) <= _ROUNDING  # False for infinite values
         if not whole.all():
             example = array[~whole].flat[0]
             raise FileError(path, f"has the value {example!s}, labels must be integers", "round or export it again")
+        array = rounded
     low, high = int(array.min()), int(array.max())
     if low < -(2**31) or high >= 2**31:
         outside = array.max() if high >= 2**31 else array.min()

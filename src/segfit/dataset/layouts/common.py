@@ -166,15 +166,26 @@ def declared_labels(raw: Mapping[str, Any], problems: list[Problem]) -> LabelSch
     try:
         scheme = LabelScheme.from_declaration(labels, raw.get("regions_class_order"))
     except InputError as error:
-        problems.append(Problem(WHOLE, f"in dataset.json, {error}", "correct dataset.json"))
+        problems.append(Problem(WHOLE, f"in dataset.json, {error.problem}", error.action or "correct dataset.json"))
         return None
     for value, painted in scheme.lost_values():
         problem = (
             f'with this "regions_class_order" predictions turn label {value} into {painted}, which is in other regions'
         )
-        action = "list large regions first, then those inside them"
-        problems.append(Problem(WHOLE, problem, action, fatal=False))
+        problems.append(Problem(WHOLE, problem, _right_order(scheme), fatal=False))
     return scheme
+
+
+def _right_order(scheme: LabelScheme) -> str:
+    """Return what to write so that predictions lose no label."""
+    right = scheme.lossless_regions()
+    if right is None:
+        return "make regions that lie inside each other, or apart"
+    names, painted = right
+    action = f'write "regions_class_order": {list(painted)}'
+    if names != tuple(region.name for region in scheme.classes):
+        action = f"declare the regions in the order {', '.join(names)}, and {action}"
+    return action
 
 
 def declared_channels(raw: Mapping[str, Any], problems: list[Problem]) -> tuple[str, ...] | None:

@@ -9,6 +9,7 @@ Layout and keys: nnU-Net's dataset format (folder names, ``dataset.json``, expli
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ _EXPECTED = (
     "expected is a folder with dataset.json, imagesTr/CASE_0000.ENDING (one file per channel) and labelsTr/CASE.ENDING"
     ", a folder with images/CASE.ENDING and labels/CASE.ENDING, or a table cases.csv"
 )
+_OTHER_CHANNEL = re.compile(r"(.+)[. -](\d{4})")
 _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
 
@@ -175,7 +177,9 @@ def _folder_cases(
         if known.setdefault(composed(path.name), path) is not path:
             problem = f"appears twice in {labels.name} (Unicode NFC and NFD)"
             problems.append(Problem(composed(path.name), problem, "remove one of the two"))
-    used = {composed(f"{stem}{label_ending}") for stem in (*files, *(_stem(path, ending) for path in nameless))}
+    used = {
+        composed(f"{stem}{label_ending}") for stem in (*files, *(_case_meant(_stem(path, ending)) for path in nameless))
+    }
     spare = {name[: -len(label_ending)]: name for name in known if name.endswith(label_ending) and name not in used}
     cases: list[Case] = []
     for name, numbered in sorted(files.items()):
@@ -205,8 +209,17 @@ def _misnamed(path: Path, ending: str) -> Problem:
     stem = _stem(path, ending)
     if known_ending(stem):
         return Problem(path.name, "has its ending twice", f"rename it to {stem}")
+    if match := _OTHER_CHANNEL.fullmatch(stem):
+        right = path.name.replace(stem, f"{match[1]}_{match[2]}", 1)
+        return Problem(path.name, "has its channel number behind another sign than _", f"rename it to {right}")
     right = path.name.replace(stem, f"{stem}_0000", 1)
     return Problem(path.name, "has no channel number in its name", f"rename it to {right} (first channel)")
+
+
+def _case_meant(stem: str) -> str:
+    """Return the case of an image whose name has no channel number, or has it behind another sign than _."""
+    match = _OTHER_CHANNEL.fullmatch(stem)
+    return match[1] if match else stem
 
 
 def _stem(path: Path, ending: str) -> str:
