@@ -98,7 +98,8 @@ def preprocess(
     spacing = transposition.permute(orientation.permute(grid.spacing_mm))
     given = None if label is None else _to_network(label.array[0], orientation, transposition)
     box, cropped, marked = _crop(voxels, given, overwrite=overwrite)
-    shape = new_shape(cropped.shape[1:], spacing, spec.spacing_mm)
+    keeps_grid = spec.resample_image.method == "none"
+    shape = cropped.shape[1:] if keeps_grid else new_shape(cropped.shape[1:], spacing, spec.spacing_mm)
     properties = CaseProperties(
         case=case,
         stored_shape=grid.shape,
