@@ -112,9 +112,9 @@ def test_what_is_no_fault_of_a_candidate_decides_nothing(raced: Project, monkeyp
 def _never_trained(train: Any) -> Any:
     """Return `train`, for what is finished only."""
 
-    def finished(job: TrainingJob, folder: Path, *args: Any, **kwargs: Any) -> TrainingResult:
-        assert (folder / "training.json").exists()
-        result: TrainingResult = train(job, folder, *args, **kwargs)
+    def finished(*args: Any, **kwargs: Any) -> TrainingResult:
+        assert (args[3] / "training.json").exists()
+        result: TrainingResult = train(*args, **kwargs)
         return result
 
     return finished
@@ -169,7 +169,7 @@ def test_cases_of_the_race_are_not_trained_on_in_it(raced: Project, monkeypatch:
     train, predict = race.train_fold, race.validate_fold
 
     def watched_train(job: TrainingJob, *args: Any, **kwargs: Any) -> TrainingResult:
-        seen.append(({case.id for case in job.cases_train}, set()))
+        seen.append((set(job.cases_train), set()))
         return train(job, *args, **kwargs)
 
     def watched_predict(*args: Any, **kwargs: Any) -> Any:

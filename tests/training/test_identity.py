@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from segfit.labels import LabelScheme
 from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec, TrainingSpec
-from segfit.training.identity import training_identity
+from segfit.training.budget import Budget
+from segfit.training.job import TrainingJob
 
 LABELS = LabelScheme.from_declaration({"background": 0, "liver": 1})
 
@@ -41,14 +42,15 @@ def _configuration(**preprocessing: ResamplingSpec) -> Configuration:
 
 
 def _identity(configuration: Configuration) -> str:
-    return training_identity(
+    return TrainingJob(
         configuration=configuration,
         recipe=TrainingSpec(),
         labels=LABELS,
         cases_train=["a"],
         cases_validation=["b"],
         seed=0,
-    )
+        budget=Budget(60.0, None),
+    ).identity
 
 
 def test_stored_trainings_keep_their_identity() -> None:

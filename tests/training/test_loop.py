@@ -80,19 +80,20 @@ def train(
 ) -> TrainingResult:
     cases = disc_cases() if cases is None else cases
     asked: dict[str, Any] = {"steps": None if "seconds" in changes else 6, "checkpoint_seconds": 1000.0} | changes
+    validated = asked.pop("cases_validation", cases[:1])
     given = Budget(asked.pop("seconds", None), asked.pop("steps"), asked.pop("fewest_steps", 0))
     values: dict[str, Any] = {
         "configuration": tiny_configuration(),
         "recipe": recipe or tiny_recipe(),
         "labels": SCHEME,
-        "cases_train": cases,
-        "cases_validation": cases[:1],
+        "cases_train": [case.id for case in cases],
+        "cases_validation": [case.id for case in validated],
         "seed": 3,
         "budget": given,
     }
     known = {one.name for one in fields(TrainingJob)}
     job = TrainingJob(**(values | {name: asked.pop(name) for name in known & set(asked)}))
-    return train_fold(job, folder, CPU, progress=progress, **asked)
+    return train_fold(job, cases, validated, folder, CPU, progress=progress, **asked)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def find(project: Preparation) -> Findings:
         return Findings(fingerprint, plan, folds)
     with project.looking(plan):
         trainings = tuple(trainings_of(project))
-        results = tuple(results_of(project, trainings))
+        results = tuple(results_of(trainings))
         chosen = selected(project, results) if len(results) == len(trainings) else None
         if chosen is None:
             return Findings(fingerprint, plan, folds, trainings, results)

@@ -240,7 +240,7 @@ class _Runner:
             configuration=candidate.configuration,
             recipe=recipe,
             labels=project.dataset.labels,
-            cases_train=[project.store.open(keys[name]) for name in names],
+            cases_train=names,
             cases_validation=(),
             seed=project.options.seed,
             budget=Budget(self._file.seconds, None),
@@ -250,6 +250,8 @@ class _Runner:
         )
         return train_fold(
             job,
+            [project.store.open(keys[name]) for name in names],
+            (),
             self.last,
             resolve_device(project.options.device),
             checkpoint_seconds=project.options.training.checkpoint_seconds,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
 from segfit.errors import DivergedError, InputError, StageError
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash, hash_file
 from segfit.planning.budget import FEWEST_STEPS
-from segfit.planning.plan import Plan, RunSpec
+from segfit.planning.plan import Plan
 from segfit.project.preparation import Preparation
 from segfit.project.race import exclude, remove_losers
 from segfit.project.sharing import Task
@@ -22,7 +23,6 @@ from segfit.project.stages import STAGES
 from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validate_fold
 from segfit.records import Key, is_sealed, remove_damaged, seal
 from segfit.training.budget import Budget
-from segfit.training.identity import training_identity
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.result import WEIGHTS, TrainingResult, finished_result
@@ -48,15 +48,28 @@ __all__ = [
 class Training:
     """One training of the run."""
 
-    name: str  # of the configuration
+    job: TrainingJob
     fold: int
-    identity: str
+    identity: str  # of the job
     folder: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the configuration."""
+        return self.job.configuration.name
 
     @property
     def title(self) -> str:
         """What people read."""
         return f"training {self.name}, fold {self.fold}"
+
+    def result(self) -> TrainingResult | None:
+        """Return what it gave; None unless it is finished, and had all of its time."""
+        return finished_result(self.folder, self.identity, self.job.budget.seconds)
+
+    def is_done(self) -> bool:
+        """Whether it is finished."""
+        return self.result() is not None
 
 
 def trainings_of(project: Preparation) -> list[Training]:
@@ -95,19 +108,21 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
     configuration, split, run = plan.configurations[name], project.splits().folds[fold], plan.run
     assert run is not None
     keys = project.case_keys(configuration)
-    identity = training_identity(
+    goes_on = run.start is not None and (name, fold) == (run.configurations[0], run.start_fold)  # from a race
+    job = TrainingJob(
         configuration=configuration,
         recipe=plan.training[name],
         labels=project.dataset.labels,
         cases_train=split.train,
         cases_validation=split.validation,
         seed=project.options.seed,
-        steps=run.steps,
+        budget=Budget(run.seconds_per_training, None, FEWEST_STEPS) if run.steps is None else Budget(None, run.steps),
         weights=project.dataset.weights(split.train),
-        data=_data(keys, split.train, split.validation),
-        start=run.start_identity if _goes_on(run, name, fold) else None,
+        data=_data(keys, split),
+        start=project.folder.root / run.start if goes_on and run.start else None,
+        start_identity=run.start_identity if goes_on else None,
     )
-    return Training(name, fold, identity, project.folder.training(name, fold, identity))
+    return Training(job, fold, job.identity, project.folder.training(name, fold, job.identity))
 
 
 def is_begun(project: Preparation, plan: Plan) -> bool:
@@ -124,7 +139,7 @@ def require_trained(project: Preparation) -> None:
     if plan.run is not None:
         with project.looking(plan):
             wanted = trainings_of(project)
-            if len(results_of(project, wanted)) == len(wanted):
+            if len(results_of(wanted)) == len(wanted):
                 return
     raise InputError(
         f"{root} has no finished training for its data and options", f"train first: segfit run --out {root}"
@@ -155,33 +170,22 @@ class _DecidedAnewError(Exception):
     """What is trained is not what it was."""
 
 
-def results_of(project: Preparation, trainings: Sequence[Training]) -> list[TrainingResult]:
+def results_of(trainings: Sequence[Training]) -> list[TrainingResult]:
     """Return the results of those trainings that are finished."""
-    return [result for item in trainings if (result := _result(project, item)) is not None]
-
-
-def _result(project: Preparation, item: Training) -> TrainingResult | None:
-    return finished_result(item.folder, item.identity, project.run_plan().seconds_per_training)
+    return [result for item in trainings if (result := item.result()) is not None]
 
 
 def _train_planned(project: Preparation, wanted: Sequence[Training]) -> list[TrainingResult] | None:
     """Train what is missing; return the results, None if another command is just writing one of them."""
-    results = results_of(project, wanted)
+    results = results_of(wanted)
     if len(results) < len(wanted):
         project.preprocess()
         project.locks.share(
-            [
-                Task(item.title, partial(_is_trained, project, item), partial(_train_or_give_way, project, item))
-                for item in wanted
-            ]
+            [Task(item.title, item.is_done, partial(_train_or_give_way, project, item)) for item in wanted]
         )
         _require_decided(project)
-        results = results_of(project, wanted)
+        results = results_of(wanted)
     return results if len(results) == len(wanted) else None
-
-
-def _is_trained(project: Preparation, item: Training) -> bool:
-    return _result(project, item) is not None
 
 
 def _train_or_give_way(project: Preparation, item: Training) -> None:
@@ -209,47 +213,24 @@ def _require_decided(project: Preparation) -> None:
 
 
 def _train(project: Preparation, item: Training) -> TrainingResult:
-    run, plan = project.run_plan(), project.plan()
-    split, keys = project.splits().folds[item.fold], project.preprocess()[item.name]
-    goes_on = _goes_on(run, item.name, item.fold)
+    job, keys = item.job, project.preprocess()[item.name]
+    assert job.data == _data(keys, project.splits().folds[item.fold])
     with project.accounts.of("train"):
-        job = TrainingJob(
-            configuration=plan.configurations[item.name],
-            recipe=plan.training[item.name],
-            labels=project.dataset.labels,
-            cases_train=[project.store.open(keys[case]) for case in split.train],
-            cases_validation=[project.store.open(keys[case]) for case in split.validation],
-            seed=project.options.seed,
-            budget=_budget(run),
-            weights=project.dataset.weights(split.train),
-            data=_data(keys, split.train, split.validation),
-            start=project.folder.root / run.start if goes_on and run.start else None,
-            start_identity=run.start_identity if goes_on else None,
-        )
-        result = train_fold(
+        return train_fold(
             job,
+            [project.store.open(keys[case]) for case in job.cases_train],
+            [project.store.open(keys[case]) for case in job.cases_validation],
             item.folder,
             resolve_device(project.options.device),
-            expected_seconds_per_step=run.seconds_per_step.get(item.name),
+            expected_seconds_per_step=project.run_plan().seconds_per_step.get(item.name),
             checkpoint_seconds=project.options.training.checkpoint_seconds,
             title=item.title,
             progress=project.progress,
         )
-    assert result.identity == item.identity, (result.identity, item.identity)
-    return result
 
 
-def _budget(run: RunSpec) -> Budget:
-    return Budget(run.seconds_per_training, None, FEWEST_STEPS) if run.steps is None else Budget(None, run.steps)
-
-
-def _goes_on(run: RunSpec, name: str, fold: int) -> bool:
-    """Whether a training starts from the winner of a race, which saw the training cases of one fold."""
-    return run.start is not None and (name, fold) == (run.configurations[0], run.start_fold)
-
-
-def _data(keys: dict[str, str], train: tuple[str, ...], validation: tuple[str, ...]) -> str:
-    return content_hash({case: keys[case] for case in (*train, *validation)})
+def _data(keys: Mapping[str, str], split: Fold) -> str:
+    return content_hash({case: keys[case] for case in (*split.train, *split.validation)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is trained: all that the weights depend on."""
+"""What is trained: all that the weights depend on, and the name that it gives a training."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segfit.errors import InputError
+from segfit.files import content_hash
 from segfit.labels import LabelScheme
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.budget import Budget
-from segfit.training.identity import training_identity
 from segfit.training.result import RESULT, TrainingResult
-from segfit.training.sampler import TrainingCase
 
 __all__ = ["TrainingJob"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
-    """One training; `InputError` where there is nothing to train on.
+    """One training.
 
     Parameters
     ----------
-    cases_validation : for the validation during training only, which uses a few of them; may be empty
+    cases_train, cases_validation : ids, in their order; the latter for the validation during training only, which uses
+        a few of them, and may be empty
     weights : how often each training case is drawn, relative to the others; alike when absent
     budget : seconds count what was spent training, over all interruptions; the loop ends before the step that would
         exceed them. The learning rate falls with the used share of the budget.
@@ -37,8 +37,8 @@ class TrainingJob:
     configuration: Configuration
     recipe: TrainingSpec
     labels: LabelScheme
-    cases_train: Sequence[TrainingCase]
-    cases_validation: Sequence[TrainingCase]
+    cases_train: Sequence[str]
+    cases_validation: Sequence[str]
     seed: int
     budget: Budget
     weights: Sequence[float] | None = None
@@ -46,7 +46,8 @@ class TrainingJob:
     start: Path | None = None
     start_identity: str | None = None
 
-    def __post_init__(self) -> None:
+    def require_cases(self) -> None:
+        """Raise `InputError` where there is nothing to train on."""
         if not self.cases_train:
             raise InputError(f"{self.configuration.name}: there is no case to train on")
         if self.weights is not None and not any(self.weights):
@@ -56,19 +57,23 @@ class TrainingJob:
 
     @property
     def identity(self) -> str:
-        """Names the training, see `training_identity`."""
+        """16 hex digits that name the training; one by time goes on when it is given more, and keeps its name."""
         start = self.start_identity
         if self.start is not None and start is None:
             start = TrainingResult.load(self.start / RESULT).identity
-        return training_identity(
-            configuration=self.configuration,
-            recipe=self.recipe,
-            labels=self.labels,
-            cases_train=[case.id for case in self.cases_train],
-            cases_validation=[case.id for case in self.cases_validation],
-            seed=self.seed,
-            steps=self.budget.steps,
-            weights=self.weights,
-            data=self.data,
-            start=None if self.start is None else start,
+        seen = self.configuration.model_dump(mode="json")
+        preprocessing = seen["preprocessing"]
+        preprocessing["resample_scores"] = preprocessing.pop("resample_logits")  # the name in the identities there are
+        return content_hash(
+            {
+                "configuration": seen,
+                "recipe": self.recipe.model_dump(mode="json"),
+                "labels": self.labels.model_dump(mode="json"),
+                "train": list(self.cases_train),
+                "validation": list(self.cases_validation),
+                "steps": self.budget.steps,
+                "seed": self.seed,
+                "data": self.data if self.weights is None else [self.data, list(self.weights)],
+                "start": start,
+            }
         )

@@ -53,6 +53,8 @@ _MOST_SKIPPED_CASES = 20  # in the result
 
 def train_fold(
     job: TrainingJob,
+    train: Sequence[TrainingCase],
+    validation: Sequence[TrainingCase],
     folder: Path,
     device: torch.device,
     *,
@@ -66,6 +68,7 @@ def train_fold(
 
     Parameters
     ----------
+    train, validation : the cases of the job
     folder : of the training; what other jobs left there is not used, the training starts afresh
     expected_seconds_per_step : when steps take much longer than that, a note says what it costs
     checkpoint_seconds : time between two saved states
@@ -77,9 +80,11 @@ def train_fold(
     last good state, with a quarter of the learning rate, and warns of it; the second time it raises `DivergedError`.
 
     Ctrl-C and SIGTERM (when called from the main thread) let the running step end, save the state and raise
-    `KeyboardInterrupt` or `SystemExit`. Raises `StageError` when the model does not fit into the device's memory or a
-    file cannot be written.
+    `KeyboardInterrupt` or `SystemExit`. Raises `InputError` where there is nothing to train on, `StageError` when the
+    model does not fit into the device's memory or a file cannot be written.
     """
+    job.require_cases()
+    assert [case.id for case in (*train, *validation)] == [*job.cases_train, *job.cases_validation]
     identity, configuration = job.identity, job.configuration
     finished = finished_result(folder, identity, job.budget.seconds)
     if finished is not None:
@@ -87,10 +92,10 @@ def train_fold(
     remove_foreign_result(folder, identity)
     remove_leftovers(folder)
     channels, room_gb = configuration.network.in_channels, free_memory_gb() * _MEMORY_SHARE
-    kept = keep_in_memory(job.cases_train, channels=channels, limit_gb=room_gb)
+    kept = keep_in_memory(train, channels=channels, limit_gb=room_gb)
     try:
         with training_on(configuration, device), kept_threads():
-            training = _Training(job, identity, kept, folder, device, expected_seconds_per_step, progress)
+            training = _Training(job, identity, kept, validation, folder, device, expected_seconds_per_step, progress)
             training.run(title or f"training {configuration.name}", checkpoint_seconds)
             return training.finish(keep_state=keep_state)
     except OSError as error:  # a full disk and the like
@@ -106,7 +111,8 @@ class _Training:
 
     job: TrainingJob
     identity: str
-    train: Sequence[TrainingCase]  # those of the job, kept in memory where there is room
+    train: Sequence[TrainingCase]  # kept in memory where there is room
+    validation: Sequence[TrainingCase]
     folder: Path
     device: torch.device
     expected_seconds: float | None
@@ -132,7 +138,7 @@ class _Training:
             seed=job.seed,
             weights=job.weights,
         )
-        self._validation = CaseValidation(self._learner, configuration, recipe, labels, job.cases_validation)
+        self._validation = CaseValidation(self._learner, configuration, recipe, labels, self.validation)
         self._events: EventLog  # opened when it is known where to go on
         self._losses = LossHistory()
         self._guard = Guard(recipe)
