@@ -10,13 +10,14 @@ from segfit import resampling
 from segfit.errors import InputError
 from segfit.interpolation import axis_operator
 from segfit.resampling import new_shape, resample_image, resample_labels, separate_axis
+from segfit.specs import ResamplingSpec
 
 _ISOTROPIC = (1.0, 1.0, 1.0)
 
 
 def _line(values: list[float], new: int, order: int) -> np.ndarray:
     array = np.array(values, dtype=np.float64)[None, None]
-    return resample_image(array, (1, new), (1, 1), (1, 1), order=order)[0, 0]
+    return resample_image(array, (1, new), (1, 1), (1, 1), ResamplingSpec(order=order))[0, 0]
 
 
 def _labels(values: list[int], new: int) -> list[int]:
@@ -70,9 +71,9 @@ def test_equals_an_independent_resize(shape: tuple[int, ...], new: tuple[int, ..
     array = np.random.default_rng(sum(shape)).standard_normal(shape)
     expected = resize(array, new, order=order, mode="edge", anti_aliasing=False, clip=True, preserve_range=True)
     spacing = _ISOTROPIC[: len(shape)]
-    double = resample_image(array[None], new, spacing, spacing, order=order)[0]
+    double = resample_image(array[None], new, spacing, spacing, ResamplingSpec(order=order))[0]
     np.testing.assert_allclose(double, expected, atol=1e-8)
-    single = resample_image(array[None].astype(np.float32), new, spacing, spacing, order=order)[0]
+    single = resample_image(array[None].astype(np.float32), new, spacing, spacing, ResamplingSpec(order=order))[0]
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, expected, atol=1e-5 * max(np.ptp(array), 1e-9))
 
@@ -101,7 +102,10 @@ def test_labels_equal_one_vote_per_indicator(
         return
     values = np.unique(labels)
     scores = np.stack(
-        [resample_image((labels == v).astype(np.float64)[None], new, spacing, spacing, order=1)[0] for v in values]
+        [
+            resample_image((labels == v).astype(np.float64)[None], new, spacing, spacing, ResamplingSpec(order=1))[0]
+            for v in values
+        ]
     )
     chosen = np.take_along_axis(scores, np.searchsorted(values, result)[None], axis=0)[0]
     np.testing.assert_allclose(chosen, scores.max(axis=0), atol=1e-12)  # a winner everywhere, ties included
@@ -114,7 +118,7 @@ def test_constant_stays_constant_and_values_stay_in_range(method: str) -> None:
     rng = np.random.default_rng(0)
     array = np.stack([np.full((9, 14, 11), 7.25), rng.standard_normal((9, 14, 11))]).astype(np.float32)
     for spacing in (_ISOTROPIC, (4.0, 1.0, 1.0)):
-        result = resample_image(array, (13, 10, 16), spacing, spacing, method=method)
+        result = resample_image(array, (13, 10, 16), spacing, spacing, ResamplingSpec(method=method))
         np.testing.assert_allclose(result[0], 7.25, rtol=1e-6)
         assert result[1].min() >= array[1].min()
         assert result[1].max() <= array[1].max()
@@ -123,9 +127,9 @@ def test_constant_stays_constant_and_values_stay_in_range(method: str) -> None:
 def test_equal_shape_and_method_none_return_the_input() -> None:
     array, labels = np.ones((1, 4, 5, 6), np.float32), np.ones((4, 5, 6), np.int16)
     assert resample_image(array, (4, 5, 6), _ISOTROPIC, _ISOTROPIC) is array
-    assert resample_image(array, (9, 9, 9), _ISOTROPIC, _ISOTROPIC, method="none") is array
+    assert resample_image(array, (9, 9, 9), _ISOTROPIC, _ISOTROPIC, ResamplingSpec(method="none")) is array
     assert resample_labels(labels, (4, 5, 6), _ISOTROPIC, _ISOTROPIC) is labels
-    assert resample_labels(labels, (9, 9, 9), _ISOTROPIC, _ISOTROPIC, method="none") is labels
+    assert resample_labels(labels, (9, 9, 9), _ISOTROPIC, _ISOTROPIC, ResamplingSpec(method="none")) is labels
 
 
 def test_separate_axis_repeats_slices_and_keeps_their_range() -> None:
@@ -142,14 +146,15 @@ def test_separate_axis_repeats_slices_and_keeps_their_range() -> None:
 def test_torch_labels_follow_the_plain_vote_away_from_ties() -> None:
     labels = np.kron(np.arange(8).reshape(2, 2, 2), np.ones((5, 5, 5))).astype(np.int16)
     plain = resample_labels(labels, (12, 16, 8), _ISOTROPIC, _ISOTROPIC)
-    np.testing.assert_array_equal(resample_labels(labels, (12, 16, 8), _ISOTROPIC, _ISOTROPIC, method="torch"), plain)
+    by_torch = ResamplingSpec(method="torch", order=1)
+    np.testing.assert_array_equal(resample_labels(labels, (12, 16, 8), _ISOTROPIC, _ISOTROPIC, by_torch), plain)
 
 
 def test_unknown_orders_are_refused() -> None:
     with pytest.raises(InputError, match="orders 0, 1 and 3, got 2"):
         axis_operator(4, 5, 2)
     with pytest.raises(InputError, match="labels are resampled"):
-        resample_labels(np.zeros((2, 2), np.int16), (3, 3), (1, 1), (1, 1), order=3)
+        resample_labels(np.zeros((2, 2), np.int16), (3, 3), (1, 1), (1, 1), ResamplingSpec(order=3))
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(-500.0, 1.0), (0.0, 1000.0), (20_000.0, 300.0)])

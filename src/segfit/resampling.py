@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from segfit.cropping import bounding_box
 from segfit.errors import InputError
 from segfit.interpolation import FAR_REACH, REACH, axis_operator
+from segfit.specs import ResamplingSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Method", "new_shape", "resample_image", "resample_labels", "separate_axis"]
+__all__ = ["new_shape", "resample_image", "resample_labels", "separate_axis"]
 
-Method = Literal["spline", "torch", "none"]
-
+_CUBIC, _LINEAR = ResamplingSpec(order=3), ResamplingSpec(order=1)
 _SLAB_BYTES = 1 << 22  # of output that is worked on at a time
 _CHUNK = 1 << 18  # mixed label voxels decided at a time
 _LARGE, _FAR = 128, 16  # beyond this value, and this many times the range, float32 rounds visibly: see `_working`
@@ -71,12 +71,7 @@ def resample_image(
     shape: Sequence[int],
     current_mm: Sequence[float],
     new_mm: Sequence[float],
-    *,
-    method: Method = "spline",
-    order: int = 3,
-    order_separate_axis: int = 0,
-    force_separate: bool | None = None,
-    separate_threshold: float = 3.0,
+    spec: ResamplingSpec = _CUBIC,
 ) -> NDArray[Any]:
     """Resample ``(c, *spatial)`` intensities or logits to the spatial `shape`.
 
@@ -85,18 +80,18 @@ def resample_image(
     channels of large values; the dtype is kept. Equal shapes return the input itself.
     """
     shape = tuple(shape)
-    if array.shape[1:] == shape or method == "none":
+    if array.shape[1:] == shape or spec.method == "none":
         return array
-    separate = separate_axis(current_mm, new_mm, force=force_separate, threshold=separate_threshold)
-    if method == "torch":
+    separate = separate_axis(current_mm, new_mm, force=spec.force_separate, threshold=spec.separate_threshold)
+    if spec.method == "torch":
         return _torch_image(array, shape, separate)
     result = np.empty((array.shape[0], *shape), dtype=array.dtype)
     for channel, target in zip(array, result, strict=True):
         volume = _working(channel)
         if separate is None:
-            _resize(volume, target, order, tuple(range(volume.ndim)))
+            _resize(volume, target, spec.order, tuple(range(volume.ndim)))
         else:
-            _resize_slices(volume, target, order, order_separate_axis, separate)
+            _resize_slices(volume, target, spec.order, spec.order_separate_axis, separate)
     return result
 
 
@@ -179,12 +174,7 @@ def resample_labels(
     shape: Sequence[int],
     current_mm: Sequence[float],
     new_mm: Sequence[float],
-    *,
-    method: Method = "spline",
-    order: int = 1,
-    order_separate_axis: int = 0,
-    force_separate: bool | None = None,
-    separate_threshold: float = 3.0,
+    spec: ResamplingSpec = _LINEAR,
 ) -> NDArray[Any]:
     """Resample an integer label map ``(*spatial)``; the dtype is kept, equal shapes return the input itself.
 
@@ -192,16 +182,16 @@ def resample_labels(
     label if it is among them, else to the smallest label (nnU-Net's current rule).
     """
     shape = tuple(shape)
-    if labels.shape == shape or method == "none":
+    if labels.shape == shape or spec.method == "none":
         return labels
-    if order not in (0, 1) or order_separate_axis != 0:
+    if spec.order not in (0, 1) or spec.order_separate_axis != 0:
         raise InputError(
-            f"labels are resampled with order 0 or 1 and order 0 along a separate axis, got {order} and "
-            f"{order_separate_axis}",
+            f"labels are resampled with order 0 or 1 and order 0 along a separate axis, got {spec.order} and "
+            f"{spec.order_separate_axis}",
             "change the plan's label resampling",
         )
-    resize = _torch_votes if method == "torch" else _linear_votes if order == 1 else _nearest
-    separate = separate_axis(current_mm, new_mm, force=force_separate, threshold=separate_threshold)
+    resize = _torch_votes if spec.method == "torch" else _linear_votes if spec.order == 1 else _nearest
+    separate = separate_axis(current_mm, new_mm, force=spec.force_separate, threshold=spec.separate_threshold)
     if separate is None:
         return resize(labels, shape)
     # Whole slices are chosen along the separate axis, which commutes with work inside them: resize the fewer ones.

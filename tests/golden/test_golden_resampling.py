@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from segfit.resampling import new_shape, resample_image, resample_labels, separate_axis
+from segfit.specs import ResamplingSpec
 
 pytestmark = pytest.mark.golden("resampling")
 
@@ -25,14 +26,14 @@ def _resample(entry: dict[str, Any], array: np.ndarray) -> np.ndarray:
         "order_separate_axis": settings.get("order_z") or 0,
         "force_separate": settings.get("force_separate_z"),
     }
-    if "order" in settings:
-        arguments["order"] = settings["order"]
+    arguments["order"] = settings.get("order", 1 if entry["kind"] == "seg" else 3)
+    spec = ResamplingSpec(**arguments)
     spacings = (entry["current_spacing"], entry["new_spacing"])
     if entry["kind"] != "seg":
-        return resample_image(array, entry["new_shape"], *spacings, **arguments)
+        return resample_image(array, entry["new_shape"], *spacings, spec)
     labels = array.astype(np.int16)
     np.testing.assert_array_equal(labels, array)
-    return np.stack([resample_labels(channel, entry["new_shape"], *spacings, **arguments) for channel in labels])
+    return np.stack([resample_labels(channel, entry["new_shape"], *spacings, spec) for channel in labels])
 
 
 @pytest.mark.golden_each("resampling/*.npz")

@@ -45,9 +45,7 @@ def at_full_resolution(
     """The plain way: all channels at once, pasted and turned as a whole."""
     spec = configuration.preprocessing
     source = tuple(own if mm is None else mm for own, mm in zip(properties.spacing_mm, spec.spacing_mm, strict=True))
-    return resample_image(
-        logits, properties.shape_after_crop, source, properties.spacing_mm, **spec.resample_logits.model_dump()
-    )
+    return resample_image(logits, properties.shape_after_crop, source, properties.spacing_mm, spec.resample_logits)
 
 
 CASES = {

@@ -21,7 +21,7 @@ from segfit.planning.planner import derive
 from segfit.preprocessing.pipeline import preprocess
 from segfit.preprocessing.store import CaseStore
 from segfit.resampling import resample_image, resample_labels
-from segfit.specs import Configuration
+from segfit.specs import Configuration, ResamplingSpec
 
 _LABELS = scheme("liver", "tumour")
 _SPACING, _TARGET = (3.5, 1.0, 1.0), (3.0, 0.8, 1.2)
@@ -58,10 +58,11 @@ def test_images_and_labels_are_resampled_as_set(order: int, force: str, separate
     shape = done.image.shape[1:]
     assert shape == (10, 30, 22)
     how = {"force_separate": separate, "separate_threshold": 3.2}
-    expected = resample_image(image.array, shape, _SPACING, _TARGET, order=order, **how)
+    expected = resample_image(image.array, shape, _SPACING, _TARGET, ResamplingSpec(order=order, **how))
     np.testing.assert_array_equal(done.image, expected)
     np.testing.assert_array_equal(
-        done.labels, resample_labels(label.array[0], shape, _SPACING, _TARGET, order=min(order, 1), **how)
+        done.labels,
+        resample_labels(label.array[0], shape, _SPACING, _TARGET, ResamplingSpec(order=min(order, 1), **how)),
     )
 
 
@@ -101,7 +102,7 @@ def test_scores_are_resampled_as_set(order: int, force: bool) -> None:
     image, _ = _case()
     properties = preprocess(image, None, configuration.preprocessing, _LABELS).properties
     logits = np.random.default_rng(1).normal(size=(3, *properties.shape)).astype(np.float32)
-    expected = resample_image(logits, _SHAPE, _TARGET, _SPACING, order=order, force_separate=force)
+    expected = resample_image(logits, _SHAPE, _TARGET, _SPACING, ResamplingSpec(order=order, force_separate=force))
     field = LogitField(logits, properties, configuration)
     for channel in range(3):
         box = tuple((0, n) for n in _SHAPE)

@@ -159,9 +159,7 @@ def _operators(
         axis_order[across] = spec.order_separate_axis
     if max(axis_order) > 1 and properties.shape != target:
         array = logits.float().cpu().numpy() if isinstance(logits, Tensor) else logits
-        logits = resample_image(
-            array, target, source_mm, properties.spacing_mm, **spec.model_dump(exclude={"method"}), method=spec.method
-        )
+        logits = resample_image(array, target, source_mm, properties.spacing_mm, spec)
         axis_order = [0] * len(target)
     tensor = logits if isinstance(logits, Tensor) else torch.from_numpy(np.ascontiguousarray(logits))
     return tensor, [

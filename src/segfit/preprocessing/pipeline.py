@@ -125,11 +125,11 @@ def preprocess(
         cropped = normalize(cropped, marked, spec.normalization, out=cropped if in_place else None)
     except InputError as error:
         raise InputError(f"{case or 'the image'}: {error.problem}", error.action) from None
-    final = resample_image(cropped, shape, spacing, target, **spec.resample_image.model_dump())
+    final = resample_image(cropped, shape, spacing, target, spec.resample_image)
     del cropped
     if not labelled:
         return Preprocessed(final, None, properties, {})
-    resampled = resample_labels(marked, shape, spacing, target, **spec.resample_label.model_dump())
+    resampled = resample_labels(marked, shape, spacing, target, spec.resample_label)
     del marked
     return Preprocessed(final, resampled, properties, class_locations(resampled, labels))
 
