@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
@@ -35,6 +35,7 @@ __all__ = [
     "is_project",
     "open_project",
     "print_json",
+    "print_result",
     "print_states",
     "project_folder",
     "with_settings",
@@ -256,6 +257,14 @@ def print_json(value: Any) -> None:
     """Print a JSON value on stdout."""
     json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
     sys.stdout.write("\n")
+
+
+def print_result(facts: Mapping[str, Any], paths: Sequence[Path], *, as_json: bool) -> None:
+    """Print where results are, a line each, or all facts as JSON."""
+    if as_json:
+        print_json(facts)
+    else:
+        sys.stdout.writelines(f"{path}\n" for path in paths)
 
 
 def print_states(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> None:

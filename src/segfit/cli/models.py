@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_json, print_states
+from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_result, print_states
 from segfit.cli.console import console_execution
 from segfit.cli.help_pages import MODELS, add_verb
 from segfit.errors import DatasetError, InputError
@@ -47,7 +47,7 @@ def import_model(
     bundle = read_nnunet_model(path)
     assert bundle.states is not None
     manifest = write_bundle(output.absolute(), bundle.manifest, bundle.states)
-    _tell({"model": str(output), "files": list(manifest.files)}, f"{output}", as_json=as_json)
+    print_result({"model": str(output), "files": list(manifest.files)}, [output], as_json=as_json)
 
 
 def export(
@@ -70,7 +70,7 @@ def export(
     if (path / MANIFEST).is_file():
         raise InputError(f"{path} is a model, and export writes datasets; give a dataset or a project")
     written = _export(path, output, workers=workers, skip_incomplete=skip_incomplete)
-    _tell({"folder": str(written), "to": to}, f"{written}", as_json=as_json)
+    print_result({"folder": str(written), "to": to}, [written], as_json=as_json)
 
 
 def export_nnunet(
@@ -161,10 +161,3 @@ def _verified_model(path: Path) -> tuple[str, str, str]:
     except InputError as error:
         return "model", "damaged", str(error)
     return "model", "good", f"{len(files)} of {len(files)} weight files passed the checksum"
-
-
-def _tell(facts: dict[str, Any], line: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(facts)
-    else:
-        sys.stdout.write(line + "\n")

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segfit.cli.common import AsJson, DatasetArgument, Device, Out, Workers, dataset_of, open_project, print_json
+from segfit.cli.common import (
+    AsJson,
+    DatasetArgument,
+    Device,
+    Out,
+    Workers,
+    dataset_of,
+    open_project,
+    print_json,
+    print_result,
+)
 from segfit.cli.console import console_execution, console_progress, score_table
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.errors import InputError
@@ -100,10 +110,8 @@ def predict(
             previous_stage=previous_stage,
             execution=execution,
         )
-    if as_json:
-        print_json({"predictions": [str(path) for path in found], "warnings": kept.messages})
-    else:
-        sys.stdout.writelines(f"{path}\n" for path in found)
+    facts = {"predictions": [str(path) for path in found], "warnings": kept.messages}
+    print_result(facts, found, as_json=as_json)
 
 
 def _cases(paths: list[Path], model: Model) -> Sequence[Case]:
@@ -190,7 +198,4 @@ def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str
 def report(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
     """Write the report from what there is."""
     path = open_project(dataset, out, []).report()
-    if as_json:
-        print_json({"report": str(path)})
-    else:
-        sys.stdout.write(f"{path}\n")
+    print_result({"report": str(path)}, [path], as_json=as_json)

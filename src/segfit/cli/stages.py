@@ -161,17 +161,8 @@ def plan(
     if explain:
         sys.stdout.write(in_words(result, text_width(WIDEST)))
         return
-    rows = [
-        (
-            name,
-            by_axis(item.spacing_mm),
-            by_axis(item.patch_size),
-            str(item.batch_size),
-            f"{item.network.kind}, {item.network.num_stages} stages from {item.network.features[0]} features",
-        )
-        for name, item in result.configurations.items()
-    ]
-    table(("configuration", "spacing (mm)", "patch", "batch", "network"), rows, sys.stdout)
+    columns, *rows = result.table()
+    table(columns, rows, sys.stdout)
     sys.stdout.write(f"stock: {'yes' if result.stock else 'no'}\n")
     for change in result.changes:
         sys.stdout.write(f"{wrapped(f'  - {change}', sys.stdout, '    ')}\n")

@@ -145,19 +145,25 @@ class Plan(Document):
 
     __str__ = __repr__
 
-    def _repr_html_(self) -> str:
-        rows = [
-            (
-                name,
-                "x".join(f"{value:.4g}" for value in item.spacing_mm),
-                "x".join(map(str, item.patch_size)),
-                str(item.batch_size),
-                f"{item.network.kind}, {item.network.num_stages} stages from {item.network.features[0]} features",
-            )
-            for name, item in self.configurations.items()
+    def table(self) -> list[tuple[str, str, str, str, str]]:
+        """Return a heading, then a row for each configuration."""
+        return [
+            ("configuration", "spacing (mm)", "patch", "batch", "network"),
+            *(
+                (
+                    name,
+                    by_axis(item.spacing_mm),
+                    by_axis(item.patch_size),
+                    str(item.batch_size),
+                    f"{item.network.kind}, {item.network.num_stages} stages from {item.network.features[0]} features",
+                )
+                for name, item in self.configurations.items()
+            ),
         ]
+
+    def _repr_html_(self) -> str:
+        columns, *rows = self.table()
         run = () if self.run is None else (self._run_words(self.run),)
-        columns = ("configuration", "spacing (mm)", "patch", "batch", "network")
         return html_table(f"{self.dataset}, preset {self.preset}", columns, rows, (*run, *self.changes, *self.warnings))
 
     @staticmethod
