@@ -1,7 +1,7 @@
 """Target spacing, axis order and median size: what the network will see of the data.
 
 All functions are pure. Per-case arrays are ``(cases, axes)`` float64 in array order; 2D images come here with a leading
-axis of one slice (`segfit.planning.request` adds it).
+axis of one slice (`segfit.planning.planner` adds it).
 """
 
 from __future__ import annotations
