@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,9 +20,12 @@ from segfit.files import (
     Record,
     content_hash,
     hash_file,
+    missing_abilities,
     new_folder,
+    partial_folder,
     read_json,
     remove_leftovers,
+    replace_folder,
     write_bytes,
     write_file,
     write_json,
@@ -96,12 +103,81 @@ def test_a_folder_takes_its_place_when_it_is_filled_or_leaves_the_old_one(tmp_pa
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["above", "model", "newer"]
 
 
-def test_leftovers_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".partial-xyz.json").write_text("half")
-    (tmp_path / ".partial-folder" / "new").mkdir(parents=True)
+def left_by_a_killed_process(folder: Path, host: str) -> None:
+    code = f"""
+import os, socket
+from pathlib import Path
+from segfit.files import partial_folder, write_file
+
+socket.gethostname = lambda: {host!r}
+folder = Path({str(folder)!r})
+(partial_folder(folder) / "a.json").touch()
+write_file(folder / "a.json", lambda _: os._exit(9))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert len(list(folder.glob(".partial-*"))) == 2
+
+
+def test_what_a_killed_process_left_is_removed_at_once(tmp_path: Path) -> None:
     (tmp_path / "whole.json").write_text("{}")
-    remove_leftovers(tmp_path)
+    left_by_a_killed_process(tmp_path, socket.gethostname())
+    remove_leftovers(tmp_path.parent)
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_leftovers(tmp_path.parent, deep=True)
     assert [p.name for p in tmp_path.iterdir()] == ["whole.json"]
+
+
+@pytest.mark.parametrize("host", ["another", None])
+def test_of_what_another_host_left_it_is_not_known_for_an_hour(tmp_path: Path, host: str | None) -> None:
+    if host is None:
+        (tmp_path / ".partial-as-older-versions-did").touch()
+    else:
+        left_by_a_killed_process(tmp_path, host)
+    before = sorted(tmp_path.iterdir())
+    os.utime(before[0], (0, time.time() - 3000))
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    os.utime(before[0], (0, time.time() - 4000))
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before[1:]
+
+
+def test_what_living_processes_write_stays(tmp_path: Path) -> None:
+    partial = partial_folder(tmp_path)
+    os.utime(partial, (0, time.time() - 1e6))
+    remove_leftovers(tmp_path)
+    assert partial.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EPERM])
+def test_files_are_written_where_there_is_no_chmod_and_no_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    assert missing_abilities(tmp_path) == []
+    monkeypatch.setattr(os, "chmod", refuse)
+    assert missing_abilities(tmp_path) == ["chmod"]
+    number = errno.EINVAL
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert missing_abilities(tmp_path) == ["chmod", "fsync"]
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    write_json(tmp_path / "a" / "b" / "c.json", {})
+    replace_folder(tmp_path / "a", tmp_path / "d")
+    replace_folder(tmp_path / "a", tmp_path / "d")
+    assert read_json(tmp_path / "d" / "b" / "c.json") == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "d"]
+
+
+def test_a_disk_that_fails_is_no_file_system_without_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        write_json(tmp_path / "a.json", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segfit.errors import InputError
+from segfit.owner import Owner
 
 __all__ = [
     "Document",
     "Record",
+    "allow_reading",
     "content_hash",
+    "file_system_time",
+    "flush_to_disk",
     "hash_file",
+    "missing_abilities",
     "new_folder",
+    "partial_folder",
     "read_json",
     "remove_leftovers",
     "replace_folder",
@@ -32,6 +39,8 @@ __all__ = [
 ]
 
 _PARTIAL_PREFIX = ".partial-"
+_LEFTOVER_S = 3600.0  # a partial file of another host untouched for so long has no living writer (assumption)
+_LACKING = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # the file system cannot
 
 
 def write_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
@@ -43,13 +52,13 @@ def write_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=_PARTIAL_PREFIX, dir=path.parent)  # `path` may be as long as allowed
+        descriptor, name = tempfile.mkstemp(prefix=_own_prefix(), dir=path.parent)  # `path` may be as long as allowed
         partial = Path(name)
         with os.fdopen(descriptor, "wb") as handle:
             fill(handle)
             handle.flush()
-            os.fsync(handle.fileno())
-        partial.chmod(0o644)
+            flush_to_disk(handle.fileno())
+        allow_reading(partial)
         partial.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -116,7 +125,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     A crash leaves what was there or nothing, and at most a hidden folder beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=path.parent))
+    partial = partial_folder(path.parent)
     try:
         new = partial / "new"
         new.mkdir()
@@ -131,13 +140,89 @@ def new_folder(path: Path) -> Iterator[Path]:
 def replace_folder(source: Path, target: Path) -> None:
     """Put a copy of a folder in the place of another one."""
     with new_folder(target) as new:
-        shutil.copytree(source, new, ignore=shutil.ignore_patterns(_PARTIAL_PREFIX + "*"), dirs_exist_ok=True)
+        for path in sorted(source.rglob("*")):
+            place = path.relative_to(source)
+            if not any(part.startswith(_PARTIAL_PREFIX) for part in place.parts):  # not by copytree: it needs chmod
+                (new / place).mkdir() if path.is_dir() else shutil.copyfile(path, new / place)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove partial files and folders that a killed process left directly inside `folder`."""
-    for path in folder.glob(_PARTIAL_PREFIX + "*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def partial_folder(parent: Path) -> Path:
+    """Make a hidden folder for what is moved out of it when it is whole; should this process die, others remove it."""
+    return Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=parent))
+
+
+def _own_prefix() -> str:
+    return f"{_PARTIAL_PREFIX}{Owner.own().name}-"
+
+
+def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
+    """Remove partial files and folders that dead processes left directly inside `folder`, with `deep` anywhere in it.
+
+    Those of living processes stay. Whether one of another host lives is not known: it has an hour.
+    """
+    for path in list(folder.glob(f"{'**/' if deep else ''}{_PARTIAL_PREFIX}*")):
+        owner = Owner.of_name(path.name.removeprefix(_PARTIAL_PREFIX))
+        with suppress(OSError):  # gone meanwhile
+            if owner is not None and owner.is_here:
+                abandoned = owner.is_dead()
+            else:
+                abandoned = file_system_time(folder) - path.stat().st_mtime > _LEFTOVER_S
+            if abandoned:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def file_system_time(folder: Path) -> float:
+    """Return what the clock of a folder's file system says, in seconds since 1970.
+
+    That of a network mount may be another one than this machine's.
+    """
+    with tempfile.TemporaryFile(dir=folder) as handle:
+        handle.write(b" ")
+        handle.flush()
+        return os.fstat(handle.fileno()).st_mtime
+
+
+def flush_to_disk(descriptor: int) -> bool:
+    """Have a file or folder survive a loss of power; return False where the file system cannot."""
+    return _is_able(lambda: os.fsync(descriptor))
+
+
+def allow_reading(path: Path) -> bool:
+    """Let everybody read a file or folder of this process; return False where the file system has no permissions."""
+    try:
+        return _is_able(lambda: path.chmod(0o755 if path.is_dir() else 0o644))
+    except PermissionError:  # it is our own
+        return False
+
+
+def missing_abilities(folder: Path) -> list[str]:
+    """Return which of "locks", "chmod" and "fsync" the file system of a folder does not have."""
+    with tempfile.NamedTemporaryFile(prefix=_own_prefix(), dir=folder) as handle:
+        found = {
+            "locks": _has_locks(handle.fileno()),
+            "chmod": allow_reading(Path(handle.name)),
+            "fsync": flush_to_disk(handle.fileno()),
+        }
+    return [name for name, is_there in found.items() if not is_there]
+
+
+def _has_locks(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows has others
+        return True
+    return _is_able(lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB))
+
+
+def _is_able(do: Callable[[], object]) -> bool:
+    """Do something; return False where the file system cannot."""
+    try:
+        do()
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        return False
+    return True
 
 
 def hash_file(path: Path) -> str:

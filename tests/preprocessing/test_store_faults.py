@@ -116,8 +116,10 @@ def test_killed_worker_costs_no_case(
     root = tmp_path / "store"
     fill(dataset, root)
     assert (tmp_path / "was-killed").exists()
-    assert len(list(root.glob(".partial-*"))) == 1  # what the killed one was writing; cleared away when it is old
+    assert len(list(root.glob(".partial-*"))) == 1  # what the killed one was writing
     _assert_complete(root, expected)
+    fill(dataset, root)
+    assert not list(root.glob(".partial-*"))
 
 
 def test_two_processes_fill_one_empty_store(dataset: Path, expected: CaseStore, tmp_path: Path) -> None:

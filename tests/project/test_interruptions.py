@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from segfit.files import partial_folder
 from segfit.project import Project
 
 _PATIENCE_S = 600.0  # for what takes ten seconds on an idle machine
@@ -49,14 +51,20 @@ def test_kill_9_in_three_stages_changes_nothing(tmp_path: Path, volumes: Path) -
         lambda: any(out.glob("runs/*/fold-0/*/state/*")),
         lambda: any(out.glob("runs/*/fold-0/*/validation-*/*.nii.gz")),
     ]
+    (tmp_path / "partial").mkdir()
+    living = partial_folder(tmp_path / "partial").name
     for moment in moments:
         process = subprocess.Popen(command(out, volumes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(moment, process)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+        for folder in (out, out / "cases"):
+            for number in (process.pid, os.getpid()):
+                (folder / living.replace(str(os.getpid()), str(number))).mkdir(exist_ok=True)
     done = subprocess.run(command(out, volumes), capture_output=True, text=True, check=False)
     assert done.returncode in (0, 3), done.stderr  # so few steps need not teach anything
     assert "report:" in done.stdout
+    assert sorted(out.rglob(".partial-*")) == [out / living, out / "cases" / living]
     name = "model/weights-3d_fullres-0.safetensors"
     assert (out / name).read_bytes() == (whole.folder.root / name).read_bytes()
     for path in (whole.folder.predictions).glob("*.nii.gz"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -15,7 +14,7 @@ from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, StageError
 from segfit.execution.execution import LOCAL, Execution
-from segfit.files import remove_leftovers, write_json
+from segfit.files import new_folder, remove_leftovers, write_json
 from segfit.geometry import Grid
 from segfit.images import nifti, png_jpeg, tiff
 from segfit.images.formats import num_voxels, read_image, split_ending, write_labels
@@ -44,31 +43,24 @@ def export_nnunet(dataset: Dataset, folder: Path | str, *, execution: Execution 
         raise InputError(f"dataset {dataset.name} has no training case", "add images with labels")
     ending = _ENDINGS.get(split_ending(dataset.training[0].images[0])[1].lower(), ".nii.gz")
     items = [("Tr", case) for case in dataset.training] + [("Ts", case) for case in dataset.test]
-    partial_folder: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial_folder = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
-        work = partial(_write_case, folder=partial_folder, labels=dataset.labels, ending=ending)
-        for _ in execution.map(
-            work,
-            items,
-            description="Writing cases",
-            name=lambda item: item[1].id,
-            size=lambda item: _predicted_bytes(item[1], len(dataset.channel_names)),
-        ):
-            pass
-        for part in partial_folder.iterdir():
-            remove_leftovers(part)
-        write_json(partial_folder / "dataset.json", _declaration(dataset, ending))
-        partial_folder.chmod(0o755)
-        partial_folder.rename(target)
+        with new_folder(target) as made:
+            work = partial(_write_case, folder=made, labels=dataset.labels, ending=ending)
+            for _ in execution.map(
+                work,
+                items,
+                description="Writing cases",
+                name=lambda item: item[1].id,
+                size=lambda item: _predicted_bytes(item[1], len(dataset.channel_names)),
+            ):
+                pass
+            for part in made.iterdir():
+                remove_leftovers(part)
+            write_json(made / "dataset.json", _declaration(dataset, ending))
     except OSError as error:
         raise StageError(
             f"{target} cannot be written ({error.strerror})", "free disk space or choose another folder with --out"
         ) from error
-    finally:
-        if partial_folder is not None:
-            shutil.rmtree(partial_folder, ignore_errors=True)
     return target
 
 

@@ -13,6 +13,7 @@ from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
 from segfit.errors import StageError
 from segfit.execution.execution import LOCAL, Execution
+from segfit.files import remove_leftovers
 from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.geometry import AxisMap, canonical_map
@@ -46,7 +47,7 @@ def preprocess_dataset(
     know how large they are.
     """
     store.root.mkdir(parents=True, exist_ok=True)
-    store.remove_leftovers()
+    remove_leftovers(store.root)
     keys: dict[str, str] = {}
     too_large: list[str] = []
     known = _known_cases(spec, measured)

@@ -19,8 +19,6 @@ import hashlib
 import io
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +31,16 @@ from numpy.typing import NDArray
 
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError, StageError
-from segfit.files import Document, Record, content_hash, hash_file, read_json
+from segfit.files import (
+    Document,
+    Record,
+    allow_reading,
+    content_hash,
+    flush_to_disk,
+    hash_file,
+    partial_folder,
+    read_json,
+)
 from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
 from segfit.preprocessing.locations import Region
@@ -43,8 +50,6 @@ from segfit.specs import PreprocessingSpec
 __all__ = ["CaseStore", "DamagedCase", "StoredCase", "legible_name"]
 
 _VERSION = 3  # of what preprocessing computes and stores; a change makes stored cases stale
-_PARTIAL_PREFIX = ".partial-"
-_LEFTOVER_S = 3600  # a hidden folder untouched for so long has no living writer
 _BLOCK = 1 << 15  # elements that are decompressed together: what a processor core has close at hand
 _CHUNK_BLOCKS = 2  # blocks per axis in a chunk
 
@@ -197,9 +202,9 @@ class CaseStore:
         partial: Path | None = None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL_PREFIX}{key}-", dir=self.root))
+            partial = partial_folder(self.root)
             _write_case(partial, key, case, slicewise=slicewise)
-            partial.chmod(0o755)
+            allow_reading(partial)
             self._move_in(partial, key)
         except OSError as error:
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
@@ -214,7 +219,7 @@ class CaseStore:
     def discard(self, key: str) -> None:
         """Remove a case; it disappears at once and whole."""
         folder = self.root / key
-        aside = Path(tempfile.mkdtemp(prefix=_PARTIAL_PREFIX, dir=self.root))
+        aside = partial_folder(self.root)
         try:
             if not folder.is_symlink():
                 with suppress(OSError):  # a folder that may not be written cannot be moved
@@ -224,13 +229,6 @@ class CaseStore:
             pass
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-
-    def remove_leftovers(self) -> None:
-        """Remove what killed processes left behind."""
-        for path in self.root.glob(_PARTIAL_PREFIX + "*"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _LEFTOVER_S:
-                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def _load(self, key: str) -> _CaseFile | None:
         folder = self.root / key
@@ -278,7 +276,7 @@ def _write_case(folder: Path, key: str, case: Preprocessed, *, slicewise: bool) 
         with (folder / name).open("wb") as handle:
             handle.write(content)
             handle.flush()
-            os.fsync(handle.fileno())
+            flush_to_disk(handle.fileno())
     record.sealed().save(folder / "case.json")
     _flush_folder(folder)
 
@@ -288,7 +286,7 @@ def _flush_folder(folder: Path) -> None:
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            flush_to_disk(descriptor)
         finally:
             os.close(descriptor)
 

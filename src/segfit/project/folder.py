@@ -28,7 +28,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segfit.errors import Problem
-from segfit.files import Document
+from segfit.files import Document, remove_leftovers
 from segfit.options import Options
 
 __all__ = ["CheckFile", "PlanFolder", "ProjectFile", "ProjectFolder"]
@@ -67,6 +67,14 @@ class ProjectFolder:
         self.plans = root / "plans"
         self.runs = root / "runs"
         self.stages = root / "stages.jsonl"
+        self.locks = root / ".locks"
+
+    def remove_leftovers(self) -> None:
+        """Remove the partial files of commands that were killed."""
+        remove_leftovers(self.root)
+        for path in self.root.iterdir():
+            if path.is_dir():
+                remove_leftovers(path, deep=path != self.cases)  # those are many, and whole or not there
 
     def of_plan(self, key: str) -> PlanFolder:
         """Folder of what hangs on a plan."""
@@ -78,7 +86,7 @@ class ProjectFolder:
 
     def lock(self, name: str) -> Path:
         """Lock of one result."""
-        return self.root / ".locks" / f"{name.replace('/', '-')}.lock"
+        return self.locks / f"{name.replace('/', '-')}.lock"
 
 
 class PlanFolder:

@@ -77,6 +77,7 @@ class Project(Preparation):
         if before is not None and moved:
             project.progress.note(f"{opened.root} is the dataset that was at {before.dataset}")
         project.save_options()
+        project.folder.remove_leftovers()
         return project
 
     @classmethod
