@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["LOGGED", "SILENT", "KeptWarnings", "Logged", "Meter", "Progress", "Task", "messages_only"]
+__all__ = ["LOGGED", "SILENT", "Checked", "KeptWarnings", "Logged", "Meter", "Progress", "Task", "messages_only"]
 
 
 class Task(Protocol):
@@ -122,18 +122,50 @@ def messages_only(progress: Progress) -> Progress:
     return _MessagesOnly(progress)
 
 
-class KeptWarnings(_MessagesOnly):
-    """Passes everything on to a progress and keeps the warnings, in `messages`."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(progress)
-        self.messages: list[str] = []
+class _Whole(_MessagesOnly):
+    """Passes everything on to a progress."""
 
     @contextmanager
     def task(self, description: str, total: float) -> Iterator[Task]:
         """Open a task of the progress."""
         with self._progress.task(description, total) as task:
             yield task
+
+
+class Checked(_Whole):
+    """Passes everything on to a progress, and checks at every step whether the work may go on.
+
+    Parameters
+    ----------
+    check : raises an error where it may not
+    """
+
+    def __init__(self, progress: Progress, check: Callable[[], None]) -> None:
+        super().__init__(progress)
+        self._check = check
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        """Open a task of the progress."""
+        with super().task(description, total) as task:
+            yield _CheckedTask(task, self._check)
+
+
+class _CheckedTask:
+    def __init__(self, task: Task, check: Callable[[], None]) -> None:
+        self._task, self._check = task, check
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self._task.advance(amount, note)
+        self._check()
+
+
+class KeptWarnings(_Whole):
+    """Passes everything on to a progress and keeps the warnings, in `messages`."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(progress)
+        self.messages: list[str] = []
 
     def warn(self, message: str) -> None:
         """Keep a warning and pass it on."""

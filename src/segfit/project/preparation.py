@@ -27,6 +27,7 @@ from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of, splits_of
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore
+from segfit.progress import Checked, Progress
 from segfit.project.accounts import Accounts, told_of_files
 from segfit.project.documents import Documents, load, publish
 from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFolder
@@ -51,9 +52,10 @@ class Preparation:
         self._found = dataset
         self._resolved: dict[str, Any] = {}
         self._adopt(options)
-        self._execution, self.progress = execution, execution.progress
+        self.locks = Locks(self.folder, execution.progress)
+        self.progress: Progress = Checked(execution.progress, self.locks.require)
+        self._execution = replace(execution, progress=self.progress)
         self.accounts = Accounts(self.folder.stages)
-        self.locks = Locks(self.folder, self.progress)
         self.documents = Documents(self.accounts, self.locks)
         self.hashes = FileHashes(self.folder.cache / "files.json", dataset.folder)
         self.store = CaseStore(self.folder.cases, self.hashes)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from time import sleep
 from typing import TYPE_CHECKING
 
+from segfit.files import missing_abilities
 from segfit.progress import Progress
 from segfit.project.folder import ProjectFolder
+from segfit.project.lease import Lease
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -36,11 +39,20 @@ class Task:
 
 
 class Locks:
-    """The locks of a project, one for each result. A lock goes with its process, however that ends."""
+    """The locks of a project, one for each result.
+
+    A lock goes with its process, however that ends. Where the file system has no locks, leases take their place.
+    """
 
     def __init__(self, folder: ProjectFolder, progress: Progress) -> None:
         self._folder, self._progress = folder, progress
-        self._known: dict[str, FileLock] = {}
+        self._known: dict[str, FileLock | Lease] = {}
+
+    def require(self) -> None:
+        """Raise `StageError` if another command took over what this one holds, as it was silent for too long."""
+        for lock in self._known.values():
+            if isinstance(lock, Lease):
+                lock.require()
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
@@ -76,7 +88,7 @@ class Locks:
 
     def held_by_others(self) -> list[str]:
         """Return the names of the locks that other commands hold."""
-        names = [path.stem for path in sorted(self._folder.lock("").parent.glob("*.lock"))]
+        names = sorted({path.name.split(".")[0] for path in self._folder.locks.glob("*.l*")})
         free = [name for name in names if self._taken(name)]
         for name in free:
             self._known[name].release()
@@ -86,13 +98,27 @@ class Locks:
         """Take a lock, if nobody has it."""
         from filelock import FileLock, Timeout
 
-        lock = self._known.get(name)
-        if lock is None:
-            path = self._folder.lock(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = self._known[name] = FileLock(path)
+        if name not in self._known:
+            self._known[name] = (FileLock if self._has_locks else Lease)(self._folder.lock(name))
+        lock = self._known[name]
+        if isinstance(lock, Lease):
+            return lock.take()
         try:
             lock.acquire(blocking=False)
         except Timeout:
             return False
         return True
+
+    @cached_property
+    def _has_locks(self) -> bool:
+        """Whether the file system has locks; says what it does not have."""
+        self._folder.locks.mkdir(parents=True, exist_ok=True)
+        missing = missing_abilities(self._folder.locks)
+        for ability, consequence in (
+            ("locks", "that a command on another host was killed is known after a minute only"),
+            ("chmod", "who may read the project is as it is mounted"),
+            ("fsync", "what was written last may be lost with the power, and is made again then"),
+        ):
+            if ability in missing:
+                self._progress.warn(f"the file system of {self._folder.root} has no {ability}: {consequence}")
+        return "locks" not in missing

@@ -1,0 +1,169 @@
+"""One command at a time makes a result: by locks, or by leases where the file system has no locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from segfit.errors import StageError
+from segfit.progress import SILENT, KeptWarnings
+from segfit.project import lease
+from segfit.project.folder import ProjectFolder
+from segfit.project.lease import Lease
+from segfit.project.sharing import Locks, Task
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(lease, "_SILENT_S", 0.4)
+    monkeypatch.setattr(lease, "_RENEWED_S", 0.05)
+    monkeypatch.setattr(lease, "_LOOKED_AT_S", 0.0)
+    return tmp_path / "training 3d, fold 0.lock"
+
+
+def killed_owner(path: Path, host: str) -> None:
+    """Leave the lease of a process that was killed."""
+    code = f"""
+import os, socket
+from pathlib import Path
+from segfit.project.lease import Lease
+
+socket.gethostname = lambda: {host!r}
+assert Lease(Path({str(path)!r})).take()
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert list(path.parent.glob("*.lease"))
+
+
+def test_a_lease_is_held_by_one(path: Path) -> None:
+    one, other = Lease(path), Lease(path)
+    for holder, waiting in ((one, other), (other, one), (one, other)):
+        assert holder.take()
+        assert not waiting.take()
+        assert holder.take()
+        holder.release()
+        assert not waiting.take()
+        holder.require()
+        holder.release()
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_names_that_begin_alike_are_others(path: Path) -> None:
+    assert Lease(path).take()
+    assert Lease(path.with_name("training 3d, fold 01.lock")).take()
+    assert Lease(path.with_name("training 3d.lock")).take()
+
+
+def test_of_many_one_takes_it(path: Path) -> None:
+    held: list[int] = []
+
+    def work(_: int) -> int:
+        mine, done = Lease(path), 0
+        while done < 5:
+            if mine.take():
+                held.append(1)
+                assert len(held) == 1
+                time.sleep(0.001)
+                held.pop()
+                mine.release()
+                done += 1
+        return done
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(work, range(8))) == 40
+
+
+def test_the_lease_of_a_dead_process_of_this_host_is_free_at_once(path: Path) -> None:
+    killed_owner(path, socket.gethostname())
+    assert Lease(path).take()
+
+
+def test_that_of_another_host_is_free_when_its_owner_has_been_silent(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_owner(path, "another")
+    mine = Lease(path)
+    assert not mine.take()
+    time.sleep(0.5)
+    assert mine.take()
+    time.sleep(0.5)
+    assert not Lease(path).take()  # it is renewed
+
+
+def test_a_half_written_lease_is_nobodys_after_a_while(path: Path) -> None:
+    path.with_name(f"{path.stem}.7.lease").touch()
+    assert not Lease(path).take()
+    time.sleep(0.5)
+    assert Lease(path).take()
+    assert [file.name for file in path.parent.iterdir()] == [f"{path.stem}.8.lease"]
+
+
+@pytest.mark.parametrize("ahead_s", [-7200, 7200])
+def test_clocks_of_hosts_do_not_matter(path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: int) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "another")
+        owner = Lease(path)
+        assert owner.take()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead_s)
+    assert not Lease(path).take()
+
+
+def test_an_owner_who_was_suspended_does_not_go_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "another")
+        patch.setattr(lease, "_RENEWED_S", 1e6)
+        suspended = Lease(path)
+        assert suspended.take()
+    suspended.require()
+    time.sleep(0.5)
+    successor = Lease(path)
+    assert successor.take()
+    with pytest.raises(StageError):
+        suspended.require()
+    suspended.release()  # harms nobody
+    successor.require()
+    assert not Lease(path).take()
+
+
+def test_where_there_are_no_locks_leases_are_used_and_that_is_said_once(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    told = [KeptWarnings(SILENT), KeptWarnings(SILENT)]
+    one, other = (Locks(ProjectFolder(tmp_path), kept) for kept in told)
+    done: list[str] = []
+    with one.held("a"):
+        assert other.held_by_others() == ["a"]
+        other.share([Task("b", lambda: bool(done), lambda: done.append("b"))])
+        one.require()
+    assert other.held_by_others() == []
+    assert done == ["b"]
+    assert [len(kept.messages) for kept in told] == [1, 1]
+    assert not list((tmp_path / ".locks").glob("*.lock"))
+
+
+def test_who_lost_a_lease_stops_at_the_next_step_of_the_work(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    locks = Locks(ProjectFolder(tmp_path), SILENT)
+    with locks.held("a"):
+        [file] = (tmp_path / ".locks").iterdir()
+        locks.require()
+        file.rename(file.with_name("a.2.lease"))
+        with pytest.raises(StageError):
+            locks.require()
