@@ -214,6 +214,20 @@ def test_what_other_options_left_can_be_removed(root: Path) -> None:
     assert redone(root, "training.steps=6") >= {"size", "train", "validate", "select", "predict"}
 
 
+def test_nothing_is_removed_while_a_command_is_at_work(root: Path) -> None:
+    redone(root, "training.steps=5")
+    items = unneeded(again(root))
+    with again(root, "training.steps=6").at_work():
+        with pytest.raises(InputError):
+            unneeded(again(root, "training.steps=5"))
+        with pytest.raises(InputError):
+            remove(again(root, "training.steps=5"), items)
+    assert items
+    assert all(item.path.exists() for item in items)
+    remove(again(root, "training.steps=6"), items)  # they are needed again
+    assert all(item.path.exists() for item in items)
+
+
 def test_nothing_is_removed_that_a_run_may_go_on_with(root: Path) -> None:
     with pytest.raises(InputError, match="nothing was trained"):
         unneeded(again(root, "training.steps=9"))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from segfit.errors import StageError
+from segfit.errors import InputError, StageError
 from segfit.progress import SILENT, KeptWarnings
-from segfit.project import lease
+from segfit.project import lease, sharing
 from segfit.project.folder import ProjectFolder
 from segfit.project.lease import Lease
 from segfit.project.sharing import Locks, Task
@@ -139,6 +139,51 @@ def test_an_owner_who_was_suspended_does_not_go_on(path: Path, monkeypatch: pyte
     assert not Lease(path).take()
 
 
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_who_joins_has_the_clock_of_the_first(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, has_locks: bool
+) -> None:
+    if not has_locks:
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    clock = iter([1000.0, 1010.5, 1020.0, 1030.25, 1040.0])
+    monkeypatch.setattr(sharing, "file_system_time", lambda _: next(clock))
+    one, two, three, four, five = (Locks(ProjectFolder(tmp_path), SILENT) for _ in range(5))
+    first, second = one.joined("a"), two.joined("a")
+    assert first.__enter__() == 0
+    assert second.__enter__() == 10.5
+    with three.joined("b") as seconds:
+        assert seconds == 0  # at something else
+    first.__exit__(None, None, None)
+    with four.joined("a") as seconds:
+        assert seconds == 30.25  # as the second goes on
+    second.__exit__(None, None, None)
+    with five.joined("a") as seconds:
+        assert seconds == 0
+    assert not list((tmp_path / ".locks").glob("work*"))
+
+
+def test_nobody_begins_while_one_cleans_and_nobody_cleans_while_one_is_at_work(tmp_path: Path) -> None:
+    one, other = (Locks(ProjectFolder(tmp_path), SILENT) for _ in range(2))
+    killed = tmp_path / ".locks" / "work a since 5 x.lock"
+    killed.parent.mkdir()
+    killed.touch()
+    with one.joined("a") as seconds:
+        assert seconds == 0
+        assert not killed.exists()
+        with pytest.raises(InputError), other.alone():
+            pytest.fail("somebody is at work")
+    with ThreadPoolExecutor(1) as pool, other.alone():
+        waiting = pool.submit(begin_and_end, one)
+        time.sleep(0.2)
+        assert not waiting.done()
+    assert waiting.result() == 0
+
+
+def begin_and_end(locks: Locks) -> float:
+    with locks.joined("a") as seconds:
+        return seconds
+
+
 def test_where_there_are_no_locks_leases_are_used_and_that_is_said_once(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,10 +192,12 @@ def test_where_there_are_no_locks_leases_are_used_and_that_is_said_once(
     one, other = (Locks(ProjectFolder(tmp_path), kept) for kept in told)
     done: list[str] = []
     with one.held("a"):
-        assert other.held_by_others() == ["a"]
+        with pytest.raises(InputError), other.alone():
+            pytest.fail("somebody is at work")
         other.share([Task("b", lambda: bool(done), lambda: done.append("b"))])
         one.require()
-    assert other.held_by_others() == []
+    with other.alone():
+        pass
     assert done == ["b"]
     assert [len(kept.messages) for kept in told] == [1, 1]
     assert not list((tmp_path / ".locks").glob("*.lock"))

@@ -294,16 +294,20 @@ class Preparation:
         return (self.options.planning.folds or (0,))[0]
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the time of what is done inside, unless it is counted already."""
+    def at_work(self) -> Iterator[None]:
+        """Count the time of what is done inside, unless it is counted already, and keep what it needs from removal.
+
+        A command that joins others of the same options has their clock: all end when the first of them was to.
+        """
         if self._started is not None:
             yield
             return
-        self._started = perf_counter()
-        try:
-            yield
-        finally:
-            self._started = None
+        with self.locks.joined(self.options.content_hash()) as seconds:
+            self._started = perf_counter() - seconds
+            try:
+                yield
+            finally:
+                self._started = None
 
     def seconds(self) -> float:
         """Return the seconds of the time budget that are used."""
@@ -318,7 +322,7 @@ class Preparation:
         names = plan.run.configurations if plan.run else choose_configurations(list(plan.configurations), self.options)
         missing = [name for name in names if f"preprocess {name}" not in self._resolved]
         if missing:
-            with self.locks.held("preprocess"), self.accounts.of("preprocess"):
+            with self.at_work(), self.locks.held("preprocess"), self.accounts.of("preprocess"):
                 for name in missing:
                     self._resolved[f"preprocess {name}"] = self.preprocessed(plan.configurations[name])
         return {name: self._resolved[f"preprocess {name}"] for name in names}

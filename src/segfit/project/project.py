@@ -116,7 +116,7 @@ class Project(Preparation):
         """
         from segfit.project import trainings
 
-        with self.timed():
+        with self.at_work():
             return trainings.train_all(self, folds, configurations)
 
     def select(self, *, complete: bool = False) -> Selection:
@@ -127,7 +127,8 @@ class Project(Preparation):
         from segfit.project import handover
 
         self.validates_all = complete
-        return handover.select_model(self).selection
+        with self.at_work():
+            return handover.select_model(self).selection
 
     def predict(self) -> list[Path]:
         """Predict the dataset's test images with the model; return the label files.
@@ -136,15 +137,17 @@ class Project(Preparation):
         """
         from segfit.project import handover, trainings
 
-        trainings.require_trained(self)
-        return handover.predict_test(self)
+        with self.at_work():
+            trainings.require_trained(self)
+            return handover.predict_test(self)
 
     def evaluate(self) -> Summary | None:
         """Score the predictions of the test images, made as by `predict`; None if there are none with labels."""
         from segfit.project import handover, trainings
 
-        trainings.require_trained(self)
-        return handover.evaluate_test(self)
+        with self.at_work():
+            trainings.require_trained(self)
+            return handover.evaluate_test(self)
 
     def findings(self) -> Findings:
         """Return what counts of what the stages left, without making anything."""
@@ -181,17 +184,17 @@ class Project(Preparation):
         With `overrun` a time that is too short is overrun instead of refused.
         """
         self.overrun = overrun
-        with self.timed():
+        with self.at_work():
             for problem in self.check():
                 if not problem.fatal:
                     self.progress.warn(f"{problem.case}: {problem.problem}; {problem.action}")
             self.size()
             self.preprocess()
             self.train()
-        self.select()
-        summary = self.evaluate()
-        self.report()
-        return summary
+            self.select()
+            summary = self.evaluate()
+            self.report()
+            return summary
 
 
 def _holds_something(folder: Path) -> bool:

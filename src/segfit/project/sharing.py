@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from secrets import token_hex
 from time import sleep
 from typing import TYPE_CHECKING
 
-from segfit.files import missing_abilities
+from segfit.errors import InputError
+from segfit.files import file_system_time, missing_abilities
 from segfit.progress import Progress
 from segfit.project.folder import ProjectFolder
 from segfit.project.lease import Lease
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Locks", "Task"]
 
 _LOOK_S = 0.5  # between two looks at what others do
+_ENTRANCE = "entrance"  # lock of who begins some work, or keeps others from it
+_WORK = "work "  # begins the names of the locks of those who are at work
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +90,45 @@ class Locks:
             finally:
                 self._known[taken.name].release()
 
-    def held_by_others(self) -> list[str]:
-        """Return the names of the locks that other commands hold."""
-        names = sorted({path.name.split(".")[0] for path in self._folder.locks.glob("*.l*")})
-        free = [name for name in names if self._taken(name)]
+    @contextmanager
+    def joined(self, work: str) -> Iterator[float]:
+        """Be one of the commands at some work; yields the seconds since the first of those that still are began it.
+
+        When that was stands in the name of a lock that each of them has for itself.
+        """
+        with ExitStack() as stack:
+            with self.held(_ENTRANCE):
+                now_ms, begins = int(1000 * file_system_time(self._folder.locks)), f"{_WORK}{work} since "
+                others = [int(name.removeprefix(begins).split()[0]) for name in self._held_by_others(begins)]
+                begun_ms = min([now_ms, *others])
+                name = f"{begins}{begun_ms} {token_hex(4)}"
+                stack.callback(self._forget, name)
+                stack.enter_context(self.held(name))
+            yield (now_ms - begun_ms) / 1000
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others from beginning any work; raise `InputError` if one is at work."""
+        with self.held(_ENTRANCE), self.held("options"):
+            if self._held_by_others():
+                raise InputError(f"another segfit is at work in {self._folder.root}", "try again when it has ended")
+            yield
+
+    def _held_by_others(self, begins: str = "") -> list[str]:
+        """Return the names of the locks that other commands hold; the entrance is held meanwhile."""
+        names = {path.name.split(".")[0] for path in self._folder.locks.glob("*.l*")}
+        free = {name for name in names if name.startswith(begins) and self._taken(name)}
         for name in free:
             self._known[name].release()
-        return [name for name in names if name not in free]
+            if name.startswith(_WORK):  # of a command that was killed
+                self._forget(name)
+        return sorted(name for name in names - free if name.startswith(begins))
+
+    def _forget(self, name: str) -> None:
+        """Remove a lock that nobody will take any more."""
+        del self._known[name]
+        for path in self._folder.locks.glob(f"{name}.*"):
+            path.unlink(missing_ok=True)
 
     def _taken(self, name: str) -> bool:
         """Take a lock, if nobody has it."""

@@ -85,7 +85,20 @@ def unneeded(project: Preparation) -> list[Unneeded]:
     Raises `InputError` while another command is at work in the project, and where nothing was trained with the present
     options yet: they may go on with what is there.
     """
-    _require_rest(project)
+    with project.locks.alone():
+        return _unneeded(project)
+
+
+def remove(project: Preparation, items: Sequence[Unneeded]) -> None:
+    """Remove what is unneeded and still is; raise `InputError` while another command is at work in the project."""
+    with project.locks.alone():
+        still = {item.path for item in _unneeded(project)}
+        for item in items:
+            if item.path in still:
+                shutil.rmtree(item.path, ignore_errors=True)
+
+
+def _unneeded(project: Preparation) -> list[Unneeded]:
     project.check()  # first: it decides which cases count
     folder, found = project.folder, find(project)
     if found.plan is None or found.plan.run is None or not is_begun(project, found.plan):
@@ -111,20 +124,6 @@ def unneeded(project: Preparation) -> list[Unneeded]:
     old = sorted(set(project.store.keys()) - cases)
     items += [(folder.cases / key, "preprocessed case of other options") for key in old]
     return [Unneeded(path, what, _size(path)) for path, what in items]
-
-
-def remove(project: Preparation, items: Sequence[Unneeded]) -> None:
-    """Remove what is unneeded; raise `InputError` if another command began to work meanwhile."""
-    _require_rest(project)
-    for item in items:
-        shutil.rmtree(item.path, ignore_errors=True)
-
-
-def _require_rest(project: Preparation) -> None:
-    if busy := project.locks.held_by_others():
-        raise InputError(
-            f"another segfit is at work in {project.folder.root} ({', '.join(busy)})", "run clean when it has ended"
-        )
 
 
 def _folders(root: Path, pattern: str) -> list[Path]:
