@@ -11,8 +11,10 @@ from segfit.bundle.bundle import open_bundle
 from segfit.dataset.phantom import make_phantom
 from segfit.errors import InputError, Problem
 from segfit.images.formats import read_grid, read_label
+from segfit.options import Options
 from segfit.planning.plan import Plan
 from segfit.project import Project, preparation, sizing
+from segfit.project.folder import ProjectFile
 from segfit.training.probe import StepCost, TileCost
 
 
@@ -183,6 +185,31 @@ def test_a_budget_too_small_says_how_much_is_needed(tmp_path: Path, volumes: Pat
     ):
         project.train()
     assert not project.folder.runs.exists()
+
+
+@pytest.mark.parametrize(
+    "refused", [["training.steps=null", "time_s=1"], ["planning.folds=9"], ["planning.configurations=3d_lowres"]]
+)
+def test_options_that_are_refused_are_not_kept(
+    tmp_path: Path, volumes: Path, tiny: list[str], refused: list[str]
+) -> None:
+    def kept() -> Options:
+        return ProjectFile.load(tmp_path / "p" / "project.json").options
+
+    project = Project.create(tmp_path / "p", volumes, settings=[*tiny, *refused])
+    with pytest.raises(InputError):
+        project.run()
+    assert kept() == Options()
+    accepted = Project.open(tmp_path / "p", settings=tiny)
+    accepted.size()
+    with pytest.raises(InputError):
+        Project.open(tmp_path / "p", settings=refused).train()
+    assert kept() == accepted.options
+    project = Project.open(tmp_path / "p", settings=refused)
+    other = Project.open(tmp_path / "p", settings=["workers=1"])  # another command, meanwhile
+    with pytest.raises(InputError):
+        project.preprocess() if "lowres" in refused[0] else project.size()
+    assert kept() == other.options
 
 
 def test_time_sizes_the_run(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ class Preparation:
         self.hashes = FileHashes(self.folder.cache / "files.json", dataset.folder)
         self.store = CaseStore(self.folder.cases, self.hashes)
         self._started: float | None = None  # when the work that the time is for began
+        self._former: Options | None = None  # what was saved before the options of this session are accepted
         self.validates_all = False  # predict all validation cases, also those that a run had no time for
         self.overrun = False  # take more time rather than refuse a budget that is too short
 
@@ -79,9 +80,18 @@ class Preparation:
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
         file = ProjectFile(dataset=self.dataset.root, options=self.options)
-        if load(ProjectFile, self.folder.project) != file:
+        known = load(ProjectFile, self.folder.project)
+        if known != file:
+            self._former = Options() if known is None else known.options
             with self.locks.held("options"), told_of_files("options"):
                 file.save(self.folder.project)
+
+    def _withdraw_options(self) -> None:
+        """Have the project file as it was before the options of this session, unless others changed it meanwhile."""
+        file = load(ProjectFile, self.folder.project)
+        if self._former is not None and file is not None and file.options == self.options:
+            with self.locks.held("options"), told_of_files("options"):
+                file.model_copy(update={"options": self._former}).save(self.folder.project)
 
     def check(self) -> tuple[Problem, ...]:
         """Read every file once and return all problems; unchanged files are not read again.
@@ -171,9 +181,10 @@ class Preparation:
         return self.once("plan", self._plan)
 
     def _plan(self) -> Plan:
-        path = self.plan_folder.plan
-        result = self.documents.get(Plan, path, self.plan_key, lambda: self.replanned(()))
-        publish(path, self.folder.plan)
+        with self.at_work():
+            path = self.plan_folder.plan
+            result = self.documents.get(Plan, path, self.plan_key, lambda: self.replanned(()))
+            publish(path, self.folder.plan)
         return result
 
     def known_plan(self) -> Plan | None:
@@ -185,7 +196,8 @@ class Preparation:
         from segfit.project.sized import sized_plan
 
         if "size" not in self._resolved:
-            self._resolved |= dict.fromkeys(("size", "plan"), sized_plan(self))
+            with self.at_work():
+                self._resolved |= dict.fromkeys(("size", "plan"), sized_plan(self))
         return self.plan()
 
     def plan_anew(self) -> Plan:
@@ -297,7 +309,8 @@ class Preparation:
     def at_work(self) -> Iterator[None]:
         """Count the time of what is done inside, unless it is counted already, and keep what it needs from removal.
 
-        A command that joins others of the same options has their clock: all end when the first of them was to.
+        A command that joins others of the same options has their clock: all end when the first of them was to. Options
+        that are refused are not kept.
         """
         if self._started is not None:
             yield
@@ -306,6 +319,10 @@ class Preparation:
             self._started = perf_counter() - seconds
             try:
                 yield
+                self._former = None  # what was asked for was done
+            except InputError:
+                self._withdraw_options()
+                raise
             finally:
                 self._started = None
 
@@ -318,13 +335,14 @@ class Preparation:
 
         Before anything was sized, all configurations that can be trained are prepared, afterwards those in the run.
         """
-        plan = self.plan()
-        names = plan.run.configurations if plan.run else choose_configurations(list(plan.configurations), self.options)
-        missing = [name for name in names if f"preprocess {name}" not in self._resolved]
-        if missing:
-            with self.at_work(), self.locks.held("preprocess"), self.accounts.of("preprocess"):
-                for name in missing:
-                    self._resolved[f"preprocess {name}"] = self.preprocessed(plan.configurations[name])
+        with self.at_work():
+            plan, run = self.plan(), self.plan().run
+            names = run.configurations if run else choose_configurations(list(plan.configurations), self.options)
+            missing = [name for name in names if f"preprocess {name}" not in self._resolved]
+            if missing:
+                with self.locks.held("preprocess"), self.accounts.of("preprocess"):
+                    for name in missing:
+                        self._resolved[f"preprocess {name}"] = self.preprocessed(plan.configurations[name])
         return {name: self._resolved[f"preprocess {name}"] for name in names}
 
     def preprocessed(self, configuration: Configuration, cases: Sequence[Case] | None = None) -> dict[str, str]:

@@ -41,8 +41,7 @@ def _for_this_machine(project: Preparation, plan: Plan) -> Plan:
 
 def _decided(project: Preparation, plan: Plan) -> Plan:
     """Return the plan with its run."""
-    with project.at_work():
-        plan = decide_run(project, plan)
+    plan = decide_run(project, plan)
     assert plan.run is not None
     project.progress.note(forecast_words(plan.run))
     return plan.model_copy(update={"machine": project.hardware.machine})
