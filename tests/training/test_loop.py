@@ -81,7 +81,9 @@ def train(
     cases = disc_cases() if cases is None else cases
     asked: dict[str, Any] = {"steps": None if "seconds" in changes else 6, "checkpoint_seconds": 1000.0} | changes
     validated = asked.pop("cases_validation", cases[:1])
-    given = Budget(asked.pop("seconds", None), asked.pop("steps"), asked.pop("fewest_steps", 0))
+    given = Budget(
+        asked.pop("seconds", None), asked.pop("steps"), asked.pop("fewest_steps", 0), asked.pop("most_steps", None)
+    )
     values: dict[str, Any] = {
         "configuration": tiny_configuration(),
         "recipe": recipe or tiny_recipe(),
@@ -464,6 +466,18 @@ def test_fewest_steps_that_fit_the_time_change_nothing(tmp_path: Path, monkeypat
     assert 36 < result.steps < 40
     assert result.seconds <= 2.0
     assert not any("the time is over" in text for text in watcher.told)
+
+
+def test_a_training_ends_before_its_time_with_its_most_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeClock(monkeypatch)
+    watcher = Watcher()
+    result = train(tmp_path, seconds=4.0, fewest_steps=5, most_steps=20, cases_validation=[], progress=watcher)
+    assert result.steps == 20
+    assert result.seconds < 1.1
+    assert watcher.used == pytest.approx(4.0)
+    rates = [event["learning_rate"] for event in read_events(tmp_path / EVENTS) if event["kind"] == "step"]
+    assert rates == pytest.approx([1e-2 * (1 - step / 20) ** 0.9 for step in range(20)])
+    assert len([text for text in watcher.told if "before its time: 20 steps" in text]) == 1
 
 
 @pytest.mark.parametrize(("expected", "told"), [(0.02, True), (0.04, False), (None, False)])

@@ -21,6 +21,7 @@ __all__ = [
     "LONG_STEPS",
     "MANY_STEPS",
     "MOST_FEATURES",
+    "MOST_STEPS",
     "NARROW",
     "TOLERABLE_STEPS",
     "WANTED_STEPS",
@@ -48,6 +49,8 @@ ENOUGH_STEPS = 10_000
 """Another fold, or another configuration, is trained only if each training still gets this many steps."""
 LONG_STEPS = 10_000
 """From here on nnU-Net's recipe is kept."""
+MOST_STEPS = 250_000
+"""nnU-Net's schedule, 1000 epochs of 250: a training ends with it, also where there is more time."""
 NARROW = 16
 """Features of the first stage below which a network costs hardly less; taken only where the patch cannot shrink."""
 

@@ -14,8 +14,8 @@ from segfit.device import resolve_device
 from segfit.errors import DivergedError, InputError, StageError
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash, hash_file
-from segfit.planning.budget import FEWEST_STEPS
-from segfit.planning.plan import Plan
+from segfit.planning.budget import FEWEST_STEPS, MOST_STEPS
+from segfit.planning.plan import Plan, RunSpec
 from segfit.project.preparation import Preparation
 from segfit.project.race import exclude, remove_losers
 from segfit.project.sharing import Task
@@ -103,6 +103,12 @@ def trainings_asked(
     ]
 
 
+def _budget(run: RunSpec) -> Budget:
+    if run.steps is not None:
+        return Budget(None, run.steps)
+    return Budget(run.seconds_per_training, None, FEWEST_STEPS, MOST_STEPS)
+
+
 def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Training:
     """Return a training of this plan or an earlier one of the same project."""
     configuration, split, run = plan.configurations[name], project.splits().folds[fold], plan.run
@@ -116,7 +122,7 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
         cases_train=split.train,
         cases_validation=split.validation,
         seed=project.options.seed,
-        budget=Budget(run.seconds_per_training, None, FEWEST_STEPS) if run.steps is None else Budget(None, run.steps),
+        budget=_budget(run),
         weights=project.dataset.weights(split.train),
         data=_data(keys, split),
         start=project.folder.root / run.start if goes_on and run.start else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 
 from segfit.errors import InputError
@@ -14,12 +15,13 @@ __all__ = ["Budget", "Clock"]
 class Budget:
     """How long to train: seconds of wall clock spent training, or optimiser steps; `InputError` if it is neither.
 
-    A training by time goes on past its time until it has done `fewest_steps`.
+    A training by time goes on past its time until it has done `fewest_steps`, and ends before it with `most_steps`.
     """
 
     seconds: float | None
     steps: int | None
     fewest_steps: int = 0
+    most_steps: int | None = None
 
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):
@@ -35,9 +37,11 @@ class Budget:
         return float(total)
 
     def used(self, step: int, seconds: float) -> float:
-        """What of it is used, in its unit; of a time no larger a share than of the fewest steps."""
+        """What of it is used, in its unit; of a time as large a share as of the most steps, or as of the fewest."""
         if self.seconds is None:
             return float(step)
+        if self.most_steps is not None:
+            seconds = max(seconds, self.seconds * step / self.most_steps)
         return min(seconds, self.seconds * step / self.fewest_steps) if self.fewest_steps else seconds
 
     def share(self, step: int, seconds: float) -> float:
@@ -48,11 +52,15 @@ class Budget:
         """Whether it is used up, or its time would be exceeded by the `ahead` seconds that come next."""
         if self.seconds is None:
             return self.used(step, seconds) >= self.total
+        if self.most_steps is not None and step >= self.most_steps:
+            return True
         return step >= self.fewest_steps and seconds + ahead > self.seconds
 
     def expected_steps(self, step_seconds: float) -> float:
         """Return how many steps it will have if one takes so many seconds."""
-        return self.total if self.seconds is None else max(self.seconds / step_seconds, self.fewest_steps)
+        if self.seconds is None:
+            return self.total
+        return min(max(self.seconds / step_seconds, self.fewest_steps), self.most_steps or inf)
 
 
 class Clock:

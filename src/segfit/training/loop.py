@@ -187,6 +187,7 @@ class _Training:
                     self._save()
                 raise
             self._plan(at_end=True)
+            self._note(self._pace.early_end(self._done, self._clock.seconds()))
             if self._validation.is_missing_at_end(self._step):
                 self._validate()
             self._report(task)

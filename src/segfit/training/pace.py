@@ -54,3 +54,10 @@ class Pace:
             f"the time is over after {count(done, 'step')} of at least {budget.fewest_steps}; the training goes on for "
             f"about {duration(missing * self.step_seconds)}"
         )
+
+    def early_end(self, done: int, seconds: float) -> str:
+        """Say that all steps that are worth doing are done before the time is over, or nothing."""
+        left = (self._budget.seconds or 0.0) - seconds
+        if done != self._budget.most_steps or left <= 0:
+            return ""
+        return f"the training ends {duration(left)} before its time: {count(done, 'step')} are nnU-Net's whole schedule"
