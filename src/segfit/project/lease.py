@@ -5,6 +5,9 @@ file of the next number, which one command of several can do; nobody's lease is 
 himself into it every few seconds. A lease is free when its owner wrote so, when he is a process of this host that has
 ended, or when he has been silent for too long by the clock of the file system: those of the hosts may differ. An owner
 who was silent and comes back finds a higher number, and stops.
+
+Those of filelock (4.2) would not do: where names cannot be exchanged in one step, as on network mounts, they never take
+over from another host.
 """
 
 from __future__ import annotations

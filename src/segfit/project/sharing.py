@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from secrets import token_hex
@@ -54,7 +54,7 @@ class Locks:
 
     def require(self) -> None:
         """Raise `StageError` if another command took over what this one holds, as it was silent for too long."""
-        for lock in self._known.values():
+        for lock in list(self._known.values()):  # work in threads reports too
             if isinstance(lock, Lease):
                 lock.require()
 
@@ -128,7 +128,8 @@ class Locks:
         """Remove a lock that nobody will take any more."""
         del self._known[name]
         for path in self._folder.locks.glob(f"{name}.*"):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody looks at it
+                path.unlink()
 
     def _taken(self, name: str) -> bool:
         """Take a lock, if nobody has it."""
