@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from segfit.bundle.bundle import Member
+from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case, Dataset
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import measure
@@ -128,6 +129,10 @@ def test_measurements_and_preprocessed_arrays_are_the_same(
         stored = store.open(keys[case.id])
         assert np.array_equal(stored.image(), first.image())
         assert np.array_equal(stored.labels(), expected)
+        assert stored.annotation is not None
+        given = read_labels(case, SCHEME)
+        assert np.array_equal(stored.annotation(), given.array[0])
+        assert stored.properties.grid.mismatch(given.grid) == ""
         assert stored.locations.keys() == first.locations.keys()
         for name, rows in first.locations.items():
             assert np.array_equal(stored.locations[name], rows), name

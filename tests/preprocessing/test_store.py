@@ -11,10 +11,12 @@ import nibabel
 import numpy as np
 import pytest
 
+from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError, StageError
 from segfit.execution.execution import Execution
 from segfit.geometry import Grid
+from segfit.images.formats import read_grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
 from segfit.preprocessing import dataset as dataset_module
@@ -224,6 +226,31 @@ def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
     assert warnings.messages == ["preprocessed case c1 was damaged on disk; it was made anew"]
     np.testing.assert_array_equal(store.open(keys["c1"]).image(), expected)
     assert store.verify(keys["c1"])
+
+
+def test_annotations_are_kept_on_the_grid_of_their_image(tmp_path: Path) -> None:
+    cases = _dataset(tmp_path, 2)
+    bare = Case(id="bare", images=cases[1].images)
+    store = CaseStore(tmp_path / "cases")
+    keys = preprocess_dataset([cases[0], bare], _SPEC, _SCHEME, store)
+    assert store.open(keys["bare"]).annotation is None
+    stored = store.open(keys["c0"])
+    assert stored.annotation is not None
+    np.testing.assert_array_equal(stored.annotation(), read_labels(cases[0], _SCHEME).array[0])
+    assert stored.annotation.predicted_bytes() >= 12 * 11 * 10
+    grid, source = stored.properties.grid, read_grid(cases[0].images[0])
+    assert (grid.shape, grid.spacing_mm, grid.header) == (source.shape, source.spacing_mm, source.header)
+    np.testing.assert_array_equal(grid.affine, source.affine)
+    path = stored.folder / "annotation.b2nd"
+    for position in range(0, path.stat().st_size, 97):
+        content = bytearray(path.read_bytes())
+        content[position] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(StageError):
+            stored.annotation()
+        content[position] ^= 1
+        path.write_bytes(content)
+    assert store.verify(keys["c0"])
 
 
 def test_changed_file_is_preprocessed_anew(tmp_path: Path) -> None:

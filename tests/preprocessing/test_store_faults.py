@@ -216,7 +216,7 @@ def test_any_flipped_bit_is_found_and_the_case_made_anew(dataset: Path, expected
     names = {key: case for case, key in keys.items()}
     generator = random.Random(1)
     files = sorted(path for key in keys.values() for path in (root / key).iterdir())
-    assert len(files) == 8 * 4
+    assert len(files) == 8 * 5
     for path in files:
         content = bytearray(path.read_bytes())
         position, bit = generator.randrange(len(content)), generator.randrange(8)

@@ -74,7 +74,7 @@ def _run(dataset: Path, project: Path, log: Path) -> Counts:
 
 # The aim is three opens of a file in a fresh run, none in a repeated one, and two parses of a document. These are the
 # numbers reached so far, for the file that is opened most: they must not rise, and fall with every step to the aim.
-_MOST_OPENS = {"imagesTr": (11, 1), "labelsTr": (8, 1), "imagesTs": (6, 1), "labelsTs": (4, 1)}
+_MOST_OPENS = {"imagesTr": (7, 1), "labelsTr": (5, 1), "imagesTs": (5, 1), "labelsTs": (4, 1)}
 _MOST_PARSES = (13, 6)
 
 

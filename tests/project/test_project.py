@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,19 @@ def test_validation_from_stored_arrays_equals_prediction_from_files(finished: Pr
         path = finished.findings().validated[name] / f"{name}.nii.gz"
         found = model.predict(finished.dataset.case(name).images[0]).labels
         np.testing.assert_array_equal(found, read_label(path).array[0])
+
+
+def test_references_are_read_from_the_dataset_where_the_store_was_emptied(finished: Project, tmp_path: Path) -> None:
+    root = tmp_path / "p"
+    shutil.copytree(finished.folder.root, root)
+    chosen = finished.findings().selected
+    assert chosen is not None
+    shutil.rmtree(root / "cases")
+    for path in root.rglob("selection.json"):
+        path.unlink()
+    again = Project.open(root)
+    assert again.select() == chosen.selection
+    assert not (root / "cases").exists()
 
 
 def test_scores_in_the_model_are_those_of_the_validation(finished: Project) -> None:

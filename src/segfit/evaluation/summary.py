@@ -22,7 +22,7 @@ from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_his
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import Document, Record
 from segfit.geometry import Grid
-from segfit.images.formats import num_voxels, read_label
+from segfit.images.formats import num_voxels, read_grid, read_label
 from segfit.images.image import FileError, Image, problem_of
 from segfit.labels import LabelClass, LabelScheme
 from segfit.notebook import html_table
@@ -104,7 +104,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Annotation:
-    """Loads the annotation of a case; how large it is, the header of its prediction tells."""
+    """Loads the annotation of a case; the header of its prediction tells the grid of its image, and how large it is."""
 
     case: Case
     scheme: LabelScheme
@@ -112,7 +112,10 @@ class _Annotation:
 
     def __call__(self) -> NDArray[Any]:
         """Return the inner label values, (*spatial)."""
-        labels: NDArray[Any] = read_labels(self.case, self.scheme).array[0]
+        grid = None  # resampling is exact only on the grid that the image tells
+        if not self.case.resample_label:
+            grid = read_grid(self.prediction, self.case.spacing_mm)
+        labels: NDArray[Any] = read_labels(self.case, self.scheme, grid).array[0]
         return labels
 
     def predicted_bytes(self) -> int:
@@ -153,12 +156,15 @@ class Pair:
         )
 
     @classmethod
-    def of_case(cls, case: Case, prediction: Path, scheme: LabelScheme) -> Pair:
-        """Return the pair of a predicted label file and the annotation of a case that has one."""
+    def of_case(cls, case: Case, prediction: Path, scheme: LabelScheme, reference: Stored | None = None) -> Pair:
+        """Return the pair of a label file that was predicted on the grid of a case and the annotation of the case.
+
+        `reference` loads the annotation where it is kept elsewhere than in the files of the case.
+        """
         return cls(
             case.id,
             _File(prediction, scheme),
-            _Annotation(case, scheme, prediction),
+            reference or _Annotation(case, scheme, prediction),
             prediction.as_posix(),
             ", ".join(path.as_posix() for path in case.label_files),
         )

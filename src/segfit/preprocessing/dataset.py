@@ -20,7 +20,7 @@ from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid
 from segfit.labels import LabelScheme
 from segfit.preprocessing.pipeline import TooLargeError, preprocess
-from segfit.preprocessing.store import CaseStore, DamagedCase, legible_name
+from segfit.preprocessing.store import CaseStore, DamagedCase, compressed, legible_name
 from segfit.resampling import new_shape
 from segfit.specs import PreprocessingSpec
 
@@ -107,6 +107,7 @@ def _preprocess_case(
         store.discard(key)
     image = [read_case(case.images, case.spacing_mm)]
     label = [read_labels(case, scheme, image[0].grid) if case.label_files else None]
+    annotation = None if label[0] is None else compressed(label[0].array[0], label[0].grid.ndim)
     try:
         done = preprocess(  # which owns image and label, and lets go of them as soon as it can
             image.pop(),
@@ -120,7 +121,7 @@ def _preprocess_case(
         )
     except TooLargeError as error:
         return _Done(key, hashes, too_large=str(error))
-    store.add(key, done, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
+    store.add(key, done, annotation=annotation, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
     return _Done(key, hashes, was_there)
 
 

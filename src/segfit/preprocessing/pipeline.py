@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from segfit.cropping import Box, bounding_box, nonzero_mask, slices
 from segfit.errors import InputError
 from segfit.files import Record
-from segfit.geometry import AxisMap, canonical_map
+from segfit.geometry import AxisMap, Grid, canonical_map
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
 from segfit.preprocessing.locations import class_locations
@@ -53,6 +53,15 @@ class CaseProperties(Record):
     shape_after_crop: tuple[int, ...]
     shape: tuple[int, ...]  # after resampling
     source_files: tuple[str, ...] = ()  # paths when the case was preprocessed
+    header: str | None = None  # of the stored grid, in hexadecimal digits
+    spacing_known: bool = True
+
+    @property
+    def grid(self) -> Grid:
+        """The stored grid."""
+        header = None if self.header is None else bytes.fromhex(self.header)
+        affine = None if self.affine is None else np.array(self.affine)
+        return Grid(self.stored_shape, self.stored_spacing_mm, affine, header, spacing_known=self.spacing_known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,9 +111,7 @@ def preprocess(
     shape = cropped.shape[1:] if keeps_grid else new_shape(cropped.shape[1:], spacing, spec.spacing_mm)
     properties = CaseProperties(
         case=case,
-        stored_shape=grid.shape,
-        stored_spacing_mm=grid.spacing_mm,
-        affine=None if grid.affine is None else tuple(map(tuple, grid.affine.tolist())),
+        **_stored(grid),
         axis_order=orientation.order,
         axis_flip=orientation.flip,
         transpose=spec.transpose,
@@ -132,6 +139,17 @@ def preprocess(
     resampled = resample_labels(marked, shape, spacing, target, spec.resample_label)
     del marked
     return Preprocessed(final, resampled, properties, class_locations(resampled, labels))
+
+
+def _stored(grid: Grid) -> dict[str, Any]:
+    """Return what `CaseProperties.grid` is made of again."""
+    return {
+        "stored_shape": grid.shape,
+        "stored_spacing_mm": grid.spacing_mm,
+        "affine": None if grid.affine is None else tuple(map(tuple, grid.affine.tolist())),
+        "header": None if grid.header is None else grid.header.hex(),
+        "spacing_known": grid.spacing_known,
+    }
 
 
 def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str) -> None:

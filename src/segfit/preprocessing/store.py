@@ -4,6 +4,7 @@ A case is a folder named after the content it was made from::
 
     <root>/<key>/image.b2nd       (c, *spatial) float32
                  labels.b2nd      (*spatial) int16, if there is a label
+                 annotation.b2nd  (*stored) the labels on the grid of the image, for who scores predictions
                  locations.npy    (n, axes) int32, the classes one after the other
                  case.json        properties, the SHA-256 of the other files, and a hash of all that
     <root>/hashes.json            hashes of source files by path, size and time
@@ -47,11 +48,13 @@ from segfit.preprocessing.locations import Region
 from segfit.preprocessing.pipeline import CaseProperties, Preprocessed
 from segfit.specs import PreprocessingSpec
 
-__all__ = ["CaseStore", "DamagedCase", "StoredCase", "legible_name"]
+__all__ = ["CaseStore", "DamagedCase", "StoredAnnotation", "StoredCase", "compressed", "legible_name"]
 
-_VERSION = 3  # of what preprocessing computes and stores; a change makes stored cases stale
+_VERSION = 4  # of what preprocessing computes and stores; a change makes stored cases stale
 _BLOCK = 1 << 15  # elements that are decompressed together: what a processor core has close at hand
 _CHUNK_BLOCKS = 2  # blocks per axis in a chunk
+_ANNOTATION = "annotation.b2nd"
+_ANNOTATION_BYTES = 8  # per voxel, of a label map that is read and compared
 
 
 class _StoredFile(Record):
@@ -93,6 +96,31 @@ def _damage_is_told(case: str) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class StoredAnnotation:
+    """Loads the annotation of a case as its files have it: small, for any process (`evaluation.summary.Stored`)."""
+
+    case: str
+    path: Path
+    sha256: str
+    voxels: int
+
+    def __call__(self) -> NDArray[np.integer[Any]]:
+        """Return the inner label values on the grid of the image, (*spatial)."""
+        import blosc2
+
+        with _damage_is_told(self.case):
+            content = self.path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != self.sha256:
+                raise ValueError(f"{self.path.name} is not what was written")
+            result: NDArray[np.integer[Any]] = blosc2.ndarray_from_cframe(content)[:]
+        return result
+
+    def predicted_bytes(self) -> int:
+        """Return what loading and comparing it takes, about."""
+        return self.voxels * _ANNOTATION_BYTES
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredCase:
     """A case in a store, read in part. Every read opens the file anew, so any number of threads may read."""
@@ -101,6 +129,7 @@ class StoredCase:
     properties: CaseProperties
     channels: int
     has_labels: bool
+    annotation: StoredAnnotation | None  # None for a case without label
     locations: Mapping[str, NDArray[np.int32]]  # (n, spatial axes) by name of the class, mapped from disk
 
     @property
@@ -191,19 +220,25 @@ class CaseStore:
                 rows = np.asarray(np.load(folder / "locations.npy", mmap_mode="r"))
         parts = np.split(rows, np.cumsum(list(counts.values()))[:-1]) if counts else []
         locations = dict(zip(counts, parts, strict=True))
-        return StoredCase(folder, record.properties, record.channels, "labels.b2nd" in record.files, locations)
+        file, name = record.files.get(_ANNOTATION), record.properties.case
+        annotation = None
+        if file is not None:
+            annotation = StoredAnnotation(name, folder / _ANNOTATION, file.sha256, prod(record.properties.stored_shape))
+        has_labels = "labels.b2nd" in record.files
+        return StoredCase(folder, record.properties, record.channels, has_labels, annotation, locations)
 
-    def add(self, key: str, case: Preprocessed, *, slicewise: bool = False) -> None:
+    def add(self, key: str, case: Preprocessed, *, annotation: bytes | None = None, slicewise: bool = False) -> None:
         """Write a case; one that is already there is kept.
 
-        `slicewise` lays the arrays out for reading single slices along axis 0. Raises `StageError` if the disk is
-        full or not writable; nothing is left behind then.
+        `annotation` is what `compressed` makes of the labels on the grid of the image. `slicewise` lays the arrays out
+        for reading single slices along axis 0. Raises `StageError` if the disk is full or not writable; nothing is left
+        behind then.
         """
         partial: Path | None = None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             partial = partial_folder(self.root)
-            _write_case(partial, key, case, slicewise=slicewise)
+            _write_case(partial, key, case, annotation, slicewise=slicewise)
             allow_reading(partial)
             self._move_in(partial, key)
         except OSError as error:
@@ -254,11 +289,13 @@ class CaseStore:
                 return
 
 
-def _write_case(folder: Path, key: str, case: Preprocessed, *, slicewise: bool) -> None:
+def _write_case(folder: Path, key: str, case: Preprocessed, annotation: bytes | None, *, slicewise: bool) -> None:
     axes = len(case.properties.shape)
-    arrays = {"image.b2nd": _compress(case.image, axes, slicewise=slicewise)}
+    arrays = {"image.b2nd": compressed(case.image, axes, slicewise=slicewise)}
     if case.labels is not None:
-        arrays["labels.b2nd"] = _compress(case.labels, axes, slicewise=slicewise)
+        arrays["labels.b2nd"] = compressed(case.labels, axes, slicewise=slicewise)
+    if annotation is not None:
+        arrays[_ANNOTATION] = annotation
     rows = io.BytesIO()
     np.save(rows, np.concatenate([np.zeros((0, axes), np.int32), *case.locations.values()]), allow_pickle=False)
     arrays["locations.npy"] = rows.getvalue()
@@ -291,7 +328,7 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _compress(array: NDArray[Any], axes: int, *, slicewise: bool) -> bytes:
+def compressed(array: NDArray[Any], axes: int, *, slicewise: bool = False) -> bytes:
     """Return the bytes of a b2nd file; the last `axes` axes are spatial.
 
     Compressed in memory and written by us, so that a full disk shows as the error it is.

@@ -266,7 +266,7 @@ class _Decision:
         cases = project.dataset.training
         some = cases[:: max(1, len(cases) // _LOOKED_AT)][:_LOOKED_AT]
         keys = project.preprocessed(self._plan.configurations[name], some)
-        arrays = [project.store.open(key).labels() for key in keys.values()]
+        arrays = [project.stored(key).labels() for key in keys.values()]
         return [_cut(array) for array in arrays if array is not None]
 
     def _trainings(self, entrants: Sequence[Candidate] | None, left: float) -> tuple[list[Candidate], tuple[int, ...]]:

@@ -27,6 +27,7 @@ from segfit.project.stages import STAGES
 from segfit.project.trainings import (
     Validation,
     held_weights,
+    references_of,
     summaries_of,
     train_all,
     trainings_of,
@@ -242,7 +243,7 @@ def _pairs(project: Preparation, validations: Sequence[Validation], candidate: C
         pair
         for item in validations
         if item.training.name == candidate.members[0]
-        for pair in validation_pairs(project.dataset, item.folder, item.cases)
+        for pair in validation_pairs(project.dataset, item.folder, references_of(project, item))
     ]
     if len(candidate.members) == 1:
         return first

@@ -26,7 +26,7 @@ from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of, splits_of
 from segfit.preprocessing.dataset import preprocess_dataset
-from segfit.preprocessing.store import CaseStore
+from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import Checked, Progress
 from segfit.project.accounts import Accounts, told_of_files
 from segfit.project.documents import Documents, load, publish
@@ -355,6 +355,10 @@ class Preparation:
             measured=self.fingerprint(),
             execution=self.execution,
         )
+
+    def stored(self, key: str) -> StoredCase:
+        """Open a preprocessed case, once; `StageError` if it is not there."""
+        return self.once(f"case {key}", lambda: self.store.open(key))
 
     def once(self, name: str, find: Callable[[], _Result]) -> _Result:
         """Return what `find` finds, looked for once until the options change."""

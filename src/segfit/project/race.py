@@ -250,7 +250,7 @@ class _Runner:
         )
         return train_fold(
             job,
-            [project.store.open(keys[name]) for name in names],
+            [project.stored(keys[name]) for name in names],
             (),
             self.last,
             resolve_device(project.options.device),
@@ -267,7 +267,7 @@ class _Runner:
             candidate.configuration,
             candidate.recipe,
             project.dataset,
-            [project.store.open(keys[name]) for name in self._file.cases],
+            [project.stored(keys[name]) for name in self._file.cases],
             self.last / WEIGHTS,
             self.last / f"predicted-{self._result.weights[:16]}",
             device=resolve_device(project.options.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from segfit.evaluation.summary import Summary
 from segfit.files import content_hash, hash_file
 from segfit.planning.budget import FEWEST_STEPS, MOST_STEPS
 from segfit.planning.plan import Plan, RunSpec
+from segfit.preprocessing.store import StoredAnnotation
 from segfit.project.preparation import Preparation
 from segfit.project.race import exclude, remove_losers
 from segfit.project.sharing import Task
@@ -32,6 +33,7 @@ __all__ = [
     "Validation",
     "held_weights",
     "is_begun",
+    "references_of",
     "require_trained",
     "results_of",
     "summaries_of",
@@ -224,8 +226,8 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
     with project.accounts.of("train"):
         return train_fold(
             job,
-            [project.store.open(keys[case]) for case in job.cases_train],
-            [project.store.open(keys[case]) for case in job.cases_validation],
+            [project.stored(keys[case]) for case in job.cases_train],
+            [project.stored(keys[case]) for case in job.cases_validation],
             item.folder,
             resolve_device(project.options.device),
             expected_seconds_per_step=project.run_plan().seconds_per_step.get(item.name),
@@ -295,6 +297,16 @@ def summaries_of(validations: Sequence[Validation]) -> dict[str, dict[int, Summa
     return summaries
 
 
+def references_of(project: Preparation, item: Validation) -> dict[str, StoredAnnotation | None]:
+    """Return the annotations of validation cases; None for one that has to be read from the dataset."""
+    keys = project.case_keys(project.plan().configurations[item.training.name])
+    found: dict[str, StoredAnnotation | None] = dict.fromkeys(item.cases)
+    for case in item.cases:
+        with suppress(StageError):  # the store may have been emptied since
+            found[case] = project.stored(keys[case]).annotation
+    return found
+
+
 def _validate(project: Preparation, item: Validation, *, probabilities: bool) -> None:
     run, plan, inference = project.run_plan(), project.plan(), project.options.inference
     name, keys = item.training.name, project.preprocess()[item.training.name]
@@ -305,7 +317,7 @@ def _validate(project: Preparation, item: Validation, *, probabilities: bool) ->
             plan.configurations[name],
             plan.training[name],
             project.dataset,
-            [project.store.open(keys[case]) for case in item.cases],
+            [project.stored(keys[case]) for case in item.cases],
             item.training.folder / WEIGHTS,
             item.folder,
             device=resolve_device(project.options.device),

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError
-from segfit.evaluation.summary import Pair, Summary, evaluate
+from segfit.evaluation.summary import Pair, Stored, Summary, evaluate
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import write_file
-from segfit.images.formats import read_grid, write_labels
+from segfit.images.formats import write_labels
 from segfit.images.image import LabelMap
 from segfit.inference.predictor import Predictor
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
@@ -69,20 +69,21 @@ def validate_fold(
                 fields = [LogitField(logits, case.properties, configuration)]
                 if probabilities:
                     _write_array(written, merged_probabilities(fields, dataset.labels))
-                labels = merged_labels(fields, dataset.labels)
-                source = dataset.case(case.id)
-                grid = read_grid(source.images[0], source.spacing_mm)
-                write_labels(path, LabelMap(dataset.labels.to_stored(labels), grid, dataset.labels, source.images))
+                labels = dataset.labels.to_stored(merged_labels(fields, dataset.labels))
+                images = dataset.case(case.id).images
+                write_labels(path, LabelMap(labels, case.properties.grid, dataset.labels, images))
             task.advance(1, case.id)
-    summary = evaluate(validation_pairs(dataset, folder, wanted), dataset.labels, execution=execution)
+    pairs = validation_pairs(dataset, folder, {case.id: case.annotation for case in cases})
+    summary = evaluate(pairs, dataset.labels, execution=execution)
     summary.save(folder / SUMMARY)
     return summary
 
 
-def validation_pairs(dataset: Dataset, folder: Path, case_ids: Sequence[str]) -> list[Pair]:
-    """Return predictions and references of validation cases."""
+def validation_pairs(dataset: Dataset, folder: Path, references: Mapping[str, Stored | None]) -> list[Pair]:
+    """Return predictions and references of validation cases; None: the reference is read from the dataset."""
     return [
-        Pair.of_case(dataset.case(name), folder / f"{name}{dataset.file_ending}", dataset.labels) for name in case_ids
+        Pair.of_case(dataset.case(name), folder / f"{name}{dataset.file_ending}", dataset.labels, reference)
+        for name, reference in references.items()
     ]
 
 
