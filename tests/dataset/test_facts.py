@@ -12,10 +12,10 @@ from PIL import Image as Picture
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.checks import check_dataset
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import describe, find_cases, inspect_dataset, open_dataset
 from segfit.dataset.splits import balanced_splits
 from segfit.errors import DatasetError, InputError
-from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.measure import measure
 from segfit.images.formats import read_case, read_grid
 

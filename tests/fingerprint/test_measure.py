@@ -7,12 +7,12 @@ import nibabel
 import numpy as np
 import pytest
 
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
 from segfit.execution import pool
 from segfit.execution.execution import Execution
 from segfit.fingerprint import measure as measure_module
-from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import measure
 from segfit.labels import LabelScheme

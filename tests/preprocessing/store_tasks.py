@@ -12,10 +12,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case
 from segfit.errors import StageError
 from segfit.execution.execution import Execution
-from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
 from segfit.preprocessing import dataset
 from segfit.preprocessing.dataset import preprocess_dataset

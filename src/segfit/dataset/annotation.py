@@ -16,7 +16,7 @@ from segfit.images.image import FileError, Image
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 
-__all__ = ["LABEL_BYTES_PER_VOXEL", "count_values", "merged_masks", "read_labels"]
+__all__ = ["LABEL_BYTES_PER_VOXEL", "as_seen", "count_values", "merged_masks", "read_labels"]
 
 LABEL_BYTES_PER_VOXEL = 10  # that reading a label map and finding its values takes (measured)
 _PART = 1 << 16  # voxels counted at a time
@@ -32,10 +32,16 @@ def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Im
     ----------
     grid : that of the image; read from its header if it is not given
     """
-    if case.label is None:
-        return on_image_grid(case, merged_masks(case), grid)
-    image = read_label(case.label, case.spacing_mm)
-    return on_image_grid(case, Image(scheme.to_inner(image.array), image.grid), grid)
+    return as_seen(
+        case, scheme, merged_masks(case) if case.label is None else read_label(case.label, case.spacing_mm), grid
+    )
+
+
+def as_seen(case: Case, scheme: LabelScheme, label: Image, grid: Grid | None = None) -> Image:
+    """Return what `read_labels` does from the label file of a case as it was read, or its `merged_masks`."""
+    if case.label is not None:
+        label = Image(scheme.to_inner(label.array), label.grid)
+    return on_image_grid(case, label, grid)
 
 
 def merged_masks(case: Case, files: OpenFiles | None = None) -> Image:

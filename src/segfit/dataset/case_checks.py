@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.dataset.annotation import count_values, merged_masks
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.label_grid import on_image_grid
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
@@ -25,7 +27,7 @@ from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 from segfit.words import count, numbers
 
-__all__ = ["Finding", "check_case"]
+__all__ = ["CaseVoxels", "Finding", "Look", "check_case"]
 
 _LARGEST_INTENSITY = 1e15  # the squares of 10^8 such values, which deviations need, can still be summed in float32
 _SPACING_TOLERANCE = 0.02  # between two places of a header; rounding in either is far below (assumption)
@@ -53,6 +55,30 @@ class Finding:
         return None if self.spacing_mm is None else len(self.spacing_mm)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CaseVoxels:
+    """What the files of a case hold, read for its check."""
+
+    case: Case
+    images: tuple[Image, ...]
+    label: Image  # as stored, or merged masks
+    content: str  # hash of the files, see `FileHashes.case`
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What else is done with the voxels of each training case without fatal problems, while they are there.
+
+    Parameters
+    ----------
+    work : may be done by other processes, so it leaves its results in files
+    bytes_per_voxel : that it takes
+    """
+
+    work: Callable[[CaseVoxels], None]
+    bytes_per_voxel: int
+
+
 @dataclass(slots=True)
 class _Seen:
     """What is known of a case, file by file."""
@@ -66,6 +92,8 @@ class _Seen:
     bits: int | None = None
     label_values: frozenset[int] | None = None
     colours: Mapping[int, str] | None = None
+    images: list[Image] = field(default_factory=list)
+    label: Image | None = None
 
     @property
     def readable(self) -> bool:
@@ -78,17 +106,39 @@ class _Seen:
         self.remarks += [(path, remark) for remark in check(path, image, files) if remark not in said]
 
 
-def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool) -> Finding:
-    """Read the files of a case, each once; `complete` says that no file is known to be missing."""
+def check_case(
+    case: Case,
+    labels: LabelScheme,
+    expected: int,
+    *,
+    complete: bool,
+    hashes: FileHashes | None = None,
+    look: Look | None = None,
+) -> Finding:
+    """Read the files of a case, each once.
+
+    Parameters
+    ----------
+    complete : no file is known to be missing
+    hashes : told what the files contain
+    look : done with what was read; needs `hashes`
+    """
     seen = _Seen(case)
-    with OpenFiles() as files:
+    with OpenFiles() if hashes is None else OpenFiles(hashes.take) as files:
         for path in case.images:
-            _check_image(seen, path, files)
+            image = _check_image(seen, path, files)
+            if look is not None and case.label_files and image is not None:
+                seen.images.append(image)
         whole = complete and seen.readable
         if whole and seen.channels != expected:
             seen.problems.append(_wrong_channels(case, seen.channels, expected, files))
         if case.label_files:
             _check_label(seen, labels, files)
+        if hashes is not None:
+            with suppress(InputError):  # told by the problems
+                content = hashes.case(case, files)
+                if look is not None and whole and seen.readable and seen.label is not None:
+                    look.work(CaseVoxels(case, tuple(seen.images), seen.label, content))
     grid = seen.grid
     return Finding(
         tuple(seen.problems),
@@ -103,14 +153,14 @@ def check_case(case: Case, labels: LabelScheme, expected: int, *, complete: bool
     )
 
 
-def _check_image(seen: _Seen, path: Path, files: OpenFiles) -> None:
-    """Read an image file of a case and see whether it fits those before it."""
+def _check_image(seen: _Seen, path: Path, files: OpenFiles) -> Image | None:
+    """Read an image file of a case, see whether it fits those before it, and return it if it could be read."""
     case = seen.case
     try:
         image = read_image(path, case.spacing_mm, files)
     except InputError as error:
         seen.problems.append(problem_of(case.id, error, f"correct {path.name}", (path,)))
-        return
+        return None
     seen.channels += image.array.shape[0]
     seen.digest.update(repr(image.array.shape).encode())
     seen.digest.update(np.ascontiguousarray(image.array).data)
@@ -118,11 +168,12 @@ def _check_image(seen: _Seen, path: Path, files: OpenFiles) -> None:
     seen.told(path, image, files)
     if seen.grid is not None:
         seen.problems += _check_grid(case, path, seen.grid, image.grid, case.images[0])
-        return
+        return image
     seen.grid = image.grid
     unsigned = image.array.dtype.kind == "u" and find_format(path).same_depth
     seen.bits = 8 * image.array.dtype.itemsize if unsigned else None
     seen.remarks += [(path, remark) for remark in _header_remarks(image.grid)]
+    return image
 
 
 def _check_label(seen: _Seen, labels: LabelScheme, files: OpenFiles) -> None:
@@ -133,6 +184,7 @@ def _check_label(seen: _Seen, labels: LabelScheme, files: OpenFiles) -> None:
     except InputError as error:
         seen.problems.append(problem_of(case.id, error, f"correct {last.name}"))
         return
+    seen.label = label
     values = frozenset(count_values(label.array))
     seen.label_values = frozenset(labels.stored_values[value] for value in values) if case.masks else values
     seen.problems += _check_values(case, last, seen.label_values, labels, label)

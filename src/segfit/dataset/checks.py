@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL
-from segfit.dataset.case_checks import Finding, check_case
+from segfit.dataset.case_checks import Finding, Look, check_case
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import inspect_dataset
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.palettes import palette_problems
@@ -36,7 +37,13 @@ _SHOWN_FILES = 3  # files named in a message; a remark about more is told once
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
 
-def check_dataset(dataset: Dataset | Path | str, *, execution: Execution = LOCAL) -> tuple[Problem, ...]:
+def check_dataset(
+    dataset: Dataset | Path | str,
+    *,
+    hashes: FileHashes | None = None,
+    look: Look | None = None,
+    execution: Execution = LOCAL,
+) -> tuple[Problem, ...]:
     """Return every problem of a dataset, fatal ones and warnings: its structure first, then case by case.
 
     A path is inspected first, so that a dataset which `open_dataset` refuses is reported together with what its files
@@ -44,28 +51,47 @@ def check_dataset(dataset: Dataset | Path | str, *, execution: Execution = LOCAL
     """
     found, problems = inspect_dataset(dataset.root if isinstance(dataset, Dataset) else dataset)
     opened = dataset if isinstance(dataset, Dataset) else found
-    return problems if opened is None else check_files(opened, problems, execution=execution)
+    if opened is None:
+        return problems
+    return check_files(opened, problems, hashes=hashes, look=look, execution=execution)
 
 
 def check_files(
-    dataset: Dataset, problems: Sequence[Problem] = (), *, execution: Execution = LOCAL
+    dataset: Dataset,
+    problems: Sequence[Problem] = (),
+    *,
+    hashes: FileHashes | None = None,
+    look: Look | None = None,
+    execution: Execution = LOCAL,
 ) -> tuple[Problem, ...]:
     """Return `problems`, those of the dataset's structure, and after them all that its files show.
 
     Each image and label file is read once, in parallel; what is wrong with test cases is a warning. A case that no
     worker survives is a problem of that case.
+
+    Parameters
+    ----------
+    hashes : what is known of the contents of files, and what is found out about them
+    look : what else is done with each training case, see `Look`
     """
     incomplete = {problem.case for problem in problems if problem.fatal}
     channels = len(dataset.channel_names)
     work = execution.map(
-        partial(_check_item, labels=dataset.labels, channels=channels),
-        [(number, case, case.id not in incomplete) for number, case in enumerate((*dataset.training, *dataset.test))],
+        partial(_check_item, labels=dataset.labels, channels=channels, look=look, training=len(dataset.training)),
+        [
+            (number, case, case.id not in incomplete, None if hashes is None else hashes.of(case))
+            for number, case in enumerate((*dataset.training, *dataset.test))
+        ],
         description="Checking cases",
         name=_item_name,
-        size=lambda item: _predicted_bytes(item[1], channels),
+        size=lambda item: _predicted_bytes(item[1], channels, look),
         lost=_unread,
     )
-    findings = [finding for _, finding in sorted(work, key=lambda done: done[0][0])]  # in order of their numbers
+    findings: list[Finding] = []
+    for _, (finding, found) in sorted(work, key=lambda done: done[0][0]):  # in order of their numbers
+        findings.append(finding)
+        if hashes is not None and found is not None:
+            hashes.learn(found)
     training, test = findings[: len(dataset.training)], findings[len(dataset.training) :]
     content = [item for finding in training for item in finding.problems]
     content += [
@@ -84,33 +110,37 @@ def require_usable(problems: Sequence[Problem]) -> None:
         raise DatasetError(fatal)
 
 
-_Item = tuple[int, Case, bool]
-"""Number of a case, the case, and whether no file of it is known to be missing."""
+_Item = tuple[int, Case, bool, FileHashes | None]
+"""Number of a case, the case, whether no file of it is known to be missing, and what is known of its files."""
 
 
 def _item_name(item: _Item) -> str:
     return item[1].id
 
 
-def _predicted_bytes(case: Case, channels: int) -> int:
+def _predicted_bytes(case: Case, channels: int, look: Look | None) -> int:
     """Return the memory that checking a case takes, about: its channels are read file by file, then its label."""
     if not case.images:
         return sum(num_voxels(path) for path in case.label_files) * LABEL_BYTES_PER_VOXEL + 1
     image = ceil(channels / len(case.images)) * _IMAGE_BYTES_PER_VOXEL
-    return num_voxels(case.images[0]) * (image + (LABEL_BYTES_PER_VOXEL if case.label_files else 0))
+    label = LABEL_BYTES_PER_VOXEL + (0 if look is None else look.bytes_per_voxel) if case.label_files else 0
+    return num_voxels(case.images[0]) * (image + label)
 
 
-def _unread(item: _Item, error: LostCaseError) -> Finding:
+def _unread(item: _Item, error: LostCaseError) -> tuple[Finding, None]:
     problem = f"reading failed: worker {error.reason}, also when run alone"
     largest = max((*item[1].images, *item[1].label_files), key=num_voxels)
     size = f"; the largest is {largest.name} with {num_voxels(largest):.3g} voxels"
     action = "check again with more free memory or on a larger machine, or remove the case"
-    return Finding((Problem(item[1].id, problem + size, action, transient=True),), None, None, None)
+    return Finding((Problem(item[1].id, problem + size, action, transient=True),), None, None, None), None
 
 
-def _check_item(item: _Item, *, labels: LabelScheme, channels: int) -> Finding:
-    _, case, complete = item
-    return check_case(case, labels, channels, complete=complete)
+def _check_item(
+    item: _Item, *, labels: LabelScheme, channels: int, look: Look | None, training: int
+) -> tuple[Finding, FileHashes | None]:
+    number, case, complete, hashes = item
+    look = look if number < training else None
+    return check_case(case, labels, channels, complete=complete, hashes=hashes, look=look), hashes
 
 
 def _told_once(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:

@@ -14,22 +14,24 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segfit.cropping import bounding_box, slices
-from segfit.dataset.annotation import count_values, read_labels
+from segfit.dataset.annotation import as_seen, count_values, read_labels
+from segfit.dataset.case_checks import CaseVoxels, Look
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import content_hash, write_file
-from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
 from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.geometry import AxisMap, canonical_map
-from segfit.images.formats import num_voxels, read_case
+from segfit.images.formats import num_voxels, read_case, stacked
+from segfit.images.image import Image
 from segfit.labels import LabelScheme
 
-__all__ = ["measure"]
+__all__ = ["look_to_measure", "measure"]
 
 _SLAB = 1 << 20  # voxels looked at a time where work would need much memory at once
-_WORKING_COPIES = 4  # arrays of a case's size that measuring holds at its peak
+_BYTES_PER_VOXEL = 16  # of a channel: four arrays of 32 bits, that measuring holds at its peak
 _VERSION = 2  # of what is measured; a change makes cached measurements stale
 
 Orientation = Literal["canonical", "stored"]
@@ -37,16 +39,36 @@ Orientation = Literal["canonical", "stored"]
 
 @dataclass(frozen=True, slots=True)
 class _Declared:
-    """What a dataset says of all its cases."""
+    """What a dataset says of all its cases, and how and where they are measured."""
 
     channels: int
     labels: LabelScheme
+    orientation: Orientation
+    cache: Path | None
+
+    @classmethod
+    def of(cls, dataset: Dataset, orientation: Orientation, cache: Path | None) -> _Declared:
+        return cls(len(dataset.channel_names), dataset.labels, orientation, cache)
 
     @property
     def values(self) -> tuple[int, ...]:
         """Every label value, the ignore label included."""
         scheme = self.labels
         return scheme.all_values if scheme.ignore_value is None else (*scheme.all_values, scheme.ignore_value)
+
+    def remembered(self, case: Case, content: str) -> Path | None:
+        """Where the case with this content of its files is remembered; None where nothing is."""
+        if self.cache is None:
+            return None
+        meaning = [self.channels, self.values, self.labels.foreground_values, self.labels.stored]
+        return self.cache / f"{content_hash([_VERSION, case.id, content, self.orientation, meaning])}.npz"
+
+    def predicted_bytes(self, case: Case, hashes: FileHashes) -> int:
+        """Return the memory that measuring a case takes, about; 1 where it is remembered."""
+        path = self.remembered(case, hashes.case(case)) if self.cache is not None else None
+        if path is not None and path.exists():
+            return 1
+        return num_voxels(case.images[0]) * self.channels * _BYTES_PER_VOXEL
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,15 +98,16 @@ def measure(
     if not dataset.training:
         raise InputError(f"dataset {dataset.name} has no training case", "add images and labels")
     hashes = hashes or FileHashes()
+    declared = _Declared.of(dataset, orientation, cache)
     records: list[CaseFingerprint] = []
     mixtures = tuple(Mixture() for _ in dataset.channel_names)
     early: dict[str, _Measured] = {}  # measured before a case in front of them
     for (case, _), (measured, found) in execution.map(
-        partial(_measure_or_recall, _Declared(len(dataset.channel_names), dataset.labels), orientation, cache),
+        partial(_measure_or_recall, declared),
         [(case, hashes.of(case)) for case in dataset.training],
         description="fingerprint",
         name=lambda item: item[0].id,
-        size=lambda item: num_voxels(item[0].images[0]) * len(dataset.channel_names) * 4 * _WORKING_COPIES,
+        size=lambda item: declared.predicted_bytes(item[0], hashes),
     ):
         hashes.learn(found)
         early[case.id] = measured
@@ -115,30 +138,38 @@ def measure(
     )
 
 
-def _measure_or_recall(
-    declared: _Declared, orientation: Orientation, cache: Path | None, item: tuple[Case, FileHashes]
-) -> tuple[_Measured, FileHashes]:
+def look_to_measure(dataset: Dataset, orientation: Orientation, cache: Path) -> Look:
+    """Return what measures the training cases while they are checked: `measure` finds them in its cache."""
+    declared = _Declared.of(dataset, orientation, cache)
+    return Look(partial(_measure_read, declared), (declared.channels + 1) * _BYTES_PER_VOXEL)
+
+
+def _measure_read(declared: _Declared, found: CaseVoxels) -> None:
+    path = declared.remembered(found.case, found.content)
+    if path is not None and not path.exists():
+        image = stacked(found.case.images, found.images)
+        label = as_seen(found.case, declared.labels, found.label, image.grid)
+        _remember(path, _measure_case(found.case, found.content, declared, image, label))
+
+
+def _measure_or_recall(declared: _Declared, item: tuple[Case, FileHashes]) -> tuple[_Measured, FileHashes]:
     """Return what a case is like, and the hashes of its files."""
     case, hashes = item
     content = hashes.case(case)
-    if cache is None:
-        return _measure_case(case, content, declared, orientation), hashes
-    scheme = declared.labels
-    meaning = [declared.channels, declared.values, scheme.foreground_values, scheme.stored]
-    key = content_hash([_VERSION, case.id, content, orientation, meaning])
-    path = cache / f"{key}.npz"
-    measured = _recall(path, content)
+    path = declared.remembered(case, content)
+    measured = None if path is None else _recall(path, content)
     if measured is None:
-        measured = _measure_case(case, content, declared, orientation)
-        _remember(path, measured)
+        if not case.label_files:
+            raise InputError(f"case {case.id} has no label", "add it or move the images to the test cases")
+        image = read_case(case.images, case.spacing_mm)
+        label = read_labels(case, declared.labels, image.grid)
+        measured = _measure_case(case, content, declared, image, label)
+        if path is not None:
+            _remember(path, measured)
     return measured, hashes
 
 
-def _measure_case(case: Case, content: str, declared: _Declared, orientation: Orientation) -> _Measured:
-    if not case.label_files:
-        raise InputError(f"case {case.id} has no label", "add it or move the images to the test cases")
-    image = read_case(case.images, case.spacing_mm)
-    label = read_labels(case, declared.labels, image.grid)
+def _measure_case(case: Case, content: str, declared: _Declared, image: Image, label: Image) -> _Measured:
     if image.array.shape[0] != declared.channels:
         raise InputError(
             f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {declared.channels}"
@@ -148,7 +179,7 @@ def _measure_case(case: Case, content: str, declared: _Declared, orientation: Or
         raise InputError(f"case {case.id} contains NaN or infinite values", "replace them in the image file")
     if label.grid.shape != image.grid.shape:
         raise InputError(f"case {case.id}: the label has shape {label.grid.shape}, the image {image.grid.shape}")
-    axes = canonical_map(image.grid) if orientation == "canonical" else AxisMap.identity(image.grid.ndim)
+    axes = canonical_map(image.grid) if declared.orientation == "canonical" else AxisMap.identity(image.grid.ndim)
     voxels, values = axes.apply(image.array), axes.apply(label.array)[0]
     box = bounding_box((voxels != 0).any(axis=0))  # filling holes would not change the box
     voxels, values = voxels[(slice(None), *slices(box))], values[slices(box)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = [
     "read_image",
     "read_label",
     "split_ending",
+    "stacked",
     "write_labels",
 ]
 
@@ -55,7 +56,7 @@ class Format:
         `unfit`, with what to do in `remedy`, and labels of its images have the ending `label_ending`
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
-    files : every file that an image consists of; see `files_of`
+    files : every file that an image consists of; None: it is one file; see `files_of`
     check : remarks on a file and the image that was read from it; see `check`
     checks_labels : whether the remarks matter for label maps, too
     channel_kind : what the channels of a file are, for messages, where the format says it; None: volumes
@@ -74,7 +75,7 @@ class Format:
     remedy: str = "save labels as .nii.gz"
     label_ending: str = ".nii.gz"
     multichannel: bool = False
-    files: Callable[[Path, OpenFiles | None], tuple[Path, ...]] = lambda path, _: (path,)
+    files: Callable[[Path, OpenFiles | None], tuple[Path, ...]] | None = None
     check: Callable[[Path, Image, OpenFiles | None], tuple[Remark, ...]] = lambda *_: ()
     checks_labels: bool = False
     channel_kind: Callable[[Path, OpenFiles | None], str] | None = None
@@ -261,7 +262,8 @@ def files_of(path: Path, files: OpenFiles | None = None) -> tuple[Path, ...]:
     Files beside it that may exist or not (the spacing file of a TIFF stack) are not among them. Raises `InputError` for
     an unknown ending and a header that cannot be read.
     """
-    return find_format(path).files(path, files)
+    inside = find_format(path).files
+    return (path,) if inside is None else inside(path, files)
 
 
 def is_image_folder(path: Path, *, nested: bool = True) -> bool:
@@ -347,10 +349,14 @@ def read_case(
     Files that store the same voxels in another order of axes are turned (`Grid.turn`). Raises `InputError` if a file
     cannot be read or the files do not share one grid (`Grid.mismatch`). `spacing_mm` and `files` as in `read_image`.
     """
+    return stacked(paths, (read_image(path, spacing_mm, files) for path in paths))
+
+
+def stacked(paths: Sequence[Path], read: Iterable[Image]) -> Image:
+    """Stack the channel files of one case that were read one by one, as `read_case` does."""
     assert paths
     images: list[Image] = []
-    for path in paths:
-        image = read_image(path, spacing_mm, files)
+    for path, image in zip(paths, read, strict=True):
         if images:
             image = image.turned_to(images[0].grid)
         difference = images[0].grid.mismatch(image.grid) if images else ""
@@ -358,9 +364,9 @@ def read_case(
             raise FileError(path, f"does not fit {paths[0].name}: {difference}", "resample it to that file's grid")
         images.append(image)
     channels = sum(image.array.shape[0] for image in images)
-    stacked = np.empty((channels, *images[0].grid.shape), dtype=np.float32)
-    np.concatenate([image.array for image in images], out=stacked, casting="unsafe")
-    return Image(stacked, images[0].grid)
+    array = np.empty((channels, *images[0].grid.shape), dtype=np.float32)
+    np.concatenate([image.array for image in images], out=array, casting="unsafe")
+    return Image(array, images[0].grid)
 
 
 def read_label(path: Path, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None) -> Image:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 __all__ = ["OpenFiles", "opened", "shared"]
 
@@ -20,9 +21,9 @@ class OpenFiles:
     on_open : is given every file when it is opened, such as to hash it; may leave it at any place
     """
 
-    def __init__(self, on_open: Callable[[Path, BinaryIO], None] = lambda *_: None) -> None:
+    def __init__(self, on_open: Callable[[Path, BufferedReader], object] = lambda *_: None) -> None:
         self._on_open = on_open
-        self._open: dict[Path, BinaryIO] = {}
+        self._open: dict[Path, BufferedReader] = {}
         self._starts: dict[Path, bytes] = {}
 
     def __enter__(self) -> Self:
@@ -32,7 +33,7 @@ class OpenFiles:
         while self._open:
             self._open.popitem()[1].close()
 
-    def at_start(self, path: Path) -> BinaryIO:
+    def at_start(self, path: Path) -> BufferedReader:
         """Return a file, at its start; it stays open while a few others are looked into."""
         handle = self._open.pop(path, None)
         if handle is None:
@@ -53,7 +54,7 @@ class OpenFiles:
 
 
 @contextmanager
-def opened(path: Path, files: OpenFiles | None = None) -> Iterator[BinaryIO]:
+def opened(path: Path, files: OpenFiles | None = None) -> Iterator[BufferedReader]:
     """Open a file for reading, unless it is among files that are open."""
     if files is not None:
         yield files.at_start(path)

@@ -10,11 +10,11 @@ from math import inf, prod
 from pathlib import Path
 
 from segfit.dataset.annotation import read_labels
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case
 from segfit.errors import StageError
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import remove_leftovers
-from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid

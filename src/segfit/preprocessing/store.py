@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError, StageError
 from segfit.files import (
@@ -42,7 +43,6 @@ from segfit.files import (
     partial_folder,
     read_json,
 )
-from segfit.fingerprint.contents import FileHashes
 from segfit.labels import LabelScheme
 from segfit.preprocessing.locations import Region
 from segfit.preprocessing.pipeline import CaseProperties, Preprocessed

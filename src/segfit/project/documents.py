@@ -9,7 +9,7 @@ from typing import TypeVar
 from segfit.files import Document, write_bytes
 from segfit.project.accounts import Accounts, told_of_files
 from segfit.project.sharing import Locks
-from segfit.records import Key, recall, store
+from segfit.records import Key, Use, recall, store
 
 __all__ = ["Documents", "load", "publish"]
 
@@ -28,23 +28,22 @@ class Documents:
         path: Path,
         key: Key,
         make: Callable[[], _Document],
-        *,
-        counts: Callable[[_Document], bool] = lambda _: True,
     ) -> _Document:
-        """Return the document at `path` if it has this key and `counts`; else make it and write it."""
+        """Return the document at `path` if it has this key; else make it and write it."""
+        return self.resolve(key.stage, lambda: recall(kind, path, key), lambda use: store(make(), path, key, use()))
 
-        def known() -> _Document | None:
-            found = recall(kind, path, key)
-            return found if found is not None and counts(found) else None
-
+    def resolve(
+        self, stage: str, known: Callable[[], _Document | None], make: Callable[[Callable[[], Use]], _Document]
+    ) -> _Document:
+        """Return the document of a stage that is `known`, or `make` and write it, given what tells its use."""
         found = known()
         if found is not None:
             return found
-        with self._locks.held(key.stage):
+        with self._locks.held(stage):
             found = known()  # others may have made it meanwhile
             if found is None:
-                with self._accounts.of(key.stage) as use:
-                    found = store(make(), path, key, use())
+                with self._accounts.of(stage) as use:
+                    found = make(use)
         return found
 
 

@@ -10,15 +10,15 @@ from time import perf_counter
 from typing import Any, TypeVar, cast
 
 from segfit.dataset.checks import check_dataset, require_usable
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.splits import SPLITS_FILE, Splits, covering, faults_of, make_splits
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
-from segfit.fingerprint.contents import FileHashes
 from segfit.fingerprint.fingerprint import Fingerprint
-from segfit.fingerprint.measure import measure
+from segfit.fingerprint.measure import look_to_measure, measure
 from segfit.options import Options, parse_seconds
 from segfit.planning.budget import choose_configurations
 from segfit.planning.folds import folds_decision
@@ -33,7 +33,7 @@ from segfit.project.documents import Documents, load, publish
 from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFolder
 from segfit.project.sharing import Locks
 from segfit.project.stages import STAGES
-from segfit.records import Key, recall, store
+from segfit.records import Key, Use, recall, store
 from segfit.specs import Configuration
 
 __all__ = ["Preparation"]
@@ -101,21 +101,35 @@ class Preparation:
         return self.once("check", self._check)
 
     def _check(self) -> tuple[Problem, ...]:
-        key = STAGES["check"].key(self.options, dataset=self._content())
+        path = self.folder.check
 
-        def make() -> CheckFile:
-            return CheckFile(problems=check_dataset(self._found, execution=self.execution))
+        def known() -> CheckFile | None:
+            if not path.exists():
+                return None  # the files are hashed when they are read, and not before
+            file = recall(CheckFile, path, self._check_key(self.hashes))
+            return file if file is not None and _is_lasting(file) else None
 
-        problems = self.documents.get(CheckFile, self.folder.check, key, make, counts=_is_lasting).problems
+        def make(use: Callable[[], Use]) -> CheckFile:
+            problems = check_dataset(
+                self._found,
+                hashes=self.hashes,
+                look=look_to_measure(self._found, orientation_of(self.options), self.folder.cache),
+                execution=self.execution,
+            )
+            key = self._check_key(self.hashes.as_read())  # what changed since is found the next time
+            return store(CheckFile(problems=problems), path, key, use())
+
+        problems = self.documents.resolve("check", known, make).problems
         if self.options.dataset.skip_incomplete:
             self.dataset, problems = leave_out(self._found, problems)
         return problems
 
-    def _content(self) -> str:
-        """Return what names the files of the dataset and what is declared of them, wherever they lie."""
+    def _check_key(self, hashes: FileHashes) -> Key:
+        """Return what names the check of the dataset's files and of what is declared of them, wherever they lie."""
         try:
-            return self.hashes.dataset(self._found)
+            return STAGES["check"].key(self.options, dataset=hashes.dataset(self._found))
         finally:
+            self.hashes.learn(hashes)
             self.hashes.save()
 
     def fingerprint(self) -> Fingerprint:

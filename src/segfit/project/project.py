@@ -105,7 +105,7 @@ class Project(Preparation):
     def _holds_results_of_dataset(self) -> bool:
         """Whether the project was checked on this very dataset, wherever that was then."""
         record = record_of(self.folder.check)
-        return record is not None and record.made_of.get("dataset") == self._content()
+        return record is not None and record.made_of.get("dataset") == self._check_key(self.hashes).made_of["dataset"]
 
     def train(
         self, *, folds: Sequence[int] | None = None, configurations: Sequence[str] | None = None

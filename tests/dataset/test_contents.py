@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError
 from segfit.files import hash_file
-from segfit.fingerprint.contents import FileHashes
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import LabelMap

@@ -1,0 +1,219 @@
+"""What a case's files contain, as hashes: the identity of cached work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from io import BufferedReader
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from segfit.dataset.manifest import Case, Dataset
+from segfit.errors import InputError
+from segfit.files import content_hash, read_json, write_json
+from segfit.images.formats import files_of, find_format
+from segfit.images.open_files import OpenFiles, opened
+
+__all__ = ["FileHashes"]
+
+_DECLARATIONS = ("dataset.json", "cases.csv", "cases.json")
+
+_Entry = tuple[int, int, str]  # size, modification time in ns, SHA-256
+_Parts = tuple[str, tuple[str, ...]]  # what tells that an image has not changed, the files that it consists of
+
+
+class FileHashes:
+    """SHA-256 of files, remembered by path, size and modification time; safe to use from several threads.
+
+    Parameters
+    ----------
+    path : JSON file to remember in; None remembers for the life of the object
+    root : folder below which files are remembered by their place in it, so that it may be moved
+    """
+
+    def __init__(self, path: Path | None = None, root: Path | None = None) -> None:
+        self._path, self._root = path, root
+        self._lock = Lock()
+        self._known, self._parts = self._load()
+        self._changed = self._trusting = False
+
+    def case(self, case: Case, files: OpenFiles | None = None) -> str:
+        """Return the hash of all that a case's files say: channels in order, label, voxel size given beside them.
+
+        Raises `InputError` if a file is missing or cannot be read. `files` are those that are open.
+        """
+        return content_hash(
+            {
+                **self._images(case, files),
+                "label": [self.image(path, files) for path in case.label_files],
+                "structures": [mask.value for mask in case.masks],  # the name in the hashes that there are
+                **({"resample_label": True} if case.resample_label else {}),
+            }
+        )
+
+    def images(self, case: Case) -> str:
+        """Return the hash of what a case's images say."""
+        return content_hash(self._images(case, None))
+
+    def _images(self, case: Case, files: OpenFiles | None) -> dict[str, Any]:
+        return {
+            "images": [self.image(path, files) for path in case.images],
+            "spacing": [self.file(path, files) if path.is_file() else None for path in _beside(case)],
+            **({"spacing_mm": case.spacing_mm} if case.spacing_mm else {}),
+        }
+
+    def dataset(self, dataset: Dataset) -> str:
+        """Return the hash of a dataset: its cases, their files, and what is declared of them, wherever it lies.
+
+        Raises `InputError` if a file is missing or cannot be read.
+        """
+        root = dataset.root
+        declared = [root] if root.is_file() else [root / name for name in _DECLARATIONS]
+        return content_hash(
+            {
+                "declared": {path.name: self.file(path) for path in declared if path.is_file()},
+                "labels": dataset.labels.model_dump(mode="json"),
+                "channels": list(dataset.channel_names),
+                "cases": [
+                    [kind, case.id, case.group, case.site, case.weight, self.case(case)]
+                    for kind, cases in (("training", dataset.training), ("test", dataset.test))
+                    for case in cases
+                ],
+            }
+        )
+
+    def image(self, path: Path, files: OpenFiles | None = None) -> str:
+        """Return the hash of an image: its file's, or of all files it consists of with their places."""
+        parts = self._parts_of(path, files)
+        if parts == (path,):
+            return self.file(path, files)
+        return content_hash({os.path.relpath(part, path.parent): self.file(part, files) for part in parts})
+
+    def _parts_of(self, path: Path, files: OpenFiles | None = None) -> tuple[Path, ...]:
+        """Return the files that an image consists of; they are looked for only if it changed."""
+        if find_format(path).files is None:
+            return (path,)
+        key = self._key(path)
+        with self._lock:
+            known = self._parts.get(key)
+        looks = known[0] if known is not None and self._trusting else _looks(path)
+        if known is None or known[0] != looks:
+            known = looks, tuple(os.path.relpath(part, path.parent) for part in files_of(path, files))
+            with self._lock:
+                self._parts[key] = known
+                self._changed = True
+        return tuple(path.parent / part for part in known[1])
+
+    def of(self, case: Case) -> FileHashes:
+        """Return what is known of a case's files, small enough for another process; see `learn`."""
+        part = FileHashes(root=self._root)
+        paths = _beside(case)
+        for image in (*case.images, *case.label_files):
+            paths.append(image)
+            with suppress(InputError):  # told when the case is read
+                paths += self._parts_of(image)
+        with self._lock:
+            keys = [self._key(path) for path in paths]
+            part._known = {key: self._known[key] for key in keys if key in self._known}
+            part._parts = {key: self._parts[key] for key in keys if key in self._parts}
+        return part
+
+    def as_read(self) -> FileHashes:
+        """Return what is known, for hashes of files as they were when they were read, though they changed since."""
+        part = FileHashes(root=self._root)
+        with self._lock:
+            part._known, part._parts, part._trusting = dict(self._known), dict(self._parts), True
+        return part
+
+    def learn(self, other: FileHashes) -> None:
+        """Remember what `other` found out."""
+        if other._changed:
+            with self._lock:
+                self._known.update(other._known)
+                self._parts.update(other._parts)
+                self._changed = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=Lock())
+
+    def file(self, path: Path, files: OpenFiles | None = None) -> str:
+        """Return the SHA-256 of one file, read only if it changed since it was last asked for.
+
+        Raises `InputError` if it cannot be read.
+        """
+        try:
+            digest = self._digest(path, None if self._trusting else path.stat())
+            if digest is None:
+                with opened(path, files) as handle:
+                    digest = self.take(path, handle)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})", "restore it or remove the case") from None
+        return digest
+
+    def take(self, path: Path, handle: BufferedReader) -> str:
+        """Return the SHA-256 of an open file, read only if it is another one than the last time."""
+        status = os.fstat(handle.fileno())
+        digest = self._digest(path, status)
+        if digest is None:
+            handle.seek(0)
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            with self._lock:
+                self._known[self._key(path)] = (status.st_size, status.st_mtime_ns, digest)
+                self._changed = True
+        return digest
+
+    def _digest(self, path: Path, status: os.stat_result | None) -> str | None:
+        """Return the SHA-256 that is known of a file, of this size and time if they are given."""
+        with self._lock:
+            size, modified, digest = self._known.get(self._key(path), (-1, -1, None))
+        return digest if status is None or (size, modified) == (status.st_size, status.st_mtime_ns) else None
+
+    def save(self) -> None:
+        """Write what is new to the file, together with what other processes wrote meanwhile.
+
+        Where that fails, as on a full disk, files will have to be read again and nothing else is lost.
+        """
+        if self._path is None or not self._changed:
+            return
+        with self._lock, suppress(OSError):
+            known, parts = self._load()
+            raw = {"files": known | self._known, "parts": parts | self._parts}
+            write_json(self._path, {**raw, "seal": content_hash(raw)})
+            self._changed = False
+
+    def _key(self, path: Path) -> str:
+        whole = path.absolute()
+        if self._root is not None and whole.is_relative_to(self._root):
+            return str(whole.relative_to(self._root))
+        return str(whole)
+
+    def _load(self) -> tuple[dict[str, _Entry], dict[str, _Parts]]:
+        if self._path is None or not self._path.exists():
+            return {}, {}
+        try:
+            raw = read_json(self._path)
+            if raw.pop("seal") != content_hash(raw):
+                return {}, {}
+            known = {key: (int(size), int(time), str(digest)) for key, (size, time, digest) in raw["files"].items()}
+            return known, {key: (str(looks), tuple(parts)) for key, (looks, parts) in raw["parts"].items()}
+        except (InputError, AttributeError, KeyError, TypeError, ValueError):
+            return {}, {}  # only a memory: what is not legible is measured again
+
+
+def _looks(path: Path) -> str:
+    """Return what tells, without opening a file, that an image consists of the same files as before."""
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    with suppress(OSError):  # whoever looks for the files tells
+        stats = [(file.relative_to(path.parent).as_posix(), file.stat()) for file in inside]
+        return content_hash([(name, one.st_size, one.st_mtime_ns) for name, one in stats])
+    return ""
+
+
+def _beside(case: Case) -> list[Path]:
+    """Return the files that may tell the spacing of a case's TIFF stacks."""
+    return [case.images[0].with_name(f"{case.id}.json"), *(path.with_suffix(".json") for path in case.images)]
