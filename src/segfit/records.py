@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -24,10 +25,10 @@ __all__ = [
     "RECORD_FILE",
     "Key",
     "ResultRecord",
+    "Results",
     "Use",
     "damaged_files",
     "is_sealed",
-    "recall",
     "record_of",
     "remove_damaged",
     "seal",
@@ -79,6 +80,7 @@ class ResultRecord(Record):
 
 
 _Document = TypeVar("_Document", bound=Document)
+_Value = TypeVar("_Value")
 
 
 def store(document: _Document, path: Path, key: Key, use: Use | None = None) -> _Document:
@@ -88,18 +90,52 @@ def store(document: _Document, path: Path, key: Key, use: Use | None = None) -> 
     return type(document).of_json(raw, path)
 
 
-def recall(kind: type[_Document], path: Path, key: Key | None = None) -> _Document | None:
-    """Return a document if it counts, under this key if one is given; None if it is not there, another, or damaged."""
+class Results:
+    """Results as a session knows them: no file is read twice, unless it is another one, of another time or size."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, object], tuple[tuple[int, int, int], Any]] = {}
+
+    def recall(self, kind: type[_Document], path: Path, key: Key | None = None) -> _Document | None:
+        """Return a document if it counts, under this key if one is given; None if not there, another, or damaged."""
+        found = self.read(path, partial(_document, kind), kind)
+        return None if found is None or (key is not None and found[1] != key.hash) else found[0]
+
+    def store(self, document: _Document, path: Path, key: Key, use: Use | None = None) -> _Document:
+        """Write a document with its record, both or neither; return it as it will be read."""
+        result = store(document, path, key, use)
+        self._known[path, type(document)] = _looks(path), (result, key.hash)
+        return result
+
+    def read(self, path: Path, read: Callable[[Path], _Value], what: object = None) -> _Value | None:
+        """Return what `read` returns for a file, or did before; None if there is no file.
+
+        `what` it is, where `read` itself does not tell.
+        """
+        try:
+            looks = _looks(path)
+        except OSError:
+            return None
+        known = self._known.get((path, what or read))
+        if known is None or known[0] != looks:
+            known = self._known[path, what or read] = looks, read(path)
+        return cast("_Value", known[1])
+
+
+def _looks(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _document(kind: type[_Document], path: Path) -> tuple[_Document, str] | None:
+    """Return a document and the key that it counts under; None if it is damaged or of another version."""
     found = _read(path)
-    if found is None:
-        return None
-    raw, record = found
-    if (key is not None and record.key != key.hash) or record != record.sealed(raw):
+    if found is None or found[1] != found[1].sealed(found[0]):
         return None
     try:
-        return kind.of_json(raw, path)
+        return kind.of_json(found[0], path), found[1].key
     except InputError:
-        return None  # of another version
+        return None
 
 
 def record_of(path: Path) -> ResultRecord | None:

@@ -75,7 +75,7 @@ def _run(dataset: Path, project: Path, log: Path) -> Counts:
 # The aim is three opens of a file in a fresh run, none in a repeated one, and two parses of a document. These are the
 # numbers reached so far, for the file that is opened most: they must not rise, and fall with every step to the aim.
 _MOST_OPENS = {"imagesTr": (4, 1), "labelsTr": (3, 1), "imagesTs": (4, 1), "labelsTs": (3, 1)}
-_MOST_PARSES = (13, 6)
+_MOST_PARSES = (2, 2)
 
 
 @pytest.mark.parametrize("folder", list(_MOST_OPENS))

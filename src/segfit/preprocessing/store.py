@@ -267,6 +267,8 @@ class CaseStore:
 
     def _load(self, key: str) -> _CaseFile | None:
         folder = self.root / key
+        if not (folder / "case.json").exists():
+            return None
         try:
             record = _CaseFile.load(folder / "case.json")
             complete = all((folder / name).stat().st_size == file.size for name, file in record.files.items())

@@ -9,9 +9,9 @@ from typing import TypeVar
 from segfit.files import Document, write_bytes
 from segfit.project.accounts import Accounts, told_of_files
 from segfit.project.sharing import Locks
-from segfit.records import Key, Use, recall, store
+from segfit.records import Key, Results, Use
 
-__all__ = ["Documents", "load", "publish"]
+__all__ = ["Documents", "load"]
 
 _Document = TypeVar("_Document", bound=Document)
 
@@ -19,8 +19,8 @@ _Document = TypeVar("_Document", bound=Document)
 class Documents:
     """Finds documents of a project, or has them made."""
 
-    def __init__(self, accounts: Accounts, locks: Locks) -> None:
-        self._accounts, self._locks = accounts, locks
+    def __init__(self, results: Results, accounts: Accounts, locks: Locks) -> None:
+        self._results, self._accounts, self._locks = results, accounts, locks
 
     def get(
         self,
@@ -30,7 +30,11 @@ class Documents:
         make: Callable[[], _Document],
     ) -> _Document:
         """Return the document at `path` if it has this key; else make it and write it."""
-        return self.resolve(key.stage, lambda: recall(kind, path, key), lambda use: store(make(), path, key, use()))
+        return self.resolve(
+            key.stage,
+            lambda: self._results.recall(kind, path, key),
+            lambda use: self._results.store(make(), path, key, use()),
+        )
 
     def resolve(
         self, stage: str, known: Callable[[], _Document | None], make: Callable[[Callable[[], Use]], _Document]
@@ -46,13 +50,12 @@ class Documents:
                     found = make(use)
         return found
 
-
-def publish(source: Path, target: Path) -> None:
-    """Have a copy of a result at the top of the project."""
-    content = source.read_bytes()
-    if not target.is_file() or target.read_bytes() != content:
-        with told_of_files("results"):
-            write_bytes(target, content)
+    def publish(self, source: Path, target: Path) -> None:
+        """Have a copy of a result at the top of the project."""
+        content = self._results.read(source, Path.read_bytes) or source.read_bytes()
+        if self._results.read(target, Path.read_bytes) != content:
+            with told_of_files("results"):
+                write_bytes(target, content)
 
 
 def load(kind: type[_Document], path: Path) -> _Document | None:

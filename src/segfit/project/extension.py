@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import is_begun, training_of
-from segfit.records import recall
 from segfit.training.starting_state import state_before_cooldown
 from segfit.words import duration
 
@@ -71,7 +70,7 @@ def _plans(project: Preparation) -> Iterator[tuple[Plan, RunSpec]]:
     """Yield the plans that this project has been run with, of the same course."""
     course = project.course()
     for path in sorted(project.folder.plans.glob("*/plan.json")):
-        plan = recall(Plan, path)
+        plan = project.results.recall(Plan, path)
         if plan is None or plan.run is None or plan.run.course != course:
             continue
         if plan.machine == project.hardware.machine or is_begun(project, plan):  # else its sizes are not for here

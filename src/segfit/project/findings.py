@@ -12,7 +12,6 @@ from segfit.planning.plan import Plan
 from segfit.project.handover import Selected, evidence_of, metrics_of, predictions_of, selected
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import Training, results_of, trainings_of
-from segfit.records import recall
 from segfit.selection.verdict import Verdict, judge
 from segfit.training.result import TrainingResult
 
@@ -66,7 +65,7 @@ def find(project: Preparation) -> Findings:
         test, predicted = None, None
         if any(case.label_files for case in project.dataset.test):
             predictions = predictions_of(project, chosen)
-            test = recall(Summary, *metrics_of(project, predictions))
+            test = project.results.recall(Summary, *metrics_of(project, predictions))
             predicted = None if test is None else predictions.folder
         verdict = judge(evidence_of(project, chosen, fingerprint, test))
     return Findings(fingerprint, plan, folds, trainings, results, chosen, test, predicted, verdict)

@@ -11,7 +11,7 @@ from importlib import metadata
 from itertools import combinations
 from pathlib import Path
 
-from segfit.bundle.bundle import Member, ModelManifest, open_bundle, weights_name, write_bundle
+from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, open_bundle, weights_name, write_bundle
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate, summarize
@@ -20,7 +20,6 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.project.accounts import told_of_files
-from segfit.project.documents import publish
 from segfit.project.preparation import Preparation
 from segfit.project.sharing import Task
 from segfit.project.stages import STAGES
@@ -35,7 +34,7 @@ from segfit.project.trainings import (
     validations_of,
 )
 from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validation_pairs
-from segfit.records import Key, is_sealed, recall, remove_damaged, seal, store
+from segfit.records import Key, is_sealed, remove_damaged, seal
 from segfit.selection.ensemble import Member as EnsembleMember
 from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.evidence import Evidence
@@ -75,8 +74,8 @@ def select_model(project: Preparation) -> Selected:
     results = train_all(project)
     found = selected(project, results) or _select(project, results)
     folder = project.plan_folder
-    publish(folder.selection, project.folder.selection)
-    publish(folder.validation_summary, project.folder.validation_summary)
+    project.documents.publish(folder.selection, project.folder.selection)
+    project.documents.publish(folder.validation_summary, project.folder.validation_summary)
     _hand_over(project, found)
     return found
 
@@ -87,8 +86,8 @@ def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selecte
     for whole in (True,) if project.validates_all else (True, False):
         validations = validations_of(project, results, whole=whole)
         key = _selection_key(project, validations)
-        selection = recall(Selection, folder.selection, key)
-        summary = recall(Summary, folder.validation_summary, key)
+        selection = project.results.recall(Selection, folder.selection, key)
+        summary = project.results.recall(Summary, folder.validation_summary, key)
         if selection is not None and summary is not None:
             return Selected(selection, summary, key, tuple(validations), tuple(results))
     return None
@@ -119,8 +118,8 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
         pairs_of = partial(_pairs, project, validations)
         selection = select(candidates, project.dataset.labels, folds, pairs_of, execution=project.execution)
         winner = next(item for item in candidates if item.members == selection.winner)
-        summary = store(winner.summary, project.plan_folder.validation_summary, key, use())
-        selection = store(selection, project.plan_folder.selection, key, use())
+        summary = project.results.store(winner.summary, project.plan_folder.validation_summary, key, use())
+        selection = project.results.store(selection, project.plan_folder.selection, key, use())
     for item in validations:
         shutil.rmtree(item.folder / PROBABILITIES, ignore_errors=True)
     return Selected(selection, summary, key, tuple(validations), tuple(results))
@@ -205,7 +204,7 @@ def evaluate_test(project: Preparation) -> Summary | None:
         return evaluate(pairs, labels, execution=project.execution)
 
     found = project.documents.get(Summary, path, key, make)
-    publish(path, top)
+    project.documents.publish(path, top)
     return found
 
 
@@ -264,15 +263,15 @@ def _hand_over(project: Preparation, chosen: Selected) -> None:
     """See that ``model/`` is the selected one."""
     key = _model_key(project, chosen)
     with project.locks.held("model"), told_of_files("results"):
-        if not _is_handed_over(project.folder.model, key):
+        if project.results.read(project.folder.model / MANIFEST, _key_of_model) != key.hash:
             _write_model(project, chosen, key)
 
 
-def _is_handed_over(folder: Path, key: Key) -> bool:
+def _key_of_model(manifest: Path) -> str | None:
     try:
-        return open_bundle(folder).manifest.provenance.get("key") == key.hash
+        return open_bundle(manifest.parent).manifest.provenance.get("key")
     except InputError:
-        return False
+        return None
 
 
 def _manifest_member(project: Preparation, name: str) -> Member:

@@ -29,11 +29,11 @@ from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import Checked, Progress
 from segfit.project.accounts import Accounts, told_of_files
-from segfit.project.documents import Documents, load, publish
+from segfit.project.documents import Documents, load
 from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFolder
 from segfit.project.sharing import Locks
 from segfit.project.stages import STAGES
-from segfit.records import Key, Use, recall, store
+from segfit.records import Key, Results, Use
 from segfit.specs import Configuration
 
 __all__ = ["Preparation"]
@@ -56,7 +56,8 @@ class Preparation:
         self.progress: Progress = Checked(execution.progress, self.locks.require)
         self._execution = replace(execution, progress=self.progress)
         self.accounts = Accounts(self.folder.stages)
-        self.documents = Documents(self.accounts, self.locks)
+        self.results = Results()
+        self.documents = Documents(self.results, self.accounts, self.locks)
         self.hashes = FileHashes(self.folder.cache / "files.json", dataset.folder)
         self.store = CaseStore(self.folder.cases, self.hashes)
         self._started: float | None = None  # when the work that the time is for began
@@ -106,7 +107,7 @@ class Preparation:
         def known() -> CheckFile | None:
             if not path.exists():
                 return None  # the files are hashed when they are read, and not before
-            file = recall(CheckFile, path, self._check_key(self.hashes))
+            file = self.results.recall(CheckFile, path, self._check_key(self.hashes))
             return file if file is not None and _is_lasting(file) else None
 
         def make(use: Callable[[], Use]) -> CheckFile:
@@ -117,7 +118,7 @@ class Preparation:
                 execution=self.execution,
             )
             key = self._check_key(self.hashes.as_read())  # what changed since is found the next time
-            return store(CheckFile(problems=problems), path, key, use())
+            return self.results.store(CheckFile(problems=problems), path, key, use())
 
         problems = self.documents.resolve("check", known, make).problems
         if self.options.dataset.skip_incomplete:
@@ -153,7 +154,7 @@ class Preparation:
 
     def known_fingerprint(self) -> Fingerprint | None:
         """Return the fingerprint if it was measured."""
-        return recall(Fingerprint, self.folder.fingerprint, self._fingerprint_key)
+        return self.results.recall(Fingerprint, self.folder.fingerprint, self._fingerprint_key)
 
     @property
     def _fingerprint_key(self) -> Key:
@@ -198,12 +199,12 @@ class Preparation:
         with self.at_work():
             path = self.plan_folder.plan
             result = self.documents.get(Plan, path, self.plan_key, lambda: self.replanned(()))
-            publish(path, self.folder.plan)
+            self.documents.publish(path, self.folder.plan)
         return result
 
     def known_plan(self) -> Plan | None:
         """Return the plan if it was derived."""
-        return recall(Plan, self.plan_folder.plan, self.plan_key)
+        return self.results.recall(Plan, self.plan_folder.plan, self.plan_key)
 
     def size(self) -> Plan:
         """Decide what is trained in the time there is, from measured steps, and write it down."""
@@ -217,7 +218,7 @@ class Preparation:
     def plan_anew(self) -> Plan:
         """Derive the plan again: what is trained is decided again when it is asked for, in the time that is left."""
         with self.accounts.of("plan"):
-            plan = store(self.replanned(()), self.plan_folder.plan, self.plan_key)
+            plan = self.results.store(self.replanned(()), self.plan_folder.plan, self.plan_key)
         self.look_again()
         return plan
 

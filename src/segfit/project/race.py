@@ -27,7 +27,7 @@ from segfit.project.candidate import SLACK, Candidate
 from segfit.project.preparation import Preparation
 from segfit.project.stages import STAGES
 from segfit.project.validation import validate_fold
-from segfit.records import Key, recall, store
+from segfit.records import Key
 from segfit.training.budget import Budget
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
@@ -122,11 +122,11 @@ def remove_losers(project: Preparation, plan: Plan) -> None:
 
 
 def _known(project: Preparation) -> RaceFile | None:
-    return recall(RaceFile, project.plan_folder.race / "race.json", _key(project))
+    return project.results.recall(RaceFile, project.plan_folder.race / "race.json", _key(project))
 
 
 def _keep(project: Preparation, file: RaceFile) -> None:
-    store(file, project.plan_folder.race / "race.json", _key(project))
+    project.results.store(file, project.plan_folder.race / "race.json", _key(project))
 
 
 def _key(project: Preparation) -> Key:

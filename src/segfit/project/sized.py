@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from segfit.planning.plan import Plan
 from segfit.project.decide import decide_run
-from segfit.project.documents import publish
 from segfit.project.forecast import forecast_words
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import is_begun
-from segfit.records import store
 
 __all__ = ["sized_plan"]
 
@@ -20,8 +18,8 @@ def sized_plan(project: Preparation) -> Plan:
         with project.locks.held("what is trained"):
             found = _for_this_machine(project, project.known_plan() or found)  # others may have decided meanwhile
             if found.run is None:
-                found = store(_decided(project, found), project.plan_folder.plan, project.plan_key)
-    publish(project.plan_folder.plan, project.folder.plan)
+                found = project.results.store(_decided(project, found), project.plan_folder.plan, project.plan_key)
+    project.documents.publish(project.plan_folder.plan, project.folder.plan)
     return found
 
 

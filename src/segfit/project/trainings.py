@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from segfit.project.race import exclude, remove_losers
 from segfit.project.sharing import Task
 from segfit.project.stages import STAGES
 from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validate_fold
-from segfit.records import Key, is_sealed, remove_damaged, seal
+from segfit.records import Key, Results, is_sealed, remove_damaged, seal
 from segfit.training.budget import Budget
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
@@ -54,6 +54,7 @@ class Training:
     fold: int
     identity: str  # of the job
     folder: Path
+    known: Results = field(compare=False, repr=False)  # to the session
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class Training:
 
     def result(self) -> TrainingResult | None:
         """Return what it gave; None unless it is finished, and had all of its time."""
-        return finished_result(self.folder, self.identity, self.job.budget.seconds)
+        return finished_result(self.folder, self.identity, self.job.budget.seconds, self.known)
 
     def is_done(self) -> bool:
         """Whether it is finished."""
@@ -130,7 +131,7 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
         start=project.folder.root / run.start if goes_on and run.start else None,
         start_identity=run.start_identity if goes_on else None,
     )
-    return Training(job, fold, job.identity, project.folder.training(name, fold, job.identity))
+    return Training(job, fold, job.identity, project.folder.training(name, fold, job.identity), project.results)
 
 
 def is_begun(project: Preparation, plan: Plan) -> bool:

@@ -93,6 +93,8 @@ def probabilities_path(folder: Path, case_id: str) -> Path:
 
 
 def _finished(folder: Path, wanted: Sequence[str], *, probabilities: bool) -> Summary | None:
+    if not (folder / SUMMARY).exists():
+        return None
     try:
         summary = Summary.load(folder / SUMMARY)
     except InputError:

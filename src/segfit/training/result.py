@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segfit.files import Document, Record, hash_file
-from segfit.records import Key, recall, record_of
+from segfit.records import Key, Results, record_of
 
 __all__ = [
     "BEFORE_COOLDOWN",
@@ -79,15 +79,19 @@ class TrainingResult(Document):
         return self.curve[-1].mean if self.curve else None
 
 
-def finished_result(folder: Path, identity: str, seconds: float | None = None) -> TrainingResult | None:
+def finished_result(
+    folder: Path, identity: str, seconds: float | None = None, results: Results | None = None
+) -> TrainingResult | None:
     """Return the result of a finished training of this identity that was given at least so many seconds.
 
     None for that of another training, of less time, or with damaged weights. It only looks: others may be at work.
+    `results` are those of the session that asks.
     """
-    result = recall(TrainingResult, folder / RESULT, result_key(identity))
+    results = results or Results()
+    result = results.recall(TrainingResult, folder / RESULT, result_key(identity))
     if result is None or (seconds is not None and seconds > (result.budget_seconds or 0.0)):
         return None
-    return result if weights_are_whole(folder, result) else None
+    return result if weights_are_whole(folder, result, results) else None
 
 
 def remove_foreign_result(folder: Path, identity: str) -> None:
@@ -103,9 +107,9 @@ def result_key(identity: str) -> Key:
     return Key(stage="train", version=1, made_of={"identity": identity})
 
 
-def weights_are_whole(folder: Path, result: TrainingResult) -> bool:
+def weights_are_whole(folder: Path, result: TrainingResult, results: Results | None = None) -> bool:
     """Whether the weights beside a result are those that were written with it."""
     try:
-        return hash_file(folder / WEIGHTS) == result.weights
+        return (results or Results()).read(folder / WEIGHTS, hash_file) == result.weights
     except OSError:
         return False
