@@ -96,6 +96,11 @@ def test_a_case_that_only_trains_is_opened_three_times_and_never_again(counted: 
     assert len([path for path in again if path in opens]) <= 2  # image and label of that, for the report
 
 
+def test_the_declaration_of_the_dataset_is_opened_three_times_and_once_again(counted: tuple[Counts, Counts]) -> None:
+    opens = [counts["open"] for counts in counted]
+    assert [max(n for path, n in one.items() if path.endswith(".json")) for one in opens] == [3, 1]
+
+
 def test_documents_are_parsed_no_more_often(counted: tuple[Counts, Counts]) -> None:
     for counts, most in zip(counted, _MOST_PARSES, strict=True):
         assert max(counts["parse"].values()) <= most, counts["parse"]

@@ -42,7 +42,7 @@ def info(
 ) -> None:
     """Say what a folder is."""
     from segfit.bundle.bundle import MANIFEST, card, open_bundle
-    from segfit.dataset.layouts import LAYOUTS, describe, open_dataset
+    from segfit.dataset.layouts import describe, open_dataset, recognised
 
     if (path / MANIFEST).is_file():
         manifest = open_bundle(path, verify=False).manifest
@@ -52,7 +52,7 @@ def info(
             sys.stdout.write(card(manifest))
     elif is_project(path):
         _print_status(path, as_json=as_json)
-    elif any(layout.recognises(path.absolute()) for layout in LAYOUTS.values()):
+    elif recognised(path.absolute()):
         dataset = open_dataset(path)
         if as_json:
             print_json({"kind": "dataset", **dataset_facts(dataset)})

@@ -1,18 +1,20 @@
 """From files to cases: one visible table of layouts for training, and files or folders to predict.
 
-A new layout is a module with two functions, ``recognises(path)`` and ``read(path, problems)``, and a line in `LAYOUTS`.
+A new layout is a module with two functions, ``recognises(path, declared)`` and ``read(path, declared, problems)``, and
+a line in `LAYOUTS`; `declared` is what ``dataset.json`` says, nothing where there is none that is legible.
 What the image files hold is looked at by `segfit.dataset.checks`. Nothing is copied or renamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from segfit.dataset.layouts import decathlon, nnunet, paired, table
 from segfit.dataset.layouts.case_conflicts import name_problems, shared_files
-from segfit.dataset.layouts.common import WHOLE
+from segfit.dataset.layouts.common import WHOLE, declaration_of
 from segfit.dataset.layouts.input_files import cases_from_files, find_cases
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, Problem
@@ -28,6 +30,7 @@ __all__ = [
     "inspect_dataset",
     "leave_out",
     "open_dataset",
+    "recognised",
 ]
 
 _SHOWN = 8  # names written out in a description
@@ -38,8 +41,10 @@ class Layout:
     """A way to lay out a dataset."""
 
     title: str
-    recognises: Callable[[Path], bool]
-    read: Callable[[Path, list[Problem]], Dataset | None]  # adds to the problems; None: nothing can be made of it
+    recognises: Callable[[Path, Mapping[str, Any]], bool]
+    read: Callable[
+        [Path, Mapping[str, Any], list[Problem]], Dataset | None
+    ]  # adds to the problems; None: nothing can be made of it
 
 
 LAYOUTS: dict[str, Layout] = {  # asked in this order
@@ -65,6 +70,12 @@ def open_dataset(path: Path | str, *, skip_incomplete: bool = False) -> Dataset:
     return dataset
 
 
+def recognised(root: Path, declared: Mapping[str, Any] | None = None) -> list[Layout]:
+    """Return the layouts that a dataset may have; `declared` is what its ``dataset.json`` says, if that is known."""
+    declared = declaration_of(root) if declared is None else declared
+    return [item for item in LAYOUTS.values() if item.recognises(root, declared)]
+
+
 def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ...]]:
     """Understand a dataset as far as possible, without raising.
 
@@ -75,9 +86,10 @@ def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ..
     dataset: Dataset | None = None
     try:
         root = Path(path).expanduser().absolute()
-        found = [item for item in LAYOUTS.values() if item.recognises(root)] or [LAYOUTS["nnunet-v2"]]
+        declared = declaration_of(root)
+        found = recognised(root, declared) or [LAYOUTS["nnunet-v2"]]
         facts_alone = found[0] is LAYOUTS["table"] and len(found) > 1 and not table.names_images(root)
-        dataset = found[1 if facts_alone else 0].read(root, problems)
+        dataset = found[1 if facts_alone else 0].read(root, declared, problems)
         if facts_alone and dataset is not None:
             dataset = table.with_facts(dataset, problems)
     except (OSError, RuntimeError) as error:  # no permission, a name too long, a home folder of nobody

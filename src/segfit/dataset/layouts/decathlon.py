@@ -16,7 +16,6 @@ from segfit.dataset.layouts.common import (
     CHANNEL_NUMBER,
     WHOLE,
     channel_problems,
-    declaration_of,
     declared_channels,
     declared_dataset,
     hidden_files,
@@ -35,15 +34,13 @@ __all__ = ["read", "recognises"]
 _ENTRY = '{"image": PATH, "label": PATH}'
 
 
-def recognises(path: Path) -> bool:
+def recognises(_: Path, declared: Mapping[str, Any]) -> bool:
     """Whether ``dataset.json`` lists the training files, and nothing of nnU-Net v2 is in it."""
-    raw = declaration_of(path)
-    return "training" in raw and not {"file_ending", "dataset"} & set(raw)
+    return "training" in declared and not {"file_ending", "dataset"} & set(declared)
 
 
-def read(root: Path, problems: list[Problem]) -> Dataset | None:
+def read(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> Dataset | None:
     """Understand the folder as far as possible; None if labels or modalities are unusable."""
-    raw = declaration_of(root)
     labels, channels = _labels(raw, problems), declared_channels(raw, problems)
     count = 0 if channels is None else len(channels)
     training = _training(root, raw.get("training"), count, problems)

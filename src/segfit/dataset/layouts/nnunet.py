@@ -46,14 +46,14 @@ _OTHER_CHANNEL = re.compile(r"(.+)[. -](\d{4})")
 _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Path, _: Mapping[str, Any]) -> bool:
     """Whether a folder has a ``dataset.json``; asked last, because other layouts have one too."""
     return (path / "dataset.json").is_file()
 
 
-def read(root: Path, problems: list[Problem]) -> Dataset | None:
+def read(root: Path, declared: Mapping[str, Any], problems: list[Problem]) -> Dataset | None:
     """Understand the folder as far as possible; None if ``dataset.json`` is unusable."""
-    raw = _read_declaration(root, problems)
+    raw = declared or _read_declaration(root, problems)  # which tells why there is nothing
     if raw is None:
         return None
     labels, channels = declared_labels(raw, problems), declared_channels(raw, problems)

@@ -23,7 +23,6 @@ from segfit.dataset.layouts.common import (
     CHANNEL_NUMBER,
     WHOLE,
     channel_problems,
-    declaration_of,
     declared_channels,
     declared_dataset,
     declared_labels,
@@ -54,13 +53,13 @@ _LABEL_SUFFIX = re.compile(
 )
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Path, declared: Mapping[str, Any]) -> bool:
     """Whether a folder holds one folder of images and one of labels, under any of the usual names.
 
     imagesTr and labelsTr count too, but only without a ``dataset.json`` and without channel numbers.
     """
     found = _folders(path)
-    if found is None or not set(declaration_of(path)) <= {"labels", "channel_names", "regions_class_order", "name"}:
+    if found is None or not set(declared) <= {"labels", "channel_names", "regions_class_order", "name"}:
         return False
     if found[0].name.lower() == "imagestr":
         numbered = any(map(CHANNEL_NUMBER.fullmatch, _stems(found[0]).values()))
@@ -68,12 +67,11 @@ def recognises(path: Path) -> bool:
     return True
 
 
-def read(root: Path, problems: list[Problem]) -> Dataset | None:
+def read(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> Dataset | None:
     """Match images with labels; None if no class or channel can be told."""
     folders = _folders(root)
     assert folders is not None
     images, labels = folders
-    raw = declaration_of(root)
     numbered, annotated = _image_files(images), _label_files(labels, problems)
     if not numbered:
         found = endings_found(visible_files(images))

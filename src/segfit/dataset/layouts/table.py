@@ -58,16 +58,17 @@ _SHOWN_CASES = 4  # named in a message about many
 _Row = Mapping[str, str]
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Path, _: Mapping[str, Any]) -> bool:
     """Whether this is a table or a folder that holds one."""
     return _table(path) is not None
 
 
-def read(root: Path, problems: list[Problem]) -> Dataset | None:
+def read(root: Path, declared: Mapping[str, Any], problems: list[Problem]) -> Dataset | None:
     """Understand the table; None if it has no usable case or no class can be told."""
     path = _table(root)
     assert path is not None
-    rows, declared = _rows(path, problems)
+    rows, inside = _rows(path, problems)
+    declared = {} if inside is None else inside or declared or declaration_of(path.parent)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     channels = tuple(name for name in columns if name not in _OTHER and not name.startswith(_MASK))
     classes = [name.removeprefix(_MASK) for name in columns if name.startswith(_MASK)]
@@ -237,8 +238,8 @@ def _table(path: Path) -> Path | None:
     return path if is_table and path.is_file() else None
 
 
-def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str, Any]]:
-    """Return the rows, as text, and what is declared beside them."""
+def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str, Any] | None]:
+    """Return the rows, as text, and what is declared in the table itself; None if it is unusable."""
     rows: list[_Row]
     form = 'write a list of {"case": ID, CHANNEL: PATH, ..., "label": PATH}'
     if path.suffix.lower() == ".json":
@@ -246,14 +247,14 @@ def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str,
             content = read_json(path)
         except InputError as error:
             problems.append(json_problem(path, error))
-            return [], {}
+            return [], None
         listed = content.get("cases") if isinstance(content, dict) else content
         if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed) or not listed:
             problems.append(Problem(WHOLE, f"{path.name} does not list cases", form))
-            return [], {}
+            return [], None
         rows = [{str(key): _text(value) for key, value in row.items()} for row in listed]
-        return rows, content if isinstance(content, dict) and "labels" in content else declaration_of(path.parent)
-    return _csv_rows(path, problems), declaration_of(path.parent)
+        return rows, content if isinstance(content, dict) and "labels" in content else {}
+    return _csv_rows(path, problems), {}
 
 
 def _text(value: object) -> str:
