@@ -101,9 +101,8 @@ def test_two_passes_and_one_find_the_same(
     cache, hashes = good.root / "cache", FileHashes()
     if processes:
         monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
-    problems = check_files(
-        good, hashes=hashes, look=look_to_measure(good, orientation, cache), execution=Execution(workers=2)
-    )
+    looks = [look_to_measure(good, orientation, cache)]
+    problems = check_files(good, hashes=hashes, looks=looks, execution=Execution(workers=2))
     monkeypatch.setattr(measure_module, "read_case", _no_reading)
     monkeypatch.setattr(measure_module, "num_voxels", _no_reading)
     assert (problems, measure(good, orientation, cache=cache, hashes=hashes)) == apart
@@ -114,14 +113,14 @@ def test_a_case_with_a_fatal_problem_is_not_measured(good: Dataset) -> None:
     faulty, cache, hashes = _with_faults(good), good.root / "cache", FileHashes()
     problems = check_files(faulty)
     assert {item.case for item in problems if item.fatal} == {"nan", "cut", "alone", "gone", "undeclared"}
-    assert check_files(faulty, hashes=hashes, look=look_to_measure(faulty, "stored", cache)) == problems
+    assert check_files(faulty, hashes=hashes, looks=[look_to_measure(faulty, "stored", cache)]) == problems
     assert len(list(cache.iterdir())) == len(good.training)
 
 
 def test_a_case_that_is_known_to_be_incomplete_is_not_measured(good: Dataset) -> None:
     cache = good.root / "cache"
     lacking = [Problem("plain", "lacks something", "add it")]
-    check_files(good, lacking, hashes=FileHashes(), look=look_to_measure(good, "stored", cache))
+    check_files(good, lacking, hashes=FileHashes(), looks=[look_to_measure(good, "stored", cache)])
     assert len(list(cache.iterdir())) == len(good.training) - 1
 
 

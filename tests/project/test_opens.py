@@ -72,28 +72,15 @@ def _run(dataset: Path, project: Path, log: Path) -> Counts:
     return counts
 
 
-# The aim is three opens of a file in a fresh run, none in a repeated one, and two parses of a document. These are the
-# numbers reached so far, for the file that is opened most: they must not rise, and fall with every step to the aim.
-_MOST_OPENS = {"imagesTr": (4, 1), "labelsTr": (3, 1), "imagesTs": (4, 1), "labelsTs": (3, 1)}
-_MOST_PARSES = (2, 2)
+_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
 
-@pytest.mark.parametrize("folder", list(_MOST_OPENS))
-def test_files_of_the_dataset_are_opened_no_more_often(counted: tuple[Counts, Counts], folder: str) -> None:
-    for counts, most in zip(counted, _MOST_OPENS[folder], strict=True):
-        opens = {path: number for path, number in counts["open"].items() if Path(path).parent.name == folder}
-        assert max(opens.values(), default=0) <= most, opens
-
-
-def test_a_case_that_only_trains_is_opened_three_times_and_never_again(counted: tuple[Counts, Counts]) -> None:
-    fresh, again = (counts["open"] for counts in counted)
-    opens = {path: number for path, number in fresh.items() if Path(path).parent.name in ("imagesTr", "labelsTr")}
-    assert len(opens) == 10
-    images = sorted(number for path, number in opens.items() if "imagesTr" in path)
-    labels = sorted(number for path, number in opens.items() if "labelsTr" in path)
-    assert images[-2] <= 3  # all but the validation case
-    assert labels[-2] <= 2
-    assert len([path for path in again if path in opens]) <= 2  # image and label of that, for the report
+@pytest.mark.parametrize("folder", _FOLDERS)
+def test_files_of_the_dataset_are_opened_three_times_and_not_again(counted: tuple[Counts, Counts], folder: str) -> None:
+    fresh, again = ({p: n for p, n in one["open"].items() if Path(p).parent.name == folder} for one in counted)
+    assert len(fresh) == (5 if folder.endswith("Tr") else 2)
+    assert max(fresh.values()) <= (3 if folder.startswith("images") else 2), fresh
+    assert again == {}
 
 
 def test_the_declaration_of_the_dataset_is_opened_three_times_and_once_again(counted: tuple[Counts, Counts]) -> None:
@@ -101,6 +88,6 @@ def test_the_declaration_of_the_dataset_is_opened_three_times_and_once_again(cou
     assert [max(n for path, n in one.items() if path.endswith(".json")) for one in opens] == [3, 1]
 
 
-def test_documents_are_parsed_no_more_often(counted: tuple[Counts, Counts]) -> None:
-    for counts, most in zip(counted, _MOST_PARSES, strict=True):
-        assert max(counts["parse"].values()) <= most, counts["parse"]
+def test_documents_are_parsed_twice_at_most(counted: tuple[Counts, Counts]) -> None:
+    for counts in counted:
+        assert max(counts["parse"].values()) <= 2, counts["parse"]

@@ -12,6 +12,7 @@ from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import Options
 from segfit.planning.plan import Decision, Outcome, Plan, RunSpec, StageForecast
 from segfit.report.data import Overlay, ReportData, StageUse, TrainingCurve
+from segfit.report.views import View
 from segfit.selection.select import Selection
 from segfit.specs import Configuration, IntensityStatistics, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
 from summaries import make_candidate, make_summary
@@ -259,9 +260,6 @@ def make_overlay(rng: np.random.Generator, kind: str, rank: str) -> Overlay:
         kind=kind,
         rank=rank,
         dice={"best": 0.953, "median": 0.886, "worst": 0.206}[rank],
-        image=image[None].astype(np.float32),
-        reference=reference,
+        view=View.of(image[None].astype(np.float32), reference, (1.5, 1.0, 1.0), canonical=True),
         prediction=body(shift),
-        spacing_mm=(1.5, 1.0, 1.0),
-        canonical=True,
     )

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segfit.report import figures, overlays
+from segfit.report import figures, overlays, views
 from segfit.report.data import Overlay, TrainingCurve
+from segfit.report.views import View
 
 
 def _curve(**parts: object) -> TrainingCurve:
@@ -93,12 +94,12 @@ def test_strip_ticks(low: float, ticks: list[float]) -> None:
 def test_fullest_slice() -> None:
     reference = np.zeros((4, 5, 6), np.uint8)
     prediction = np.zeros_like(reference)
-    assert overlays.fullest_slice(reference, prediction, 0) == 2
+    assert views.fullest_slice(reference, prediction, 0) == 2
     prediction[3, 1:3] = 1
-    assert overlays.fullest_slice(reference, prediction, 0) == 3
+    assert views.fullest_slice(reference, prediction, 0) == 3
     reference[1, 4, :2] = 2
-    assert overlays.fullest_slice(reference, prediction, 0) == 1
-    assert overlays.fullest_slice(reference, prediction, 1) == 4
+    assert views.fullest_slice(reference, prediction, 0) == 1
+    assert views.fullest_slice(reference, prediction, 1) == 4
 
 
 def _overlay(**parts: object) -> Overlay:
@@ -114,8 +115,10 @@ def _overlay(**parts: object) -> Overlay:
         "reference": reference,
         "prediction": reference,
         "spacing_mm": (3.0, 1.0, 0.5),
-    }
-    return Overlay(**(values | parts))  # type: ignore[arg-type]
+        "canonical": False,
+    } | parts
+    view = View.of(**{name: values.pop(name) for name in ("image", "reference", "spacing_mm", "canonical")})  # type: ignore[arg-type]
+    return Overlay(view=view, **values)  # type: ignore[arg-type]
 
 
 def test_planes_follow_orientation_and_spacing() -> None:
@@ -174,9 +177,9 @@ def test_grey_window_follows_the_foreground() -> None:
     picture[:, 10:40] = 40.0
     picture[0, :30] = 900.0
     inside = np.linspace(60, 160, 101, dtype=np.float32)
-    low, high = overlays._window(picture, inside)
+    low, high = views._window(picture, inside)
     assert (low, high) == pytest.approx((62 - 96, 158 + 96))
-    low, high = overlays._window(picture, inside[:0])
+    low, high = views._window(picture, inside[:0])
     assert (low, high) == (-1000, 900)
 
 

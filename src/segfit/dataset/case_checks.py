@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -67,16 +67,18 @@ class CaseVoxels:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What else is done with the voxels of each training case without fatal problems, while they are there.
+    """What else is done with the voxels of each labelled case without fatal problems, while they are there.
 
     Parameters
     ----------
     work : may be done by other processes, so it leaves its results in files
     bytes_per_voxel : that it takes
+    with_test : also for test cases that have labels
     """
 
     work: Callable[[CaseVoxels], None]
     bytes_per_voxel: int
+    with_test: bool = False
 
 
 @dataclass(slots=True)
@@ -113,7 +115,7 @@ def check_case(
     *,
     complete: bool,
     hashes: FileHashes | None = None,
-    look: Look | None = None,
+    looks: Sequence[Look] = (),
 ) -> Finding:
     """Read the files of a case, each once.
 
@@ -121,13 +123,13 @@ def check_case(
     ----------
     complete : no file is known to be missing
     hashes : told what the files contain
-    look : done with what was read; needs `hashes`
+    looks : done with what was read; need `hashes`
     """
     seen = _Seen(case)
     with OpenFiles() if hashes is None else OpenFiles(hashes.take) as files:
         for path in case.images:
             image = _check_image(seen, path, files)
-            if look is not None and case.label_files and image is not None:
+            if looks and case.label_files and image is not None:
                 seen.images.append(image)
         whole = complete and seen.readable
         if whole and seen.channels != expected:
@@ -137,8 +139,9 @@ def check_case(
         if hashes is not None:
             with suppress(InputError):  # told by the problems
                 content = hashes.case(case, files)
-                if look is not None and whole and seen.readable and seen.label is not None:
-                    look.work(CaseVoxels(case, tuple(seen.images), seen.label, content))
+                if whole and seen.readable and seen.label is not None:
+                    for look in looks:
+                        look.work(CaseVoxels(case, tuple(seen.images), seen.label, content))
     grid = seen.grid
     return Finding(
         tuple(seen.problems),

@@ -41,7 +41,7 @@ def check_dataset(
     dataset: Dataset | Path | str,
     *,
     hashes: FileHashes | None = None,
-    look: Look | None = None,
+    looks: Sequence[Look] = (),
     execution: Execution = LOCAL,
 ) -> tuple[Problem, ...]:
     """Return every problem of a dataset, fatal ones and warnings: its structure first, then case by case.
@@ -53,7 +53,7 @@ def check_dataset(
     opened = dataset if isinstance(dataset, Dataset) else found
     if opened is None:
         return problems
-    return check_files(opened, problems, hashes=hashes, look=look, execution=execution)
+    return check_files(opened, problems, hashes=hashes, looks=looks, execution=execution)
 
 
 def check_files(
@@ -61,7 +61,7 @@ def check_files(
     problems: Sequence[Problem] = (),
     *,
     hashes: FileHashes | None = None,
-    look: Look | None = None,
+    looks: Sequence[Look] = (),
     execution: Execution = LOCAL,
 ) -> tuple[Problem, ...]:
     """Return `problems`, those of the dataset's structure, and after them all that its files show.
@@ -72,19 +72,19 @@ def check_files(
     Parameters
     ----------
     hashes : what is known of the contents of files, and what is found out about them
-    look : what else is done with each training case, see `Look`
+    looks : what else is done with each case, see `Look`; needs `hashes`
     """
     incomplete = {problem.case for problem in problems if problem.fatal}
     channels = len(dataset.channel_names)
     work = execution.map(
-        partial(_check_item, labels=dataset.labels, channels=channels, look=look, training=len(dataset.training)),
+        partial(_check_item, labels=dataset.labels, channels=channels, looks=looks, training=len(dataset.training)),
         [
             (number, case, case.id not in incomplete, None if hashes is None else hashes.of(case))
             for number, case in enumerate((*dataset.training, *dataset.test))
         ],
         description="Checking cases",
         name=_item_name,
-        size=lambda item: _predicted_bytes(item[1], channels, look),
+        size=lambda item: _predicted_bytes(item[1], channels, looks),
         lost=_unread,
     )
     findings: list[Finding] = []
@@ -118,12 +118,13 @@ def _item_name(item: _Item) -> str:
     return item[1].id
 
 
-def _predicted_bytes(case: Case, channels: int, look: Look | None) -> int:
+def _predicted_bytes(case: Case, channels: int, looks: Sequence[Look]) -> int:
     """Return the memory that checking a case takes, about: its channels are read file by file, then its label."""
     if not case.images:
         return sum(num_voxels(path) for path in case.label_files) * LABEL_BYTES_PER_VOXEL + 1
     image = ceil(channels / len(case.images)) * _IMAGE_BYTES_PER_VOXEL
-    label = LABEL_BYTES_PER_VOXEL + (0 if look is None else look.bytes_per_voxel) if case.label_files else 0
+    looked = max((look.bytes_per_voxel for look in looks), default=0)
+    label = LABEL_BYTES_PER_VOXEL + looked if case.label_files else 0
     return num_voxels(case.images[0]) * (image + label)
 
 
@@ -136,11 +137,11 @@ def _unread(item: _Item, error: LostCaseError) -> tuple[Finding, None]:
 
 
 def _check_item(
-    item: _Item, *, labels: LabelScheme, channels: int, look: Look | None, training: int
+    item: _Item, *, labels: LabelScheme, channels: int, looks: Sequence[Look], training: int
 ) -> tuple[Finding, FileHashes | None]:
     number, case, complete, hashes = item
-    look = look if number < training else None
-    return check_case(case, labels, channels, complete=complete, hashes=hashes, look=look), hashes
+    looks = [look for look in looks if number < training or look.with_test]
+    return check_case(case, labels, channels, complete=complete, hashes=hashes, looks=looks), hashes
 
 
 def _told_once(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:

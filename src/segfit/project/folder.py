@@ -5,7 +5,7 @@ my-project/
   check.json         problems found in the dataset
   fingerprint.json   splits.json
   plan.json  selection.json  validation.json  report.html  model/  predictions/    of the present options; copies
-  cache/             hashes of the dataset's files, the fingerprint's memory of each case
+  cache/             hashes of the dataset's files, the fingerprint's memory of each case, what the report shows of it
   cases/             preprocessed cases
   plans/<key>/
     plan.json        what is decided for these options, and what is trained

@@ -34,6 +34,7 @@ from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFol
 from segfit.project.sharing import Locks
 from segfit.project.stages import STAGES
 from segfit.records import Key, Results, Use
+from segfit.report.views import look_to_show
 from segfit.specs import Configuration
 
 __all__ = ["Preparation"]
@@ -111,10 +112,14 @@ class Preparation:
             return file if file is not None and _is_lasting(file) else None
 
         def make(use: Callable[[], Use]) -> CheckFile:
+            looks = (
+                look_to_measure(self._found, orientation_of(self.options), self.folder.cache),
+                look_to_show(self._found.labels, self.folder.cache),
+            )
             problems = check_dataset(
                 self._found,
                 hashes=self.hashes,
-                look=look_to_measure(self._found, orientation_of(self.options), self.folder.cache),
+                looks=looks,
                 execution=self.execution,
             )
             key = self._check_key(self.hashes.as_read())  # what changed since is found the next time

@@ -171,6 +171,7 @@ class Project(Preparation):
                 self.dataset,
                 self.options,
                 self.findings(),
+                hashes=self.hashes,
                 records=self.accounts.records(),
                 hardware=self.hardware,
                 warnings=[f"{item.case}: {item.problem}; {item.action}" for item in problems if not item.fatal],

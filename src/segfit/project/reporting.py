@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from segfit.dataset.annotation import read_labels
+from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import Hardware
 from segfit.evaluation.summary import Summary
-from segfit.geometry import canonical_map
 from segfit.images.formats import read_case, read_label
+from segfit.labels import LabelScheme
 from segfit.options import Options
 from segfit.planning.mirroring import value_names
 from segfit.planning.plan import RunSpec
@@ -28,6 +32,7 @@ from segfit.report.data import (
     TrainingCurve,
     choose_examples,
 )
+from segfit.report.views import View, kept_view
 from segfit.training.events import read_events
 from segfit.training.result import EVENTS, TrainingResult
 
@@ -55,6 +60,7 @@ def report_data(
     options: Options,
     found: Findings,
     *,
+    hashes: FileHashes,
     records: Sequence[StageRecord],
     hardware: Hardware,
     warnings: Sequence[str],
@@ -64,14 +70,16 @@ def report_data(
     Parameters
     ----------
     found : what counts of what the stages left
+    hashes : of the files of the dataset
     records : accounts of the stages
     """
     plan, chosen, test = found.plan, found.selected, found.test
     validation = None if chosen is None else chosen.summary
     predicted = {} if found.predicted is None else {case.id: found.predicted for case in dataset.test}
+    view = partial(_view, dataset.labels, folder.cache, hashes)
     overlays = (
-        *_overlays(dataset, "validation", validation, dataset.training, found.validated),
-        *_overlays(dataset, "test", test, dataset.test, predicted),
+        *_overlays(dataset, "validation", validation, dataset.training, found.validated, view),
+        *_overlays(dataset, "test", test, dataset.test, predicted, view),
     )
     run = plan.run if plan is not None else None
     return ReportData(
@@ -102,6 +110,7 @@ def _overlays(
     summary: Summary | None,
     known: Sequence[Case],
     folders: Mapping[str, Path],
+    view: Callable[[Case, NDArray[Any]], View],
 ) -> list[Overlay]:
     labels, cases = dataset.labels, {case.id: case for case in known}
     found = []
@@ -109,23 +118,28 @@ def _overlays(
         case, prediction = cases.get(one.case), folders[one.case] / f"{one.case}{dataset.file_ending}"
         if case is None or not case.label_files or not prediction.is_file():
             continue
-        image = read_case(case.images, case.spacing_mm)
-        axes = canonical_map(image.grid)
-        oriented = axes.apply_grid(image.grid)
+        predicted = labels.to_inner(read_label(prediction).array)
+        seen = view(case, predicted[0])
         found.append(
             Overlay(
                 case=one.case,
                 kind=kind,
                 rank=rank,
                 dice=one.mean_dice,
-                image=axes.apply(image.array),
-                reference=axes.apply(read_labels(case, labels, image.grid).array)[0],
-                prediction=axes.apply(labels.to_inner(read_label(prediction).array))[0],
-                spacing_mm=oriented.spacing_mm,
-                canonical=image.grid.ndim == 3 and image.grid.affine is not None,
+                view=seen,
+                prediction=seen.axes.apply(predicted)[0],
             )
         )
     return found
+
+
+def _view(labels: LabelScheme, cache: Path, hashes: FileHashes, case: Case, predicted: NDArray[Any]) -> View:
+    """Return what is shown of a case, which is read only if that was not kept when it was checked."""
+    view = kept_view(labels, cache, hashes.case(case))
+    if view is None:
+        image = read_case(case.images, case.spacing_mm)
+        view = View.of_image(image, read_labels(case, labels, image.grid).array[0], predicted)
+    return view
 
 
 def _curves(trainings: Sequence[Training]) -> tuple[TrainingCurve, ...]:

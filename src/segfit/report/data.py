@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from segfit.evaluation.summary import CaseMetrics, Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan, StageForecast
+from segfit.report.views import View
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Verdict
 
@@ -73,25 +74,20 @@ def _column(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Overlay:
-    """One case to look at: image, reference and prediction on the same grid.
+    """One case to look at.
 
     Parameters
     ----------
-    image : (c, z, y, x) or (c, y, x), any number type; a 2D image of 3 or 4 channels is shown in colour
-    reference, prediction : integer labels with the image's spatial shape
-    spacing_mm : one per spatial axis
-    canonical : the axes are RAS+ (stored z, y, x): shown in radiological convention and marked R and L
+    view : slices of image and reference
+    prediction : integer labels, with the axes of the view
     """
 
     case: str
     kind: Literal["validation", "test"]
     rank: Literal["best", "median", "worst"]
     dice: float | None
-    image: NDArray[Any]
-    reference: NDArray[Any]
+    view: View
     prediction: NDArray[Any]
-    spacing_mm: tuple[float, ...]
-    canonical: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

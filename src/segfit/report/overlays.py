@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from segfit.report.data import Overlay
 from segfit.report.figures import colour
+from segfit.report.views import View, thinned
 
-__all__ = ["Plane", "draw_plane", "fullest_slice", "label_colours", "panel_height", "planes"]
+__all__ = ["Plane", "draw_plane", "label_colours", "panel_height", "planes"]
 
-_MAX_SIDE = 448  # pixels of an embedded slice; larger ones are thinned
 _ROW_WIDTH, _GAP, _TITLE = 1020.0, 8.0, 18.0
 _OTHER = "#8a94a0"  # labels without a name, e.g. the ignore label
 
@@ -49,34 +49,34 @@ class Plane:
 
 
 def planes(overlay: Overlay) -> list[Plane]:
-    """Return the slices to show: the whole picture in 2D, the fullest axial and coronal slices in 3D."""
-    pixels = _to_bytes(overlay.image, overlay.reference > 0)
-    labels = (overlay.reference, overlay.prediction)
-    if overlay.reference.ndim == 2:
-        return [_plane(pixels, labels, overlay.spacing_mm, "")]
-    shown = []
-    for axis, name in ((0, "Axial" if overlay.canonical else "z"), (1, "Coronal" if overlay.canonical else "y")):
-        index = fullest_slice(*labels, axis)
-        size = overlay.reference.shape[axis]
-        side = slice(None, None, -1) if overlay.canonical else slice(None)
-        where = tuple(index if i == axis else side for i in range(3))
-        picture, cut = pixels[where], (labels[0][where], labels[1][where])
-        spacing = tuple(s for i, s in enumerate(overlay.spacing_mm) if i != axis)
-        caption = f"slice {index + 1} of {size}"
-        caption = f"{name} {caption}" if overlay.canonical else f"{caption} on {name}"
-        sides = ("R", "L") if overlay.canonical else ("", "")
-        shown.append(_plane(picture, cut, spacing, caption, sides=sides, scale_bar=True))
+    """Return the slices to show, with what was predicted there."""
+    view, shown = overlay.view, []
+    side = slice(None, None, -1) if view.canonical else slice(None)
+    for one in view.slices:
+        flip = (slice(None), slice(None)) if one.axis is None else (side, side)
+        cut = overlay.prediction if one.axis is None else overlay.prediction.take(one.index, one.axis)
+        rows, columns = (size * mm for i, (size, mm) in enumerate(_sides(view)) if i != one.axis)
+        caption = ""
+        if one.axis is not None:
+            name = ("Axial", "Coronal")[one.axis] if view.canonical else "zy"[one.axis]
+            caption = f"slice {one.index + 1} of {view.shape[one.axis]}"
+            caption = f"{name} {caption}" if view.canonical else f"{caption} on {name}"
+        shown.append(
+            Plane(
+                one.pixels[flip],
+                one.reference[flip],
+                thinned(cut)[flip],
+                (rows, columns),
+                caption,
+                ("R", "L") if view.canonical else ("", ""),
+                one.axis is not None,
+            )
+        )
     return shown
 
 
-def fullest_slice(reference: NDArray[Any], prediction: NDArray[Any], axis: int) -> int:
-    """Return the slice of maps `(z, y, x)` with most reference foreground, else most predicted, else the middle."""
-    others = tuple(i for i in range(reference.ndim) if i != axis)
-    for labels in (reference, prediction):
-        counts = np.count_nonzero(labels > 0, axis=others)
-        if counts.any():
-            return int(counts.argmax())
-    return int(reference.shape[axis]) // 2
+def _sides(view: View) -> list[tuple[int, float]]:
+    return list(zip(view.shape, view.spacing_mm, strict=True))
 
 
 def label_colours(values: Iterable[int]) -> dict[int, str]:
@@ -123,54 +123,6 @@ def draw_plane(plane: Plane, colours: Mapping[int, str], name: str, height: floa
             f'<g transform="translate({x:.1f} {_TITLE:.0f})">{content}{_marks(plane, index, height, width)}</g>'
         )
     return Markup("".join(parts) + "</svg>")
-
-
-def _plane(
-    pixels: NDArray[np.uint8],
-    labels: tuple[NDArray[Any], NDArray[Any]],
-    spacing_mm: tuple[float, ...],
-    caption: str,
-    *,
-    sides: tuple[str, str] = ("", ""),
-    scale_bar: bool = False,
-) -> Plane:
-    rows, columns = pixels.shape[:2]
-    step = -(-max(rows, columns) // _MAX_SIDE)
-    return Plane(
-        pixels[::step, ::step],
-        labels[0][::step, ::step],
-        labels[1][::step, ::step],
-        (rows * spacing_mm[0], columns * spacing_mm[1]),
-        caption,
-        sides,
-        scale_bar,
-    )
-
-
-def _to_bytes(image: NDArray[Any], foreground: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Window (c, *sp) to uint8: a colour picture to (y, x, 3), anything else its first channel to (*sp)."""
-    if image.ndim == 3 and image.shape[0] in (3, 4):
-        picture = np.moveaxis(np.nan_to_num(image[:3].astype(np.float32)), 0, -1)
-        low, high = min(0.0, float(picture.min())), float(np.percentile(picture, 99.9))
-    else:
-        picture = np.nan_to_num(image[0].astype(np.float32))
-        low, high = _window(picture, picture[foreground])
-    scaled = (picture - low) / max(high - low, 1e-12)
-    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _window(picture: NDArray[np.float32], inside: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the grey values shown as black and white.
-
-    Three times the range of the foreground, within that of the image: soft tissue in a CT is not washed out by air.
-    """
-    low, high = (float(v) for v in np.percentile(picture, [1, 99]))
-    if inside.size:
-        darkest, brightest = (float(v) for v in np.percentile(inside, [2, 98]))
-        reach = brightest - darkest
-        if reach > 0:
-            low, high = max(low, darkest - reach), min(high, brightest + reach)
-    return low, high
 
 
 def _jpeg(pixels: NDArray[np.uint8]) -> str:

@@ -133,9 +133,7 @@ def examples(data: ReportData) -> dict[str, Any] | None:
     """Return the overlays, drawn, in the order they came, with a legend."""
     if not data.overlays:
         return None
-    shown = {
-        int(v) for o in data.overlays for labels in (o.reference, o.prediction) for v in np.unique(labels) if v > 0
-    }
+    shown = {int(v) for o in data.overlays for v in (*o.view.values, *np.unique(o.prediction)) if v > 0}
     colours = overlays.label_colours(shown | set(data.label_names))
     cases = []
     for i, overlay in enumerate(data.overlays):
@@ -150,7 +148,7 @@ def examples(data: ReportData) -> dict[str, Any] | None:
             {"case": overlay.case, "rank": overlay.rank, "kind": kind, "dice": dice(overlay.dice), "planes": drawn}
         )
     legend = [{"name": data.label_names.get(v, f"label {v}"), "colour": colours[v]} for v in sorted(shown)]
-    return {"cases": cases, "legend": legend, "canonical": any(overlay.canonical for overlay in data.overlays)}
+    return {"cases": cases, "legend": legend, "canonical": any(overlay.view.canonical for overlay in data.overlays)}
 
 
 def resources(stages: Sequence[StageUse]) -> dict[str, Any] | None:

@@ -1,0 +1,211 @@
+"""What a report shows of a case: a slice or two of its image and its annotation, kept when the case is read."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.dataset.annotation import as_seen
+from segfit.dataset.case_checks import CaseVoxels, Look
+from segfit.dataset.manifest import Case
+from segfit.files import content_hash, write_file
+from segfit.geometry import AxisMap, canonical_map
+from segfit.images.formats import stacked
+from segfit.images.image import Image
+from segfit.labels import LabelScheme
+
+__all__ = ["Slice", "View", "fullest_slice", "kept_view", "look_to_show", "thinned"]
+
+_VERSION = 1  # of what is kept; a change makes it stale
+_MAX_SIDE = 448  # pixels of a slice; larger ones are thinned
+_SAMPLE = 1 << 20  # voxels that grey values are chosen by, at least; of a large volume every so many
+_BYTES_PER_VOXEL = 12  # that making a view takes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """One slice of a case.
+
+    Parameters
+    ----------
+    axis, index : where it was cut; no axis: the whole picture
+    pixels : (rows, columns) grey or (rows, columns, 3) colour, uint8, thinned
+    reference : (rows, columns) integer labels, thinned alike
+    """
+
+    axis: int | None
+    index: int
+    pixels: NDArray[np.uint8]
+    reference: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """The slices of a case that are shown.
+
+    Parameters
+    ----------
+    shape, spacing_mm : of the whole case, one per spatial axis
+    canonical : the axes are RAS+ (stored z, y, x): shown in radiological convention and marked R and L
+    values : foreground labels that occur in the whole annotation
+    axes : from those of the image as it is stored
+    """
+
+    slices: tuple[Slice, ...]
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    canonical: bool
+    values: tuple[int, ...]
+    axes: AxisMap
+
+    @classmethod
+    def of_image(cls, image: Image, reference: NDArray[Any], prediction: NDArray[Any] | None = None) -> View:
+        """Return the view of an image and label maps on its grid, along the axes of the body where they are known."""
+        axes = canonical_map(image.grid)
+        return cls.of(
+            axes.apply(image.array),
+            axes.apply(reference[None])[0],
+            axes.apply_grid(image.grid).spacing_mm,
+            axes,
+            canonical=image.grid.ndim == 3 and image.grid.affine is not None,
+            prediction=None if prediction is None else axes.apply(prediction[None])[0],
+        )
+
+    @classmethod
+    def of(
+        cls,
+        image: NDArray[Any],
+        reference: NDArray[Any],
+        spacing_mm: tuple[float, ...],
+        axes: AxisMap | None = None,
+        *,
+        canonical: bool = False,
+        prediction: NDArray[Any] | None = None,
+    ) -> View:
+        """Return the whole picture in 2D, the fullest axial and coronal slices in 3D.
+
+        `image` is (c, *spatial) of any number type; a 2D image of 3 or 4 channels is shown in colour. The fullest slice
+        of the `prediction` is taken where nothing is in the `reference`.
+        """
+        values = tuple(int(value) for value in np.unique(reference) if value > 0)
+        picture, (low, high) = _windowed(image, reference > 0)
+        slices = []
+        for axis in (None,) if reference.ndim == 2 else (0, 1):
+            index = 0 if axis is None else fullest_slice(reference, prediction, axis)
+            where = (slice(None),) * reference.ndim if axis is None else (slice(None),) * axis + (index,)
+            shown = thinned(reference[where])
+            scaled = (thinned(picture[where]) - low) / max(high - low, 1e-12)
+            slices.append(Slice(axis, index, (scaled.clip(0, 1) * 255).round().astype(np.uint8), shown))
+        axes = axes or AxisMap.identity(reference.ndim)
+        return cls(tuple(slices), reference.shape, spacing_mm, canonical, values, axes)
+
+    def save(self, path: Path) -> None:
+        """Write the view into a file."""
+        cuts = [(one.axis, one.index) for one in self.slices]
+        axes = self.axes.order, self.axes.flip
+        facts = [self.shape, self.spacing_mm, self.canonical, self.values, axes, cuts]
+        arrays: dict[str, Any] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
+        for number, one in enumerate(self.slices):
+            arrays |= {f"pixels_{number}": one.pixels, f"reference_{number}": one.reference}
+
+        def fill(handle: BinaryIO) -> None:
+            np.savez_compressed(handle, **arrays)
+
+        write_file(path, fill)
+
+    @classmethod
+    def load(cls, path: Path) -> View | None:
+        """Read a view; None if there is none that is legible."""
+        try:
+            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+                shape, spacing, canonical, values, (order, flip), cuts = json.loads(arrays["facts"].tobytes())
+                slices = tuple(
+                    Slice(axis, index, arrays[f"pixels_{number}"], arrays[f"reference_{number}"])
+                    for number, (axis, index) in enumerate(cuts)
+                )
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            return None
+        axes = AxisMap(tuple(order), tuple(flip))
+        return cls(slices, tuple(shape), tuple(spacing), canonical, tuple(values), axes)
+
+
+def thinned(array: NDArray[Any]) -> NDArray[Any]:
+    """Return every so many rows and columns of a slice that is too large to show."""
+    step = -(-max(array.shape[:2]) // _MAX_SIDE)
+    return array[::step, ::step]
+
+
+def fullest_slice(reference: NDArray[Any], prediction: NDArray[Any] | None, axis: int) -> int:
+    """Return the slice of maps `(z, y, x)` with most reference foreground, else most predicted, else the middle."""
+    others = tuple(i for i in range(reference.ndim) if i != axis)
+    for labels in (reference, prediction):
+        counts = np.zeros(1) if labels is None else np.count_nonzero(labels > 0, axis=others)
+        if counts.any():
+            return int(counts.argmax())
+    return int(reference.shape[axis]) // 2
+
+
+def look_to_show(labels: LabelScheme, cache: Path) -> Look:
+    """Return what keeps the views of labelled cases while they are checked; see `kept_view`."""
+    return Look(partial(_keep, labels, cache), _BYTES_PER_VOXEL, with_test=True)
+
+
+def kept_view(labels: LabelScheme, cache: Path, content: str) -> View | None:
+    """Return the view of the case with this content of its files; None if none was kept.
+
+    None is kept of a case that has nothing labelled: its predictions say which slices are worth to be seen.
+    """
+    return View.load(_path(labels, cache, content))
+
+
+def _path(labels: LabelScheme, cache: Path, content: str) -> Path:
+    return cache / f"view-{content_hash([_VERSION, content, labels.content_hash()])}.npz"
+
+
+def _keep(labels: LabelScheme, cache: Path, found: CaseVoxels) -> None:
+    case: Case = found.case
+    path, first = _path(labels, cache, found.content), found.images[0]
+    if path.exists():
+        return
+    reference = as_seen(case, labels, found.label, first.grid)
+    if reference.grid.shape == first.grid.shape and (reference.array > 0).any():
+        image = first if first.grid.ndim == 3 else stacked(case.images, found.images)
+        View.of_image(image, reference.array[0]).save(path)
+
+
+def _windowed(image: NDArray[Any], foreground: NDArray[np.bool_]) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """Return what is shown of an image, and its values that are shown as black and white.
+
+    That is a colour picture as (y, x, 3), of anything else the first channel as (*sp).
+    """
+    if image.ndim == 3 and image.shape[0] in (3, 4):
+        picture = np.moveaxis(np.nan_to_num(image[:3].astype(np.float32)), 0, -1)
+        return picture, (min(0.0, float(picture.min())), float(np.percentile(_sample(picture), 99.9)))
+    picture = np.nan_to_num(image[0].astype(np.float32))
+    return picture, _window(_sample(picture), _sample(picture[foreground]))
+
+
+def _sample(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    flat = values.reshape(-1)
+    return flat[:: max(1, flat.size // _SAMPLE)]
+
+
+def _window(picture: NDArray[np.float32], inside: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the grey values shown as black and white.
+
+    Three times the range of the foreground, within that of the image: soft tissue in a CT is not washed out by air.
+    """
+    low, high = (float(v) for v in np.percentile(picture, [1, 99]))
+    if inside.size:
+        darkest, brightest = (float(v) for v in np.percentile(inside, [2, 98]))
+        reach = brightest - darkest
+        if reach > 0:
+            low, high = max(low, darkest - reach), min(high, brightest + reach)
+    return low, high
