@@ -109,13 +109,10 @@ class FileHashes:
     def of(self, case: Case) -> FileHashes:
         """Return what is known of a case's files, small enough for another process; see `learn`."""
         part = FileHashes(root=self._root)
-        paths = _beside(case)
-        for image in (*case.images, *case.label_files):
-            paths.append(image)
-            with suppress(InputError):  # told when the case is read
-                paths += self._parts_of(image)
+        paths = [*_beside(case), *case.images, *case.label_files]
         with self._lock:
-            keys = [self._key(path) for path in paths]
+            parts = [image.parent / part for image in paths for part in self._parts.get(self._key(image), ("", ()))[1]]
+            keys = [self._key(path) for path in (*paths, *parts)]
             part._known = {key: self._known[key] for key in keys if key in self._known}
             part._parts = {key: self._parts[key] for key in keys if key in self._parts}
         return part

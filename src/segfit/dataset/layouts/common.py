@@ -69,11 +69,9 @@ def visible_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     visible = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    images = {path for path in visible if path.is_dir() and is_image_folder(path)}
-    series = any(full_name(path).endswith(FOLDER) for path in images)
-    return [
-        path for path in visible if path.is_file() or not path.exists() or path in images or (series and path.is_dir())
-    ]
+    unnamed = [path for path in visible if path.is_dir() and full_name(path).endswith(FOLDER)]
+    series = any(is_image_folder(path) for path in unnamed)  # one tells
+    return visible if series else [path for path in visible if path not in unnamed]
 
 
 def is_there(path: Path) -> bool:

@@ -62,8 +62,9 @@ def recognises(path: Path, declared: Mapping[str, Any]) -> bool:
     if found is None or not set(declared) <= {"labels", "channel_names", "regions_class_order", "name"}:
         return False
     if found[0].name.lower() == "imagestr":
-        numbered = any(map(CHANNEL_NUMBER.fullmatch, _stems(found[0]).values()))
-        return not numbered and not (path / "dataset.json").exists()
+        return not (path / "dataset.json").exists() and not any(
+            map(CHANNEL_NUMBER.fullmatch, _stems(found[0]).values())
+        )
     return True
 
 
