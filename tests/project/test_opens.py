@@ -6,6 +6,7 @@ Everything is counted in a process of its own and in those that it starts: an au
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from segfit.images.formats import read_image, read_label, write_labels
+from segfit.images.image import LabelMap
+from series_builder import write_series
 
 _HOOK = """
 import os, sys
@@ -83,9 +88,34 @@ def test_files_of_the_dataset_are_opened_three_times_and_not_again(counted: tupl
     assert again == {}
 
 
-def test_the_declaration_of_the_dataset_is_opened_three_times_and_once_again(counted: tuple[Counts, Counts]) -> None:
+def test_the_declaration_of_the_dataset_is_opened_twice_and_once_again(counted: tuple[Counts, Counts]) -> None:
     opens = [counts["open"] for counts in counted]
-    assert [max(n for path, n in one.items() if path.endswith(".json")) for one in opens] == [3, 1]
+    assert [max(n for path, n in one.items() if path.endswith(".json")) for one in opens] == [2, 1]
+
+
+def test_slices_of_series_are_opened_three_times_and_not_again(volumes: Path, tmp_path: Path) -> None:
+    dataset = _as_series(volumes, tmp_path / "Dataset003_Series")
+    fresh, again = (_run(dataset, tmp_path / "p", tmp_path / name)["open"] for name in ("fresh", "again"))
+    slices = {path: number for path, number in fresh.items() if Path(path).name.startswith("slice")}
+    assert len(slices) == len(list(dataset.rglob("slice*")))
+    *others, second, most = sorted(slices.values())
+    assert max(others) <= 3
+    # One slice of imagesTr and one of imagesTs tell that these folders hold series, each time that a dataset is opened.
+    assert (most, second) <= (6, 4)
+    assert len([path for path in again if path in slices]) == 2
+
+
+def _as_series(volumes: Path, root: Path) -> Path:
+    """Write volumes as DICOM series, with NIfTI labels on their grids."""
+    for source in volumes.glob("images*/*.nii.gz"):
+        image, case = read_image(source), source.name.removesuffix(".nii.gz")
+        folder = write_series(root / source.parent.name / case, image.array[0], image.grid.spacing_mm)
+        name = f"{source.parent.name.replace('images', 'labels')}/{case.removesuffix('_0000')}.nii.gz"
+        write_labels(root / name, LabelMap(read_label(volumes / name).array[0], read_image(folder).grid))
+    declared = json.loads((volumes / "dataset.json").read_text())
+    del declared["file_ending"]
+    (root / "dataset.json").write_text(json.dumps(declared))
+    return root
 
 
 def test_documents_are_parsed_twice_at_most(counted: tuple[Counts, Counts]) -> None:

@@ -49,8 +49,7 @@ def check_dataset(
     A path is inspected first, so that a dataset which `open_dataset` refuses is reported together with what its files
     hold. Otherwise as `check_files`.
     """
-    found, problems = inspect_dataset(dataset.root if isinstance(dataset, Dataset) else dataset)
-    opened = dataset if isinstance(dataset, Dataset) else found
+    opened, problems = (dataset, dataset.problems) if isinstance(dataset, Dataset) else inspect_dataset(dataset)
     if opened is None:
         return problems
     return check_files(opened, problems, hashes=hashes, looks=looks, execution=execution)

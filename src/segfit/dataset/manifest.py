@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from segfit.errors import Problem
 from segfit.files import Record
 from segfit.images.formats import known_ending
 from segfit.labels import LabelScheme
@@ -63,6 +64,7 @@ class Dataset(Record):
     num_training: int
     training: tuple[Case, ...]
     test: tuple[Case, ...] = ()  # labels are None where the dataset has none
+    problems: tuple[Problem, ...] = ()  # of its structure, as it was understood
 
     def __repr__(self) -> str:
         cases = f"{count(len(self.training), 'training case')}, {count(len(self.test), 'test case')}"

@@ -99,7 +99,8 @@ def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ..
         problems += name_problems(dataset) + shared_files(dataset)
     if (dataset is None or not dataset.training) and not any(problem.fatal for problem in problems):
         problems.append(Problem(WHOLE, f"{root} has no training case", "add images with labels"))
-    return dataset, tuple(problems)
+    told = tuple(problems)
+    return None if dataset is None else dataset.model_copy(update={"problems": told}), told
 
 
 def leave_out(dataset: Dataset, problems: Sequence[Problem]) -> tuple[Dataset, tuple[Problem, ...]]:
