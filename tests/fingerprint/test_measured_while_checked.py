@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from segfit.dataset.checks import check_files
+from segfit.dataset.checks import check_dataset
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset, Mask
 from segfit.errors import Problem
@@ -97,12 +97,12 @@ def _no_reading(*_: object) -> None:
 def test_two_passes_and_one_find_the_same(
     good: Dataset, orientation: measure_module.Orientation, processes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apart = check_files(good), measure(good, orientation)
+    apart = check_dataset(good), measure(good, orientation)
     cache, hashes = good.root / "cache", FileHashes()
     if processes:
         monkeypatch.setattr(pool, "_PROCESSES_FROM", 1)
     looks = [look_to_measure(good, orientation, cache)]
-    problems = check_files(good, hashes=hashes, looks=looks, execution=Execution(workers=2))
+    problems = check_dataset(good, hashes=hashes, looks=looks, execution=Execution(workers=2))
     monkeypatch.setattr(measure_module, "read_case", _no_reading)
     monkeypatch.setattr(measure_module, "num_voxels", _no_reading)
     assert (problems, measure(good, orientation, cache=cache, hashes=hashes)) == apart
@@ -111,22 +111,22 @@ def test_two_passes_and_one_find_the_same(
 
 def test_a_case_with_a_fatal_problem_is_not_measured(good: Dataset) -> None:
     faulty, cache, hashes = _with_faults(good), good.root / "cache", FileHashes()
-    problems = check_files(faulty)
+    problems = check_dataset(faulty)
     assert {item.case for item in problems if item.fatal} == {"nan", "cut", "alone", "gone", "undeclared"}
-    assert check_files(faulty, hashes=hashes, looks=[look_to_measure(faulty, "stored", cache)]) == problems
+    assert check_dataset(faulty, hashes=hashes, looks=[look_to_measure(faulty, "stored", cache)]) == problems
     assert len(list(cache.iterdir())) == len(good.training)
 
 
 def test_a_case_that_is_known_to_be_incomplete_is_not_measured(good: Dataset) -> None:
     cache = good.root / "cache"
-    lacking = [Problem("plain", "lacks something", "add it")]
-    check_files(good, lacking, hashes=FileHashes(), looks=[look_to_measure(good, "stored", cache)])
+    lacking = good.model_copy(update={"problems": (Problem("plain", "lacks something", "add it"),)})
+    check_dataset(lacking, hashes=FileHashes(), looks=[look_to_measure(good, "stored", cache)])
     assert len(list(cache.iterdir())) == len(good.training) - 1
 
 
 def test_what_changes_after_it_was_read_counts_as_it_was(good: Dataset) -> None:
     hashes = FileHashes()
-    check_files(good, hashes=hashes)
+    check_dataset(good, hashes=hashes)
     read, path = hashes.as_read(), good.training[0].images[0]
     before = read.dataset(good)
     path.write_bytes(good.training[1].images[0].read_bytes())

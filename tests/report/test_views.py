@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Picture
 
 from segfit.dataset.annotation import read_labels
-from segfit.dataset.checks import check_files
+from segfit.dataset.checks import check_dataset
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.images.formats import read_case
@@ -76,7 +76,7 @@ def test_a_view_is_kept_while_a_case_is_checked(tmp_path: Path, kind: str) -> No
     dataset, cache, hashes = _dataset(tmp_path, case), tmp_path / "cache", FileHashes()
     if kind == "picture":
         dataset = dataset.model_copy(update={"channel_names": ("red", "green", "blue")})
-    check_files(dataset, hashes=hashes, looks=[look_to_show(_LABELS, cache)])
+    check_dataset(dataset, hashes=hashes, looks=[look_to_show(_LABELS, cache)])
     image = read_case(case.images)
     expected = View.of_image(image, read_labels(case, _LABELS, image.grid).array[0])
     assert _same(kept_view(_LABELS, cache, hashes.case(case)), expected)
@@ -92,7 +92,7 @@ def test_views_of_labelled_test_cases_are_kept_too(tmp_path: Path) -> None:
     bare = test.model_copy(update={"id": "bare", "label": None})
     empty = _volume(tmp_path, "empty", np.zeros((8, 7, 6), np.uint8))
     dataset, cache, hashes = _dataset(tmp_path, first, (test, bare, empty)), tmp_path / "cache", FileHashes()
-    check_files(dataset, hashes=hashes, looks=[look_to_show(_LABELS, cache)])
+    check_dataset(dataset, hashes=hashes, looks=[look_to_show(_LABELS, cache)])
     kept = {case.id for case in (first, *dataset.test) if kept_view(_LABELS, cache, hashes.case(case)) is not None}
     assert kept == {"a", "t"}  # where nothing is labelled the prediction says what is worth to be seen
 
@@ -100,7 +100,7 @@ def test_views_of_labelled_test_cases_are_kept_too(tmp_path: Path) -> None:
 def test_a_damaged_view_is_none(tmp_path: Path) -> None:
     case = _volume(tmp_path, "a", _some())
     cache, hashes = tmp_path / "cache", FileHashes()
-    check_files(_dataset(tmp_path, case), hashes=hashes, looks=[look_to_show(_LABELS, cache)])
+    check_dataset(_dataset(tmp_path, case), hashes=hashes, looks=[look_to_show(_LABELS, cache)])
     (path,) = cache.iterdir()
     whole = path.read_bytes()
     for content in (b"", whole[:100], json.dumps([]).encode(), whole[: len(whole) // 2]):

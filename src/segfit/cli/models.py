@@ -85,7 +85,7 @@ def export_nnunet(
 
 
 def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: bool | None) -> Path:
-    from segfit.dataset.checks import check_files, require_usable
+    from segfit.dataset.checks import check_dataset, require_usable
     from segfit.dataset.layouts import inspect_dataset, leave_out
     from segfit.nnunet.dataset_export import export_nnunet as write
 
@@ -96,7 +96,7 @@ def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: b
         raise DatasetError([problem for problem in problems if problem.fatal])
     opened = opened.resampling_labels(asked.resample_labels)
     if asked.skip_incomplete if skip_incomplete is None else skip_incomplete:
-        opened, problems = leave_out(opened, check_files(opened, problems, execution=execution))
+        opened, problems = leave_out(opened, check_dataset(opened, execution=execution))
     require_usable(problems)
     return write(opened, folder, execution=execution)
 

@@ -76,7 +76,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
     Says first what was understood. The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
     """
     from segfit.cli.console import console_execution
-    from segfit.dataset.checks import check_files
+    from segfit.dataset.checks import check_dataset
     from segfit.dataset.layouts import describe, inspect_dataset, leave_out
     from segfit.options import Options
 
@@ -89,7 +89,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
         if found is not None:
             asked = Options().with_settings(given)
             found = found.resampling_labels(asked.dataset.resample_labels)
-            problems = check_files(found, problems, execution=console_execution(asked.workers))
+            problems = check_dataset(found, execution=console_execution(asked.workers))
             if asked.dataset.skip_incomplete:
                 found, problems = leave_out(found, problems)
     fatal = sum(problem.fatal for problem in problems)

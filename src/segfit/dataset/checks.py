@@ -26,7 +26,7 @@ from segfit.images.image import Remark
 from segfit.labels import LabelScheme
 from segfit.words import count, numbers
 
-__all__ = ["MIN_CASES", "check_dataset", "check_files", "require_usable"]
+__all__ = ["MIN_CASES", "check_dataset", "require_usable"]
 
 MIN_CASES = 5  # nnU-Net needs them for its five folds; with fewer, fewer folds are made
 _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking at an image takes (measured)
@@ -47,32 +47,20 @@ def check_dataset(
     """Return every problem of a dataset, fatal ones and warnings: its structure first, then case by case.
 
     A path is inspected first, so that a dataset which `open_dataset` refuses is reported together with what its files
-    hold. Otherwise as `check_files`.
-    """
-    opened, problems = (dataset, dataset.problems) if isinstance(dataset, Dataset) else inspect_dataset(dataset)
-    if opened is None:
-        return problems
-    return check_files(opened, problems, hashes=hashes, looks=looks, execution=execution)
-
-
-def check_files(
-    dataset: Dataset,
-    problems: Sequence[Problem] = (),
-    *,
-    hashes: FileHashes | None = None,
-    looks: Sequence[Look] = (),
-    execution: Execution = LOCAL,
-) -> tuple[Problem, ...]:
-    """Return `problems`, those of the dataset's structure, and after them all that its files show.
-
-    Each image and label file is read once, in parallel; what is wrong with test cases is a warning. A case that no
-    worker survives is a problem of that case.
+    hold. Each image and label file is read once, in parallel; what is wrong with test cases is a warning. A case that
+    no worker survives is a problem of that case.
 
     Parameters
     ----------
     hashes : what is known of the contents of files, and what is found out about them
     looks : what else is done with each case, see `Look`; needs `hashes`
     """
+    if not isinstance(dataset, Dataset):
+        inspected, problems = inspect_dataset(dataset)
+        if inspected is None:
+            return problems
+        dataset = inspected
+    problems = dataset.problems
     incomplete = {problem.case for problem in problems if problem.fatal}
     channels = len(dataset.channel_names)
     work = execution.map(
