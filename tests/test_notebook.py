@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from segfit.errors import warning
 from segfit.notebook import NotebookProgress, html_table, in_notebook, suitable_progress
 from segfit.progress import LOGGED
 
@@ -48,10 +49,10 @@ def test_outside_of_notebooks_messages_are_logged(
     with caplog.at_level(logging.INFO, "segfit"), progress.task("training", 2) as task:
         task.advance()
         progress.note("a fact")
-        progress.warn("look here")
+        progress.warn(warning("code", "look", "here"))
     assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
         ("segfit", "INFO", "a fact"),
-        ("segfit", "WARNING", "look here"),
+        ("segfit", "WARNING", "look; here"),
     ]
     assert capsys.readouterr() == ("", "")
 
@@ -95,9 +96,9 @@ def test_notes_are_printed_and_warnings_logged(
 ) -> None:
     progress = suitable_progress()
     progress.note("a fact")
-    progress.warn("look here")
+    progress.warn(warning("code", "look", "here"))
     assert capsys.readouterr().out == "a fact\n"
-    assert [record.message for record in caplog.records] == ["look here"]
+    assert [record.message for record in caplog.records] == ["look; here"]
 
 
 def test_tables_escape_what_they_hold() -> None:

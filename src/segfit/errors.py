@@ -16,6 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "DatasetError",
@@ -26,6 +30,7 @@ __all__ = [
     "SegfitError",
     "StageError",
     "nearest",
+    "warning",
 ]
 
 
@@ -58,16 +63,30 @@ class DivergedError(StageError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem of a dataset: where it is, what it is, and what to do."""
+    """One problem of a dataset, or a warning about a result: where it is, what it is, and what to do."""
 
-    case: str  # case id, file name, or "dataset" for a problem of the whole dataset
+    case: str  # case id, file name, or "dataset" for a problem of the whole dataset; empty: of no case
     problem: str
-    action: str
-    fatal: bool = True  # False: a warning, the dataset can be used as it is
+    action: str = ""
+    fatal: bool = True  # False: a warning, the dataset or result can be used as it is
     transient: bool = False  # True: it came from the machine, not from the files; checking again may help
+    code: str = ""  # the kind of a warning, for programs
+    file: str = ""  # the file that it is about, where it is one
 
     def __str__(self) -> str:
-        return f"{self.case}: {self.problem}; {self.action}"
+        text = f"{self.problem}; {self.action}" if self.action else self.problem
+        return f"{self.case}: {text}" if self.case else text
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a reader is told, by name; without what is empty."""
+        named = ("code", "case", "file", "problem", "action")
+        return {name: value for name in named if (value := getattr(self, name))}
+
+
+def warning(code: str, problem: str, action: str = "", *, case: str = "", file: Path | str = "") -> Problem:
+    """Return a warning about a result."""
+    return Problem(case, problem, action, fatal=False, code=code, file=str(file))
 
 
 class DatasetError(InputError):

@@ -11,16 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import Annotated, Any, BinaryIO, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from segfit.errors import InputError
+from segfit.errors import InputError, Problem, warning
 from segfit.owner import Owner
 
 __all__ = [
     "Document",
     "Record",
+    "Warned",
     "allow_reading",
     "content_hash",
     "file_system_time",
@@ -41,6 +42,18 @@ __all__ = [
 _PARTIAL_PREFIX = ".partial-"
 _LEFTOVER_S = 3600.0  # a partial file of another host untouched for so long has no living writer (assumption)
 _LACKING = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # the file system cannot
+
+
+def _warned(value: Any) -> Any:
+    if isinstance(value, str):
+        return warning("", value)
+    return {"case": "", "fatal": False} | value if isinstance(value, dict) else value
+
+
+Warned = Annotated[
+    Problem, BeforeValidator(_warned), PlainSerializer(lambda item: item.facts, return_type=dict[str, str])
+]
+"""A warning in a document; in older ones it was a sentence."""
 
 
 def write_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:

@@ -6,7 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Protocol
+
+from segfit.errors import Problem
 
 __all__ = ["LOGGED", "SILENT", "Checked", "KeptWarnings", "Logged", "Meter", "Progress", "Task", "messages_only"]
 
@@ -31,7 +34,7 @@ class Progress(Protocol):
         """Tell a fact worth a line."""
         ...
 
-    def warn(self, message: str) -> None:
+    def warn(self, warning: Problem) -> None:
         """Tell something the user should look at."""
         ...
 
@@ -49,7 +52,7 @@ class _Silent:
     def note(self, message: str) -> None:
         pass
 
-    def warn(self, message: str) -> None:
+    def warn(self, warning: Problem) -> None:
         pass
 
 
@@ -64,9 +67,9 @@ class Logged(_Silent):
         """Log a fact."""
         logging.getLogger("segfit").info(message)
 
-    def warn(self, message: str) -> None:
-        """Log a warning."""
-        logging.getLogger("segfit").warning(message)
+    def warn(self, warning: Problem) -> None:
+        """Log a warning; its fields are those of the log record."""
+        logging.getLogger("segfit").warning(str(warning), extra=asdict(warning))
 
 
 LOGGED: Progress = Logged()
@@ -113,8 +116,8 @@ class _MessagesOnly(_Silent):
     def note(self, message: str) -> None:
         self._progress.note(message)
 
-    def warn(self, message: str) -> None:
-        self._progress.warn(message)
+    def warn(self, warning: Problem) -> None:
+        self._progress.warn(warning)
 
 
 def messages_only(progress: Progress) -> Progress:
@@ -161,13 +164,13 @@ class _CheckedTask:
 
 
 class KeptWarnings(_Whole):
-    """Passes everything on to a progress and keeps the warnings, in `messages`."""
+    """Passes everything on to a progress and keeps the warnings, in `warnings`."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(progress)
-        self.messages: list[str] = []
+        self.warnings: list[Problem] = []
 
-    def warn(self, message: str) -> None:
+    def warn(self, warning: Problem) -> None:
         """Keep a warning and pass it on."""
-        self.messages.append(message)
-        super().warn(message)
+        self.warnings.append(warning)
+        super().warn(warning)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from segfit.cli.console import BarProgress, LineProgress, console_progress, problem_table, score_table, wrapped
-from segfit.errors import Problem
+from segfit.errors import Problem, warning
 
 
 class Terminal(io.StringIO):
@@ -101,7 +101,7 @@ def test_notes_and_warnings_as_lines() -> None:
     progress = console_progress(stream)
     assert isinstance(progress, LineProgress)
     progress.note("12 cases found")
-    progress.warn("no test set")
+    progress.warn(warning("", "no test set"))
     assert stream.getvalue() == "12 cases found\nwarning: no test set\n"
 
 
@@ -120,7 +120,7 @@ def test_a_log_that_cannot_be_written_ends_no_work() -> None:
     full = LineProgress(Broken(OSError(errno.ENOSPC, "No space left on device")))
     with full.task("training", 2) as task:
         task.advance(2)
-    full.warn("odd")
+    full.warn(warning("", "odd"))
     nobody_reads = LineProgress(Broken(BrokenPipeError()))
     with pytest.raises(BrokenPipeError):
         nobody_reads.note("here")
@@ -136,7 +136,7 @@ def test_bars_on_a_terminal_may_be_nested(monkeypatch: pytest.MonkeyPatch) -> No
         with progress.task("fold 0", 10) as inner:
             inner.advance(10, note="loss 0.12")
         outer.advance()
-        progress.warn("look here")
+        progress.warn(warning("", "look here"))
         outer.advance()
     text = stream.getvalue()
     for part in ("folds [all]", "a note with [brackets]", "fold 0", "100%", "loss 0.12", "warning: look here"):

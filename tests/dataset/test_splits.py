@@ -263,11 +263,11 @@ def test_doubtful_folds_are_told() -> None:
     splits = Splits(
         folds=(Fold(train=("c00", "c02"), validation=("c01", "c02")), Fold(train=("c02",), validation=("c01",)))
     )
-    assert faults_of(splits, cases) == (
-        "fold 0 trains and validates on c02 and P1: its Dice will be too high",
-        "no fold uses c03, c04, c05 and 3 more",
-    )
-    assert faults_of(splits, cases[:4])[1:] == ("no fold uses c03",)
+    shared, unused = faults_of(splits, cases)
+    assert (shared.code, unused.code) == ("group_on_both_sides", "in_no_fold")
+    assert "fold 0 trains and validates on c02 and P1" in shared.problem
+    assert unused.problem.endswith(" c03, c04, c05 and 3 more")
+    assert faults_of(splits, cases[:4])[1].problem.endswith(" c03")
     assert faults_of(nnunet_splits(names(9)), [case(name) for name in names(9)]) == ()
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from segfit.errors import DatasetError, InputError, Problem
+from segfit.errors import DatasetError, InputError, Problem, warning
 from segfit.evaluation.metrics import Metrics
 from segfit.evaluation.summary import CaseMetrics, Pair, Summary, evaluate, evaluate_folder, summarize
 from segfit.execution import pool
@@ -20,7 +18,7 @@ from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
 from segfit.labels import LabelClass, LabelScheme
-from segfit.progress import SILENT, Task
+from segfit.progress import SILENT, KeptWarnings
 
 TWO = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
@@ -58,7 +56,7 @@ def test_a_structure_that_never_occurs() -> None:
 def test_what_a_summary_looks_like() -> None:
     summary = summarize([case("x", a=HALF, b=FULL), case("<y>", a=NOTHING, b=HALF)], TWO.classes)
     assert repr(summary) == str(summary) == "Summary(2 cases, mean Dice 0.625: a 0.500, b 0.750)"
-    html = summary.model_copy(update={"warnings": ("odd",)})._repr_html_()
+    html = summary.model_copy(update={"warnings": (warning("", "odd"),)})._repr_html_()
     for part in ("mean Dice 0.625", "<th>a</th>", "<td>&lt;y&gt;</td><td>–</td><td>0.500</td>", "<p>odd</p>"):
         assert part in html
 
@@ -111,22 +109,8 @@ def test_pairs_keep_their_order_and_load_lazily() -> None:
     assert [(item.case, item.metrics["a"].dice) for item in summary.cases] == [("b", 1.0), ("a", 2 / 3)]
 
 
-class Notes:
-    """A progress that remembers its warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Task]:
-        with SILENT.task(description, total) as task:
-            yield task
-
-    def note(self, message: str) -> None:
-        pass
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
+def codes(summary: Summary) -> list[str]:
+    return [item.code for item in summary.warnings]
 
 
 @pytest.fixture
@@ -152,7 +136,7 @@ def grid_at(x: float) -> Grid:
 
 
 def test_a_folder_is_scored_file_by_file(folders: tuple[Path, Path]) -> None:
-    notes = Notes()
+    notes = KeptWarnings(SILENT)
     summary = evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes))
     assert [item.case for item in summary.cases] == ["case_a", "case_b"]
     assert [item.metrics["a"].dice for item in summary.cases] == [1.0, 2 / 3]
@@ -173,10 +157,12 @@ def test_missing_counterparts_are_named(folders: tuple[Path, Path]) -> None:
     (predictions / "case_a.nii.gz").unlink()
     with pytest.raises(InputError, match=r"predictions has no prediction for case_a\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
-    notes = Notes()
+    notes = KeptWarnings(SILENT)
     part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False, execution=Execution(progress=notes))
     assert [item.case for item in part.cases] == ["case_b"]
-    assert notes.warnings == ["case_a.nii.gz of 2 references have no prediction and are not counted"]
+    assert codes(part) == ["no_prediction"]
+    assert "case_a.nii.gz of 2" in part.warnings[0].problem
+    assert list(part.warnings) == notes.warnings
     (references / "case_b.nii.gz").unlink()
     with pytest.raises(InputError, match=r"references has no reference for case_b\.nii\.gz;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
@@ -206,15 +192,16 @@ def test_all_cases_that_cannot_be_scored_are_named(folders: tuple[Path, Path]) -
     assert caught.value.outcome == "nothing was evaluated"
 
 
-def test_values_that_no_structure_has_are_told(folders: tuple[Path, Path]) -> None:
+def test_values_that_no_class_has_are_told(folders: tuple[Path, Path]) -> None:
     path = folders[0] / "case_b.nii.gz"
     labels = read_label(path)
     array = labels.array[0].copy()
     array.flat[0] = 77
     write_labels(path, LabelMap(array, labels.grid))
-    notes = Notes()
+    notes = KeptWarnings(SILENT)
     summary = evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes))
-    assert notes.warnings == ["the prediction of case_b has undeclared values, which are ignored"]
+    assert codes(summary) == ["undeclared_values"]
+    assert "the prediction of case_b" in summary.warnings[0].problem
     assert list(summary.warnings) == notes.warnings
 
 
@@ -225,14 +212,15 @@ def test_pairs_that_lie_apart_in_space_are_refused(folders: tuple[Path, Path]) -
         evaluate_folder(*folders, TWO, ending=".nii.gz")
     action = "predict on the grid of the reference, or copy its header if the voxels correspond"
     problem = "case_b.nii.gz does not fit its reference: it lies 5.0 voxels away (5 mm)"
-    assert caught.value.problems == (Problem("case_b", problem, action),)
+    file = str(folders[0] / "case_b.nii.gz")
+    assert caught.value.problems == (Problem("case_b", problem, action, file=file),)
 
 
 def test_pairs_within_half_a_voxel_are_the_same_grid(folders: tuple[Path, Path]) -> None:
     expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
     write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, grid_at(0.4)))
-    notes = Notes()
+    notes = KeptWarnings(SILENT)
     assert evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes)) == expected
     assert notes.warnings == []
 
@@ -241,14 +229,12 @@ def test_files_without_a_place_are_compared_by_index(folders: tuple[Path, Path])
     expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
     labels = read_label(folders[0] / "case_b.nii.gz").array[0]
     write_labels(folders[0] / "case_b.nii.gz", LabelMap(labels, Grid(labels.shape, (1.0, 1.0, 1.0))))
-    notes = Notes()
+    notes = KeptWarnings(SILENT)
     found = evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes))
     assert found.model_copy(update={"warnings": ()}) == expected
     assert list(found.warnings) == notes.warnings
-    assert notes.warnings == [
-        "prediction and reference of case_b differ in voxel size and do not both have an affine; "
-        "voxels were compared by index"
-    ]
+    assert codes(found) == ["compared_by_index"]
+    assert "case_b" in found.warnings[0].problem
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
@@ -261,14 +247,13 @@ def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[i
         axes = AxisMap(order, flip)
         write_labels(references / f"{number}.nii.gz", LabelMap(labels, grid))
         write_labels(predictions / f"{number}.nii.gz", LabelMap(axes.apply(labels), axes.apply_grid(grid)))
-    notes = Notes()
+    notes = KeptWarnings(SILENT)
     summary = evaluate_folder(predictions, references, TWO, ending=".nii.gz", execution=Execution(progress=notes))
     assert [[one.dice for one in case.metrics.values()] for case in summary.cases] == [[1.0, 1.0]] * 8
     turned = [f"{n}" for n in range(8) if n or order != (0, 1, 2)]
-    assert notes.warnings == [
-        f"the prediction of {', '.join(turned[:5])} and {len(turned) - 5} more "
-        "stores its axes in another order and was reoriented"
-    ]
+    assert codes(summary) == ["axes_turned"]
+    assert f"{', '.join(turned[:5])} and {len(turned) - 5} more" in summary.warnings[0].problem
+    assert list(summary.warnings) == notes.warnings
 
 
 def test_summaries_of_earlier_versions_are_read() -> None:

@@ -93,15 +93,14 @@ def test_problems_of_a_dataset_cross_processes() -> None:
     ],
 )
 def test_lost_worker_is_explained_and_the_others_finish(task: object, arguments: tuple[int, ...], told: str) -> None:
-    warnings: list[str] = []
+    warnings: list[Problem] = []
     with WorkerPool(2, warn=warnings.append) as pool:
         sick = pool.submit(pool_tasks.named("sick", task), *arguments)  # type: ignore[arg-type]
         others = [pool.submit(pool_tasks.double, value) for value in range(6)]
         assert [other.result(_PATIENCE_S) for other in others] == [0, 2, 4, 6, 8, 10]
         with pytest.raises(LostCaseError, match=f"^case sick: worker {told}"):
             sick.result(_PATIENCE_S)
-    assert len(warnings) == 1
-    assert warnings[0].endswith("retrying it alone")
+    assert [(item.code, item.case, item.action) for item in warnings] == [("case_retried", "sick", "retrying it alone")]
 
 
 @pytest.mark.parametrize(("workers", "attempts"), [(1, 2), (2, 2), (3, 2), (4, 3), (9, 3)])
@@ -118,10 +117,10 @@ def test_a_pool_has_a_worker() -> None:
 
 
 def test_case_is_tried_with_half_the_workers_then_alone(tmp_path: Path) -> None:
-    warnings: list[str] = []
+    warnings: list[Problem] = []
 
-    def warn(message: str) -> None:
-        warnings.append(message)
+    def warn(warning: Problem) -> None:
+        warnings.append(warning)
         (tmp_path / f"warned-{len(warnings)}").touch()
 
     cases = ["a", "sick", *"bcdefghi"]
@@ -132,7 +131,7 @@ def test_case_is_tried_with_half_the_workers_then_alone(tmp_path: Path) -> None:
         }
         beside = {case: future.result(_PATIENCE_S) for case, future in futures.items()}
     assert not any(beside.values())
-    assert [warning.partition("; ")[2] for warning in warnings] == [
+    assert [item.action for item in warnings] == [
         "retrying it with 2 cases at a time",
         "retrying it alone",
     ]

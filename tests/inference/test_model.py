@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel
@@ -17,7 +17,7 @@ from segfit.bundle.bundle import Member
 from segfit.connected_components import PostprocessingStep, keep_largest
 from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
-from segfit.errors import DatasetError, InputError
+from segfit.errors import DatasetError, InputError, warning
 from segfit.execution.execution import Execution
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import find_format, read_grid, read_label
@@ -79,7 +79,7 @@ def test_every_kind_of_source_gives_the_same(model: Model, tmp_path: Path) -> No
         np.testing.assert_array_equal(model.predict(source).labels, first.labels)
     loose = model.predict((array, spacing))
     np.testing.assert_array_equal(loose.labels, first.labels)
-    assert "has no orientation" in loose.warnings[0]
+    assert [item.code for item in loose.warnings] == ["no_orientation"]
     assert first.warnings == ()
 
 
@@ -117,14 +117,14 @@ def test_members_are_merged_and_postprocessed(
 def test_an_empty_image_is_predicted_with_a_warning(model: Model) -> None:
     prediction = model.predict((np.zeros((9, 10, 11)), AFFINE))
     assert prediction.labels.shape == (9, 10, 11)
-    assert prediction.warnings == ("the image is constant",)
+    assert [(item.code, item.file, item.fatal) for item in prediction.warnings] == [("constant_image", "", False)]
 
 
 def test_warnings_are_logged_too(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     prediction = model.predict((np.zeros((1, 6, 8, 8), np.float32), Grid((6, 8, 8), (2.0, 1.0, 1.0), AFFINE)))
-    told = [(record.name, record.levelname, record.message) for record in caplog.records]
-    assert told == [("segfit", "WARNING", message) for message in prediction.warnings]
-    assert len(told) == 1
+    (record,), (warned,) = caplog.records, prediction.warnings
+    assert (record.name, record.levelname, record.getMessage()) == ("segfit", "WARNING", str(warned))
+    assert asdict(warned).items() <= vars(record).items()
 
 
 def test_what_models_and_predictions_look_like(model: Model) -> None:
@@ -132,7 +132,7 @@ def test_what_models_and_predictions_look_like(model: Model) -> None:
     prediction = model.predict(Image(voxels()[None], Grid((11, 17, 15), (2.2, 0.9, 1.1), AFFINE)), probabilities=True)
     kind = prediction.labels.dtype
     assert repr(prediction) == f"Prediction(11x17x15 {kind}, 2.2x0.9x1.1 mm, with probabilities)"
-    assert repr(replace(prediction, probabilities=None, warnings=("odd",))).endswith("mm, 1 warning)")
+    assert repr(replace(prediction, probabilities=None, warnings=(warning("", "odd"),))).endswith("mm, 1 warning)")
 
 
 def test_2d_pictures(
@@ -154,9 +154,8 @@ def test_2d_pictures(
     Picture.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
     turned = model.predict(tmp_path / "turned.png")
     np.testing.assert_array_equal(turned.labels, prediction.labels)
-    assert turned.warnings == (
-        f"{tmp_path / 'turned.png'} is rotated or mirrored by its EXIF orientation, which is ignored",
-    )
+    assert [(item.code, item.file) for item in turned.warnings] == [("file_header", str(tmp_path / "turned.png"))]
+    assert "EXIF" in turned.warnings[0].problem
 
 
 def test_pictures_without_a_size_are_taken_at_that_of_the_model(
@@ -170,9 +169,10 @@ def test_pictures_without_a_size_are_taken_at_that_of_the_model(
     path = tmp_path / "a.png"
     Picture.fromarray(array).save(path)
     assumed = model.predict(path)
-    assert len(assumed.warnings) == 1
-    assert "(0.1, 0.1) mm is assumed" in assumed.warnings[0]
-    assert model.predict(array).warnings[0].startswith("the image has no voxel size")
+    (assumption,) = assumed.warnings
+    assert (assumption.code, assumption.file) == ("no_voxel_size", str(path))
+    assert "(0.1, 0.1) mm" in assumption.problem
+    assert [(item.code, item.file) for item in model.predict(array).warnings] == [("no_voxel_size", "")]
     for same in (model.predict(path, spacing_mm=(0.1,)), model.predict((array, (0.1, 0.1)))):
         np.testing.assert_array_equal(same.labels, assumed.labels)
         assert same.warnings == ()
@@ -196,7 +196,7 @@ def test_a_model_of_pictures_without_a_size_uses_none(
     Picture.fromarray(np.random.default_rng(0).integers(0, 255, (21, 30), dtype=np.uint8)).save(path)
     found = model.predict(path, spacing_mm=(0.1,))
     np.testing.assert_array_equal(found.labels, model.predict(path).labels)
-    assert [f"the pixel size of {path} is ignored" in warning for warning in found.warnings] == [True]
+    assert [(item.code, item.file) for item in found.warnings] == [("pixel_size_ignored", str(path))]
 
 
 def test_the_size_a_model_works_at(

@@ -10,7 +10,7 @@ import pytest
 from planning_fakes import STATISTICS, case, fingerprint, scheme
 
 from segfit.device import Hardware
-from segfit.errors import InputError
+from segfit.errors import InputError, warning
 from segfit.files import write_json
 from segfit.fingerprint.fingerprint import ChannelIntensities, Fingerprint
 from segfit.labels import Exchange
@@ -161,9 +161,9 @@ def test_a_patch_beyond_the_memory_target_is_taken_with_a_warning() -> None:
     plan = derive(_large(), _LABELS, _options(patch_size=(256, 256, 256)))
     assert plan.configurations["3d_fullres"].patch_size == (256, 256, 256)
     assert plan.configurations["3d_fullres"].batch_size == 2
-    assert any(
-        text.startswith("3d_fullres: the patch that was asked for needs about 6.5 times") for text in plan.warnings
-    )
+    (problem,) = [item.problem for item in plan.warnings if item.code == "patch_exceeds_memory"]
+    assert problem.startswith("3d_fullres: ")
+    assert "6.5 times" in problem
 
 
 def test_a_cascade_brings_its_previous_stage_and_its_reasons() -> None:
@@ -278,10 +278,7 @@ def test_two_stages_are_trained_without_deep_supervision() -> None:
 def test_remarks_on_the_data() -> None:
     cases = [case((20, 100, 100), (1, 1, 1), voxels={1: 1000, 2: 0}) for i in range(6)]
     plan = derive(fingerprint(cases), scheme("liver", "tumour"), _options())
-    assert [text.partition(":")[0] for text in plan.warnings] == [
-        "only 6 training cases",
-        'label "tumour" (2) occurs in no case',
-    ]
+    assert [item.code for item in plan.warnings] == ["few_cases", "absent_label"]
 
 
 def test_hounsfield_units_are_ct_whatever_the_name_in_auto() -> None:
@@ -292,10 +289,12 @@ def test_hounsfield_units_are_ct_whatever_the_name_in_auto() -> None:
     assert _scheme_of(auto) == "ct"
     assert auto.configurations["3d_fullres"].preprocessing.normalization[0].statistics == STATISTICS
     assert 'channel "venous" is normalised as ct, not as zscore' in auto.changes
-    assert any("values are Hounsfield units (-1024 to 3071)" in text for text in auto.warnings)
+    (told,) = [item.problem for item in auto.warnings if item.code == "normalization"]
+    assert "Hounsfield units (-1024 to 3071)" in told
     assert _scheme_of(stock) == "zscore"
     assert stock.stock
-    assert any("as its name says; its values would ask for ct" in text for text in stock.warnings)
+    (told,) = [item.problem for item in stock.warnings if item.code == "normalization"]
+    assert "its values would ask for ct" in told
     decision = next(item for item in auto.decisions if item.key == "normalization.0")
     assert (decision.rule, decision.bound) == ("normalization_ct", "values")
 
@@ -307,7 +306,9 @@ def _scheme_of(plan: Plan) -> str:
 def test_a_machine_with_too_little_memory_is_mentioned() -> None:
     gpu = Hardware(device="cuda:0", name="a GPU", threads=8, free_memory_gb=6.0, fast_bf16=True)
     plan = derive(_small(), _LABELS, _options(), gpu)
-    assert "planned for 8 GB, a GPU has 6.0 GB free" in plan.warnings
+    (problem,) = [item.problem for item in plan.warnings if item.code == "memory_not_free"]
+    assert "8 GB" in problem
+    assert "6.0 GB" in problem
 
 
 @pytest.mark.parametrize(
@@ -353,9 +354,12 @@ def test_impossible_memory_targets_are_refused() -> None:
 def test_a_plan_of_sentences_is_read_without_them(tmp_path: Path) -> None:
     plan = derive(_small(), _LABELS, _options())
     old = plan.model_dump(mode="json") | {"schema_version": 1, "basis": "of an older version"}
+    old["warnings"] = ["a sentence"]
     old["decisions"] = [{"key": "preset", "value": "stock", "rule": "a sentence", "source": "", "would_change": ""}]
     write_json(tmp_path / "plan.json", old)
-    assert Plan.load(tmp_path / "plan.json") == plan.model_copy(update={"decisions": ()})
+    assert Plan.load(tmp_path / "plan.json") == plan.model_copy(
+        update={"decisions": (), "warnings": (warning("", "a sentence"),)}
+    )
 
 
 def test_a_plan_of_an_older_name_is_read_under_the_present_one(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:
     path.write_bytes(content)
     warnings = KeptWarnings(SILENT)
     assert preprocess_dataset(cases, _SPEC, _SCHEME, store, execution=Execution(progress=warnings)) == keys
-    assert warnings.messages == ["preprocessed case c1 was damaged on disk; it was made anew"]
+    assert [(item.code, item.case) for item in warnings.warnings] == [("damaged_case", "c1")]
     np.testing.assert_array_equal(store.open(keys["c1"]).image(), expected)
     assert store.verify(keys["c1"])
 

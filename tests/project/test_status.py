@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segfit.dataset.layouts import open_dataset
-from segfit.errors import InputError
+from segfit.errors import InputError, warning
 from segfit.project import Project
 from segfit.project.status import status_of
 
@@ -65,7 +65,7 @@ def test_what_they_look_like(project: Project, volumes: Path) -> None:
 
 def test_what_is_told_is_logged(volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     project = Project.create(tmp_path / "p", volumes)
-    project.progress.warn("look here")
+    project.progress.warn(warning("code", "look here"))
     with caplog.at_level(logging.INFO, "segfit"):
         project.progress.note("a fact")
     assert [(item.name, item.levelname) for item in caplog.records] == [("segfit", "WARNING"), ("segfit", "INFO")]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from segfit.connected_components import PostprocessingStep
+from segfit.errors import warning
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import Options
 from segfit.planning.plan import Decision, Outcome, Plan, RunSpec, StageForecast
@@ -90,7 +91,7 @@ def make_report_data() -> ReportData:
         },
         model_path="work/model",
         file_ending=".nii.gz",
-        warnings=("Only 3 of 5 folds were trained in the time there was.",),
+        warnings=(warning("", "Only 3 of 5 folds were trained in the time there was."),),
     )
 
 
@@ -191,7 +192,7 @@ def make_plan() -> Plan:
                 inputs={"median_shape": [50, 35]},
             ),
         ),
-        warnings=("Left and right classes are not named: mirroring stays on for all axes.",),
+        warnings=(warning("", "Left and right classes are not named: mirroring stays on for all axes."),),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from segfit.errors import warning
 from segfit.planning.explain import explain
 from segfit.planning.plan import Decision
 from segfit.report.data import (
@@ -110,7 +111,7 @@ def test_text_of_users_is_escaped(page: str) -> None:
         dataset=evil,
         options=options,
         validation=make_summary({evil: {evil: 0.5}}),
-        warnings=(evil,),
+        warnings=(warning("", evil),),
         environment={evil: evil},
         model_path=evil,
     )

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_fakes import SCHEME, MemoryCase, disc_case, disc_cases, tiny_configuration, tiny_recipe
 
-from segfit.errors import InputError, StageError
+from segfit.errors import InputError, Problem, StageError
 from segfit.execution.memory import process_bytes, process_peak_bytes
 from segfit.inference.predictor import Predictor
 from segfit.labels import LabelScheme
@@ -47,7 +47,7 @@ class Watcher:
 
     react: Callable[[int], None] = lambda step: None
     told: list[str] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
+    warned: list[Problem] = field(default_factory=list)
     used: float = 0.0
     calls: int = 0
 
@@ -66,8 +66,8 @@ class Watcher:
     def note(self, message: str) -> None:
         self.told.append(message)
 
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
+    def warn(self, warning: Problem) -> None:
+        self.warned.append(warning)
 
 
 def train(
@@ -160,7 +160,7 @@ def test_an_error_goes_back_to_the_last_saved_state(tmp_path: Path) -> None:
     watcher = Watcher()
     train(tmp_path / "resumed", progress=watcher)
     assert "resuming from step 2" in watcher.told
-    assert "is damaged" in watcher.warned[0]
+    assert [item.code for item in watcher.warned] == ["damaged_state"]
     assert_same_weights(tmp_path / "straight", tmp_path / "resumed")
     steps = [event["step"] for event in read_events(tmp_path / "resumed" / EVENTS) if event["kind"] == "step"]
     assert steps == [1, 2, 3, 4, 5, 6]

@@ -77,9 +77,9 @@ class LineProgress:
         """Write a line."""
         self._write(message)
 
-    def warn(self, message: str) -> None:
+    def warn(self, warning: Problem) -> None:
         """Write a line that starts with "warning"."""
-        self._write(f"warning: {message}")
+        self._write(f"warning: {warning}")
 
     def _write(self, line: str) -> None:
         try:
@@ -146,9 +146,9 @@ class BarProgress:
         """Print a line above the bars."""
         self._console.print(message)
 
-    def warn(self, message: str) -> None:
+    def warn(self, warning: Problem) -> None:
         """Print a yellow line above the bars."""
-        self._console.print(f"warning: {message}", style="yellow")
+        self._console.print(f"warning: {warning}", style="yellow")
 
 
 class _BarTask:

@@ -110,7 +110,7 @@ def predict(
             previous_stage=previous_stage,
             execution=execution,
         )
-    facts = {"predictions": [str(path) for path in found], "warnings": kept.messages}
+    facts = {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
     print_result(facts, found, as_json=as_json)
 
 

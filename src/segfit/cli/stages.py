@@ -94,7 +94,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
                 found, problems = leave_out(found, problems)
     fatal = sum(problem.fatal for problem in problems)
     if as_json:
-        told = [{"case": p.case, "problem": p.problem, "action": p.action, "fatal": p.fatal} for p in problems]
+        told = [item.facts | {"fatal": item.fatal} for item in problems]
         print_json({"dataset": None if found is None else dataset_facts(found), "problems": told})
     else:
         sys.stdout.writelines(f"{wrapped(line, sys.stdout)}\n" for line in (() if found is None else describe(found)))

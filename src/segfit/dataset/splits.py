@@ -25,7 +25,7 @@ from pydantic import BeforeValidator
 
 from segfit.dataset.layouts.common import CHANNEL_NUMBER
 from segfit.dataset.manifest import Case
-from segfit.errors import InputError, nearest
+from segfit.errors import InputError, Problem, nearest, warning
 from segfit.files import Document, Record, content_hash, read_json
 from segfit.images.formats import known_ending
 from segfit.words import listing
@@ -269,22 +269,23 @@ def covering(cases: Sequence[str], classes: Mapping[str, Collection[int]], count
     return tuple(case for case in cases if case in chosen)
 
 
-def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[str, ...]:
-    """Return what makes validation with these folds doubtful, in sentences; none for `balanced_splits`.
+def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[Problem, ...]:
+    """Return what makes validation with these folds doubtful, as warnings; none for `balanced_splits`.
 
     That is groups (and cases) that a fold both trains on and validates with, and cases in no fold.
     """
-    faults: list[str] = []
+    faults: list[Problem] = []
     groups = {case.id: _group_of(case) for case in cases}
     for number, fold in enumerate(splits.folds):
         shared = sorted({groups[case] for case in fold.train} & {groups[case] for case in fold.validation})
         if shared:
             names = listing([name for _, name in shared], 4)
-            faults.append(f"fold {number} trains and validates on {names}: its Dice will be too high")
+            problem = f"fold {number} trains and validates on {names}: its Dice will be too high"
+            faults.append(warning("group_on_both_sides", problem))
     used = {case for fold in splits.folds for case in (*fold.train, *fold.validation)}
     left = sorted(set(groups) - used)
     if left:
-        faults.append(f"no fold uses {listing(left, 4)}")
+        faults.append(warning("in_no_fold", f"no fold uses {listing(left, 4)}"))
     return tuple(faults)
 
 

@@ -17,10 +17,10 @@ from pydantic import AliasChoices, Field
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case
-from segfit.errors import DatasetError, InputError, Problem
+from segfit.errors import DatasetError, InputError, Problem, warning
 from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_histogram
 from segfit.execution.execution import LOCAL, Execution
-from segfit.files import Document, Record
+from segfit.files import Document, Record, Warned
 from segfit.geometry import Grid
 from segfit.images.formats import num_voxels, read_grid, read_label
 from segfit.images.image import FileError, Image, problem_of
@@ -41,11 +41,11 @@ __all__ = [
     "summarize",
 ]
 
-_Placed = Literal["alike", "turned", "by index"]
+_Placed = Literal["alike", "axes_turned", "compared_by_index"]
 _TOLD = {
-    "turned": "the prediction of {} stores its axes in another order and was reoriented",
-    "by index": "prediction and reference of {} differ in voxel size and do not both have an affine; voxels were "
-    "compared by index",
+    "axes_turned": "the prediction of {} stores its axes in another order and was reoriented",
+    "compared_by_index": "prediction and reference of {} differ in voxel size and do not both have an affine; voxels "
+    "were compared by index",
 }
 _BYTES_PER_VOXEL = 8  # of a label map that is read and compared with another
 
@@ -184,7 +184,7 @@ class Pair:
         if isinstance(self.load_prediction, _File) and isinstance(self.load_reference, _File):
             image, expected = read_label(self.load_prediction.path), read_label(self.load_reference.path)
             if expected.grid.mismatch(image.grid):
-                placed = "by index" if expected.grid.turn(image.grid) is None else "turned"
+                placed = "compared_by_index" if expected.grid.turn(image.grid) is None else "axes_turned"
                 image = image.turned_to(expected.grid)
             if _apart(expected.grid, image.grid):
                 action = "predict on the grid of the reference, or copy its header if the voxels correspond"
@@ -250,7 +250,7 @@ class Summary(Document):
     mean: dict[str, MeanMetrics]
     foreground_mean: MeanMetrics
     mean_dice: float | None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Warned, ...] = ()
 
     def __repr__(self) -> str:
         means = ", ".join(f"{name} {dice(one.dice)}" for name, one in self.mean.items())
@@ -263,7 +263,7 @@ class Summary(Document):
         rows = [("mean", *(dice(one.dice) for one in self.mean.values()))]
         rows += [(case.case, *(dice(case.metrics[name].dice) for name in names)) for case in self.cases]
         title = f"{count(len(self.cases), 'case')}, mean Dice {dice(self.mean_dice)}"
-        return html_table(title, ("Dice", *names), rows, self.warnings)
+        return html_table(title, ("Dice", *names), rows, [str(item) for item in self.warnings])
 
     def subset(self, case_ids: Iterable[str]) -> Summary:
         """Return the summary of some of the cases, for example of one fold."""
@@ -328,12 +328,13 @@ def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution
     for role in ("prediction", "reference"):
         strange = sorted(case for case, one in found.items() if role in one.undeclared)
         if strange:
-            kept.warn(f"the {role} of {listing(strange)} has undeclared values, which are ignored")
+            problem = f"the {role} of {listing(strange)} has undeclared values, which are ignored"
+            kept.warn(warning("undeclared_values", problem))
     for placed, words in _TOLD.items():
         if cases := sorted(case for case, one in found.items() if one.placed == placed):
-            kept.warn(words.format(listing(cases)))
+            kept.warn(warning(placed, words.format(listing(cases))))
     summary = summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.classes)
-    return summary.model_copy(update={"warnings": tuple(kept.messages)})
+    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,12 +392,13 @@ def evaluate_folder(
         problem = f"{predictions} has no prediction for {listing(missing)}"
         raise InputError(problem, "predict them first or allow a subset")
     if missing:
-        kept.warn(f"{listing(missing)} of {len(expected)} references have no prediction and are not counted")
+        problem = f"{listing(missing)} of {len(expected)} references have no prediction and are not counted"
+        kept.warn(warning("no_prediction", problem))
     pairs = [
         Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
     ]
     summary = evaluate(pairs, scheme, execution=replace(execution, progress=kept))
-    return summary.model_copy(update={"warnings": tuple(kept.messages)})
+    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from threading import Condition, Thread
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
-from segfit.errors import StageError
+from segfit.errors import Problem, StageError, warning
 from segfit.execution.memory import process_bytes
 from segfit.execution.worker_main import GRACE_S, Answer
 from segfit.words import gigabytes
@@ -142,11 +142,11 @@ class WorkerPool(Executor):
     workers : processes at most; they start when they are needed
     stall_s : a worker that used no processor time for so long has hung and is stopped; where the system does not tell
         processor time (outside Linux), a task may take so long at all
-    warn : called with a sentence for every case that is retried
+    warn : called for every case that is retried
     """
 
     def __init__(
-        self, workers: int, *, stall_s: float = _STALL_S, warn: Callable[[str], None] = lambda _: None
+        self, workers: int, *, stall_s: float = _STALL_S, warn: Callable[[Problem], None] = lambda _: None
     ) -> None:
         if workers < 1:
             raise ValueError(f"a pool needs one worker or more, got {workers}")
@@ -258,7 +258,8 @@ class WorkerPool(Executor):
                 self._changed.notify_all()
         if again:
             most = self._limits[task.attempt]
-            self._warn(f"{error}; retrying it {'alone' if most == 1 else f'with {most} cases at a time'}")
+            how = "alone" if most == 1 else f"with {most} cases at a time"
+            self._warn(warning("case_retried", f"worker {error.reason}", f"retrying it {how}", case=error.case))
         else:
             self._settle(task, Answer(error=error))
 

@@ -96,7 +96,7 @@ def problem_of(
     if isinstance(error, FileError):
         folder = next((image for image in images if image in error.path.parents), error.path)
         name = error.path.relative_to(folder.parent).as_posix()
-        return Problem(case, f"{name} {error.problem}", error.action)
+        return Problem(case, f"{name} {error.problem}", error.action, file=str(error.path))
     return Problem(case, error.problem.removeprefix(f"case {case}: "), error.action or action)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
 from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
-from segfit.errors import InputError
+from segfit.errors import InputError, Problem, warning
 from segfit.execution.memory import free_memory_gb
 from segfit.files import write_file
 from segfit.geometry import Grid
@@ -26,7 +26,7 @@ from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap
 from segfit.images.open_files import OpenFiles
 from segfit.inference.predictor import Precision, Predictor
-from segfit.inference.sources import Source, read_previous_stage, read_source, source_files, source_remarks
+from segfit.inference.sources import Source, read_previous_stage, read_source, source_files, source_warnings
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
@@ -51,7 +51,7 @@ class Prediction:
 
     label_map: LabelMap
     probabilities: NDArray[np.float32] | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
     @property
     def labels(self) -> NDArray[np.integer[Any]]:
@@ -93,7 +93,7 @@ class Prepared:
     grid: Grid
     source: tuple[Path, ...]  # its files
     inputs: tuple[tuple[NDArray[np.float32], CaseProperties], ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Problem, ...]
 
 
 def load_model(
@@ -233,11 +233,11 @@ class Model:
         Raises `InputError` if the image is not what the model was made for.
         """
         prepared = self.prepare(source, previous_stage=previous_stage, spacing_mm=spacing_mm)
-        for message in prepared.warnings:
-            progress.warn(message)
-        warnings = KeptWarnings(progress)
-        fields = self.logits(prepared, progress=warnings)
-        return self.finish(prepared, fields, probabilities=probabilities, warnings=warnings.messages)
+        for item in prepared.warnings:
+            progress.warn(item)
+        kept = KeptWarnings(progress)
+        fields = self.logits(prepared, progress=kept)
+        return self.finish(prepared, fields, probabilities=probabilities, warnings=kept.warnings)
 
     def prepare(
         self,
@@ -249,26 +249,31 @@ class Model:
         """Read and preprocess one image: the first step of `predict`; runs on the CPU, in any thread."""
         ndim = self.manifest.members[0].configuration.preprocessing.image_ndim
         sizeless = self.spacing_mm == (1.0, 1.0)  # made from pictures whose pixels had no size
+        paths = source_files(source)
+        file = paths[0] if paths else ""
         with OpenFiles() as files:
             image, name = read_source(source, ndim, None if sizeless else spacing_mm, files)
             known = replace(image.grid, spacing_known=True)  # a size that is assumed is reported below
-            warnings = source_remarks(source_files(source), Image(image.array, known), files)
+            warnings = source_warnings(paths, Image(image.array, known), files)
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
         if image.array.size and image.array.min() == image.array.max():
-            warnings.append(f"{name} is constant")
+            warnings.append(warning("constant_image", f"{name} is constant", file=file))
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
         if canonical and ndim == 3 and image.grid.affine is None:
-            warnings.append(f"{name} has no orientation; RAS+ (z, y, x) is assumed")
+            problem = f"{name} has no orientation; RAS+ (z, y, x) is assumed"
+            warnings.append(warning("no_orientation", problem, file=file))
         if sizeless and spacing_mm is not None:
-            warnings.append(f"the pixel size of {name} is ignored: the model was trained on images without one")
+            problem = f"the pixel size of {name} is ignored: the model was trained on images without one"
+            warnings.append(warning("pixel_size_ignored", problem, file=file))
         sized = image
         if not image.grid.spacing_known and image.grid.ndim == ndim and image.grid.spacing_mm != self.spacing_mm:
             sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
-            warnings.append(f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training")
+            problem = f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training"
+            warnings.append(warning("no_voxel_size", problem, file=file))
         inputs = tuple(self._member_input(member, sized, earlier, name) for member in self.manifest.members)
-        return Prepared(image.grid, source_files(source), inputs, tuple(warnings))
+        return Prepared(image.grid, paths, inputs, tuple(warnings))
 
     def _member_input(
         self, member: Member, image: Image, earlier: Image | None, name: str
@@ -300,7 +305,7 @@ class Model:
         fields: Sequence[LogitField],
         *,
         probabilities: bool = False,
-        warnings: Sequence[str] = (),
+        warnings: Sequence[Problem] = (),
     ) -> Prediction:
         """Bring the logits back to the grid of the image and decide: the last step of `predict`; any thread."""
         inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -64,10 +65,10 @@ def predict_folder(
         earlier = None if previous_stage is None else previous_stage / f"{case.id}{ending}"
         return model.prepare(list(case.images), previous_stage=earlier, spacing_mm=case.spacing_mm)
 
-    def write(case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[str]) -> None:
+    def write(case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[Problem]) -> None:
         prediction = model.finish(prepared, fields, probabilities=save_probabilities, warnings=warnings)
-        for message in prediction.warnings:
-            execution.progress.warn(f"{case.id}: {message}")
+        for item in prediction.warnings:
+            execution.progress.warn(replace(item, case=case.id))
         if save_probabilities:
             prediction.save_probabilities(probabilities[case.id])
         prediction.save(paths[case.id])  # last: its presence says that the case is done
@@ -82,7 +83,7 @@ def _predict(
     model: Model,
     cases: Sequence[Case],
     prepare: Callable[[Case], Prepared],
-    write: Callable[[Case, Prepared, Sequence[LogitField], Sequence[str]], None],
+    write: Callable[[Case, Prepared, Sequence[LogitField], Sequence[Problem]], None],
     execution: Execution,
 ) -> list[Problem]:
     """Predict cases; return what is wrong with those that cannot be used."""
@@ -103,9 +104,9 @@ def _predict(
                 problems.append(problem_of(case.id, error, images=case.images))
                 task.advance(1, case.id)
             else:
-                warnings = KeptWarnings(SILENT)
-                fields = model.logits(prepared, progress=warnings)
-                behind.append((case, writers.submit(write, case, prepared, fields, warnings.messages)))
+                kept = KeptWarnings(SILENT)
+                fields = model.logits(prepared, progress=kept)
+                behind.append((case, writers.submit(write, case, prepared, fields, kept.warnings)))
                 del prepared, fields
             del future  # and with it the arrays of the case
             ahead.extend((case, readers.submit(prepare, case)) for case in islice(rest, 1))

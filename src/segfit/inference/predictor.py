@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segfit.device import measure_hardware
-from segfit.errors import StageError
+from segfit.errors import StageError, warning
 from segfit.inference.tiles import (
     axis_coverage,
     axis_importance,
@@ -118,7 +118,7 @@ class Predictor:
         dtype = self.dtype
         result = self._with_fallback(image, dtype, progress)
         if dtype is torch.float16 and not _all_finite(result):
-            progress.warn("the network overflowed in fp16; retrying the case in fp32")
+            progress.warn(warning("overflow", "the network overflowed in fp16; retrying the case in fp32"))
             result = self._with_fallback(image, None, progress)
         if not _all_finite(result):
             raise StageError("the network output is not finite", "its weights or the image are unusable")
@@ -131,7 +131,7 @@ class Predictor:
             if result is not None:
                 return result
             torch.cuda.empty_cache()
-            progress.warn(f"out of memory on {placement}; retrying the case with less")
+            progress.warn(warning("out_of_memory", f"out of memory on {placement}; retrying the case with less"))
         return self._run(image, last, dtype, progress)
 
     def _placements(self) -> Iterator[_Placement]:

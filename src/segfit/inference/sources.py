@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.errors import InputError
+from segfit.errors import InputError, Problem, warning
 from segfit.geometry import Grid
 from segfit.images.formats import check, read_case, read_label
 from segfit.images.image import Image
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 
-__all__ = ["Geometry", "Source", "read_previous_stage", "read_source", "source_files", "source_remarks"]
+__all__ = ["Geometry", "Source", "read_previous_stage", "read_source", "source_files", "source_warnings"]
 
 Geometry = Grid | Sequence[float] | NDArray[np.floating[Any]]  # a grid, a spacing in mm (array order), or an affine
 Source = str | Path | Sequence[str | Path] | Image | NDArray[Any] | tuple[NDArray[Any], Geometry]
@@ -52,9 +52,10 @@ def source_files(source: Source) -> tuple[Path, ...]:
     return tuple(Path(path) for path in source if isinstance(path, str | Path)) if isinstance(source, Sequence) else ()
 
 
-def source_remarks(paths: Sequence[Path], image: Image, files: OpenFiles) -> list[str]:
+def source_warnings(paths: Sequence[Path], image: Image, files: OpenFiles) -> list[Problem]:
     """Return warnings about the headers of the files of an image."""
-    return [f"{path} {remark.problem}" for path in paths for remark in check(path, image, files)]
+    remarks = [(path, remark) for path in paths for remark in check(path, image, files)]
+    return [warning("file_header", f"{path} {remark.problem}", file=path) for path, remark in remarks]
 
 
 def _from_array(array: NDArray[Any], geometry: Geometry | None, ndim: int) -> Image:

@@ -37,7 +37,7 @@ def explain(plan: Plan, width: int = WIDEST) -> str:
     kind = "differs from nnU-Net" if plan.changes else "every decision is nnU-Net's"
     lines = [f"Plan for {plan.dataset}: preset {plan.preset}, {kind}", f"stock: {'yes' if plan.stock else 'no'}", ""]
     lines += _bullets("How it differs", plan.changes, width)
-    lines += _bullets("Remarks on the data", plan.warnings, width)
+    lines += _bullets("Remarks on the data", [str(item) for item in plan.warnings], width)
     for group, decisions in grouped(plan).items():
         title = group if group == GENERAL else f"configuration {group}"
         lines += [title.capitalize() if group == GENERAL else title, "-" * len(title)]

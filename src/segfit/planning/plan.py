@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator
 
-from segfit.files import Document, Record
+from segfit.files import Document, Record, Warned
 from segfit.notebook import html_table
 from segfit.specs import Configuration, TrainingSpec
 from segfit.words import by_axis, listing
@@ -131,7 +131,7 @@ class Plan(Document):
     training: dict[str, TrainingSpec]  # by configuration
     run: RunSpec | None = None  # None until a step was measured or the user decided
     decisions: tuple[Decision, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Warned, ...] = ()
 
     @classmethod
     def migrate(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
@@ -164,7 +164,8 @@ class Plan(Document):
     def _repr_html_(self) -> str:
         columns, *rows = self.table()
         run = () if self.run is None else (self._run_words(self.run),)
-        return html_table(f"{self.dataset}, preset {self.preset}", columns, rows, (*run, *self.changes, *self.warnings))
+        notes = (*run, *self.changes, *map(str, self.warnings))
+        return html_table(f"{self.dataset}, preset {self.preset}", columns, rows, notes)
 
     @staticmethod
     def _run_words(run: RunSpec) -> str:

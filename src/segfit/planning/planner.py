@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from segfit.device import Hardware
-from segfit.errors import InputError
+from segfit.errors import InputError, Problem, warning
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import AugmentationOptions, Options, PlanningOptions, TrainingOptions
@@ -69,8 +69,8 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         decisions=decisions_of(trace, by_rule, _replays(data, options, hardware), REPLAYED),
         warnings=(
             *data_warnings(fingerprint, labels, made.normalization),
-            *(item.remark for item in made.schemes if item.remark),
-            *trace.found["configurations"].inputs.get("left_out", ()),
+            *(warning("normalization", item.remark) for item in made.schemes if item.remark),
+            *(warning("left_out", text) for text in trace.found["configurations"].inputs.get("left_out", ())),
             *_memory_warnings(made, hardware),
         ),
     )
@@ -268,15 +268,16 @@ def _set_changes(trace: Trace, by_rule: Trace | None, planning: PlanningOptions,
         yield sentence if len(where) == len(names) > 1 else f"{listing(where)}: {sentence}"
 
 
-def _memory_warnings(made: _Made, hardware: Hardware | None) -> Iterator[str]:
+def _memory_warnings(made: _Made, hardware: Hardware | None) -> Iterator[Problem]:
     memory_gb = made.trace.found["memory_gb"].value
     for name, item in made.configurations.items():
         budget = made.drafted[name].budget
         if budget.exceeded(item.ndim, item.memory_estimate):
             times = item.memory_estimate / budget.elements(item.ndim)
-            yield (
-                f"{name}: the patch that was asked for needs about {times:.1f} times the memory target of "
-                f"{memory_gb:g} GB"
+            problem = (
+                f"the patch that was asked for needs about {times:.1f} times the memory target of {memory_gb:g} GB"
             )
+            yield warning("patch_exceeds_memory", f"{name}: {problem}")
     if hardware is not None and hardware.kind != "cpu" and memory_gb > hardware.free_memory_gb:
-        yield f"planned for {memory_gb:g} GB, {hardware.name} has {hardware.free_memory_gb:.1f} GB free"
+        problem = f"planned for {memory_gb:g} GB, {hardware.name} has {hardware.free_memory_gb:.1f} GB free"
+        yield warning("memory_not_free", problem)

@@ -12,7 +12,7 @@ from pathlib import Path
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case
-from segfit.errors import StageError
+from segfit.errors import StageError, warning
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import remove_leftovers
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
@@ -66,7 +66,8 @@ def preprocess_dataset(
             keys[case.id] = done.key
             store.hashes.learn(done.hashes)
             if done.was_damaged:
-                execution.progress.warn(f"preprocessed case {case.id} was damaged on disk; it was made anew")
+                problem = "its preprocessed arrays were damaged on disk and were made anew"
+                execution.progress.warn(warning("damaged_case", problem, case=case.id))
     finally:
         store.hashes.save()
     if too_large:

@@ -174,7 +174,7 @@ class Project(Preparation):
                 hashes=self.hashes,
                 records=self.accounts.records(),
                 hardware=self.hardware,
-                warnings=[f"{item.case}: {item.problem}; {item.action}" for item in problems if not item.fatal],
+                warnings=[item for item in problems if not item.fatal],
             )
             write_report(data, self.folder.report)
         return self.folder.report
@@ -188,7 +188,7 @@ class Project(Preparation):
         with self.at_work():
             for problem in self.check():
                 if not problem.fatal:
-                    self.progress.warn(f"{problem.case}: {problem.problem}; {problem.action}")
+                    self.progress.warn(problem)
             self.size()
             self.preprocess()
             self.train()

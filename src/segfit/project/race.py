@@ -19,7 +19,7 @@ from time import perf_counter
 
 from segfit.dataset.splits import balanced_splits, covering
 from segfit.device import resolve_device
-from segfit.errors import DivergedError, MemoryShortageError, StageError
+from segfit.errors import DivergedError, MemoryShortageError, StageError, warning
 from segfit.evaluation.summary import Summary
 from segfit.files import Document, content_hash
 from segfit.planning.plan import Plan, RaceEntry, candidate_words
@@ -217,7 +217,8 @@ class _Runner:
                 self.dice = self._summary.mean_dice or 0.0
             self.rounds = round_ + 1
         except (DivergedError, MemoryShortageError) as error:
-            self._project.progress.warn(f"{self.candidate.words} is out of the race: {error}")
+            problem = f"{self.candidate.words} is out of the race: {error}"
+            self._project.progress.warn(warning("candidate_failed", problem))
             self.dice, self.error = -1.0, error
         trained = self._result.seconds if self._result else 0.0  # in an earlier process, if the race was taken up
         self.predicting += max(0.0, perf_counter() - started - trained)

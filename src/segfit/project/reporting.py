@@ -15,6 +15,7 @@ from segfit.dataset.annotation import read_labels
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import Hardware
+from segfit.errors import Problem
 from segfit.evaluation.summary import Summary
 from segfit.images.formats import read_case, read_label
 from segfit.labels import LabelScheme
@@ -63,7 +64,7 @@ def report_data(
     hashes: FileHashes,
     records: Sequence[StageRecord],
     hardware: Hardware,
-    warnings: Sequence[str],
+    warnings: Sequence[Problem],
 ) -> ReportData:
     """Gather everything that is known about a project.
 

@@ -10,7 +10,7 @@ from secrets import token_hex
 from time import sleep
 from typing import TYPE_CHECKING
 
-from segfit.errors import InputError
+from segfit.errors import InputError, warning
 from segfit.files import file_system_time, missing_abilities
 from segfit.progress import Progress
 from segfit.project.folder import ProjectFolder
@@ -157,5 +157,6 @@ class Locks:
             ("fsync", "what was written last may be lost with the power, and is made again then"),
         ):
             if ability in missing:
-                self._progress.warn(f"the file system of {self._folder.root} has no {ability}: {consequence}")
+                problem = f"the file system of {self._folder.root} has no {ability}: {consequence}"
+                self._progress.warn(warning("file_system", problem))
         return "locks" not in missing

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
-from segfit.errors import DivergedError, InputError, StageError
+from segfit.errors import DivergedError, InputError, StageError, warning
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash, hash_file
 from segfit.planning.budget import FEWEST_STEPS, MOST_STEPS
@@ -207,7 +207,8 @@ def _train_or_give_way(project: Preparation, item: Training) -> None:
         first = (item.name, item.fold) == (run.configurations[0], run.folds[0])
         if not first or (item.folder / WEIGHTS).exists() or not exclude(project, project.plan()):
             raise
-        project.progress.warn(f"{error}; the next candidate of the race is trained instead")
+        problem = f"{error}; the next candidate of the race is trained instead"
+        project.progress.warn(warning("winner_diverged", problem))
         shutil.rmtree(item.folder, ignore_errors=True)
         with project.locks.held("what is trained"):
             project.plan_anew()

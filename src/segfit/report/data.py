@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from segfit.errors import Problem
 from segfit.evaluation.summary import CaseMetrics, Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan, StageForecast
@@ -123,7 +124,7 @@ class ReportData:
     model_path: str = ""  # folder of the bundle, once there is one
     file_ending: str = ""  # of the dataset's labels, with the leading dot
     image_ending: str = ""  # of its images; empty: as the labels
-    warnings: tuple[str, ...] = ()  # beside the plan's own
+    warnings: tuple[Problem, ...] = ()  # beside the plan's own
 
 
 def choose_examples(summary: Summary) -> dict[Literal["best", "median", "worst"], CaseMetrics]:

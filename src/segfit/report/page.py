@@ -147,7 +147,8 @@ def _extremes(summary: Summary) -> list[str]:
 
 def _warnings(data: ReportData) -> list[str]:
     """Return what the reader should look at: warnings that came with the data, then those the numbers show."""
-    found = [*(data.plan.warnings if data.plan else ()), *data.warnings, *_missed(data)]
+    given = (*(data.plan.warnings if data.plan else ()), *data.warnings)
+    found = [*map(str, given), *_missed(data)]
     told = data.verdict is not None and any(item.code == "skipped_steps" for item in data.verdict.findings)
     for curve in data.trainings:
         if curve.skipped and not told:

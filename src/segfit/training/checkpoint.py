@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from segfit.errors import Problem, warning
 from segfit.files import remove_leftovers, write_bytes
 
 __all__ = ["GENERATIONS", "Checkpoints", "State", "write_tensors"]
@@ -66,18 +67,19 @@ class Checkpoints:
         write_tensors(path, tensors, {"state": header, "checksum": _checksum(header, tensors)})
         return path
 
-    def load(self) -> tuple[State | None, tuple[str, ...]]:
-        """Return the newest state that is whole and ours (or None), and a sentence for each damaged one.
+    def load(self) -> tuple[State | None, tuple[Problem, ...]]:
+        """Return the newest state that is whole and ours (or None), and a warning for each damaged one.
 
         Damaged states and states of another identity are deleted, so that they never displace a good generation.
         """
-        damaged: list[str] = []
+        damaged: list[Problem] = []
         remove_leftovers(self._folder)
         for path in self._newest_first():
             try:
                 identity, state = _read(path)
             except _UNREADABLE as error:
-                damaged.append(f"the training state {path} is damaged ({error}); an older one is used if there is one")
+                problem = f"the training state {path} is damaged ({error}); an older one is used if there is one"
+                damaged.append(warning("damaged_state", problem, file=path))
             else:
                 if identity == self._identity:
                     return state, tuple(damaged)

@@ -81,20 +81,20 @@ class Guard:
     def go_back(self, why: str, losses: LossHistory) -> State:
         """Return the state to go on from with a lower learning rate; raise `DivergedError` the second time."""
         if self._good is None:
-            raise DivergedError(self._sentence(why, losses))
+            raise self._error(why, losses)
         good, self._good, self._next = self._good, None, None
         self.times += 1
         self.factor *= _SLOWER
         return good
 
-    def _sentence(self, why: str, losses: LossHistory) -> str:
+    def _error(self, why: str, losses: LossHistory) -> DivergedError:
         rate = self._recipe.learning_rate * self.factor
         advice = f"try --set training.learning_rate={min(rate * _SLOWER, _MODEST_RATE):.2g}"
         if self._recipe.precision != "fp32":
             advice += " or --set training.precision=fp32"
         if losses.skipped_in_a_row:
             advice += f", and look at the images of {listing(list(losses.skipped_cases), 4)}"
-        return f"the training diverged again with a learning rate of {rate:.2g}: {why}; {advice}"
+        return DivergedError(f"the training diverged again with a learning rate of {rate:.2g}: {why}", advice)
 
     def facts(self) -> dict[str, Any]:
         """Return what a training needs to go on, as JSON values."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from segfit.errors import DivergedError, StageError
+from segfit.errors import DivergedError, StageError, warning
 from segfit.execution.memory import free_memory_gb
 from segfit.execution.processors import available_workers
 from segfit.files import hash_file, remove_leftovers
@@ -314,10 +314,9 @@ class _Training:
         self._events.write(
             "diverged", step=self._step, at=diverged_at, why=trouble, learning_rate_factor=self._guard.factor
         )
-        self.progress.warn(
-            f"the training diverged: {trouble}; it resumes from step {self._step} with learning rate "
-            f"{self.job.recipe.learning_rate * self._guard.factor:.2g}"
-        )
+        rate = self.job.recipe.learning_rate * self._guard.factor
+        resumed = f"it resumes from step {self._step} with learning rate {rate:.2g}"
+        self.progress.warn(warning("diverged", f"the training diverged: {trouble}; {resumed}"))
         self._checkpoints.replace(self._state())  # those of later steps have the old rate
         if not self._cooling:
             self._before_cooldown.delete()  # it comes again, with the new rate
@@ -329,8 +328,8 @@ class _Training:
         before it. That goes if it is of a later step than the one to go on from.
         """
         state, damaged = self._checkpoints.load()
-        for message in damaged:
-            self.progress.warn(message)
+        for item in damaged:
+            self.progress.warn(item)
         kept, _ = self._before_cooldown.load()
         if kept is not None and (state is None or self._cooled_early(state)):
             state = kept
