@@ -250,7 +250,7 @@ class Options(Record):
         for setting in settings:
             key, separator, text = setting.partition("=")
             if not separator:
-                raise InputError(f"--set expects KEY=VALUE, got {setting!r}; for example --set training.steps=5000")
+                raise InputError(f"--set expects KEY=VALUE, got {setting!r}", "for example --set training.steps=5000")
             if key not in known:
                 raise InputError(_unknown(key, list(known)))
             node = tree

@@ -149,7 +149,7 @@ def _settings_from(
     from segfit.options import parse_seconds
 
     if time is not None and steps is not None:
-        raise InputError("a run is limited by --time or by --steps, not by both; leave one out")
+        raise InputError("a run is limited by --time or by --steps, not by both", "leave one out")
     given: list[str] = []
     if time is not None:
         given += [f"time_s={parse_seconds(time)}", "training.steps=null"]
@@ -207,7 +207,7 @@ def project_folder(dataset: Path | None, out: Path | None) -> Path:
     if not is_project(dataset):
         return out or Path(f"segfit-{_name_of(dataset)}")
     if out is not None and os.path.realpath(out) != os.path.realpath(dataset):
-        raise InputError(f"{dataset} is a project already; leave out --out {out}, or give the dataset instead")
+        raise InputError(f"{dataset} is a project already", f"leave out --out {out}, or give the dataset instead")
     return dataset
 
 

@@ -68,7 +68,7 @@ def export(
 
     assert to == "nnunet"
     if (path / MANIFEST).is_file():
-        raise InputError(f"{path} is a model, and export writes datasets; give a dataset or a project")
+        raise InputError(f"{path} is a model, and export writes datasets", "give a dataset or a project")
     written = _export(path, output, workers=workers, skip_incomplete=skip_incomplete)
     print_result({"folder": str(written), "to": to}, [written], as_json=as_json)
 
@@ -113,7 +113,7 @@ def verify(
     from segfit.bundle.bundle import MANIFEST
 
     if not is_project(path) and not (path / MANIFEST).is_file():
-        raise InputError(f"{path} is neither a model nor a project; give one of them")
+        raise InputError(f"{path} is neither a model nor a project", "give one of them")
     if is_project(path):
         rows = [*verify_cases(path, console_execution(workers)), *_verify_results(path)]
     else:

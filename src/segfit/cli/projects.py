@@ -61,7 +61,7 @@ def info(
                 f"{wrapped(line, sys.stdout)}\n" for line in (f"dataset {dataset.name}", *describe(dataset))
             )
     else:
-        raise InputError(f"{path} is neither a model, nor a project, nor a dataset; give one of them")
+        raise InputError(f"{path} is neither a model, nor a project, nor a dataset", "give one of them")
 
 
 def status(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:

@@ -120,7 +120,7 @@ def _cases(paths: list[Path], model: Model) -> Sequence[Case]:
 
     for path in paths:
         if not path.exists():
-            raise InputError(f"{path} does not exist; correct the path of the images")
+            raise InputError(f"{path} does not exist", "correct the path of the images")
     channels = len(model.channel_names)
     if len(paths) == 1 and paths[0].is_dir():
         return find_cases(paths[0], model.image_ending, channels)
@@ -155,7 +155,7 @@ def evaluate(
     if predictions is None and references is None:
         summary = open_project(dataset, out, []).evaluate()
         if summary is None:
-            raise InputError("the dataset has no labelled test images; give --predictions and --references")
+            raise InputError("the dataset has no labelled test images", "give --predictions and --references")
     else:
         from segfit.evaluation.summary import evaluate_folder
 

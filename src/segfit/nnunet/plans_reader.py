@@ -116,7 +116,7 @@ def read_configurations(
 
 def _get(mapping: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
     if not isinstance(mapping, Mapping) or key not in mapping:
-        raise InputError(f'{where} lack "{key}"; the file is incomplete')
+        raise InputError(f'{where} lack "{key}"', "the file is incomplete")
     value = mapping[key]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f'"{key}" of {where} is not what it should be, got {value!r}')
@@ -142,7 +142,7 @@ def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
             )
         if current not in configurations:
             known = ", ".join(configurations)
-            raise InputError(f"the plans have no configuration {current!r} (wanted by {name}); they have {known}")
+            raise InputError(f"the plans have no configuration {current!r} (wanted by {name})", f"they have {known}")
         entry = _get(configurations, current, Mapping, "the plans' configurations")
         chain.append(entry)
         visited.append(current)
@@ -177,7 +177,7 @@ def _configuration(
     where = f"configuration {name} of the plans"
     patch, spacing = _numbers(entry, "patch_size", where), _numbers(entry, "spacing", where)
     if len(patch) not in (2, 3) or len(spacing) != len(patch):
-        raise InputError(f"{where} has patch_size {list(patch)} and spacing {list(spacing)}; both need 2 or 3 values")
+        raise InputError(f"{where} has patch_size {list(patch)} and spacing {list(spacing)}", "both need 2 or 3 values")
     previous = _name(entry, "previous_stage", where)
     network = _network(
         entry,
@@ -191,7 +191,7 @@ def _configuration(
             f"{where} has patch_size {list(patch)}, not a multiple of its strides' {list(network.divisor)}"
         )
     if any(s <= 0 for s in spacing):
-        raise InputError(f"{where} has spacing {list(spacing)}; it must be above zero")
+        raise InputError(f"{where} has spacing {list(spacing)}", "it must be above zero")
     return Configuration(
         name=name,
         ndim=network.ndim,
@@ -215,7 +215,7 @@ def _network(entry: Mapping[str, Any], where: str, *, ndim: int, in_channels: in
     class_name = _get(architecture, "network_class_name", str, where).rpartition(".")[2]
     kinds = {known: (kind, key) for kind, (known, key) in NETWORK_CLASSES.items()}
     if class_name not in kinds:
-        raise InputError(f"{where} uses the network {class_name}; segfit has {' and '.join(kinds)}")
+        raise InputError(f"{where} uses the network {class_name}", f"segfit has {' and '.join(kinds)}")
     kind, encoder_key = kinds[class_name]
     kwargs = dict(_get(architecture, "arch_kwargs", Mapping, where))
     stages = _get(kwargs, "n_stages", int, where)
@@ -266,13 +266,13 @@ def _check_layers(kwargs: Mapping[str, Any], where: str, ndim: int) -> None:
         if key == "nonlin_kwargs" and isinstance(got, Mapping):
             got, wanted = got.get("negative_slope", 0.01), 0.01  # in place or not makes no difference
         if got != wanted:
-            raise InputError(f"{where} sets {key} = {got!r}; segfit has {wanted!r} only")
+            raise InputError(f"{where} sets {key} = {got!r}", f"segfit has {wanted!r} only")
     for key in ("nonlin_first", "bottleneck_channels"):
         if kwargs.get(key):
             raise InputError(f"{where} sets {key}, which segfit does not have")
     block = kwargs.get("block")
     if block is not None and str(block).rpartition(".")[2] != "BasicBlockD":
-        raise InputError(f"{where} uses the block {block}; segfit has BasicBlockD only")
+        raise InputError(f"{where} uses the block {block}", "segfit has BasicBlockD only")
 
 
 def _from_old_format(entry: Mapping[str, Any], where: str, ndim: int) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def _preprocessing(
 ) -> PreprocessingSpec:
     preprocessor = entry.get("preprocessor_name", "DefaultPreprocessor")
     if preprocessor != "DefaultPreprocessor":
-        raise InputError(f"{where} uses the preprocessor {preprocessor}; segfit has DefaultPreprocessor only")
+        raise InputError(f"{where} uses the preprocessor {preprocessor}", "segfit has DefaultPreprocessor only")
     transpose = _numbers(plans, "transpose_forward", "the plans")
     if sorted(transpose) != [0, 1, 2]:
         raise InputError(f"transpose_forward of the plans must be an order of 0, 1, 2, got {list(transpose)}")
@@ -349,7 +349,7 @@ def _normalization(
     result: list[Normalization] = []
     for channel, (name, mask) in enumerate(zip(names, masks, strict=True)):
         if not isinstance(name, str) or name not in schemes:
-            raise InputError(f"{where} uses the normalisation {name!r}; segfit has {', '.join(schemes)}")
+            raise InputError(f"{where} uses the normalisation {name!r}", f"segfit has {', '.join(schemes)}")
         scheme = schemes[name]
         known: IntensityStatistics | None = None
         if scheme == "ct":

@@ -40,8 +40,8 @@ def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
     preprocessing, network = item.preprocessing, item.network
     if preprocessing.orientation != "stored" and item.preprocessing.image_ndim == 3:
         raise InputError(
-            f"configuration {item.name} sees canonical axes, which nnU-Net does not know; plan with --preset stock or "
-            "--set planning.orientation=stored"
+            f"configuration {item.name} sees canonical axes, which nnU-Net does not know",
+            "plan with --preset stock or --set planning.orientation=stored",
         )
     normalization = preprocessing.normalization
     return {

@@ -80,8 +80,8 @@ def choose_configurations(names: Sequence[str], options: Options) -> tuple[str, 
     unusable = [name for name in asked if name not in _ORDER]
     if unusable:
         raise InputError(
-            f"configuration {unusable[0]} cannot be trained by this version (it is planned and predicted only); "
-            f"choose among {', '.join(name for name in _ORDER if name in names)}"
+            f"configuration {unusable[0]} cannot be trained by this version (it is planned and predicted only)",
+            f"choose among {', '.join(name for name in _ORDER if name in names)}",
         )
     return asked
 

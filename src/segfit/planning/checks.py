@@ -16,23 +16,26 @@ def check_request(fingerprint: Fingerprint, options: Options) -> None:
     """Refuse fingerprints and options that contradict each other or themselves."""
     ndim, asked = fingerprint.ndim, options.planning
     if not fingerprint.cases:
-        raise InputError(f"the fingerprint of {fingerprint.dataset} holds no case; add training cases with labels")
+        raise InputError(f"the fingerprint of {fingerprint.dataset} holds no case", "add training cases with labels")
     for case in fingerprint.cases:
         lengths = {len(case.shape), len(case.spacing_mm), len(case.shape_after_crop)}
         if lengths != {ndim} or min(case.spacing_mm) <= 0 or min(case.shape_after_crop) < 1:
             raise InputError(
                 f"{case.case}: expected {ndim} positive spacings and sizes, got spacing {case.spacing_mm} and "
-                f"shape {case.shape_after_crop}; measure the fingerprint anew"
+                f"shape {case.shape_after_crop}",
+                "measure the fingerprint anew",
             )
     if len(fingerprint.intensities) != len(fingerprint.channel_names) or fingerprint.num_training < 1:
         raise InputError(
             f"the fingerprint of {fingerprint.dataset} has statistics of {len(fingerprint.intensities)} channels for "
-            f"{len(fingerprint.channel_names)} names and {fingerprint.num_training} cases; measure it anew"
+            f"{len(fingerprint.channel_names)} names and {fingerprint.num_training} cases",
+            "measure it anew",
         )
     if ndim == 3 and fingerprint.orientation != orientation_of(options):
         raise InputError(
             f"these options plan on {orientation_of(options)} axes, the fingerprint was measured on "
-            f"{fingerprint.orientation} ones; measure it anew"
+            f"{fingerprint.orientation} ones",
+            "measure it anew",
         )
     _check_values("planning", asked, options, ndim, (2, 3) if ndim == 3 else (2,))
     for name, own in asked.by_configuration.items():
@@ -58,7 +61,8 @@ def _check_values(
     if options.augmentation.strength == "none" and asked.mirror_axes:
         raise InputError(
             f"{prefix}.mirror_axes is {','.join(map(str, asked.mirror_axes))}, but augmentation.strength=none flips "
-            "nothing in training, and a network that never saw a flipped image is worse on it; leave one of them out"
+            "nothing in training, and a network that never saw a flipped image is worse on it",
+            "leave one of them out",
         )
 
 

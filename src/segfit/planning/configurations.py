@@ -132,13 +132,15 @@ def _patch(name: str, this: Draft, asked: Asked, network: NetworkSpec) -> tuple[
         if any(size % d for size, d in zip(patch, divisor, strict=True)):
             raise InputError(
                 f"{asked.key('patch_size')} is {by_axis(patch)} as the network sees it, which {asked.key('strides')} "
-                f"does not divide; give multiples of {by_axis(divisor)}"
+                f"does not divide",
+                f"give multiples of {by_axis(divisor)}",
             )
     patch = tuple([-(-size // d) * d for size, d in zip(patch, divisor, strict=True)])
     if prod(size // d for size, d in zip(patch, divisor, strict=True)) < 2 and network.num_stages > 1:
         raise InputError(
             f"{asked.key('strides')} leaves one voxel of the patch {by_axis(patch)} at the lowest resolution, where "
-            f"nothing can be normalised; set fewer strides, or a larger {asked.key('patch_size')}"
+            f"nothing can be normalised",
+            f"set fewer strides, or a larger {asked.key('patch_size')}",
         )
     rounded = f" ({by_axis(fixed)} rounded up to multiples of {by_axis(divisor)})" if fixed not in (None, patch) else ""
     rounded_up: dict[str, Any] = {}
@@ -216,8 +218,8 @@ def _check_network(wanted: Mapping[str, Any], asked: Asked, ndim: int) -> None:
     base, features = asked.values.base_features, asked.values.features
     if features and base not in (None, features[0]):
         raise InputError(
-            f"{asked.key('base_features')} is {base}, but {asked.key('features')} starts with {features[0]}; set one "
-            "of them"
+            f"{asked.key('base_features')} is {base}, but {asked.key('features')} starts with {features[0]}",
+            "set one of them",
         )
     rows = [entry if isinstance(entry, tuple) else (entry,) for value in wanted.values() for entry in value]
     if any(number < 1 for row in rows for number in row):

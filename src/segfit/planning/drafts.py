@@ -55,8 +55,8 @@ class Images:
         median = self._medians[target]
         if min(median) < 1:
             raise InputError(
-                f"at a target spacing of {list(target)} mm the median image would have {list(median)} voxels; "
-                "choose a finer target spacing"
+                f"at a target spacing of {list(target)} mm the median image would have {list(median)} voxels",
+                "choose a finer target spacing",
             )
         return median
 
@@ -228,9 +228,9 @@ def _check_names(asked: Iterable[str], usable: Mapping[str, Draft]) -> None:
         if name not in CONFIGURATION_NAMES:
             raise InputError(f"unknown configuration {name!r}{nearest(name, CONFIGURATION_NAMES)}")
         if name not in usable:
-            raise InputError(f"this dataset has no configuration {name}; the rules give {', '.join(usable)}")
+            raise InputError(f"this dataset has no configuration {name}", f"the rules give {', '.join(usable)}")
     if not asked:
-        raise InputError(f"planning.configurations is empty; the rules give {', '.join(usable)}")
+        raise InputError("planning.configurations is empty", f"the rules give {', '.join(usable)}")
 
 
 def _too_small(this: Draft) -> str:

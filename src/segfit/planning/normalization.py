@@ -146,8 +146,8 @@ def _masked(
     for channel, (how, mask) in enumerate(zip(normalization, asked, strict=True)):
         if mask and how.scheme != "zscore":
             raise InputError(
-                f"{key} asks for the mask in channel {channel}, which is normalised as {how.scheme}; only zscore "
-                "has one"
+                f"{key} asks for the mask in channel {channel}, which is normalised as {how.scheme}",
+                "only zscore has one",
             )
     return tuple(how.model_copy(update={"use_mask": mask}) for how, mask in zip(normalization, asked, strict=True))
 
@@ -164,13 +164,13 @@ def _measured_otherwise(
         values = {} if given is None else given.model_dump(exclude_none=True)
         if values and how.statistics is None:
             raise InputError(
-                f"{key} has values for channel {channel}, which is normalised as {how.scheme}; only ct has statistics"
+                f"{key} has values for channel {channel}, which is normalised as {how.scheme}", "only ct has statistics"
             )
         statistics = None if how.statistics is None else how.statistics.model_copy(update=values)
         if statistics is not None and statistics.percentile_00_5 >= statistics.percentile_99_5:
             raise InputError(
-                f"{key} clips channel {channel} to {statistics.percentile_00_5:g} to {statistics.percentile_99_5:g}; "
-                "percentile_00_5 must be below percentile_99_5"
+                f"{key} clips channel {channel} to {statistics.percentile_00_5:g} to {statistics.percentile_99_5:g}",
+                "percentile_00_5 must be below percentile_99_5",
             )
         result.append(how.model_copy(update={"statistics": statistics}))
     return tuple(result)

@@ -128,7 +128,8 @@ def fit_patch(
         if smaller is None or smaller.patch in seen:
             raise InputError(
                 f"even a patch of {by_axis(current.patch)} voxels does not fit into {budget.memory_gb:g} GB with "
-                f"{budget.rules.base_features} base features and {budget.heads} labels; raise the memory target"
+                f"{budget.rules.base_features} base features and {budget.heads} labels",
+                "raise the memory target",
             )
         current = smaller
         seen.add(current.patch)

@@ -126,8 +126,8 @@ def recipe_of(item: Configuration, flips: Flips, spread: float | None, options: 
     supervised = item.network.num_stages >= _FEWEST_SUPERVISED_STAGES
     if options.training.deep_supervision and not supervised:
         raise InputError(
-            f"training.deep_supervision does not fit {item.name} ({item.network.num_stages} stages); it needs "
-            f"{_FEWEST_SUPERVISED_STAGES} stages or more"
+            f"training.deep_supervision does not fit {item.name} ({item.network.num_stages} stages)",
+            f"it needs {_FEWEST_SUPERVISED_STAGES} stages or more",
         )
     recipe = TrainingSpec(deep_supervision=supervised, augmentation=augmentation)
     recipe = recipe.model_copy(update=_asked_training(options))

@@ -38,7 +38,8 @@ def preprocessing_of(
     if len(without) not in (0, len(resampling)):
         raise InputError(
             f"{asked.name}: {', '.join(asked.key(f'{name}.method') for name in without)} cannot be none alone: image, "
-            f"label and logits share one grid; set {asked.key('resample_image.method')} and leave the others"
+            f"label and logits share one grid",
+            f"set {asked.key('resample_image.method')} and leave the others",
         )
     return PreprocessingSpec(
         orientation=orientation, transpose=transpose, spacing_mm=spacing, normalization=normalization, **resampling
@@ -58,8 +59,8 @@ def _resampling(name: str, spacing: tuple[float | None, ...], asked: Asked) -> R
         if wanted.setdefault(leaf, value) != value:
             how = "is linear, and nearest along a separate axis" if method == "torch" else "interpolates nothing"
             raise InputError(
-                f"{asked.key(f'{name}.{leaf}')} is {wanted[leaf]}, but the method {method} {how}; leave {leaf} out, or "
-                "use the method spline"
+                f"{asked.key(f'{name}.{leaf}')} is {wanted[leaf]}, but the method {method} {how}",
+                f"leave {leaf} out, or use the method spline",
             )
     spec = ResamplingSpec.model_validate(_NNUNET[name].model_dump() | wanted) if wanted else _NNUNET[name]
     said = {leaf: asked.note(f"{name}.{leaf}", "auto" if value is None else value) for leaf, value in spec}

@@ -59,7 +59,7 @@ def decide_run(project: Preparation, plan: Plan) -> Plan:
     """
     options = project.options
     if options.time_s is not None and options.training.steps is not None:
-        raise InputError("a run is limited by --time or by --steps, not by both; leave one out")
+        raise InputError("a run is limited by --time or by --steps, not by both", "leave one out")
     if options.time_s is None and options.training.steps is None:
         project.progress.note(f"no --time was given: this run is planned for {_budget(project) / 3600:g} h")
     return _Decision(project, plan).decide()

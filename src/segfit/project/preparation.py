@@ -291,8 +291,8 @@ class Preparation:
             return splits
         if known is not None and known.folds != splits.folds and not known.intact:
             raise InputError(
-                f"{path} was edited or comes from another version of segfit; give --splits {path} to use its folds, or "
-                "delete it to have them made anew"
+                f"{path} was edited or comes from another version of segfit",
+                f"give --splits {path} to use its folds, or delete it to have them made anew",
             )
         with self.locks.held("splits"), told_of_files("splits"):
             splits.save(path)

@@ -67,7 +67,7 @@ class Project(Preparation):
         moved = before is not None and before.dataset != opened.root
         if before is not None and moved and not cls(root, opened, options)._holds_results_of_dataset():
             raise InputError(
-                f"{root} is a project on {before.dataset}, not on {opened.root}; choose another folder with --out"
+                f"{root} is a project on {before.dataset}, not on {opened.root}", "choose another folder with --out"
             )
         if root.exists() and not root.is_dir():
             raise InputError(f"{root} is a file", "choose a folder with --out")

@@ -146,8 +146,9 @@ class Sizer:
         if best is None:
             least = configuration_words(smaller[-1] if smaller else configuration)
             raise InputError(
-                f"not even {least} fits into {limit:.1f} GB of memory; free memory, raise --memory, or leave "
-                "planning.patch_size, planning.batch_size and planning.base_features to the planner"
+                f"not even {least} fits into {limit:.1f} GB of memory",
+                "free memory, raise --memory, or leave "
+                "planning.patch_size, planning.batch_size and planning.base_features to the planner",
             )
         return best.model_copy(update={"memory_gb": limit})
 
@@ -355,7 +356,8 @@ class Sizer:
         smallest = _SPARE * (self._budget + missing * self._shares)
         raise InputError(
             f"{duration(self._budget)} are too short for {candidate.name}: fewer than {FEWEST_STEPS} training "
-            f"steps would be left; the smallest budget that works here is --time {ceil(smallest / 60)}m"
+            f"steps would be left",
+            f"the smallest budget that works here is --time {ceil(smallest / 60)}m",
         )
 
     def validation(self, candidate: Candidate) -> ValidationCost:
