@@ -110,6 +110,8 @@ def test_predict_and_evaluate_train_nothing_unasked(
         told = capsys.readouterr()
         assert (told.out, f"segfit run --out {out}" in told.err) == ("", True)
         assert not (out / "runs").exists()
+        assert run([verb, str(dataset), "--out", str(tmp_path / "none")]) == 2
+        assert not (tmp_path / "none").exists()
 
 
 def test_other_options_are_not_trained_by_predict(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

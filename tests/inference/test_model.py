@@ -132,6 +132,8 @@ def test_what_models_and_predictions_look_like(model: Model) -> None:
     prediction = model.predict(Image(voxels()[None], Grid((11, 17, 15), (2.2, 0.9, 1.1), AFFINE)), probabilities=True)
     kind = prediction.labels.dtype
     assert repr(prediction) == f"Prediction(11x17x15 {kind}, 2.2x0.9x1.1 mm, with probabilities)"
+    assert repr(prediction.label_map) == f"LabelMap(11x17x15 {kind}, 2.2x0.9x1.1 mm)"
+    assert repr(Image(voxels()[None], prediction.grid)) == f"Image(1x11x17x15 {voxels().dtype}, 2.2x0.9x1.1 mm)"
     assert repr(replace(prediction, probabilities=None, warnings=(warning("", "odd"),))).endswith("mm, 1 warning)")
 
 

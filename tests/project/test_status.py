@@ -52,6 +52,7 @@ def test_what_they_look_like(project: Project, volumes: Path) -> None:
     plan = project.plan(preset="stock")
     assert repr(project) == f"Project({str(root)!r} on Dataset001_Volumes: plan done)"
     assert repr(plan) == str(plan) == "Plan('Dataset001_Volumes', preset stock: 2d, 3d_fullres; not sized yet)"
+    assert repr(project.fingerprint()) == "Fingerprint('Dataset001_Volumes': 5 cases, 3D, MRI)"
     assert repr(open_dataset(volumes)) == (
         "Dataset('Dataset001_Volumes', nnunet-v2: 5 training cases, 2 test cases; MRI to organ and lesion)"
     )

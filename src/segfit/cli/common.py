@@ -184,9 +184,14 @@ def _method_or_file(splits: str) -> str:
 
 
 def open_project(
-    dataset: Path | None, out: Path | None, settings: list[str], execution: Execution | None = None
+    dataset: Path | None,
+    out: Path | None,
+    settings: list[str],
+    execution: Execution | None = None,
+    *,
+    make: bool = True,
 ) -> Project:
-    """Return the project that the arguments mean, made if need be; `InputError` if they mean none."""
+    """Return the project that the arguments mean, made if need be with `make`; `InputError` if they mean none."""
     from segfit.options import Options
     from segfit.project import Project
 
@@ -195,6 +200,8 @@ def open_project(
     folder = project_folder(dataset, out)
     if dataset is None or is_project(dataset):
         return Project.open(folder, settings=settings, execution=execution)
+    if not make and not is_project(folder):
+        raise InputError(f"{folder} is not a project on {dataset}", f"train first: segfit run {dataset} --out {folder}")
     return Project.create(folder, dataset, settings=settings, execution=execution)
 
 

@@ -91,7 +91,7 @@ def predict(
         foreign = (inputs, output, folds, tile_step, device, ending, previous_stage, workers, probabilities, overwrite)
         if len(given) > 1 or any(foreign) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
-        found = open_project(given[0] if given else None, out, [], execution).predict()
+        found = open_project(given[0] if given else None, out, [], execution, make=False).predict()
     else:
         from segfit.inference.model import load_model
         from segfit.inference.predict_folder import predict_folder
@@ -153,7 +153,7 @@ def evaluate(
     """
     summary: Summary | None
     if predictions is None and references is None:
-        summary = open_project(dataset, out, []).evaluate()
+        summary = open_project(dataset, out, [], make=False).evaluate()
         if summary is None:
             raise InputError("the dataset has no labelled test images", "give --predictions and --references")
     else:

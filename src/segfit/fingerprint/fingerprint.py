@@ -7,6 +7,7 @@ from typing import Literal
 
 from segfit.files import Document, Record
 from segfit.specs import IntensityStatistics
+from segfit.words import count
 
 __all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint"]
 
@@ -45,6 +46,12 @@ class Fingerprint(Document):
     cases: tuple[CaseFingerprint, ...]
     median_relative_size_after_crop: float
     intensities: tuple[IntensityStatistics, ...]  # per channel
+
+    def __repr__(self) -> str:
+        channels = " + ".join(self.channel_names)
+        return f"Fingerprint({self.dataset!r}: {count(len(self.cases), 'case')}, {self.ndim}D, {channels})"
+
+    __str__ = __repr__
 
     @property
     def values_by_case(self) -> dict[str, list[int]]:

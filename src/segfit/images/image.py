@@ -16,6 +16,7 @@ from segfit.errors import InputError, Problem
 from segfit.geometry import AxisMap, Grid
 from segfit.images.open_files import OpenFiles, opened
 from segfit.labels import LabelScheme
+from segfit.words import by_axis
 
 __all__ = [
     "COPY_AGAIN",
@@ -29,6 +30,7 @@ __all__ = [
     "problem_of",
     "reading",
     "require_room",
+    "voxels_in_words",
 ]
 
 # Lengths as files name them: OME-Zarr (UDUNITS-2 names), OME-XML (symbols), ImageJ (both, and "micron").
@@ -167,6 +169,9 @@ class Image:
         if self.array.shape[1:] != self.grid.shape:
             raise ValueError(f"array with spatial shape {self.array.shape[1:]} does not fit its grid {self.grid.shape}")
 
+    def __repr__(self) -> str:
+        return f"Image({voxels_in_words(self.array, self.grid)})"
+
     def reoriented(self, axes: AxisMap) -> Image:
         """Return the image with its axes reordered and flipped; its affine follows."""
         if axes.is_identity:
@@ -199,3 +204,11 @@ class LabelMap:
     def __post_init__(self) -> None:
         if self.array.shape != self.grid.shape:
             raise ValueError(f"label map of shape {self.array.shape} does not fit its grid {self.grid.shape}")
+
+    def __repr__(self) -> str:
+        return f"LabelMap({voxels_in_words(self.array, self.grid)})"
+
+
+def voxels_in_words(array: NDArray[Any], grid: Grid) -> str:
+    """Return ``1x40x56x40 float32, 3x0.78x0.78 mm``."""
+    return f"{by_axis(array.shape)} {array.dtype}, {'x'.join(f'{value:.4g}' for value in grid.spacing_mm)} mm"

@@ -23,7 +23,7 @@ from segfit.execution.memory import free_memory_gb
 from segfit.files import write_file
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
-from segfit.images.image import Image, LabelMap
+from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Source, read_previous_stage, read_source, source_files, source_warnings
@@ -33,7 +33,7 @@ from segfit.networks.unet import UNet
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
-from segfit.words import by_axis, count, listing, numbers
+from segfit.words import count, listing, numbers
 
 __all__ = ["Model", "Prediction", "Prepared", "load_model"]
 
@@ -64,11 +64,9 @@ class Prediction:
         return self.label_map.grid
 
     def __repr__(self) -> str:
-        size = by_axis(self.labels.shape)
-        spacing = "x".join(f"{value:.4g}" for value in self.grid.spacing_mm)
         probabilities = "" if self.probabilities is None else ", with probabilities"
         warnings = f", {count(len(self.warnings), 'warning')}" if self.warnings else ""
-        return f"Prediction({size} {self.labels.dtype}, {spacing} mm{probabilities}{warnings})"
+        return f"Prediction({voxels_in_words(self.labels, self.grid)}{probabilities}{warnings})"
 
     def save(self, path: str | Path) -> None:
         """Write the label map to `path` in the format of its ending, on the grid of the input."""
