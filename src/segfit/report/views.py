@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.dataset.annotation import as_seen
+from segfit.dataset.annotation import as_seen, count_values
 from segfit.dataset.case_checks import CaseVoxels, Look
 from segfit.dataset.manifest import Case
 from segfit.files import content_hash, write_file
@@ -25,8 +25,8 @@ __all__ = ["Slice", "View", "fullest_slice", "kept_view", "look_to_show", "thinn
 
 _VERSION = 1  # of what is kept; a change makes it stale
 _MAX_SIDE = 448  # pixels of a slice; larger ones are thinned
-_SAMPLE = 1 << 20  # voxels that grey values are chosen by, at least; of a large volume every so many
-_BYTES_PER_VOXEL = 12  # that making a view takes
+_SAMPLE = 1 << 20  # voxels that grey values are chosen by, about; of a large volume every so many
+_BYTES_PER_VOXEL = 10  # that making a view takes: masks of the annotation, and what they cut out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,14 +94,16 @@ class View:
         `image` is (c, *spatial) of any number type; a 2D image of 3 or 4 channels is shown in colour. The fullest slice
         of the `prediction` is taken where nothing is in the `reference`.
         """
-        values = tuple(int(value) for value in np.unique(reference) if value > 0)
-        picture, (low, high) = _windowed(image, reference > 0)
+        values = tuple(value for value in count_values(reference) if value > 0)
+        coloured = image.ndim == 3 and image.shape[0] in (3, 4)
+        picture = np.moveaxis(image[:3], 0, -1) if coloured else image[0]
+        low, high = _range(picture, reference > 0)
         slices = []
         for axis in (None,) if reference.ndim == 2 else (0, 1):
             index = 0 if axis is None else fullest_slice(reference, prediction, axis)
             where = (slice(None),) * reference.ndim if axis is None else (slice(None),) * axis + (index,)
             shown = thinned(reference[where])
-            scaled = (thinned(picture[where]) - low) / max(high - low, 1e-12)
+            scaled = (_floats(thinned(picture[where])) - low) / max(high - low, 1e-12)
             slices.append(Slice(axis, index, (scaled.clip(0, 1) * 255).round().astype(np.uint8), shown))
         axes = axes or AxisMap.identity(reference.ndim)
         return cls(tuple(slices), reference.shape, spacing_mm, canonical, values, axes)
@@ -180,21 +182,18 @@ def _keep(labels: LabelScheme, cache: Path, found: CaseVoxels) -> None:
         View.of_image(image, reference.array[0]).save(path)
 
 
-def _windowed(image: NDArray[Any], foreground: NDArray[np.bool_]) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """Return what is shown of an image, and its values that are shown as black and white.
-
-    That is a colour picture as (y, x, 3), of anything else the first channel as (*sp).
-    """
-    if image.ndim == 3 and image.shape[0] in (3, 4):
-        picture = np.moveaxis(np.nan_to_num(image[:3].astype(np.float32)), 0, -1)
-        return picture, (min(0.0, float(picture.min())), float(np.percentile(_sample(picture), 99.9)))
-    picture = np.nan_to_num(image[0].astype(np.float32))
-    return picture, _window(_sample(picture), _sample(picture[foreground]))
+def _range(picture: NDArray[Any], foreground: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the values of a picture (y, x, 3), or of the grey (*sp), that are shown as black and white."""
+    step = max(1, round((picture.size / _SAMPLE) ** (1 / picture.ndim)))
+    some = _floats(picture[(slice(None, None, step),) * foreground.ndim])
+    if picture.ndim > foreground.ndim:
+        return min(0.0, float(some.min())), float(np.percentile(some, 99.9))
+    inside = picture[foreground]
+    return _window(some, _floats(inside[:: max(1, inside.size // _SAMPLE)]))
 
 
-def _sample(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    flat = values.reshape(-1)
-    return flat[:: max(1, flat.size // _SAMPLE)]
+def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
+    return np.nan_to_num(values.astype(np.float32))
 
 
 def _window(picture: NDArray[np.float32], inside: NDArray[np.float32]) -> tuple[float, float]:
