@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from segfit.files import Record
 
-__all__ = ["Box", "Boxes", "PostprocessingStep", "apply_steps", "keep_largest", "label_boxes", "strays"]
+__all__ = ["PostprocessingStep", "Slices", "SlicesByValue", "apply_steps", "keep_largest", "label_boxes", "strays"]
 
 _Label = TypeVar("_Label", bound=np.generic)
-Box = tuple[slice, ...]
-Boxes = Sequence[Box | None]  # by value - 1
+Slices = tuple[slice, ...]
+SlicesByValue = Sequence[Slices | None]  # by value - 1
 
 
 class PostprocessingStep(Record):
@@ -47,7 +47,7 @@ def keep_largest(labels: NDArray[_Label], values: Sequence[int]) -> NDArray[_Lab
     return result
 
 
-def label_boxes(labels: NDArray[Any]) -> Boxes:
+def label_boxes(labels: NDArray[Any]) -> SlicesByValue:
     """Return the bounding box of every value from 1 to the highest in `labels` (*spatial), integer, in one pass.
 
     It is None for values that do not occur.
@@ -58,8 +58,8 @@ def label_boxes(labels: NDArray[Any]) -> Boxes:
 
 
 def strays(
-    labels: NDArray[Any], values: Sequence[int], boxes: Boxes | None = None
-) -> tuple[Box, NDArray[np.bool_]] | None:
+    labels: NDArray[Any], values: Sequence[int], boxes: SlicesByValue | None = None
+) -> tuple[Slices, NDArray[np.bool_]] | None:
     """Return the voxels that `keep_largest` removes: a box and a mask of its shape; None if there are none.
 
     Only the box around the values is looked at; `boxes` (of `label_boxes`) saves finding it anew for every value.

@@ -11,7 +11,13 @@ import pytest
 from segfit.evaluation.summary import Pair, Summary, evaluate
 from segfit.images.formats import read_label
 from segfit.labels import LabelScheme
-from segfit.selection.ensemble import Member, average_probabilities, evaluate_ensembles, merge_labels, merged_pairs
+from segfit.selection.ensemble import (
+    EnsembleMember,
+    average_probabilities,
+    evaluate_ensembles,
+    merge_labels,
+    merged_pairs,
+)
 from segfit.selection.select import Candidate, select
 
 pytestmark = pytest.mark.golden("inference/find_best_configuration")
@@ -106,7 +112,7 @@ def test_the_best_configuration_and_its_postprocessing(folder: Path, scheme: Lab
 
 def test_the_ensemble_from_stored_probabilities(folder: Path, scheme: LabelScheme) -> None:
     members = [
-        Member(
+        EnsembleMember(
             name,
             {
                 case: (lambda file=file: np.load(file)["probabilities"])

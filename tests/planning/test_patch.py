@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from segfit.errors import InputError
 from segfit.options import PlanningOptions
 from segfit.planning.drafts import Draft, Images, drafts
-from segfit.planning.patch import Budget, _unhalved_share, batch_size
+from segfit.planning.patch import MemoryBudget, _unhalved_share, batch_size
 from segfit.planning.presets import RULES
 from segfit.planning.topology import topology
 from segfit.planning.trace import Trace
@@ -49,7 +49,7 @@ G 3d  24,256,256/2  20,256,256/2   32,384,384/2    40,448,448/2
 
 
 def _drafts(
-    spacing: tuple[float, ...], shape: tuple[int, ...], cases: int, budget: Budget, **planning: tuple[float, ...]
+    spacing: tuple[float, ...], shape: tuple[int, ...], cases: int, budget: MemoryBudget, **planning: tuple[float, ...]
 ) -> dict[str, Draft]:
     images = Images(spacings=np.array([spacing], float), shapes=np.array([shape], float), num_training=cases, ndim=3)
     return drafts(images, budget, PlanningOptions.model_validate(planning), Trace())
@@ -58,7 +58,7 @@ def _drafts(
 def _of(name: str, preset: str = "stock") -> dict[str, Draft]:
     spacing, shape, cases, labels = _SETS[name]
     rules = RULES[preset]
-    return _drafts(spacing, shape, cases, Budget(rules=rules, memory_gb=rules.memory_gb, heads=labels))
+    return _drafts(spacing, shape, cases, MemoryBudget(rules=rules, memory_gb=rules.memory_gb, heads=labels))
 
 
 def _batch(this: Draft) -> tuple[int, str]:
@@ -100,17 +100,17 @@ def test_bounds_tell_what_was_active() -> None:
     assert full.patch.bound == "memory"
     assert _batch(full)[1] == "memory"
     assert full.patch.start == (256, 256, 256)
-    large = _drafts((1, 1, 1), (500, 500, 500), 50, Budget(rules=RULES["stock"], memory_gb=1000, heads=2))
+    large = _drafts((1, 1, 1), (500, 500, 500), 50, MemoryBudget(rules=RULES["stock"], memory_gb=1000, heads=2))
     assert large["3d_fullres"].patch.bound == "start"
     assert large["3d_fullres"].patch.size == (256, 256, 256)
     assert _batch(_of("D")["2d"])[1] == "memory"
     assert _batch(_of("E")["2d"])[1] == "memory"
-    few = _drafts((1, 1, 1), (40, 40, 40), 5, Budget(rules=RULES["stock"], memory_gb=8, heads=2))
+    few = _drafts((1, 1, 1), (40, 40, 40), 5, MemoryBudget(rules=RULES["stock"], memory_gb=8, heads=2))
     assert _batch(few["3d_fullres"]) == (2, "least_coverage")
 
 
 def test_a_fixed_patch_is_rounded_up_and_follows_the_transposition() -> None:
-    budget = Budget(rules=RULES["stock"], memory_gb=8, heads=3)
+    budget = MemoryBudget(rules=RULES["stock"], memory_gb=8, heads=3)
     made = _drafts((1, 4, 1), (200, 40, 200), 20, budget, patch_size=(100, 20, 90))
     assert made["3d_fullres"].transpose == (1, 0, 2)
     assert made["3d_fullres"].patch.size == (20, 112, 96)
@@ -119,13 +119,14 @@ def test_a_fixed_patch_is_rounded_up_and_follows_the_transposition() -> None:
 
 
 def test_an_impossible_memory_target_is_one_clear_sentence() -> None:
-    budget = Budget(rules=replace(RULES["stock"], base_features=4096, max_features_3d=4096), memory_gb=1e-4, heads=3)
+    rules = replace(RULES["stock"], base_features=4096, max_features_3d=4096)
+    budget = MemoryBudget(rules=rules, memory_gb=1e-4, heads=3)
     with pytest.raises(InputError, match=r"does not fit into 0\.0001 GB"):
         _drafts((1, 1, 1), (64, 64, 64), 5, budget)
 
 
 def test_a_target_spacing_beyond_the_image_is_refused() -> None:
-    budget = Budget(rules=RULES["stock"], memory_gb=8, heads=3)
+    budget = MemoryBudget(rules=RULES["stock"], memory_gb=8, heads=3)
     with pytest.raises(InputError, match="finer target spacing"):
         _drafts((1, 1, 1), (40, 40, 40), 5, budget, target_spacing_mm=(1.0, 1.0, 500.0))
 
@@ -140,7 +141,7 @@ def test_a_target_spacing_beyond_the_image_is_refused() -> None:
 def test_every_dataset_gets_patches_that_fit(
     spacing: tuple[float, ...], shape: tuple[int, ...], preset: str, memory_gb: float
 ) -> None:
-    budget = Budget(rules=RULES[preset], memory_gb=memory_gb, heads=4)
+    budget = MemoryBudget(rules=RULES[preset], memory_gb=memory_gb, heads=4)
     for this in _drafts(spacing, shape, 30, budget).values():
         size = this.patch.size
         assert _batch(this)[0] >= 2
@@ -163,7 +164,7 @@ def test_no_resolution_is_passed_over_that_would_have_been_taken(
     spacing: tuple[float, ...], shape: tuple[int, ...], preset: str, factor: float
 ) -> None:
     rules = RULES[preset]
-    budget = Budget(rules=rules, memory_gb=factor * rules.memory_gb, heads=4)
+    budget = MemoryBudget(rules=rules, memory_gb=factor * rules.memory_gb, heads=4)
 
     found = _drafts(spacing, shape, 40, budget)
     with pytest.MonkeyPatch.context() as patched:

@@ -4,7 +4,7 @@ import pytest
 
 from segfit.device import Hardware
 from segfit.options import Options
-from segfit.planning.patch import Budget
+from segfit.planning.patch import MemoryBudget
 from segfit.planning.presets import choose_rules, orientation_of
 from segfit.planning.trace import Trace
 
@@ -48,9 +48,9 @@ def test_named_presets_keep_their_own_target_whatever_the_machine() -> None:
 
 def test_budgets_scale_linearly_with_memory() -> None:
     rules = choose_rules(Options(preset="resenc-l"), None, Trace())[0]
-    assert Budget(rules=rules, memory_gb=24, heads=2).elements(3) == 2100e6
-    assert Budget(rules=rules, memory_gb=12, heads=2).elements(3) == 1050e6
-    assert Budget(rules=rules, memory_gb=24, heads=2).elements(2) == 380e6
+    assert MemoryBudget(rules=rules, memory_gb=24, heads=2).elements(3) == 2100e6
+    assert MemoryBudget(rules=rules, memory_gb=12, heads=2).elements(3) == 1050e6
+    assert MemoryBudget(rules=rules, memory_gb=24, heads=2).elements(2) == 380e6
 
 
 def test_orientation_of_the_presets() -> None:

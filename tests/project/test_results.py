@@ -18,7 +18,7 @@ from segfit.device import measure_hardware as measure
 from segfit.errors import InputError, StageError
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
-from segfit.project import Project, handover, preparation, sized
+from segfit.project import Project, preparation, select_and_export, sized
 from segfit.project.trainings import held_weights
 from segfit.project.upkeep import damage_of, remove, unneeded
 from segfit.records import ResultRecord, store
@@ -350,7 +350,7 @@ def test_the_model_that_another_command_hands_over_is_not_predicted_with(
         shutil.rmtree(path)
     project = again(root, "training.steps=6")
     project.select()
-    monkeypatch.setattr(handover, "remove_damaged", lambda *_: another.select())  # before the model is loaded
+    monkeypatch.setattr(select_and_export, "remove_damaged", lambda *_: another.select())  # before the model is loaded
     for path, array in zip(project.predict(), expected, strict=True):
         np.testing.assert_array_equal(read_label(path).array, array)
     assert model(project) == own

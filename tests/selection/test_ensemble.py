@@ -17,7 +17,7 @@ from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
 from segfit.selection import ensemble
 from segfit.selection.ensemble import (
-    Member,
+    EnsembleMember,
     StoredProbabilities,
     average_probabilities,
     evaluate_ensembles,
@@ -36,8 +36,8 @@ def of_foreground(*values: float) -> np.ndarray:
     return np.stack([1 - foreground, foreground])
 
 
-def member(name: str, cases: Mapping[str, np.ndarray]) -> Member:
-    return Member(name, {case: (lambda array=array: array) for case, array in cases.items()})
+def member(name: str, cases: Mapping[str, np.ndarray]) -> EnsembleMember:
+    return EnsembleMember(name, {case: (lambda array=array: array) for case, array in cases.items()})
 
 
 def reference(case: str, *values: int) -> Pair:
@@ -100,11 +100,11 @@ def test_probabilities_on_another_grid_are_named() -> None:
         evaluate_ensembles([A, wrong], REFERENCES, ONE, execution=Execution(workers=1))
 
 
-def stored(folder: Path, member: Member) -> Member:
+def stored(folder: Path, member: EnsembleMember) -> EnsembleMember:
     """The same member with its probabilities in files."""
     for case, load in member.probabilities.items():
         np.save(folder / f"{member.name}-{case}.npy", load()[:, None])
-    return Member(
+    return EnsembleMember(
         member.name,
         {case: StoredProbabilities(folder / f"{member.name}-{case}.npy") for case in member.probabilities},
     )

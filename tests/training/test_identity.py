@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from segfit.labels import LabelScheme
 from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec, TrainingSpec
-from segfit.training.budget import Budget
+from segfit.training.budget import TimeBudget
 from segfit.training.job import TrainingJob
 
 LABELS = LabelScheme.from_declaration({"background": 0, "liver": 1})
@@ -49,7 +49,7 @@ def _identity(configuration: Configuration) -> str:
         cases_train=["a"],
         cases_validation=["b"],
         seed=0,
-        budget=Budget(60.0, None),
+        budget=TimeBudget(60.0, None),
     ).identity
 
 

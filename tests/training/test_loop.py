@@ -30,7 +30,7 @@ from segfit.progress import SILENT, Progress
 from segfit.specs import AugmentationSpec, TrainingSpec
 from segfit.training import budget, checkpoint, loop, online_validation
 from segfit.training.batch import Batch
-from segfit.training.budget import Budget
+from segfit.training.budget import TimeBudget
 from segfit.training.events import read_events
 from segfit.training.job import TrainingJob
 from segfit.training.learner import Learner, training_on
@@ -81,7 +81,7 @@ def train(
     cases = disc_cases() if cases is None else cases
     asked: dict[str, Any] = {"steps": None if "seconds" in changes else 6, "checkpoint_seconds": 1000.0} | changes
     validated = asked.pop("cases_validation", cases[:1])
-    given = Budget(
+    given = TimeBudget(
         asked.pop("seconds", None), asked.pop("steps"), asked.pop("fewest_steps", 0), asked.pop("most_steps", None)
     )
     values: dict[str, Any] = {

@@ -54,10 +54,10 @@ def merged_masks(case: Case, files: OpenFiles | None = None) -> Image:
     first: Image | None = None
     for mask in case.masks:
         image = read_label(mask.path, case.spacing_mm, files)
-        doubt = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
-        if doubt:
+        reason = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
+        if reason:
             action = "save a lossless mask: 0 outside, one value inside"
-            raise FileError(mask.path, f"is not a binary mask ({doubt})", action)
+            raise FileError(mask.path, f"is not a binary mask ({reason})", action)
         if first is None:
             first = Image(np.zeros(image.array.shape, dtype=np.int16), image.grid)
         image = image.turned_to(first.grid)

@@ -309,14 +309,14 @@ def _header_remarks(grid: Grid) -> list[Remark]:
 def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme, label: Image) -> list[Problem]:
     declared = set(labels.stored_values)
     unknown = sorted(values - declared)
-    doubt = label_doubt(label.array) if len(values) >= FEWEST_VALUES and not case.masks else ""
-    if unknown and doubt:
+    reason = label_doubt(label.array) if len(values) >= FEWEST_VALUES and not case.masks else ""
+    if unknown and reason:
         action = "save a lossless label map: one value per class"
         if _holds_labels(case, declared):
             action = f"swap the two: {case.images[0].name} looks like the label map"
-        return [Problem(case.id, f"{path.name} is not a label map ({doubt})", action)]
-    if doubt:
-        problem = f"{path.name} may not be a label map ({doubt}); all its values are used as classes"
+        return [Problem(case.id, f"{path.name} is not a label map ({reason})", action)]
+    if reason:
+        problem = f"{path.name} may not be a label map ({reason}); all its values are used as classes"
         return [Problem(case.id, problem, "check it; replace it if it is not a label map", fatal=False)]
     if unknown:
         shown = ", ".join(map(str, unknown[:_SHOWN_VALUES])) + (", ..." if len(unknown) > _SHOWN_VALUES else "")

@@ -18,7 +18,7 @@ from segfit.options import PlanningOptions
 from segfit.planning.configurations import configuration
 from segfit.planning.drafts import Draft, Images, drafts
 from segfit.planning.normalization import MASK_BELOW, scheme_of
-from segfit.planning.patch import Budget
+from segfit.planning.patch import MemoryBudget
 from segfit.planning.presets import RULES, Rules
 from segfit.planning.trace import Asked, Trace
 from segfit.specs import IntensityStatistics, Normalization
@@ -65,7 +65,7 @@ def plans(
     Raises `InputError` for content that is incomplete or contradicts itself.
     """
     rules, given = _rules(preset, memory_gb), _given(dataset_json, fingerprint)
-    budget = Budget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=given.heads)
+    budget = MemoryBudget(rules=rules, memory_gb=memory_gb or rules.memory_gb, heads=given.heads)
     drafted = drafts(given.images, budget, _NOTHING_SET, Trace())
     forward = list(drafted["2d"].transpose)
     medians = [np.median(values, axis=0)[forward] for values in (given.images.spacings, given.images.shapes)]

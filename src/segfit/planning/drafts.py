@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, nearest
 from segfit.options import CONFIGURATION_NAMES, ConfigurationOptions, PlanningOptions
-from segfit.planning.patch import LOWRES_SHARE, Budget, Patch, fit_patch, lower_resolution
+from segfit.planning.patch import LOWRES_SHARE, MemoryBudget, Patch, fit_patch, lower_resolution
 from segfit.planning.presets import rules_of_kind
 from segfit.planning.spacing import axis_order, coarse_axis, median_shape, target_spacing
 from segfit.planning.topology import SMALLEST_MAP
@@ -72,7 +72,7 @@ class Draft:
     Axes are those the network sees, after transposition.
     """
 
-    budget: Budget
+    budget: MemoryBudget
     transpose: tuple[int, ...]  # of the three axes that the rules know
     spacing_mm: tuple[float, ...]
     median_shape: tuple[float, ...]
@@ -81,7 +81,7 @@ class Draft:
     coarsened: bool = False  # from the full resolution, until a patch sees enough
 
 
-def drafts(images: Images, budget: Budget, planning: PlanningOptions, trace: Trace) -> dict[str, Draft]:
+def drafts(images: Images, budget: MemoryBudget, planning: PlanningOptions, trace: Trace) -> dict[str, Draft]:
     """Return a draft of every configuration that the rules or the user ask for, in the order of the plan."""
     _dataset_decisions(trace, images, planning)
 
@@ -122,7 +122,7 @@ def _ordered(values: tuple[float, ...], order: tuple[int, ...]) -> tuple[float, 
     return tuple([values[axis] for axis in order])
 
 
-def _budget(budget: Budget, values: ConfigurationOptions) -> Budget:
+def _budget(budget: MemoryBudget, values: ConfigurationOptions) -> MemoryBudget:
     rules = budget.rules if values.kind is None else rules_of_kind(budget.rules, values.kind)
     if values.base_features is not None:
         rules = replace(rules, base_features=values.base_features)
@@ -137,7 +137,7 @@ def fixed_patch(values: ConfigurationOptions, order: tuple[int, ...], ndim: int)
     return tuple([patch[axis] for axis in order]) if ndim == 3 else patch
 
 
-def _coarsened(images: Images, budget: Budget, planning: PlanningOptions, full: Draft) -> Draft | None:
+def _coarsened(images: Images, budget: MemoryBudget, planning: PlanningOptions, full: Draft) -> Draft | None:
     """Return the lower resolution that the full one calls for: its target spacing, coarsened."""
     values = planning.of("3d_lowres")
     target = tuple([full.spacing_mm[full.transpose.index(axis)] for axis in range(3)])

@@ -21,7 +21,7 @@ __all__ = [
     "LOWRES_SHARE",
     "LOWRES_STEP",
     "SMALLEST_BATCH",
-    "Budget",
+    "MemoryBudget",
     "Patch",
     "affordable",
     "batch_size",
@@ -42,7 +42,7 @@ _BATCH_3D, _BATCH_2D = 2, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
+class MemoryBudget:
     """What a configuration may cost.
 
     `heads` are the declared labels: nnU-Net counts every entry of ``dataset.json``'s `labels`.
@@ -103,7 +103,7 @@ class Patch(NamedTuple):
 
 
 def fit_patch(
-    spacing: tuple[float, ...], median: tuple[float, ...], budget: Budget, fixed: tuple[int, ...] | None = None
+    spacing: tuple[float, ...], median: tuple[float, ...], budget: MemoryBudget, fixed: tuple[int, ...] | None = None
 ) -> Patch:
     """Return the patch for images of `median` voxels with `spacing` mm, in the order in which the network sees them.
 
@@ -145,7 +145,7 @@ def start_volume(spacing: Sequence[float]) -> tuple[int, ...]:
     return tuple([max(1, round(d * edge)) for d in density])
 
 
-def affordable(patch: Sequence[int], estimate: int, dataset_voxels: float, budget: Budget) -> tuple[float, float]:
+def affordable(patch: Sequence[int], estimate: int, dataset_voxels: float, budget: MemoryBudget) -> tuple[float, float]:
     """Return how many samples of `estimate` feature-map elements memory allows, and the share of the dataset."""
     ndim = len(patch)
     memory = budget.elements(ndim) / estimate * nnunet_batch(ndim)
@@ -153,7 +153,7 @@ def affordable(patch: Sequence[int], estimate: int, dataset_voxels: float, budge
 
 
 def batch_size(
-    patch: Sequence[int], estimate: int, dataset_voxels: float, budget: Budget
+    patch: Sequence[int], estimate: int, dataset_voxels: float, budget: MemoryBudget
 ) -> tuple[int, Literal["memory", "coverage", "least_memory", "least_coverage"]]:
     """Return how many samples of `estimate` feature-map elements make a batch, and what limits it."""
     memory, covering = affordable(patch, estimate, dataset_voxels, budget)
@@ -164,7 +164,7 @@ def batch_size(
 
 
 def nnunet_batch(ndim: int) -> int:
-    """Return the batch size at which `Budget.elements` fill the memory."""
+    """Return the batch size at which `MemoryBudget.elements` fill the memory."""
     return _BATCH_2D if ndim == 2 else _BATCH_3D
 
 
@@ -172,7 +172,7 @@ def lower_resolution(
     spacing: tuple[float, ...],
     median: tuple[float, ...],
     patch_voxels: float,
-    budget: Budget,
+    budget: MemoryBudget,
     fixed: tuple[int, ...] | None = None,
 ) -> tuple[tuple[float, ...], tuple[float, ...], float, Patch] | None:
     """Coarsen in steps of 3 %, the finer axes first, until a patch covers a quarter of the median image.

@@ -21,7 +21,7 @@ from segfit.planning.drafts import Draft, Images, chosen, drafts
 from segfit.planning.explain import change_in_words, set_in_words
 from segfit.planning.mirroring import AxisEvidence, axis_evidence
 from segfit.planning.normalization import SETTABLE, ChannelScheme, channel_schemes, decide_normalization
-from segfit.planning.patch import Budget
+from segfit.planning.patch import MemoryBudget
 from segfit.planning.plan import Plan
 from segfit.planning.presets import choose_rules, decide_orientation
 from segfit.planning.recipe import decide_common_recipe, decide_flips, flips_of, recipe_of, size_spread, wide_spread
@@ -132,7 +132,7 @@ def _follow(data: _Data, options: Options, hardware: Hardware | None) -> _Made:
     trace, planning, fingerprint = Trace(), options.planning, data.fingerprint
     rules, memory_gb = choose_rules(options, hardware, trace)
     decide_orientation(fingerprint, options, trace)
-    budget = Budget(rules=rules, memory_gb=memory_gb, heads=data.labels.num_declared)
+    budget = MemoryBudget(rules=rules, memory_gb=memory_gb, heads=data.labels.num_declared)
     drafted = drafts(data.images, budget, planning, trace)
     planned = chosen(drafted, fingerprint.ndim, planning, trace)
     common = Asked(planning, trace)

@@ -104,7 +104,7 @@ class _Decision:
         """Return the plan with its run."""
         project = self._project
         started = perf_counter()
-        with project.accounts.of("size"):
+        with project.stage_log.of("size"):
             preprocessing = self._preprocessing()
             entrants = taken_up(project)
             if entrants is None:
@@ -117,7 +117,7 @@ class _Decision:
             if self._earlier is None:
                 outcome = self._raced(entrants, preprocessing, sizing)
                 entrants = [entrants[0] if outcome is None else self._winner(entrants[outcome.winner], outcome)]
-            with project.accounts.of("preprocess"):
+            with project.stage_log.of("preprocess"):
                 for candidate in entrants:
                     project.preprocessed(candidate.configuration)
         ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
@@ -158,7 +158,7 @@ class _Decision:
         """Let the entrants race within what sizing has left of the time for finding out what is trained."""
         allowed = _RACE_SHARE * self._budget / self._shares - sizing
         allowed -= self._preprocessing_seconds(cost, entrants[1:])  # that of one of them is needed anyway
-        with self._project.accounts.of("race"):
+        with self._project.stage_log.of("race"):
             return race(self._project, entrants, seconds=allowed)
 
     def _winner(self, candidate: Candidate, outcome: Outcome) -> Candidate:
@@ -172,7 +172,7 @@ class _Decision:
             return raced
         planned = self._project.replanned(candidate.settings).configurations[candidate.name]
         whole = candidate.configuration.model_copy(update={"patch_size": planned.patch_size})
-        with self._project.accounts.of("size"):
+        with self._project.stage_log.of("size"):
             grown = self._sizer.grown(raced, whole, self._left() / self._shares)
         return grown if grown.configuration.network == whole.network else raced
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from segfit.files import Document, write_bytes
-from segfit.project.accounts import Accounts, told_of_files
 from segfit.project.sharing import Locks
+from segfit.project.stage_log import StageLog, told_of_files
 from segfit.records import Key, Results, Use
 
 __all__ = ["Documents", "load"]
@@ -19,8 +19,8 @@ _Document = TypeVar("_Document", bound=Document)
 class Documents:
     """Finds documents of a project, or has them made."""
 
-    def __init__(self, results: Results, accounts: Accounts, locks: Locks) -> None:
-        self._results, self._accounts, self._locks = results, accounts, locks
+    def __init__(self, results: Results, stage_log: StageLog, locks: Locks) -> None:
+        self._results, self._stage_log, self._locks = results, stage_log, locks
 
     def get(
         self,
@@ -46,7 +46,7 @@ class Documents:
         with self._locks.held(stage):
             found = known()  # others may have made it meanwhile
             if found is None:
-                with self._accounts.of(stage) as use:
+                with self._stage_log.of(stage) as use:
                     found = make(use)
         return found
 

@@ -28,10 +28,10 @@ from segfit.planning.presets import orientation_of, splits_of
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import Checked, Progress
-from segfit.project.accounts import Accounts, told_of_files
 from segfit.project.documents import Documents, load
 from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFolder
 from segfit.project.sharing import Locks
+from segfit.project.stage_log import StageLog, told_of_files
 from segfit.project.stages import STAGES
 from segfit.records import Key, Results, Use
 from segfit.report.views import look_to_show
@@ -56,9 +56,9 @@ class Preparation:
         self.locks = Locks(self.folder, execution.progress)
         self.progress: Progress = Checked(execution.progress, self.locks.require)
         self._execution = replace(execution, progress=self.progress)
-        self.accounts = Accounts(self.folder.stages)
+        self.stage_log = StageLog(self.folder.stages)
         self.results = Results()
-        self.documents = Documents(self.results, self.accounts, self.locks)
+        self.documents = Documents(self.results, self.stage_log, self.locks)
         self.hashes = FileHashes(self.folder.cache / "files.json", dataset.folder)
         self.store = CaseStore(self.folder.cases, self.hashes)
         self._started: float | None = None  # when the work that the time is for began
@@ -222,7 +222,7 @@ class Preparation:
 
     def plan_anew(self) -> Plan:
         """Derive the plan again: what is trained is decided again when it is asked for, in the time that is left."""
-        with self.accounts.of("plan"):
+        with self.stage_log.of("plan"):
             plan = self.results.store(self.replanned(()), self.plan_folder.plan, self.plan_key)
         self.look_again()
         return plan
@@ -360,7 +360,7 @@ class Preparation:
             names = run.configurations if run else choose_configurations(list(plan.configurations), self.options)
             missing = [name for name in names if f"preprocess {name}" not in self._resolved]
             if missing:
-                with self.locks.held("preprocess"), self.accounts.of("preprocess"):
+                with self.locks.held("preprocess"), self.stage_log.of("preprocess"):
                     for name in missing:
                         self._resolved[f"preprocess {name}"] = self.preprocessed(plan.configurations[name])
         return {name: self._resolved[f"preprocess {name}"] for name in names}

@@ -124,30 +124,30 @@ class Project(Preparation):
 
         With `complete` from all validation cases, also those that a run had no time to predict.
         """
-        from segfit.project import handover
+        from segfit.project import select_and_export
 
         self.validates_all = complete
         with self.at_work():
-            return handover.select_model(self).selection
+            return select_and_export.select_model(self).selection
 
     def predict(self) -> list[Path]:
         """Predict the dataset's test images with the model; return the label files.
 
         Raises `InputError` if the trainings of the project's options are not finished.
         """
-        from segfit.project import handover, trainings
+        from segfit.project import select_and_export, trainings
 
         with self.at_work():
             trainings.require_trained(self)
-            return handover.predict_test(self)
+            return select_and_export.predict_test(self)
 
     def evaluate(self) -> Summary | None:
         """Score the predictions of the test images, made as by `predict`; None if there are none with labels."""
-        from segfit.project import handover, trainings
+        from segfit.project import select_and_export, trainings
 
         with self.at_work():
             trainings.require_trained(self)
-            return handover.evaluate_test(self)
+            return select_and_export.evaluate_test(self)
 
     def findings(self) -> Findings:
         """Return what counts of what the stages left, without making anything."""
@@ -165,14 +165,14 @@ class Project(Preparation):
         from segfit.report.page import write_report
 
         problems = self.check()  # first: it decides which cases count
-        with self.accounts.of("report"):
+        with self.stage_log.of("report"):
             data = report_data(
                 self.folder,
                 self.dataset,
                 self.options,
                 self.findings(),
                 hashes=self.hashes,
-                records=self.accounts.records(),
+                records=self.stage_log.records(),
                 hardware=self.hardware,
                 warnings=[item for item in problems if not item.fatal],
             )

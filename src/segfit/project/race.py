@@ -28,7 +28,7 @@ from segfit.project.preparation import Preparation
 from segfit.project.stages import STAGES
 from segfit.project.validation import validate_fold
 from segfit.records import Key
-from segfit.training.budget import Budget
+from segfit.training.budget import TimeBudget
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.result import RESULT, WEIGHTS, TrainingResult
@@ -244,7 +244,7 @@ class _Runner:
             cases_train=names,
             cases_validation=(),
             seed=project.options.seed,
-            budget=Budget(self._file.seconds, None),
+            budget=TimeBudget(self._file.seconds, None),
             weights=project.dataset.weights(names),
             data=content_hash({name: keys[name] for name in names}),
             start=before,

@@ -22,9 +22,9 @@ from segfit.labels import LabelScheme
 from segfit.options import Options
 from segfit.planning.mirroring import value_names
 from segfit.planning.plan import RunSpec
-from segfit.project.accounts import StageRecord
 from segfit.project.findings import Findings
 from segfit.project.folder import ProjectFolder
+from segfit.project.stage_log import StageRecord
 from segfit.project.trainings import Training
 from segfit.report.data import (
     Overlay,
@@ -72,7 +72,7 @@ def report_data(
     ----------
     found : what counts of what the stages left
     hashes : of the files of the dataset
-    records : accounts of the stages
+    records : the stage log
     """
     plan, chosen, test = found.plan, found.selected, found.test
     validation = None if chosen is None else chosen.summary

@@ -23,7 +23,7 @@ from segfit.project.sharing import Task
 from segfit.project.stages import STAGES
 from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validate_fold
 from segfit.records import Key, Results, is_sealed, remove_damaged, seal
-from segfit.training.budget import Budget
+from segfit.training.budget import TimeBudget
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.result import WEIGHTS, TrainingResult, finished_result
@@ -106,10 +106,10 @@ def trainings_asked(
     ]
 
 
-def _budget(run: RunSpec) -> Budget:
+def _budget(run: RunSpec) -> TimeBudget:
     if run.steps is not None:
-        return Budget(None, run.steps)
-    return Budget(run.seconds_per_training, None, FEWEST_STEPS, MOST_STEPS)
+        return TimeBudget(None, run.steps)
+    return TimeBudget(run.seconds_per_training, None, FEWEST_STEPS, MOST_STEPS)
 
 
 def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Training:
@@ -225,7 +225,7 @@ def _require_decided(project: Preparation) -> None:
 def _train(project: Preparation, item: Training) -> TrainingResult:
     job, keys = item.job, project.preprocess()[item.name]
     assert job.data == _data(keys, project.splits().folds[item.fold])
-    with project.accounts.of("train"):
+    with project.stage_log.of("train"):
         return train_fold(
             job,
             [project.stored(keys[case]) for case in job.cases_train],
@@ -314,7 +314,7 @@ def _validate(project: Preparation, item: Validation, *, probabilities: bool) ->
     name, keys = item.training.name, project.preprocess()[item.training.name]
     remove_damaged(item.folder, item.key)
     remove_damaged(item.folder / PROBABILITIES, item.key)
-    with held_weights(project, [item.training], [item.weights]), project.accounts.of("validate") as use:
+    with held_weights(project, [item.training], [item.weights]), project.stage_log.of("validate") as use:
         validate_fold(
             plan.configurations[name],
             plan.training[name],

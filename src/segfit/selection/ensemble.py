@@ -23,7 +23,7 @@ from segfit.execution.execution import LOCAL, Execution
 from segfit.labels import LabelScheme
 
 __all__ = [
-    "Member",
+    "EnsembleMember",
     "StoredProbabilities",
     "average_probabilities",
     "evaluate_ensembles",
@@ -55,7 +55,7 @@ class StoredProbabilities:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class EnsembleMember:
     """One configuration and its cross-validated probabilities.
 
     Parameters
@@ -93,7 +93,7 @@ def merge_labels(members: Sequence[NDArray[Any]], scheme: LabelScheme) -> NDArra
     return np.concatenate(slabs)
 
 
-def merged_pairs(members: Sequence[Member], references: Sequence[Pair], scheme: LabelScheme) -> list[Pair]:
+def merged_pairs(members: Sequence[EnsembleMember], references: Sequence[Pair], scheme: LabelScheme) -> list[Pair]:
     """Return pairs whose prediction is the members' ensemble, computed when it is loaded.
 
     `references` gives the cases and their references; its predictions are not looked at.
@@ -121,12 +121,12 @@ class _Merged:
         return predicted_bytes((*self.members, self.members[0]))
 
 
-def _loaders(members: Sequence[Member], case: str) -> tuple[_Loader, ...]:
+def _loaders(members: Sequence[EnsembleMember], case: str) -> tuple[_Loader, ...]:
     return tuple(member.probabilities[case] for member in members)
 
 
 def evaluate_ensembles(
-    members: Sequence[Member], references: Sequence[Pair], scheme: LabelScheme, *, execution: Execution = LOCAL
+    members: Sequence[EnsembleMember], references: Sequence[Pair], scheme: LabelScheme, *, execution: Execution = LOCAL
 ) -> dict[tuple[str, str], Summary]:
     """Score the ensemble of every two members by cross-validation, in the order of `itertools.combinations`.
 
@@ -173,7 +173,7 @@ def _evaluate_couples(names: Sequence[str], scheme: LabelScheme, item: _Item) ->
     return [case_metrics(merge_labels(couple, scheme), reference, scheme) for couple in combinations(arrays, 2)]
 
 
-def _check_cases(members: Sequence[Member], references: Sequence[Pair]) -> None:
+def _check_cases(members: Sequence[EnsembleMember], references: Sequence[Pair]) -> None:
     for member in members:
         missing = [pair.case for pair in references if pair.case not in member.probabilities]
         if missing:

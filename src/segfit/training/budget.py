@@ -8,11 +8,11 @@ from time import perf_counter
 
 from segfit.errors import InputError
 
-__all__ = ["Budget", "Clock"]
+__all__ = ["Clock", "TimeBudget"]
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class TimeBudget:
     """How long to train: seconds of wall clock spent training, or optimiser steps; `InputError` if it is neither.
 
     A training by time goes on past its time until it has done `fewest_steps`, and ends before it with `most_steps`.

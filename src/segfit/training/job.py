@@ -10,7 +10,7 @@ from segfit.errors import InputError
 from segfit.files import content_hash
 from segfit.labels import LabelScheme
 from segfit.specs import Configuration, TrainingSpec
-from segfit.training.budget import Budget
+from segfit.training.budget import TimeBudget
 from segfit.training.result import RESULT, TrainingResult
 
 __all__ = ["TrainingJob"]
@@ -40,7 +40,7 @@ class TrainingJob:
     cases_train: Sequence[str]
     cases_validation: Sequence[str]
     seed: int
-    budget: Budget
+    budget: TimeBudget
     weights: Sequence[float] | None = None
     data: str = ""
     start: Path | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-from segfit.training.budget import Budget
+from segfit.training.budget import TimeBudget
 from segfit.words import count, duration
 
 __all__ = ["Pace"]
@@ -17,7 +17,7 @@ _SLOW = 1.5  # times the expected time of a step: worth reporting
 class Pace:
     """The median time of the last steps, in seconds, beside the expected one (None: nothing was expected)."""
 
-    def __init__(self, budget: Budget, expected: float | None) -> None:
+    def __init__(self, budget: TimeBudget, expected: float | None) -> None:
         self._budget = budget
         self._expected = expected
         self._seconds: deque[float] = deque(maxlen=_RECENT)

@@ -291,11 +291,11 @@ def _values_of(path: Path) -> tuple[frozenset[int], InputError | None]:
     except InputError as error:
         return frozenset(), error
     values = frozenset(count_values(label.array))
-    doubt = label_doubt(label.array) if len(values) >= FEWEST_VALUES else ""
-    if not doubt:
+    reason = label_doubt(label.array) if len(values) >= FEWEST_VALUES else ""
+    if not reason:
         return values, None
     action = "save a lossless label map: one value per class"
-    return frozenset(), FileError(path, f"is not a label map ({doubt})", action)
+    return frozenset(), FileError(path, f"is not a label map ({reason})", action)
 
 
 def _images_are_labels(cases: Sequence[Case]) -> bool:

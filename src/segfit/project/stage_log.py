@@ -13,7 +13,7 @@ from segfit.errors import StageError
 from segfit.execution.memory import PeakWatch
 from segfit.records import Use
 
-__all__ = ["Accounts", "StageRecord", "told_of_files"]
+__all__ = ["StageLog", "StageRecord", "told_of_files"]
 
 
 class StageRecord(Use):
@@ -24,8 +24,8 @@ class StageRecord(Use):
     finished: bool
 
 
-class Accounts:
-    """The accounts of a project folder."""
+class StageLog:
+    """What the stages of a project folder used."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

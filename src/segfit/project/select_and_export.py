@@ -19,9 +19,9 @@ from segfit.files import replace_folder
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
-from segfit.project.accounts import told_of_files
 from segfit.project.preparation import Preparation
 from segfit.project.sharing import Task
+from segfit.project.stage_log import told_of_files
 from segfit.project.stages import STAGES
 from segfit.project.trainings import (
     Validation,
@@ -35,8 +35,7 @@ from segfit.project.trainings import (
 )
 from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validation_pairs
 from segfit.records import Key, is_sealed, remove_damaged, seal
-from segfit.selection.ensemble import Member as EnsembleMember
-from segfit.selection.ensemble import StoredProbabilities, evaluate_ensembles, merged_pairs
+from segfit.selection.ensemble import EnsembleMember, StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.evidence import Evidence
 from segfit.selection.select import Candidate, Selection, select
 from segfit.selection.verdict import judge
@@ -112,7 +111,7 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
     """Choose from validations that are done, and write it down."""
     key = _selection_key(project, validations)
     summaries = summaries_of(validations)
-    with project.accounts.of("select") as use:
+    with project.stage_log.of("select") as use:
         candidates = _candidates(project, summaries, validations)
         folds = {item.training.fold: item.cases for item in validations}
         pairs_of = partial(_pairs, project, validations)
@@ -174,7 +173,7 @@ def _predicted(project: Preparation) -> Predictions:
 
     def do() -> None:
         remove_damaged(item.folder, item.key)
-        with project.accounts.of("predict") as use:
+        with project.stage_log.of("predict") as use:
             with project.locks.held("model"):  # other commands may have another one handed over
                 _hand_over(project, chosen)
                 model = load_model(project.folder.model, project.options.device)
