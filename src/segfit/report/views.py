@@ -25,7 +25,7 @@ __all__ = ["Slice", "View", "fullest_slice", "kept_view", "look_to_show", "thinn
 
 _VERSION = 1  # of what is kept; a change makes it stale
 _MAX_SIDE = 448  # pixels of a slice; larger ones are thinned
-_SAMPLE = 1 << 20  # voxels that grey values are chosen by, about; of a large volume every so many
+_SAMPLE = 1 << 16  # voxels that grey values are chosen by, about; of a large volume every so many
 _BYTES_PER_VOXEL = 10  # that making a view takes: masks of the annotation, and what they cut out
 
 
