@@ -28,6 +28,7 @@ __all__ = [
     "Results",
     "Use",
     "damaged_files",
+    "is_damaged",
     "is_sealed",
     "record_of",
     "remove_damaged",
@@ -167,8 +168,13 @@ def damaged_files(folder: Path, record: ResultRecord) -> list[str]:
 
 def remove_damaged(folder: Path, key: Key) -> None:
     """Remove a folder that was a result and is none any more; one whose result is still being made stays."""
-    if (folder / RECORD_FILE).exists() and not is_sealed(folder, key):
+    if is_damaged(folder, key):
         shutil.rmtree(folder)
+
+
+def is_damaged(folder: Path, key: Key) -> bool:
+    """Whether a folder was a result and is none any more, or another one."""
+    return (folder / RECORD_FILE).exists() and not is_sealed(folder, key)
 
 
 def _digest(path: Path) -> str:

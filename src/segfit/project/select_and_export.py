@@ -34,7 +34,7 @@ from segfit.project.trainings import (
     validations_of,
 )
 from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validation_pairs
-from segfit.records import Key, is_sealed, remove_damaged, seal
+from segfit.records import Key, is_damaged, is_sealed, remove_damaged, seal
 from segfit.selection.ensemble import EnsembleMember, StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.evidence import Evidence
 from segfit.selection.select import Candidate, Selection, select
@@ -72,6 +72,7 @@ def select_model(project: Preparation) -> Selected:
     """
     results = train_all(project)
     found = selected(project, results) or _select(project, results)
+    _mend(project, found.validations)
     folder = project.plan_folder
     project.documents.publish(folder.selection, project.folder.selection)
     project.documents.publish(folder.validation_summary, project.folder.validation_summary)
@@ -90,6 +91,19 @@ def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selecte
         if selection is not None and summary is not None:
             return Selected(selection, summary, key, tuple(validations), tuple(results))
     return None
+
+
+def _mend(project: Preparation, validations: Sequence[Validation]) -> None:
+    """Predict again, for who looks at them, validation cases whose predictions were damaged after they were scored."""
+    damaged = [item for item in validations if is_damaged(item.folder, item.key)]
+    if damaged:
+        validate_all(project, damaged, unless=lambda: False)
+        _remove_probabilities(damaged)
+
+
+def _remove_probabilities(validations: Sequence[Validation]) -> None:
+    for item in validations:
+        shutil.rmtree(item.folder / PROBABILITIES, ignore_errors=True)
 
 
 def _selection_key(project: Preparation, validations: Sequence[Validation]) -> Key:
@@ -119,8 +133,7 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
         winner = next(item for item in candidates if item.members == selection.winner)
         summary = project.results.store(winner.summary, project.plan_folder.validation_summary, key, use())
         selection = project.results.store(selection, project.plan_folder.selection, key, use())
-    for item in validations:
-        shutil.rmtree(item.folder / PROBABILITIES, ignore_errors=True)
+    _remove_probabilities(validations)
     return Selected(selection, summary, key, tuple(validations), tuple(results))
 
 
