@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 
 from segfit.errors import InputError
@@ -23,9 +24,11 @@ from segfit.files import (
     missing_abilities,
     new_folder,
     partial_folder,
+    read_arrays,
     read_json,
     remove_leftovers,
     replace_folder,
+    write_arrays,
     write_bytes,
     write_file,
     write_json,
@@ -259,3 +262,18 @@ def test_shared_documents_ignore_unknown_fields(tmp_path: Path) -> None:
 def test_documents_of_an_older_schema_are_migrated(tmp_path: Path) -> None:
     write_json(tmp_path / "letter.json", {"schema_version": 1, "title": "x", "inner": {"size": 1}})
     assert Letter.load(tmp_path / "letter.json").heading == "x"
+
+
+def test_arrays_come_back_or_are_none_whatever_byte_is_damaged(tmp_path: Path) -> None:
+    path, arrays = tmp_path / "arrays.npz", {"a": np.arange(200) % 7, "b": np.ones((2, 3), np.float32)}
+    write_arrays(path, arrays)
+    assert read_arrays(tmp_path / "none.npz") is None
+    whole = path.read_bytes()
+    unread = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
+        found = read_arrays(path)
+        unread += found is None
+        for name, array in {} if found is None else found.items():
+            np.testing.assert_array_equal(array, arrays[name])
+    assert unread > len(whole) // 2

@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from segfit.errors import InputError, Problem, warning
@@ -30,9 +32,11 @@ __all__ = [
     "missing_abilities",
     "new_folder",
     "partial_folder",
+    "read_arrays",
     "read_json",
     "remove_leftovers",
     "replace_folder",
+    "write_arrays",
     "write_bytes",
     "write_file",
     "write_json",
@@ -79,6 +83,24 @@ def write_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
         if partial is not None:
             partial.unlink(missing_ok=True)
         raise
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays into a compressed file, whole or not at all; see `read_arrays`."""
+
+    def fill(handle: BinaryIO) -> None:
+        np.savez_compressed(handle, **arrays)
+
+    write_file(path, fill)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Read what `write_arrays` wrote; None if the file is not there or damaged."""
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception:  # noqa: BLE001 - a damaged file has unpacking raise almost anything
+        return None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

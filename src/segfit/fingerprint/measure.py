@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
 from segfit.execution.execution import LOCAL, Execution
-from segfit.files import content_hash, write_file
+from segfit.files import content_hash, read_arrays, write_arrays
 from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
 from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.geometry import AxisMap, canonical_map
@@ -236,22 +235,20 @@ def _remember(path: Path, measured: _Measured) -> None:
         arrays[f"moments_{index}"] = channel.moments
         arrays[f"bins_{index}"] = channel.bins
         arrays[f"counts_{index}"] = channel.counts
-
-    def fill(handle: BinaryIO) -> None:
-        np.savez_compressed(handle, **arrays)
-
-    write_file(path, fill)
+    write_arrays(path, arrays)
 
 
 def _recall(path: Path, content: str) -> _Measured | None:
     """Return a remembered case; None if there is none or it is not legible."""
+    arrays = read_arrays(path)
+    if arrays is None:
+        return None
     try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            record = CaseFingerprint.model_validate_json(arrays["record"].tobytes())
-            channels = tuple(
-                ChannelDistribution(arrays[f"moments_{i}"], arrays[f"bins_{i}"], arrays[f"counts_{i}"])
-                for i in range(sum(name.startswith("bins_") for name in arrays.files))
-            )
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, ValidationError):
+        record = CaseFingerprint.model_validate_json(arrays["record"].tobytes())
+        channels = tuple(
+            ChannelDistribution(arrays[f"moments_{i}"], arrays[f"bins_{i}"], arrays[f"counts_{i}"])
+            for i in range(sum(name.startswith("bins_") for name in arrays))
+        )
+    except (KeyError, ValidationError):
         return None
     return _Measured(record, channels) if record.content == content else None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
 from segfit.execution.memory import free_memory_gb
-from segfit.files import write_file
+from segfit.files import write_arrays
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
@@ -76,12 +76,7 @@ class Prediction:
         """Write the probabilities as compressed ``.npz`` with the key ``probabilities``."""
         if self.probabilities is None:
             raise InputError("this prediction has no probabilities", "predict with probabilities=True")
-        array = self.probabilities
-
-        def fill(handle: BinaryIO) -> None:
-            np.savez_compressed(handle, probabilities=array)
-
-        write_file(Path(path), fill)
+        write_arrays(Path(path), {"probabilities": self.probabilities})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

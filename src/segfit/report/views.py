@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from segfit.dataset.annotation import as_seen, count_values
 from segfit.dataset.case_checks import CaseVoxels, Look
 from segfit.dataset.manifest import Case
-from segfit.files import content_hash, write_file
+from segfit.files import content_hash, read_arrays, write_arrays
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import stacked
 from segfit.images.image import Image
@@ -116,23 +115,21 @@ class View:
         arrays: dict[str, Any] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
         for number, one in enumerate(self.slices):
             arrays |= {f"pixels_{number}": one.pixels, f"reference_{number}": one.reference}
-
-        def fill(handle: BinaryIO) -> None:
-            np.savez_compressed(handle, **arrays)
-
-        write_file(path, fill)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> View | None:
         """Read a view; None if there is none that is legible."""
+        arrays = read_arrays(path)
+        if arrays is None:
+            return None
         try:
-            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-                shape, spacing, canonical, values, (order, flip), cuts = json.loads(arrays["facts"].tobytes())
-                slices = tuple(
-                    Slice(axis, index, arrays[f"pixels_{number}"], arrays[f"reference_{number}"])
-                    for number, (axis, index) in enumerate(cuts)
-                )
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            shape, spacing, canonical, values, (order, flip), cuts = json.loads(arrays["facts"].tobytes())
+            slices = tuple(
+                Slice(axis, index, arrays[f"pixels_{number}"], arrays[f"reference_{number}"])
+                for number, (axis, index) in enumerate(cuts)
+            )
+        except (KeyError, TypeError, ValueError):
             return None
         axes = AxisMap(tuple(order), tuple(flip))
         return cls(slices, tuple(shape), tuple(spacing), canonical, tuple(values), axes)
