@@ -69,3 +69,27 @@ def test_lost_files_are_explained(tmp_path: Path) -> None:
     (tmp_path / "a.zraw").unlink()
     with pytest.raises(InputError, match=r"a\.zraw cannot be read \(No such file or directory\); restore it"):
         FileHashes().image(tmp_path / "a.mhd")
+
+
+def test_a_part_added_beside_a_link_to_nothing_counts(tmp_path: Path) -> None:
+    path, hashes = tmp_path / "a.zarr", FileHashes()
+    write_labels(path, LabelMap(LABELS, GRID))
+    (path / "link").symlink_to(tmp_path / "nowhere")
+    before = hashes.image(path)
+    (path / "further").write_bytes(b"x")
+    assert hashes.image(path) != before
+
+
+@pytest.mark.parametrize("beside", ["images/a.json", "images/a_0000.json", "images/b.json", "labels/c.json"])
+def test_every_file_that_tells_a_spacing_counts(tmp_path: Path, beside: str) -> None:
+    images, label = [tmp_path / "images" / f"{name}_0000.tif" for name in "ab"], tmp_path / "labels" / "c.tif"
+    for path in (*images, label):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    case, hashes = Case(id="a", images=tuple(images), label=label), FileHashes()
+    before = hashes.case(case)
+    (tmp_path / beside).write_text("1")
+    told = hashes.case(case)
+    (tmp_path / beside).write_text("22")
+    assert len({before, told, hashes.case(case)}) == 3
+    assert hashes.of(case).case(case) == hashes.case(case)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
+from segfit.dataset import case_checks
 from segfit.dataset.checks import check_dataset
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset, Mask
-from segfit.errors import Problem
+from segfit.errors import InputError, Problem
 from segfit.execution import pool
 from segfit.execution.execution import Execution
 from segfit.fingerprint import measure as measure_module
 from segfit.fingerprint.measure import look_to_measure, measure
+from segfit.geometry import Grid
+from segfit.images.formats import write_labels
+from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
 
 _LABELS = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
@@ -132,3 +138,58 @@ def test_what_changes_after_it_was_read_counts_as_it_was(good: Dataset) -> None:
     path.write_bytes(good.training[1].images[0].read_bytes())
     assert read.dataset(good) == before
     assert hashes.dataset(good) != before
+
+
+def _rewrite(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")  # the same file, not another one in its place
+
+
+def _chunk_gone(path: Path) -> None:
+    (path / "0" / "0" / "0" / "0").unlink()
+
+
+@pytest.mark.parametrize(
+    ("ending", "change"),
+    [
+        (".nii.gz", _rewrite),
+        (".mhd", lambda path: _rewrite(path.with_suffix(".zraw"))),
+        (".tif", lambda path: path.with_suffix(".json").write_text('{"spacing": [9, 9, 9]}')),
+        (".zarr", _chunk_gone),
+    ],
+)
+def test_what_changes_while_it_is_read_is_told_and_not_measured(
+    good: Dataset, ending: str, change: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, plain = "changing", good.training[0]
+    image, label = (good.root / f"{name}{part}{ending}" for part in ("", "_label"))
+    for path in (image, label):
+        write_labels(path, LabelMap(np.ones(_SHAPE, np.uint8), Grid(_SHAPE, (1.0, 1.0, 1.0))))
+    case = plain.model_copy(update={"id": name, "images": (image,), "label": label})
+    one = good.model_copy(update={"training": (case,), "test": (), "channel_names": ("T1",)})
+    read = case_checks.read_label
+
+    def meanwhile(path: Path, *rest: Any) -> Any:
+        change(image)
+        return read(path, *rest)
+
+    cache, hashes = good.root / "cache", FileHashes()
+    look = look_to_measure(one, "stored", cache)
+    with monkeypatch.context() as patched:
+        patched.setattr(case_checks, "read_label", meanwhile)
+        problems = check_dataset(one, hashes=hashes, looks=[look])
+    assert [(item.case, item.fatal) for item in problems if item.transient] == [(name, True)]
+    assert not cache.exists()
+    assert not any(item.transient for item in check_dataset(one, hashes=hashes))
+
+
+def test_what_changes_while_it_is_measured_is_refused(good: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    changing, read = good.training[0], measure_module.read_labels
+
+    def meanwhile(case: Case, *rest: Any) -> Any:
+        if case == changing:
+            _rewrite(case.images[0])
+        return read(case, *rest)
+
+    monkeypatch.setattr(measure_module, "read_labels", meanwhile)
+    with pytest.raises(InputError, match=f"case {changing.id}: its files changed"):
+        measure(good, "stored", cache=good.root / "cache")

@@ -127,6 +127,7 @@ def check_case(
     """
     seen = _Seen(case)
     with OpenFiles() if hashes is None else OpenFiles(hashes.take) as files:
+        before = "" if hashes is None else hashes.looks(case, files)
         for path in case.images:
             image = _check_image(seen, path, files)
             if looks and case.label_files and image is not None:
@@ -139,6 +140,9 @@ def check_case(
         if hashes is not None:
             with suppress(InputError):  # told by the problems
                 content = hashes.case(case, files)
+                if hashes.looks(case, files) != before:
+                    problem = "its files changed while they were read"
+                    seen.problems.append(Problem(case.id, problem, "check again", transient=True))
                 if whole and seen.readable and seen.label is not None:
                     for look in looks:
                         look.work(CaseVoxels(case, tuple(seen.images), seen.label, content))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
 from segfit.files import content_hash, read_json, write_json
-from segfit.images.formats import files_of, find_format
+from segfit.images.formats import files_beside, files_of, find_format
 from segfit.images.open_files import OpenFiles, opened
 
 __all__ = ["FileHashes"]
@@ -49,9 +50,15 @@ class FileHashes:
                 **self._images(case, files),
                 "label": [self.image(path, files) for path in case.label_files],
                 "structures": [mask.value for mask in case.masks],  # the name in the hashes that there are
+                **self._told("label_spacing", _further(case, case.label_files), files),
                 **({"resample_label": True} if case.resample_label else {}),
             }
         )
+
+    def require(self, case: Case, content: str) -> None:
+        """Raise `InputError` unless the files of a case still have this hash: what was read from them is theirs."""
+        if self.case(case) != content:
+            raise InputError(f"case {case.id}: its files changed while they were read", "rerun the command")
 
     def images(self, case: Case) -> str:
         """Return the hash of what a case's images say."""
@@ -61,8 +68,14 @@ class FileHashes:
         return {
             "images": [self.image(path, files) for path in case.images],
             "spacing": [self.file(path, files) if path.is_file() else None for path in _beside(case)],
+            **self._told("further_spacing", _further(case, case.images), files),
             **({"spacing_mm": case.spacing_mm} if case.spacing_mm else {}),
         }
+
+    def _told(self, name: str, paths: Sequence[Path], files: OpenFiles | None) -> dict[str, Any]:
+        """Return the hashes of files that may be there, under a name; nothing where none is."""
+        found = [self.file(path, files) if path.is_file() else None for path in paths]
+        return {name: found} if any(found) else {}
 
     def dataset(self, dataset: Dataset) -> str:
         """Return the hash of a dataset: its cases, their files, and what is declared of them, wherever it lies.
@@ -106,10 +119,19 @@ class FileHashes:
                 self._changed = True
         return tuple(path.parent / part for part in known[1])
 
+    def looks(self, case: Case, files: OpenFiles) -> str:
+        """Return what tells, without opening a file further, whether the files of a case changed meanwhile."""
+        paths = _all_files(case)
+        for path in (*case.images, *case.label_files):
+            if not path.is_dir():  # of a folder, all that is inside counts
+                with suppress(InputError):  # told by who reads it
+                    paths += self._parts_of(path, files)
+        return content_hash([_looks(path) for path in paths])
+
     def of(self, case: Case) -> FileHashes:
         """Return what is known of a case's files, small enough for another process; see `learn`."""
         part = FileHashes(root=self._root)
-        paths = [*_beside(case), *case.images, *case.label_files]
+        paths = _all_files(case)
         with self._lock:
             parts = [image.parent / part for image in paths for part in self._parts.get(self._key(image), ("", ()))[1]]
             keys = [self._key(path) for path in (*paths, *parts)]
@@ -205,12 +227,30 @@ class FileHashes:
 def _looks(path: Path) -> str:
     """Return what tells, without opening a file, that an image consists of the same files as before."""
     inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-    with suppress(OSError):  # whoever looks for the files tells
-        stats = [(file.relative_to(path.parent).as_posix(), file.stat()) for file in inside]
-        return content_hash([(name, one.st_size, one.st_mtime_ns) for name, one in stats])
-    return ""
+    return content_hash([(file.relative_to(path.parent).as_posix(), *_size_and_time(file)) for file in inside])
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # gone, or a link to nothing
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def _beside(case: Case) -> list[Path]:
     """Return the files that may tell the spacing of a case's TIFF stacks."""
-    return [case.images[0].with_name(f"{case.id}.json"), *(path.with_suffix(".json") for path in case.images)]
+    first = [path.with_name(f"{case.id}.json") for path in case.images[:1]]
+    return [*first, *(path.with_suffix(".json") for path in case.images)]
+
+
+def _further(case: Case, paths: Sequence[Path]) -> list[Path]:
+    """Return the files that may bear on what is read from some of a case, beside those that count for all cases."""
+    known = _beside(case)
+    return [beside for path in paths for beside in files_beside(path) if beside not in known]
+
+
+def _all_files(case: Case) -> list[Path]:
+    """Return all files of a case and beside it, those that are parts of others left out."""
+    own = (*case.images, *case.label_files)
+    return [*_beside(case), *_further(case, own), *own]

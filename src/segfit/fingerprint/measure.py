@@ -162,6 +162,7 @@ def _measure_or_recall(declared: _Declared, item: tuple[Case, FileHashes]) -> tu
             raise InputError(f"case {case.id} has no label", "add it or move the images to the test cases")
         image = read_case(case.images, case.spacing_mm)
         label = read_labels(case, declared.labels, image.grid)
+        hashes.require(case, content)
         measured = _measure_case(case, content, declared, image, label)
         if path is not None:
             _remember(path, measured)

@@ -25,6 +25,7 @@ __all__ = [
     "Format",
     "check",
     "described",
+    "files_beside",
     "files_of",
     "find_format",
     "full_name",
@@ -57,6 +58,7 @@ class Format:
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
     files : every file that an image consists of; None: it is one file; see `files_of`
+    beside : files that may be there and then bear on what is read, though they are no part of it
     check : remarks on a file and the image that was read from it; see `check`
     checks_labels : whether the remarks matter for label maps, too
     channel_kind : what the channels of a file are, for messages, where the format says it; None: volumes
@@ -76,6 +78,7 @@ class Format:
     label_ending: str = ".nii.gz"
     multichannel: bool = False
     files: Callable[[Path, OpenFiles | None], tuple[Path, ...]] | None = None
+    beside: Callable[[Path], tuple[Path, ...]] = lambda _: ()
     check: Callable[[Path, Image, OpenFiles | None], tuple[Remark, ...]] = lambda *_: ()
     checks_labels: bool = False
     channel_kind: Callable[[Path, OpenFiles | None], str] | None = None
@@ -160,6 +163,7 @@ _TIFF = Format(
     read_label=tiff.read_label,
     write=_by(tiff.write),
     multichannel=True,
+    beside=tiff.spacing_files,
     check=lambda path, image, files: tiff.remarks(path, files) + _FILE_SIZE(path, image, files),
     same_depth=True,
 )
@@ -259,11 +263,17 @@ def label_ending(ending: str) -> str:
 def files_of(path: Path, files: OpenFiles | None = None) -> tuple[Path, ...]:
     """Return every file that an image consists of: itself, what its header points to, or what its folder holds.
 
-    Files beside it that may exist or not (the spacing file of a TIFF stack) are not among them. Raises `InputError` for
-    an unknown ending and a header that cannot be read.
+    Files beside it that may exist or not are not among them, see `files_beside`. Raises `InputError` for an unknown
+    ending and a header that cannot be read.
     """
     inside = find_format(path).files
     return (path,) if inside is None else inside(path, files)
+
+
+def files_beside(path: Path) -> tuple[Path, ...]:
+    """Return where files may be that bear on what is read from another (the spacing of a TIFF stack)."""
+    format_ = ENDINGS.get(known_ending(path).lower())
+    return () if format_ is None else format_.beside(path)
 
 
 def is_image_folder(path: Path, *, nested: bool = True) -> bool:

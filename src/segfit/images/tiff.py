@@ -25,7 +25,7 @@ from segfit.geometry import Grid
 from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, reading, require_room
 from segfit.images.open_files import OpenFiles, opened
 
-__all__ = ["read", "read_grid", "read_label", "remarks", "spacing_file", "write"]
+__all__ = ["read", "read_grid", "read_label", "remarks", "spacing_files", "write"]
 
 _CHANNEL_AXES = ("S", "C")  # tifffile's letters for samples per pixel and channels
 # Values of TIFF tags, TIFF 6.0 sections 8 and 22; compression 34892 is lossy JPEG of DNG.
@@ -107,10 +107,9 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
         write_json(path.with_suffix(".json"), {"spacing": list(grid.spacing_mm)})
 
 
-def spacing_file(path: Path) -> Path:
-    """Return where the spacing of a stack is looked for: ``CASE.json`` for ``CASE_0000.tif`` and ``CASE.tif``."""
-    by_case = path.with_name(re.sub(r"_\d{4}$", "", path.stem) + ".json")
-    return by_case if by_case.exists() or by_case.is_symlink() else path.with_suffix(".json")
+def spacing_files(path: Path) -> tuple[Path, Path]:
+    """Return where the spacing of a stack may be, the first one first: ``CASE.json`` for ``CASE_0000.tif``."""
+    return path.with_name(re.sub(r"_\d{4}$", "", path.stem) + ".json"), path.with_suffix(".json")
 
 
 @contextmanager
@@ -220,7 +219,8 @@ def _grid(path: Path, file: Any, shape: tuple[int, ...]) -> Grid:
     """Return the grid of a stack: spacing from the file beside it, or of its own, or 1 mm where nothing is said."""
     if len(shape) == 2:
         return Grid(shape, (1.0, 1.0), spacing_known=False)
-    source = spacing_file(path)
+    by_case, beside = spacing_files(path)
+    source = by_case if by_case.exists() or by_case.is_symlink() else beside
     if not source.exists() and not source.is_symlink():
         own = _ome_spacing(file) or _imagej_spacing(file)
         return Grid(shape, own or (1.0, 1.0, 1.0), spacing_known=own is not None)

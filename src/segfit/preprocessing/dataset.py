@@ -99,7 +99,7 @@ def _preprocess_case(
 ) -> _Done:
     """See that a case is in the store at `root`."""
     case, hashes = item
-    store = CaseStore(root, hashes)
+    store, content = CaseStore(root, hashes), hashes.case(case)
     key = store.key(case, spec, scheme)
     was_there = (root / key).exists()
     if was_there and store.verify(key):
@@ -108,6 +108,7 @@ def _preprocess_case(
         store.discard(key)
     image = [read_case(case.images, case.spacing_mm)]
     label = [read_labels(case, scheme, image[0].grid) if case.label_files else None]
+    hashes.require(case, content)
     annotation = None if label[0] is None else compressed(label[0].array[0], label[0].grid.ndim)
     try:
         done = preprocess(  # which owns image and label, and lets go of them as soon as it can
