@@ -93,3 +93,16 @@ def test_every_file_that_tells_a_spacing_counts(tmp_path: Path, beside: str) -> 
     (tmp_path / beside).write_text("22")
     assert len({before, told, hashes.case(case)}) == 3
     assert hashes.of(case).case(case) == hashes.case(case)
+
+
+def test_what_was_not_looked_at_again_does_not_count_as_read(tmp_path: Path) -> None:
+    path, hashes = tmp_path / "a.nii.gz", FileHashes(tmp_path / "hashes.json")
+    write_labels(path, LabelMap(LABELS, GRID))
+    digest = hashes.image(path)
+    hashes.save()
+    path.unlink()
+    assert hashes.as_read().image(path) == digest
+    hashes.look_again()
+    for unread in (hashes.as_read(), FileHashes(tmp_path / "hashes.json").as_read()):
+        with pytest.raises(InputError, match="cannot be read"):
+            unread.image(path)

@@ -288,6 +288,43 @@ def test_changed_files_are_checked_again(tmp_path: Path) -> None:
     assert [(problem.case, problem.fatal) for problem in problems] == [("phantom_tr_002", True)]
 
 
+def test_problems_of_the_structure_are_those_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_phantom(tmp_path / "Dataset004_Changing", cases=5, test_cases=0, shape=(8, 16, 16))
+    assert Project.create(tmp_path / "p", data).check() == ()
+    monkeypatch.setattr(preparation, "check_dataset", lambda *_, **__: pytest.fail("files were read again"))
+    stray = data / "labelsTr" / "stray.nii.gz"
+    stray.write_bytes((data / "labelsTr" / "phantom_tr_002.nii.gz").read_bytes())
+    (problem,) = Project.open(tmp_path / "p").check()
+    assert (problem.case, problem.fatal) == ("stray", False)
+    assert Project.open(tmp_path / "p").status().stages[0].detail == "0 errors, 1 warning"
+    stray.unlink()
+    assert Project.open(tmp_path / "p").check() == ()
+
+
+def test_files_that_cannot_be_read_are_problems_of_their_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_phantom(tmp_path / "Dataset004_Changing", cases=7, test_cases=1, shape=(8, 16, 16))
+    names = ["phantom_tr_002", "phantom_tr_004", "phantom_ts_000"]
+    paths = [data / "labelsTr" / f"{name}.nii.gz" for name in names[:2]] + [
+        data / "imagesTs" / f"{names[2]}_0000.nii.gz"
+    ]
+    kept = [path.rename(tmp_path / path.name) for path in paths]
+    for path in paths:
+        path.symlink_to(tmp_path / "nowhere")
+    project = Project.create(tmp_path / "p", data)
+    problems = project.check()
+    assert {item.case for item in problems if item.fatal} == set(names[:2])
+    assert {item.case for item in problems} == set(names)
+    skipping = Project.create(tmp_path / "q", data, Options().with_settings(["dataset.skip_incomplete=true"]))
+    assert len(skipping.fingerprint().cases) == 5
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "check_dataset", lambda *_, **__: pytest.fail("files were read again"))
+        assert Project.open(tmp_path / "p").check() == problems
+    for path, source in zip(paths, kept, strict=True):
+        path.unlink()
+        source.rename(path)
+    assert Project.open(tmp_path / "p").check() == ()
+
+
 def test_what_a_busy_machine_caused_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_phantom(tmp_path / "Dataset005_Large", cases=5, test_cases=0, shape=(8, 16, 16))
     found = [(Problem("phantom_tr_002", "could not be read", "check again", transient=True),)] * 2 + [()]

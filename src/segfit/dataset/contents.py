@@ -37,7 +37,8 @@ class FileHashes:
     def __init__(self, path: Path | None = None, root: Path | None = None) -> None:
         self._path, self._root = path, root
         self._lock = Lock()
-        self._known, self._parts = self._load()
+        self._known, self._parts = dict[str, _Entry](), dict[str, _Parts]()  # compared with the files
+        self._old_known, self._old_parts = self._load()  # to be compared
         self._changed = self._trusting = False
 
     def case(self, case: Case, files: OpenFiles | None = None) -> str:
@@ -80,8 +81,14 @@ class FileHashes:
     def dataset(self, dataset: Dataset) -> str:
         """Return the hash of a dataset: its cases, their files, and what is declared of them, wherever it lies.
 
-        Raises `InputError` if a file is missing or cannot be read.
+        Of a case whose files cannot all be read it counts that they cannot.
         """
+
+        def content(case: Case) -> str | None:
+            with suppress(InputError):
+                return self.case(case)
+            return None
+
         root = dataset.root
         declared = [root] if root.is_file() else [root / name for name in _DECLARATIONS]
         return content_hash(
@@ -90,7 +97,7 @@ class FileHashes:
                 "labels": dataset.labels.model_dump(mode="json"),
                 "channels": list(dataset.channel_names),
                 "cases": [
-                    [kind, case.id, case.group, case.site, case.weight, self.case(case)]
+                    [kind, case.id, case.group, case.site, case.weight, content(case)]
                     for kind, cases in (("training", dataset.training), ("test", dataset.test))
                     for case in cases
                 ],
@@ -110,13 +117,14 @@ class FileHashes:
             return (path,)
         key = self._key(path)
         with self._lock:
-            known = self._parts.get(key)
+            known = self._parts.get(key, self._old_parts.get(key))
         looks = known[0] if known is not None and self._trusting else _looks(path)
-        if known is None or known[0] != looks:
+        changed = known is None or known[0] != looks
+        if known is None or changed:
             known = looks, tuple(os.path.relpath(part, path.parent) for part in files_of(path, files))
-            with self._lock:
-                self._parts[key] = known
-                self._changed = True
+        with self._lock:
+            self._parts[key] = known
+            self._changed |= changed
         return tuple(path.parent / part for part in known[1])
 
     def looks(self, case: Case, files: OpenFiles) -> str:
@@ -133,14 +141,20 @@ class FileHashes:
         part = FileHashes(root=self._root)
         paths = _all_files(case)
         with self._lock:
-            parts = [image.parent / part for image in paths for part in self._parts.get(self._key(image), ("", ()))[1]]
-            keys = [self._key(path) for path in (*paths, *parts)]
-            part._known = {key: self._known[key] for key in keys if key in self._known}
-            part._parts = {key: self._parts[key] for key in keys if key in self._parts}
+            for key in map(self._key, paths):
+                if (known := self._parts.get(key, self._old_parts.get(key))) is not None:
+                    part._old_parts[key] = known
+            parts = [path.parent / name for path in paths for name in part._old_parts.get(self._key(path), ("", ()))[1]]
+            for key in map(self._key, (*paths, *parts)):
+                if (entry := self._known.get(key, self._old_known.get(key))) is not None:
+                    part._old_known[key] = entry
         return part
 
     def as_read(self) -> FileHashes:
-        """Return what is known, for hashes of files as they were when they were read, though they changed since."""
+        """Return what is known, for hashes of files as they were when they were read, though they changed since.
+
+        Read or looked at, that is, since `look_again` was called.
+        """
         part = FileHashes(root=self._root)
         with self._lock:
             part._known, part._parts, part._trusting = dict(self._known), dict(self._parts), True
@@ -148,11 +162,17 @@ class FileHashes:
 
     def learn(self, other: FileHashes) -> None:
         """Remember what `other` found out."""
-        if other._changed:
-            with self._lock:
-                self._known.update(other._known)
-                self._parts.update(other._parts)
-                self._changed = True
+        with self._lock:
+            self._known.update(other._known)
+            self._parts.update(other._parts)
+            self._changed |= other._changed
+
+    def look_again(self) -> None:
+        """Have what is known compared with the files again before it counts, also for `as_read`."""
+        with self._lock:
+            self._old_known |= self._known
+            self._old_parts |= self._parts
+            self._known, self._parts = {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -188,9 +208,13 @@ class FileHashes:
 
     def _digest(self, path: Path, status: os.stat_result | None) -> str | None:
         """Return the SHA-256 that is known of a file, of this size and time if they are given."""
+        key = self._key(path)
         with self._lock:
-            size, modified, digest = self._known.get(self._key(path), (-1, -1, None))
-        return digest if status is None or (size, modified) == (status.st_size, status.st_mtime_ns) else None
+            known = self._known.get(key, self._old_known.get(key))
+            if known is None or (status is not None and known[:2] != (status.st_size, status.st_mtime_ns)):
+                return None
+            self._known[key] = known
+        return known[2]
 
     def save(self) -> None:
         """Write what is new to the file, together with what other processes wrote meanwhile.
@@ -201,7 +225,10 @@ class FileHashes:
             return
         with self._lock, suppress(OSError):
             known, parts = self._load()
-            raw = {"files": known | self._known, "parts": parts | self._parts}
+            raw = {
+                "files": known | self._old_known | self._known,
+                "parts": parts | self._old_parts | self._parts,
+            }
             write_json(self._path, {**raw, "seal": content_hash(raw)})
             self._changed = False
 

@@ -44,7 +44,8 @@ class ProjectFile(Document):
 class CheckFile(Document):
     """check.json: the outcome of the last check."""
 
-    problems: tuple[Problem, ...]
+    structure: tuple[Problem, ...]  # of which files there are, as `Dataset.problems`
+    problems: tuple[Problem, ...]  # of what they hold
 
 
 class ProjectFolder:

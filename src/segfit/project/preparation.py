@@ -103,19 +103,25 @@ class Preparation:
         return self.once("check", self._check)
 
     def _check(self) -> tuple[Problem, ...]:
-        path = self.folder.check
+        path, structure = self.folder.check, self._found.problems
 
         def known() -> CheckFile | None:
             if not path.exists():
                 return None  # the files are hashed when they are read, and not before
-            file = self.results.recall(CheckFile, path, self._check_key(self.hashes))
-            return file if file is not None and _is_lasting(file) else None
+            key = self._check_key(self.hashes)
+            file = self.results.recall(CheckFile, path, key)
+            if file is None or any(problem.transient for problem in file.problems):
+                return None
+            if file.structure != structure:
+                file = self.results.store(file.model_copy(update={"structure": structure}), path, key)
+            return file
 
         def make(use: Callable[[], Use]) -> CheckFile:
             looks = (
                 look_to_measure(self._found, orientation_of(self.options), self.folder.cache),
                 look_to_show(self._found.labels, self.folder.cache),
             )
+            self.hashes.look_again()
             problems = check_dataset(
                 self._found,
                 hashes=self.hashes,
@@ -123,9 +129,10 @@ class Preparation:
                 execution=self.execution,
             )
             key = self._check_key(self.hashes.as_read())  # what changed since is found the next time
-            return self.results.store(CheckFile(problems=problems), path, key, use())
+            file = CheckFile(structure=structure, problems=problems[len(structure) :])
+            return self.results.store(file, path, key, use())
 
-        problems = self.documents.resolve("check", known, make).problems
+        problems = (*structure, *self.documents.resolve("check", known, make).problems)
         if self.options.dataset.skip_incomplete:
             self.dataset, problems = leave_out(self._found, problems)
         return problems
@@ -396,8 +403,3 @@ class Preparation:
         run = self.size().run
         assert run is not None
         return run
-
-
-def _is_lasting(file: CheckFile) -> bool:
-    """Whether nothing in a check was the fault of a busy machine."""
-    return not any(problem.transient for problem in file.problems)

@@ -81,8 +81,9 @@ def _preparation(folder: ProjectFolder) -> list[StageStatus]:
     stored = sum(1 for _ in folder.cases.glob("*/case.json"))
     found = []
     if check is not None:
-        fatal = sum(problem.fatal for problem in check.problems)
-        found = [count(fatal, "error"), count(len(check.problems) - fatal, "warning")]
+        problems = (*check.structure, *check.problems)
+        fatal = sum(problem.fatal for problem in problems)
+        found = [count(fatal, "error"), count(len(problems) - fatal, "warning")]
     return [
         _stage("check", ", ".join(found)),
         _stage("fingerprint", "" if fingerprint is None else count(len(fingerprint.cases), "case")),
