@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Condition
+from typing import Any
 
 import blosc2
 import nibabel
@@ -260,6 +261,24 @@ def test_changed_file_is_preprocessed_anew(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.ones((12, 11, 10), np.float32), np.eye(4)), cases[0].images[0])
     nibabel.save(nibabel.Nifti1Image(np.ones((12, 11, 10), np.uint8), np.eye(4)), cases[0].label)
     assert preprocess_dataset(cases, _SPEC, _SCHEME, store) != first
+
+
+def test_what_changes_while_it_is_read_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, read = _dataset(tmp_path, 2), dataset_module.read_labels
+    before = cases[0].images[0].read_bytes()
+
+    def meanwhile(case: Case, *rest: Any) -> Image:
+        if case == cases[0]:
+            case.images[0].write_bytes(cases[1].images[0].read_bytes())
+        return read(case, *rest)
+
+    store = CaseStore(tmp_path / "cases")
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset_module, "read_labels", meanwhile)
+        with pytest.raises(InputError, match="case c0: its files changed"):
+            preprocess_dataset(cases, _SPEC, _SCHEME, store, execution=Execution(workers=1))
+    cases[0].images[0].write_bytes(before)
+    assert not CaseStore(store.root).has(CaseStore(store.root).key(cases[0], _SPEC, _SCHEME))
 
 
 def test_missing_file_is_named_and_finished_cases_stay(tmp_path: Path) -> None:
