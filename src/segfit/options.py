@@ -19,6 +19,7 @@ from segfit.files import Record
 __all__ = [
     "CONFIGURATION_NAMES",
     "LOGITS_NAMES",
+    "LOGITS_NAME_IN_KEYS",
     "AugmentationOptions",
     "ConfigurationName",
     "ConfigurationOptions",
@@ -46,6 +47,8 @@ NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
 LOGITS_NAMES = AliasChoices("resample_logits", "resample_scores")
 """The name of how logits are resampled, and the one that older documents have."""
+LOGITS_NAME_IN_KEYS = "resample_scores"
+"""In the keys and identities of results, which were given first when it was called so: they are dumped by alias."""
 _Probability = Annotated[float, Field(ge=0, le=1)]
 _Range = Annotated[tuple[float, float], Field(description="smallest and largest value"), AfterValidator(_ascending)]
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
@@ -112,7 +115,9 @@ class ConfigurationOptions(Record):
     mirror_axes: tuple[int, ...] | None = Field(None, description="spatial axes flipped in training and prediction")
     resample_image: ResamplingOptions = ResamplingOptions()
     resample_label: LabelResamplingOptions = LabelResamplingOptions()
-    resample_logits: ResamplingOptions = Field(ResamplingOptions(), validation_alias=LOGITS_NAMES)
+    resample_logits: ResamplingOptions = Field(
+        ResamplingOptions(), validation_alias=LOGITS_NAMES, serialization_alias=LOGITS_NAME_IN_KEYS
+    )
 
 
 class PlanningOptions(ConfigurationOptions):

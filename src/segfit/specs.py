@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from segfit.files import Record
 from segfit.labels import Exchange
-from segfit.options import LOGITS_NAMES, NormalizationScheme
+from segfit.options import LOGITS_NAME_IN_KEYS, LOGITS_NAMES, NormalizationScheme
 
 __all__ = [
     "AugmentationSpec",
@@ -69,7 +69,9 @@ class PreprocessingSpec(Record):
     normalization: tuple[Normalization, ...]
     resample_image: ResamplingSpec = ResamplingSpec(order=3)
     resample_label: ResamplingSpec = ResamplingSpec(order=1)
-    resample_logits: ResamplingSpec = Field(ResamplingSpec(order=1), validation_alias=LOGITS_NAMES)
+    resample_logits: ResamplingSpec = Field(
+        ResamplingSpec(order=1), validation_alias=LOGITS_NAMES, serialization_alias=LOGITS_NAME_IN_KEYS
+    )
 
     @property
     def image_ndim(self) -> int:

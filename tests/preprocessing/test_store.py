@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +17,14 @@ from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError, StageError
 from segfit.execution.execution import Execution
+from segfit.files import content_hash
 from segfit.geometry import Grid
 from segfit.images.formats import read_grid
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
 from segfit.preprocessing import dataset as dataset_module
 from segfit.preprocessing import store as store_module
-from segfit.preprocessing.dataset import preprocess_dataset
+from segfit.preprocessing.dataset import preprocess_dataset, verify_store
 from segfit.preprocessing.pipeline import Preprocessed, preprocess
 from segfit.preprocessing.store import CaseStore
 from segfit.progress import SILENT, KeptWarnings
@@ -201,6 +203,35 @@ def test_key_follows_content_not_names_of_folders(tmp_path: Path) -> None:
     assert store.key(case.model_copy(update={"label": None}), _SPEC, _SCHEME) != key
     (tmp_path / "c0.json").write_text('{"spacing": [1, 1, 1]}')
     assert store.key(case, _SPEC, _SCHEME) != key
+
+
+def test_keys_of_stored_cases_stay(tmp_path: Path) -> None:
+    """They are in the identities of trainings: the value is that of the version which kept no annotation."""
+    for name, content in (("a_0000.png", b"image"), ("a.png", b"label")):
+        (tmp_path / name).write_bytes(content)
+    case = Case(id="a", images=(tmp_path / "a_0000.png",), label=tmp_path / "a.png")
+    spec = PreprocessingSpec(orientation="stored", transpose=(0, 1), spacing_mm=(1.0, 1.0), normalization=())
+    labels = LabelScheme.from_declaration({"background": 0, "one": 1})
+    assert CaseStore(tmp_path / "cases").key(case, spec, labels) == "016750a7f476b572"
+
+
+def test_cases_of_an_earlier_version_are_stored_anew_under_their_keys(tmp_path: Path) -> None:
+    cases, store, warnings = _dataset(tmp_path, 1), CaseStore(tmp_path / "cases"), KeptWarnings(SILENT)
+    keys = preprocess_dataset(cases, _SPEC, _SCHEME, store)
+    folder = store.root / keys["c0"]
+    record = json.loads((folder / "case.json").read_text())
+    (folder / "annotation.b2nd").unlink()
+    del record["files"]["annotation.b2nd"], record["properties"]["header"], record["properties"]["spacing_known"]
+    old = record | {"schema_version": 1}
+    old["seal"] = content_hash({key: old[key] for key in old if key != "seal"})
+    (folder / "case.json").write_text(json.dumps(old))
+    assert store.is_outdated(keys["c0"])
+    assert not store.has(keys["c0"])
+    assert verify_store(store) == ()
+    assert preprocess_dataset(cases, _SPEC, _SCHEME, store, execution=Execution(progress=warnings)) == keys
+    assert warnings.warnings == []
+    assert not store.is_outdated(keys["c0"])
+    assert store.open(keys["c0"]).annotation is not None
 
 
 def test_dataset_is_done_once_and_mended(tmp_path: Path) -> None:

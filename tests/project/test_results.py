@@ -18,7 +18,9 @@ from segfit.device import measure_hardware as measure
 from segfit.errors import InputError, StageError
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
+from segfit.options import Options
 from segfit.project import Project, preparation, select_and_export, sized
+from segfit.project.stages import STAGES
 from segfit.project.trainings import held_weights
 from segfit.project.upkeep import damage_of, remove, unneeded
 from segfit.records import ResultRecord, store
@@ -366,6 +368,12 @@ def test_two_commands_share_the_work(tmp_path: Path) -> None:
     assert {stage: done.count(stage) for stage in ("check", "size", "train", "validate", "select", "predict")} == {
         "check": 1, "size": 1, "train": 3, "validate": 3, "select": 1, "predict": 1,
     }  # fmt: skip
+
+
+def test_options_that_are_called_otherwise_now_have_the_same_key() -> None:
+    options = Options().with_settings(["planning.resample_logits.order=0"])
+    key = STAGES["course"].key(options, fingerprint="", labels="", splits="", weights=None)
+    assert key.made_of["options"] == {"planning": {"resample_scores": {"order": 0}}}
 
 
 def test_a_project_of_older_names_goes_on(root: Path) -> None:

@@ -104,6 +104,7 @@ def _preprocess_case(
     was_there = (root / key).exists()
     if was_there and store.verify(key):
         return _Done(key, hashes)
+    was_damaged = was_there and not store.is_outdated(key)
     if was_there:
         store.discard(key)
     image = [read_case(case.images, case.spacing_mm)]
@@ -124,7 +125,7 @@ def _preprocess_case(
     except TooLargeError as error:
         return _Done(key, hashes, too_large=str(error))
     store.add(key, done, annotation=annotation, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
-    return _Done(key, hashes, was_there)
+    return _Done(key, hashes, was_damaged)
 
 
 def _known_cases(spec: PreprocessingSpec, measured: Fingerprint | None) -> dict[str, CaseFingerprint]:
@@ -150,10 +151,13 @@ def _predicted_bytes(case: Case, spec: PreprocessingSpec, known: CaseFingerprint
 
 
 def verify_store(store: CaseStore, *, execution: Execution = LOCAL) -> tuple[DamagedCase, ...]:
-    """Read every case of a store against its checksums and return the damaged ones, by name."""
+    """Read every case of a store against its checksums and return the damaged ones, by name.
+
+    Those of an earlier version, which are made anew when they are needed, are passed over.
+    """
     results = replace(execution, memory_gb=inf).map(  # hardly any of what is read is held at a time
         partial(_damage, store.root),
-        store.keys(),
+        [key for key in store.keys() if not store.is_outdated(key)],  # noqa: SIM118 - not a mapping
         description="verify",
         size=lambda key: _stored_bytes(store.root / key),
         lost=lambda key, error: DamagedCase(

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ from segfit.specs import PreprocessingSpec
 
 __all__ = ["CaseStore", "DamagedCase", "StoredAnnotation", "StoredCase", "compressed", "legible_name"]
 
-_VERSION = 4  # of what preprocessing computes and stores; a change makes stored cases stale
+_VERSION = 3  # of what preprocessing computes: a change makes stored cases stale, and all trainings on them
 _BLOCK = 1 << 15  # elements that are decompressed together: what a processor core has close at hand
 _CHUNK_BLOCKS = 2  # blocks per axis in a chunk
 _ANNOTATION = "annotation.b2nd"
@@ -63,8 +63,10 @@ class _StoredFile(Record):
 
 
 class _CaseFile(Document):
-    """case.json."""
+    """case.json. A new schema has cases stored anew, under their keys, and trainings on them stay."""
 
+    SCHEMA: ClassVar[int] = 2
+    schema_version: int = 2
     key: str  # the name of the folder: content in the wrong place is damage too
     properties: CaseProperties
     channels: int
@@ -201,6 +203,13 @@ class CaseStore:
                 return DamagedCase(record.properties.case, folder, f"{name} is not what was written")
         return None
 
+    def is_outdated(self, key: str) -> bool:
+        """Return whether a case was stored by an earlier version, which did not keep all that is needed now."""
+        try:
+            return _CaseFile.load(self.root / key / "case.json").schema_version < _CaseFile.SCHEMA
+        except InputError:
+            return False
+
     def keys(self) -> list[str]:
         """Return the keys of all cases, whole and damaged ones."""
         if not self.root.is_dir():
@@ -274,7 +283,8 @@ class CaseStore:
             complete = all((folder / name).stat().st_size == file.size for name, file in record.files.items())
         except (InputError, OSError):
             return None
-        return record if complete and record.key == key and record == record.sealed() else None
+        present = record.schema_version == _CaseFile.SCHEMA
+        return record if present and complete and record.key == key and record == record.sealed() else None
 
     def _move_in(self, partial: Path, key: str) -> None:
         """Rename a complete folder to its place, unless another process was first."""

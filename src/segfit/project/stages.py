@@ -41,7 +41,7 @@ class Stage:
 
     def _read(self, options: Options, name: str) -> Any:
         """Return what was asked for; None for a default."""
-        tree = options.model_dump(mode="json", exclude_defaults=True)
+        tree = options.model_dump(mode="json", exclude_defaults=True, by_alias=True)
         for hidden in self.without:
             *parents, leaf = hidden.split(".")
             node: Any = tree

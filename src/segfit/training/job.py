@@ -61,12 +61,9 @@ class TrainingJob:
         start = self.start_identity
         if self.start is not None and start is None:
             start = TrainingResult.load(self.start / RESULT).identity
-        seen = self.configuration.model_dump(mode="json")
-        preprocessing = seen["preprocessing"]
-        preprocessing["resample_scores"] = preprocessing.pop("resample_logits")  # the name in the identities there are
         return content_hash(
             {
-                "configuration": seen,
+                "configuration": self.configuration.model_dump(mode="json", by_alias=True),
                 "recipe": self.recipe.model_dump(mode="json"),
                 "labels": self.labels.model_dump(mode="json"),
                 "train": list(self.cases_train),
