@@ -478,6 +478,10 @@ def test_a_training_ends_before_its_time_with_its_most_steps(tmp_path: Path, mon
     rates = [event["learning_rate"] for event in read_events(tmp_path / EVENTS) if event["kind"] == "step"]
     assert rates == pytest.approx([1e-2 * (1 - step / 20) ** 0.9 for step in range(20)])
     assert len([text for text in watcher.told if "before its time: 20 steps" in text]) == 1
+    again = train(tmp_path, seconds=8.0, fewest_steps=5, most_steps=20, cases_validation=[])
+    assert again == result  # more time has nothing to add
+    more = train(tmp_path, seconds=8.0, fewest_steps=5, most_steps=30, cases_validation=[])
+    assert more.steps == 30
 
 
 @pytest.mark.parametrize(("expected", "told"), [(0.02, True), (0.04, False), (None, False)])

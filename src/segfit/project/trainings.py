@@ -68,7 +68,7 @@ class Training:
 
     def result(self) -> TrainingResult | None:
         """Return what it gave; None unless it is finished, and had all of its time."""
-        return finished_result(self.folder, self.identity, self.job.budget.seconds, self.known)
+        return finished_result(self.folder, self.identity, self.job.budget, self.known)
 
     def is_done(self) -> bool:
         """Whether it is finished."""

@@ -56,6 +56,11 @@ class TimeBudget:
             return True
         return step >= self.fewest_steps and seconds + ahead > self.seconds
 
+    def was_had(self, steps: int, seconds: float | None) -> bool:
+        """Whether a finished training of so many steps, which was given so many seconds, has nothing left to do."""
+        has_all_steps = self.most_steps is not None and steps >= self.most_steps
+        return self.seconds is None or has_all_steps or (seconds or 0.0) >= self.seconds
+
     def expected_steps(self, step_seconds: float) -> float:
         """Return how many steps it will have if one takes so many seconds."""
         if self.seconds is None:

@@ -86,7 +86,7 @@ def train_fold(
     job.require_cases()
     assert [case.id for case in (*train, *validation)] == [*job.cases_train, *job.cases_validation]
     identity, configuration = job.identity, job.configuration
-    finished = finished_result(folder, identity, job.budget.seconds)
+    finished = finished_result(folder, identity, job.budget)
     if finished is not None:
         return finished
     remove_foreign_result(folder, identity)

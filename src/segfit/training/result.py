@@ -15,6 +15,7 @@ from pathlib import Path
 
 from segfit.files import Document, Record, hash_file
 from segfit.records import Key, Results, record_of
+from segfit.training.budget import TimeBudget
 
 __all__ = [
     "BEFORE_COOLDOWN",
@@ -80,16 +81,16 @@ class TrainingResult(Document):
 
 
 def finished_result(
-    folder: Path, identity: str, seconds: float | None = None, results: Results | None = None
+    folder: Path, identity: str, budget: TimeBudget | None = None, results: Results | None = None
 ) -> TrainingResult | None:
-    """Return the result of a finished training of this identity that was given at least so many seconds.
+    """Return the result of a finished training of this identity that has nothing left to do in a budget.
 
     None for that of another training, of less time, or with damaged weights. It only looks: others may be at work.
     `results` are those of the session that asks.
     """
     results = results or Results()
     result = results.recall(TrainingResult, folder / RESULT, result_key(identity))
-    if result is None or (seconds is not None and seconds > (result.budget_seconds or 0.0)):
+    if result is None or not (budget is None or budget.was_had(result.own_steps, result.budget_seconds)):
         return None
     return result if weights_are_whole(folder, result, results) else None
 
