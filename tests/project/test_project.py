@@ -226,6 +226,21 @@ def test_options_that_are_refused_are_not_kept(
     assert kept() == other.options
 
 
+def test_options_of_a_session_are_kept_that_goes_on_after_a_refusal(
+    tmp_path: Path, volumes: Path, tiny: list[str]
+) -> None:
+    path = tmp_path / "p" / "project.json"
+    project = Project.create(tmp_path / "p", volumes, settings=tiny)
+    with pytest.raises(InputError):
+        project.predict()  # nothing is trained
+    assert ProjectFile.load(path).options == Options()
+    project.preprocess()
+    assert ProjectFile.load(path).options == project.options
+    with pytest.raises(InputError):
+        project.predict()  # what was used is kept
+    assert ProjectFile.load(path).options == project.options
+
+
 def test_time_sizes_the_run(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a machine that takes a tenth of a second for a step, however slow or busy this one is.
     monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.1, 1.0, 0.001))

@@ -63,6 +63,7 @@ class Preparation:
         self.store = CaseStore(self.folder.cases, self.hashes)
         self._started: float | None = None  # when the work that the time is for began
         self._former: Options | None = None  # what was saved before the options of this session are accepted
+        self._is_withdrawn = False  # the options of this session were refused, and are saved again if it goes on
         self.validates_all = False  # predict all validation cases, also those that a run had no time for
         self.overrun = False  # take more time rather than refuse a budget that is too short
 
@@ -83,6 +84,7 @@ class Preparation:
         """Write dataset and options into the project file."""
         file = ProjectFile(dataset=self.dataset.root, options=self.options)
         known = load(ProjectFile, self.folder.project)
+        self._is_withdrawn = False
         if known != file:
             self._former = Options() if known is None else known.options
             with self.locks.held("options"), told_of_files("options"):
@@ -94,6 +96,7 @@ class Preparation:
         if self._former is not None and file is not None and file.options == self.options:
             with self.locks.held("options"), told_of_files("options"):
                 file.model_copy(update={"options": self._former}).save(self.folder.project)
+            self._former, self._is_withdrawn = None, True
 
     def check(self) -> tuple[Problem, ...]:
         """Read every file once and return all problems; unchanged files are not read again.
@@ -342,6 +345,8 @@ class Preparation:
         if self._started is not None:
             yield
             return
+        if self._is_withdrawn:
+            self.save_options()
         with self.locks.joined(self.options.content_hash()) as seconds:
             self._started = perf_counter() - seconds
             try:
