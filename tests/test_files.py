@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from segfit.files import (
     Document,
     Record,
     content_hash,
+    file_system_time,
     hash_file,
     missing_abilities,
     new_folder,
@@ -171,6 +173,19 @@ def test_files_are_written_where_there_is_no_chmod_and_no_fsync(
     replace_folder(tmp_path / "a", tmp_path / "d")
     assert read_json(tmp_path / "d" / "b" / "c.json") == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "d"]
+
+
+@pytest.mark.parametrize("look", [file_system_time, missing_abilities])
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], object]
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", "a partial file")
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        look(tmp_path)
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_a_disk_that_fails_is_no_file_system_without_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

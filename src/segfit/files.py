@@ -211,7 +211,7 @@ def file_system_time(folder: Path) -> float:
 
     That of a network mount may be another one than this machine's.
     """
-    with tempfile.TemporaryFile(dir=folder) as handle:
+    with _told_of(folder), tempfile.TemporaryFile(dir=folder) as handle:
         handle.write(b" ")
         handle.flush()
         return os.fstat(handle.fileno()).st_mtime
@@ -232,13 +232,23 @@ def allow_reading(path: Path) -> bool:
 
 def missing_abilities(folder: Path) -> list[str]:
     """Return which of "locks", "chmod" and "fsync" the file system of a folder does not have."""
-    with tempfile.NamedTemporaryFile(prefix=_own_prefix(), dir=folder) as handle:
+    with _told_of(folder), tempfile.NamedTemporaryFile(prefix=_own_prefix(), dir=folder) as handle:
         found = {
             "locks": _has_locks(handle.fileno()),
             "chmod": allow_reading(Path(handle.name)),
             "fsync": flush_to_disk(handle.fileno()),
         }
     return [name for name, is_there in found.items() if not is_there]
+
+
+@contextmanager
+def _told_of(folder: Path) -> Iterator[None]:
+    """Name the folder in an `OSError` instead of a file in it that is nobody's, or of none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 def _has_locks(descriptor: int) -> bool:
