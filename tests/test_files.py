@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +37,7 @@ from segfit.files import (
     write_json,
     write_text,
 )
+from segfit.owner import Owner
 
 
 class Inner(Record):
@@ -139,12 +141,36 @@ def test_of_what_another_host_left_it_is_not_known_for_an_hour(tmp_path: Path, h
     else:
         left_by_a_killed_process(tmp_path, host)
     before = sorted(tmp_path.iterdir())
+    for inside in before[0].rglob("*"):
+        os.utime(inside, (0, time.time() - 4000))
     os.utime(before[0], (0, time.time() - 3000))
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == before
     os.utime(before[0], (0, time.time() - 4000))
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == before[1:]
+
+
+def test_a_folder_that_another_host_fills_stays(tmp_path: Path) -> None:
+    folder = tmp_path / ".partial-00000000-1-x"
+    (folder / "new").mkdir(parents=True)
+    (folder / "new" / "weights").touch()
+    for path in (folder / "new", folder):
+        os.utime(path, (0, time.time() - 4000))
+    remove_leftovers(tmp_path)
+    assert folder.exists()
+
+
+def test_a_process_is_dead_whose_number_another_one_has(tmp_path: Path) -> None:
+    own = Owner.own()
+    assert Owner.of_name(f"{own.name}-x.json") == own
+    assert not own.is_dead()
+    assert not replace(own, started=0).is_dead()  # it is not known to be another one
+    former = replace(own, started=own.started - 1)
+    assert former.is_dead()
+    (tmp_path / f".partial-{former.name}-x").touch()
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_living_processes_write_stays(tmp_path: Path) -> None:

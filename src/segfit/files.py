@@ -201,9 +201,14 @@ def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
             if owner is not None and owner.is_here:
                 abandoned = owner.is_dead()
             else:
-                abandoned = file_system_time(folder) - path.stat().st_mtime > _LEFTOVER_S
+                abandoned = file_system_time(folder) - _last_written(path) > _LEFTOVER_S
             if abandoned:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def _last_written(path: Path) -> float:
+    """Return when a file, or anything in a folder, was written last."""
+    return max(item.stat().st_mtime for item in (path, *path.rglob("*")))
 
 
 def file_system_time(folder: Path) -> float:

@@ -13,7 +13,7 @@ from typing import Self
 
 __all__ = ["Owner"]
 
-_NAME = re.compile(r"([0-9a-f]{8})-([1-9][0-9]*)(?![0-9])")
+_NAME = re.compile(r"([0-9a-f]{8})-([1-9][0-9]*)(?:\.([0-9]+))?(?![0-9])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,27 +23,29 @@ class Owner:
     Parameters
     ----------
     host : hash of its host, of the start of that, and of the container that counts processes there
-    pid : its number
+    pid : its number, which others may have had before
+    started : when it began, in ticks of its host's clock; 0 where that is not told
     """
 
     host: str
     pid: int
+    started: int = 0
 
     @classmethod
     def own(cls) -> Self:
         """Return this process."""
-        return cls(_own_host(), os.getpid())
+        return cls(_own_host(), os.getpid(), _start_of(os.getpid()))
 
     @classmethod
     def of_name(cls, text: str) -> Self | None:
         """Return the process that a text begins with; None if it begins with none."""
         found = _NAME.match(text)
-        return None if found is None else cls(found[1], int(found[2]))
+        return None if found is None else cls(found[1], int(found[2]), int(found[3] or 0))
 
     @property
     def name(self) -> str:
         """For the names of files."""
-        return f"{self.host}-{self.pid}"
+        return f"{self.host}-{self.pid}.{self.started}"
 
     @property
     def is_here(self) -> bool:
@@ -59,8 +61,8 @@ class Owner:
         except (ProcessLookupError, OverflowError):
             return True
         except PermissionError:  # of another user
-            return False
-        return False
+            pass
+        return 0 not in (self.started, now := _start_of(self.pid)) and now != self.started
 
 
 def _own_host() -> str:
@@ -69,3 +71,9 @@ def _own_host() -> str:
         told.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
         told.append(str(Path("/proc/self/ns/pid").readlink()))
     return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def _start_of(pid: int) -> int:
+    with suppress(OSError, ValueError, IndexError):  # Linux alone tells it
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    return 0

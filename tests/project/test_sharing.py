@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from segfit.errors import InputError, StageError
+from segfit.owner import Owner
 from segfit.progress import SILENT, KeptWarnings
 from segfit.project import lease, sharing
 from segfit.project.folder import ProjectFolder
@@ -101,6 +103,13 @@ def test_that_of_another_host_is_free_when_its_owner_has_been_silent(
     assert mine.take()
     time.sleep(0.5)
     assert not Lease(path).take()  # it is renewed
+
+
+def test_that_of_a_process_whose_number_another_one_has_is_free(path: Path) -> None:
+    own = Owner.own()
+    path.with_name(f"{path.stem}.7.lease").write_text(replace(own, started=own.started - 1).name)
+    assert Lease(path).take()
+    assert not Lease(path).take()
 
 
 def test_a_half_written_lease_is_nobodys_after_a_while(path: Path) -> None:
