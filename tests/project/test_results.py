@@ -370,6 +370,17 @@ def test_two_commands_share_the_work(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_model_that_is_damaged_in_a_session_is_written_anew_in_it(root: Path) -> None:
+    project = again(root)
+    project.select()
+    (weights,) = project.folder.model.glob("*.safetensors")
+    content = weights.read_bytes()
+    for spoil in (lambda: weights.write_bytes(content[:-1]), weights.unlink):
+        spoil()
+        project.select()
+        assert weights.read_bytes() == content
+
+
 def test_options_that_are_called_otherwise_now_have_the_same_key() -> None:
     options = Options().with_settings(["planning.resample_logits.order=0"])
     key = STAGES["course"].key(options, fingerprint="", labels="", splits="", weights=None)

@@ -15,7 +15,7 @@ from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, open_bundle, w
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate, summarize
-from segfit.files import replace_folder
+from segfit.files import hash_file, replace_folder
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
@@ -275,13 +275,22 @@ def _hand_over(project: Preparation, chosen: Selected) -> None:
     """See that ``model/`` is the selected one."""
     key = _model_key(project, chosen)
     with project.locks.held("model"), told_of_files("results"):
-        if project.results.read(project.folder.model / MANIFEST, _key_of_model) != key.hash:
+        if not _is_handed_over(project, key):
             _write_model(project, chosen, key)
 
 
-def _key_of_model(manifest: Path) -> str | None:
+def _is_handed_over(project: Preparation, key: Key) -> bool:
+    """Whether ``model/`` has this key, every byte of it as it was written."""
+    folder, read = project.folder.model, project.results.read
+    manifest = read(folder / MANIFEST, _manifest)
+    if manifest is None or manifest.provenance.get("key") != key.hash:
+        return False
+    return all(read(folder / name, hash_file) == manifest.checksums.get(name) for name in manifest.files)
+
+
+def _manifest(path: Path) -> ModelManifest | None:
     try:
-        return open_bundle(manifest.parent).manifest.provenance.get("key")
+        return open_bundle(path.parent, verify=False).manifest
     except InputError:
         return None
 
