@@ -258,8 +258,8 @@ def test_document_round_trip(tmp_path: Path) -> None:
         ([1], "is not a segfit paper file: it has no schema_version"),
         ({"title": "x"}, "is not a segfit paper file"),
         ({"schema_version": 4}, r"written by a newer segfit \(schema 4, this one reads 3\); update segfit"),
-        ({"schema_version": 3, "title": "x", "inner": {"size": "big"}}, "damaged at inner.size: .* delete it"),
-        ({"schema_version": 3, "title": "x", "inner": {"size": 1}, "colour": 1}, "damaged at colour"),
+        ({"schema_version": 3, "title": "x", "inner": {"size": "big"}}, "damaged: inner.size: .* delete it"),
+        ({"schema_version": 3, "title": "x", "inner": {"size": 1}, "colour": 1}, "damaged: colour"),
     ],
 )
 def test_damaged_documents_are_explained(tmp_path: Path, content: object, message: str) -> None:

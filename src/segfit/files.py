@@ -27,6 +27,7 @@ __all__ = [
     "allow_reading",
     "content_hash",
     "file_system_time",
+    "first_fault",
     "flush_to_disk",
     "hash_file",
     "missing_abilities",
@@ -287,6 +288,13 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def first_fault(error: ValidationError) -> str:
+    """Return where the first fault of a value is and what it is: ``members.0.tile_step: Input should be ...``."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: ".lstrip(": ") + first["msg"].removeprefix("Value error, ")
+
+
 class Record(BaseModel):
     """Base of all frozen, validated values: unknown fields and NaN are refused."""
 
@@ -330,8 +338,11 @@ class Document(Record):
     def of_json(cls, raw: Any, path: Path) -> Self:
         """Validate what was read from a file."""
         version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if not isinstance(version, int):
+        action = "copy it again from where it came" if cls.SHARED else "delete it to have it made anew"
+        if version is None:
             raise InputError(f"{path} is not a segfit {cls.__name__.lower()} file: it has no schema_version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise InputError(f"{path} is damaged: schema_version: expected 1 to {cls.SCHEMA}, got {version!r}", action)
         if version > cls.SCHEMA:
             raise InputError(
                 f"{path} was written by a newer segfit (schema {version}, this one reads {cls.SCHEMA})", "update segfit"
@@ -339,7 +350,4 @@ class Document(Record):
         try:
             return cls.model_validate(cls.migrate(raw, version), extra="ignore" if cls.SHARED else None)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "top level"
-            action = "copy it again from where it came" if cls.SHARED else "delete it to have it made anew"
-            raise InputError(f"{path} is damaged at {where}: {first['msg']}", action) from None
+            raise InputError(f"{path} is damaged: {first_fault(error)}", action) from None

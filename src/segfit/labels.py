@@ -105,7 +105,38 @@ class LabelScheme(Record):
     def _check(self) -> LabelScheme:
         if not any(class_.values == (0,) for class_ in self.labels):
             raise ValueError("a label scheme needs a background label with value 0")
+        fault = self._fault()
+        if fault:
+            raise ValueError(fault)
         return self
+
+    def _fault(self) -> str:
+        """Return what no scheme has, nothing if all is well."""
+        known, paints, stored = self.all_values, self.region_order, self.stored
+        own = (*known, *(() if self.ignore_value is None else (self.ignore_value,)))
+        if known[0] != 0 or len(known) < 2 or not all(class_.values for class_ in self.labels):
+            return "labels must have values from 0, with one besides background"
+        if self.ignore_value in known:
+            return "ignore_value must be that of no label"
+        if len({class_.name for class_ in self.labels}) < len(self.labels):
+            return "labels must have names of their own"
+        if not self.has_regions and (paints is not None or len(known) < len(self.labels)):
+            return "labels must have values of their own, and region_order is for regions only"
+        if self.has_regions and (paints is None or len(paints) != len(self.classes) or not set(paints) <= set(known)):
+            return "region_order must have a value of labels for each region"
+        if stored is None:
+            return ""
+        if len(stored) != len(own) or len(set(stored)) < len(stored) or stored[0] != 0:
+            return "stored must have a value of its own for each label, and 0 for background"
+        if not _LOWEST <= min(stored) <= max(stored) <= _HIGHEST:
+            return f"stored must have values from {_LOWEST} to {_HIGHEST}"
+        return ""
+
+    @property
+    def is_consecutive(self) -> bool:
+        """Whether the inner values are what they are meant to be: 0, 1, 2 and so on, the ignore value last."""
+        known = self.all_values
+        return known == tuple(range(len(known))) and self.ignore_value in (None, len(known))
 
     @property
     def has_regions(self) -> bool:

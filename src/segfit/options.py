@@ -20,6 +20,7 @@ __all__ = [
     "CONFIGURATION_NAMES",
     "LOGITS_NAMES",
     "LOGITS_NAME_IN_KEYS",
+    "SMALLEST_TILE_STEP",
     "AugmentationOptions",
     "ConfigurationName",
     "ConfigurationOptions",
@@ -43,6 +44,7 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+SMALLEST_TILE_STEP = 0.05  # share of the patch; below, a voxel of a volume is seen 8000 times
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
 LOGITS_NAMES = AliasChoices("resample_logits", "resample_scores")
@@ -97,7 +99,7 @@ class ConfigurationOptions(Record):
 
     target_spacing_mm: tuple[float, ...] | None = Field(None, description="target spacing, array order z,y,x")
     patch_size: tuple[int, ...] | None = Field(None, description="patch size in voxels, array order")
-    batch_size: int | None = Field(None, ge=1, description="batch size")
+    batch_size: int | None = Field(None, ge=1, le=2**31, description="batch size")
     kind: Literal["plain", "residual"] | None = Field(None, description="plain U-Net, or residual encoder")
     base_features: int | None = Field(None, ge=2, description="features of the first network stage")
     features: tuple[int, ...] | None = Field(None, description="features per network stage, full resolution first")
@@ -226,7 +228,7 @@ class AugmentationOptions(Record):
 class InferenceOptions(Record):
     """Overrides of prediction."""
 
-    tile_step: float = Field(0.5, gt=0, le=1, description="tile step as a share of the patch")
+    tile_step: float = Field(0.5, ge=SMALLEST_TILE_STEP, le=1, description="tile step as a share of the patch")
     mirror: bool | None = Field(None, description="test-time mirroring")
 
 

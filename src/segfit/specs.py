@@ -2,11 +2,15 @@
 
 Plans, models and nnU-Net's files hold them; nothing here decides. Axis order is array order throughout. For a 2D
 configuration on 3D data the first axis is the slice axis: it is kept as it is and the network sees the other two.
+
+Numbers are bounded, far beyond what networks have, so that a damaged or made-up file is refused where it is read and
+not where it takes all memory or time. All bounds are assumptions.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from math import prod
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,9 +19,13 @@ from segfit.labels import Exchange
 from segfit.options import LOGITS_NAME_IN_KEYS, LOGITS_NAMES, NormalizationScheme
 
 __all__ = [
+    "LARGEST_MM",
+    "MOST_PATCH_VOXELS",
+    "SMALLEST_MM",
     "AugmentationSpec",
     "Configuration",
     "IntensityStatistics",
+    "Millimetres",
     "NetworkSpec",
     "Normalization",
     "PreprocessingSpec",
@@ -26,16 +34,28 @@ __all__ = [
 ]
 
 
+MOST_PATCH_VOXELS = 2**28  # in 2D a picture of 16384 x 16384
+SMALLEST_MM, LARGEST_MM = 1e-9, 1e9
+Millimetres = Annotated[float, Field(ge=SMALLEST_MM, le=LARGEST_MM)]  # size of a voxel
+_Intensity = Annotated[float, Field(ge=-3e38, le=3e38)]  # float32
+_Voxels = Annotated[int, Field(ge=1, le=MOST_PATCH_VOXELS)]  # along one axis
+_Channels = Annotated[int, Field(ge=1, le=2**16)]
+_Stride = Annotated[int, Field(ge=1, le=64)]
+_Kernel = Annotated[int, Field(ge=1, le=63)]
+_Layers = Annotated[int, Field(ge=1, le=64)]  # of one stage
+_MOST_STAGES = 16
+
+
 class IntensityStatistics(Record):
     """Foreground intensities of one channel, an equal-weight mixture over cases."""
 
-    mean: float
-    median: float
-    std: float
-    min: float
-    max: float
-    percentile_00_5: float
-    percentile_99_5: float
+    mean: _Intensity
+    median: _Intensity
+    std: _Intensity
+    min: _Intensity
+    max: _Intensity
+    percentile_00_5: _Intensity
+    percentile_99_5: _Intensity
 
 
 class Normalization(Record):
@@ -50,10 +70,10 @@ class ResamplingSpec(Record):
     """How one kind of volume is resampled. `method` "spline" is nnU-Net's default, "torch" its alternative."""
 
     method: Literal["spline", "torch", "none"] = "spline"
-    order: int = 3
-    order_separate_axis: int = 0
+    order: Literal[0, 1, 3] = 3
+    order_separate_axis: Literal[0, 1, 3] = 0
     force_separate: bool | None = None
-    separate_threshold: float = 3.0
+    separate_threshold: float = Field(3.0, ge=0, le=1e9)
 
 
 class PreprocessingSpec(Record):
@@ -65,7 +85,7 @@ class PreprocessingSpec(Record):
 
     orientation: Literal["canonical", "stored"]
     transpose: tuple[int, ...]  # axis i of the result is axis transpose[i] of the image
-    spacing_mm: tuple[float | None, ...]
+    spacing_mm: tuple[Millimetres | None, ...]
     normalization: tuple[Normalization, ...]
     resample_image: ResamplingSpec = ResamplingSpec(order=3)
     resample_label: ResamplingSpec = ResamplingSpec(order=1)
@@ -82,6 +102,8 @@ class PreprocessingSpec(Record):
     def _check(self) -> PreprocessingSpec:
         if sorted(self.transpose) != list(range(len(self.transpose))) or len(self.spacing_mm) != len(self.transpose):
             raise ValueError("transpose must be a permutation with one spacing per axis")
+        if len(self.transpose) not in (2, 3):
+            raise ValueError("transpose must have two or three axes")
         return self
 
 
@@ -93,13 +115,13 @@ class NetworkSpec(Record):
 
     kind: Literal["plain", "residual"]
     ndim: Literal[2, 3]
-    in_channels: int
-    num_outputs: int
-    features: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
-    kernels: tuple[tuple[int, ...], ...]
-    encoder_convs: tuple[int, ...]  # convolutions (plain) or residual blocks (residual) per stage
-    decoder_convs: tuple[int, ...]
+    in_channels: _Channels
+    num_outputs: _Channels
+    features: tuple[_Channels, ...] = Field(min_length=2, max_length=_MOST_STAGES)
+    strides: tuple[tuple[_Stride, ...], ...]
+    kernels: tuple[tuple[_Kernel, ...], ...]
+    encoder_convs: tuple[_Layers, ...]  # convolutions (plain) or residual blocks (residual) per stage
+    decoder_convs: tuple[_Layers, ...]
 
     @property
     def num_stages(self) -> int:
@@ -123,6 +145,10 @@ class NetworkSpec(Record):
             raise ValueError("decoder_convs must have one entry less than there are stages")
         if any(len(v) != self.ndim for v in (*self.strides, *self.kernels)):
             raise ValueError("strides and kernels must have one entry per axis")
+        if any(number != 1 for number in self.strides[0]):
+            raise ValueError("the first stride must be 1 along every axis")
+        if any(number % 2 == 0 for kernel in self.kernels for number in kernel):
+            raise ValueError("kernels must be odd")
         return self
 
 
@@ -131,16 +157,28 @@ class Configuration(Record):
 
     name: str
     ndim: Literal[2, 3]
-    patch_size: tuple[int, ...]
-    batch_size: int
-    spacing_mm: tuple[float, ...]  # target spacing of the axes the network sees
-    median_shape: tuple[float, ...]  # median image size at that spacing, may end in .5
+    patch_size: tuple[_Voxels, ...]
+    batch_size: int = Field(ge=1, le=2**31)
+    spacing_mm: tuple[Millimetres, ...]  # target spacing of the axes the network sees
+    median_shape: tuple[Annotated[float, Field(gt=0, le=1e12)], ...]  # median image size there, may end in .5
     batch_dice: bool
     preprocessing: PreprocessingSpec
     network: NetworkSpec
-    memory_estimate: int  # feature-map elements of the closed-form estimate
+    memory_estimate: int = Field(ge=0)  # feature-map elements of the closed-form estimate
     previous_stage: str | None = None
     next_stage: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Configuration:
+        if not self.ndim == self.network.ndim == len(self.patch_size) == len(self.spacing_mm) == len(self.median_shape):
+            raise ValueError("patch_size, spacing_mm, median_shape and the network must have one entry per axis")
+        if self.preprocessing.image_ndim < self.ndim:
+            raise ValueError(f"the network sees {self.ndim} axes of images with {self.preprocessing.image_ndim}")
+        if any(size % divisor for size, divisor in zip(self.patch_size, self.network.divisor, strict=True)):
+            raise ValueError(f"patch_size must be a multiple of the strides' {list(self.network.divisor)}")
+        if prod(self.patch_size) > MOST_PATCH_VOXELS:
+            raise ValueError(f"patch_size must have at most {MOST_PATCH_VOXELS} voxels")
+        return self
 
 
 class AugmentationSpec(Record):

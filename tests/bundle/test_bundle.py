@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import copy
 import json
+import math
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +103,12 @@ def test_the_exchange_of_labels_survives_and_is_told(tmp_path: Path) -> None:
     (plain,) = manifest().members
     assert plain.exchange is None
     exchange = Exchange(axis=0, pairs=((1, 2),))
-    written = write_bundle(
-        tmp_path / "m", manifest(members=(plain.model_copy(update={"exchange": exchange}),)), states()
+    network = CONFIGURATION.network.model_copy(update={"num_outputs": 3})
+    sided = plain.model_copy(
+        update={"exchange": exchange, "configuration": CONFIGURATION.model_copy(update={"network": network})}
     )
+    labels = LabelScheme.from_declaration({"background": 0, "left": 1, "right": 2})
+    written = write_bundle(tmp_path / "m", manifest(members=(sided,), labels=labels), states())
     assert open_bundle(tmp_path / "m").manifest.members[0].exchange == exchange
     assert "| 2 | 0 (left and right labels exchanged along 0) |" in card(written)
     older = plain.model_dump()
@@ -229,6 +236,110 @@ def test_models_of_other_versions_are_read(tmp_path: Path) -> None:
     content["seal"] = ""
     write_json(tmp_path / "model" / MANIFEST, content)
     assert open_bundle(tmp_path / "model").manifest == written.model_copy(update={"seal": ""})
+
+
+_ABSURD = (
+    *(0, -1, -5, 7, True, 2**31, 2**100, 99999, 1e9, 1e30, -0.5, math.inf, math.nan, None, "", "x", "..", "\x1b[31m"),
+    *([], [0], [-1], [2**40] * 3, [7], [0] * 1000, [[1]], {}, {"x": 1}, {"headline": 3}, [{}], [None, None], ["\0"]),
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every value inside a JSON value, from the outer ones to the inner ones."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from _places(item, (*path, key))
+
+
+def test_a_model_with_absurd_values_is_refused_or_is_what_its_file_says(folder: Path) -> None:
+    """Every value of model.json in turn is replaced by what no model has: it opens as written, or is refused."""
+    statistics = dict.fromkeys(("mean", "median", "std", "min", "max", "percentile_00_5", "percentile_99_5"), 1.0)
+    normalization = (Normalization(scheme="ct", statistics=statistics),)
+    preprocessing = CONFIGURATION.preprocessing.model_copy(update={"normalization": normalization})
+    (member,) = manifest().members
+    member = member.model_copy(
+        update={
+            "configuration": CONFIGURATION.model_copy(update={"preprocessing": preprocessing}),
+            "exchange": Exchange(axis=0, pairs=()),
+        }
+    )
+    rich = manifest(
+        members=(member,),
+        image_ending=".png",
+        spacing_mm=(3.0, 0.5, 0.5),
+        postprocessing=(PostprocessingStep(values=(1,), text="keep the largest"),),
+        dice={"liver": 0.9},
+        verdict={"level": "good", "headline": "good", "findings": ["all well"]},
+        labels=LabelScheme.from_declaration({"background": 0, "liver": 5, "ignore": 9}),
+        training={"cases": 3},
+    )
+    write_bundle(folder, rich, states())
+    good = read_json(folder / MANIFEST) | {"seal": ""}
+    refused: list[str] = []
+    opened = 0
+    for place in _places(good):
+        for value in _ABSURD:
+            content = copy.deepcopy(good)
+            *parents, last = place
+            inner = content
+            for key in parents:
+                inner = inner[key]
+            inner[last] = value
+            (folder / MANIFEST).write_text(json.dumps(content))
+            try:
+                found = open_bundle(folder, verify=False).manifest
+            except InputError as error:
+                refused.append(str(error))
+                continue
+            card(found)
+            # An object may lack what has a default, and have what other versions know.
+            assert found.model_dump(mode="json") == content or isinstance(value, dict), place
+            opened += 1
+    assert all(str(folder) in message and "\n" not in message for message in refused)
+    assert len(refused) > 5 * opened > 0
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schema_version",), 0),
+        (("schema_version",), -5),
+        (("schema_version",), True),
+        (("members", 0, "configuration", "patch_size"), [0, 16]),
+        (("members", 0, "configuration", "patch_size"), [2**17, 2**17]),
+        (("members", 0, "configuration", "preprocessing", "spacing_mm"), [None, -1, 0.5]),
+        (("members", 0, "configuration", "network", "features"), [10**9, 4]),
+        (("members", 0, "configuration", "network", "kernels"), [[99999, 3], [3, 3]]),
+        (("members", 0, "configuration", "network", "encoder_convs"), [10**9, 1]),
+        (("members", 0, "mirror_axes"), [7]),
+        (("members", 0, "mirror_axes"), [0] * 1000),
+        (("members", 0, "tile_step"), 1e-9),
+        (("file_ending",), ".xyz"),
+        (("labels", "stored"), [0, 10**30]),
+        (("channel_names",), []),
+    ],
+)
+def test_a_damaged_value_is_named_with_its_file(folder: Path, place: tuple[Any, ...], value: object) -> None:
+    content = read_json(folder / MANIFEST) | {"seal": ""}
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    write_json(folder / MANIFEST, content)
+    with pytest.raises(InputError) as refused:
+        open_bundle(folder)
+    assert str(folder / MANIFEST) in refused.value.problem
+    assert {str(part) for part in place} & set(re.split(r"\W+", refused.value.problem)) - {"0"}
+    assert refused.value.action == "copy it again from where it came"
+
+
+def test_a_model_with_more_labels_than_outputs_is_refused() -> None:
+    labels = LabelScheme.from_declaration({"background": 0, "liver": 1, "spleen": 2})
+    with pytest.raises(ValidationError, match=r"members\.0: a network of 2 outputs does not fit 3 classes"):
+        manifest(labels=labels)
+    with pytest.raises(ValidationError, match=r"members\.0: a network of 1 inputs does not fit 2 channels"):
+        manifest(channel_names=("CT", "MR"))
 
 
 def test_a_model_of_older_names_opens(folder: Path) -> None:

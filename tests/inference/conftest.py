@@ -33,7 +33,7 @@ def _configuration(
         ndim=ndim,
         patch_size=patch,
         batch_size=2,
-        spacing_mm=tuple(s for s in spacing if s is not None),
+        spacing_mm=tuple(1.0 if s is None else s for s in spacing[-ndim:]),
         median_shape=tuple(float(p) for p in patch),
         batch_dice=False,
         preprocessing=PreprocessingSpec(

@@ -10,19 +10,21 @@ Checksums of the weights stand in the manifest. Importing this module and readin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.files import Document, Record, content_hash, hash_file, new_folder, read_json, write_bytes, write_text
-from segfit.images.formats import described
+from segfit.images.formats import ENDINGS, described
 from segfit.labels import Exchange, LabelScheme
-from segfit.specs import Configuration
+from segfit.options import SMALLEST_TILE_STEP
+from segfit.specs import Configuration, Millimetres
 from segfit.words import extent
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ _CARD = "card.md"
 _UNSEALED = ("seal", "name", "intended_use", "limits", "licence")  # people may write these
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+_WEIGHTS_NAME = re.compile(r"[^/\x00-\x1f]{1,200}\.safetensors")
+_MOST_STEPS = 4  # of post-processing, per label; selection takes one for each class, which may be a region
+
+
 class Member(Record):
     """One configuration of the model: how it sees images, and its networks. Folds are averaged as logits."""
 
@@ -42,9 +49,18 @@ class Member(Record):
     weights: dict[str, str] = Field(min_length=1)  # fold -> file name
     mirror_axes: tuple[int, ...] = ()  # network axes flipped at test time
     exchange: Exchange | None = None  # labels that change places in views flipped along its axis
-    tile_step: float = Field(0.5, gt=0, le=1)  # share of the patch
+    tile_step: float = Field(0.5, ge=SMALLEST_TILE_STEP, le=1)  # share of the patch
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass, where the device has it
     channels_last: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Member:
+        axes, ndim = self.mirror_axes, self.configuration.ndim
+        if len(set(axes)) < len(axes) or not set(axes) <= set(range(ndim)):
+            raise ValueError(f"mirror_axes must be different ones of the axes 0 to {ndim - 1}")
+        if self.exchange is not None and not 0 <= self.exchange.axis < ndim:
+            raise ValueError(f"the axis of exchange must be 0 to {ndim - 1}")
+        return self
 
 
 class ModelManifest(Document):
@@ -53,14 +69,16 @@ class ModelManifest(Document):
     SHARED = True
     name: str
     labels: LabelScheme
-    channel_names: tuple[str, ...]
+    channel_names: tuple[str, ...] = Field(min_length=1)
     file_ending: str  # of the label maps it was made from, with the leading dot
     image_ending: str = ""  # of the images it was made from, as in `segfit.images.formats`; empty: as the label maps
-    spacing_mm: tuple[float, ...] | None = None  # median voxel size of the training images, array order
+    spacing_mm: tuple[Millimetres, ...] | None = None  # median voxel size of the training images, array order
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: tuple[PostprocessingStep, ...] = ()
     # Cross-validated mean by class; None where it is undefined; "scores" is its old name.
-    dice: dict[str, float | None] = Field({}, validation_alias=AliasChoices("dice", "scores"))
+    dice: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = Field(
+        {}, validation_alias=AliasChoices("dice", "scores")
+    )
     verdict: dict[str, Any] = {}  # whether it is to be trusted: "level", "headline", "findings" in sentences
     selection: dict[str, Any] = {}  # how members and post-processing were chosen
     training: dict[str, Any] = {}  # summary of data and training: number of cases, preset, budget
@@ -86,9 +104,56 @@ class ModelManifest(Document):
         if len(set(self.files)) != len(self.files):
             raise ValueError("two networks share one weight file")
         for name in self.files:
-            if Path(name).name != name:
+            if Path(name).name != name or not _WEIGHTS_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not a plain file name")
+        if not self.labels.is_consecutive:
+            raise ValueError("the values of labels must be consecutive from 0, the ignore value last")
+        own = ENDINGS.get(self.file_ending.lower())
+        if own is None or own.write is None:
+            raise ValueError(f"file_ending must be that of label maps, such as .nii.gz, got {self.file_ending!r}")
+        if self.image_ending and self.image_ending.lower() not in ENDINGS:
+            raise ValueError(f"image_ending must be one that is known, such as .nii.gz, got {self.image_ending!r}")
+        ndims = {member.configuration.preprocessing.image_ndim for member in self.members}
+        if len(ndims) > 1 or (self.spacing_mm is not None and {len(self.spacing_mm)} != ndims):
+            raise ValueError("members and spacing_mm must be of images with the same axes")
+        for number, member in enumerate(self.members):
+            try:
+                self._check_member(member)
+            except ValueError as error:
+                raise ValueError(f"members.{number}: {error}") from None
+        foreground = set(self.labels.foreground_values)
+        steps = [frozenset(step.values) for step in self.postprocessing]
+        if not all(step and step <= foreground for step in steps) or len(steps) > _MOST_STEPS * len(foreground):
+            raise ValueError("postprocessing must have few steps, each of values of labels")
+        if self.verdict and not (_is_texts([self.verdict.get("headline")]) and _is_texts(self.verdict.get("findings"))):
+            raise ValueError("verdict must have a headline and findings, which are sentences")
         return self
+
+    def _check_member(self, member: Member) -> None:
+        """Raise `ValueError` if a member does not fit the channels and the labels."""
+        configuration, labels = member.configuration, self.labels
+        channels, network = len(self.channel_names), configuration.network
+        cascade = configuration.previous_stage is not None
+        if network.in_channels != channels + (len(labels.foreground_values) if cascade else 0):
+            raise ValueError(f"a network of {network.in_channels} inputs does not fit {channels} channels")
+        if network.num_outputs != labels.num_outputs:
+            raise ValueError(f"a network of {network.num_outputs} outputs does not fit {labels.num_outputs} classes")
+        normalization = configuration.preprocessing.normalization
+        if len(normalization) != channels:
+            raise ValueError(f"normalization must have {channels} entries, one per channel")
+        for how in normalization:
+            known = how.statistics
+            if how.scheme == "ct" and (known is None or known.std < 0 or known.percentile_00_5 > known.percentile_99_5):
+                raise ValueError("normalization by ct needs statistics: a std above zero and percentiles in order")
+        if member.exchange is not None:
+            pairs = member.exchange.pairs
+            values = [value for pair in pairs for value in pair]
+            if len(set(values)) < len(values) or not set(values) <= set(labels.foreground_values):
+                raise ValueError("exchange must have pairs of different labels")
+            try:
+                labels.exchanged_outputs(pairs)
+            except ValueError:
+                raise ValueError("exchange makes a region none of the regions") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +179,10 @@ class Bundle:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read ({error})", "copy the model folder again") from None
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 def weights_name(configuration: str, fold: int | str) -> str:
@@ -166,7 +235,12 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}", "give the folder that segfit wrote")
     raw = read_json(path / MANIFEST)
     manifest = ModelManifest.of_json(raw, path / MANIFEST)
-    if manifest.seal not in ("", _seal(raw)):
+    try:
+        seal = _seal(raw)
+    except ValueError:
+        problem = f"{path / MANIFEST} is damaged: it has a number that is not finite"
+        raise InputError(problem, "copy the model folder again") from None
+    if manifest.seal not in ("", seal):
         raise InputError(f"{path / MANIFEST} is damaged: it is not what was written", "copy the model folder again")
     for name in manifest.files:
         file = path / name

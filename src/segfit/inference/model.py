@@ -31,6 +31,7 @@ from segfit.inference.to_input_grid import LogitField, merged_labels, merged_pro
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
+from segfit.options import SMALLEST_TILE_STEP
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.words import count, listing, numbers
@@ -135,8 +136,8 @@ class Model:
         tile_step: float | None = None,
         precision: Precision | None = None,
     ) -> None:
-        if tile_step is not None and not 0 < tile_step <= 1:
-            raise InputError(f"tile_step is a share of the patch in (0, 1], got {tile_step}")
+        if tile_step is not None and not SMALLEST_TILE_STEP <= tile_step <= 1:
+            raise InputError(f"tile_step is a share of the patch from {SMALLEST_TILE_STEP} to 1, got {tile_step}")
         self.manifest: ModelManifest = bundle.manifest
         self.device = device
         self.predictors = tuple(

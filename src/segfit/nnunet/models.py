@@ -15,10 +15,11 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from segfit.bundle.bundle import Bundle, Member, ModelManifest, weights_name
 from segfit.errors import InputError
-from segfit.files import read_json
+from segfit.files import first_fault, read_json
 from segfit.labels import LabelScheme
 from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 
@@ -71,20 +72,23 @@ def read_nnunet_model(
             weights[weights_name(name, fold)] = from_nnunet(state, configuration.network)
         except InputError as error:
             raise InputError(f"{path / (_FOLD + fold) / checkpoint}: {error}") from None
-    member = Member(
-        configuration=configuration,
-        weights={fold: weights_name(name, fold) for fold in names},
-        mirror_axes=mirror_axes,
-        precision="fp16",  # what nnU-Net predicts with on GPUs
-    )
-    manifest = ModelManifest(
-        name=f"{plans.get('dataset_name', path.parent.name)} {path.name}",
-        labels=labels,
-        channel_names=channel_names_of(dataset),
-        file_ending=ending,
-        members=(member,),
-        provenance={"imported_from": path.name, "trainer": str(first.get("trainer_name", "unknown"))},
-    )
+    try:
+        member = Member(
+            configuration=configuration,
+            weights={fold: weights_name(name, fold) for fold in names},
+            mirror_axes=mirror_axes,
+            precision="fp16",  # what nnU-Net predicts with on GPUs
+        )
+        manifest = ModelManifest(
+            name=f"{plans.get('dataset_name', path.parent.name)} {path.name}",
+            labels=labels,
+            channel_names=channel_names_of(dataset),
+            file_ending=ending,
+            members=(member,),
+            provenance={"imported_from": path.name, "trainer": str(first.get("trainer_name", "unknown"))},
+        )
+    except ValidationError as error:
+        raise InputError(f"{path} cannot be used, {first_fault(error)}") from None
     return Bundle(manifest, path, weights)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segfit.errors import InputError, nearest
+from segfit.files import first_fault
 from segfit.nnunet.plans_reader import channel_names_of
 from segfit.nnunet.plans_writer import configuration_entry
 from segfit.options import PlanningOptions
@@ -183,9 +184,7 @@ def _intensities(fingerprint: Mapping[str, Any], num_channels: int) -> Mapping[s
         try:
             IntensityStatistics.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "top level"
-            raise InputError(f"the fingerprint's intensities of channel {channel}, {where}: {first['msg']}") from None
+            raise InputError(f"the fingerprint's intensities of channel {channel}, {first_fault(error)}") from None
     return intensities
 
 

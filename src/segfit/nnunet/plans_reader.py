@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from segfit.errors import InputError
 from segfit.feature_maps import network_elements
+from segfit.files import first_fault
 from segfit.labels import LabelScheme
 from segfit.nnunet.plans_writer import (
     NETWORK_CLASSES,
@@ -108,9 +109,7 @@ def read_configurations(
         try:
             result[name] = _configuration(name, entry, plans, channel_names_of(dataset_json), scheme)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"configuration {name} of the plans is damaged at {where}: {first['msg']}") from None
+            raise InputError(f"configuration {name} of the plans is damaged: {first_fault(error)}") from None
     return result
 
 
@@ -186,12 +185,6 @@ def _configuration(
         in_channels=len(channels) + (len(scheme.foreground_values) if previous is not None else 0),
         num_outputs=scheme.num_outputs,
     )
-    if any(n < 1 or n % d for n, d in zip(patch, network.divisor, strict=True)):
-        raise InputError(
-            f"{where} has patch_size {list(patch)}, not a multiple of its strides' {list(network.divisor)}"
-        )
-    if any(s <= 0 for s in spacing):
-        raise InputError(f"{where} has spacing {list(spacing)}", "it must be above zero")
     return Configuration(
         name=name,
         ndim=network.ndim,
@@ -236,7 +229,7 @@ def _network(entry: Mapping[str, Any], where: str, *, ndim: int, in_channels: in
         raise InputError(f"{where} sets stem_channels, which segfit does not have")
     if len(features) != stages or not all(v >= 1 for v in features):
         raise InputError(f"{where} has {stages} stages but features {list(features)}")
-    spec = NetworkSpec(
+    return NetworkSpec(
         kind=kind,
         ndim=2 if ndim == 2 else 3,
         in_channels=in_channels,
@@ -247,10 +240,6 @@ def _network(entry: Mapping[str, Any], where: str, *, ndim: int, in_channels: in
         encoder_convs=per_stage(encoder_key, stages),
         decoder_convs=per_stage("n_conv_per_stage_decoder", stages - 1),
     )
-    counts = [*spec.encoder_convs, *spec.decoder_convs, *(s for stride in spec.strides for s in stride)]
-    if min(counts) < 1 or any(k < 1 or k % 2 == 0 for kernel in spec.kernels for k in kernel):
-        raise InputError(f"{where} has counts or strides below 1, or a kernel of even size")
-    return spec
 
 
 def _check_layers(kwargs: Mapping[str, Any], where: str, ndim: int) -> None:

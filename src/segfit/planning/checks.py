@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import ConfigurationOptions, Options
 from segfit.planning.presets import orientation_of
+from segfit.specs import LARGEST_MM, MOST_PATCH_VOXELS, SMALLEST_MM
 
 __all__ = ["check_request"]
 
@@ -47,12 +49,17 @@ def _check_values(
 ) -> None:
     if asked.target_spacing_mm is not None:
         _check_length(f"{prefix}.target_spacing_mm", asked.target_spacing_mm, (ndim,))
-        if min(asked.target_spacing_mm) <= 0:
-            raise InputError(f"{prefix}.target_spacing_mm must be above zero, got {list(asked.target_spacing_mm)}")
+        if not all(SMALLEST_MM <= size <= LARGEST_MM for size in asked.target_spacing_mm):
+            raise InputError(
+                f"{prefix}.target_spacing_mm must be above zero, {SMALLEST_MM:g} to {LARGEST_MM:g} mm, "
+                f"got {list(asked.target_spacing_mm)}"
+            )
     if asked.patch_size is not None:
         _check_length(f"{prefix}.patch_size", asked.patch_size, patch_axes)
         if min(asked.patch_size) < 1:
             raise InputError(f"{prefix}.patch_size must be above zero, got {list(asked.patch_size)}")
+        if prod(asked.patch_size) > MOST_PATCH_VOXELS:
+            raise InputError(f"{prefix}.patch_size has more than {MOST_PATCH_VOXELS} voxels: {list(asked.patch_size)}")
     if asked.transpose is not None and (ndim == 2 or sorted(asked.transpose) != [0, 1, 2]):
         raise InputError(f"{prefix}.transpose is an order of the axes 0,1,2 of volumes, got {list(asked.transpose)}")
     for axis in asked.mirror_axes or ():
