@@ -180,6 +180,25 @@ def test_what_living_processes_write_stays(tmp_path: Path) -> None:
     assert partial.exists()
 
 
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)])
+def test_who_may_read_is_what_the_umask_says(tmp_path: Path, umask: int, file: int, folder: int) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from segfit.files import new_folder, partial_folder, replace_folder;"
+        "from segfit.files import write_json; from segfit.images.formats import write_labels;"
+        "from segfit.images.image import LabelMap; from segfit.geometry import Grid; import numpy as np;"
+        f"os.umask({umask}); root = Path({str(tmp_path)!r});"
+        "write_json(root / 'a' / 'b.json', {}); replace_folder(root / 'a', root / 'c');"
+        "made = partial_folder(root); (made / 'd').mkdir(); made.rename(root / 'moved');"
+        "label = np.zeros((2, 3, 4), np.uint8); grid = Grid(label.shape, (1.0, 1.0, 1.0));"
+        "[write_labels(root / f'e{end}', LabelMap(label, grid)) for end in ('.nii.gz', '.nrrd', '.mha', '.tif')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    found = sorted(tmp_path.rglob("*"))
+    assert len(found) >= 10
+    for path in found:
+        assert path.stat().st_mode & 0o777 == (folder if path.is_dir() else file), path
+
+
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EPERM])
 def test_files_are_written_where_there_is_no_chmod_and_no_fsync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,6 @@ __all__ = [
     "Document",
     "Record",
     "Warned",
-    "allow_reading",
     "content_hash",
     "file_system_time",
     "first_fault",
@@ -70,13 +70,11 @@ def write_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=_own_prefix(), dir=path.parent)  # `path` may be as long as allowed
-        partial = Path(name)
-        with os.fdopen(descriptor, "wb") as handle:
+        partial = _own_name(path.parent)  # `path` may be as long as allowed
+        with partial.open("xb") as handle:
             fill(handle)
             handle.flush()
             flush_to_disk(handle.fileno())
-        allow_reading(partial)
         partial.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -184,7 +182,14 @@ def replace_folder(source: Path, target: Path) -> None:
 
 def partial_folder(parent: Path) -> Path:
     """Make a hidden folder for what is moved out of it when it is whole; should this process die, others remove it."""
-    return Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=parent))
+    partial = _own_name(parent)
+    partial.mkdir()
+    return partial
+
+
+def _own_name(parent: Path) -> Path:
+    """Return a new name for a partial file or folder; not by `tempfile`, whose files do not heed the umask."""
+    return parent / f"{_own_prefix()}{secrets.token_hex(8)}"
 
 
 def _own_prefix() -> str:
@@ -228,20 +233,12 @@ def flush_to_disk(descriptor: int) -> bool:
     return _is_able(lambda: os.fsync(descriptor))
 
 
-def allow_reading(path: Path) -> bool:
-    """Let everybody read a file or folder of this process; return False where the file system has no permissions."""
-    try:
-        return _is_able(lambda: path.chmod(0o755 if path.is_dir() else 0o644))
-    except PermissionError:  # it is our own
-        return False
-
-
 def missing_abilities(folder: Path) -> list[str]:
     """Return which of "locks", "chmod" and "fsync" the file system of a folder does not have."""
     with _told_of(folder), tempfile.NamedTemporaryFile(prefix=_own_prefix(), dir=folder) as handle:
         found = {
             "locks": _has_locks(handle.fileno()),
-            "chmod": allow_reading(Path(handle.name)),
+            "chmod": _has_permissions(Path(handle.name)),
             "fsync": flush_to_disk(handle.fileno()),
         }
     return [name for name, is_there in found.items() if not is_there]
@@ -255,6 +252,13 @@ def _told_of(folder: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(folder)
         raise
+
+
+def _has_permissions(path: Path) -> bool:
+    try:
+        return _is_able(lambda: path.chmod(0o600))
+    except PermissionError:  # it is our own
+        return False
 
 
 def _has_locks(descriptor: int) -> bool:

@@ -36,7 +36,6 @@ from segfit.errors import InputError, StageError
 from segfit.files import (
     Document,
     Record,
-    allow_reading,
     content_hash,
     flush_to_disk,
     hash_file,
@@ -248,7 +247,6 @@ class CaseStore:
             self.root.mkdir(parents=True, exist_ok=True)
             partial = partial_folder(self.root)
             _write_case(partial, key, case, annotation, slicewise=slicewise)
-            allow_reading(partial)
             self._move_in(partial, key)
         except OSError as error:
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
@@ -267,7 +265,7 @@ class CaseStore:
         try:
             if not folder.is_symlink():
                 with suppress(OSError):  # a folder that may not be written cannot be moved
-                    folder.chmod(0o755)
+                    folder.chmod(0o700)
             folder.rename(aside / key)
         except FileNotFoundError:
             pass
