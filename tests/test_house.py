@@ -20,3 +20,15 @@ def test_no_function_is_longer_than_a_page() -> None:
         and node.end_lineno - node.lineno >= LONGEST
     }
     assert lengths == {}
+
+
+def test_verbs_write_through_one_place_that_cleans_what_is_printed() -> None:
+    folder = Path(segfit.__file__).parent / "cli"
+    ways = ("sys.stdout.write", "sys.stdout.writelines", "sys.stderr.write", "print", "typer.echo")
+    writers = {
+        path.name
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ways
+    }
+    assert writers == set()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segfit.words import count, dice, duration, extent, gigabytes, listing, number, numbers, plain
+from segfit.words import count, dice, duration, extent, gigabytes, listing, number, numbers, plain, printable
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,10 @@ def test_small_ones() -> None:
 
 def test_numbers_are_a_vector() -> None:
     assert numbers((3, 0.78125, 1e-5)) == "(3, 0.7812, 1e-05)"
+
+
+def test_printable_text_keeps_its_lines_and_letters() -> None:
+    assert printable("Ganglion\tÅ 腫瘍\n–") == "Ganglion\tÅ 腫瘍\n–"
+    assert printable("\x1b]0;x\x07 \r \x7f \x9b \u2028 \u202e") == (
+        "\\u001b]0;x\\u0007 \\u000d \\u007f \\u009b \\u2028 \\u202e"
+    )

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from segfit.progress import LOGGED, Logged, Meter, Progress, Task
-from segfit.words import duration
+from segfit.words import duration, printable
 
 __all__ = ["NotebookProgress", "html_table", "in_notebook", "suitable_progress"]
 
@@ -51,7 +51,7 @@ class NotebookProgress(Logged):
 
     def note(self, message: str) -> None:
         """Print and log a fact."""
-        sys.stdout.write(message + "\n")
+        sys.stdout.write(printable(message) + "\n")
         super().note(message)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from segfit.errors import Problem
+from segfit.words import printable
 
 __all__ = ["LOGGED", "SILENT", "Checked", "KeptWarnings", "Logged", "Meter", "Progress", "Task", "messages_only"]
 
@@ -65,11 +66,11 @@ class Logged(_Silent):
 
     def note(self, message: str) -> None:
         """Log a fact."""
-        logging.getLogger("segfit").info(message)
+        logging.getLogger("segfit").info(printable(message))
 
     def warn(self, warning: Problem) -> None:
         """Log a warning; its fields are those of the log record."""
-        logging.getLogger("segfit").warning(str(warning), extra=asdict(warning))
+        logging.getLogger("segfit").warning(printable(str(warning)), extra=asdict(warning))
 
 
 LOGGED: Progress = Logged()

@@ -18,9 +18,16 @@ __all__ = [
     "number",
     "numbers",
     "plain",
+    "printable",
     "value_in_words",
 ]
 
+_UNPRINTABLE = {
+    code: f"\\u{code:04x}"
+    for code in (*range(32), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\n\t"
+}
+"""Characters that steer a terminal or turn the direction of text, as JSON escapes them."""
 _MISSING = "–"
 _UNITS = {"_mm": " (mm)", "_gb": " (GB)", "_s": " (seconds)"}
 _NAMES = {
@@ -106,6 +113,11 @@ def listing(names: Sequence[str], limit: int = 6) -> str:
     """Return ``a, b and c``; after `limit` names ``a, b and 12 more``."""
     names = [*names[: limit - 1], f"{len(names) - limit + 1} more"] if len(names) > limit else list(names)
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else "none"
+
+
+def printable(text: str) -> str:
+    """Return text without characters that steer a terminal, which names in files may hold; lines stay lines."""
+    return text.translate(_UNPRINTABLE)
 
 
 def plain(value: Any) -> str:

@@ -198,6 +198,19 @@ def test_the_card_tells_what_a_reader_needs() -> None:
         assert line in text.splitlines(), line
 
 
+def test_the_card_shows_names_as_they_are() -> None:
+    """No name makes a link, a heading, HTML or a column of its own, or steers a terminal."""
+    name = "<b>left_*|kidney* [x](http://y)\x1b[31m\n# head"
+    shown = r"\<b\>left\_\*\|kidney\* \[x\](http://y)" + "\\" * 2 + r"u001b\[31m \# head"
+    labels = LabelScheme.from_declaration({"background": 0, name: 1})
+    step = PostprocessingStep(values=(1,), text=name)
+    text = card(manifest(name=name, labels=labels, channel_names=(name,), postprocessing=(step,), training={"a": name}))
+    for line in (f"# {shown}", f"Segments {shown} in images of {shown}.", f"| 0 | {shown} |", f"| {shown} | 1 | - |"):
+        assert line in text.splitlines(), line
+    assert text.count(shown) == text.count("# head") == 7
+    assert "left_kidney" in card(manifest(name="left_kidney"))
+
+
 def test_metadata_needs_no_torch(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from segfit.bundle.bundle import open_bundle;"

@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-from segfit.cli.console import BarProgress, LineProgress, console_progress, problem_table, score_table, wrapped
+from segfit.cli.console import (
+    BarProgress,
+    LineProgress,
+    console_progress,
+    problem_table,
+    say,
+    score_table,
+    table,
+    wrapped,
+)
 from segfit.errors import Problem, warning
 
 
@@ -150,6 +159,30 @@ PROBLEMS = (
     Problem("dataset", "3 cases only", "add cases", fatal=False),
     Problem("case_[1]", "label value 7\nis not declared", "declare it"),
 )
+
+
+_STEERING = "a\x1b[31mred\x07\x9b2J\u202eb"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_told_steers_the_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "dumb")  # no colours of our own
+    problem = Problem(_STEERING, _STEERING, _STEERING)
+    progress = console_progress(stream)
+    with progress.task(_STEERING, 2) as task:
+        task.advance(1, _STEERING)
+        progress.note(_STEERING)
+        progress.warn(problem)
+    problem_table([problem], stream)
+    score_table({_STEERING: {_STEERING: 1.0}}, stream)
+    table((_STEERING,), [(_STEERING,)], stream)
+    say(_STEERING, stream)
+    written = stream.getvalue()
+    assert written.count("\\u001b[31mred") >= 8
+    assert not {"\x07", "\x9b", "\u202e"} & set(written)
+    assert "\x1b[31m" not in written
 
 
 def test_problems_as_plain_aligned_lines() -> None:

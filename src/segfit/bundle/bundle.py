@@ -25,7 +25,7 @@ from segfit.images.formats import ENDINGS, described
 from segfit.labels import Exchange, LabelScheme
 from segfit.options import SMALLEST_TILE_STEP
 from segfit.specs import Configuration, Millimetres
-from segfit.words import extent
+from segfit.words import extent, printable, value_in_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -257,21 +257,31 @@ def card(manifest: ModelManifest) -> str:
     return "\n".join(_card_lines(manifest)) + "\n"
 
 
+_MARKS = re.compile(r"[\\`*\[\]<>|#~&]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def _markdown(text: str) -> str:
+    """Return text of people and files so that Markdown shows it as it is, in one line."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(printable(text).split()))
+
+
 def _card_lines(manifest: ModelManifest) -> Iterator[str]:
-    yield f"# {manifest.name}"
-    classes = ", ".join(class_.name for class_ in manifest.labels.classes)
-    yield f"\nSegments {classes} in images of {' + '.join(manifest.channel_names)}."
+    yield f"# {_markdown(manifest.name)}"
+    classes = ", ".join(_markdown(class_.name) for class_ in manifest.labels.classes)
+    channels = " + ".join(_markdown(name) for name in manifest.channel_names)
+    yield f"\nSegments {classes} in images of {channels}."
     if manifest.verdict:
-        yield f"\n**Verdict: {manifest.verdict['headline']}.**\n"
-        yield from (f"- {finding}" for finding in manifest.verdict["findings"])
+        yield f"\n**Verdict: {_markdown(manifest.verdict['headline'])}.**\n"
+        yield from (f"- {_markdown(finding)}" for finding in manifest.verdict["findings"])
     yield "\n## Use\n"
-    yield f"Intended use: {manifest.intended_use}\n"
-    yield f"Known limits: {manifest.limits or 'not stated; check results on your own data before relying on them'}\n"
-    yield f"Licence: {manifest.licence}"
+    yield f"Intended use: {_markdown(manifest.intended_use)}\n"
+    limits = manifest.limits or "not stated; check results on your own data before relying on them"
+    yield f"Known limits: {_markdown(limits)}\n"
+    yield f"Licence: {_markdown(manifest.licence)}"
     yield "\n## Input\n"
     yield "| channel | content |\n| --- | --- |"
     for index, name in enumerate(manifest.channel_names):
-        yield f"| {index} | {name} |"
+        yield f"| {index} | {_markdown(name)} |"
     canonical = manifest.members[0].configuration.preprocessing.orientation == "canonical"
     yield f"\nMade from {described(manifest.input_ending, 'files')}. " + (
         "Images may lie in any orientation that their file declares."
@@ -283,9 +293,9 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     for class_ in manifest.labels.classes:
         dice = manifest.dice.get(class_.name)
         values = ", ".join(str(manifest.labels.stored_values[value]) for value in class_.values)
-        yield f"| {class_.name} | {values} | {'-' if dice is None else f'{dice:.3f}'} |"
+        yield f"| {_markdown(class_.name)} | {values} | {'-' if dice is None else f'{dice:.3f}'} |"
     for step in manifest.postprocessing:
-        yield f"\nAfterwards: {step.text}."
+        yield f"\nAfterwards: {_markdown(step.text)}."
     yield "\n## Networks\n"
     yield "| configuration | patch (voxels) | spacing (mm) | folds | mirrored axes |\n| --- | --- | --- | --- | --- |"
     for member in manifest.members:
@@ -294,9 +304,12 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
         mirrored = ", ".join(str(axis) for axis in member.mirror_axes) or "none"
         if member.exchange is not None and member.exchange.axis in member.mirror_axes:
             mirrored += f" (left and right labels exchanged along {member.exchange.axis})"
-        yield f"| {configuration.name} | {patch} | {spacing} | {len(member.weights)} | {mirrored} |"
+        yield f"| {_markdown(configuration.name)} | {patch} | {spacing} | {len(member.weights)} | {mirrored} |"
     sections = {"Training": manifest.training, "Selection": manifest.selection, "Origin": manifest.provenance}
     for title, facts in sections.items():
         if facts:
             yield f"\n## {title}\n"
-            yield from (f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
+            yield from (
+                f"- {_markdown(key.replace('_', ' '))}: {_markdown(value_in_words(value, key))}"
+                for key, value in facts.items()
+            )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
-from segfit.cli.console import console_execution, table
+from segfit.cli.console import console_execution, say, table
 from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -262,8 +262,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """Print a JSON value on stdout."""
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
-    sys.stdout.write("\n")
+    say(json.dumps(value, indent=1, ensure_ascii=False))  # what is not printable is escaped as JSON has it
 
 
 def print_result(facts: Mapping[str, Any], paths: Sequence[Path], *, as_json: bool) -> None:
@@ -271,7 +270,8 @@ def print_result(facts: Mapping[str, Any], paths: Sequence[Path], *, as_json: bo
     if as_json:
         print_json(facts)
     else:
-        sys.stdout.writelines(f"{path}\n" for path in paths)
+        for path in paths:
+            say(str(path))
 
 
 def print_states(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> None:

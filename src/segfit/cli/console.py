@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from segfit.errors import Problem
 from segfit.progress import Meter, Progress, Task
-from segfit.words import dice, duration
+from segfit.words import dice, duration, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ __all__ = [
     "console_execution",
     "console_progress",
     "problem_table",
+    "say",
     "score_table",
     "table",
     "text_width",
@@ -56,6 +57,14 @@ def console_progress(stream: TextIO | None = None) -> Progress:
     return BarProgress(stream) if stream.isatty() else LineProgress(stream)
 
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Write a line, or several, without what steers a terminal; `stream` is stdout by default.
+
+    Everything that a verb tells goes through here or through what this module draws: names in files may hold anything.
+    """
+    (sys.stdout if stream is None else stream).write(f"{printable(text)}\n")
+
+
 class LineProgress:
     """Plain lines with the time left: at each tenth of the work if five seconds went by, else after thirty."""
 
@@ -79,11 +88,11 @@ class LineProgress:
 
     def warn(self, warning: Problem) -> None:
         """Write a line that starts with "warning"."""
-        self._write(f"warning: {warning}")
+        self._write(f"warning: {_in_one_line(warning)}")
 
     def _write(self, line: str) -> None:
         try:
-            self._stream.write(line + "\n")
+            say(line, self._stream)
             self._stream.flush()
         except BrokenPipeError:
             raise
@@ -135,7 +144,7 @@ class BarProgress:
         bars = self._bars
         self._open += 1
         try:
-            yield _BarTask(bars, bars.add_task(description, total=total, note=""))
+            yield _BarTask(bars, bars.add_task(printable(description), total=total, note=""))
         finally:
             self._open -= 1
             if self._open == 0:
@@ -144,11 +153,11 @@ class BarProgress:
 
     def note(self, message: str) -> None:
         """Print a line above the bars."""
-        self._console.print(message)
+        self._console.print(printable(message))
 
     def warn(self, warning: Problem) -> None:
         """Print a yellow line above the bars."""
-        self._console.print(f"warning: {warning}", style="yellow")
+        self._console.print(printable(f"warning: {_in_one_line(warning)}"), style="yellow")
 
 
 class _BarTask:
@@ -158,9 +167,13 @@ class _BarTask:
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         """Move the bar."""
         if note:
-            self._bars.update(self._identifier, advance=amount, note=note)
+            self._bars.update(self._identifier, advance=amount, note=printable(note))
         else:
             self._bars.advance(self._identifier, amount)
+
+
+def _in_one_line(warning: Problem) -> str:
+    return " ".join(str(warning).splitlines())
 
 
 def _make_bars(console: Console) -> Bars:
@@ -239,14 +252,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO,
     if stream.isatty():
         _draw_table(columns, rows, stream, numbers=numbers)
         return
-    lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
+    lines = [[printable(" ".join(cell.split())) for cell in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
             cell.rjust(width) if numbers and i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        stream.write("  ".join(cells).rstrip() + "\n")
+        say("  ".join(cells).rstrip(), stream)
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO, *, numbers: bool) -> None:
@@ -257,9 +270,10 @@ def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]], stream: T
 
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for i, name in enumerate(columns):
-        drawn.add_column(Text(name), justify="right" if numbers and i else "left", overflow="fold")
+        drawn.add_column(Text(printable(name)), justify="right" if numbers and i else "left", overflow="fold")
     styles = {"error": "bold red", "warning": "yellow"}
     for row in rows:
+        row = [printable(cell) for cell in row]
         first = Text(row[0], style="" if numbers else styles.get(row[0], ""))
         drawn.add_row(first, *(Text(cell) for cell in row[1:]))
     Console(file=stream).print(drawn)

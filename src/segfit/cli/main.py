@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from segfit.cli import machine, models, projects, results, stages
-from segfit.cli.console import problem_table, wrapped
+from segfit.cli.console import problem_table, say, wrapped
 from segfit.cli.help_pages import GroupedHelp
 from segfit.errors import DatasetError, InputError, SegfitError
 from segfit.execution.processors import affinity, available_workers
@@ -42,7 +42,7 @@ def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        typer.echo(f"segfit {version('segfit')}")
+        say(f"segfit {version('segfit')}")
         raise typer.Exit
 
 
@@ -156,4 +156,4 @@ def run(arguments: list[str] | None = None) -> int:
 def _tell(text: str) -> None:
     """Write a line to stderr; where that is not possible, the exit code has to do."""
     with suppress(OSError):
-        sys.stderr.write(f"{wrapped(text, sys.stderr)}\n")
+        say(wrapped(text, sys.stderr), sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_result, print_states
-from segfit.cli.console import console_execution
+from segfit.cli.console import console_execution, say
 from segfit.cli.help_pages import MODELS, add_verb
 from segfit.errors import DatasetError, InputError
 
@@ -81,7 +80,7 @@ def export_nnunet(
 ) -> None:
     """Do as export --to nnunet does, under an older name."""
     written = _export(dataset, out, workers=workers, skip_incomplete=skip_incomplete)
-    sys.stdout.write(f"{written}\n")
+    say(str(written))
 
 
 def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: bool | None) -> Path:
@@ -126,7 +125,7 @@ def print_verified(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> in
     damaged = any(state == "damaged" for _, state, _ in rows)
     print_states(rows, as_json=as_json)
     if not as_json and any(what.startswith("case ") for what, _, _ in rows):
-        sys.stdout.write("segfit preprocess makes damaged cases anew where they are needed\n")
+        say("segfit preprocess makes damaged cases anew where they are needed")
     return _DAMAGED if damaged else 0
 
 

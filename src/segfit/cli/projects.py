@@ -19,7 +19,7 @@ from segfit.cli.common import (
     print_json,
     project_folder,
 )
-from segfit.cli.console import table, wrapped
+from segfit.cli.console import say, table, wrapped
 from segfit.cli.help_pages import PROJECTS, add_verb
 from segfit.cli.stages import print_outcome
 from segfit.errors import InputError
@@ -49,7 +49,7 @@ def info(
         if as_json:
             print_json({"kind": "model", **manifest.model_dump(mode="json")})
         else:
-            sys.stdout.write(card(manifest))
+            say(card(manifest).removesuffix("\n"))
     elif is_project(path):
         _print_status(path, as_json=as_json)
     elif recognised(path.absolute()):
@@ -57,9 +57,8 @@ def info(
         if as_json:
             print_json({"kind": "dataset", **dataset_facts(dataset)})
         else:
-            sys.stdout.writelines(
-                f"{wrapped(line, sys.stdout)}\n" for line in (f"dataset {dataset.name}", *describe(dataset))
-            )
+            for line in (f"dataset {dataset.name}", *describe(dataset)):
+                say(wrapped(line, sys.stdout))
     else:
         raise InputError(f"{path} is neither a model, nor a project, nor a dataset", "give one of them")
 
@@ -76,10 +75,10 @@ def _print_status(path: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"kind": "project", **found.model_dump(mode="json")})
         return
-    sys.stdout.write(f"project {found.project}\ndataset {found.dataset}, preset {found.preset}\n\n")
+    say(f"project {found.project}\ndataset {found.dataset}, preset {found.preset}\n")
     table(("stage", "state", "found"), found.rows(), sys.stdout)
     if found.model is not None:
-        sys.stdout.write(f"\nmodel {found.model}, verdict: {found.verdict or 'none'}\n")
+        say(f"\nmodel {found.model}, verdict: {found.verdict or 'none'}")
 
 
 def clean(
@@ -109,7 +108,7 @@ def clean(
     rows = [(str(item.path.relative_to(root)), item.what, gigabytes(item.num_bytes / 2**30)) for item in items]
     if rows:
         table(("", "what", "size"), rows, sys.stdout)
-    sys.stdout.write(f"{freed} {'would be' if dry_run else 'were'} freed\n" if items else "nothing to remove\n")
+    say(f"{freed} {'would be' if dry_run else 'were'} freed" if items else "nothing to remove")
 
 
 def demo(
@@ -131,12 +130,12 @@ def demo(
     started = perf_counter()
     data = out / "Dataset000_Phantom"
     if not (data / "dataset.json").exists():
-        sys.stderr.write(f"making phantoms in {data}\n")
+        say(f"making phantoms in {data}", sys.stderr)
         make_phantom(data, cases=20, test_cases=5)
     project = open_project(data, out / "project", [f"time_s={seconds}"])
     project.run(overrun=True)
     code = print_outcome(project, as_json=as_json)
     took = perf_counter() - started
     if took > max(_PROMISED_SECONDS, seconds):
-        sys.stderr.write(f"the demo took {duration(took)}: this machine is busy\n")
+        say(f"the demo took {duration(took)}: this machine is busy", sys.stderr)
     return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from segfit.cli.common import (
     print_json,
     print_result,
 )
-from segfit.cli.console import console_execution, console_progress, score_table
+from segfit.cli.console import console_execution, console_progress, say, score_table
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.errors import InputError
 from segfit.progress import KeptWarnings
@@ -176,7 +175,7 @@ def evaluate(
     rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
     score_table(rows, first="Dice")
     if summary.mean_dice is not None:
-        sys.stdout.write(f"mean Dice {summary.mean_dice:.4f} over {len(summary.cases)} cases\n")
+        say(f"mean Dice {summary.mean_dice:.4f} over {len(summary.cases)} cases")
 
 
 def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str]:

@@ -20,7 +20,7 @@ from segfit.cli.common import (
     print_json,
     with_settings,
 )
-from segfit.cli.console import problem_table, score_table, table, text_width, wrapped
+from segfit.cli.console import problem_table, say, score_table, table, text_width, wrapped
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
 from segfit.errors import InputError
@@ -97,13 +97,14 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
         told = [item.facts | {"fatal": item.fatal} for item in problems]
         print_json({"dataset": None if found is None else dataset_facts(found), "problems": told})
     else:
-        sys.stdout.writelines(f"{wrapped(line, sys.stdout)}\n" for line in (() if found is None else describe(found)))
+        for line in () if found is None else describe(found):
+            say(wrapped(line, sys.stdout))
         if problems:
             problem_table(problems, sys.stdout)
         counts = f"{fatal} error(s), {len(problems) - fatal} warning(s)" if problems else "no problem found"
-        sys.stdout.write(f"{counts}: the dataset {'cannot be used as it is' if fatal else 'can be used'}\n")
+        say(f"{counts}: the dataset {'cannot be used as it is' if fatal else 'can be used'}")
         if fatal and all(problem.case != "dataset" for problem in problems if problem.fatal):
-            sys.stdout.write("--skip-incomplete leaves out the cases with errors\n")
+            say("--skip-incomplete leaves out the cases with errors")
     return 2 if fatal else 0
 
 
@@ -159,20 +160,20 @@ def plan(
         print_json(explain_json(result) if explain else result.model_dump(mode="json"))
         return
     if explain:
-        sys.stdout.write(in_words(result, text_width(WIDEST)))
+        say(in_words(result, text_width(WIDEST)).removesuffix("\n"))
         return
     columns, *rows = result.table()
     table(columns, rows, sys.stdout)
-    sys.stdout.write(f"stock: {'yes' if result.stock else 'no'}\n")
+    say(f"stock: {'yes' if result.stock else 'no'}")
     for change in result.changes:
-        sys.stdout.write(f"{wrapped(f'  - {change}', sys.stdout, '    ')}\n")
+        say(wrapped(f"  - {change}", sys.stdout, "    "))
     for warning in result.warnings:
-        sys.stdout.write(f"{wrapped(f'warning: {warning}', sys.stdout, '  ')}\n")
+        say(wrapped(f"warning: {warning}", sys.stdout, "  "))
     if result.run is not None:
-        sys.stdout.write("\n")
+        say("")
         table(("forecast", "time", "RAM", "device memory", "disk"), forecast_rows(result.run), sys.stdout, numbers=True)
-        sys.stdout.write("\n")
-    sys.stdout.write("segfit plan --explain says why\n")
+        say("")
+    say("segfit plan --explain says why")
 
 
 def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
@@ -186,7 +187,7 @@ def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
     elif rows:
         table(("", str(first), str(second)), rows, sys.stdout)
     else:
-        sys.stdout.write("the plans are identical\n")
+        say("the plans are identical")
 
 
 @with_settings(*_MEASURING)
@@ -207,7 +208,7 @@ def preprocess(
         print_json({"folder": str(project.folder.cases), "configurations": stored})
         return 0
     for name, keys in stored.items():
-        sys.stdout.write(f"{name}: {len(keys)} cases in {project.folder.cases}\n")
+        say(f"{name}: {len(keys)} cases in {project.folder.cases}")
     return 0
 
 
@@ -265,10 +266,10 @@ def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]
         return
     rows = {" + ".join(item.members): {**item.per_class, "mean": item.mean_dice} for item in selection.candidates}
     score_table(rows, first="cross-validated Dice")
-    sys.stdout.write(f"{wrapped(selection.reason, sys.stdout)}\n")
+    say(wrapped(selection.reason, sys.stdout))
     for step in selection.steps:
-        sys.stdout.write(f"post-processing: {step.text}\n")
-    sys.stdout.write(f"model: {project.folder.model}\n")
+        say(f"post-processing: {step.text}")
+    say(f"model: {project.folder.model}")
     _print_verdict(project.verdict())
 
 
@@ -289,7 +290,7 @@ def print_outcome(project: Project, *, as_json: bool = False) -> int:
         return code
     score_table(rows, first="Dice")
     _print_verdict(verdict)
-    sys.stdout.write(f"model:  {folder.model}\nreport: {folder.report}\n")
+    say(f"model:  {folder.model}\nreport: {folder.report}")
     return code
 
 
@@ -299,10 +300,11 @@ def _print_verdict(verdict: Verdict | None) -> None:
         return
     remarks = sum(item.level == "remark" for item in verdict.findings)
     more = f" ({count(remarks, 'remark')} in the report)" if remarks else ""
-    sys.stdout.write(f"verdict: {verdict.headline}{more}\n")
+    say(f"verdict: {verdict.headline}{more}")
     for item in verdict.findings:
         if item.level != "remark":
-            sys.stdout.writelines(f"{_indented(text)}\n" for text in (item.text, item.action) if text)
+            for text in filter(None, (item.text, item.action)):
+                say(_indented(text))
 
 
 def _indented(text: str) -> str:

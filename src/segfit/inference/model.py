@@ -34,7 +34,7 @@ from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.options import SMALLEST_TILE_STEP
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
-from segfit.words import count, listing, numbers
+from segfit.words import count, listing, numbers, printable
 
 __all__ = ["Model", "Prediction", "Prepared", "load_model"]
 
@@ -161,7 +161,8 @@ class Model:
             for predictor, member in zip(self.predictors, self.manifest.members, strict=True)
         )
         classes = listing([one.name for one in self.labels.classes])
-        return f"Model({self.name!r}: {networks} on {self.device}; {' + '.join(self.channel_names)} to {classes})"
+        channels = " + ".join(self.channel_names)
+        return printable(f"Model({self.name!r}: {networks} on {self.device}; {channels} to {classes})")
 
     @property
     def name(self) -> str:
