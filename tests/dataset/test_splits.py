@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import hypothesis.strategies as st
 import pytest
@@ -18,6 +20,7 @@ from segfit.dataset.splits import (
     covering,
     fallback_split,
     faults_of,
+    make_splits,
     nnunet_splits,
     read_splits,
 )
@@ -304,3 +307,12 @@ def test_cases_that_hold_the_same_are_spread() -> None:
     cases = names(10)
     assert covering(cases, {}, 5) == tuple(cases[::2])
     assert covering(cases, {"c07": [3]}, 2) == ("c00", "c07")
+
+
+@pytest.mark.parametrize("way", ["balanced", "nnunet"])
+def test_a_fold_that_would_draw_no_case_is_refused(way: Literal["balanced", "nnunet"]) -> None:
+    cases = [case(name).model_copy(update={"weight": float(name == "c01")}) for name in names(3)]
+    with pytest.raises(InputError) as raised:
+        make_splits(way, cases, {})
+    assert re.fullmatch("no training case of fold [0-2] has a weight above 0", raised.value.problem)
+    assert raised.value.action == "give more cases a weight, or other folds with --splits"

@@ -111,6 +111,19 @@ def test_cases_are_drawn_by_their_weights() -> None:
     assert 0.7 < drawn.count(2) / len(drawn) < 0.8
 
 
+@pytest.mark.parametrize("scale", [1e308, 2.0**-1060, 3e-5])
+def test_weights_of_any_size_count_relative_to_each_other(scale: float) -> None:
+    cases = [numbered_case((9, 12)) for _ in range(4)]
+
+    def drawn(factor: float) -> list[int]:
+        weights = [1.5 * factor, 0.0, 0.75 * factor, factor]
+        cut = sampler(cases, foreground_share=0.0, weights=weights)
+        return [next(i for i, case in enumerate(cases) if case is cut.draw(step, 0)[0]) for step in range(200)]
+
+    assert drawn(scale) == drawn(1.0)
+    assert set(drawn(scale)) == {0, 2, 3}
+
+
 def test_cases_are_drawn_uniformly() -> None:
     cases = disc_cases(3)
     cut = sampler(cases, foreground_share=0.0)

@@ -127,13 +127,19 @@ def make_splits(
     Parameters
     ----------
     cases, classes : as in `balanced_splits`
+
+    Raises `InputError` as the ways do, and for a fold that would train on nothing but cases with the weight 0.
     """
-    ids = [case.id for case in cases]
+    ids, drawn = [case.id for case in cases], {case.id for case in cases if case.weight > 0}
     if way == "nnunet":
-        return nnunet_splits(ids).sealed(way)
-    if way == "balanced":
-        return balanced_splits(cases, classes).sealed(way)
-    return read_splits(way, ids).sealed(str(way))
+        splits = nnunet_splits(ids)
+    else:
+        splits = balanced_splits(cases, classes) if way == "balanced" else read_splits(way, ids)
+    for number, fold in enumerate(splits.folds):
+        if not drawn.intersection(fold.train):
+            problem = f"no training case of fold {number} has a weight above 0"
+            raise InputError(problem, "give more cases a weight, or other folds with --splits")
+    return splits.sealed(str(way))
 
 
 _Kind = tuple[str, str]

@@ -92,6 +92,16 @@ def read_patch(
     labels[tuple(target)] = found
 
 
+def _shares(weights: Sequence[float]) -> NDArray[np.float64]:
+    """Return what cases up to each have of all draws; the last share is exactly 1, which no random number reaches.
+
+    Scaled by a power of two, which changes no digit, so that large weights have a finite sum.
+    """
+    summed = np.cumsum(np.ldexp(np.array(weights), -int(np.frexp(max(weights))[1])))
+    shares: NDArray[np.float64] = summed / summed[-1]
+    return shares
+
+
 class PatchSampler:
     """Draws and reads the patches of any step.
 
@@ -120,8 +130,7 @@ class PatchSampler:
         weights: Sequence[float] | None = None,
     ) -> None:
         self._cases = tuple(cases)
-        # The last share is exactly 1, which no random number reaches.
-        self._shares = None if weights is None else np.cumsum(weights) / np.cumsum(weights)[-1]
+        self._shares = None if weights is None else _shares(weights)
         slice_axis = (1,) * (len(cases[0].shape) - len(patch))
         self._cut = (*slice_axis, *sample_patch)
         self._seen = (*slice_axis, *patch)
