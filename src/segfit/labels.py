@@ -8,7 +8,7 @@ file is touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,28 @@ class LabelScheme(Record):
             ignore_value=None if ignore is None else inner[ignore],
             stored=None if stored == tuple(range(len(stored))) else stored,
         )
+
+    @classmethod
+    def of_values(cls, values: Iterable[int]) -> LabelScheme:
+        """Return a scheme with a class "label V" for every stored value V but 0; raises as `from_declaration` does."""
+        return cls.from_declaration({"background": 0} | {f"label {value}": value for value in sorted(values) if value})
+
+    def of_objects(self, *, boundary: bool) -> LabelScheme:
+        """Return what is left of the scheme where labels number objects: one class, or interior and boundary.
+
+        One class keeps the name that was declared for it, else it is called "object". Raises `InputError` where the
+        ignore value is that of a class.
+        """
+        own = [class_.name for class_ in self.classes]
+        name = own[0] if len(own) == 1 and not self.is_unnamed else "object"
+        classes = {"interior": 1, "boundary": 2} if boundary else {name: 1}
+        ignore = {} if self.ignore_value is None else {"ignore": self.stored_values[self.ignore_value]}
+        return type(self).from_declaration({"background": 0, **classes, **ignore})
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether the classes have no names but those of `of_values`."""
+        return self == type(self).of_values(self.stored_values)
 
     @model_validator(mode="after")
     def _check(self) -> LabelScheme:

@@ -27,6 +27,7 @@ __all__ = [
     "DatasetOptions",
     "InferenceOptions",
     "LabelResamplingOptions",
+    "LabelUse",
     "NormalizationScheme",
     "Options",
     "PlanningOptions",
@@ -46,6 +47,7 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
 
 SMALLEST_TILE_STEP = 0.05  # share of the patch; below, a voxel of a volume is seen 8000 times
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
+LabelUse = Literal["classes", "exclusive", "objects-as-foreground", "objects-as-boundary"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
 LOGITS_NAMES = AliasChoices("resample_logits", "resample_scores")
 """The name of how logits are resampled, and the one that older documents have."""
@@ -64,6 +66,11 @@ class DatasetOptions(Record):
 
     skip_incomplete: bool = Field(False, description="leave out cases with missing or unusable files")
     resample_labels: bool = Field(False, description="bring labels that lie on another grid onto that of their image")
+    labels: LabelUse = Field(
+        "classes",
+        description="what label values are: classes (exclusive: also where masks overlap much), or numbers of objects,"
+        " taken as one class (objects-as-foreground) or as interior and boundary (objects-as-boundary)",
+    )
 
 
 class ResamplingOptions(Record):

@@ -14,9 +14,9 @@ import pytest
 import typer
 from tiny_runs import SET, UNTRUSTED
 
-from segfit.cli.common import PresetName
+from segfit.cli.common import LabelUseName, PresetName
 from segfit.cli.main import app, run
-from segfit.options import Preset
+from segfit.options import LabelUse, Preset
 from segfit.project import Project
 
 PIPELINE = ["run", "check", "fingerprint", "plan", "preprocess", "train", "select", "predict", "evaluate", "report"]
@@ -72,6 +72,7 @@ def test_one_name_for_one_thing(verb: str) -> None:
 
 def test_choices_are_shown_and_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert get_args(PresetName) == get_args(Preset)
+    assert get_args(LabelUseName) == get_args(LabelUse)
     assert run(["plan", "-h"]) == 0
     told = capsys.readouterr().out
     assert "|".join(get_args(Preset)) in told

@@ -19,6 +19,7 @@ from segfit.fingerprint.measure import measure
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import read_label
 from segfit.images.image import Image
+from segfit.options import DatasetOptions
 
 AFFINE = np.array([[0.9, 0.1, 0, 30], [-0.1, 0.9, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
 SHAPE = (4, 6, 8)
@@ -107,11 +108,11 @@ def test_check_offers_and_tells_it(tmp_path: Path) -> None:
     assert (refused.case, refused.problem, refused.fatal) == ("b", problem, True)
     assert refused.action.endswith("; or give --resample-labels")
     told = Problem("b", f"{problem}; its labels are resampled to that image", "check some of them in the report", False)
-    assert check_dataset(open_dataset(root).resampling_labels()) == (told,)
+    assert check_dataset(open_dataset(root).taken(DatasetOptions(resample_labels=True))) == (told,)
     far = np.eye(4)
     far[2, 3] = 99
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 3, 2), np.uint8), far), root / "labelsTr" / "b.nii.gz")
-    (lost,) = check_dataset(open_dataset(root).resampling_labels())
+    (lost,) = check_dataset(open_dataset(root).taken(DatasetOptions(resample_labels=True)))
     assert lost.fatal
     assert lost.problem.endswith("cannot be resampled: nothing that is labelled lies in the image")
 
@@ -134,7 +135,7 @@ def test_check_notes_what_is_snapped(tmp_path: Path) -> None:
 def test_measurements_are_of_the_resampled_labels(tmp_path: Path) -> None:
     root = build(tmp_path)
     meant = spoil(root)
-    dataset = open_dataset(root).resampling_labels()
+    dataset = open_dataset(root).taken(DatasetOptions(resample_labels=True))
     cache = tmp_path / "cache"
     found = measure(dataset, "canonical", cache=cache)
     voxels = {case.case: case.label_voxels for case in found.cases}

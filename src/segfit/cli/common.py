@@ -46,6 +46,9 @@ _Exit = TypeVar("_Exit")
 PresetName = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
 """As in `segfit.options.Preset`, which takes longer to import than the help to print."""
 
+LabelUseName = Literal["classes", "exclusive", "objects-as-foreground", "objects-as-boundary"]
+"""As in `segfit.options.LabelUse`, for the same reason."""
+
 DatasetArgument = Annotated[
     Path | None,
     typer.Argument(metavar="DATASET", help="Dataset, or the project made of it.", show_default=False),
@@ -86,6 +89,14 @@ _SETTINGS: dict[str, Any] = {
     "resample_labels": Annotated[
         bool | None,
         typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
+    ],
+    "labels": Annotated[
+        LabelUseName | None,
+        typer.Option(
+            "--labels",
+            metavar="|".join(get_args(LabelUseName)),
+            help="What label values are; exclusive: classes whose masks may overlap.",
+        ),
     ],
     "memory": Annotated[float | None, typer.Option("--memory", metavar="GB", help="Memory target of a training.")],
     "device": Device,
@@ -135,6 +146,7 @@ def _settings_from(
     preset: str | None = None,
     splits: str | None = None,
     resample_labels: bool | None = None,
+    labels: str | None = None,
     memory: float | None = None,
     device: str | None = None,
     seed: int | None = None,
@@ -161,6 +173,7 @@ def _settings_from(
         given.append(f"dataset.resample_labels={json.dumps(resample_labels)}")
     for key, value in (
         ("preset", preset),
+        ("dataset.labels", labels),
         ("memory_gb", memory),
         ("device", device),
         ("seed", seed),

@@ -93,7 +93,7 @@ def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: b
     opened, problems = inspect_dataset(dataset)
     if opened is None:
         raise DatasetError([problem for problem in problems if problem.fatal])
-    opened = opened.resampling_labels(asked.resample_labels)
+    opened = opened.taken(asked)
     if asked.skip_incomplete if skip_incomplete is None else skip_incomplete:
         opened, problems = leave_out(opened, check_dataset(opened, execution=execution))
     require_usable(problems)

@@ -190,7 +190,7 @@ def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str
     from segfit.dataset.layouts import open_dataset
 
     place, asked = dataset_of(dataset)
-    opened = open_dataset(place, skip_incomplete=asked.skip_incomplete)
+    opened = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
     return opened.labels, opened.file_ending
 
 

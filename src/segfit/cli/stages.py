@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["add_to", "print_outcome"]
 
 _UNTRUSTED = 3  # exit code of a run whose model should not be used
-_MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "settings")
+_MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "labels", "settings")
 _TRAINING = (
     "time",
     "steps",
     "preset",
     "splits",
     "resample_labels",
+    "labels",
     "memory",
     "device",
     "seed",
@@ -69,7 +70,7 @@ def run(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], a
     return print_outcome(project, as_json=as_json)
 
 
-@with_settings("skip_incomplete", "resample_labels", "workers")
+@with_settings("skip_incomplete", "resample_labels", "labels", "workers")
 def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> int:
     """Read every file and list all problems.
 
@@ -88,7 +89,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
         found, problems = inspect_dataset(dataset)
         if found is not None:
             asked = Options().with_settings(given)
-            found = found.resampling_labels(asked.dataset.resample_labels)
+            found = found.taken(asked.dataset)
             problems = check_dataset(found, execution=console_execution(asked.workers))
             if asked.dataset.skip_incomplete:
                 found, problems = leave_out(found, problems)
@@ -256,7 +257,7 @@ def _numbers(folds: str | None) -> list[int] | None:
         raise InputError(f"--folds takes numbers such as 0,1, not {folds!r}", "give the folds to train") from None
 
 
-@with_settings("skip_incomplete", "resample_labels", "settings")
+@with_settings("skip_incomplete", "resample_labels", "labels", "settings")
 def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
     """Validate all cases, compare, choose, write the model."""
     project = open_project(dataset, out, given)

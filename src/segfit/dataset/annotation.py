@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from segfit.dataset.label_grid import on_image_grid
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
+from segfit.dataset.object_numbers import as_classes
 from segfit.geometry import Grid
 from segfit.images.formats import read_label
 from segfit.images.image import FileError, Image
@@ -39,13 +40,16 @@ def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Im
 
 def as_seen(case: Case, scheme: LabelScheme, label: Image, grid: Grid | None = None) -> Image:
     """Return what `read_labels` does from the label file of a case as it was read, or its `merged_masks`."""
+    if case.numbers_objects:
+        label = on_image_grid(case, label, grid)  # first: a boundary is as wide as voxels of the image
+        return Image(as_classes(label.array, scheme, boundary=case.label_use == "objects-as-boundary"), label.grid)
     if case.label is not None:
         label = Image(scheme.to_inner(label.array), label.grid)
     return on_image_grid(case, label, grid)
 
 
 def merged_masks(case: Case, files: OpenFiles | None = None) -> Image:
-    """Return the inner label values of a case with one mask per class, on the grid of the masks.
+    """Return the inner label values of a case with one mask per class (or object), on the grid of the masks.
 
     Masks are painted in their order: where two overlap, the later one wins. Raises `InputError` for a file that cannot
     be read or does not look like a mask, and for masks on different grids.

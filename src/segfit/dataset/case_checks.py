@@ -18,6 +18,7 @@ from segfit.dataset.contents import FileHashes
 from segfit.dataset.label_grid import on_image_grid
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
+from segfit.dataset.object_numbers import as_classes, count_areas
 from segfit.errors import InputError, Problem
 from segfit.geometry import Grid
 from segfit.images import omezarr
@@ -27,7 +28,9 @@ from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 from segfit.words import count, numbers
 
-__all__ = ["CaseVoxels", "Finding", "Look", "check_case"]
+__all__ = ["UNDECLARED", "CaseVoxels", "Finding", "Look", "check_case"]
+
+UNDECLARED = "undeclared-values"  # the code of problems with label values that mean nothing
 
 _LARGEST_INTENSITY = 1e15  # the squares of 10^8 such values, which deviations need, can still be summed in float32
 _SPACING_TOLERANCE = 0.02  # between two places of a header; rounding in either is far below (assumption)
@@ -41,13 +44,14 @@ class Finding:
 
     problems: tuple[Problem, ...]
     spacing_mm: tuple[float, ...] | None  # None: no image could be read
-    label_values: frozenset[int] | None  # as stored on disk; None: no label could be read
+    label_values: frozenset[int] | None  # as stored on disk, or made of objects; None: no label could be read
     digest: str | None  # of all voxels of all channels; None: not all could be read
     remarks: tuple[tuple[Path, Remark], ...] = ()  # files, and what they say beside their voxels
     colours: Mapping[int, str] | None = None  # in which label values are shown, where a palette says so
     bits: int | None = None  # of a value of a picture or TIFF; None for other files and kinds of numbers
     placed: bool = True  # whether the first image says how its axes lie
     sized: bool = True  # whether it, or a table, says how large its voxels are
+    areas: int | None = None  # connected ones of its label values, where these may number objects: `count_areas`
 
     @property
     def ndim(self) -> int | None:
@@ -94,6 +98,7 @@ class _Seen:
     bits: int | None = None
     label_values: frozenset[int] | None = None
     colours: Mapping[int, str] | None = None
+    areas: int | None = None
     images: list[Image] = field(default_factory=list)
     label: Image | None = None
 
@@ -157,6 +162,7 @@ def check_case(
         seen.bits,
         placed=grid is None or grid.affine is not None,
         sized=grid is None or grid.spacing_known,
+        areas=seen.areas,
     )
 
 
@@ -192,8 +198,9 @@ def _check_label(seen: _Seen, labels: LabelScheme, files: OpenFiles) -> None:
         seen.problems.append(problem_of(case.id, error, f"correct {last.name}"))
         return
     seen.label = label
-    values = frozenset(count_values(label.array))
-    seen.label_values = frozenset(labels.stored_values[value] for value in values) if case.masks else values
+    seen.label_values = _stored_values(case, label, labels)
+    if not case.numbers_objects and (labels.is_unnamed or seen.label_values - {*labels.stored_values}):
+        seen.areas = count_areas(label.array, seen.label_values)
     seen.problems += _check_values(case, last, seen.label_values, labels, label)
     format_ = find_format(last)
     seen.colours = None if format_.palette is None else format_.palette(last, files)
@@ -201,6 +208,17 @@ def _check_label(seen: _Seen, labels: LabelScheme, files: OpenFiles) -> None:
         seen.told(last, label, files)
     if seen.grid is not None:
         seen.problems += _check_label_grid(case, last, seen.grid, label)
+
+
+def _stored_values(case: Case, label: Image, labels: LabelScheme) -> frozenset[int]:
+    """Return the label values of a case, those that were not declared among them."""
+    found = label.array
+    if case.numbers_objects:
+        found = as_classes(found, labels, boundary=case.label_use == "objects-as-boundary")
+    elif not case.masks:
+        return frozenset(count_values(found))
+    stored = dict(enumerate(labels.stored_values))
+    return frozenset(stored.get(value, int(label.array.min())) for value in count_values(found))
 
 
 def _wrong_channels(case: Case, channels: int, expected: int, files: OpenFiles) -> Problem:
@@ -326,7 +344,7 @@ def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelS
         shown = ", ".join(map(str, unknown[:_SHOWN_VALUES])) + (", ..." if len(unknown) > _SHOWN_VALUES else "")
         expected = ", ".join(map(str, sorted(declared)))
         problem = f"{path.name} has the undeclared value{'s' * (len(unknown) > 1)} {shown}; declared are {expected}"
-        return [Problem(case.id, problem, 'correct the label or declare the value in "labels"')]
+        return [Problem(case.id, problem, 'correct the label or declare the value in "labels"', code=UNDECLARED)]
     if not values & {labels.stored_values[value] for value in labels.foreground_values}:
         problem = f"{path.name} is empty: it labels no class"
         return [Problem(case.id, problem, "label the case or remove it unless that is right", fatal=False)]

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL
-from segfit.dataset.case_checks import Finding, Look, check_case
+from segfit.dataset.case_checks import UNDECLARED, Finding, Look, check_case
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import inspect_dataset
+from segfit.dataset.layouts.common import MOST_CLASSES
 from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.object_numbers import FEWEST_OBJECTS, object_numbers
 from segfit.dataset.palettes import palette_problems
 from segfit.errors import DatasetError, Problem
 from segfit.execution.execution import LOCAL, Execution
@@ -26,7 +28,9 @@ from segfit.images.image import Remark
 from segfit.labels import LabelScheme
 from segfit.words import count, numbers
 
-__all__ = ["MIN_CASES", "check_dataset", "require_usable"]
+__all__ = ["MIN_CASES", "OBJECTS", "check_dataset", "require_usable"]
+
+OBJECTS = "object-numbers"  # the code of labels that number objects
 
 MIN_CASES = 5  # nnU-Net needs them for its five folds; with fewer, fewer folds are made
 _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking at an image takes (measured)
@@ -34,6 +38,7 @@ _SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was m
 _SCALE_RATIO = 5.0  # the same where all axes are longer, or shorter, at once: cm for mm make 10 (assumption)
 _LARGEST_VOXEL_MM = 100.0  # beyond, a unit was mistaken in all cases (assumption)
 _SHOWN_FILES = 3  # files named in a message; a remark about more is told once
+_FEWEST_CASES = 3  # to tell what their labels have in common
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
 
@@ -80,13 +85,15 @@ def check_dataset(
         if hashes is not None and found is not None:
             hashes.learn(found)
     training, test = findings[: len(dataset.training)], findings[len(dataset.training) :]
-    content = [item for finding in training for item in finding.problems]
+    used = _check_values(dataset, training)
+    explained = any(item.fatal for item in used)
+    content = [item for finding in training for item in finding.problems if not (explained and item.code == UNDECLARED)]
     content += [
         replace(item, problem=f"test case: {item.problem}", fatal=False)
         for finding in test
         for item in finding.problems
     ]
-    whole = (*_check_whole(dataset, training), *_check_same(dataset, findings), *_told_once(dataset, findings))
+    whole = (*used, *_check_whole(dataset, training), *_check_same(dataset, findings), *_told_once(dataset, findings))
     return (*problems, *whole, *content)
 
 
@@ -178,6 +185,49 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]
         problem = f'the class "{name}" occurs in no label file'
         problems.append(Problem("dataset", problem, 'correct its value in "labels" or remove it', fatal=False))
     return problems
+
+
+def _check_values(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
+    """Return what is wrong with what label values are taken for: numbers of objects, or too many to be classes."""
+    labelled = [
+        (case, finding)
+        for case, finding in zip(dataset.training, findings, strict=True)
+        if finding.label_values is not None and not case.numbers_objects
+    ]
+    scheme, ways = dataset.labels, "--labels objects-as-foreground (one class) or objects-as-boundary (two, with rims)"
+    declared = {*scheme.stored_values}
+    strange = any(finding.label_values - declared for _, finding in labelled if finding.label_values is not None)
+    owners = Counter(mask.value for case, _ in labelled for mask in case.masks)
+    several = [case for case, _ in labelled if len(case.masks) > 1]
+    if len(labelled) >= _FEWEST_CASES and several and len(owners) >= FEWEST_OBJECTS and set(owners.values()) == {1}:
+        problem = (
+            f"every mask has a name of its own ({several[0].id} has {len(several[0].masks)}, such as"
+            f" {several[0].masks[0].path.name}), as masks of single objects have"
+        )
+        action = f"if they are, give {ways}; predictions do not number objects yet"
+        return [Problem("dataset", problem, f"{action}; else give masks of a class the same name", code=OBJECTS)]
+    if not (strange or scheme.is_unnamed):
+        return []
+    ignored = {scheme.stored_values[scheme.ignore_value]} if scheme.ignore_value is not None else set()
+    values = {case.id: (found.label_values - ignored, found.areas) for case, found in labelled if found.label_values}
+    objects = object_numbers(values)
+    if objects is not None:
+        (few, fewest), (many, most) = objects.fewest, objects.most
+        verb = "number" if objects.certain else "may number"
+        problem = f"the label files {verb} objects: {fewest} in {few}, {most} in {many}, each one connected area"
+        action = f"give {ways}; predictions do not number objects yet"
+        if scheme.is_unnamed:
+            action += (
+                '; if the values are classes, write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json'
+            )
+        elif not objects.certain:
+            action += "; if the values are classes, correct or declare them"
+        return [Problem("dataset", problem, action, fatal=objects.certain or strange, code=OBJECTS)]
+    distinct = len(set().union(*(found for found, _ in values.values())) - {0})
+    if scheme.is_unnamed and distinct > MOST_CLASSES:
+        problem = f"the label files have {distinct} different values, too many to be classes"
+        return [Problem("dataset", problem, f"use semantic label maps; if the values number objects, give {ways}")]
+    return []
 
 
 def _check_spacings(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:

@@ -53,6 +53,7 @@ class FileHashes:
                 "structures": [mask.value for mask in case.masks],  # the name in the hashes that there are
                 **self._told("label_spacing", _further(case, case.label_files), files),
                 **({"resample_label": True} if case.resample_label else {}),
+                **({"label_use": case.label_use} if case.numbers_objects else {}),
             }
         )
 

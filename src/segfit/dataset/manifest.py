@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -12,6 +13,7 @@ from segfit.errors import Problem
 from segfit.files import Record
 from segfit.images.formats import known_ending
 from segfit.labels import LabelScheme
+from segfit.options import DatasetOptions, LabelUse
 from segfit.words import count, listing
 
 __all__ = ["Case", "Dataset", "Mask"]
@@ -45,6 +47,12 @@ class Case(Record):
     weight: float = Field(1.0, ge=0)
     spacing_mm: tuple[float, ...] | None = None
     resample_label: bool = False  # onto the grid of the image, where it lies on another
+    label_use: LabelUse = "classes"
+
+    @property
+    def numbers_objects(self) -> bool:
+        """Whether the annotation counts as numbers of objects, of which classes are made when it is read."""
+        return self.label_use.startswith("objects")
 
     @property
     def label_files(self) -> tuple[Path, ...]:
@@ -80,13 +88,22 @@ class Dataset(Record):
         found = Counter(ending for ending in endings if ending)  # the check tells of others
         return found.most_common(1)[0][0] if found else self.file_ending
 
-    def resampling_labels(self, wanted: bool = True) -> Dataset:
-        """Return the dataset with labels that are, or are not, brought onto the grid of their image when read."""
-        training, test = (
-            tuple(case.model_copy(update={"resample_label": wanted}) for case in cases)
-            for cases in (self.training, self.test)
-        )
-        return self.model_copy(update={"training": training, "test": test})
+    def taken(self, options: DatasetOptions) -> Dataset:
+        """Return the dataset as it was opened with its labels taken as the options say.
+
+        Where they number objects, masks of a case are its objects. Raises `InputError` as `LabelScheme.of_objects`.
+        """
+        update: dict[str, Any] = {"resample_label": options.resample_labels, "label_use": options.labels}
+
+        def taken(case: Case) -> Case:
+            case = case.model_copy(update=update)
+            masks = tuple(Mask(path=mask.path, value=number) for number, mask in enumerate(case.masks, 1))
+            return case.model_copy(update={"masks": masks}) if case.numbers_objects else case
+
+        changes: dict[str, Any] = {"training": tuple(map(taken, self.training)), "test": tuple(map(taken, self.test))}
+        if options.labels.startswith("objects"):
+            changes["labels"] = self.labels.of_objects(boundary=options.labels == "objects-as-boundary")
+        return self.model_copy(update=changes)
 
     @property
     def folder(self) -> Path:

@@ -50,7 +50,7 @@ class Preparation:
 
     def __init__(self, root: Path, dataset: Dataset, options: Options, *, execution: Execution = LOCAL) -> None:
         self.folder = ProjectFolder(root)
-        self._found = dataset
+        self._opened = dataset
         self._resolved: dict[str, Any] = {}
         self._adopt(options)
         self.locks = Locks(self.folder, execution.progress)
@@ -70,7 +70,7 @@ class Preparation:
     def _adopt(self, options: Options) -> None:
         """Take options; some of them say how the dataset is read."""
         self.options = options
-        self._found = self._found.resampling_labels(options.dataset.resample_labels)  # all cases
+        self._found = self._opened.taken(options.dataset)  # all cases
         self.dataset = self._found  # narrowed by `check`
         self._resolved.clear()
         self.looked_at_machine = False  # once: commands on several machines do not overrule each other in turn

@@ -61,7 +61,7 @@ _NOT_PLANNED_FROM = ("dataset.skip_incomplete", "training.checkpoint_seconds")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("check", ("dataset",), version=2),
+        Stage("check", ("dataset",), ("dataset.labels",), version=2),
         Stage("fingerprint", ("cases", "labels", "orientation")),
         Stage("plan", _PLANNED_ON, (*_TRAINED_FROM, "inference", "time_s"), _NOT_PLANNED_FROM),
         Stage("course", _PLANNED_ON, _TRAINED_FROM, (*_NOT_PLANNED_FROM, "planning.folds")),

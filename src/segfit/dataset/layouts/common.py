@@ -34,6 +34,7 @@ from segfit.words import count as counted
 
 __all__ = [
     "CHANNEL_NUMBER",
+    "MOST_CLASSES",
     "WHOLE",
     "channel_problems",
     "declaration_of",
@@ -54,7 +55,7 @@ __all__ = [
 
 CHANNEL_NUMBER = re.compile(r"(.+)_(\d{4})")
 WHOLE = "dataset"  # the `case` of problems of the whole dataset
-_MOST_CLASSES = 1000  # more distinct values are an image or an instance map, not classes (assumption)
+MOST_CLASSES = 1000  # more distinct values are an image or an instance map, not classes (assumption)
 _COLOURS = ("R", "G", "B", "A")
 _WHITE = 255  # what drawing programs write where others write 1
 _LOOKED_AT = 3  # cases that tell what most are like
@@ -241,6 +242,8 @@ def declared_dataset(
 def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme | None:
     """Return a scheme with a class "label V" for every value V in the label files of some cases.
 
+    Of more than `MOST_CLASSES` values those next to 0 have one.
+
     Every file is read; those that cannot be read say nothing here, the check tells.
     """
     labelled = {case.label: case for case in cases if case.label is not None}
@@ -268,17 +271,12 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
             problem = "the images look like label maps and the labels like images"
             problems.append(Problem(WHOLE, problem, "swap the folders, or the columns of the table"))
         return None
-    if len(values) > _MOST_CLASSES:
-        problem = f"the label files have {len(values)} different values, too many to be classes"
-        problems.append(Problem(WHOLE, problem, "use semantic label maps, not images or instance maps"))
-        return None
     if values == {0, 1, _WHITE} and binary[1] and binary[_WHITE]:
         one, white = (f"{len(files)} of the label files ({min(files)})" for files in binary.values())
         problem = f"{one} have the values 0 and 1, {white} 0 and {_WHITE}; they are used as two classes"
         problems.append(Problem(WHOLE, problem, "use one value if they mean the same class", fatal=False))
-    names = {f"label {value}": value for value in sorted(values) if value != 0}
     try:
-        return LabelScheme.from_declaration({"background": 0, **names})
+        return LabelScheme.of_values(sorted(values - {0}, key=abs)[:MOST_CLASSES])  # the check tells if that is not all
     except InputError as error:
         problems.append(Problem(WHOLE, f"in the label files, {error}", declare))
         return None
