@@ -14,10 +14,11 @@ from dataset_builder import SHAPE, a_label, write_volume
 from PIL import Image as Pillow
 
 from segfit.dataset.annotation import read_labels
-from segfit.dataset.checks import check_dataset
+from segfit.dataset.checks import OVERLAP, check_dataset
 from segfit.dataset.layouts import LAYOUTS, describe, inspect_dataset, leave_out, open_dataset
 from segfit.dataset.manifest import Mask
 from segfit.errors import DatasetError
+from segfit.options import DatasetOptions
 
 CASES = "abcde"
 
@@ -265,7 +266,11 @@ def test_masks_are_painted_in_the_declared_order(tmp_path: Path) -> None:
     )
     assert read_labels(case, dataset.labels).array.ravel()[:6].tolist() == [1, 2, 1, 2, 0, 0]
     assert read_labels(dataset.case("c"), dataset.labels).array.ravel()[:6].tolist() == [0, 2, 0, 2, 0, 0]
-    assert check_dataset(dataset) == ()
+    (told,) = check_dataset(dataset)  # 8 of the 12 voxels of all livers are left
+    assert (told.code, told.fatal) == (OVERLAP, True)
+    assert 'masks of "tumour" cover 4 voxels of "liver" (33.33% of all, 33% in e)' in told.problem
+    assert "--labels exclusive" in told.action
+    assert check_dataset(dataset.taken(DatasetOptions(labels="exclusive"))) == ()
     assert describe(dataset)[0].endswith("one label file per class, later ones over earlier ones")
 
     declared = {"background": 0, "tumour": 7, "liver": 500}  # now the liver comes last
@@ -273,14 +278,24 @@ def test_masks_are_painted_in_the_declared_order(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     labels = read_labels(dataset.case("a"), dataset.labels)
     assert dataset.labels.to_stored(labels.array.astype(np.uint8)).ravel()[:6].tolist() == [500, 500, 500, 7, 0, 0]
-    assert check_dataset(dataset) == ()
+    assert [(item.code, "(40.00% of all" in item.problem) for item in check_dataset(dataset)] == [(OVERLAP, True)]
 
     write_volume(tmp_path / "labels" / "b" / "spleen.nii.gz", a_label(1))
     write_volume(tmp_path / "labels" / "d" / "liver.nii.gz", np.ones((2, 3, 5), np.uint8))
-    told = found(tmp_path)
+    told = [item for item in found(tmp_path) if item[0] != "dataset"]
     assert told[0] == ("b", 'spleen.nii.gz is a mask of the class "spleen", which is not declared', True)
     assert told[1][0] == "d"
     assert told[1][1].startswith("liver.nii.gz does not fit tumour.nii.gz: its shape is (2, 3, 5)")
+
+
+def test_a_small_overlap_of_masks_is_a_warning(tmp_path: Path) -> None:
+    for case in CASES:
+        write_volume(tmp_path / "images" / f"{case}.nii.gz", ramp(ord(case)))
+        write_volume(tmp_path / "labels" / case / "liver.nii.gz", a_label(*[1] * 20))
+        write_volume(tmp_path / "labels" / case / "spleen.nii.gz", a_label(*[0] * (19 if case in "ab" else 20), 1))
+    (told,) = check_dataset(open_dataset(tmp_path))
+    assert (told.case, told.code, told.fatal) == ("dataset", OVERLAP, False)
+    assert 'cover 2 voxels of "liver" (2.00% of all, 5% in b)' in told.problem
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────

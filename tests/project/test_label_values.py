@@ -120,7 +120,9 @@ def test_masks_per_structure_give_the_same_preprocessed_cases(volumes: Path, tmp
             write_labels(root / "labels" / case.id / f"{name}.nii.gz", LabelMap(mask.astype(np.uint8), label.grid))
     names = {"background": 0, "organ": 1, "lesion": 2}
     (root / "dataset.json").write_text(json.dumps({"labels": names, "channel_names": {"0": "MRI"}}))
-    merged = Project.create(tmp_path / "p", root, settings=tiny).fingerprint()
+    with pytest.raises(DatasetError, match="--labels exclusive"):
+        Project.create(tmp_path / "p", root, settings=tiny).fingerprint()
+    merged = Project.open(tmp_path / "p", settings=["dataset.labels=exclusive"]).fingerprint()
     expected = Project.create(tmp_path / "q", volumes, settings=tiny).fingerprint()
     for one, two in zip(merged.cases, expected.cases, strict=True):
         assert (one.label_voxels, one.label_centroids) == (two.label_voxels, two.label_centroids)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,19 @@ from segfit.images.image import FileError, Image
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 
-__all__ = ["LABEL_BYTES_PER_VOXEL", "as_seen", "count_values", "merged_masks", "read_labels"]
+__all__ = ["LABEL_BYTES_PER_VOXEL", "MergedMasks", "as_seen", "count_values", "merged_masks", "read_labels"]
 
 LABEL_BYTES_PER_VOXEL = 10  # that reading a label map and finding its values takes (measured)
 _PART = 1 << 16  # voxels counted at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergedMasks:
+    """What the masks of a case became, by inner label values."""
+
+    labels: Image  # (1, *spatial)
+    voxels: Mapping[int, int]  # of every mask by itself
+    lost: Mapping[tuple[int, int], int]  # of the first value of a pair, where the mask of the second lies over it
 
 
 def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Image:
@@ -34,12 +46,12 @@ def read_labels(case: Case, scheme: LabelScheme, grid: Grid | None = None) -> Im
     grid : that of the image; read from its header if it is not given
     """
     return as_seen(
-        case, scheme, merged_masks(case) if case.label is None else read_label(case.label, case.spacing_mm), grid
+        case, scheme, merged_masks(case).labels if case.label is None else read_label(case.label, case.spacing_mm), grid
     )
 
 
 def as_seen(case: Case, scheme: LabelScheme, label: Image, grid: Grid | None = None) -> Image:
-    """Return what `read_labels` does from the label file of a case as it was read, or its `merged_masks`."""
+    """Return what `read_labels` does from the label file of a case as it was read, or from its `merged_masks`."""
     if case.numbers_objects:
         label = on_image_grid(case, label, grid)  # first: a boundary is as wide as voxels of the image
         return Image(as_classes(label.array, scheme, boundary=case.label_use == "objects-as-boundary"), label.grid)
@@ -48,14 +60,15 @@ def as_seen(case: Case, scheme: LabelScheme, label: Image, grid: Grid | None = N
     return on_image_grid(case, label, grid)
 
 
-def merged_masks(case: Case, files: OpenFiles | None = None) -> Image:
-    """Return the inner label values of a case with one mask per class (or object), on the grid of the masks.
+def merged_masks(case: Case, files: OpenFiles | None = None) -> MergedMasks:
+    """Merge the masks of a case with one per class (or object), on their grid.
 
     Masks are painted in their order: where two overlap, the later one wins. Raises `InputError` for a file that cannot
     be read or does not look like a mask, and for masks on different grids.
     """
     assert case.masks, case.id
     first: Image | None = None
+    voxels, lost = Counter[int](), Counter[tuple[int, int]]()
     for mask in case.masks:
         image = read_label(mask.path, case.spacing_mm, files)
         reason = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
@@ -70,9 +83,14 @@ def merged_masks(case: Case, files: OpenFiles | None = None) -> Image:
             raise FileError(
                 mask.path, f"does not fit {case.masks[0].path.name}: {difference}", "resample it to that file's grid"
             )
-        first.array[image.array != 0] = mask.value
+        inside = image.array != 0
+        for value, number in count_values(first.array[inside]).items() if inside.any() else ():
+            voxels[mask.value] += number
+            if value not in (0, mask.value):
+                lost[value, mask.value] += number
+        first.array[inside] = mask.value
     assert first is not None
-    return first
+    return MergedMasks(first, voxels, lost)
 
 
 def count_values(array: NDArray[np.integer[Any]]) -> dict[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.dataset.annotation import count_values, merged_masks
+from segfit.dataset.annotation import MergedMasks, count_values, merged_masks
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.label_grid import on_image_grid
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
@@ -52,6 +52,8 @@ class Finding:
     placed: bool = True  # whether the first image says how its axes lie
     sized: bool = True  # whether it, or a table, says how large its voxels are
     areas: int | None = None  # connected ones of its label values, where these may number objects: `count_areas`
+    mask_voxels: Mapping[int, int] = field(default_factory=dict)  # as of `MergedMasks`
+    lost_voxels: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the same
 
     @property
     def ndim(self) -> int | None:
@@ -99,6 +101,7 @@ class _Seen:
     label_values: frozenset[int] | None = None
     colours: Mapping[int, str] | None = None
     areas: int | None = None
+    masks: MergedMasks | None = None
     images: list[Image] = field(default_factory=list)
     label: Image | None = None
 
@@ -163,6 +166,8 @@ def check_case(
         placed=grid is None or grid.affine is not None,
         sized=grid is None or grid.spacing_known,
         areas=seen.areas,
+        mask_voxels={} if seen.masks is None else seen.masks.voxels,
+        lost_voxels={} if seen.masks is None else seen.masks.lost,
     )
 
 
@@ -193,7 +198,8 @@ def _check_label(seen: _Seen, labels: LabelScheme, files: OpenFiles) -> None:
     """Read the annotation of a case and see whether it fits its images."""
     case, last = seen.case, seen.case.label_files[-1]
     try:
-        label = merged_masks(case, files) if case.masks else read_label(last, case.spacing_mm, files)
+        seen.masks = merged_masks(case, files) if case.masks else None
+        label = read_label(last, case.spacing_mm, files) if seen.masks is None else seen.masks.labels
     except InputError as error:
         seen.problems.append(problem_of(case.id, error, f"correct {last.name}"))
         return

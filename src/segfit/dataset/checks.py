@@ -28,9 +28,10 @@ from segfit.images.image import Remark
 from segfit.labels import LabelScheme
 from segfit.words import count, numbers
 
-__all__ = ["MIN_CASES", "OBJECTS", "check_dataset", "require_usable"]
+__all__ = ["MIN_CASES", "OBJECTS", "OVERLAP", "check_dataset", "require_usable"]
 
 OBJECTS = "object-numbers"  # the code of labels that number objects
+OVERLAP = "overlapping-masks"  # the code of masks of classes that overlap
 
 MIN_CASES = 5  # nnU-Net needs them for its five folds; with fewer, fewer folds are made
 _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking at an image takes (measured)
@@ -39,6 +40,7 @@ _SCALE_RATIO = 5.0  # the same where all axes are longer, or shorter, at once: c
 _LARGEST_VOXEL_MM = 100.0  # beyond, a unit was mistaken in all cases (assumption)
 _SHOWN_FILES = 3  # files named in a message; a remark about more is told once
 _FEWEST_CASES = 3  # to tell what their labels have in common
+_MOST_LOST = 0.1  # share of the voxels of a class that other masks may cover unasked (assumption)
 _VISIT = re.compile(r"(.+?)[_-](?:ses|session|visit|v|t|tp|time|timepoint|month|m|scan)[_-]?\d+", re.IGNORECASE)
 
 
@@ -93,7 +95,13 @@ def check_dataset(
         for finding in test
         for item in finding.problems
     ]
-    whole = (*used, *_check_whole(dataset, training), *_check_same(dataset, findings), *_told_once(dataset, findings))
+    whole = (
+        *used,
+        *_check_overlaps(dataset, training),
+        *_check_whole(dataset, training),
+        *_check_same(dataset, findings),
+        *_told_once(dataset, findings),
+    )
     return (*problems, *whole, *content)
 
 
@@ -228,6 +236,33 @@ def _check_values(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem
         problem = f"the label files have {distinct} different values, too many to be classes"
         return [Problem("dataset", problem, f"use semantic label maps; if the values number objects, give {ways}")]
     return []
+
+
+def _check_overlaps(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
+    """Return how much of its masks each class loses to another whose masks lie over it, unless that is wanted."""
+    scheme = dataset.labels
+    names = {class_.values[0]: class_.name for class_ in scheme.labels if len(class_.values) == 1}
+    total, lost = Counter[int](), Counter[tuple[int, int]]()
+    worst: dict[tuple[int, int], tuple[float, str]] = {}
+    for case, finding in zip(dataset.training, findings, strict=True):
+        if case.label_use != "classes":
+            continue
+        total.update(finding.mask_voxels)
+        for pair, number in finding.lost_voxels.items():
+            lost[pair] += number
+            worst[pair] = max(worst.get(pair, (0.0, "")), (number / finding.mask_voxels[pair[0]], case.id))
+    problems: list[Problem] = []
+    for (below, above), number in lost.most_common():
+        share, (most, case_id) = number / total[below], worst[below, above]
+        problem = (
+            f'masks of "{names[above]}" cover {count(number, "voxel")} of "{names[below]}"'
+            f' ({share:.2%} of all, {most:.0%} in {case_id}), which count as "{names[above]}" alone'
+        )
+        action = "correct the masks, or the order of the classes, if that is wrong"
+        if share > _MOST_LOST:
+            action = f"{action}; if it is right, give --labels exclusive (from {_MOST_LOST:.0%} on)"
+        problems.append(Problem("dataset", problem, action, fatal=share > _MOST_LOST, code=OVERLAP))
+    return problems
 
 
 def _check_spacings(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
