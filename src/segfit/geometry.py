@@ -45,6 +45,7 @@ class Grid:
     affine : (4, 4) float64, voxel (x, y, z) to RAS+ mm, invertible; None for 2D grids and unknown geometry
     header : opaque bytes of the source file's header, kept so that outputs get back exactly what came in
     spacing_known : False where the file does not say how large its voxels are
+    cropped : whether the file says that it may be a part of the grid of another image, and background around it
     """
 
     shape: tuple[int, ...]
@@ -52,6 +53,7 @@ class Grid:
     affine: NDArray[np.float64] | None = None
     header: bytes | None = None
     spacing_known: bool = True
+    cropped: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (2, 3) or len(self.shape) != len(self.spacing_mm):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 
 from segfit.dataset.label_grid import on_image_grid
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
-from segfit.dataset.manifest import Case
+from segfit.dataset.manifest import Case, Mask
 from segfit.dataset.object_numbers import as_classes
 from segfit.geometry import Grid
-from segfit.images.formats import read_label
+from segfit.images.formats import read_label, read_layers
 from segfit.images.image import FileError, Image
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
@@ -69,12 +70,15 @@ def merged_masks(case: Case, files: OpenFiles | None = None) -> MergedMasks:
     assert case.masks, case.id
     first: Image | None = None
     voxels, lost = Counter[int](), Counter[tuple[int, int]]()
+    read: dict[Path, Image] = {}
     for mask in case.masks:
-        image = read_label(mask.path, case.spacing_mm, files)
-        reason = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
-        if reason:
-            action = "save a lossless mask: 0 outside, one value inside"
-            raise FileError(mask.path, f"is not a binary mask ({reason})", action)
+        if mask.path not in read:  # segments of one file follow each other
+            read = {mask.path: _read_mask(mask, case, files)}
+        image = read[mask.path]
+        if mask.layer >= len(image.array):
+            problem = f"has {len(image.array)} layers, but a segment in layer {mask.layer}"
+            raise FileError(mask.path, problem, "export it again")
+        image = Image(image.array[mask.layer : mask.layer + 1], image.grid)
         if first is None:
             first = Image(np.zeros(image.array.shape, dtype=np.int16), image.grid)
         image = image.turned_to(first.grid)
@@ -83,7 +87,7 @@ def merged_masks(case: Case, files: OpenFiles | None = None) -> MergedMasks:
             raise FileError(
                 mask.path, f"does not fit {case.masks[0].path.name}: {difference}", "resample it to that file's grid"
             )
-        inside = image.array != 0
+        inside = image.array != 0 if mask.label is None else image.array == mask.label
         for value, number in count_values(first.array[inside]).items() if inside.any() else ():
             voxels[mask.value] += number
             if value not in (0, mask.value):
@@ -91,6 +95,17 @@ def merged_masks(case: Case, files: OpenFiles | None = None) -> MergedMasks:
         first.array[inside] = mask.value
     assert first is not None
     return MergedMasks(first, voxels, lost)
+
+
+def _read_mask(mask: Mask, case: Case, files: OpenFiles | None) -> Image:
+    if mask.label is not None:
+        return read_layers(mask.path, case.spacing_mm, files)
+    image = read_label(mask.path, case.spacing_mm, files)
+    reason = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
+    if reason:
+        action = "save a lossless mask: 0 outside, one value inside"
+        raise FileError(mask.path, f"is not a binary mask ({reason})", action)
+    return image
 
 
 def count_values(array: NDArray[np.integer[Any]]) -> dict[int, int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from segfit.dataset.annotation import MergedMasks, count_values, merged_masks
 from segfit.dataset.contents import FileHashes
-from segfit.dataset.label_grid import on_image_grid
+from segfit.dataset.label_grid import on_image_grid, uncropped
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case
 from segfit.dataset.object_numbers import as_classes, count_areas
@@ -301,6 +301,7 @@ def _fit_without_place(path: Path, expected: Grid, found: Grid) -> str:
 
 def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> list[Problem]:
     """Compare a label map with its image; what does not fit may be resampled if that was asked for."""
+    label = uncropped(label, expected)
     difference, first = expected.mismatch(label.grid), case.images[0]
     problems = _check_grid(case, path, expected, label.grid, first)
     if not any(problem.fatal for problem in problems):

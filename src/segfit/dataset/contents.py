@@ -46,11 +46,13 @@ class FileHashes:
 
         Raises `InputError` if a file is missing or cannot be read. `files` are those that are open.
         """
+        segments = [(mask.layer, mask.label) for mask in case.masks]
         return content_hash(
             {
                 **self._images(case, files),
                 "label": [self.image(path, files) for path in case.label_files],
                 "structures": [mask.value for mask in case.masks],  # the name in the hashes that there are
+                **({"segments": segments} if any(label is not None for _, label in segments) else {}),
                 **self._told("label_spacing", _further(case, case.label_files), files),
                 **({"resample_label": True} if case.resample_label else {}),
                 **({"label_use": case.label_use} if case.numbers_objects else {}),

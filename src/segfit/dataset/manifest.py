@@ -20,10 +20,12 @@ __all__ = ["Case", "Dataset", "Mask"]
 
 
 class Mask(Record):
-    """A label file of one class: it is where the file is not 0."""
+    """A label file of one class: it is where the file is not 0, or where a layer of it has a value."""
 
     path: Path
     value: int  # inner label value of the class
+    layer: int = 0
+    label: int | None = None  # as stored; None: all but 0
 
 
 class Case(Record):
@@ -57,7 +59,7 @@ class Case(Record):
     @property
     def label_files(self) -> tuple[Path, ...]:
         """The files of the annotation; none in a case without."""
-        return tuple(mask.path for mask in self.masks) if self.label is None else (self.label,)
+        return tuple(dict.fromkeys(mask.path for mask in self.masks)) if self.label is None else (self.label,)
 
 
 class Dataset(Record):
@@ -97,7 +99,7 @@ class Dataset(Record):
 
         def taken(case: Case) -> Case:
             case = case.model_copy(update=update)
-            masks = tuple(Mask(path=mask.path, value=number) for number, mask in enumerate(case.masks, 1))
+            masks = tuple(mask.model_copy(update={"value": number}) for number, mask in enumerate(case.masks, 1))
             return case.model_copy(update={"masks": masks}) if case.numbers_objects else case
 
         changes: dict[str, Any] = {"training": tuple(map(taken, self.training)), "test": tuple(map(taken, self.test))}

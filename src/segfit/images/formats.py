@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
 from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, png_jpeg, tiff
-from segfit.images.image import FileError, Image, LabelMap, Remark
+from segfit.images.image import FileError, Image, LabelMap, Remark, Segment
 from segfit.images.open_files import OpenFiles, shared
 from segfit.labels import smallest_dtype
 from segfit.words import numbers
@@ -37,6 +37,8 @@ __all__ = [
     "read_grid",
     "read_image",
     "read_label",
+    "read_layers",
+    "segments_of",
     "split_ending",
     "stacked",
     "write_labels",
@@ -62,6 +64,7 @@ class Format:
     check : remarks on a file and the image that was read from it; see `check`
     checks_labels : whether the remarks matter for label maps, too
     channel_kind : what the channels of a file are, for messages, where the format says it; None: volumes
+    segments : the classes that the header of a label file names, where the format has names
     palette : the colours in which label values are shown, where the format has palettes
     same_depth : whether bits per value must agree between cases, because values span their range
     oriented : whether files usually say how their axes lie
@@ -82,6 +85,7 @@ class Format:
     check: Callable[[Path, Image, OpenFiles | None], tuple[Remark, ...]] = lambda *_: ()
     checks_labels: bool = False
     channel_kind: Callable[[Path, OpenFiles | None], str] | None = None
+    segments: Callable[[Path, OpenFiles | None], tuple[Segment, ...]] | None = None
     palette: Callable[[Path, OpenFiles | None], dict[int, str]] | None = None
     same_depth: bool = False
     oriented: bool = False
@@ -118,6 +122,7 @@ _NIFTI = Format(
     write=_by(nifti.write),
     check=lambda path, _, files: nifti.remarks(path, files),
     checks_labels=True,
+    segments=nifti.segments,
     oriented=True,
 )
 _NRRD = Format(
@@ -126,6 +131,7 @@ _NRRD = Format(
     read_grid=nrrd.read_grid,
     write=_by(nrrd.write),
     check=_HEADER_SIZE,
+    segments=nrrd.segments,
     files=lambda path, files: (path, *nrrd.companions(path, files)),
 )
 _METAIMAGE = Format(
@@ -386,14 +392,20 @@ def read_label(path: Path, spacing_mm: Sequence[float] | None = None, files: Ope
     otherwise, for more than one channel, and for lossy formats. `spacing_mm` is that of its image, for files that do
     not say it; `files` as in `read_image`.
     """
+    image = read_layers(path, spacing_mm, files)
+    if image.array.shape[0] != 1:
+        raise FileError(path, f"has {image.array.shape[0]} channels", "save labels as one channel of label values")
+    return image
+
+
+def read_layers(path: Path, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None) -> Image:
+    """Read a label file as (layers, *spatial), otherwise as `read_label` does."""
     format_ = find_format(path)
     if format_.write is None:
         raise FileError(path, f"is {format_.name}, {format_.unfit}", format_.remedy)
     with shared(files) as files:
         image = (format_.read_label or format_.read)(path, files)
     array = image.array
-    if array.shape[0] != 1:
-        raise FileError(path, f"has {array.shape[0]} channels", "save labels as one channel of label values")
     if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             rounded = np.rint(array)
@@ -409,6 +421,15 @@ def read_label(path: Path, spacing_mm: Sequence[float] | None = None, files: Ope
     small = low >= -(2**15) and high < 2**15
     grid = image.grid if image.grid.spacing_known else _sized(path, image.grid, spacing_mm)
     return Image(array.astype(np.int16 if small else np.int32), grid)
+
+
+def segments_of(path: Path, files: OpenFiles | None = None) -> tuple[Segment, ...]:
+    """Return the classes that a label file names; none for one that names none or cannot be read."""
+    try:
+        read = find_format(path).segments
+        return () if read is None else read(path, files)
+    except InputError:
+        return ()  # whoever reads it says why
 
 
 def write_labels(path: Path, labels: LabelMap) -> None:

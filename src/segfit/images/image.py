@@ -24,6 +24,7 @@ __all__ = [
     "Image",
     "LabelMap",
     "Remark",
+    "Segment",
     "foreign",
     "mm_per_unit",
     "optional_package",
@@ -74,6 +75,14 @@ class Remark(NamedTuple):
 
     problem: str
     action: str
+
+
+class Segment(NamedTuple):
+    """A class as a label file names it: where a layer of it (a channel) has a value."""
+
+    name: str
+    value: int
+    layer: int = 0
 
 
 class FileError(InputError):

@@ -5,18 +5,20 @@ parsed with nibabel; voxels are decoded here because one pass over the bytes sho
 computed.
 
 Field names and codes: NIfTI-1.1 header, https://nifti.nimh.nih.gov/nifti-1 (xyzt_units, sform_code, qform_code,
-scl_slope).
+scl_slope). Extensions with a table of labels are those of Connectome Workbench, which TotalSegmentator writes too.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from html import unescape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,10 +28,10 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid, canonical_map, is_invertible
-from segfit.images.image import FileError, Image, Remark, reading
+from segfit.images.image import FileError, Image, Remark, Segment, reading
 from segfit.images.open_files import OpenFiles, opened
 
-__all__ = ["read", "read_grid", "remarks", "write"]
+__all__ = ["read", "read_grid", "remarks", "segments", "write"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _COMPRESSION_LEVEL = 3  # on label maps as fast as level 1 and smaller; level 6 takes four times as long (measured)
@@ -38,6 +40,8 @@ _PIECE = 1 << 18  # bytes unpacked at a time: what stays in the cache
 _LARGEST_HEADER = 540  # NIfTI-2; NIfTI-1 has 348
 _FIRST_BYTES = 4096  # of a gzipped file: the header is among them
 _MM_PER_UNIT = {1: 1e3, 3: 1e-3}  # metre, micrometre; everything else counts as mm
+_LARGEST_TABLE = 1 << 20  # bytes of extensions that are looked through for names of labels (assumption)
+_LABEL = re.compile(rb'<Label\b[^>]*\bKey="(\d{1,9})"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]+)')
 # What places the voxels. Other fields (description, patient-related text, display range) are not copied to outputs.
 _GEOMETRY_FIELDS = (
     "xyzt_units",
@@ -79,6 +83,19 @@ def read(path: Path, files: OpenFiles | None = None) -> Image:
                 scaled = stored * np.float64(slope) + np.float64(intercept)
                 return Image(scaled.astype(np.float32), grid)
         return Image(stored.astype(dtype.newbyteorder("="), copy=False), grid)
+
+
+def segments(path: Path, files: OpenFiles | None = None) -> tuple[Segment, ...]:
+    """Return what a table of labels in the extensions of a header names; raises `FileError` as `read` does."""
+    with reading(path), _unpacked(path, files) as stream:
+        start = stream.read(_LARGEST_HEADER)
+        header, raw = _parse(path, start)
+        end = min(int(header["vox_offset"]), len(raw) + _LARGEST_TABLE)
+        content = start + stream.read(max(0, end - len(start)))
+    if b"<LabelTable" not in content[len(raw) : end]:
+        return ()
+    named = [(unescape(name.decode("utf-8", "replace")).strip(), int(key)) for key, name in _LABEL.findall(content)]
+    return tuple(Segment(name, value) for name, value in named if name and value)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 Axes are listed fastest first. Those that lie in space are x, y and z; one other (components of a voxel, time) is the
 channels. Fields, types, spaces and encodings: https://teem.sourceforge.net/nrrd/format.html
+
+Segmentations of 3D Slicer (.seg.nrrd) tell names, values and layers of their segments in keys with values, and may be
+cropped to what is labelled (vtkMRMLSegmentationStorageNode of Slicer).
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
-from segfit.images.image import COPY_AGAIN, FileError, Image, mm_per_unit, reading
+from segfit.images.image import COPY_AGAIN, FileError, Image, Segment, mm_per_unit, reading
 from segfit.images.open_files import OpenFiles, opened
 from segfit.images.raw_voxels import COMPRESSION_LEVEL, Encoding, Payload, TextHeader, numbers, whole_numbers
 from segfit.words import numbers as shown
 
-__all__ = ["companions", "read", "read_grid", "write"]
+__all__ = ["companions", "read", "read_grid", "segments", "write"]
 
 _MAGIC = b"NRRD"
 _LONGEST_LINE = 2**20  # bytes (assumption; segmentations keep long texts in their header)
@@ -61,6 +64,8 @@ _IN_SPACE = ("domain", "space", "???", "none")  # kinds of axes that may be x, y
 _ALIASES = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip", "centers": "centerings"}
 _VECTOR = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
 _TEXT = re.compile(r'"([^"]*)"')
+_SEGMENT = re.compile(r"Segment(\d{1,6})_(?:Name|ID)")
+_CROPPED = "Segmentation_ReferenceImageExtentOffset"
 
 _Meaning = TypeVar("_Meaning")
 
@@ -96,6 +101,24 @@ def companions(path: Path, files: OpenFiles | None = None) -> tuple[Path, ...]:
     with reading(path):
         part = _Header.of(path, files).detached()
     return () if part is None else (part,)
+
+
+def segments(path: Path, files: OpenFiles | None = None) -> tuple[Segment, ...]:
+    """Return the segments that 3D Slicer wrote into a header, in their order; raises `FileError` as `read` does.
+
+    Old versions tell neither values nor layers: each segment is then a layer of its own, with the value 1.
+    """
+    with reading(path):
+        texts = _Header.of(path, files).texts
+    found: list[Segment] = []
+    for number in sorted({int(match[1]) for key in texts if (match := _SEGMENT.fullmatch(key))}):
+        key = f"Segment{number}_"
+        name = (texts.get(f"{key}Name") or texts.get(f"{key}ID", "")).strip()
+        old = "0" if f"{key}LabelValue" in texts else str(len(found))
+        value, layer = texts.get(f"{key}LabelValue", "1"), texts.get(f"{key}Layer", old)
+        if name and value.isdecimal() and layer.isdecimal() and int(value):
+            found.append(Segment(name, int(value), int(layer)))
+    return tuple(found)
 
 
 def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -136,10 +159,12 @@ class _Header(TextHeader):
     """The fields of an NRRD file."""
 
     sizes: tuple[int, ...]  # fastest axis first
+    texts: Mapping[str, str]  # keys with values
 
     @classmethod
     def of(cls, path: Path, files: OpenFiles | None) -> _Header:
         fields: dict[str, str] = {}
+        texts: dict[str, str] = {}
         with opened(path, files) as handle:
             magic = handle.readline(_LONGEST_LINE)
             if not magic:
@@ -151,7 +176,9 @@ class _Header(TextHeader):
                 if not text:
                     break
                 name, colon, value = text.partition(":")
-                if text.startswith("#") or value.startswith("="):  # a comment, a key with a value
+                if value.startswith("=") and not text.startswith("#"):
+                    texts[name.strip()] = value[1:]
+                if text.startswith("#") or value.startswith("="):
                     continue
                 if not colon:
                     raise FileError(path, f"has a header line that is not a field: {text[:40]!r}", COPY_AGAIN)
@@ -160,10 +187,10 @@ class _Header(TextHeader):
                 if name == "data file" and fields[name].upper().startswith("LIST"):
                     break  # names of files follow
             length = handle.tell()
-        header = cls(path, fields, length, ())
+        header = cls(path, fields, length, (), texts)
         (axes,) = whole_numbers(path, "dimension", header.field("dimension"), 1, 1)
         sizes = whole_numbers(path, "sizes", header.field("sizes"), axes, 1)
-        return cls(path, fields, length, tuple(sizes))
+        return cls(path, fields, length, tuple(sizes), texts)
 
     def choice(self, name: str, known: Mapping[str, _Meaning]) -> _Meaning:
         value = self.field(name)
@@ -200,7 +227,7 @@ class _Header(TextHeader):
         if not is_invertible(affine):
             problem = f"has a singular orientation matrix (space directions {self.fields['space directions']})"
             raise FileError(self.path, problem, "export it again with a valid direction")
-        return Grid(shape, tuple(spacing[::-1]), affine), spatial
+        return Grid(shape, tuple(spacing[::-1]), affine, cropped=_CROPPED in self.texts), spatial
 
     def _spatial(self, vectors: list[list[float] | None] | None) -> list[int]:
         axes = range(len(self.sizes))

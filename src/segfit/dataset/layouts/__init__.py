@@ -16,6 +16,7 @@ from segfit.dataset.layouts import decathlon, nnunet, paired, table
 from segfit.dataset.layouts.case_conflicts import name_problems, shared_files
 from segfit.dataset.layouts.common import WHOLE, declaration_of
 from segfit.dataset.layouts.input_files import cases_from_files, find_cases
+from segfit.dataset.layouts.segments import with_segments
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, Problem
 from segfit.images.formats import described
@@ -96,6 +97,7 @@ def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ..
         where, reason = (error.filename, error.strerror) if isinstance(error, OSError) else (root, error)
         problems.append(Problem(WHOLE, f"{where} cannot be read ({reason})", "correct the path or its permissions"))
     if dataset is not None:
+        dataset = with_segments(dataset, problems)
         problems += name_problems(dataset) + shared_files(dataset)
     if (dataset is None or not dataset.training) and not any(problem.fatal for problem in problems):
         problems.append(Problem(WHOLE, f"{root} has no training case", "add images with labels"))
@@ -131,7 +133,8 @@ def describe(dataset: Dataset) -> tuple[str, str]:
     if any(case.spacing_mm for case in dataset.training):
         extra.append("voxel sizes from the table")
     if any(case.masks for case in dataset.training):
-        extra.append("one label file per class, later ones over earlier ones")
+        layers = any(mask.label is not None for case in dataset.training for mask in case.masks)
+        extra.append(f"{'segments in layers' if layers else 'one label file per class'}, later ones over earlier ones")
     stored = dataset.labels.stored_values
     classes = [
         f"{class_.name} = {', '.join(str(stored[value]) for value in class_.values)}"

@@ -12,6 +12,7 @@ from typing import Any
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL, count_values
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.layouts.names import composed
+from segfit.dataset.layouts.segments import has_layers, layered_classes, names_of_values
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem
 from segfit.execution.execution import LOCAL
@@ -27,8 +28,10 @@ from segfit.images.formats import (
     num_voxels,
     read_image,
     read_label,
+    segments_of,
 )
-from segfit.images.image import FileError, problem_of
+from segfit.images.image import FileError, Segment, problem_of
+from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 from segfit.words import count as counted
 
@@ -240,7 +243,7 @@ def declared_dataset(
 
 
 def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme | None:
-    """Return a scheme with a class "label V" for every value V in the label files of some cases.
+    """Return a scheme with a class for every value V in the label files of some cases: as they name it, or "label V".
 
     Of more than `MOST_CLASSES` values those next to 0 have one.
 
@@ -248,21 +251,27 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
     """
     labelled = {case.label: case for case in cases if case.label is not None}
     values, faults = {0}, dict[str, Problem]()
+    segments: dict[Path, tuple[Segment, ...]] = {}
     binary: dict[int, list[str]] = {1: [], _WHITE: []}  # the files that hold one of these beside 0 and nothing else
-    for path, (found, fault) in LOCAL.map(
+    for path, (found, fault, named) in LOCAL.map(
         _values_of,
         labelled,
         description="Reading labels",
         name=lambda path: path.name,
         size=lambda path: num_voxels(path) * LABEL_BYTES_PER_VOXEL,
-        lost=lambda *_: (frozenset(), None),
+        lost=lambda *_: (frozenset(), None, ()),
     ):
         values |= found
+        segments[path] = named
         for value in found - {0} if len(found - {0}) == 1 else ():
             binary.get(value, []).append(path.name)
         if fault is not None:
             faults[labelled[path].id] = problem_of(labelled[path].id, fault, f"correct {path.name}")
-    declare = 'name the classes: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
+    segments = {path: segments[path] for path in labelled}  # in the order of the cases
+    if any(map(has_layers, segments.values())):
+        names, wrong = layered_classes(segments, labelled)
+        problems += [*wrong, *(faults[name] for name in sorted(faults))]
+        return _scheme(names, problems)
     if values == {0}:
         if labelled and not faults:
             problems.append(Problem(WHOLE, "no label file has a value other than 0", "label at least one class"))
@@ -275,25 +284,37 @@ def found_labels(cases: Sequence[Case], problems: list[Problem]) -> LabelScheme 
         one, white = (f"{len(files)} of the label files ({min(files)})" for files in binary.values())
         problem = f"{one} have the values 0 and 1, {white} 0 and {_WHITE}; they are used as two classes"
         problems.append(Problem(WHOLE, problem, "use one value if they mean the same class", fatal=False))
+    kept = sorted(values - {0}, key=abs)[:MOST_CLASSES]  # the check tells if that is not all
+    names, wrong = names_of_values(kept, segments, labelled)
+    problems += wrong
+    return _scheme(names, problems)
+
+
+def _scheme(names: Mapping[str, int], problems: list[Problem]) -> LabelScheme | None:
+    declare = 'name the classes: write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json beside them'
     try:
-        return LabelScheme.of_values(sorted(values - {0}, key=abs)[:MOST_CLASSES])  # the check tells if that is not all
+        return LabelScheme.from_declaration({"background": 0, **names})
     except InputError as error:
         problems.append(Problem(WHOLE, f"in the label files, {error}", declare))
         return None
 
 
-def _values_of(path: Path) -> tuple[frozenset[int], InputError | None]:
-    """Return the values of a label file, or what is wrong with it: unreadable, or no label map."""
+def _values_of(path: Path) -> tuple[frozenset[int], InputError | None, tuple[Segment, ...]]:
+    """Return the values of a label file, or what is wrong with it: unreadable, or no label map; and what it names."""
     try:
-        label = read_label(path)
+        with OpenFiles() as files:
+            named = segments_of(path, files)
+            if has_layers(named):
+                return frozenset(), None, named
+            label = read_label(path, None, files)
     except InputError as error:
-        return frozenset(), error
+        return frozenset(), error, ()
     values = frozenset(count_values(label.array))
     reason = label_doubt(label.array) if len(values) >= FEWEST_VALUES else ""
     if not reason:
-        return values, None
+        return values, None, named
     action = "save a lossless label map: one value per class"
-    return frozenset(), FileError(path, f"is not a label map ({reason})", action)
+    return frozenset(), FileError(path, f"is not a label map ({reason})", action), ()
 
 
 def _images_are_labels(cases: Sequence[Case]) -> bool:

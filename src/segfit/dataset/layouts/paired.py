@@ -1,12 +1,12 @@
 """Paired folders: images in one, labels in another, matched by their names.
 
 ``images/CASE.END`` and ``labels/CASE.END``, of any known endings; the folders may have other usual names. A name may
-end in ``_image`` or ``_0000`` on the one side and in ``_seg``, ``_label`` or ``_mask`` on the other. Instead of one
-label file a case may have a folder ``labels/CASE/`` with one file per class.
+end in ``_image`` or ``_0000`` on the one side and in ``_seg``, ``.seg``, ``_label`` or ``_mask`` on the other. Instead
+of one label file a case may have a folder ``labels/CASE/`` with one file per class.
 
 A ``dataset.json`` beside the folders may name channels and classes (keys "channel_names" and "labels", as in the
 nnU-Net v2 layout); without it the channel is called "image" and the classes "label 1", "label 2", ... after the
-values that the label files hold.
+values that the label files hold, or as those name them (3D Slicer, TotalSegmentator).
 
 Files of one class each are merged so: they are painted in the order of the declared classes (without a
 declaration: by name), later ones over earlier ones, each where it is not 0. A class without a file is absent.
@@ -49,7 +49,7 @@ _LABELS = (
 )
 _IMAGE_SUFFIX = re.compile(r"(?<=.)[_-](?:image|img|scan|volume)\Z", re.IGNORECASE)
 _LABEL_SUFFIX = re.compile(
-    r"(?<=.)[_-](?:labels?|masks?|segs?|segmentations?|gt|annotations?|ground_?truth)\Z", re.IGNORECASE
+    r"(?<=.)[_.-](?:labels?|masks?|segs?|segmentations?|gt|annotations?|ground_?truth)\Z", re.IGNORECASE
 )
 
 
