@@ -54,6 +54,8 @@ def found(root: Path, options: DatasetOptions | None = None) -> list[tuple[str, 
         ([[*range(1, 40)], [*range(1, 40), 42, 43], [*range(1, 90)]], True),  # some lie behind others
         ([[1, 2], [1, 2, 3, 4, 5, 6], [1], []], True),  # lesions
         ([range(1, 8), range(8, 20), range(20, 24)], True),  # numbered on from case to case
+        ([[7, 900, 17, 41, 5000], [3, 8, 60, 61, 62, 63], [90, 91, 105, 9000]], True),  # any, each used once
+        ([[7, 900, 17, 41, 5000], [7, 900, 17, 41, 63, 70], [7, 900, 17, 41]], None),  # structures of an atlas
         ([[1, 2, 3], [1], [1, 2], [1]], False),  # so few may be classes
         ([range(1, 38)] * 5, None),  # structures that all cases have
         ([[*range(1, 103)], [*range(1, 80), *range(83, 105)], [*range(1, 105)]], None),  # some lack some

@@ -26,6 +26,8 @@ __all__ = [
     "AsJson",
     "DatasetArgument",
     "Device",
+    "LabelUseName",
+    "Labels",
     "Out",
     "PresetName",
     "SkipIncomplete",
@@ -64,6 +66,14 @@ SkipIncomplete = Annotated[
     bool | None,
     typer.Option("--skip-incomplete/--no-skip-incomplete", help="Leave out cases with missing or unusable files."),
 ]
+Labels = Annotated[
+    LabelUseName | None,
+    typer.Option(
+        "--labels",
+        metavar="|".join(get_args(LabelUseName)),
+        help="What label values are; exclusive: classes whose masks may overlap.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -90,14 +100,7 @@ _SETTINGS: dict[str, Any] = {
         bool | None,
         typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
     ],
-    "labels": Annotated[
-        LabelUseName | None,
-        typer.Option(
-            "--labels",
-            metavar="|".join(get_args(LabelUseName)),
-            help="What label values are; exclusive: classes whose masks may overlap.",
-        ),
-    ],
+    "labels": Labels,
     "memory": Annotated[float | None, typer.Option("--memory", metavar="GB", help="Memory target of a training.")],
     "device": Device,
     "seed": Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")],

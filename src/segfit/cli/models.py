@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from segfit.cli.common import AsJson, SkipIncomplete, Workers, dataset_of, is_project, print_result, print_states
+from segfit.cli.common import (
+    AsJson,
+    Labels,
+    LabelUseName,
+    SkipIncomplete,
+    Workers,
+    dataset_of,
+    is_project,
+    print_result,
+    print_states,
+)
 from segfit.cli.console import console_execution, say
 from segfit.cli.help_pages import MODELS, add_verb
 from segfit.errors import DatasetError, InputError
@@ -57,6 +67,7 @@ def export(
     ],
     workers: Workers = None,
     skip_incomplete: SkipIncomplete = None,
+    labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset as others read it.
@@ -68,7 +79,7 @@ def export(
     assert to == "nnunet"
     if (path / MANIFEST).is_file():
         raise InputError(f"{path} is a model, and export writes datasets", "give a dataset or a project")
-    written = _export(path, output, workers=workers, skip_incomplete=skip_incomplete)
+    written = _export(path, output, labels, workers=workers, skip_incomplete=skip_incomplete)
     print_result({"folder": str(written), "to": to}, [written], as_json=as_json)
 
 
@@ -77,13 +88,16 @@ def export_nnunet(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to make.")],
     workers: Workers = None,
     skip_incomplete: SkipIncomplete = None,
+    labels: Labels = None,
 ) -> None:
     """Do as export --to nnunet does, under an older name."""
-    written = _export(dataset, out, workers=workers, skip_incomplete=skip_incomplete)
+    written = _export(dataset, out, labels, workers=workers, skip_incomplete=skip_incomplete)
     say(str(written))
 
 
-def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: bool | None) -> Path:
+def _export(
+    path: Path, folder: Path, labels: LabelUseName | None, *, workers: int | None, skip_incomplete: bool | None
+) -> Path:
     from segfit.dataset.checks import check_dataset, require_usable
     from segfit.dataset.layouts import inspect_dataset, leave_out
     from segfit.nnunet.dataset_export import export_nnunet as write
@@ -93,7 +107,7 @@ def _export(path: Path, folder: Path, *, workers: int | None, skip_incomplete: b
     opened, problems = inspect_dataset(dataset)
     if opened is None:
         raise DatasetError([problem for problem in problems if problem.fatal])
-    opened = opened.taken(asked)
+    opened = opened.taken(asked if labels is None else asked.model_copy(update={"labels": labels}))
     if asked.skip_incomplete if skip_incomplete is None else skip_incomplete:
         opened, problems = leave_out(opened, check_dataset(opened, execution=execution))
     require_usable(problems)

@@ -1,8 +1,9 @@
 """Labels that number objects instead of naming classes: how they are told, and the classes that are made of them.
 
 Programs that separate cells, and people who count lesions, give every object of an image a number of its own. Such
-numbers run from 1 (or on from the last image), each is one connected area, and how many there are differs from case to
-case. Classes, left out in some cases as they may be, leave gaps, lie in several parts, or end at the same value.
+numbers run from 1 in every image, or no image has one of another; each is one connected area, and how many there are
+differs from case to case. Classes, left out in some cases as they may be, leave gaps, lie in several parts, end at the
+same value, and come back in other cases.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ FEWEST_OBJECTS = 5  # in the case with most, to be sure; with 3 or 4 there is a 
 _EXACT_BELOW = 10  # objects; numbers of so few have no gaps
 _COMPACT = 0.8  # share of the numbers up to the highest that occur: some objects are cropped away (assumption)
 _PARTS = 1.25  # connected areas per number, at most: some objects are cut in two by others (assumption)
+_UNIQUE = 0.9  # share of different ones among the numbers of all cases, where they are never used again (assumption)
 _SPREAD = 1.5  # highest number of one case to that of another, from which on they differ (assumption)
 
 
@@ -37,17 +39,14 @@ class ObjectNumbers:
 
 
 def count_areas(labels: NDArray[np.integer[Any]], values: Iterable[int]) -> int | None:
-    """Return how many connected areas the values of a label map (1, *spatial) form; None where that tells nothing.
-
-    That is so where there are few values, or many more or fewer than numbers in their range.
-    """
-    above = [value for value in values if value > 0]
-    if len(above) < _FEWEST_COUNTED or len(above) < _COMPACT * (max(above) - min(above) + 1):
+    """Return how many connected areas the values of a label map (1, *spatial) form; None for few values."""
+    if sum(value > 0 for value in values) < _FEWEST_COUNTED:
         return None
     import cc3d
 
-    found = np.ascontiguousarray(np.maximum(labels[0], 0)).astype(np.uint32)
-    _, areas = cc3d.connected_components(found, connectivity=26 if found.ndim == 3 else 8, return_N=True)
+    found = labels[0] if labels.min() >= 0 else np.maximum(labels[0], 0)
+    neighbours = 26 if found.ndim == 3 else 8
+    _, areas = cc3d.connected_components(np.ascontiguousarray(found), connectivity=neighbours, return_N=True)
     return int(areas)
 
 
@@ -66,7 +65,7 @@ def object_numbers(cases: Mapping[str, tuple[Iterable[int], int | None]]) -> Obj
     counted = [(counts[name], areas) for name, (_, areas) in cases.items() if areas is not None and name in counts]
     if not counted or sum(areas for _, areas in counted) > _PARTS * sum(number for number, _ in counted):
         return None
-    if not (_run_from_one(list(values.values())) or _run_on(list(values.values()))):
+    if not (_run_from_one(list(values.values())) or _are_unique(list(values.values()))):
         return None
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     return ObjectNumbers((fewest, counts[fewest]), (most, counts[most]), counts[most] >= FEWEST_OBJECTS)
@@ -86,11 +85,10 @@ def _run_from_one(cases: Sequence[Sequence[int]]) -> bool:
     return differ or max(highest) >= _SPREAD * min(highest)
 
 
-def _run_on(cases: Sequence[Sequence[int]]) -> bool:
-    """Whether the numbers of every case have hardly a gap and no case has one of another."""
-    if sum(map(len, cases)) != len({value for found in cases for value in found}):
-        return False
-    return all(len(found) >= _COMPACT * (found[-1] - found[0] + 1) for found in cases)
+def _are_unique(cases: Sequence[Sequence[int]]) -> bool:
+    """Whether hardly a number of any case is in another one too, as classes are."""
+    several = max(map(len, cases)) >= FEWEST_OBJECTS
+    return several and len({value for found in cases for value in found}) >= _UNIQUE * sum(map(len, cases))
 
 
 def as_classes(labels: NDArray[np.integer[Any]], scheme: LabelScheme, *, boundary: bool) -> NDArray[np.integer[Any]]:

@@ -56,7 +56,7 @@ class Stage:
 
 _TRAINED_FROM = ("preset", "memory_gb", "device", "seed", "dataset", "planning", "training", "augmentation")
 _PLANNED_ON = ("fingerprint", "labels", "splits", "weights")
-_NOT_PLANNED_FROM = ("dataset.skip_incomplete", "training.checkpoint_seconds")
+_NOT_PLANNED_FROM = ("dataset.skip_incomplete", "dataset.labels", "training.checkpoint_seconds")  # cases tell of them
 
 STAGES = {
     stage.name: stage
