@@ -127,8 +127,16 @@ def test_check_notes_what_is_snapped(tmp_path: Path) -> None:
     action = "resample it if the voxels do not correspond"
     near, nearer = "0.30 voxels away (0.3 mm)", "0.02 voxels away (0.02 mm)"
     assert check_dataset(root) == (
-        Problem("c", f"c.nii.gz is {near} from c_0000.nii.gz and is treated as aligned", action, False),
-        Problem("d", f"d_0001.nii.gz is {nearer} from d_0000.nii.gz and is treated as aligned", action, False),
+        Problem(
+            "c", f"c.nii.gz is {near} from c_0000.nii.gz and is treated as aligned", action, False, code="grid_moved"
+        ),
+        Problem(
+            "d",
+            f"d_0001.nii.gz is {nearer} from d_0000.nii.gz and is treated as aligned",
+            action,
+            False,
+            code="grid_moved",
+        ),
     )
 
 

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 import zarr
 from PIL import Image as Picture
 
@@ -121,7 +122,7 @@ def test_an_empty_image_is_predicted_with_a_warning(model: Model) -> None:
 
 
 def test_warnings_are_logged_too(model: Model, caplog: pytest.LogCaptureFixture) -> None:
-    prediction = model.predict((np.zeros((1, 6, 8, 8), np.float32), Grid((6, 8, 8), (2.0, 1.0, 1.0), AFFINE)))
+    prediction = model.predict((np.zeros((1, 6, 8, 8), np.float32), AFFINE))
     (record,), (warned,) = caplog.records, prediction.warnings
     assert (record.name, record.levelname, record.getMessage()) == ("segfit", "WARNING", str(warned))
     assert asdict(warned).items() <= vars(record).items()
@@ -244,7 +245,7 @@ def test_mistakes_are_told(model: Model, tmp_path: Path) -> None:
     broken[3, 3, 3] = np.nan
     nan = write_case(tmp_path, "nan", broken).images[0]
     good = write_case(tmp_path, "good", array).images[0]
-    with pytest.raises(InputError, match=r"nan_0000.nii.gz contains NaN"):
+    with pytest.raises(InputError, match=r"nan_0000.nii.gz has 1 NaN"):
         model.predict(nan)
     with pytest.raises(InputError, match=r"good_0000.nii.gz has 2 channel\(s\), the plan is for 1"):
         model.predict([good, good])
@@ -252,16 +253,123 @@ def test_mistakes_are_told(model: Model, tmp_path: Path) -> None:
         model.predict(array)
     with pytest.raises(InputError, match="the image has 2 axes, the model takes 3, or 4"):
         model.predict((array[0], (1.0, 1.0)))
-    with pytest.raises(InputError, match="geometry of the image is unusable: spacing is positive"):
-        model.predict((array, (1.0, 0.0, 1.0)))
+    for spacing in (
+        (1.0, 0.0, 1.0),
+        (1.0, np.nan, 1.0),
+        (1.0, 1.0),
+        "1 1 1",
+        "",
+        ["a"],
+        [[1, 1]],
+        object(),
+        [None] * 3,
+    ):
+        with pytest.raises(InputError, match="voxel size"):
+            model.predict((array, spacing))
+        with pytest.raises(InputError, match="voxel size"):
+            model.predict(array, spacing)
+    for spacing in ("1 1 1", [], (0, 1, 1)):
+        with pytest.raises(InputError, match="voxel size"):
+            model.predict(good, spacing)
+    with pytest.raises(InputError, match="geometry of the image is unusable"):
+        model.predict((array, np.zeros((4, 4))))
     with pytest.raises(InputError, match="must hold real numbers"):
         model.predict((array.astype(np.complex64), AFFINE))
     with pytest.raises(InputError, match="its grid"):
         model.predict((array[1:], Grid((11, 17, 15), (1, 1, 1))))
     with pytest.raises(InputError, match="is missing"):
         model.predict(tmp_path / "absent.nii.gz")
-    with pytest.raises(InputError, match="no image was given"):
-        model.predict([])
+    for nothing in ([], (), None, 3, [1.0, 2.0], [None], {"image": array}, (good, (1, 1, 1))):
+        with pytest.raises(InputError):
+            model.predict(nothing)
+    with pytest.raises(InputError, match="not the second stage"):
+        model.predict(good, previous_stage=tmp_path / "absent.nii.gz")
+
+
+@pytest.mark.parametrize("value", [1e16, 1e30, 1e300, -1e30, np.inf, np.nan])
+def test_what_no_network_can_compute_with_is_refused(model: Model, tmp_path: Path, value: float) -> None:
+    array = voxels().astype(np.float64)
+    array[0, 0, 0] = value
+    case = write_case(tmp_path, "odd", array)
+    expected = "too large for single precision" if np.isfinite(value) else "NaN or infinite"
+    for source in (case.images[0], (array, AFFINE), Image(array[None], Grid(array.shape, (2.2, 0.9, 1.1), AFFINE))):
+        with pytest.raises(InputError, match=expected):
+            model.predict(source)
+    with pytest.raises(DatasetError) as caught:
+        predict_folder(model, [case], tmp_path / "out")
+    assert [problem.case for problem in caught.value.problems] == ["odd"]
+
+
+def test_headers_that_contradict_themselves_are_told(model: Model) -> None:
+    told = model.predict(Image(voxels()[None], Grid((11, 17, 15), (2.0, 1.0, 1.0), AFFINE))).warnings
+    assert [(item.code, item.file) for item in told] == [("file_header", "")]
+
+
+def test_files_of_a_case_that_lie_apart_are_told(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    tmp_path: Path,
+) -> None:
+    model = make_model(member(configuration(channels=2)))
+    moved = AFFINE.copy()
+    moved[0, 3] += 0.2
+    paths = [write_case(tmp_path, "a", voxels()).images[0], write_case(tmp_path, "b", voxels(seed=1), moved).images[0]]
+    assert [(item.code, item.file) for item in model.predict(paths).warnings] == [("grid_moved", str(paths[1]))]
+
+
+def test_arrays_tensors_and_spacings_of_every_kind(
+    configuration: Callable[..., Configuration], member: Callable[..., Member], make_model: Callable[..., Model]
+) -> None:
+    model = make_model(member(configuration("2d", ndim=2, patch=(16, 16), spacing=(1.0, 2.0))), spacing_mm=(1.0, 2.0))
+    array = voxels((21, 30))
+    expected = model.predict((array, (1.0, 2.0)))
+    assert expected.warnings == ()
+    for source, spacing in (
+        (array, (1.0, 2.0)),
+        (array, [1, 2]),
+        (torch.from_numpy(array), torch.tensor([1.0, 2.0])),
+        ((torch.from_numpy(array), np.array([1.0, 2.0])), None),
+        (torch.from_numpy(array)[None].requires_grad_(), (1.0, 2.0)),
+        (Image(array[None], Grid((21, 30), (1.0, 1.0), spacing_known=False)), (1.0, 2.0)),
+    ):
+        found = model.predict(source, spacing)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        assert (found.grid.spacing_mm, found.warnings) == ((1.0, 2.0), ())
+    assert model.predict(array, 1.5).grid.spacing_mm == (1.5, 1.5)
+    assert model.predict(torch.from_numpy(array).bfloat16(), 1).labels.shape == array.shape
+    with pytest.raises(InputError, match="but was given"):
+        model.predict((array, (1.0, 2.0)), (2.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("ndim", "channels", "shape", "expected"),
+    [
+        (2, 3, (21, 30, 3), "channels last"),
+        (2, 1, (21, 30, 1), "channels last"),
+        (3, 2, (8, 9, 10, 2), "channels last"),
+        (2, 1, (12, 21, 30), "a volume"),
+        (2, 3, (12, 21, 30), "a volume"),
+        (2, 3, (21, 30), "1 channel,"),
+        (3, 2, (8, 9, 10), "1 channel,"),
+        (3, 1, (8, 9), "2 axes"),
+        (2, 1, (1, 8, 9, 10), "4 axes"),
+        (2, 1, (0, 9), "holds nothing"),
+    ],
+)
+def test_arrays_of_another_shape_get_the_right_diagnosis(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    ndim: int,
+    channels: int,
+    shape: tuple[int, ...],
+    expected: str,
+) -> None:
+    patch, name = ((16, 16), "2d") if ndim == 2 else ((8, 12, 12), "3d_fullres")
+    model = make_model(member(configuration(name, ndim=ndim, patch=patch, spacing=(1.0,) * ndim, channels=channels)))
+    with pytest.raises(InputError, match=expected):
+        model.predict((np.ones(shape, np.float32), (1.0,) * ndim))
 
 
 def test_load_model(model: Model, tmp_path: Path) -> None:
@@ -279,6 +387,15 @@ def test_load_model(model: Model, tmp_path: Path) -> None:
         load_model(folder, "cpu", folds=[])
     with pytest.raises(InputError, match="tile_step is a share"):
         load_model(folder, "cpu", tile_step=0.0)
+    for option, values in {
+        "mirror": ("x", 1, "off"),
+        "tile_step": ("a", -1, np.nan),
+        "precision": ("int8", 16, "FP32"),
+        "folds": (1, 0, "7"),
+    }.items():
+        for value in values:
+            with pytest.raises(InputError, match=option.removesuffix("s")):
+                load_model(folder, "cpu", **{option: value})
     with pytest.raises(InputError, match="is not a model: it has neither"):
         load_model(tmp_path, "cpu")
 

@@ -6,12 +6,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segfit.dataset.annotation import MergedMasks, count_values, merged_masks
 from segfit.dataset.contents import FileHashes
@@ -21,20 +19,17 @@ from segfit.dataset.manifest import Case
 from segfit.dataset.object_numbers import as_classes, count_areas
 from segfit.errors import InputError, Problem
 from segfit.geometry import Grid
-from segfit.images import omezarr
 from segfit.images.formats import check, find_format, read_image, read_label
 from segfit.images.image import Image, Remark, problem_of
+from segfit.images.image_checks import grid_problems, header_remarks, voxel_problems
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
-from segfit.words import count, numbers
+from segfit.words import count
 
 __all__ = ["UNDECLARED", "CaseVoxels", "Finding", "Look", "check_case"]
 
 UNDECLARED = "undeclared-values"  # the code of problems with label values that mean nothing
 
-_LARGEST_INTENSITY = 1e15  # the squares of 10^8 such values, which deviations need, can still be summed in float32
-_SPACING_TOLERANCE = 0.02  # between two places of a header; rounding in either is far below (assumption)
-_MOST_SKEW = 1.0  # degrees that axes may be off from right angles (assumption; rounding is far below)
 _SHOWN_VALUES = 8  # label values written out in a message
 
 
@@ -182,15 +177,16 @@ def _check_image(seen: _Seen, path: Path, files: OpenFiles) -> Image | None:
     seen.channels += image.array.shape[0]
     seen.digest.update(repr(image.array.shape).encode())
     seen.digest.update(np.ascontiguousarray(image.array).data)
-    seen.problems += _check_voxels(case, path, image.array)
+    colours = find_format(path).channel_kind is not None
+    seen.problems += [replace(item, case=case.id) for item in voxel_problems(image.array, path.name, colours=colours)]
     seen.told(path, image, files)
     if seen.grid is not None:
-        seen.problems += _check_grid(case, path, seen.grid, image.grid, case.images[0])
+        seen.problems += _grid_problems(case, path, seen.grid, image.grid)
         return image
     seen.grid = image.grid
     unsigned = image.array.dtype.kind == "u" and find_format(path).same_depth
     seen.bits = 8 * image.array.dtype.itemsize if unsigned else None
-    seen.remarks += [(path, remark) for remark in _header_remarks(image.grid)]
+    seen.remarks += [(path, remark) for remark in header_remarks(image.grid)]
     return image
 
 
@@ -241,69 +237,15 @@ def _wrong_channels(case: Case, channels: int, expected: int, files: OpenFiles) 
     return Problem(case.id, f"{names}: {count(channels, 'channel')}{held}, the dataset has {expected}", action)
 
 
-def _check_voxels(case: Case, path: Path, array: NDArray[Any]) -> list[Problem]:
-    if array.dtype.kind == "f":
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            problem = f"{path.name} has {count(bad, 'NaN or infinite voxel')}"
-            return [Problem(case.id, problem, "replace them by a value such as 0, or remove the case")]
-    extremes = [(float(channel.min()), float(channel.max())) for channel in array]
-    low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
-    if max(-low, high) > _LARGEST_INTENSITY:
-        problem = f"{path.name} has values from {low:g} to {high:g}, too large for single precision"
-        return [Problem(case.id, problem, "replace them (they often mark missing values), or scale the image")]
-    problems: list[Problem] = []
-    for number, (low, high) in enumerate(extremes):
-        if low == high:
-            which = f" (channel {number} of the file)" if len(array) > 1 else ""
-            problem = f"{path.name} is constant{which}: every voxel is {low:g}"
-            action = "check the image; remove the case if it is empty"
-            if (number, len(array)) == (3, 4) and find_format(path).channel_kind is not None:
-                action = "save all images without an alpha channel (it is constant)"
-            problems.append(Problem(case.id, problem, action, fatal=False))
-    return problems
-
-
-def _check_grid(case: Case, path: Path, expected: Grid, found: Grid, first: Path) -> list[Problem]:
-    difference, moved = expected.mismatch(found), expected.snapped(found)
-    if difference and expected.turn(found) is not None:
-        problem = f"{path.name} stores its axes in another order or direction than {first.name} and is reoriented to it"
-        return [Problem(case.id, problem, "nothing if its header is right", fatal=False)]
-    action = "resample it to that image, or copy that image's header if the voxels already correspond"
-    if expected.affine is None and found.affine is None:
-        action = _fit_without_place(path, expected, found)
-    if expected.ndim != found.ndim and prod(expected.shape) == prod(found.shape):
-        action = f"save both with {min(expected.ndim, found.ndim)} axes, without the axis of length 1"
-    if difference:
-        return [Problem(case.id, f"{path.name} does not fit {first.name}: {difference}", action)]
-    apart = omezarr.translated(expected, found)
-    if apart:
-        problem = f"{path.name} is {apart} from {first.name} by its header; voxels are matched by index"
-        return [
-            Problem(case.id, problem, "correct its translation or resample it if the voxels do not correspond", False)
-        ]
-    if moved:
-        problem = f"{path.name} is {moved} from {first.name} and is treated as aligned"
-        return [Problem(case.id, problem, "resample it if the voxels do not correspond", fatal=False)]
-    return []
-
-
-def _fit_without_place(path: Path, expected: Grid, found: Grid) -> str:
-    """Return what to do where two files that do not say where they lie differ in shape or spacing."""
-    if expected.shape == found.shape:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return 'write the true {"spacing": [z, y, x]} in mm into a .json beside each of the two'
-        return "give both files the same voxel size if the voxels correspond, resample it if not"
-    if sorted(expected.shape) == sorted(found.shape):
-        return "it looks rotated or transposed: store its axes in the order of that image"
-    return "draw it on that image, or resample both to one size"
+def _grid_problems(case: Case, path: Path, expected: Grid, found: Grid) -> list[Problem]:
+    return [replace(item, case=case.id) for item in grid_problems(path, expected, found, case.images[0])]
 
 
 def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> list[Problem]:
     """Compare a label map with its image; what does not fit may be resampled if that was asked for."""
     label = uncropped(label, expected)
     difference, first = expected.mismatch(label.grid), case.images[0]
-    problems = _check_grid(case, path, expected, label.grid, first)
+    problems = _grid_problems(case, path, expected, label.grid)
     if not any(problem.fatal for problem in problems):
         return problems
     if not case.resample_label:
@@ -316,23 +258,6 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
         return [problem_of(case.id, error, f"correct {path.name}")]
     problem = f"{path.name} does not fit {first.name}: {difference}; its labels are resampled to that image"
     return [Problem(case.id, problem, "check some of them in the report", fatal=False)]
-
-
-def _header_remarks(grid: Grid) -> list[Remark]:
-    """Return what the geometry of a header says in two ways, or says and is not followed here."""
-    found: list[Remark] = []
-    if grid.affine is not None:
-        lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)
-        if not np.allclose(lengths[::-1], grid.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
-            own, other = numbers(grid.spacing_mm), numbers(lengths[::-1])
-            problem = f"has voxels of {own} mm, but its orientation matrix says {other} mm"
-            found.append(Remark(problem, "correct its header; the voxel size is used"))
-        axes = grid.affine[:3, :3] / lengths
-        skew = np.degrees(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max().clip(max=1)))
-        if skew > _MOST_SKEW:
-            problem = f"has axes that are {skew:.2g} degrees off right angles, which is ignored"
-            found.append(Remark(problem, "resample it to a grid with right angles, or correct its header"))
-    return found
 
 
 def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme, label: Image) -> list[Problem]:

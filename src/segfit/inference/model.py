@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
 from segfit.inference.predictor import Precision, Predictor
-from segfit.inference.sources import Source, read_previous_stage, read_source, source_files, source_warnings
+from segfit.inference.sources import Array, Source, as_spacing, read_previous_stage, read_source, source_files
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import UNet
@@ -37,6 +37,8 @@ from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.words import count, listing, numbers, printable
 
 __all__ = ["Model", "Prediction", "Prepared", "load_model"]
+
+Spacing = float | Sequence[float] | NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,8 +138,7 @@ class Model:
         tile_step: float | None = None,
         precision: Precision | None = None,
     ) -> None:
-        if tile_step is not None and not SMALLEST_TILE_STEP <= tile_step <= 1:
-            raise InputError(f"tile_step is a share of the patch from {SMALLEST_TILE_STEP} to 1, got {tile_step}")
+        _require_options(mirror, tile_step, precision)
         self.manifest: ModelManifest = bundle.manifest
         self.device = device
         self.predictors = tuple(
@@ -190,6 +191,11 @@ class Model:
         return self.manifest.input_ending
 
     @property
+    def takes_previous_stage(self) -> bool:
+        """Whether it is the second stage of a cascade."""
+        return any(member.configuration.previous_stage is not None for member in self.manifest.members)
+
+    @property
     def spacing_mm(self) -> tuple[float, ...]:
         """Voxel size that an image is taken to have which does not say its own, array order.
 
@@ -207,9 +213,9 @@ class Model:
     def predict(
         self,
         source: Source,
+        spacing_mm: Spacing | None = None,
         *,
-        previous_stage: str | Path | NDArray[np.integer[Any]] | None = None,
-        spacing_mm: Sequence[float] | None = None,
+        previous_stage: str | Path | Array | None = None,
         probabilities: bool = False,
         progress: Progress = LOGGED,
     ) -> Prediction:
@@ -217,17 +223,19 @@ class Model:
 
         Parameters
         ----------
-        source : a file, a list of files (one per channel, in order), an `Image`, or ``(array, geometry)`` with the
-            array (z, y, x) or (c, z, y, x) (2D: without z) and its spacing in mm (array order), 4x4 affine (x, y, z
-            voxels to RAS+ mm) or `Grid`. Arrays of 2D pictures need no geometry.
+        source : a file, a list of files (one per channel, in order), an `Image`, an array or tensor (z, y, x) or
+            (c, z, y, x) (2D: without z), or ``(array, geometry)`` with its spacing in mm (array order), 4x4 affine
+            (x, y, z voxels to RAS+ mm) or `Grid`
+        spacing_mm : voxel size of arrays and of files that do not say theirs (pictures), one number for all axes or one
+            per axis in array order; without it 2D ones are taken to be like those the model was made from, with a
+            warning
         previous_stage : label map of the previous stage on the same grid, for second stages of a cascade only
-        spacing_mm : voxel size of files that do not say theirs (pictures), one number for all axes or one per axis in
-            array order; without it they are taken to be like those the model was made from, with a warning
         probabilities : also keep them
 
-        Raises `InputError` if the image is not what the model was made for.
+        Where the image differs from those that the model was made from, in voxel size, extent, order of axes or
+        channels, or intensities, warnings say so. Raises `InputError` if it cannot be of their kind.
         """
-        prepared = self.prepare(source, previous_stage=previous_stage, spacing_mm=spacing_mm)
+        prepared = self.prepare(source, spacing_mm, previous_stage=previous_stage)
         for item in prepared.warnings:
             progress.warn(item)
         kept = KeptWarnings(progress)
@@ -237,29 +245,30 @@ class Model:
     def prepare(
         self,
         source: Source,
+        spacing_mm: Spacing | None = None,
         *,
-        previous_stage: str | Path | NDArray[np.integer[Any]] | None = None,
-        spacing_mm: Sequence[float] | None = None,
+        previous_stage: str | Path | Array | None = None,
     ) -> Prepared:
         """Read and preprocess one image: the first step of `predict`; runs on the CPU, in any thread."""
+        if previous_stage is not None and not self.takes_previous_stage:
+            raise InputError(f"{self.name} is not the second stage of a cascade", "leave previous_stage out")
         ndim = self.manifest.members[0].configuration.preprocessing.image_ndim
         sizeless = self.spacing_mm == (1.0, 1.0)  # made from pictures whose pixels had no size
         paths = source_files(source)
         file = paths[0] if paths else ""
+        given = as_spacing(spacing_mm)
         with OpenFiles() as files:
-            image, name = read_source(source, ndim, None if sizeless else spacing_mm, files)
-            known = replace(image.grid, spacing_known=True)  # a size that is assumed is reported below
-            warnings = source_warnings(paths, Image(image.array, known), files)
+            image, name, warnings = read_source(
+                source, ndim, len(self.channel_names), None if sizeless else given, files
+            )
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
-        if image.array.size and image.array.min() == image.array.max():
-            warnings.append(warning("constant_image", f"{name} is constant", file=file))
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
         if canonical and ndim == 3 and image.grid.affine is None:
             problem = f"{name} has no orientation; RAS+ (z, y, x) is assumed"
             warnings.append(warning("no_orientation", problem, file=file))
-        if sizeless and spacing_mm is not None:
+        if sizeless and given is not None:
             problem = f"the pixel size of {name} is ignored: the model was trained on images without one"
             warnings.append(warning("pixel_size_ignored", problem, file=file))
         sized = image
@@ -309,10 +318,19 @@ class Model:
         return Prediction(found, kept, (*prepared.warnings, *warnings))
 
 
+def _require_options(mirror: Any, tile_step: Any, precision: Any) -> None:
+    if mirror is not None and not isinstance(mirror, bool):
+        raise InputError(f"mirror is True, False or None, got {mirror!r}")
+    if tile_step is not None and not (isinstance(tile_step, int | float) and SMALLEST_TILE_STEP <= tile_step <= 1):
+        raise InputError(f"tile_step is a share of the patch from {SMALLEST_TILE_STEP} to 1, got {tile_step!r}")
+    if precision is not None and precision not in get_args(Precision):
+        raise InputError(f"precision is {', '.join(get_args(Precision))} or None, got {precision!r}")
+
+
 def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | None) -> list[str]:
     if folds is None:
         return list(member.weights)
-    if not folds:
+    if not isinstance(folds, Sequence) or not folds:
         raise InputError("folds must name at least one fold", "leave it out to use all")
     for fold in folds:
         if str(fold) not in member.weights:

@@ -63,7 +63,7 @@ def predict_folder(
 
     def prepare(case: Case) -> Prepared:
         earlier = None if previous_stage is None else previous_stage / f"{case.id}{ending}"
-        return model.prepare(list(case.images), previous_stage=earlier, spacing_mm=case.spacing_mm)
+        return model.prepare(list(case.images), case.spacing_mm, previous_stage=earlier)
 
     def write(case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[Problem]) -> None:
         prediction = model.finish(prepared, fields, probabilities=save_probabilities, warnings=warnings)
