@@ -95,7 +95,7 @@ class DatasetError(InputError):
     `outcome` says what was done all the same.
     """
 
-    def __init__(self, problems: Sequence[Problem], outcome: str = "nothing was changed") -> None:
+    def __init__(self, problems: Sequence[Problem], outcome: str = "fix them and run the command again") -> None:
         self.problems, self.outcome = tuple(problems), outcome
         super().__init__("\n".join(map(str, self.problems)))
         self.args = (self.problems, self.outcome)

@@ -139,9 +139,9 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError:
         raise InputError(f"{path} is not valid JSON (it is no UTF-8 text)", "save it as UTF-8") from None
     except RecursionError:
-        raise InputError(f"{path} is not valid JSON (too deeply nested)", "restore it or delete it") from None
+        raise InputError(f"{path} is not valid JSON (too deeply nested)", "restore it") from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error})", "restore it or delete it") from None
+        raise InputError(f"{path} is not valid JSON ({error})", "restore it") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

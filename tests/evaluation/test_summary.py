@@ -155,24 +155,39 @@ def test_processes_score_the_same(folders: tuple[Path, Path], monkeypatch: pytes
 def test_missing_counterparts_are_named(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
     (predictions / "case_a.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"predictions has no prediction for case_a\.nii\.gz;"):
+    with pytest.raises(InputError, match=r"predictions has no prediction for case_a;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
     notes = KeptWarnings(SILENT)
     part = evaluate_folder(*folders, TWO, ending=".nii.gz", require_all=False, execution=Execution(progress=notes))
     assert [item.case for item in part.cases] == ["case_b"]
     assert codes(part) == ["no_prediction"]
-    assert "case_a.nii.gz of 2" in part.warnings[0].problem
+    assert "case_a of 2" in part.warnings[0].problem
     assert list(part.warnings) == notes.warnings
     (references / "case_b.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"references has no reference for case_b\.nii\.gz;"):
+    with pytest.raises(InputError, match=r"references has no reference for case_b;"):
         evaluate_folder(*folders, TWO, ending=".nii.gz")
 
 
 def test_empty_and_absent_folders_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"has no prediction that ends in \.png"):
-        evaluate_folder(*folders, TWO, ending=".png")
+        evaluate_folder(tmp_path / "empty", folders[1], TWO, ending=".png")
     with pytest.raises(InputError, match="is not a folder"):
         evaluate_folder(tmp_path / "nowhere", folders[1], TWO, ending=".nii.gz")
+
+
+def test_label_files_with_another_ending_are_found_by_their_stem(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    expected = evaluate_folder(*folders, TWO, ending=".nii.gz")
+    for path in references.iterdir():
+        image = read_label(path)
+        write_labels(path.with_name(path.name.removesuffix(".gz")), LabelMap(image.array[0], image.grid))
+        path.unlink()
+    found = evaluate_folder(*folders, TWO, ending=".nii.gz")
+    assert [(item.case, item.metrics) for item in found.cases] == [(item.case, item.metrics) for item in expected.cases]
+    (references / "case_a.nrrd").touch()
+    with pytest.raises(InputError, match=r"has both case_a\.nii and case_a\.nrrd"):
+        evaluate_folder(predictions, references, TWO, ending=".nii.gz")
 
 
 def test_all_cases_that_cannot_be_scored_are_named(folders: tuple[Path, Path]) -> None:
@@ -201,7 +216,7 @@ def test_values_that_no_class_has_are_told(folders: tuple[Path, Path]) -> None:
     notes = KeptWarnings(SILENT)
     summary = evaluate_folder(*folders, TWO, ending=".nii.gz", execution=Execution(progress=notes))
     assert codes(summary) == ["undeclared_values"]
-    assert "the prediction of case_b" in summary.warnings[0].problem
+    assert "the prediction of case_b has undeclared values (77)" in summary.warnings[0].problem
     assert list(summary.warnings) == notes.warnings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from math import prod
@@ -297,3 +298,34 @@ def test_errors_of_files_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(FileError(Path("a.png"), "is empty", "copy it again")))
     assert (error.path, error.problem, error.action) == (Path("a.png"), "is empty", "copy it again")
     assert str(error) == "a.png is empty; copy it again"
+
+
+_ANNEX = "../.git/annex/objects/aa/bb/SHA256E-s1--x.nii.gz/SHA256E-s1--x.nii.gz"
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif"])
+def test_content_that_was_not_fetched_says_how_to_fetch_it(tmp_path: Path, ending: str) -> None:
+    pointer, link, lfs = (tmp_path / f"{name}{ending}" for name in ("pointer", "link", "lfs"))
+    pointer.write_text("/annex/objects/SHA256E-s22--d.nii.gz\n")
+    link.symlink_to(_ANNEX)
+    lfs.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    for path, action in ((pointer, "datalad get"), (link, f"datalad get {link}"), (lfs, "git lfs pull")):
+        with pytest.raises(FileError) as refused:
+            read_image(path)
+        assert action in refused.value.action
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".png", ".tif"])
+def test_pipes_and_devices_are_not_read(tmp_path: Path, ending: str) -> None:
+    pipe, device, nowhere = (tmp_path / f"{name}{ending}" for name in ("pipe", "device", "nowhere"))
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    nowhere.symlink_to("nothing")
+    for path, problem in (
+        (pipe, "a pipe, socket or device"),
+        (device, "a pipe, socket or device"),
+        (nowhere, "is a link to nothing"),
+    ):
+        with pytest.raises(FileError) as refused:
+            read_image(path)
+        assert problem in refused.value.problem

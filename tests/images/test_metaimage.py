@@ -169,7 +169,11 @@ def test_where_the_voxels_are_not(tmp_path: Path, data: str | None, problem: str
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"", "is empty"), (b"<html>404</html>", "is not a MetaImage file"), (bytes(900), "is not a MetaImage file")],
+    [
+        (b"", "is empty"),
+        (b"<html>404</html>", "is a web page or another text file, not a MetaImage file"),
+        (bytes(900), "is not a MetaImage file"),
+    ],
 )
 def test_foreign_files_are_named(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "a.mha").write_bytes(content)

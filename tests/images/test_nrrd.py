@@ -190,7 +190,7 @@ def test_faults_are_explained(
     ("content", "problem"),
     [
         (b"", "is empty"),
-        (b"\x1f\x8b\x08\0garbage", "is not an NRRD file"),
+        (b"\x1f\x8b\x08\0garbage", "is gzipped, not an NRRD file"),
         (b"NRRD0004\nnonsense\n", "has a header line that is not a field: 'nonsense'"),
         (b"NRRD0004\n", 'has no "dimension" in its header'),
     ],

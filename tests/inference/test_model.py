@@ -566,7 +566,7 @@ def test_predict_folder_goes_on_after_a_bad_case(model: Model, tmp_path: Path) -
         predict_folder(model, cases, tmp_path / "out")
     assert [problem.case for problem in caught.value.problems] == ["case1", "case3"]
     assert "NaN or infinite" in caught.value.problems[1].problem
-    assert caught.value.outcome == "the other 2 of 4 cases are predicted"
+    assert caught.value.outcome == "the other 2 of 4 are predicted"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case0.nii.gz", "case2.nii.gz"]
 
 

@@ -24,6 +24,7 @@ from segfit.cli.console import console_execution, console_progress, say, score_t
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.errors import InputError
 from segfit.progress import KeptWarnings
+from segfit.words import count
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Case
@@ -175,7 +176,7 @@ def evaluate(
     rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
     score_table(rows, first="Dice")
     if summary.mean_dice is not None:
-        say(f"mean Dice {summary.mean_dice:.4f} over {len(summary.cases)} cases")
+        say(f"mean Dice {summary.mean_dice:.4f} over {count(len(summary.cases), 'case')}")
 
 
 def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str]:

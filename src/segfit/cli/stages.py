@@ -209,7 +209,7 @@ def preprocess(
         print_json({"folder": str(project.folder.cases), "configurations": stored})
         return 0
     for name, keys in stored.items():
-        say(f"{name}: {len(keys)} cases in {project.folder.cases}")
+        say(f"{name}: {count(len(keys), 'case')} in {project.folder.cases}")
     return 0
 
 
@@ -283,7 +283,7 @@ def print_outcome(project: Project, *, as_json: bool = False) -> int:
         summaries["test"] = found.test
     verdict = found.verdict
     code = _UNTRUSTED if verdict is not None and verdict.level == "failed" else 0
-    rows = {f"{name} ({len(summary.cases)} cases)": _dice(summary) for name, summary in summaries.items()}
+    rows = {f"{name} ({count(len(summary.cases), 'case')})": _dice(summary) for name, summary in summaries.items()}
     if as_json:
         means = {name: _dice(summary) for name, summary in summaries.items()}
         judged = None if verdict is None else verdict.model_dump(mode="json") | {"headline": verdict.headline}

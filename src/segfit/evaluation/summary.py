@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, Field
 
-from segfit.dataset.annotation import read_labels
+from segfit.dataset.annotation import count_values, read_labels
 from segfit.dataset.layouts.names import composed
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem, warning
@@ -22,7 +22,7 @@ from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_his
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import Document, Record, Warned
 from segfit.geometry import Grid
-from segfit.images.formats import num_voxels, read_grid, read_label
+from segfit.images.formats import ENDINGS, full_name, known_ending, num_voxels, read_grid, read_label
 from segfit.images.image import FileError, Image, problem_of
 from segfit.labels import LabelClass, LabelScheme
 from segfit.notebook import html_table
@@ -326,10 +326,13 @@ def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution
     if any(problems):
         raise DatasetError([problem for problem in problems if problem is not None], "nothing was evaluated")
     for role in ("prediction", "reference"):
-        strange = sorted(case for case, one in found.items() if role in one.undeclared)
+        strange = {case: one.undeclared[role] for case, one in sorted(found.items()) if role in one.undeclared}
         if strange:
-            problem = f"the {role} of {listing(strange)} has undeclared values, which are ignored"
-            kept.warn(warning("undeclared_values", problem))
+            values = sorted({value for those in strange.values() for value in those})
+            named = f" ({listing([str(value) for value in values])})" if values else ""
+            problem = f"the {role} of {listing(list(strange))} has undeclared values{named}, which are ignored"
+            action = "change them in the files to the values that dataset.json declares, if they are classes"
+            kept.warn(warning("undeclared_values", problem, action))
     for placed, words in _TOLD.items():
         if cases := sorted(case for case, one in found.items() if one.placed == placed):
             kept.warn(warning(placed, words.format(listing(cases))))
@@ -339,10 +342,10 @@ def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution
 
 @dataclass(frozen=True, slots=True)
 class _Evaluated:
-    """Metrics of a pair, and which of the two holds values that no class has; or why there are none."""
+    """Metrics of a pair, and the values that no class has by which of the two holds them; or why there are none."""
 
     metrics: dict[str, Metrics]
-    undeclared: tuple[str, ...] = ()
+    undeclared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     placed: _Placed = "alike"
     problem: Problem | None = None
 
@@ -353,9 +356,19 @@ def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
         counts = joint_histogram(prediction, reference, scheme)
     except InputError as error:
         return _Evaluated({}, problem=problem_of(pair.case, error))
-    undeclared = {"prediction": counts[:, -1].any(), "reference": counts[-1].any()}
-    metrics = metrics_from_histogram(counts, scheme.classes)
-    return _Evaluated(metrics, tuple(role for role, there in undeclared.items() if there), placed)
+    undeclared: dict[str, tuple[int, ...]] = {}
+    if counts[:, -1].any():
+        undeclared["prediction"] = _undeclared(pair.load_prediction, prediction, scheme)
+    if counts[-1].any():
+        undeclared["reference"] = _undeclared(pair.load_reference, reference, scheme)
+    return _Evaluated(metrics_from_histogram(counts, scheme.classes), undeclared, placed)
+
+
+def _undeclared(load: object, inner: NDArray[Any], scheme: LabelScheme) -> tuple[int, ...]:
+    """Return the values of a label map that are not declared, as stored; none where only inner ones are known."""
+    if isinstance(load, _File):
+        return tuple(sorted(set(count_values(read_label(load.path).array)) - set(scheme.stored_values)))
+    return tuple(sorted(set(count_values(inner)) - set(scheme.stored_values))) if scheme.stored is None else ()
 
 
 def evaluate_folder(
@@ -372,7 +385,8 @@ def evaluate_folder(
     Parameters
     ----------
     predictions, references : folders of label files
-    ending : file ending of both, with the leading dot; hidden files are ignored
+    ending : file ending of both, with the leading dot; a folder without such files may have label files with another
+        ending that is known; hidden files are ignored
     require_all : whether every reference must have a prediction
 
     Pairs are compared in space: predictions that store the same volume in another order of axes are turned, and told.
@@ -383,7 +397,7 @@ def evaluate_folder(
     kept = KeptWarnings(execution.progress)
     predicted, expected = _files(Path(predictions), ending), _files(Path(references), ending)
     if not predicted:
-        raise InputError(f"{predictions} has no prediction that ends in {ending}")
+        raise InputError(f"{predictions} has no prediction that ends in {ending}", "give the folder of label files")
     unknown = sorted(set(predicted) - set(expected))
     if unknown:
         raise InputError(f"{references} has no reference for {listing(unknown)}", "add it or remove the prediction")
@@ -394,9 +408,7 @@ def evaluate_folder(
     if missing:
         problem = f"{listing(missing)} of {len(expected)} references have no prediction and are not counted"
         kept.warn(warning("no_prediction", problem))
-    pairs = [
-        Pair.of_files(name.removesuffix(ending), predicted[name], expected[name], scheme) for name in sorted(predicted)
-    ]
+    pairs = [Pair.of_files(name, predicted[name], expected[name], scheme) for name in sorted(predicted)]
     summary = evaluate(pairs, scheme, execution=replace(execution, progress=kept))
     return summary.model_copy(update={"warnings": tuple(kept.warnings)})
 
@@ -404,8 +416,17 @@ def evaluate_folder(
 def _files(folder: Path, ending: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of label files")
-    found = [path for path in sorted(folder.iterdir()) if path.name.endswith(ending) and path.name[0] != "."]
-    return {composed(path.name): path for path in found}
+    visible = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    found = {composed(path.name.removesuffix(ending)): path for path in visible if path.name.endswith(ending)}
+    if found:
+        return found
+    for path in visible:
+        other = known_ending(path)
+        if other and ENDINGS[other.lower()].write is not None:
+            same = found.setdefault(composed(full_name(path).removesuffix(other)), path)
+            if same is not path:
+                raise InputError(f"{folder} has both {same.name} and {path.name}", "leave one of them")
+    return found
 
 
 def _apart(reference: Grid, prediction: Grid) -> bool:

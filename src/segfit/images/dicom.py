@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.geometry import Grid
-from segfit.images.image import FileError, Image, optional_package, reading
+from segfit.images.image import FileError, Image, absence, optional_package, reading
 from segfit.images.open_files import OpenFiles, shared
 from segfit.words import count
 from segfit.words import numbers as shown
@@ -214,6 +214,8 @@ def _require_no_damaged_slice(folder: Path, files: OpenFiles) -> None:
     names = {_without_digits(file) for file in slices}
     for file in sorted(set(folder.iterdir()) - slices):
         named = _SLICE_NAME.fullmatch(file.name) or _without_digits(file) in names
+        if named and file.is_symlink() and not file.exists():
+            raise FileError(file, *absence(file, _EXPORT_AGAIN))
         if named and file.name[0] != "." and file.is_file():
             problem = "is named like a slice but is not a DICOM file"
             raise FileError(file, "is empty" if file.stat().st_size == 0 else problem, _EXPORT_AGAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ __all__ = [
     "LabelMap",
     "Remark",
     "Segment",
+    "absence",
     "foreign",
+    "foreign_start",
     "mm_per_unit",
     "optional_package",
     "problem_of",
@@ -64,8 +67,10 @@ _KNOWN_STARTS = {
     b"\x1f\x8b": ("is gzipped", "unpack it or correct its ending"),
     b"%PDF": ("is a PDF document", "export the image in it"),
     b"<": ("is a web page or another text file", "download the file itself"),
+    b"/annex/objects/": ("is a git-annex pointer, not the file itself", "fetch it with datalad get, or git annex get"),
     b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch it with git lfs pull"),
 }
+_LONGEST_START = 32  # bytes that tell
 _LARGE_BYTES = 1 << 28  # of an image, from which on it is asked whether its file can hold it (assumption)
 _MOST_PACKED = 8300  # pixels per byte of a file: Deflate packs 1032 bytes into one, each 8 pixels of black and white
 
@@ -119,23 +124,47 @@ def reading(path: Path) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except FileNotFoundError:
-        raise FileError(path, "is missing", "add the file or correct its name") from None
+        raise FileError(path, *absence(path, "add the file or correct its name")) from None
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         reason = " ".join(reason.split())  # in one line
         raise FileError(path, f"cannot be read ({reason})", COPY_AGAIN) from error
 
 
-def foreign(path: Path, expected: str, files: OpenFiles | None = None) -> FileError:
-    """Return what is wrong with a file that does not begin as `expected`, such as "a TIFF file"."""
+def absence(path: Path, action: str) -> tuple[str, str]:
+    """Return why there is no file or folder at a path, and what to do: `action` where nothing more is known."""
+    try:
+        mode, target = path.lstat().st_mode, str(path.readlink()) if path.is_symlink() else ""
+    except OSError:
+        return "is missing", action
+    if "annex/objects" in target:
+        return "was not fetched: it is a link into git-annex", f"run datalad get {path}, or git annex get"
+    if target:
+        return f"is a link to {target}, which is missing", "restore that file or the link"
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return "is missing", action
+    return "is a pipe, socket or device, not a file", "copy the image into a file"
+
+
+def foreign(
+    path: Path, expected: str, files: OpenFiles | None = None, action: str = "export it again or correct its ending"
+) -> FileError:
+    """Return what is wrong with a file that does not begin as `expected`, such as "a TIFF file".
+
+    `action` is for a file of which it is not known what it is instead.
+    """
     with reading(path), opened(path, files) as handle:
-        start = handle.read(32)
+        return foreign_start(path, expected, handle.read(_LONGEST_START), action)
+
+
+def foreign_start(path: Path, expected: str, start: bytes, action: str) -> FileError:
+    """Return what is wrong with a file that holds other bytes than `expected`; `start` are its first ones, unpacked."""
     if not start:
         return FileError(path, "is empty", COPY_AGAIN)
-    for mark, (what, action) in _KNOWN_STARTS.items():
+    for mark, (what, known_action) in _KNOWN_STARTS.items():
         if start.startswith(mark):
-            return FileError(path, f"{what}, not {expected}" if " not " not in what else what, action)
-    return FileError(path, f"is not {expected}", "export it again or correct its ending")
+            return FileError(path, f"{what}, not {expected}" if " not " not in what else what, known_action)
+    return FileError(path, f"is not {expected}", action)
 
 
 def require_room(path: Path, shape: Sequence[int], num_bytes: int) -> None:

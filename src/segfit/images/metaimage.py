@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
-from segfit.images.image import COPY_AGAIN, FileError, Image, mm_per_unit, reading
+from segfit.images.image import FileError, Image, foreign, mm_per_unit, reading
 from segfit.images.open_files import OpenFiles, opened
 from segfit.images.raw_voxels import COMPRESSION_LEVEL, Payload, TextHeader, numbers, whole_numbers
 from segfit.words import numbers as shown
@@ -138,11 +138,9 @@ class _Header(TextHeader):
                 if _LAST_FIELD.lower() in fields:
                     break
             length = handle.tell()
-        if not length:
-            raise FileError(path, "is empty", COPY_AGAIN)
         header = cls(path, fields, length)
         if not {"ndims", "dimsize", _LAST_FIELD.lower()} & set(fields):
-            raise FileError(path, "is not a MetaImage file", "export it as MetaImage or correct its ending")
+            raise foreign(path, "a MetaImage file", files, "export it as MetaImage or correct its ending")
         for name in ("NDims", "DimSize", "ElementType", _LAST_FIELD):
             header.field(name)
         return header

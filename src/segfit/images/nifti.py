@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid, canonical_map, is_invertible
-from segfit.images.image import FileError, Image, Remark, Segment, reading
+from segfit.images.image import FileError, Image, Remark, Segment, foreign_start, reading
 from segfit.images.open_files import OpenFiles, opened
 
 __all__ = ["read", "read_grid", "remarks", "segments", "write"]
@@ -170,13 +170,11 @@ def _fill(array: NDArray[Any], start: bytes, stream: BinaryIO) -> int:
 
 def _parse(path: Path, content: bytes) -> tuple[Any, bytes]:
     """Return nibabel's header and its raw bytes."""
-    if not content:
-        raise FileError(path, "is empty", "copy or export it again, or remove the case")
     if content.startswith(_GZIP_MAGIC):
         raise FileError(path, "is not a NIfTI file (it is gzipped twice)", "unpack it once")
     kind = _header_kind(content)
     if kind is None:
-        raise FileError(path, "is not a NIfTI file", "export it as NIfTI or correct its ending")
+        raise foreign_start(path, "a NIfTI file", content, "export it as NIfTI or correct its ending")
     raw = content[: kind.sizeof_hdr]
     if len(raw) < kind.sizeof_hdr:
         raise FileError(path, "is truncated (its header is incomplete)", "copy or export it again")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid, is_invertible
-from segfit.images.image import COPY_AGAIN, FileError, Image, Segment, mm_per_unit, reading
+from segfit.images.image import COPY_AGAIN, FileError, Image, Segment, foreign, mm_per_unit, reading
 from segfit.images.open_files import OpenFiles, opened
 from segfit.images.raw_voxels import COMPRESSION_LEVEL, Encoding, Payload, TextHeader, numbers, whole_numbers
 from segfit.words import numbers as shown
@@ -167,10 +167,8 @@ class _Header(TextHeader):
         texts: dict[str, str] = {}
         with opened(path, files) as handle:
             magic = handle.readline(_LONGEST_LINE)
-            if not magic:
-                raise FileError(path, "is empty", COPY_AGAIN)
             if not magic.startswith(_MAGIC):
-                raise FileError(path, "is not an NRRD file", "export it as NRRD or correct its ending")
+                raise foreign(path, "an NRRD file", files, "export it as NRRD or correct its ending")
             while line := handle.readline(_LONGEST_LINE):
                 text = line.decode("utf-8", "replace").strip("\r\n")
                 if not text:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BufferedReader
@@ -39,7 +41,7 @@ class OpenFiles:
         if handle is None:
             if len(self._open) >= _MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
-            handle = path.open("rb")
+            handle = _open(path)
             self._open[path] = handle
             self._on_open(path, handle)
         self._open[path] = handle  # the last one used
@@ -53,13 +55,20 @@ class OpenFiles:
         return self._starts[path]
 
 
+def _open(path: Path) -> BufferedReader:
+    """Open a regular file; `OSError` for a pipe, which might wait for ever, and for a device, which might not end."""
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file", str(path))
+    return path.open("rb")
+
+
 @contextmanager
 def opened(path: Path, files: OpenFiles | None = None) -> Iterator[BufferedReader]:
     """Open a file for reading, unless it is among files that are open."""
     if files is not None:
         yield files.at_start(path)
         return
-    with path.open("rb") as handle:
+    with _open(path) as handle:
         yield handle
 
 

@@ -75,7 +75,10 @@ def predict_folder(
 
     problems = _predict(model, waiting, prepare, write, execution)
     if problems:
-        raise DatasetError(problems, f"the other {len(cases) - len(problems)} of {len(cases)} cases are predicted")
+        others = len(cases) - len(problems)
+        raise DatasetError(
+            problems, f"the other {others} of {len(cases)} are predicted" if others else "none is predicted"
+        )
     return [paths[case.id] for case in cases]
 
 

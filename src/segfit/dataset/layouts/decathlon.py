@@ -27,6 +27,7 @@ from segfit.dataset.layouts.nnunet import compare_sizes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem
 from segfit.images.formats import split_ending
+from segfit.images.image import absence
 from segfit.labels import LabelScheme
 
 __all__ = ["read", "recognises"]
@@ -125,6 +126,6 @@ def _images(path: Path, channels: int) -> tuple[str, tuple[Path, ...], list[Prob
         if match and match[1] == name and other.name.endswith(ending):
             numbered[int(match[2])] = other
     if not numbered:
-        problem = f"the listed file {path.parent.name}/{path.name} is missing"
-        return name, (), [Problem(name, problem, "add it or remove the case from the list")]
+        problem, action = absence(path, "add it or remove the case from the list")
+        return name, (), [Problem(name, f"the listed file {path.parent.name}/{path.name} {problem}", action)]
     return name, tuple(file for _, file in sorted(numbered.items())), channel_problems(name, numbered, channels)

@@ -35,6 +35,7 @@ from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
 from segfit.images.formats import ENDINGS, FOLDER, described, full_name, known_ending
+from segfit.images.image import absence
 
 __all__ = ["compare_sizes", "read", "recognises"]
 
@@ -292,7 +293,8 @@ def _listed_cases(
         paths = [root / os.path.expandvars(text) for text in (*images, label)]  # type: ignore[misc]
         for path in paths:
             if not is_there(path):
-                problems.append(Problem(name, f"the listed file {path} is missing", "add it or correct its path"))
+                problem, action = absence(path, "add it or correct its path")
+                problems.append(Problem(name, f"the listed file {path} {problem}", action))
         numbered = dict(enumerate(paths[:-1]))
         if channels is not None and not ENDINGS[ending.lower()].multichannel and len(numbered) != len(channels):
             problem = f"lists {len(numbered)} image files, dataset.json names {len(channels)} channels"

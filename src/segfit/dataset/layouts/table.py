@@ -42,6 +42,7 @@ from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import read_json
 from segfit.images.formats import is_image_folder, known_ending, split_ending
+from segfit.images.image import absence
 from segfit.labels import LabelScheme
 from segfit.words import count, listing
 
@@ -336,7 +337,8 @@ def _case(
         except RuntimeError:  # the home folder of nobody
             found = path.parent / text
         if not is_there(found):
-            wrong.append(Problem(name, f"the listed file {text} is missing", "add it or correct its path"))
+            problem, action = absence(found, "add it or correct its path")
+            wrong.append(Problem(name, f"the listed file {text} {problem}", action))
             return None
         try:
             split_ending(found)
