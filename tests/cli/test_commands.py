@@ -439,6 +439,54 @@ def test_problems_stand_together(dataset: Path, tmp_path: Path, capsys: pytest.C
     ]
 
 
+@pytest.mark.parametrize("fault", ["another grid", "not a number", "undeclared"])
+def test_export_writes_no_dataset_that_the_check_refuses(
+    fault: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty, out = copy(dataset, tmp_path), tmp_path / "Dataset012_Copy"
+    image, label = faulty / "imagesTr" / "phantom_tr_001_0000.nii.gz", faulty / "labelsTr" / "phantom_tr_001.nii.gz"
+    values = np.asarray(nib.load(label).dataobj).astype(np.uint8)  # type: ignore[attr-defined]
+    voxels = np.asarray(nib.load(image).dataobj).astype(np.float32)  # type: ignore[attr-defined]
+    if fault == "another grid":
+        rewrite(label, values[2:-2, 1:-1, 1:])
+    elif fault == "not a number":
+        rewrite(image, np.where(voxels < np.median(voxels), np.nan, voxels).astype(np.float32))
+    else:
+        rewrite(label, values * 100)
+    to = ["--to", "nnunet", "-o", str(out)]
+    assert run(["export", str(faulty), *to]) == 2
+    assert "phantom_tr_001" in capsys.readouterr().err
+    assert not out.exists()
+    option = "--resample-labels" if fault == "another grid" else "--skip-incomplete"
+    assert run(["export", str(faulty), *to, option]) == 0
+    assert "phantom_tr_001" in capsys.readouterr().err  # a warning
+    assert len(list((out / "labelsTr").iterdir())) == 4 + (fault == "another grid")
+    assert run(["check", str(out)]) == 0
+
+
+def test_folds_that_a_run_would_refuse_are_told_by_the_check(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty, project = copy(dataset, tmp_path), tmp_path / "p"
+    folds = [{"train": ["phantom_tr_000"], "val": ["phantom_tr_001.nii.gz"]}]
+    (faulty / "splits_final.json").write_text(json.dumps(folds))
+    assert run(["check", str(faulty), "--json"]) == 2
+    (problem,) = [item for item in json.loads(capsys.readouterr().out)["problems"] if item["fatal"]]
+    assert problem["case"] == "dataset"
+    assert problem["problem"].endswith("names the case 'phantom_tr_001.nii.gz', which is not in the dataset")
+    assert problem["action"].endswith("without channel and ending: 'phantom_tr_001', or give --splits balanced")
+    assert run(["plan", str(faulty), "--out", str(project)]) == 2
+    assert "which is not in the dataset" in capsys.readouterr().err
+    assert run(["check", str(project)]) == 2
+    assert run(["plan", str(faulty), "--out", str(project), "--splits", "balanced"]) == 0
+    assert run(["check", str(project)]) == 0
+    (faulty / "splits_final.json").unlink()
+    (faulty / "splits_final.json").symlink_to(tmp_path / "not fetched.json")
+    capsys.readouterr()
+    assert run(["check", str(faulty)]) == 2
+    assert "splits_final.json" in capsys.readouterr().out
+
+
 def test_export_for_nnunet(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken, out = broken_pair(dataset, tmp_path), tmp_path / "Dataset012_Copy"
     to = ["--to", "nnunet", "-o", str(out)]

@@ -315,4 +315,4 @@ def test_a_fold_that_would_draw_no_case_is_refused(way: Literal["balanced", "nnu
     with pytest.raises(InputError) as raised:
         make_splits(way, cases, {})
     assert re.fullmatch("no training case of fold [0-2] has a weight above 0", raised.value.problem)
-    assert raised.value.action == "give more cases a weight, or other folds with --splits"
+    assert raised.value.action == "give more cases a weight or make other folds"

@@ -30,6 +30,7 @@ __all__ = [
     "Labels",
     "Out",
     "PresetName",
+    "ResampleLabels",
     "SkipIncomplete",
     "Workers",
     "dataset_facts",
@@ -74,6 +75,10 @@ Labels = Annotated[
         help="What label values are; exclusive: classes whose masks may overlap.",
     ),
 ]
+ResampleLabels = Annotated[
+    bool | None,
+    typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -96,10 +101,7 @@ _SETTINGS: dict[str, Any] = {
             "--splits", metavar="balanced|nnunet|FILE", help="Folds; FILE: a splits_final.json or splits.json."
         ),
     ],
-    "resample_labels": Annotated[
-        bool | None,
-        typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
-    ],
+    "resample_labels": ResampleLabels,
     "labels": Labels,
     "memory": Annotated[float | None, typer.Option("--memory", metavar="GB", help="Memory target of a training.")],
     "device": Device,

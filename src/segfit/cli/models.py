@@ -12,6 +12,7 @@ from segfit.cli.common import (
     AsJson,
     Labels,
     LabelUseName,
+    ResampleLabels,
     SkipIncomplete,
     Workers,
     dataset_of,
@@ -21,7 +22,7 @@ from segfit.cli.common import (
 )
 from segfit.cli.console import console_execution, say
 from segfit.cli.help_pages import MODELS, add_verb
-from segfit.errors import DatasetError, InputError
+from segfit.errors import InputError
 
 if TYPE_CHECKING:
     from segfit.execution.execution import Execution
@@ -68,18 +69,22 @@ def export(
     workers: Workers = None,
     skip_incomplete: SkipIncomplete = None,
     labels: Labels = None,
+    resample_labels: ResampleLabels = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset as others read it.
 
-    For nnU-Net one file per channel, consecutive labels, dataset.json.
+    For nnU-Net one file per channel, consecutive labels, dataset.json. A dataset that segfit check refuses is not
+    written.
     """
     from segfit.bundle.bundle import MANIFEST
 
     assert to == "nnunet"
     if (path / MANIFEST).is_file():
         raise InputError(f"{path} is a model, and export writes datasets", "give a dataset or a project")
-    written = _export(path, output, labels, workers=workers, skip_incomplete=skip_incomplete)
+    written = _export(
+        path, output, workers, skip_incomplete=skip_incomplete, resample_labels=resample_labels, labels=labels
+    )
     print_result({"folder": str(written), "to": to}, [written], as_json=as_json)
 
 
@@ -89,29 +94,29 @@ def export_nnunet(
     workers: Workers = None,
     skip_incomplete: SkipIncomplete = None,
     labels: Labels = None,
+    resample_labels: ResampleLabels = None,
 ) -> None:
     """Do as export --to nnunet does, under an older name."""
-    written = _export(dataset, out, labels, workers=workers, skip_incomplete=skip_incomplete)
+    written = _export(
+        dataset, out, workers, skip_incomplete=skip_incomplete, resample_labels=resample_labels, labels=labels
+    )
     say(str(written))
 
 
-def _export(
-    path: Path, folder: Path, labels: LabelUseName | None, *, workers: int | None, skip_incomplete: bool | None
-) -> Path:
-    from segfit.dataset.checks import check_dataset, require_usable
-    from segfit.dataset.layouts import inspect_dataset, leave_out
+def _export(path: Path, folder: Path, workers: int | None, **given: bool | LabelUseName | None) -> Path:
+    """Write a dataset that passes the check; what is `given` of `DatasetOptions` precedes what its project says."""
+    from segfit.dataset.checks import checked_dataset, require_usable
     from segfit.nnunet.dataset_export import export_nnunet as write
 
     execution = console_execution(workers)
-    dataset, asked = dataset_of(path)
-    opened, problems = inspect_dataset(dataset)
-    if opened is None:
-        raise DatasetError([problem for problem in problems if problem.fatal])
-    opened = opened.taken(asked if labels is None else asked.model_copy(update={"labels": labels}))
-    if asked.skip_incomplete if skip_incomplete is None else skip_incomplete:
-        opened, problems = leave_out(opened, check_dataset(opened, execution=execution))
+    place, asked = dataset_of(path)
+    changes = {name: value for name, value in given.items() if value is not None}
+    dataset, problems = checked_dataset(place, asked.model_copy(update=changes), execution=execution)
     require_usable(problems)
-    return write(opened, folder, execution=execution)
+    assert dataset is not None
+    for problem in problems:
+        execution.progress.warn(problem)
+    return write(dataset, folder, execution=execution)
 
 
 def verify(

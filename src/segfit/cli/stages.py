@@ -77,8 +77,8 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
     Says first what was understood. The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
     """
     from segfit.cli.console import console_execution
-    from segfit.dataset.checks import check_dataset
-    from segfit.dataset.layouts import describe, inspect_dataset, leave_out
+    from segfit.dataset.checks import checked_dataset
+    from segfit.dataset.layouts import describe
     from segfit.options import Options
 
     if dataset is None or out is not None or is_project(dataset):
@@ -86,13 +86,8 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
         problems = project.check()
         found: Dataset | None = project.dataset
     else:
-        found, problems = inspect_dataset(dataset)
-        if found is not None:
-            asked = Options().with_settings(given)
-            found = found.taken(asked.dataset)
-            problems = check_dataset(found, execution=console_execution(asked.workers))
-            if asked.dataset.skip_incomplete:
-                found, problems = leave_out(found, problems)
+        asked = Options().with_settings(given)
+        found, problems = checked_dataset(dataset, asked.dataset, execution=console_execution(asked.workers))
     fatal = sum(problem.fatal for problem in problems)
     if as_json:
         told = [item.facts | {"fatal": item.fatal} for item in problems]

@@ -15,20 +15,22 @@ import numpy as np
 from segfit.dataset.annotation import LABEL_BYTES_PER_VOXEL
 from segfit.dataset.case_checks import UNDECLARED, Finding, Look, check_case
 from segfit.dataset.contents import FileHashes
-from segfit.dataset.layouts import inspect_dataset
+from segfit.dataset.layouts import inspect_dataset, leave_out
 from segfit.dataset.layouts.common import MOST_CLASSES
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.object_numbers import FEWEST_OBJECTS, object_numbers
 from segfit.dataset.palettes import palette_problems
+from segfit.dataset.splits import splits_problems
 from segfit.errors import DatasetError, Problem
 from segfit.execution.execution import LOCAL, Execution
 from segfit.execution.workers import LostCaseError
 from segfit.images.formats import find_format, num_voxels
 from segfit.images.image import Remark
 from segfit.labels import LabelScheme
+from segfit.options import DatasetOptions
 from segfit.words import count, numbers
 
-__all__ = ["MIN_CASES", "OBJECTS", "OVERLAP", "check_dataset", "require_usable"]
+__all__ = ["MIN_CASES", "OBJECTS", "OVERLAP", "check_dataset", "checked_dataset", "require_usable"]
 
 OBJECTS = "object-numbers"  # the code of labels that number objects
 OVERLAP = "overlapping-masks"  # the code of masks of classes that overlap
@@ -103,6 +105,24 @@ def check_dataset(
         *_told_once(dataset, findings),
     )
     return (*problems, *whole, *content)
+
+
+def checked_dataset(
+    path: Path | str, options: DatasetOptions, *, execution: Execution = LOCAL
+) -> tuple[Dataset | None, tuple[Problem, ...]]:
+    """Understand a dataset and check it as a run on it would be; return it with every problem.
+
+    None where nothing can be made of it. Cases with fatal problems, which then are warnings, are left out and labels
+    taken as the options say.
+    """
+    dataset, problems = inspect_dataset(path)
+    if dataset is None:
+        return None, problems
+    dataset = dataset.taken(options)
+    problems = check_dataset(dataset, execution=execution)
+    if options.skip_incomplete:
+        dataset, problems = leave_out(dataset, problems)
+    return dataset, (*problems, *splits_problems(None, dataset))
 
 
 def require_usable(problems: Sequence[Problem]) -> None:

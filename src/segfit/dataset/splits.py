@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from segfit.dataset.layouts.common import CHANNEL_NUMBER
-from segfit.dataset.manifest import Case
+from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest, warning
 from segfit.files import Document, Record, content_hash, read_json
 from segfit.images.formats import known_ending
@@ -35,6 +35,7 @@ __all__ = [
     "SPLITS_FILE",
     "Fold",
     "Splits",
+    "asked_splits",
     "balanced_splits",
     "covering",
     "fallback_split",
@@ -42,12 +43,14 @@ __all__ = [
     "make_splits",
     "nnunet_splits",
     "read_splits",
+    "splits_problems",
 ]
 
 SPLITS_FILE = "splits_final.json"  # nnU-Net's name; one in the dataset's folder is used
 MAX_FOLDS = 5  # nnU-Net's
 _SEED = 12345  # nnU-Net's
 _FALLBACK_SHARE = 0.8  # nnU-Net's share of training cases for a fold that its file does not list
+_Way = Literal["balanced", "nnunet"] | Path
 _SCALE = 10**12  # of the weights of `_deal`, which are whole numbers
 
 
@@ -119,9 +122,24 @@ def balanced_splits(cases: Sequence[Case], classes: Mapping[str, Collection[int]
     return _folds_of(members)
 
 
-def make_splits(
-    way: Literal["balanced", "nnunet"] | Path, cases: Sequence[Case], classes: Mapping[str, Collection[int]]
-) -> Splits:
+def asked_splits(asked: _Way | None, dataset: Dataset) -> _Way | None:
+    """Return the way to split that was asked for: a file of folds in the dataset's folder counts as asked for."""
+    beside = dataset.folder / SPLITS_FILE
+    return beside if asked is None and (beside.exists() or beside.is_symlink()) else asked
+
+
+def splits_problems(asked: _Way | None, dataset: Dataset) -> tuple[Problem, ...]:
+    """Return why a file of folds, if one is asked for as in `asked_splits`, cannot be used with the training cases."""
+    way = asked_splits(asked, dataset)
+    try:
+        if isinstance(way, Path) and dataset.training:
+            make_splits(way, dataset.training, {})
+    except InputError as error:
+        return (Problem("dataset", error.problem, f"{error.action}, or give --splits balanced"),)
+    return ()
+
+
+def make_splits(way: _Way, cases: Sequence[Case], classes: Mapping[str, Collection[int]]) -> Splits:
     """Return sealed folds made in one of the ways, or read from a file.
 
     Parameters
@@ -138,7 +156,7 @@ def make_splits(
     for number, fold in enumerate(splits.folds):
         if not drawn.intersection(fold.train):
             problem = f"no training case of fold {number} has a weight above 0"
-            raise InputError(problem, "give more cases a weight, or other folds with --splits")
+            raise InputError(problem, "give more cases a weight or make other folds")
     return splits.sealed(str(way))
 
 

@@ -13,7 +13,7 @@ from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Case, Dataset
-from segfit.dataset.splits import SPLITS_FILE, Splits, covering, faults_of, make_splits
+from segfit.dataset.splits import Splits, asked_splits, covering, faults_of, make_splits, splits_problems
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
@@ -138,7 +138,7 @@ class Preparation:
         problems = (*structure, *self.documents.resolve("check", known, make).problems)
         if self.options.dataset.skip_incomplete:
             self.dataset, problems = leave_out(self._found, problems)
-        return problems
+        return (*problems, *splits_problems(self.options.planning.splits, self.dataset))
 
     def _check_key(self, hashes: FileHashes) -> Key:
         """Return what names the check of the dataset's files and of what is declared of them, wherever they lie."""
@@ -310,9 +310,7 @@ class Preparation:
 
     def _split(self) -> Splits:
         """Split the cases as asked for; a file of folds in the dataset's folder counts as asked for."""
-        asked, beside = splits_of(self.options), self.dataset.folder / SPLITS_FILE
-        if self.options.planning.splits is None and beside.is_file():
-            asked = beside
+        asked = asked_splits(self.options.planning.splits, self.dataset) or splits_of(self.options)
         classes = self.fingerprint().values_by_case if asked == "balanced" else {}
         return make_splits(asked, self.dataset.training, classes)
 
