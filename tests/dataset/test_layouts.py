@@ -16,6 +16,7 @@ from PIL import Image as Pillow
 from segfit.dataset.layouts import cases_from_files, find_cases, inspect_dataset, open_dataset
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.files import write_json
+from segfit.progress import SILENT, KeptWarnings
 
 
 def test_a_good_dataset(tmp_path: Path) -> None:
@@ -390,11 +391,33 @@ def test_incomplete_files_to_predict(names: list[str], channels: int, message: s
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
-    (tmp_path / "a.nii").touch()
-    with pytest.raises(InputError, match=r"has no \.nii\.gz image \(found 1 \.nii\); the model reads \.nii\.gz"):
+    (tmp_path / "a.mha").touch()
+    with pytest.raises(InputError, match=r"has no \.nii\.gz image \(found 1 \.mha\); the model reads \.nii\.gz"):
         find_cases(tmp_path, ".nii.gz", 1)
-    with pytest.raises(InputError, match=r"a\.nii is not a folder; give the folder that holds the images"):
-        find_cases(tmp_path / "a.nii", ".nii", 1)
+    with pytest.raises(InputError, match=r"a\.mha is not a folder; give the folder that holds the images"):
+        find_cases(tmp_path / "a.mha", ".mha", 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "ending", "taken", "left"),
+    [
+        (["a.nii.gz", "b.nii", "c.NII.GZ"], ".nii.gz", ["a.nii.gz", "b.nii", "c.NII.GZ"], []),
+        (["a.nii.gz", "a.nii"], ".nii.gz", ["a.nii.gz"], ["a.nii"]),
+        (["a.tif", "b.tiff", "a.json"], ".tif", ["a.tif", "b.tiff"], []),
+        (["a.png", "b.jpg", "c.bmp", "notes.txt", "cases.txt"], ".png", ["a.png", "c.bmp"], ["b.jpg"]),
+        (["a.nii"], ".nii.gz", ["a.nii"], []),
+    ],
+)
+def test_no_image_is_dropped_without_a_word(
+    names: list[str], ending: str, taken: list[str], left: list[str], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    kept = KeptWarnings(SILENT)
+    cases = find_cases(tmp_path, ending, 1, progress=kept)
+    assert [path.name for case in cases for path in case.images] == taken
+    assert [(item.code, item.file) for item in kept.warnings] == [("not_predicted", str(tmp_path))] * bool(left)
+    assert all(name in kept.warnings[0].problem for name in left)
 
 
 @pytest.mark.real_data

@@ -23,7 +23,7 @@ from segfit.cli.common import (
 from segfit.cli.console import console_execution, console_progress, say, score_table
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.errors import InputError
-from segfit.progress import KeptWarnings
+from segfit.progress import KeptWarnings, Progress
 from segfit.words import count
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def predict(
         loaded = load_model(model, device or "auto", numbers, mirror=None if mirror else False, tile_step=tile_step)
         found = predict_folder(
             loaded,
-            _cases(given, loaded),
+            _cases(given, loaded, kept),
             output,
             ending=ending,
             overwrite=overwrite,
@@ -114,7 +114,7 @@ def predict(
     print_result(facts, found, as_json=as_json)
 
 
-def _cases(paths: list[Path], model: Model) -> Sequence[Case]:
+def _cases(paths: list[Path], model: Model, progress: Progress) -> Sequence[Case]:
     """Return the cases of a folder, or of image files and series."""
     from segfit.dataset.layouts import cases_from_files, find_cases
 
@@ -123,7 +123,7 @@ def _cases(paths: list[Path], model: Model) -> Sequence[Case]:
             raise InputError(f"{path} does not exist", "correct the path of the images")
     channels = len(model.channel_names)
     if len(paths) == 1 and paths[0].is_dir():
-        return find_cases(paths[0], model.image_ending, channels)
+        return find_cases(paths[0], model.image_ending, channels, progress=progress)
     return cases_from_files(paths, channels)
 
 

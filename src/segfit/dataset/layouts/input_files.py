@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,21 +10,26 @@ from segfit.dataset.layouts.common import CHANNEL_NUMBER, channel_problems, endi
 from segfit.dataset.layouts.names import composed
 from segfit.dataset.layouts.table import spacings_of
 from segfit.dataset.manifest import Case
-from segfit.errors import DatasetError, InputError, Problem
-from segfit.images.formats import ENDINGS, described, full_name, is_image_folder, split_ending
-from segfit.words import count
+from segfit.errors import DatasetError, InputError, Problem, warning
+from segfit.images.formats import ENDINGS, described, is_image_folder, known_ending, split_ending
+from segfit.progress import LOGGED, Progress
+from segfit.words import count, listing
 
 __all__ = ["cases_from_files", "find_cases"]
 
+_SHOWN = 4  # names written out in a message
 
-def find_cases(folder: Path | str, ending: str, channels: int) -> tuple[Case, ...]:
+
+def find_cases(folder: Path | str, ending: str, channels: int, *, progress: Progress = LOGGED) -> tuple[Case, ...]:
     """Return the cases of a folder to predict, in order of their ids; nothing is required to have a label.
 
     Files are ``CASE_0000.ENDING``, one per channel; with one channel, or where one file holds all channels (colour
-    pictures, 4D volumes), ``CASE.ENDING`` is accepted too. Where no file has the ending, the folders inside that are
-    images (DICOM series, OME-Zarr) are taken; a folder that is itself one is the only case. Voxel sizes of files that
-    do not say theirs come from a table ``cases.csv`` beside them or in the folder above. Raises `InputError` if there
-    is nothing to predict, and `DatasetError` with all incomplete cases or the faults of the table.
+    pictures, 4D volumes), ``CASE.ENDING`` is accepted too. Other endings of the same format (``.nii`` for ``.nii.gz``)
+    are as good, unless the same name is there with both. Where no file is of the format, the folders inside that are
+    images (DICOM series, OME-Zarr) are taken; a folder that is itself one is the only case. Images that are not taken
+    are told to `progress`. Voxel sizes of files that do not say theirs come from a table ``cases.csv`` beside them or
+    in the folder above. Raises `InputError` if there is nothing to predict, and `DatasetError` with all incomplete
+    cases or the faults of the table.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -32,13 +37,27 @@ def find_cases(folder: Path | str, ending: str, channels: int) -> tuple[Case, ..
     if is_image_folder(folder, nested=False):
         return cases_from_files([folder], channels)
     visible = visible_files(folder)
-    files = [path for path in visible if full_name(path).endswith(ending)] or [p for p in visible if p.is_dir()]
+    files = _of_format(visible, ending) or [path for path in visible if path.is_dir()]
     if not files:
         raise InputError(
             f"{folder} has no {described(ending, 'image')}{endings_found(visible)}",
             f"the model reads {described(ending, 'files')} from a folder; list other files one by one",
         )
+    others = [path.name for path in visible if known_ending(path) and path not in files]
+    if others:
+        problem = (
+            f"{folder}: {listing(others, _SHOWN)} will not be predicted: other images there are {described(ending)}"
+        )
+        progress.warn(warning("not_predicted", problem, "give them one by one if they are meant", file=folder))
     return cases_from_files(files, channels)
+
+
+def _of_format(paths: Sequence[Path], ending: str) -> list[Path]:
+    """Return the files of the format of an ending; of two of one name the one that has the very ending."""
+    known = {path: known_ending(path) for path in paths}
+    exact = {split_ending(path)[0] for path in paths if known[path] == ending}
+    alike = [path for path in paths if known[path] and ENDINGS[known[path].lower()] is ENDINGS.get(ending.lower())]
+    return [path for path in alike if known[path] == ending or split_ending(path)[0] not in exact]
 
 
 def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, ...]:
