@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import check_tasks
 import numpy as np
@@ -13,6 +14,7 @@ from dataset_builder import SHAPE, a_label, build, write_volume
 from segfit.dataset import checks
 from segfit.dataset.checks import check_dataset
 from segfit.dataset.layouts import common, leave_out, open_dataset
+from segfit.dataset.manifest import Case
 from segfit.errors import InputError
 from segfit.nnunet import dataset_export
 from segfit.nnunet.dataset_export import export_nnunet
@@ -82,6 +84,22 @@ def test_processes_read_the_label_values_that_threads_read(tmp_path: Path, reque
     cases = request.getfixturevalue("done_by_processes")
     assert open_dataset(root) == by_threads
     assert sorted(cases) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_a_case_too_large_for_threads_is_a_problem_and_the_others_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_case = checks.check_case
+
+    def check_or_run_out(case: Case, *details: Any, **named: Any) -> object:
+        if case.id == "b":
+            raise MemoryError
+        return check_case(case, *details, **named)
+
+    monkeypatch.setattr(checks, "check_case", check_or_run_out)
+    (lost,) = check_dataset(build(tmp_path))
+    assert (lost.case, lost.fatal, lost.transient) == ("b", True, True)
+    assert lost.problem.startswith("reading failed: worker ran out of memory, also when run alone")
 
 
 @pytest.mark.usefixtures("done_by_processes")

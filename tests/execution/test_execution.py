@@ -206,6 +206,27 @@ def test_memory_is_measured_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) ->
     assert (LOCAL.memory_bytes, Execution(memory_gb=0.5).memory_bytes) == (3 << 30, 1 << 29)
 
 
+def test_a_thread_that_runs_out_of_memory_tries_again_alone() -> None:
+    seen: list[int] = []
+
+    def work(number: int) -> int:
+        seen.append(number)
+        if number == 0 or (number == 1 and seen.count(1) == 1):
+            raise MemoryError
+        return -number
+
+    execution = Execution(workers=2, progress=SILENT)
+    lost = dict(execution.map(work, range(4), description="x", lost=lambda _, error: error))
+    error = lost.pop(0)
+    assert isinstance(error, LostCaseError)
+    assert (error.case, error.reason) == ("0", "ran out of memory")
+    assert lost == {1: -1, 2: -2, 3: -3}
+    assert sorted(seen) == [0, 0, 1, 1, 2, 3]
+    with pytest.raises(StageError) as caught:
+        list(execution.map(work, [0, 5], description="x"))
+    assert caught.value.problem.startswith("x: 1 of 2 cases failed, the others are done: case 0")
+
+
 @pytest.mark.usefixtures("processes")
 def test_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
     results = Execution(workers=2).map(

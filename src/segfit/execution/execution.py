@@ -94,6 +94,8 @@ class Execution:
         ):
             for item, future in finished:
                 error = future.exception()
+                if isinstance(error, MemoryError):
+                    error = LostCaseError(name(item), "ran out of memory")
                 task.advance(1, name(item))
                 if not isinstance(error, LostCaseError):
                     yield item, future.result()
@@ -127,23 +129,40 @@ class Execution:
         name: Callable[[_Item], str],
         items: Sequence[tuple[_Item, int]],
     ) -> Generator[tuple[_Item, Future[_Result]], None, None]:
-        """Have items with their sizes done, and yield each with its future when that is finished."""
+        """Have items with their sizes done, and yield each with its future when that is finished.
+
+        One whose thread ran out of memory is tried again alone, as `WorkerPool` does it for processes.
+        """
+
+        def submitted(item: _Item) -> Future[_Result]:
+            call = partial(work, item)
+            call.__name__ = name(item)  # type: ignore[attr-defined]  # by which an engine may call it
+            return executor.submit(call)
+
         most = 2 * (self.workers or available_workers())  # so that nobody waits for the next item
         memory = self.memory_bytes
-        waiting = list(reversed(items))
+        waiting, again = list(reversed(items)), list[_Item]()
         running: dict[Future[_Result], tuple[_Item, int]] = {}
         try:
             while waiting or running:
                 in_work = sum(taken for _, taken in running.values())
                 while waiting and len(running) < most and (not running or in_work + waiting[-1][1] <= memory):
                     item, taken = waiting.pop()
-                    call = partial(work, item)
-                    call.__name__ = name(item)  # type: ignore[attr-defined]  # by which an engine may call it
-                    running[executor.submit(call)] = item, taken
+                    running[submitted(item)] = item, taken
                     in_work += taken
                 for future in wait(running, _LOOK_S, FIRST_COMPLETED).done:
                     item, _ = running.pop(future)
-                    yield item, future
+                    if isinstance(future.exception(), MemoryError):
+                        again.append(item)
+                    else:
+                        yield item, future
+            for item in again:
+                future = submitted(item)
+                running[future] = item, 0
+                while not future.done():
+                    wait(running, _LOOK_S)
+                del running[future]
+                yield item, future
         finally:
             for future in running:
                 future.cancel()

@@ -12,6 +12,7 @@ from segfit.execution.cgroups import group_folders, group_text
 
 __all__ = [
     "PeakWatch",
+    "free_bytes",
     "free_memory_gb",
     "group_memory_left",
     "limit_growth",
@@ -44,10 +45,19 @@ def limit_growth(num_bytes: float) -> Iterator[None]:
 
 
 def free_memory_gb() -> float:
-    """Return the RAM this process may still take, in GiB: what is free, within its own and its groups' limits."""
-    available = _status_bytes("MemAvailable", "/proc/meminfo") or 8 * 2**30
-    granted = [left for left in (group_memory_left(), process_memory_left()) if left is not None]
-    return min([available, *granted]) / 2**30
+    """Return the RAM this process may still take, in GiB; 8 where the system does not tell."""
+    free = free_bytes()
+    return 8.0 if free is None else free / 2**30
+
+
+def free_bytes() -> int | None:
+    """Return the RAM this process may still take: what is free, within its own and its groups' limits.
+
+    None where the system does not tell.
+    """
+    available = _status_bytes("MemAvailable", "/proc/meminfo") or None
+    granted = (available, group_memory_left(), process_memory_left())
+    return min((left for left in granted if left is not None), default=None)
 
 
 def process_memory_left() -> int | None:

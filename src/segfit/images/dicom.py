@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.geometry import Grid
-from segfit.images.image import FileError, Image, absence, optional_package, reading
+from segfit.images.image import FileError, Image, absence, optional_package, reading, require_memory
 from segfit.images.open_files import OpenFiles, shared
 from segfit.words import count
 from segfit.words import numbers as shown
@@ -83,6 +83,7 @@ def read(path: Path, files: OpenFiles | None = None) -> Image:
     pydicom = _package(path)
     with reading(path), shared(files) as files:
         slices, grid = _series(path, _datasets(pydicom, path, files, headers_only=False))
+    require_memory(path, grid.shape[::-1], prod(grid.shape) * int(slices[0].get("BitsAllocated") or 0) // 8)
     array: NDArray[Any] | None = None
     scaled = any(_rescale(dataset) != (1.0, 0.0) for dataset in slices)
     for number, dataset in enumerate(slices):

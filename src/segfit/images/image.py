@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import InputError, Problem
+from segfit.execution.memory import free_bytes
 from segfit.geometry import AxisMap, Grid
 from segfit.images.open_files import OpenFiles, opened
 from segfit.labels import LabelScheme
-from segfit.words import by_axis
+from segfit.words import by_axis, gigabytes
 
 __all__ = [
     "COPY_AGAIN",
@@ -33,6 +34,7 @@ __all__ = [
     "optional_package",
     "problem_of",
     "reading",
+    "require_memory",
     "require_room",
     "voxels_in_words",
 ]
@@ -72,6 +74,7 @@ _KNOWN_STARTS = {
 }
 _LONGEST_START = 32  # bytes that tell
 _LARGE_BYTES = 1 << 28  # of an image, from which on it is asked whether its file can hold it (assumption)
+_MOST_BYTES = 1 << 80  # written out in a message
 _MOST_PACKED = 8300  # pixels per byte of a file: Deflate packs 1032 bytes into one, each 8 pixels of black and white
 
 
@@ -91,12 +94,12 @@ class Segment(NamedTuple):
 
 
 class FileError(InputError):
-    """One image file is unusable: `problem` follows its name."""
+    """One image file is unusable: `problem` follows its name. `transient`: for the machine as it is now."""
 
-    def __init__(self, path: Path, problem: str, action: str) -> None:
+    def __init__(self, path: Path, problem: str, action: str, transient: bool = False) -> None:
         super().__init__(problem, action)
-        self.path = path
-        self.args = (path, problem, action)
+        self.path, self.transient = path, transient
+        self.args = (path, problem, action, transient)
 
     def __str__(self) -> str:
         return f"{self.path} {super().__str__()}"
@@ -112,7 +115,7 @@ def problem_of(
     if isinstance(error, FileError):
         folder = next((image for image in images if image in error.path.parents), error.path)
         name = error.path.relative_to(folder.parent).as_posix()
-        return Problem(case, f"{name} {error.problem}", error.action, file=str(error.path))
+        return Problem(case, f"{name} {error.problem}", error.action, transient=error.transient, file=str(error.path))
     return Problem(case, error.problem.removeprefix(f"case {case}: "), error.action or action)
 
 
@@ -168,12 +171,23 @@ def foreign_start(path: Path, expected: str, start: bytes, action: str) -> FileE
 
 
 def require_room(path: Path, shape: Sequence[int], num_bytes: int) -> None:
-    """Raise `FileError` if a file says that it has more bytes of voxels than it can hold, before they get memory."""
+    """Raise `FileError`, before any is taken, if a file declares more memory of voxels than it can hold or is free."""
     size = path.stat().st_size
     if num_bytes > _LARGE_BYTES and num_bytes > _MOST_PACKED * size:
         sizes = " x ".join(map(str, shape))
         problem = f"declares {sizes} pixels in its header but has {size} bytes; the header is corrupt"
         raise FileError(path, problem, COPY_AGAIN)
+    require_memory(path, shape, num_bytes)
+
+
+def require_memory(path: Path, shape: Sequence[int], num_bytes: int) -> None:
+    """Raise `FileError` if the voxels of a file take more memory than is free, before they get it."""
+    free = free_bytes() if num_bytes > _LARGE_BYTES else None
+    if free is not None and num_bytes > free:
+        sizes, needed = " x ".join(map(str, shape)), gigabytes(min(num_bytes, _MOST_BYTES) / 2**30)
+        problem = f"declares {sizes} voxels in its header, which take {needed}; {gigabytes(free / 2**30)} are free"
+        action = "correct its header if it is wrong; else free memory, crop it or use a larger machine"
+        raise FileError(path, problem, action, transient=True)
 
 
 def optional_package(path: Path, module: str, package: str, extra: str) -> Any:

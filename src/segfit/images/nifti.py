@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from segfit.files import write_bytes
 from segfit.geometry import Grid, canonical_map, is_invertible
-from segfit.images.image import FileError, Image, Remark, Segment, foreign_start, reading
+from segfit.images.image import FileError, Image, Remark, Segment, foreign_start, reading, require_memory
 from segfit.images.open_files import OpenFiles, opened
 
 __all__ = ["read", "read_grid", "remarks", "segments", "write"]
@@ -68,13 +68,19 @@ def read(path: Path, files: OpenFiles | None = None) -> Image:
             raise FileError(path, f"holds voxels of type {dtype}", "export each colour or component as a channel file")
         offset = max(int(header["vox_offset"]), len(raw) + 4)
         expected = volumes * math.prod(grid.shape) * dtype.itemsize
-        if offset + expected > _MOST_PACKED * path.stat().st_size:
+        size = path.stat().st_size
+        if offset + expected > _MOST_PACKED * size:
             raise FileError(path, f"is truncated (it cannot hold {expected} bytes)", "copy or export it again")
-        start += stream.read(max(0, offset - len(start)))
+        if not isinstance(stream, gzip.GzipFile) and offset + expected > size:
+            raise _truncated(path, max(0, size - offset), expected)
+        require_memory(path, (volumes, *grid.shape)[volumes == 1 :][::-1], expected)
+        skipped = len(start)
+        while skipped < offset and (piece := stream.read(min(_PIECE, offset - skipped))):
+            skipped += len(piece)
         stored = np.empty((volumes, *grid.shape), dtype)
         found = _fill(stored, start[offset:], stream)
         if found < expected:
-            raise FileError(path, f"is truncated ({found} of {expected} bytes of voxels)", "copy or export it again")
+            raise _truncated(path, found, expected)
         while stream.read(_PIECE):  # to the end, where the checksum is
             pass
         slope, intercept = _scaling(path, header)
@@ -98,8 +104,12 @@ def segments(path: Path, files: OpenFiles | None = None) -> tuple[Segment, ...]:
     return tuple(Segment(name, value) for name, value in named if name and value)
 
 
+def _truncated(path: Path, found: int, expected: int) -> FileError:
+    return FileError(path, f"is truncated ({found} of {expected} bytes of voxels)", "copy or export it again")
+
+
 @contextmanager
-def _unpacked(path: Path, files: OpenFiles | None) -> Iterator[BinaryIO]:
+def _unpacked(path: Path, files: OpenFiles | None) -> Iterator[BinaryIO | gzip.GzipFile]:
     """Open a file for reading, unpacked if it is gzipped."""
     with opened(path, files) as handle:
         start = handle.read(2)
@@ -154,7 +164,7 @@ def _start(path: Path, files: OpenFiles | None) -> bytes:
     return start
 
 
-def _fill(array: NDArray[Any], start: bytes, stream: BinaryIO) -> int:
+def _fill(array: NDArray[Any], start: bytes, stream: BinaryIO | gzip.GzipFile) -> int:
     """Fill an array with `start` and what follows; return the bytes there were.
 
     Piece by piece: neither the packed nor the unpacked file is in memory as a whole.

@@ -21,13 +21,23 @@ from numpy.typing import NDArray
 
 from segfit.files import new_folder
 from segfit.geometry import Grid
-from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, optional_package, reading
+from segfit.images.image import (
+    FileError,
+    Image,
+    Remark,
+    foreign,
+    mm_per_unit,
+    optional_package,
+    reading,
+    require_memory,
+)
 from segfit.words import numbers
 
 __all__ = ["read", "read_grid", "remarks", "translated", "write"]
 
 _VERSION = "0.4"  # of what is written: the one that most programs read
 _CHUNK_VOXELS = (64, 256, 256)  # of what is written; 4 MiB of uint8
+_MOST_CHUNKS = 10**6  # of a part that is read; each takes a tenth of a millisecond and more (assumption)
 _CODECS = {
     *("adler32", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "endian", "fixedscaleoffset", "fletcher32"),
     *("gzip", "lz4", "lzma", "packbits", "quantize", "sharding_indexed", "shuffle", "transpose", "zlib", "zstd"),
@@ -52,6 +62,7 @@ def read(path: Path, region: Sequence[slice] | None = None) -> Image:
     if level.channel is not None:
         index[level.channel] = slice(None)
     with reading(path):
+        _require_bounds(path, level.array, index)
         voxels = np.asarray(level.array[tuple(index)])
     kept = [axis for axis, part in enumerate(index) if isinstance(part, slice)]  # in the order of the file
     wanted = [*([] if level.channel is None else [level.channel]), *level.spatial]
@@ -82,7 +93,8 @@ def remarks(path: Path) -> tuple[Remark, ...]:
     elif not level.with_unit:
         found.append(Remark('has no unit for its "scale"; mm is assumed', 'write the "unit" of its axes'))
     with reading(path):
-        stored, chunks = level.array.nchunks_initialized, level.array.nchunks
+        chunks = level.array.nchunks
+        stored = level.array.nchunks_initialized if chunks <= _MOST_CHUNKS else chunks
         empty = level.array.fill_value
     if stored < chunks:
         problem = f"has missing chunks, which are read as {empty or 0}"
@@ -144,6 +156,19 @@ class _Level:
     grid: Grid
     with_unit: bool  # whether they say the unit of every axis in space
     images: int  # how many the metadata describe
+
+
+def _require_bounds(path: Path, array: Any, index: Sequence[int | slice]) -> None:
+    """Raise `FileError` if a part of an array has more chunks than can be looked up, or takes more memory than is free.
+
+    Nothing on disk bounds what the metadata declare: chunks that are absent are empty.
+    """
+    sizes = [len(range(n)[part]) if isinstance(part, slice) else 1 for n, part in zip(array.shape, index, strict=True)]
+    chunks = math.prod(math.ceil(size / chunk) for size, chunk in zip(sizes, array.chunks, strict=True))
+    if chunks > _MOST_CHUNKS:
+        raise _fault(path, f"declares {chunks} chunks of {math.prod(array.chunks)} voxels")
+    for shape in (sizes, array.chunks):
+        require_memory(path, shape, math.prod(shape) * array.dtype.itemsize)
 
 
 def _package(path: Path) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from segfit.images.image import COPY_AGAIN, FileError
+from segfit.images.image import COPY_AGAIN, FileError, require_memory
 from segfit.images.open_files import OpenFiles, opened
 from segfit.words import count as amount
 
@@ -26,6 +26,7 @@ __all__ = ["COMPRESSION_LEVEL", "Encoding", "Payload", "TextHeader", "numbers", 
 COMPRESSION_LEVEL = 3  # as of NIfTI: on label maps as fast as level 1 and smaller
 Encoding = Literal["raw", "zlib", "bzip2", "text", "hex"]
 _PIECE = 1 << 18  # bytes unpacked at a time
+_MOST_PACKED = {"zlib": 1032, "bzip2": 1_100_000}  # bytes that one of a packed file can stand for
 _GZIP_OR_ZLIB = 47  # window bits that find out which of the two it is
 _GZIP_MAGIC = b"\x1f\x8b"
 _PATTERN = re.compile(r"%\d*d")  # for the numbers of several files
@@ -89,7 +90,8 @@ class Payload:
         with opened(self.file, files) as handle:
             handle.seek(self.start)
             for _ in range(self.skip_lines):
-                handle.readline()
+                if not handle.readline():
+                    break  # what a header says is longer than any file
             array = self._text(handle) if self.encoding == "text" else self._binary(handle)
         return array.astype(self.dtype.newbyteorder("="), copy=False).reshape(self.shape)
 
@@ -105,15 +107,20 @@ class Payload:
 
     def _binary(self, handle: BinaryIO) -> NDArray[Any]:
         expected = prod(self.shape) * self.dtype.itemsize
-        skipped = max(0, self.skip_bytes)
+        held = self.file.stat().st_size * _MOST_PACKED.get(self.encoding, 1)  # where more is declared, it is truncated
+        require_memory(self.path, self.shape[::-1], min(expected, held))
+        skip = max(0, self.skip_bytes)
         content = bytearray()
         for piece in self._pieces(handle):
-            content += piece
-            if self.skip_bytes >= 0 and len(content) > skipped + expected:
-                raise self._wrong_size(None, expected, "bytes of voxels")
-        found = max(0, len(content) - skipped)
-        if found < expected:
-            raise self._wrong_size(found, expected, "bytes of voxels")
+            content += piece[skip:]
+            skip = max(0, skip - len(piece))
+            if len(content) > expected:
+                if self.skip_bytes >= 0:
+                    raise self._wrong_size(None, expected, "bytes of voxels")
+                if len(content) > 2 * expected + _PIECE:
+                    del content[: len(content) - expected]  # the last ones count
+        if len(content) < expected:
+            raise self._wrong_size(len(content), expected, "bytes of voxels")
         return np.frombuffer(content, self.dtype, offset=len(content) - expected)
 
     def _pieces(self, handle: BinaryIO) -> Iterator[bytes]:
@@ -139,7 +146,11 @@ class Payload:
         stream = unpacker()
         while packed := handle.read(_PIECE):
             while True:
-                yield stream.decompress(packed)
+                while True:
+                    yield (unpacked := stream.decompress(packed, _PIECE))
+                    packed = b"" if self.encoding == "bzip2" else stream.unconsumed_tail
+                    if stream.eof or not (packed or len(unpacked) == _PIECE):
+                        break
                 packed = stream.unused_data
                 if not (stream.eof and packed.startswith(_GZIP_MAGIC)):
                     break

@@ -124,6 +124,8 @@ def _opened(path: Path, files: OpenFiles | None) -> Iterator[Any]:
             raise FileError(path, "is truncated (pages are missing)", "copy or export it again")
         handle.seek(0)
         with tifffile.TiffFile(handle) as file:
+            if file.is_ome and "<!ENTITY" in file.ome_metadata:  # asked before anybody parses it
+                raise FileError(path, "defines entities in its OME-XML", "export it again without them")
             yield file
 
 
