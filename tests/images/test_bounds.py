@@ -50,7 +50,7 @@ def test_more_than_is_free_is_told_before_it_is_taken(
         read_image(path)
     problem = problem_of("a", caught.value)
     sizes = "9 x 8" if name in ("a.png", "a.bmp") else "7 x 8 x 9" if name in ("a.zarr", "a.tif") else "9 x 8 x 7"
-    assert problem.problem.startswith(f"{name} declares {sizes} voxels in its header, which take ")
+    assert problem.problem.startswith(f"{name} declares {sizes} voxels in its header; reading them takes ")
     assert problem.transient  # free memory helps: the check is not kept
 
 

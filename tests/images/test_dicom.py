@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from segfit.images.formats import (
     write_labels,
 )
 from segfit.images.image import FileError, LabelMap
-from series_builder import clutter
+from series_builder import clutter, write_series
 
 VOXELS = np.random.default_rng(0).integers(0, 4000, (5, 4, 6), np.int16)
 AXIAL = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -174,6 +175,60 @@ def test_small_errors_of_rounding_are_nothing(tmp_path: Path) -> None:
 
     grid = dicom.read_grid(make(tmp_path / "s", rounded, step=0.6666))
     assert grid.spacing_mm[0] == pytest.approx(0.6666, abs=2e-3)
+
+
+def in_tenths(folder: Path, distances: Sequence[float], oblique: bool = False) -> Path:
+    """Write a series of 40 slices with these distances in turn, their positions rounded to 0.1 mm."""
+    write_series(folder, np.zeros((40, 4, 5), np.int16))
+    normal = np.array([0.0, -0.6, 0.8]) if oblique else np.array([0.0, 0.0, 1.0])
+    places = np.cumsum(np.resize(distances, 40))
+    for number in range(40):
+        path = folder / f"slice{999 - number}"
+        dataset = pydicom.dcmread(path)
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0.8, 0.6] if oblique else [1, 0, 0, 0, 1, 0]
+        dataset.ImagePositionPatient = np.round(places[number] * normal, 1).tolist()
+        dataset.save_as(path)
+    return folder
+
+
+@pytest.mark.parametrize("oblique", [False, True])
+@pytest.mark.parametrize("step", [0.625, 0.75, 1.25, 2.33])
+def test_positions_in_tenths_of_a_millimetre_lie_on_a_line(tmp_path: Path, step: float, oblique: bool) -> None:
+    grid = dicom.read_grid(in_tenths(tmp_path / "s", [step], oblique))
+    assert grid.spacing_mm[0] == pytest.approx(step, abs=0.1 / 39)
+
+
+@pytest.mark.parametrize("step", [0.625, 1.25])
+@pytest.mark.parametrize("place", [1, 20, 37])
+def test_what_is_missing_or_doubled_is_seen_in_tenths_of_a_millimetre(tmp_path: Path, step: float, place: int) -> None:
+    for name, distance in (("missing", 2 * step), ("doubled", 0.0)):
+        distances = [step] * 40
+        distances[place] = distance
+        with pytest.raises(FileError, match=r"uneven distances|at the position of another"):
+            dicom.read_grid(in_tenths(tmp_path / name, distances))
+
+
+def nest(folder: Path, depth: int) -> Path:
+    """Put so many sequences into each other into every slice."""
+    tag, item = (
+        struct.pack("<HH2sHI", 0x0040, 0xA730, b"SQ", 0, 2**32 - 1),
+        struct.pack("<HHI", 0xFFFE, 0xE000, 2**32 - 1),
+    )
+    ends = struct.pack("<HHIHHI", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        at = content.rindex(b"\xe0\x7f\x10\x00")
+        path.write_bytes(content[:at] + (tag + item) * depth + ends * depth + content[at:])
+    return folder
+
+
+def test_sequences_in_each_other_are_explained(tmp_path: Path) -> None:
+    assert dicom.read(nest(make(tmp_path / "good"), 20)).array.shape[1:] == VOXELS.shape
+    deep = nest(make(tmp_path / "deep"), 5000)
+    assert num_voxels(deep) == 1
+    for read in (dicom.read, dicom.read_grid):
+        with pytest.raises(FileError, match="cannot be read"):
+            read(deep)
 
 
 @pytest.mark.parametrize(("step", "largest"), [(5.0, 0.05), (0.6, 0.02), (0.05, 0.005)])

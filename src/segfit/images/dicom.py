@@ -31,6 +31,7 @@ __all__ = ["files", "holds_slices", "num_voxels", "read", "read_grid"]
 # How far a distance between slices may be from the usual one (assumptions): a share of it, or what positions written
 # with two decimals make of it, but never so much that another distance could be meant.
 _DISTANCE_TOLERANCE, _ROUNDING_MM, _LARGEST_TOLERANCE = 0.01, 0.02, 0.1
+_COARSE_MM = 0.1  # to which some devices round positions
 _TILT_TOLERANCE_PIXELS = 0.5  # half a pixel away from the straight stack, voxels no longer correspond
 _DIRECTION_TOLERANCE = 1e-4  # of the cosines in ImageOrientationPatient, written with about six digits (assumption)
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
@@ -240,7 +241,8 @@ def _series(folder: Path, datasets: list[Any]) -> tuple[list[Any], Grid]:
     order = np.argsort(positions @ normal, kind="stable")
     positions = positions[order]
     between, across = (float(value) for value in first.PixelSpacing)  # PS3.3, 10.7.1.3: between rows, between columns
-    step = _slice_distance(folder, positions @ normal, [datasets[number] for number in order])
+    slices = [datasets[number] for number in order]
+    step = _slice_distance(folder, positions, normal, slices)
     drift = positions - positions[0] - np.outer((positions - positions[0]) @ normal, normal)
     shift = float(np.linalg.norm(drift, axis=1).max())
     if shift > _TILT_TOLERANCE_PIXELS * min(between, across):
@@ -253,7 +255,7 @@ def _series(folder: Path, datasets: list[Any]) -> tuple[list[Any], Grid]:
     affine[:3, :3] = np.column_stack([row * across, column * between, normal * step]) * _LPS_TO_RAS[:, None]
     affine[:3, 3] = positions[0] * _LPS_TO_RAS
     shape = (len(datasets), int(first.Rows), int(first.Columns))
-    return [datasets[number] for number in order], Grid(shape, (step, between, across), affine)
+    return slices, Grid(shape, (step, between, across), affine)
 
 
 def _require_one_series(folder: Path, datasets: Sequence[Any]) -> None:
@@ -340,8 +342,33 @@ def _require_same(folder: Path, datasets: Sequence[Any]) -> None:
         raise FileError(folder, problem, "keep the slices of one volume in the folder")
 
 
-def _slice_distance(folder: Path, along: NDArray[np.float64], slices: Sequence[Any]) -> float:
-    """Return the distance between slices in mm from their ascending positions along the normal."""
+def _on_a_line(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> bool:
+    """Return whether positions (in order along the normal) are those of even distances, rounded to 0.1 mm.
+
+    Of all lines through them, position by number, the one counts from which the farthest is nearest; how far that is
+    is convex in the slope.
+    """
+    if np.abs(positions - np.round(positions, 1)).max() > 1e-6:
+        return False
+    along, numbers = positions @ normal, np.arange(len(positions))
+    step = float(along[-1] - along[0]) / (len(along) - 1)
+
+    def farthest(slope: float) -> float:
+        return float(np.ptp(along - slope * numbers)) / 2
+
+    low, high = step * (1 - _LARGEST_TOLERANCE), step * (1 + _LARGEST_TOLERANCE)
+    for _ in range(60):  # two thirds are left each time
+        third = (high - low) / 3
+        low, high = (low, high - third) if farthest(low + third) < farthest(high - third) else (low + third, high)
+    most = min(_COARSE_MM / 2 * float(np.abs(normal).sum()), _LARGEST_TOLERANCE * step)
+    return farthest(low) <= most + 1e-6
+
+
+def _slice_distance(
+    folder: Path, positions: NDArray[np.float64], normal: NDArray[np.float64], slices: Sequence[Any]
+) -> float:
+    """Return the distance between slices in mm from their positions, ascending along the normal."""
+    along = positions @ normal
     names = [Path(dataset.filename).name for dataset in slices]
     if len(along) == 1:
         with reading(Path(slices[0].filename)):
@@ -360,7 +387,7 @@ def _slice_distance(folder: Path, along: NDArray[np.float64], slices: Sequence[A
         )
     tolerance = min(max(_DISTANCE_TOLERANCE * usual, _ROUNDING_MM), _LARGEST_TOLERANCE * usual)
     uneven = np.flatnonzero(abs(distances - usual) > tolerance)
-    if len(uneven):
+    if len(uneven) and not _on_a_line(positions, normal):
         at = int(uneven[0])
         raise FileError(
             folder,

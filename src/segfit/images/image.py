@@ -74,6 +74,7 @@ _KNOWN_STARTS = {
 }
 _LONGEST_START = 32  # bytes that tell
 _LARGE_BYTES = 1 << 28  # of an image, from which on it is asked whether its file can hold it (assumption)
+_READING = 2  # times its voxels is the least memory that an image takes: as stored, and as what is made of it
 _MOST_BYTES = 1 << 80  # written out in a message
 _MOST_PACKED = 8300  # pixels per byte of a file: Deflate packs 1032 bytes into one, each 8 pixels of black and white
 
@@ -183,9 +184,11 @@ def require_room(path: Path, shape: Sequence[int], num_bytes: int) -> None:
 def require_memory(path: Path, shape: Sequence[int], num_bytes: int) -> None:
     """Raise `FileError` if the voxels of a file take more memory than is free, before they get it."""
     free = free_bytes() if num_bytes > _LARGE_BYTES else None
-    if free is not None and num_bytes > free:
-        sizes, needed = " x ".join(map(str, shape)), gigabytes(min(num_bytes, _MOST_BYTES) / 2**30)
-        problem = f"declares {sizes} voxels in its header, which take {needed}; {gigabytes(free / 2**30)} are free"
+    if free is not None and _READING * num_bytes > free:
+        sizes, needed = " x ".join(map(str, shape)), gigabytes(min(_READING * num_bytes, _MOST_BYTES) / 2**30)
+        problem = (
+            f"declares {sizes} voxels in its header; reading them takes {needed}, {gigabytes(free / 2**30)} are free"
+        )
         action = "correct its header if it is wrong; else free memory, crop it or use a larger machine"
         raise FileError(path, problem, action, transient=True)
 
