@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segfit.errors import DatasetError, InputError, Problem, SegfitError, StageError
+from segfit.errors import DatasetError, InputError, Problem, SegfitError, StageError, reason_of
 from segfit.execution.workers import LostCaseError
 from segfit.images.image import FileError, problem_of
 
@@ -42,3 +42,23 @@ def test_an_error_becomes_a_problem_of_its_case() -> None:
     assert problem_of("a", FileError(Path("/s/x.dcm"), "is empty", "copy"), images=[Path("/s")]).problem == (
         "s/x.dcm is empty"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("bad\n   bytes"), "bad bytes"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (OSError("broken data stream"), "broken data stream"),
+        (EOFError(), "EOFError"),
+        (ValueError("Object arrays cannot be loaded when allow_pickle=False"), "ValueError"),
+        (
+            ValueError("Exceeds the limit: value has 10000 digits; use sys.set_int_max_str_digits() to increase it"),
+            "Exceeds the limit: value has 10000 digits",
+        ),
+        (RuntimeError("Pickles run code. Set the environment variable NUMCODECS_X=1."), "Pickles run code."),
+        (RuntimeError("Load failed. This can still be loaded, \x1b[1mif you trust it\x1b[0m."), "Load failed."),
+    ],
+)
+def test_reasons_of_libraries_come_without_their_advice(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason

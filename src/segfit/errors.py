@@ -13,6 +13,7 @@ Every error has a `problem` (what was expected, what came, in which case or file
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,8 +31,15 @@ __all__ = [
     "SegfitError",
     "StageError",
     "nearest",
+    "reason_of",
     "warning",
 ]
+
+_ADVICE = re.compile(
+    r"allow_pickle|weights.only|still be loaded|set_int_max|environ|unsafe|trust|MAX_IMAGE|LOAD_TRUNC", re.I
+)
+"""Of libraries, how to switch a guard off."""
+_ESCAPES = re.compile(r"\x1b\[[\d;]*m")
 
 
 class SegfitError(Exception):
@@ -105,3 +113,10 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string."""
     matches = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a library failed, in its words and one line, but for advice to switch off what protects the user."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    parts = re.split(r"(?<=[.;])\s", " ".join(_ESCAPES.sub("", text).split()))
+    return " ".join(part for part in parts if not _ADVICE.search(part)).rstrip(";") or type(error).__name__

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from segfit.errors import InputError, Problem, warning
+from segfit.errors import InputError, Problem, reason_of, warning
 from segfit.owner import Owner
 
 __all__ = [
@@ -141,7 +141,7 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise InputError(f"{path} is not valid JSON (too deeply nested)", "restore it") from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error})", "restore it") from None
+        raise InputError(f"{path} is not valid JSON ({reason_of(error)})", "restore it") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -73,8 +73,10 @@ class Malicious:
 
 def test_checkpoints_run_no_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"network_weights": Malicious()}, folder / "fold_0" / "checkpoint_final.pth")
-    with pytest.raises(InputError, match="cannot be read safely"):
+    with pytest.raises(InputError) as caught:
         read_nnunet_model(folder)
+    assert caught.value.problem.endswith("print, which is code)")
+    assert caught.value.action == "copy it again, or export plain weights"  # and not torch's advice
     assert capsys.readouterr().out == ""
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.errors import InputError, Problem
+from segfit.errors import InputError, Problem, reason_of
 from segfit.execution.memory import free_bytes
 from segfit.geometry import AxisMap, Grid
 from segfit.images.open_files import OpenFiles, opened
@@ -130,9 +130,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise FileError(path, *absence(path, "add the file or correct its name")) from None
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        reason = " ".join(reason.split())  # in one line
-        raise FileError(path, f"cannot be read ({reason})", COPY_AGAIN) from error
+        raise FileError(path, f"cannot be read ({reason_of(error)})", COPY_AGAIN) from error
 
 
 def absence(path: Path, action: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ tensors are numpy's plain scalars.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,7 +19,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from segfit.bundle.bundle import Bundle, Member, ModelManifest, weights_name
-from segfit.errors import InputError
+from segfit.errors import InputError, reason_of
 from segfit.files import first_fault, read_json
 from segfit.labels import LabelScheme
 from segfit.nnunet.plans_reader import channel_names_of, read_configurations
@@ -107,8 +108,12 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_plain_numpy()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {named[1]}, which is code" if named else "it is damaged, or holds more than numbers"
+        raise InputError(f"{path} cannot be read safely ({reason})", "copy it again, or export plain weights") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = reason_of(error)
         raise InputError(f"{path} cannot be read safely ({reason})", "copy it again, or export plain weights") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a checkpoint of nnU-Net v2")
