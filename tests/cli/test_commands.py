@@ -475,8 +475,11 @@ def test_folds_that_a_run_would_refuse_are_told_by_the_check(
     assert problem["case"] == "dataset"
     assert problem["problem"].endswith("names the case 'phantom_tr_001.nii.gz', which is not in the dataset")
     assert problem["action"].endswith("without channel and ending: 'phantom_tr_001', or give --splits balanced")
-    assert run(["plan", str(faulty), "--out", str(project)]) == 2
-    assert "which is not in the dataset" in capsys.readouterr().err
+    for verb in ("plan", "run"):
+        assert run([verb, str(faulty), "--out", str(project)]) == 2
+        assert "which is not in the dataset" in capsys.readouterr().err
+    assert run(["fingerprint", str(faulty), "--out", str(project)]) == 0  # what folds have no part in
+    assert run(["export", str(faulty), "--to", "nnunet", "-o", str(tmp_path / "Dataset012_Copy")]) == 0
     assert run(["check", str(project)]) == 2
     assert run(["plan", str(faulty), "--out", str(project), "--splits", "balanced"]) == 0
     assert run(["check", str(project)]) == 0

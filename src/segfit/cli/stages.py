@@ -79,6 +79,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
     from segfit.cli.console import console_execution
     from segfit.dataset.checks import checked_dataset
     from segfit.dataset.layouts import describe
+    from segfit.dataset.splits import splits_problems
     from segfit.options import Options
 
     if dataset is None or out is not None or is_project(dataset):
@@ -88,6 +89,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
     else:
         asked = Options().with_settings(given)
         found, problems = checked_dataset(dataset, asked.dataset, execution=console_execution(asked.workers))
+        problems += () if found is None else splits_problems(None, found)
     fatal = sum(problem.fatal for problem in problems)
     if as_json:
         told = [item.facts | {"fatal": item.fatal} for item in problems]

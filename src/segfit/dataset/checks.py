@@ -20,7 +20,6 @@ from segfit.dataset.layouts.common import MOST_CLASSES
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.object_numbers import FEWEST_OBJECTS, object_numbers
 from segfit.dataset.palettes import palette_problems
-from segfit.dataset.splits import splits_problems
 from segfit.errors import DatasetError, Problem
 from segfit.execution.execution import LOCAL, Execution
 from segfit.execution.workers import LostCaseError
@@ -110,7 +109,7 @@ def check_dataset(
 def checked_dataset(
     path: Path | str, options: DatasetOptions, *, execution: Execution = LOCAL
 ) -> tuple[Dataset | None, tuple[Problem, ...]]:
-    """Understand a dataset and check it as a run on it would be; return it with every problem.
+    """Understand a dataset and check it as a run does; return it with every problem.
 
     None where nothing can be made of it. Cases with fatal problems, which then are warnings, are left out and labels
     taken as the options say.
@@ -122,7 +121,7 @@ def checked_dataset(
     problems = check_dataset(dataset, execution=execution)
     if options.skip_incomplete:
         dataset, problems = leave_out(dataset, problems)
-    return dataset, (*problems, *splits_problems(None, dataset))
+    return dataset, problems
 
 
 def require_usable(problems: Sequence[Problem]) -> None:

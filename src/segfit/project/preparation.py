@@ -99,10 +99,13 @@ class Preparation:
             self._former, self._is_withdrawn = None, True
 
     def check(self) -> tuple[Problem, ...]:
-        """Read every file once and return all problems; unchanged files are not read again.
+        """Read every file once and return all problems, those of folds too; unchanged files are not read again.
 
         With the option dataset.skip_incomplete the cases with fatal problems are left out of `dataset` from here on.
         """
+        return (*self._check_once(), *splits_problems(self.options.planning.splits, self.dataset))
+
+    def _check_once(self) -> tuple[Problem, ...]:
         return self.once("check", self._check)
 
     def _check(self) -> tuple[Problem, ...]:
@@ -138,7 +141,7 @@ class Preparation:
         problems = (*structure, *self.documents.resolve("check", known, make).problems)
         if self.options.dataset.skip_incomplete:
             self.dataset, problems = leave_out(self._found, problems)
-        return (*problems, *splits_problems(self.options.planning.splits, self.dataset))
+        return problems
 
     def _check_key(self, hashes: FileHashes) -> Key:
         """Return what names the check of the dataset's files and of what is declared of them, wherever they lie."""
@@ -153,7 +156,7 @@ class Preparation:
         return self.once("fingerprint", self._fingerprint)
 
     def _fingerprint(self) -> Fingerprint:
-        require_usable(self.check())
+        require_usable(self._check_once())
 
         def make() -> Fingerprint:
             return measure(

@@ -186,9 +186,10 @@ class Project(Preparation):
         """
         self.overrun = overrun
         with self.at_work():
-            for problem in self.check():
-                if not problem.fatal:
-                    self.progress.warn(problem)
+            problems = self.check()
+            require_usable(problems)
+            for problem in problems:
+                self.progress.warn(problem)
             self.size()
             self.preprocess()
             self.train()
