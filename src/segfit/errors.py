@@ -80,6 +80,7 @@ class Problem:
     transient: bool = False  # True: it came from the machine, not from the files; checking again may help
     code: str = ""  # the kind of a warning, for programs
     file: str = ""  # the file that it is about, where it is one
+    other: str = ""  # another case that it is about
 
     def __str__(self) -> str:
         text = f"{self.problem}; {self.action}" if self.action else self.problem
@@ -88,7 +89,7 @@ class Problem:
     @property
     def facts(self) -> dict[str, Any]:
         """What a reader is told, by name; without what is empty."""
-        named = ("code", "case", "file", "problem", "action")
+        named = ("code", "case", "other", "file", "problem", "action")
         return {name: value for name in named if (value := getattr(self, name))}
 
 

@@ -12,6 +12,7 @@ from dataset_builder import SHAPE, a_label, build, edit, write_volume
 
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
+from segfit.dataset.phantom import make_phantom
 from segfit.errors import DatasetError, Problem
 from segfit.execution.execution import Execution
 from segfit.files import write_json
@@ -322,3 +323,17 @@ def test_progress_counts_the_cases(tmp_path: Path) -> None:
 def test_real_data_are_clean(data: Path) -> None:
     assert check_dataset(data / "Dataset120_Nuclei") == ()
     assert check_dataset(data / "Dataset004_Hippocampus") == ()
+
+
+def test_copies_of_training_cases_are_told(tmp_path: Path) -> None:
+    root = make_phantom(tmp_path / "data", cases=6, test_cases=1)
+    for copy, case in (("Tr/turned", "Tr/phantom_tr_002"), ("Ts/phantom_ts_000", "Tr/phantom_tr_001")):
+        for kind, channel in (("images", "_0000"), ("labels", "")):
+            stored = read_image(root / f"{kind}{case}{channel}.nii.gz").array[0]
+            write_volume(root / f"{kind}{copy}{channel}.nii.gz", stored.transpose(0, 2, 1)[:, ::-1, 3:])
+    edit(root, numTraining=7)
+    found = {(item.code, item.case, item.other, item.fatal) for item in check_dataset(root) if item.other}
+    assert found == {
+        ("copy", "turned", "phantom_tr_002", False),
+        ("copy_in_test", "phantom_ts_000", "phantom_tr_001", False),
+    }

@@ -15,6 +15,7 @@ from segfit.dataset.annotation import MergedMasks, count_values, merged_masks
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.label_grid import on_image_grid, uncropped
 from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
+from segfit.dataset.likeness import Likeness, likeness
 from segfit.dataset.manifest import Case
 from segfit.dataset.object_numbers import as_classes, count_areas
 from segfit.errors import InputError, Problem
@@ -49,6 +50,7 @@ class Finding:
     areas: int | None = None  # connected ones of its label values, where these may number objects: `count_areas`
     mask_voxels: Mapping[int, int] = field(default_factory=dict)  # as of `MergedMasks`
     lost_voxels: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the same
+    likeness: Likeness | None = None  # of the first image, where it has one
 
     @property
     def ndim(self) -> int | None:
@@ -93,6 +95,7 @@ class _Seen:
     channels: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
     bits: int | None = None
+    likeness: Likeness | None = None
     label_values: frozenset[int] | None = None
     colours: Mapping[int, str] | None = None
     areas: int | None = None
@@ -163,6 +166,7 @@ def check_case(
         areas=seen.areas,
         mask_voxels={} if seen.masks is None else seen.masks.voxels,
         lost_voxels={} if seen.masks is None else seen.masks.lost,
+        likeness=seen.likeness,
     )
 
 
@@ -184,6 +188,7 @@ def _check_image(seen: _Seen, path: Path, files: OpenFiles) -> Image | None:
         seen.problems += _grid_problems(case, path, seen.grid, image.grid)
         return image
     seen.grid = image.grid
+    seen.likeness = likeness(image.array) if seen.readable else None
     unsigned = image.array.dtype.kind == "u" and find_format(path).same_depth
     seen.bits = 8 * image.array.dtype.itemsize if unsigned else None
     seen.remarks += [(path, remark) for remark in header_remarks(image.grid)]

@@ -17,6 +17,7 @@ from segfit.dataset.case_checks import UNDECLARED, Finding, Look, check_case
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import inspect_dataset, leave_out
 from segfit.dataset.layouts.common import MOST_CLASSES
+from segfit.dataset.likeness import copies
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.object_numbers import FEWEST_OBJECTS, object_numbers
 from segfit.dataset.palettes import palette_problems
@@ -29,11 +30,12 @@ from segfit.labels import LabelScheme
 from segfit.options import DatasetOptions
 from segfit.words import count, numbers
 
-__all__ = ["MIN_CASES", "OBJECTS", "OVERLAP", "check_dataset", "checked_dataset", "require_usable"]
+__all__ = ["COPY", "MIN_CASES", "OBJECTS", "OVERLAP", "check_dataset", "checked_dataset", "require_usable"]
 
 OBJECTS = "object-numbers"  # the code of labels that number objects
 OVERLAP = "overlapping-masks"  # the code of masks of classes that overlap
 
+COPY = "copy"  # the code of warnings about a training case whose image is that of another
 MIN_CASES = 5  # nnU-Net needs them for its five folds; with fewer, fewer folds are made
 _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking at an image takes (measured)
 _SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was mistaken (assumption)
@@ -335,18 +337,33 @@ def _check_places(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem
     return [Problem("dataset", problem, "write the true orientation into the headers (sform)", fatal=False)]
 
 
-def _check_same(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
-    """Return warnings about images that are there twice, and about cases that look like visits of one patient."""
-    problems: list[Problem] = []
-    cases = (*dataset.training, *dataset.test)
-    first: dict[str, int] = {}
+def _check_copies(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
+    """Return a warning for every case whose image is that of an earlier one, voxel by voxel or as a copy of it."""
+    cases, first, same = (*dataset.training, *dataset.test), dict[str, int](), dict[int, tuple[int, bool]]()
     for number, finding in enumerate(findings):
         earlier = number if finding.digest is None else first.setdefault(finding.digest, number)
         if earlier != number:
-            kinds = ["training" if n < len(dataset.training) else "test" for n in (number, earlier)]
-            problem = f"the images of this {kinds[0]} case are those of {kinds[1]} case {cases[earlier].id}"
-            action = "remove one; the same image on both sides of a split makes the Dice too high"
-            problems.append(Problem(cases[number].id, problem, action, fatal=False))
+            same[number] = earlier, True
+    likenesses = [None if number in same else finding.likeness for number, finding in enumerate(findings)]
+    for earlier, number in copies(likenesses):
+        same.setdefault(number, (earlier, False))
+    problems: list[Problem] = []
+    for number, (earlier, exact) in sorted(same.items()):
+        case, other = cases[number], cases[earlier]
+        kinds = ["training" if n < len(dataset.training) else "test" for n in (number, earlier)]
+        problem = f"the images of this {kinds[0]} case are those of {kinds[1]} case {other.id}"
+        action = "remove one; the same image on both sides of a split makes the Dice too high"
+        if not exact:
+            problem += ", turned, mirrored, cropped or with other intensities"
+            action = action.replace("remove one;", "compare the two and remove one if it is a copy;")
+        code = COPY if kinds == ["training", "training"] else "copy_in_test"
+        problems.append(Problem(case.id, problem, action, fatal=False, code=code, other=other.id))
+    return problems
+
+
+def _check_same(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
+    """Return warnings about images that are there twice, and about cases that look like visits of one patient."""
+    problems = _check_copies(dataset, findings)
     visits: dict[str, list[str]] = {}
     for case in dataset.training:
         match = _VISIT.fullmatch(case.id)
