@@ -59,7 +59,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_run_prints_scores_model_and_report(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["run", "--out", str(project)]) == UNTRUSTED
     out = capsys.readouterr().out
-    assert "cross-validation (1 cases)" in out
+    assert "cross-validation (1 case)" in out
     assert "test (2 cases)" in out
     assert f"report: {project / 'report.html'}" in out
 

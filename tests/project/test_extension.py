@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,23 @@ def test_another_fold_does_not_start_from_the_race_of_the_first(raced: Project) 
         other = again(raced, f"planning.folds={folds}")
         assert [result.first_step for result in other.train()] == first_steps
         assert run_of(other).start_fold == 0
+
+
+def test_steps_of_a_slow_minute_make_no_training_longer(raced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A race met a stall: a hundred steps as long as those would take thirty times the time that was asked for."""
+    found = decide.race
+    monkeypatch.setattr(decide, "race", lambda *args, **values: _stalled(found(*args, **values)))
+    run = run_of(raced)
+    assert run.race
+    assert run.seconds_per_training is not None
+    assert run.seconds_per_training < 18
+    assert run.expected_steps[run.configurations[0]] == 100
+    assert run.forecast["train"].seconds == pytest.approx(560)
+
+
+def _stalled(outcome: race.Outcome | None) -> race.Outcome:
+    assert outcome is not None
+    return replace(outcome, seconds_per_step=5.6)
 
 
 def test_the_same_time_never_trains_longer(begun: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
 
 _AROUND_SECONDS = 3.0  # starting, selecting and leaving
 _RACE_SHARE = 0.2  # of all time may go into finding out what is trained
+_SHORTEST = 1.0  # seconds of a training
 _HURRIED = 1.5  # times as fast as measured before: then sizing was disturbed
 _SEEN_SHARE = 0.5  # of the median image: a patch that sees less of it calls for a coarser spacing
 _LOOKED_AT = 3  # cases whose labels are looked at on a coarser grid
@@ -315,10 +316,11 @@ class _Decision:
         if before is not None:
             wanted = before.seconds(self._budget)
             seconds = wanted if done else min(seconds + before.trained_seconds, wanted)
-        least = max(FEWEST_STEPS * item.step.seconds_per_step for item in chosen)
-        seconds = seconds if done else round(max(least, seconds), 1)
+        # What a step took in a slow minute makes no training longer: one that is out of time does its fewest steps.
+        seconds = seconds if done else round(max(_SHORTEST, seconds), 1)
         slack = 1.0 if raced else SLACK  # a race measures what training takes
-        return seconds, {item.name: int(seconds / item.step.seconds_per_step / slack) for item in chosen}
+        possible = {item.name: int(seconds / item.step.seconds_per_step / slack) for item in chosen}
+        return seconds, {name: max(FEWEST_STEPS, steps) for name, steps in possible.items()}
 
     def _with_recipe(self, item: Candidate, steps: int, *, tried: bool) -> Candidate:
         """Return a candidate with the recipe for so many steps: what was `tried` already keeps the short one."""
@@ -348,10 +350,11 @@ class _Decision:
         before = self._earlier
         validations = [sizer.validation(item) for item in chosen]
         done = 0.0 if before is None else before.trained_seconds
-        lengths = {
-            item.name: (steps[item.name] * item.step.seconds_per_step * SLACK if seconds is None else seconds) - done
-            for item in chosen
-        }
+        lengths = {}
+        for item in chosen:
+            step = item.step.seconds_per_step
+            length = steps[item.name] * step * SLACK if seconds is None else max(seconds, FEWEST_STEPS * step)
+            lengths[item.name] = length - done
         on_cpu = self._device.type == "cpu"
         forecast = {
             "size": StageForecast(
