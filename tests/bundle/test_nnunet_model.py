@@ -43,6 +43,22 @@ def test_manifest(folder: Path) -> None:
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
+def test_sizes_of_training_images_come_from_the_fingerprint(folder: Path) -> None:
+    path = folder / "dataset_fingerprint.json"
+    content = {"shapes_after_crop": [[30, 40, 50], [32, 44, 40]], "spacings": [[2.0, 1.0, 1.0], [3.0, 1.0, 1.0]]}
+    path.write_text(json.dumps(content))
+    known = read_nnunet_model(folder).manifest.training_images
+    assert known is not None
+    assert known.spacing_mm == ((2.0, 1.0, 1.0), (3.0, 1.0, 1.0))
+    assert known.extent_mm == ((60.0, 40.0, 40.0), (96.0, 44.0, 50.0))
+    path.unlink()
+    assert read_nnunet_model(folder).manifest.training_images is None
+    for broken in ({}, {"shapes_after_crop": 1, "spacings": []}, [], content | {"spacings": [[1, 1]]}):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(InputError, match="dataset_fingerprint"):
+            read_nnunet_model(folder)
+
+
 def test_folds(folder: Path) -> None:
     assert list(read_nnunet_model(folder, [1]).manifest.members[0].weights) == ["1"]
     with pytest.raises(InputError, match=r"fold_3/checkpoint_final\.pth is missing"):

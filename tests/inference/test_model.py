@@ -20,11 +20,14 @@ from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, warning
 from segfit.execution.execution import Execution
+from segfit.fingerprint.appearance import measure_image, oriented_crop
+from segfit.fingerprint.training_images import TrainingImages
 from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import find_format, read_grid, read_label
 from segfit.images.image import Image, LabelMap
 from segfit.inference.model import Model, load_model
 from segfit.inference.predict_folder import predict_folder
+from segfit.progress import SILENT, KeptWarnings
 from segfit.specs import Configuration
 from series_builder import affine_of, clutter, write_series
 
@@ -316,6 +319,49 @@ def test_files_of_a_case_that_lie_apart_are_told(
     moved[0, 3] += 0.2
     paths = [write_case(tmp_path, "a", voxels()).images[0], write_case(tmp_path, "b", voxels(seed=1), moved).images[0]]
     assert [(item.code, item.file) for item in model.predict(paths).warnings] == [("grid_moved", str(paths[1]))]
+
+
+def test_images_unlike_those_of_the_training_are_told_or_refused(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    make_model: Callable[..., Model],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    grid = Grid((11, 17, 15), (2.2, 0.9, 1.1), AFFINE)
+    images = [Image(voxels(seed=seed)[None], grid) for seed in range(5)]
+    measured = [
+        measure_image(image, axes, crop) for image in images for axes, _, crop in [oriented_crop(image, "stored")]
+    ]
+    known = TrainingImages.of(measured, "stored", ("CT",))
+    model = make_model(member(configuration()), training_images=known)
+    assert model.predict(images[0]).warnings == model.predict(Image(voxels(seed=9)[None], grid)).warnings == ()
+    array = voxels(seed=9)
+    raw = write_case(tmp_path, "raw", array + 1000).images[0]
+    (told,) = model.predict(raw).warnings
+    assert (told.code, told.file, told.fatal) == ("intensity_range", str(raw), False)
+    assert caplog.records[-1].getMessage() == str(told)
+    far = array.copy()
+    far[1, 2, 3] = 1e7
+    assert [item.code for item in model.predict((far, grid)).warnings] == ["extreme_values"]
+    turned = model.predict((array.swapaxes(0, 1), Grid((17, 11, 15), (2.2, 0.9, 1.1), AFFINE)))
+    assert {item.code for item in turned.warnings} == {"axes"}
+    kept = KeptWarnings(SILENT)
+    cases = [Case(id="raw", images=(raw,)), write_case(tmp_path, "metres", array, np.diag([1.1, 0.9, 2.2, 1e-3]) * 1e3)]
+    with pytest.raises(DatasetError) as caught:
+        predict_folder(model, cases, tmp_path / "out", execution=Execution(progress=kept))
+    assert [problem.case for problem in caught.value.problems] == ["metres"]
+    assert [(item.case, item.code, item.file) for item in kept.warnings] == [("raw", "intensity_range", str(raw))]
+
+
+def test_what_is_known_of_older_models_is_compared(model: Model) -> None:
+    assert model.manifest.training_images is None
+    assert [item.code for item in model.predict((voxels(), (20.0, 9.0, 11.0))).warnings] == ["no_orientation"]
+    for spacing in ((2000.0, 1000.0, 1000.0), (0.002, 0.001, 0.001)):
+        with pytest.raises(InputError, match="a unit was mistaken"):
+            model.predict((voxels(), spacing))
+    with pytest.raises(InputError, match="single slice"):
+        model.predict((voxels((1, 17, 15)), AFFINE))
 
 
 def test_arrays_tensors_and_spacings_of_every_kind(

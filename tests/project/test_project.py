@@ -11,7 +11,8 @@ import segfit
 from segfit.bundle.bundle import open_bundle
 from segfit.dataset.phantom import make_phantom
 from segfit.errors import InputError, Problem
-from segfit.images.formats import read_grid, read_label
+from segfit.images.formats import read_case, read_grid, read_label
+from segfit.images.image import Image
 from segfit.options import Options
 from segfit.planning.plan import Plan
 from segfit.project import Project, preparation, sizing
@@ -127,6 +128,18 @@ def test_scores_in_the_model_are_those_of_the_validation(finished: Project) -> N
     assert manifest.dice == selection.candidates[0].per_class
     assert manifest.training["steps"] == [6]
     assert [member.configuration.name for member in manifest.members] == ["3d_fullres"]
+
+
+def test_the_model_knows_its_training_images(finished: Project) -> None:
+    known = open_bundle(finished.folder.model).manifest.training_images
+    assert known is not None
+    assert (known.num_cases, known.channel_names) == (len(finished.dataset.training), finished.dataset.channel_names)
+    assert [known.differences(case) for case in finished.fingerprint().cases] == [[]] * known.num_cases
+    model = segfit.load_model(finished.folder.model, device="cpu")
+    assert [model.predict(case.images[0]).warnings for case in finished.dataset.training] == [()] * known.num_cases
+    image = read_case(finished.dataset.training[0].images)
+    raw = model.predict(Image(20 * image.array + 5000, image.grid))
+    assert [item.code for item in raw.warnings] == ["intensity_range"]
 
 
 def test_the_plan_keeps_what_was_measured(finished: Project) -> None:

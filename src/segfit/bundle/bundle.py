@@ -21,6 +21,7 @@ from pydantic import AliasChoices, Field, model_validator
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.files import Document, Record, content_hash, hash_file, new_folder, read_json, write_bytes, write_text
+from segfit.fingerprint.training_images import TrainingImages
 from segfit.images.formats import ENDINGS, described
 from segfit.labels import Exchange, LabelScheme
 from segfit.options import SMALLEST_TILE_STEP
@@ -73,6 +74,7 @@ class ModelManifest(Document):
     file_ending: str  # of the label maps it was made from, with the leading dot
     image_ending: str = ""  # of the images it was made from, as in `segfit.images.formats`; empty: as the label maps
     spacing_mm: tuple[Millimetres, ...] | None = None  # median voxel size of the training images, array order
+    training_images: TrainingImages | None = None  # with which images to predict are compared; None: unknown
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: tuple[PostprocessingStep, ...] = ()
     # Cross-validated mean by class; None where it is undefined; "scores" is its old name.

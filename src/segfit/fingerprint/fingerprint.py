@@ -9,7 +9,9 @@ from segfit.files import Document, Record
 from segfit.specs import IntensityStatistics
 from segfit.words import count
 
-__all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint"]
+__all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint", "ImageFingerprint", "Orientation"]
+
+Orientation = Literal["canonical", "stored"]
 
 
 class ChannelIntensities(Record):
@@ -19,20 +21,27 @@ class ChannelIntensities(Record):
     max: float
     foreground_mean: float | None = None  # None in a case without foreground
     foreground_std: float | None = None
+    quantiles: tuple[float, ...] = ()  # of the voxels that are not 0; from 0.5 to 99.5 %
 
 
-class CaseFingerprint(Record):
-    """One case. Axis order: array order after the fingerprint's orientation; spacing in mm."""
+class ImageFingerprint(Record):
+    """One image. Axis order: array order after the fingerprint's orientation; spacing in mm."""
 
-    case: str
-    content: str  # hash of image and label files: the key of the cache
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     shape_after_crop: tuple[int, ...]
     relative_size_after_crop: float
+    channels: tuple[ChannelIntensities, ...] = ()
+    layout: tuple[float, ...] = ()  # brightness of the parts of the crop, flat, in deviations from their mean
+
+
+class CaseFingerprint(ImageFingerprint):
+    """One case: its image and its annotation."""
+
+    case: str
+    content: str  # hash of image and label files: the key of the cache
     label_voxels: dict[int, int]  # voxels per label value inside the crop, zero counts included for declared labels
     label_centroids: dict[int, tuple[float, ...]]  # centre of mass per present foreground label, 0..1 of the crop
-    channels: tuple[ChannelIntensities, ...] = ()
 
 
 class Fingerprint(Document):
@@ -40,7 +49,7 @@ class Fingerprint(Document):
 
     dataset: str
     ndim: Literal[2, 3]
-    orientation: Literal["canonical", "stored"]
+    orientation: Orientation
     channel_names: tuple[str, ...]
     num_training: int  # declared number of training cases (nnU-Net's batch-size cap uses it)
     cases: tuple[CaseFingerprint, ...]

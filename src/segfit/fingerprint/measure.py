@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,9 @@ from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import content_hash, read_arrays, write_arrays
-from segfit.fingerprint.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint
+from segfit.fingerprint.appearance import measure_image, oriented_crop
+from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint, Orientation
 from segfit.fingerprint.intensities import ChannelDistribution, Mixture
-from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import num_voxels, read_case, stacked
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
@@ -31,9 +31,7 @@ __all__ = ["look_to_measure", "measure"]
 
 _SLAB = 1 << 20  # voxels looked at a time where work would need much memory at once
 _BYTES_PER_VOXEL = 16  # of a channel: four arrays of 32 bits, that measuring holds at its peak
-_VERSION = 2  # of what is measured; a change makes cached measurements stale
-
-Orientation = Literal["canonical", "stored"]
+_VERSION = 3  # of what is measured; a change makes cached measurements stale
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,26 +177,19 @@ def _measure_case(case: Case, content: str, declared: _Declared, image: Image, l
         raise InputError(f"case {case.id} contains NaN or infinite values", "replace them in the image file")
     if label.grid.shape != image.grid.shape:
         raise InputError(f"case {case.id}: the label has shape {label.grid.shape}, the image {image.grid.shape}")
-    axes = canonical_map(image.grid) if declared.orientation == "canonical" else AxisMap.identity(image.grid.ndim)
-    voxels, values = axes.apply(image.array), axes.apply(label.array)[0]
-    box = bounding_box((voxels != 0).any(axis=0))  # filling holes would not change the box
-    voxels, values = voxels[(slice(None), *slices(box))], values[slices(box)]
-    shape = tuple(image.grid.shape[axis] for axis in axes.order)
+    axes, box, voxels = oriented_crop(image, declared.orientation)
+    values = axes.apply(label.array)[0][box]
     foreground = values > 0
     found = tuple(ChannelDistribution.of(channel[foreground]) for channel in voxels) if foreground.any() else ()
+    facts = measure_image(image, axes, voxels)
+    moments = [_moments(channel) for channel in found] or [{} for _ in voxels]
+    channels = tuple(one.model_copy(update=more) for one, more in zip(facts.channels, moments, strict=True))
     record = CaseFingerprint(
         case=case.id,
         content=content,
-        shape=shape,
-        spacing_mm=axes.permute(image.grid.spacing_mm),
-        shape_after_crop=values.shape,
-        relative_size_after_crop=float(np.prod(values.shape) / np.prod(shape)),
         label_voxels=dict(sorted((dict.fromkeys(declared.values, 0) | count_values(values)).items())),
         label_centroids=_centroids(values, declared.labels.foreground_values),
-        channels=tuple(
-            ChannelIntensities(min=low, max=high, **({} if not found else _moments(found[channel])))
-            for channel, (low, high) in enumerate(extremes)
-        ),
+        **{**dict(facts), "channels": channels},
     )
     return _Measured(record, found)
 

@@ -21,6 +21,8 @@ from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
 from segfit.execution.memory import free_memory_gb
 from segfit.files import write_arrays
+from segfit.fingerprint.appearance import measure_image, oriented_crop
+from segfit.fingerprint.training_images import Range, impossible_size
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
@@ -276,8 +278,28 @@ class Model:
             sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
             problem = f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training"
             warnings.append(warning("no_voxel_size", problem, file=file))
+        warnings += self._differences(sized, name, file)
         inputs = tuple(self._member_input(member, sized, earlier, name) for member in self.manifest.members)
         return Prepared(image.grid, paths, inputs, tuple(warnings))
+
+    def _differences(self, image: Image, name: str, file: str | Path) -> list[Problem]:
+        """Return in what an image differs from those the model was made from; `InputError` if it is of another kind."""
+        ndim, known = self.manifest.members[0].configuration.preprocessing.image_ndim, self.manifest.training_images
+        if image.grid.ndim != ndim or len(image.array) != len(self.channel_names):
+            return []  # refused with its name by preprocessing
+        deep = all(member.configuration.ndim == 3 for member in self.manifest.members)
+        if deep and 1 in image.grid.shape:
+            raise InputError(f"{name} is a single slice, {self.name} takes volumes", "give the whole volume")
+        if known is None:
+            usual = (min(self.spacing_mm),) * ndim, (max(self.spacing_mm),) * ndim  # whatever the order of axes
+            found = impossible_size(image.grid.spacing_mm, Range(*usual))
+        else:
+            axes, _, cropped = oriented_crop(image, known.orientation)
+            found = known.differences(measure_image(image, axes, cropped))
+        for item in found:
+            if item.fatal:
+                raise InputError(f"{name}: {item.problem}", item.action)
+        return [replace(item, problem=f"{name}: {item.problem}", file=str(file)) for item in found]
 
     def _member_input(
         self, member: Member, image: Image, earlier: Image | None, name: str

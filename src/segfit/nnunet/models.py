@@ -21,6 +21,8 @@ from pydantic import ValidationError
 from segfit.bundle.bundle import Bundle, Member, ModelManifest, weights_name
 from segfit.errors import InputError, reason_of
 from segfit.files import first_fault, read_json
+from segfit.fingerprint.fingerprint import ImageFingerprint
+from segfit.fingerprint.training_images import TrainingImages
 from segfit.labels import LabelScheme
 from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 
@@ -85,12 +87,29 @@ def read_nnunet_model(
             labels=labels,
             channel_names=channel_names_of(dataset),
             file_ending=ending,
+            training_images=_training_images(path / "dataset_fingerprint.json", channel_names_of(dataset)),
             members=(member,),
             provenance={"imported_from": path.name, "trainer": str(first.get("trainer_name", "unknown"))},
         )
     except ValidationError as error:
         raise InputError(f"{path} cannot be used, {first_fault(error)}") from None
     return Bundle(manifest, path, weights)
+
+
+def _training_images(path: Path, channel_names: tuple[str, ...]) -> TrainingImages | None:
+    """Return the sizes of the training images, if the fingerprint of nnU-Net is there."""
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    try:
+        sizes = list(zip(content["shapes_after_crop"], content["spacings"], strict=True))
+        images = [
+            ImageFingerprint(shape=shape, spacing_mm=spacing, shape_after_crop=shape, relative_size_after_crop=1.0)
+            for shape, spacing in sizes
+        ]
+        return TrainingImages.of(images, "stored", channel_names)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error})", "copy the model folder again, or remove that file") from None
 
 
 def _folds(path: Path, checkpoint: str) -> list[str]:

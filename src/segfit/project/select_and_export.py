@@ -17,6 +17,7 @@ from segfit.errors import InputError
 from segfit.evaluation.summary import Pair, Summary, evaluate, summarize
 from segfit.files import hash_file, replace_folder
 from segfit.fingerprint.fingerprint import Fingerprint
+from segfit.fingerprint.training_images import TrainingImages
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.project.preparation import Preparation
@@ -332,18 +333,19 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         if item.name in selection.winner
     }
     dice = next(item for item in selection.candidates if item.members == selection.winner).per_class
-    dataset = project.dataset
+    dataset, fingerprint = project.dataset, project.fingerprint()
     manifest = ModelManifest(
         name=dataset.name,
         labels=dataset.labels,
         channel_names=dataset.channel_names,
         file_ending=dataset.file_ending,
         image_ending=dataset.image_ending,
-        spacing_mm=project.fingerprint().typical_spacing,
+        spacing_mm=fingerprint.typical_spacing,
+        training_images=TrainingImages.of(fingerprint.cases, fingerprint.orientation, fingerprint.channel_names),
         members=tuple(_manifest_member(project, name) for name in selection.winner),
         postprocessing=selection.steps,
         dice=dice,
-        verdict=judge(evidence_of(project, chosen, project.fingerprint())).facts(),
+        verdict=judge(evidence_of(project, chosen, fingerprint)).facts(),
         selection={
             "winner": " + ".join(selection.winner),
             "reason": selection.reason,

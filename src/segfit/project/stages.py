@@ -62,13 +62,13 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("check", ("dataset",), ("dataset.labels",), version=2),
-        Stage("fingerprint", ("cases", "labels", "orientation")),
+        Stage("fingerprint", ("cases", "labels", "orientation"), version=2),
         Stage("plan", _PLANNED_ON, (*_TRAINED_FROM, "inference", "time_s"), _NOT_PLANNED_FROM),
         Stage("course", _PLANNED_ON, _TRAINED_FROM, (*_NOT_PLANNED_FROM, "planning.folds")),
         Stage("race", ("plan",)),
         Stage("validate", ("weights", "cases", "mirror"), ("inference.tile_step", "inference.mirror")),
         Stage("select", ("validations", "labels")),
-        Stage("model", ("selection", "weights", "plan")),
+        Stage("model", ("selection", "weights", "plan"), version=2),
         Stage("predict", ("model", "images")),
         Stage("evaluate", ("predictions", "references")),
     )
