@@ -8,13 +8,17 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from segfit.cli.main import run
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.checks import OBJECTS, check_dataset
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.object_numbers import ObjectNumbers, as_classes, count_areas, object_numbers
+from segfit.errors import DatasetError
 from segfit.labels import LabelScheme
-from segfit.options import DatasetOptions
+from segfit.options import DatasetOptions, Options
+from segfit.project import Project
+from segfit.project.stages import STAGES
 
 _ONE, _TWO = DatasetOptions(labels="objects-as-foreground"), DatasetOptions(labels="objects-as-boundary")
 
@@ -169,3 +173,29 @@ def test_what_labels_are_taken_for_is_in_the_identity_of_a_case(tmp_path: Path) 
     assert keys[0] == keys[1] == hashes.case(dataset.case("c0"))
     assert len(set(keys)) == 3
     assert dataset.taken(_TWO).labels.num_outputs == 3
+
+
+def test_export_takes_numbers_of_objects_as_it_is_told(tmp_path: Path) -> None:
+    root = paired(tmp_path / "a", [dots(number) for number in (7, 12, 9)])
+    written = tmp_path / "Dataset001_X"
+    assert run(["export", str(root), "--to", "nnunet", "-o", str(written), "--labels", "objects-as-boundary"]) == 0
+    declared = json.loads((written / "dataset.json").read_text())["labels"]
+    assert declared == {"background": 0, "interior": 1, "boundary": 2}
+    assert tifffile.imread(written / "labelsTr/c0.tif")[:3, :3].tolist() == [[2, 2, 2], [2, 1, 2], [2, 2, 2]]
+
+
+def test_plans_stay_when_it_is_said_that_classes_may_overlap() -> None:
+    parts = {"fingerprint": "1", "labels": "2", "splits": "3", "weights": "4"}
+    said = Options().with_settings(["dataset.labels=exclusive"])
+    assert STAGES["plan"].key(said, **parts) == STAGES["plan"].key(Options(), **parts)
+    assert STAGES["check"].key(said, dataset="1") != STAGES["check"].key(Options(), dataset="1")
+
+
+def test_a_project_learns_what_was_asked_for(tmp_path: Path) -> None:
+    root = paired(tmp_path / "a", [dots(number) for number in (7, 12, 9, 8, 10)])
+    with pytest.raises(DatasetError, match="--labels objects-as-foreground"):
+        Project.create(tmp_path / "p", root).fingerprint()
+    found = Project.open(tmp_path / "p", settings=["dataset.labels=objects-as-boundary"]).fingerprint()
+    assert found.cases[0].label_voxels == {0: 32 * 32 - 63, 1: 7, 2: 56}
+    found = Project.open(tmp_path / "p", settings=["dataset.labels=objects-as-foreground"]).fingerprint()
+    assert found.cases[0].label_voxels == {0: 32 * 32 - 63, 1: 63}

@@ -392,20 +392,23 @@ def read_label(path: Path, spacing_mm: Sequence[float] | None = None, files: Ope
     otherwise, for more than one channel, and for lossy formats. `spacing_mm` is that of its image, for files that do
     not say it; `files` as in `read_image`.
     """
-    image = read_layers(path, spacing_mm, files)
-    if image.array.shape[0] != 1:
-        raise FileError(path, f"has {image.array.shape[0]} channels", "save labels as one channel of label values")
-    return image
+    return _read_labels(path, spacing_mm, files, layered=False)
 
 
 def read_layers(path: Path, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None) -> Image:
-    """Read a label file as (layers, *spatial), otherwise as `read_label` does."""
+    """Read a label file that may have several layers as (layers, *spatial), otherwise as `read_label` does."""
+    return _read_labels(path, spacing_mm, files, layered=True)
+
+
+def _read_labels(path: Path, spacing_mm: Sequence[float] | None, files: OpenFiles | None, *, layered: bool) -> Image:
     format_ = find_format(path)
     if format_.write is None:
         raise FileError(path, f"is {format_.name}, {format_.unfit}", format_.remedy)
     with shared(files) as files:
         image = (format_.read_label or format_.read)(path, files)
     array = image.array
+    if array.shape[0] != 1 and not layered:
+        raise FileError(path, f"has {array.shape[0]} channels", "save labels as one channel of label values")
     if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             rounded = np.rint(array)
