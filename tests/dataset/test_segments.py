@@ -111,7 +111,11 @@ def test_what_is_declared_names_the_values(tmp_path: Path) -> None:
     assert classes_of(root) == {"liver": 1, "Spleen": 2}
     assert codes(root) == []
     root = dataset(tmp_path / "b", a_map(), _ORGANS, {"spleen": (1, 0), "liver": (2, 0)}, _ORGANS, liver=1, spleen=2)
-    assert set(codes(root)) == {("c1", LABEL_NAMES, True)}
+    assert codes(root) == [("c1", LABEL_NAMES, False)]  # and c1 is taken by its names
+    opened = open_dataset(root)
+    exchanged = np.array([0, 2, 1])[a_map()]
+    assert np.array_equal(read_labels(opened.case("c1"), opened.labels).array[0], exchanged)
+    assert np.array_equal(read_labels(opened.case("c2"), opened.labels).array[0], a_map())
 
 
 def test_layers_are_merged_by_names_and_counted_where_they_overlap(tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_layers_are_merged_by_names_and_counted_where_they_overlap(tmp_path: Pat
     assert (told.code, told.fatal) == (OVERLAP, False)
     assert 'cover 5 voxels of "liver" (1.00% of all, 1% in c4)' in told.problem
     opened = open_dataset(root)
-    assert "segments in layers" in describe(opened)[0]
+    assert "segments taken by name" in describe(opened)[0]
     expected = np.where(layers()[..., 1], 2, layers()[..., 0])
     for case in opened.training:
         assert np.array_equal(read_labels(case, opened.labels).array[0], expected)

@@ -133,8 +133,10 @@ def describe(dataset: Dataset) -> tuple[str, str]:
     if any(case.spacing_mm for case in dataset.training):
         extra.append("voxel sizes from the table")
     if any(case.masks for case in dataset.training):
-        layers = any(mask.label is not None for case in dataset.training for mask in case.masks)
-        extra.append(f"{'segments in layers' if layers else 'one label file per class'}, later ones over earlier ones")
+        named = any(mask.label is not None for case in dataset.training for mask in case.masks)
+        extra.append(
+            f"{'segments taken by name' if named else 'one label file per class'}, later ones over earlier ones"
+        )
     stored = dataset.labels.stored_values
     classes = [
         f"{class_.name} = {', '.join(str(stored[value]) for value in class_.values)}"

@@ -64,10 +64,10 @@ def layered_classes(
 
 
 def with_segments(dataset: Dataset, problems: list[Problem]) -> Dataset:
-    """Return a dataset whose label files with layers are taken segment by segment, as masks of the declared classes.
+    """Return a dataset whose label files are taken segment by segment where their values do not tell the classes.
 
-    Where one file has layers, all that name segments are taken so. Without layers the values of a file count, and a
-    name that is declared for another value is a problem.
+    So are files with layers, all others beside them that name segments, and files that name declared classes but number
+    them otherwise, which is a warning. They become masks of the declared classes.
     """
     cases = [case for case in (*dataset.training, *dataset.test) if case.label is not None]
     named = {
@@ -83,10 +83,13 @@ def with_segments(dataset: Dataset, problems: list[Problem]) -> Dataset:
         path, segments = case.label, named.get(case.id, ())
         if path is None or not segments:
             return case
-        if layered:
-            case, wrong = _by_segments(case, path, segments, dataset.labels)
-        else:
-            wrong = _contradictions(case.id, path, segments, _declared(dataset.labels), names_only=True)
+        other = [] if layered else _contradictions(case.id, path, segments, _declared(dataset.labels), names_only=True)
+        if not layered and not other:
+            return case
+        case, wrong = _by_segments(case, path, segments, dataset.labels)
+        if other and other[0] not in problems:
+            told = "its segments are taken by their names; correct it if that is wrong"
+            wrong.append(replace(other[0], action=told, fatal=False))
         problems.extend(item if fatal else replace(item, fatal=False) for item in wrong if item not in problems)
         return case
 
@@ -132,15 +135,14 @@ def _by_segments(
 def _contradictions(
     case: str, path: Path, segments: Sequence[Segment], names: Mapping[str, int], *, names_only: bool = False
 ) -> list[Problem]:
-    """Return a problem for every name that others have for another value and, if wanted, the other way round."""
-    action = 'correct the segmentation, or declare what the values are: {"labels": {NAME: VALUE}} in dataset.json'
+    """Return a problem for the first name that others have for another value or, unless `names_only`, the reverse."""
     by_value = {} if names_only else {value: name for name, value in names.items()}
-    problems: list[Problem] = []
     for segment in segments:
         value = names.get(segment.name, segment.value)
         name = by_value.get(segment.value, segment.name)
         if (value != segment.value or name != segment.name) and not _DEFAULT.fullmatch(segment.name):
             problem = f'{path.name} names label {segment.value} "{segment.name}"'
             other = f"label {value} has this name" if value != segment.value else f'it is "{name}"'
-            problems.append(Problem(case, f"{problem}, elsewhere {other}", action, code=LABEL_NAMES))
-    return problems
+            action = 'name all alike, or write {"labels": {"background": 0, NAME: VALUE, ...}} into dataset.json'
+            return [Problem(case, f"{problem}, elsewhere {other}", action, code=LABEL_NAMES)]
+    return []
