@@ -155,6 +155,26 @@ def test_bars_on_a_terminal_may_be_nested(monkeypatch: pytest.MonkeyPatch) -> No
     assert "again" in stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("columns", "parts"),
+    [
+        (140, ("training 3d_fullres, fold 0", "30%", "left", "loss -0.734")),
+        (80, ("training 3d_fullres", "30%", "left", "loss -0")),
+        (50, ("training 3d_fullres", "30%", "left")),
+    ],
+)
+def test_bars_fit_narrow_terminals(monkeypatch: pytest.MonkeyPatch, columns: int, parts: tuple[str, ...]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    with console_progress(stream).task("training 3d_fullres, fold 0", 100) as task:
+        task.advance(30, note="loss -0.734, Dice 0.812")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).splitlines()
+    last = next(line for line in reversed(shown) if "%" in line)
+    assert len(last) <= columns
+    assert [part for part in parts if part not in last] == []
+
+
 PROBLEMS = (
     Problem("dataset", "3 cases only", "add cases", fatal=False),
     Problem("case_[1]", "label value 7\nis not declared", "declare it"),

@@ -41,6 +41,7 @@ __all__ = [
 _SILENCE_S = 30.0  # a log gets a line at least this often while work advances
 _SHARE = 0.1  # and one at each tenth of the work,
 _QUIET_S = 5.0  # but not sooner than this after the last one
+_ROOMY, _NARROW = 100, 60  # columns of a terminal from which on bars show everything, and below which the least
 _BETWEEN = 3  # characters between the columns of a drawn table
 
 
@@ -177,19 +178,34 @@ def _in_one_line(warning: Problem) -> str:
 
 
 def _make_bars(console: Console) -> Bars:
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    return Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left", markup=False),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False, style="dim"),
-        console=console,
+    """Return bars that fit their terminal: what is least needed goes first, and long texts end in an ellipsis."""
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    def text(template: str, style: str = "", ratio: int | None = None) -> TextColumn:
+        place = Column(no_wrap=True, overflow="ellipsis", ratio=ratio)
+        return TextColumn(template, markup=False, style=style or "none", table_column=place)
+
+    roomy, narrow = console.width >= _ROOMY, console.width < _NARROW
+    columns: list[ProgressColumn] = [text("{task.description}", ratio=3)]
+    if not narrow:
+        columns.append(BarColumn(bar_width=None if roomy else 10, table_column=Column(ratio=3 if roomy else None)))
+    columns.append(TaskProgressColumn())
+    if roomy:
+        columns.append(TimeElapsedColumn())
+    columns.append(TimeRemainingColumn())
+    columns.append(TextColumn("left", markup=False))
+    if not narrow:
+        columns.append(text("{task.fields[note]}", "dim", ratio=2))
+    return Bars(*columns, console=console, expand=True)
 
 
 def text_width(widest: int) -> int:
