@@ -109,6 +109,34 @@ def test_deep_stages_are_narrowed_where_they_cost_more_than_guessed(
     assert tried[-1] == features
 
 
+def test_a_narrower_network_keeps_the_depth_that_its_patch_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Configuration] = []
+
+    def step(configuration: Configuration, *_: Any, **__: Any) -> StepCost:
+        tried.append(configuration)
+        voxels = configuration.batch_size * prod(configuration.patch_size)
+        return StepCost(1e-7 * voxels * configuration.network.features[0], 1.0, 0.001)
+
+    monkeypatch.setattr(sizing, "probe_step", step)
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.0, 0.5))
+    data = make_phantom(tmp_path / "Dataset001_Wide", cases=2, shape=(1, 256, 256), kind="picture")
+    settings = ["training.precision=fp32", "training.channels_last=false"]
+    project = Project.create(tmp_path / "p", data, settings=settings)
+    plan = project.plan()
+    sizer = Sizer(
+        project.fingerprint(), project.dataset.labels, project.options, torch.device("cpu"), Workload(1, 0, 0), SILENT,
+        budget=1.0, shares=1,
+    )  # fmt: skip
+    monkeypatch.setattr(sizer, "steps", lambda item, _: 1e-6 / item.step.seconds_per_step)
+    found = sizer.best(plan.configurations["2d"], plan.training["2d"], 1e-6).configuration
+    assert found.network.features[0] == 8  # the narrowest
+    assert plan.configurations["2d"].network.num_stages > found.network.num_stages == 3
+    for item in tried:  # more than one voxel is left to normalise over
+        assert all(n >= 2 * divisor for n, divisor in zip(item.patch_size, item.network.divisor, strict=True))
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux limits the memory of a process")
 def test_a_memory_target_is_kept_in_auto(tmp_path: Path, volumes: Path) -> None:
     project = _project(tmp_path, volumes, "memory_gb=0.05")

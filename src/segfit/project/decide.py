@@ -213,6 +213,8 @@ class _Decision:
         if self._sizer.enough(first, seconds):
             return None
         found = [first]
+        if left <= 0 and not self._project.overrun:
+            return found  # is refused: there is no time to look for others
         for name in self._names[1:]:
             if name != "3d_lowres":  # a coarser spacing of the full resolution takes its place
                 found.append(self._sized(name, seconds))

@@ -301,8 +301,10 @@ class Sizer:
         while (steps := self.steps(best, seconds)) < _NEARLY * TOLERABLE_STEPS:
             configuration = best.configuration
             smaller = shrunk(configuration, max(0.3, min(0.9, steps / TOLERABLE_STEPS))) if shrink else None
-            if smaller is None and configuration.network != narrowest.network:
-                smaller = narrowest.model_copy(update={"patch_size": configuration.patch_size})
+            network = configuration.network  # which lost stages with the patch
+            narrow = network.model_copy(update={"features": narrowest.network.features[: network.num_stages]})
+            if smaller is None and network != narrow:
+                smaller = configuration.model_copy(update={"network": narrow, "batch_size": narrowest.batch_size})
             if smaller is None:
                 break
             tried = self.measure(smaller, best.recipe).model_copy(update={"memory_gb": best.memory_gb})
