@@ -4,6 +4,7 @@
     ├── InputError              bad input or options: the message says what to do (CLI exit code 2)
     │   └── DatasetError        one or more problems found in a dataset, as a table of `Problem`
     └── StageError              a stage could not finish although its input was good (CLI exit code 1)
+        ├── CasesFailedError         cases of a stage failed, the others are done
         ├── MemoryShortageError      a network does not fit into the memory there is
         └── DivergedError            a training diverged, with a lower learning rate too
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "CasesFailedError",
     "DatasetError",
     "DivergedError",
     "InputError",
@@ -59,6 +61,23 @@ class InputError(SegfitError):
 
 class StageError(SegfitError):
     """A stage failed although its input was accepted."""
+
+
+class CasesFailedError(StageError):
+    """Cases of a stage failed, which did not stop the others.
+
+    Parameters
+    ----------
+    stage : what was done
+    failed : the cases, each with its reason
+    total : cases that there were
+    """
+
+    def __init__(self, stage: str, failed: Sequence[object], total: int, action: str) -> None:
+        others = ", the others are done" if len(failed) < total else ""
+        reasons = "; ".join(map(str, failed))
+        super().__init__(f"{stage}: {len(failed)} of {total} cases failed{others}: {reasons}", action)
+        self.args = (stage, tuple(failed), total, action)
 
 
 class MemoryShortageError(StageError):

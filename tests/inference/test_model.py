@@ -18,7 +18,7 @@ from segfit.bundle.bundle import Member
 from segfit.connected_components import PostprocessingStep, keep_largest
 from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
-from segfit.errors import DatasetError, InputError, warning
+from segfit.errors import DatasetError, InputError, StageError, warning
 from segfit.execution.execution import Execution
 from segfit.fingerprint.appearance import measure_image, oriented_crop
 from segfit.fingerprint.training_images import TrainingImages
@@ -27,7 +27,8 @@ from segfit.images.formats import find_format, read_grid, read_label
 from segfit.images.image import Image, LabelMap
 from segfit.inference.model import Model, load_model
 from segfit.inference.predict_folder import predict_folder
-from segfit.progress import SILENT, KeptWarnings
+from segfit.inference.predictor import Predictor
+from segfit.progress import SILENT, KeptWarnings, Progress
 from segfit.specs import Configuration
 from series_builder import affine_of, clutter, write_series
 
@@ -459,6 +460,33 @@ def test_weights_of_another_network_are_refused(
     (folder / "model.json").write_text(re.sub('"seal": "[^"]*"', '"seal": ""', text))
     with pytest.raises(InputError, match="does not fit its configuration"):
         load_model(folder, "cpu")
+
+
+def test_cases_that_fail_are_named_and_do_not_stop_the_others(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("first", "overflows", "crashes", "unwritable", "last")
+    cases = [write_case(tmp_path / "in", name, voxels(seed=seed)) for seed, name in enumerate(names)]
+    output = tmp_path / "out"
+    (output / "unwritable.nii.gz").mkdir(parents=True)  # a folder lies in its place
+    logits = Predictor.logits
+
+    def failing(self: Predictor, image: np.ndarray, *, progress: Progress = SILENT) -> torch.Tensor:
+        number = calls.pop(0)
+        if number == "overflows":
+            raise StageError("the network output is not finite", "its weights or the image are unusable")
+        if number == "crashes":
+            raise RuntimeError("device lost")
+        return logits(self, image, progress=progress)
+
+    calls = list(names)
+    monkeypatch.setattr(Predictor, "logits", failing)
+    with pytest.raises(DatasetError) as caught:
+        predict_folder(model, cases, output, overwrite=True)
+    assert {problem.case for problem in caught.value.problems} == {"overflows", "crashes", "unwritable"}
+    assert [(output / f"{name}.nii.gz").is_file() for name in names] == [True, False, False, False, True]
+    with pytest.raises(InputError, match="not the second stage"):
+        predict_folder(model, cases, output, previous_stage=tmp_path)
 
 
 def test_predict_folder(model: Model, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segfit.dataset.manifest import Case
-from segfit.errors import InputError, StageError
+from segfit.errors import DatasetError, InputError, StageError
 from segfit.execution.execution import Execution
 from segfit.geometry import Grid
 from segfit.images.image import Image
@@ -64,3 +64,14 @@ def test_the_bound_is_what_the_results_take() -> None:
     assert preprocess(image, None, SPEC, SCHEME, "a", room=bytes_needed).image.shape == (1, 8, 10, 12)
     with pytest.raises(InputError, match=r"^a: 4 × 5 × 6 voxels of 2 × 2 × 2 mm would become 8 × 10 × 12 of 1 × 1 × 1"):
         preprocess(image, None, SPEC, SCHEME, "a", room=bytes_needed - 1)
+
+
+def test_others_are_done_and_all_unusable_ones_are_named(tmp_path: Path) -> None:
+    found = cases(tmp_path, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0})
+    found[1].images[0].write_bytes(b"no image")
+    nibabel.save(nibabel.Nifti1Image(np.full((6, 5, 4), np.nan, np.float32), np.eye(4)), found[3].images[0])
+    store = CaseStore(tmp_path / "cases")
+    with pytest.raises(DatasetError) as caught:
+        preprocess_dataset(found, SPEC, SCHEME, store, execution=Execution(workers=1))
+    assert [problem.case for problem in caught.value.problems] == ["b", "d"]
+    assert len(store.keys()) == 2

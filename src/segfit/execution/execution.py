@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from segfit.errors import InputError, StageError
+from segfit.errors import CasesFailedError, InputError
 from segfit.execution.memory import free_memory_gb
 from segfit.execution.pool import open_pool
 from segfit.execution.processors import available_workers
@@ -104,11 +104,7 @@ class Execution:
                 else:
                     failed.append(error)
         if failed:
-            others = ", the others are done" if len(failed) < total else ""
-            raise StageError(
-                f"{description}: {len(failed)} of {total} cases failed{others}: {'; '.join(map(str, failed))}",
-                "free memory or fix these files, then rerun",
-            )
+            raise CasesFailedError(description, failed, total, "free memory or fix these files, then rerun")
 
     @contextmanager
     def kept_open(self, sizes: Sequence[int]) -> Iterator[Execution]:

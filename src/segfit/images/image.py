@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.errors import InputError, Problem, reason_of
+from segfit.errors import InputError, Problem, SegfitError, reason_of
 from segfit.execution.memory import free_bytes
 from segfit.geometry import AxisMap, Grid
 from segfit.images.open_files import OpenFiles, opened
@@ -21,6 +21,7 @@ from segfit.labels import LabelScheme
 from segfit.words import by_axis, gigabytes
 
 __all__ = [
+    "CASE_FAILURES",
     "COPY_AGAIN",
     "FileError",
     "Image",
@@ -28,6 +29,7 @@ __all__ = [
     "Remark",
     "Segment",
     "absence",
+    "failure_of",
     "foreign",
     "foreign_start",
     "mm_per_unit",
@@ -51,6 +53,9 @@ _MM_PER_UNIT = {
     **dict.fromkeys(("meter", "m"), 1000.0),
     **dict.fromkeys(("inch", "in"), 25.4),
 }
+
+CASE_FAILURES = (SegfitError, MemoryError, RuntimeError)
+"""What may go wrong with one case, in its files, in memory or on a device, and not with the others."""
 
 COPY_AGAIN = "copy or export it again, or remove the case"
 # First bytes of files that are not what their ending says: what the file is, what to do.
@@ -118,6 +123,22 @@ def problem_of(
         name = error.path.relative_to(folder.parent).as_posix()
         return Problem(case, f"{name} {error.problem}", error.action, transient=error.transient, file=str(error.path))
     return Problem(case, error.problem.removeprefix(f"case {case}: "), error.action or action)
+
+
+def failure_of(case: str, error: Exception, images: Sequence[Path] = ()) -> Problem:
+    """Return any of `CASE_FAILURES` as a problem of a case; `images` as in `problem_of`."""
+    if isinstance(error, InputError):
+        return problem_of(case, error, images=images)
+    if isinstance(error, SegfitError):
+        return Problem(case, error.problem.removeprefix(f"case {case}: "), error.action, code="failed")
+    if isinstance(error, MemoryError):
+        return Problem(case, "does not fit into memory", "free memory or use a larger machine", code="out_of_memory")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        problem = f"{where}{error.strerror or error}"
+        return Problem(case, problem, "free space or correct permissions, then rerun", code="file_system")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return Problem(case, f"could not be computed ({reason})", "report this if the image is sound", code="failed")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
 from segfit.images.formats import label_ending
-from segfit.images.image import problem_of
+from segfit.images.image import CASE_FAILURES, failure_of
 from segfit.inference.model import Model, Prepared
 from segfit.inference.to_input_grid import LogitField
 from segfit.progress import SILENT, KeptWarnings
@@ -45,9 +45,11 @@ def predict_folder(
     previous_stage : folder with the label maps of the previous stage of a cascade
     execution : its `workers`, one unless set, are threads that read and preprocess ahead; each holds one case in memory
 
-    Cases that cannot be used do not stop the others; `DatasetError` names all of them at the end. `InputError` if an
-    output would replace an image.
+    Cases that cannot be read, predicted or written do not stop the others; `DatasetError` names all of them at the end.
+    `InputError` if an output would replace an image.
     """
+    if previous_stage is not None and not model.takes_previous_stage:
+        raise InputError(f"{model.name} is not the second stage of a cascade", "leave previous_stage out")
     ending = ending or label_ending(model.file_ending)
     paths = {case.id: output / f"{case.id}{ending}" for case in cases}
     inputs = {path.resolve() for case in cases for path in case.images}
@@ -103,19 +105,21 @@ def _predict(
             case, future = ahead.popleft()
             try:
                 prepared = future.result()
-            except InputError as error:
-                problems.append(problem_of(case.id, error, images=case.images))
-                task.advance(1, case.id)
-            else:
                 kept = KeptWarnings(SILENT)
                 fields = model.logits(prepared, progress=kept)
                 behind.append((case, writers.submit(write, case, prepared, fields, kept.warnings)))
                 del prepared, fields
+            except (*CASE_FAILURES, OSError) as error:
+                problems.append(failure_of(case.id, error, case.images))
+                task.advance(1, case.id)
             del future  # and with it the arrays of the case
             ahead.extend((case, readers.submit(prepare, case)) for case in islice(rest, 1))
             while behind and (len(behind) > _WRITES_WAITING or not ahead):
                 case, written = behind.popleft()
-                written.result()
+                try:
+                    written.result()
+                except (*CASE_FAILURES, OSError) as error:
+                    problems.append(failure_of(case.id, error, case.images))
                 task.advance(1, case.id)
     return problems
 

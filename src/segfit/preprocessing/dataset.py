@@ -12,12 +12,13 @@ from pathlib import Path
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case
-from segfit.errors import StageError, warning
+from segfit.errors import DatasetError, InputError, Problem, StageError, warning
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import remove_leftovers
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid
+from segfit.images.image import problem_of
 from segfit.labels import LabelScheme
 from segfit.preprocessing.pipeline import TooLargeError, preprocess
 from segfit.preprocessing.store import CaseStore, DamagedCase, compressed, legible_name
@@ -41,15 +42,16 @@ def preprocess_dataset(
     """Preprocess every case that is not in the store yet, and return the key of each case by its id.
 
     Cases that are there are verified byte for byte; damaged ones are made anew. As many cases are in work at once as
-    fit into free memory. A case without label file is stored without labels. Raises `InputError` for unusable files
-    and `StageError` if a case cannot be stored; what was finished before stays. Cases that cannot fit into memory do
-    not stop the others: one `StageError` names them at the end. Headers of cases that were `measured` are not read to
+    fit into free memory. A case without label file is stored without labels. Raises `StageError` if a case cannot be
+    stored; what was finished before stays. Cases that cannot be used or do not fit into memory do not stop the others:
+    one `DatasetError` or `StageError` names them at the end. Headers of cases that were `measured` are not read to
     know how large they are.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(store.root)
     keys: dict[str, str] = {}
     too_large: list[str] = []
+    unusable: list[Problem] = []
     known = _known_cases(spec, measured)
     try:
         for (case, _), done in execution.map(
@@ -60,6 +62,9 @@ def preprocess_dataset(
             size=lambda item: _predicted_bytes(item[0], spec, known.get(item[0].id)),
             largest_first=True,
         ):
+            if done.unusable is not None:
+                unusable.append(done.unusable)
+                continue
             if done.too_large:
                 too_large.append(done.too_large)
                 continue
@@ -70,6 +75,9 @@ def preprocess_dataset(
                 execution.progress.warn(warning("damaged_case", problem, case=case.id))
     finally:
         store.hashes.save()
+    if unusable:
+        others = len(cases) - len(unusable) - len(too_large)
+        raise DatasetError(sorted(unusable, key=lambda item: item.case), f"{others} of {len(cases)} cases are done")
     if too_large:
         raise StageError(
             f"preprocess: {len(too_large)} of {len(cases)} cases cannot fit into memory, the others are done: case "
@@ -92,6 +100,7 @@ class _Done:
     hashes: FileHashes  # of the case's files
     was_damaged: bool = False
     too_large: str = ""  # why it was not made
+    unusable: Problem | None = None  # the same
 
 
 def _preprocess_case(
@@ -107,8 +116,11 @@ def _preprocess_case(
     was_damaged = was_there and not store.is_outdated(key)
     if was_there:
         store.discard(key)
-    image = [read_case(case.images, case.spacing_mm)]
-    label = [read_labels(case, scheme, image[0].grid) if case.label_files else None]
+    try:
+        image = [read_case(case.images, case.spacing_mm)]
+        label = [read_labels(case, scheme, image[0].grid) if case.label_files else None]
+    except InputError as error:
+        return _Done(key, hashes, unusable=problem_of(case.id, error, images=case.images))
     hashes.require(case, content)
     annotation = None if label[0] is None else compressed(label[0].array[0], label[0].grid.ndim)
     try:
@@ -124,6 +136,8 @@ def _preprocess_case(
         )
     except TooLargeError as error:
         return _Done(key, hashes, too_large=str(error))
+    except InputError as error:
+        return _Done(key, hashes, unusable=problem_of(case.id, error))
     store.add(key, done, annotation=annotation, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
     return _Done(key, hashes, was_damaged)
 
@@ -138,7 +152,10 @@ def _known_cases(spec: PreprocessingSpec, measured: Fingerprint | None) -> dict[
 def _predicted_bytes(case: Case, spec: PreprocessingSpec, known: CaseFingerprint | None = None) -> int:
     """Return the memory that preprocessing a case takes, about; its header is read where its shape is not `known`."""
     if known is None:
-        grid = read_grid(case.images[0], case.spacing_mm)
+        try:
+            grid = read_grid(case.images[0], case.spacing_mm)
+        except InputError:
+            return 1  # named by whoever reads it
         axes = canonical_map(grid) if spec.orientation == "canonical" else AxisMap.identity(grid.ndim)
         shape, spacing = tuple(grid.shape[axis] for axis in axes.order), axes.permute(grid.spacing_mm)
     else:

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from segfit.dataset.manifest import Dataset
-from segfit.errors import InputError
+from segfit.errors import CasesFailedError, InputError, Problem
 from segfit.evaluation.summary import Pair, Stored, Summary, evaluate
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import write_file
 from segfit.images.formats import write_labels
-from segfit.images.image import LabelMap
+from segfit.images.image import CASE_FAILURES, LabelMap, failure_of
 from segfit.inference.predictor import Predictor
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.networks.unet import build_network
@@ -53,26 +53,33 @@ def validate_fold(
     weights : safetensors of the trained network
     probabilities : also keep them, half precision on the stored grid, for ensembles with other configurations
 
-    A finished fold (``summary.json`` is written last) is not predicted again; an interrupted one goes on.
+    A finished fold (``summary.json`` is written last) is not predicted again; an interrupted one goes on. Cases that
+    cannot be predicted do not stop the others; one `StageError` names them at the end.
     """
     wanted = [case.id for case in cases]
     done = _finished(folder, wanted, probabilities=probabilities)
     if done is not None:
         return done
     predictor = _predictor(configuration, recipe, dataset, weights, device=device, mirror=mirror, tile_step=tile_step)
+    failed: list[Problem] = []
     with execution.progress.task(title, len(cases)) as task:
         for case in cases:
             path = folder / f"{case.id}{dataset.file_ending}"
             written = probabilities_path(folder, case.id)
             if not path.exists() or (probabilities and not written.exists()):
-                logits = predictor.logits(case.image(), progress=messages_only(execution.progress))
-                fields = [LogitField(logits, case.properties, configuration)]
-                if probabilities:
-                    _write_array(written, merged_probabilities(fields, dataset.labels))
-                labels = dataset.labels.to_stored(merged_labels(fields, dataset.labels))
-                images = dataset.case(case.id).images
-                write_labels(path, LabelMap(labels, case.properties.grid, dataset.labels, images))
+                try:
+                    logits = predictor.logits(case.image(), progress=messages_only(execution.progress))
+                    fields = [LogitField(logits, case.properties, configuration)]
+                    if probabilities:
+                        _write_array(written, merged_probabilities(fields, dataset.labels))
+                    labels = dataset.labels.to_stored(merged_labels(fields, dataset.labels))
+                    images = dataset.case(case.id).images
+                    write_labels(path, LabelMap(labels, case.properties.grid, dataset.labels, images))
+                except CASE_FAILURES as error:
+                    failed.append(failure_of(case.id, error))
             task.advance(1, case.id)
+    if failed:
+        raise CasesFailedError(title, failed, len(cases), "correct these cases or leave them out, then rerun")
     pairs = validation_pairs(dataset, folder, {case.id: case.annotation for case in cases})
     summary = evaluate(pairs, dataset.labels, execution=execution)
     summary.save(folder / SUMMARY)
