@@ -72,8 +72,10 @@ def select_model(project: Preparation) -> Selected:
     What was selected from all validation cases stays, also where a part of them would do.
     """
     results = train_all(project)
-    found = selected(project, results) or _select(project, results)
-    _mend(project, found.validations)
+    found = selected(project, results)
+    earlier = found is not None
+    found = found or _select(project, results)
+    project.once(f"validations {found.key.hash}", lambda: earlier and _mend(project, found.validations))
     folder = project.plan_folder
     project.documents.publish(folder.selection, project.folder.selection)
     project.documents.publish(folder.validation_summary, project.folder.validation_summary)
@@ -94,12 +96,16 @@ def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selecte
     return None
 
 
-def _mend(project: Preparation, validations: Sequence[Validation]) -> None:
-    """Predict again, for who looks at them, validation cases whose predictions were damaged after they were scored."""
+def _mend(project: Preparation, validations: Sequence[Validation]) -> bool:
+    """Predict again, for who looks at them, validation cases whose predictions were damaged after they were scored.
+
+    Return whether there were any.
+    """
     damaged = [item for item in validations if is_damaged(item.folder, item.key)]
     if damaged:
         validate_all(project, damaged, unless=lambda: False)
         _remove_probabilities(damaged)
+    return bool(damaged)
 
 
 def _remove_probabilities(validations: Sequence[Validation]) -> None:
