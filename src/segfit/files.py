@@ -37,6 +37,7 @@ __all__ = [
     "read_json",
     "remove_leftovers",
     "replace_folder",
+    "require_there",
     "write_arrays",
     "write_bytes",
     "write_file",
@@ -122,6 +123,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value atomically, indented, NaN and infinities refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def require_there(path: Path, what: str) -> None:
+    """Raise `InputError` if there is nothing at the path of a model or the like."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist", f"correct the path of the {what}")
 
 
 def read_json(path: Path) -> Any:

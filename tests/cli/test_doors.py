@@ -215,3 +215,22 @@ def test_images_are_positional_too(project: Path, dataset: Path, tmp_path: Path)
 def test_errors_name_the_page_that_helps(arguments: list[str], page: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
     assert capsys.readouterr().err.lower().endswith(f"see {page} --help\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info"],
+        ["verify"],
+        ["import", "-o", "x"],
+        ["predict", "-o", "x", "-m"],
+        ["evaluate", "-p", "a", "-r", "a", "-m"],
+    ],
+)
+def test_a_path_that_is_nowhere_is_said_to_be_nowhere(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    images = [str(tmp_path)] if arguments[0] == "predict" else []
+    assert run([*arguments, nowhere, *images]) == 2
+    assert f"{nowhere} does not exist; correct the path" in capsys.readouterr().err

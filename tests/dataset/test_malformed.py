@@ -187,7 +187,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "not what its ending says": (
         raw("imagesTr/b_0000.nii.gz", b"\x89PNG\r\n" * 100),
-        *("b", "b_0000.nii.gz is not a NIfTI file", "export it as NIfTI or correct its ending", FATAL),
+        *("b", "b_0000.nii.gz is a PNG image, not a NIfTI file", "correct its ending or export it again", FATAL),
     ),
     "duplicate under two names": (
         same_voxels_otherwise_packed,
@@ -384,7 +384,12 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "a link to nothing": (
         link("imagesTr/b_0000.nii.gz", "/nowhere/b.nii.gz"),
-        *("b", "b_0000.nii.gz is missing", "add the file or correct its name", FATAL),
+        *(
+            "b",
+            "b_0000.nii.gz is a link to /nowhere/b.nii.gz, which is missing",
+            "restore that file or the link",
+            FATAL,
+        ),
     ),
     "a link to itself": (
         link("labelsTr/b.nii.gz", "b.nii.gz"),
@@ -396,7 +401,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "a page of the web": (
         raw("imagesTr/b_0000.nii.gz", b"<!DOCTYPE html><html><body>404 Not Found</body></html>" * 20),
-        *("b", "b_0000.nii.gz is not a NIfTI file", "export it as NIfTI or correct its ending", FATAL),
+        *("b", "b_0000.nii.gz is a web page or another text file, not a NIfTI file", "download the file itself", FATAL),
     ),
     "packed twice": (
         lambda root: (root / "labelsTr/b.nii.gz").write_bytes(gzip.compress((root / "labelsTr/b.nii.gz").read_bytes())),

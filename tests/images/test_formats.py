@@ -32,7 +32,7 @@ from segfit.images.formats import (
     split_ending,
     write_labels,
 )
-from segfit.images.image import FileError, Image, LabelMap, mm_per_unit
+from segfit.images.image import FileError, Image, LabelMap, mm_per_unit, reading
 
 GRID = Grid((2, 3, 4), (3.0, 1.0, 1.0), np.diag([1.0, 1.0, 3.0, 1.0]))
 ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -329,3 +329,18 @@ def test_pipes_and_devices_are_not_read(tmp_path: Path, ending: str) -> None:
         with pytest.raises(FileError) as refused:
             read_image(path)
         assert problem in refused.value.problem
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError(9999), "a value that is not known: 9999"),
+        (ZeroDivisionError("division by zero"), "impossible numbers"),
+        (ValueError("a\n  b"), "a b"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_reasons_of_decoders_mean_something(error: Exception, reason: str) -> None:
+    with pytest.raises(FileError) as refused, reading(Path("a.tif")):
+        raise error
+    assert reason in refused.value.problem

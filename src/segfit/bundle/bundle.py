@@ -20,7 +20,17 @@ from pydantic import AliasChoices, Field, model_validator
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
-from segfit.files import Document, Record, content_hash, hash_file, new_folder, read_json, write_bytes, write_text
+from segfit.files import (
+    Document,
+    Record,
+    content_hash,
+    hash_file,
+    new_folder,
+    read_json,
+    require_there,
+    write_bytes,
+    write_text,
+)
 from segfit.fingerprint.training_images import TrainingImages
 from segfit.images.formats import ENDINGS, described
 from segfit.labels import Exchange, LabelScheme
@@ -233,6 +243,7 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
 
     Raises `InputError` if the folder is no bundle, comes from a newer segfit, or misses or damaged a file.
     """
+    require_there(path, "model")
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}", "give the folder that segfit wrote")
     raw = read_json(path / MANIFEST)

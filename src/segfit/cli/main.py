@@ -17,6 +17,7 @@ from segfit.cli.console import problem_table, say, wrapped
 from segfit.cli.help_pages import GroupedHelp
 from segfit.errors import DatasetError, InputError, SegfitError
 from segfit.execution.processors import affinity, available_workers
+from segfit.words import count
 
 __all__ = ["app", "main"]
 
@@ -118,7 +119,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         result = app(given or ["--help"], prog_name="segfit", standalone_mode=False)
     except DatasetError as error:
-        _tell(f"{len(error.problems)} problem(s); {error.outcome}")
+        _tell(f"{count(len(error.problems), 'problem')}; {error.outcome}")
         problem_table(error.problems)
         return 2
     except InputError as error:

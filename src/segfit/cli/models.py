@@ -50,8 +50,10 @@ def import_model(
     The folder holds plans.json, dataset.json and fold_*. predict --model takes it as it is, too.
     """
     from segfit.bundle.bundle import write_bundle
+    from segfit.files import require_there
     from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 
+    require_there(path, "model")
     if not is_nnunet_model(path):
         raise InputError(f"{path} is no model of nnU-Net v2: it needs plans.json, dataset.json and fold_*")
     bundle = read_nnunet_model(path)
@@ -129,7 +131,9 @@ def verify(
     Of a model its files, of a project every result. The exit code is 1 if one is damaged.
     """
     from segfit.bundle.bundle import MANIFEST
+    from segfit.files import require_there
 
+    require_there(path, "model or project")
     if not is_project(path) and not (path / MANIFEST).is_file():
         raise InputError(f"{path} is neither a model nor a project", "give one of them")
     if is_project(path):

@@ -43,7 +43,9 @@ def info(
     """Say what a folder is."""
     from segfit.bundle.bundle import MANIFEST, card, open_bundle
     from segfit.dataset.layouts import describe, open_dataset, recognised
+    from segfit.files import require_there
 
+    require_there(path, "model, project or dataset")
     if (path / MANIFEST).is_file():
         manifest = open_bundle(path, verify=False).manifest
         if as_json:
