@@ -188,7 +188,7 @@ def test_faulty_headers_are_named_with_their_case(tmp_path: Path, ending: str, w
         ("b", f"b_0000{ending} is truncated (the end of its compressed voxels is missing)", True),
         ("c", f"c_0000{ending} has more bytes of voxels than the 40 declared in its header "
          "(5 x 4 x 2 of type uint8)", True),
-        ("d", f"d_0000{ending} is not {name} file", True),
+        ("d", f"d_0000{ending} is a web page or another text file, not {name} file", True),
         ("e", f"e_0000{ending} has no voxel size; 1 mm is assumed", False),
     ]  # fmt: skip
 
