@@ -137,6 +137,10 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def reason_of(error: Exception) -> str:
     """Return why a library failed, in its words and one line, but for advice to switch off what protects the user."""
+    if isinstance(error, LookupError):
+        return f"a value that is not known: {error}"
+    if isinstance(error, ArithmeticError):
+        return f"impossible numbers: {error}"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     parts = re.split(r"(?<=[.;])\s", " ".join(_ESCAPES.sub("", text).split()))
     return " ".join(part for part in parts if not _ADVICE.search(part)).rstrip(";") or type(error).__name__

@@ -151,16 +151,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise FileError(path, *absence(path, "add the file or correct its name")) from None
     except Exception as error:
-        raise FileError(path, f"cannot be read ({_reason(error)})", COPY_AGAIN) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return what a decoder has to say, in one line that means something without its source."""
-    if isinstance(error, LookupError):
-        return f"its header has a value that is not known: {error}"
-    if isinstance(error, ArithmeticError):
-        return f"its header has impossible numbers: {error}"
-    return reason_of(error)
+        raise FileError(path, f"cannot be read ({reason_of(error)})", COPY_AGAIN) from error
 
 
 def absence(path: Path, action: str) -> tuple[str, str]:

@@ -72,10 +72,10 @@ def select_model(project: Preparation) -> Selected:
     What was selected from all validation cases stays, also where a part of them would do.
     """
     results = train_all(project)
-    found = selected(project, results)
-    earlier = found is not None
-    found = found or _select(project, results)
-    project.once(f"validations {found.key.hash}", lambda: earlier and _mend(project, found.validations))
+    known = selected(project, results)
+    found = known or _select(project, results)
+    looked_at = () if known is None else found.validations  # what was just made is whole
+    project.once(f"validations {found.key.hash}", lambda: _mend(project, looked_at))
     folder = project.plan_folder
     project.documents.publish(folder.selection, project.folder.selection)
     project.documents.publish(folder.validation_summary, project.folder.validation_summary)
@@ -96,16 +96,12 @@ def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selecte
     return None
 
 
-def _mend(project: Preparation, validations: Sequence[Validation]) -> bool:
-    """Predict again, for who looks at them, validation cases whose predictions were damaged after they were scored.
-
-    Return whether there were any.
-    """
+def _mend(project: Preparation, validations: Sequence[Validation]) -> None:
+    """Predict again, for who looks at them, validation cases whose predictions were damaged after they were scored."""
     damaged = [item for item in validations if is_damaged(item.folder, item.key)]
     if damaged:
         validate_all(project, damaged, unless=lambda: False)
         _remove_probabilities(damaged)
-    return bool(damaged)
 
 
 def _remove_probabilities(validations: Sequence[Validation]) -> None:
