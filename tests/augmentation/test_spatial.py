@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segfit.augmentation import spatial
 from segfit.augmentation.spatial import OUTSIDE, affine_matrices, centre_crop, warp
 
 
@@ -105,6 +106,28 @@ def test_against_grid_sample(
     clear = best.values[0] - best.values[1] > 1e-3
     assert clear.float().mean() > 0.95
     assert torch.equal(classes[0][clear], best.indices[0][clear].to(torch.int16) + OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    ("source", "patch", "degrees"), [((14, 17, 12), (11, 12, 13), (25, -14, 8)), ((19, 22), (16, 20), (130,))]
+)
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])  # within the image; at its edge; mostly outside
+@pytest.mark.parametrize("at_once", [1, 300])
+def test_a_sample_in_parts_equals_one_at_once(
+    source: tuple[int, ...],
+    patch: tuple[int, ...],
+    degrees: tuple[float, ...],
+    scale: float,
+    at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image, labels = noise(2, *source), blobs(*source, labels=6)
+    a = matrix(*degrees, scale=scale)
+    whole = warp(image, labels, a, patch)
+    monkeypatch.setattr(spatial, "_AT_ONCE", at_once)
+    parts = warp(image, labels, a, patch)
+    assert torch.equal(parts[0], whole[0])
+    assert torch.equal(parts[1], whole[1])
 
 
 def test_ties_go_to_the_nearest_label() -> None:

@@ -1,15 +1,14 @@
 """Rotation, scaling and cropping of one sample, image and labels together, in one interpolation.
 
 Arrays are `(channels, *spatial)`; offsets and coordinates are in voxels. Pure functions of their arguments, on the
-device of the image.
+device of the image. On a processor a sample is interpolated in parts that stay in its cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from itertools import product
-from math import prod
+from math import floor, prod
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 __all__ = ["OUTSIDE", "affine_matrices", "centre_crop", "warp"]
 
 OUTSIDE = -1  # label of voxels outside the image (and, from preprocessing, outside the non-zero mask)
+_AT_ONCE = 2**17  # voxels, of all channels, that are interpolated at once on a processor
 
 
 def affine_matrices(angles: NDArray[np.float64], scales: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -68,67 +68,128 @@ def warp(image: Tensor, labels: Tensor, matrix: NDArray[np.float64], patch: Sequ
     -------
     image (c, *patch), labels (k, *patch)
     """
-    ndim = len(patch)
-    image, labels = F.pad(image, (1, 1) * ndim), F.pad(labels, (1, 1) * ndim, value=OUTSIDE)
-    strides = [prod(image.shape[axis + 1 :]) for axis in range(1, ndim + 1)]
-    lowest, fractions = _locate(matrix, image.shape[1:], patch, strides, image.device)
-    values, classes = image.flatten(1), labels.flatten(1)
+    full = tuple(size + 2 for size in image.shape[1:])
+    box = _reach(matrix, full, patch)
+    image, labels = _cut(image, box, 0), _cut(labels, box, OUTSIDE)
+    strides = [prod(image.shape[axis + 1 :]) for axis in range(1, len(patch) + 1)]
+    values, classes, mixed = image.flatten(1), labels.flatten(1), _mixed(labels, strides)
+    new_image, new_labels = image.new_empty((len(image), *patch)), labels.new_empty((len(labels), *patch))
+    rows = patch[0] if image.is_cuda else max(1, _AT_ONCE // (prod(patch[1:]) * len(image)))
+    for start in range(0, patch[0], rows):
+        part = slice(start, min(start + rows, patch[0]))
+        lowest, fractions = _locate(matrix, full, box, patch, part, strides, image.device)
+        new_image[:, part] = _interpolated(values, lowest, fractions, strides).view_as(new_image[:, part])
+        new_labels[:, part] = _winners(classes, mixed, lowest, fractions, strides).view_as(new_labels[:, part])
+    return new_image, new_labels
 
-    closest = lowest + sum((f > 0.5) * stride for f, stride in zip(fractions, strides, strict=True))
-    nearest = classes.index_select(1, closest)
-    result = torch.zeros(len(values), len(lowest), dtype=image.dtype, device=image.device)
-    share = torch.zeros(nearest.shape, dtype=image.dtype, device=image.device)
-    for step, weight in _corners(fractions, strides):
-        index = lowest + step
-        result.addcmul_(values.index_select(1, index), weight)
-        share += (classes.index_select(1, index) == nearest) * weight
-    _settle(nearest, share, classes, lowest, fractions, strides)
-    return result.view(-1, *patch), nearest.view(-1, *patch)
+
+def _reach(matrix: NDArray[np.float64], full: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]:
+    """Return first voxel and end, per axis, of all neighbours in an image of these sizes, with one voxel to spare."""
+    half = np.abs(matrix) @ ((np.array(patch) - 1) / 2)
+    lowest = [max(0, min(floor((n - 1) / 2 - h) - 1, n - 2)) for n, h in zip(full, half, strict=True)]
+    ends = [max(2, min(floor((n - 1) / 2 + h) + 3, n)) for n, h in zip(full, half, strict=True)]
+    return list(zip(lowest, ends, strict=True))
+
+
+def _cut(array: Tensor, box: Sequence[tuple[int, int]], outside: int) -> Tensor:
+    """Return a box of `(c, *spatial)` as if it were padded by one voxel, with this value, on every side."""
+    pads: list[int] = []
+    for axis, (start, end) in enumerate(box, start=1):
+        size = array.shape[axis]
+        before, after = max(0, 1 - start), max(0, end - 1 - size)
+        array = array.narrow(axis, start - 1 + before, end - start - before - after)
+        pads = [before, after, *pads]
+    return F.pad(array, pads, value=outside)
+
+
+def _mixed(labels: Tensor, strides: Sequence[int]) -> Tensor:
+    """Return `(k, voxels)`: a voxel of `(k, *spatial)` and its next ones on all axes, diagonals too, may differ.
+
+    Ends of rows are compared with what follows in memory: that is several times faster than to leave them out.
+    """
+    flat = labels.flatten()
+    mixed = torch.zeros_like(flat, dtype=torch.bool)
+    for stride in strides:
+        differ = flat[:-stride] != flat[stride:]
+        mixed[:-stride] = differ.logical_or_(mixed[:-stride]).logical_or_(mixed[stride:])
+    return mixed.view(len(labels), -1)
 
 
 def _locate(
     matrix: NDArray[np.float64],
-    padded: Sequence[int],
+    full: Sequence[int],
+    box: Sequence[tuple[int, int]],
     patch: Sequence[int],
+    part: slice,
     strides: Sequence[int],
     device: torch.device,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return for every voxel of the patch the flat index of its lowest neighbour, and per axis how far it is beyond it.
+    """Return for every voxel of a part of the patch the lowest neighbour's flat index in a box, and how far it is off.
 
-    The image is padded by one voxel on every side; whatever lies further out is moved onto the padding.
+    `part` is of the patch's first axis, `full` the size of the image, padded by one voxel on every side; whatever lies
+    further out is moved onto the padding.
     """
-    lowest = torch.zeros(prod(patch), dtype=torch.int64, device=device)
+    offsets = [torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2 for size in patch]
+    offsets[0] = offsets[0][part]
+    lowest: Tensor | int = 0
     fractions: list[Tensor] = []
-    for row, full, stride in zip(matrix, padded, strides, strict=True):
-        position = torch.full((1,) * len(patch), (full - 1) / 2, device=device)
-        for axis, (factor, size) in enumerate(zip(row, patch, strict=True)):
-            offsets = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
-            position = position + float(factor) * offsets.view(-1, *(1,) * (len(patch) - 1 - axis))
-        position = position.flatten().clamp_(0, full - 1)
-        lower = position.floor().clamp_(max=full - 2)
-        fractions.append(position - lower)
-        lowest += lower.long() * stride
+    for row, size, (start, _), stride in zip(matrix, full, box, strides, strict=True):
+        position = torch.full((1,) * len(patch), (size - 1) / 2, device=device)
+        for axis, (factor, offset) in enumerate(zip(row, offsets, strict=True)):
+            position = position + float(factor) * offset.view(-1, *(1,) * (len(patch) - 1 - axis))
+        position = position.flatten().clamp_(0, size - 1)
+        lower = position.floor().clamp_(max=size - 2)
+        fractions.append(position.sub_(lower))
+        lowest = lowest + (lower.int() - start) * stride
+    assert isinstance(lowest, Tensor)
     return lowest, fractions
+
+
+def _interpolated(values: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+    """Return the values `(c, voxels)` between those of an image `(c, all of its voxels)`."""
+    result = values.new_zeros(len(values), len(lowest))
+    for step, weight in _corners(fractions, strides):
+        result.addcmul_(values.index_select(1, lowest + step), weight)
+    return result
+
+
+def _winners(
+    classes: Tensor, mixed: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]
+) -> Tensor:
+    """Return the labels `(k, voxels)` with the largest interpolated shares; the nearest voxel's label wins ties.
+
+    Shares are looked at only where neighbours differ, and other labels than the nearest only where that one has less
+    than half: so that few voxels are looked at, whatever the number of labels.
+    """
+    closest = lowest + sum((f > 0.5) * stride for f, stride in zip(fractions, strides, strict=True))
+    nearest = classes.index_select(1, closest)
+    channel, voxel = mixed.index_select(1, lowest).nonzero(as_tuple=True)
+    fractions, label = [f[voxel] for f in fractions], nearest[channel, voxel]
+    lowest, classes = lowest[voxel] + channel * classes.shape[1], classes.flatten()
+    share = torch.zeros_like(fractions[0])
+    for step, weight in _corners(fractions, strides):
+        share += (classes.index_select(0, lowest + step) == label) * weight
+    unsure = (share < 0.5).nonzero(as_tuple=True)[0]
+    lowest, share = lowest[unsure], share[unsure]
+    steps, weights = zip(*_corners([f[unsure] for f in fractions], strides), strict=True)
+    neighbours = torch.stack([classes.index_select(0, lowest + step) for step in steps])
+    shares = torch.stack([((neighbours == other) * torch.stack(weights)).sum(0) for other in neighbours])
+    largest, winner = shares.max(0)
+    found = neighbours.gather(0, winner[None])[0]
+    label[unsure] = torch.where(largest > share, found, label[unsure])
+    nearest[channel, voxel] = label
+    return nearest
 
 
 def _corners(fractions: Sequence[Tensor], strides: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
     """Yield the 2^n neighbours of every voxel: what to add to the lowest one's index, and their weights."""
-    for upper in product((False, True), repeat=len(strides)):
-        step = sum(stride for stride, up in zip(strides, upper, strict=True) if up)
-        yield step, reduce(torch.mul, (f if up else 1 - f for f, up in zip(fractions, upper, strict=True)))
+    weights: list[Tensor] = []
+    for share in fractions:
+        both = (1 - share, share)
+        weights = [weight * each for weight in weights for each in both] if weights else list(both)
+    yield from zip(_steps(strides), weights, strict=True)
 
 
-def _settle(
-    nearest: Tensor, share: Tensor, classes: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]
-) -> None:
-    """Replace, in place, the nearest label where another one has a larger share; `share` is the nearest label's.
-
-    Only a label without half of the weight can lose, so that few voxels are looked at, whatever the number of labels.
-    """
-    channel, voxel = (share < 0.5).nonzero(as_tuple=True)
-    steps, weights = zip(*_corners([f[voxel] for f in fractions], strides), strict=True)
-    neighbours = torch.stack([classes[channel, lowest[voxel] + step] for step in steps])
-    shares = torch.stack([((neighbours == label) * torch.stack(weights)).sum(0) for label in neighbours])
-    largest, winner = shares.max(0)
-    label = neighbours.gather(0, winner[None])[0]
-    nearest[channel, voxel] = torch.where(largest > share[channel, voxel], label, nearest[channel, voxel])
+def _steps(strides: Sequence[int]) -> list[int]:
+    """Return what leads from the lowest of 2^n neighbours to each."""
+    return [sum(steps) for steps in product(*((0, stride) for stride in strides))]
