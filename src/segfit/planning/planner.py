@@ -24,7 +24,7 @@ from segfit.planning.normalization import SETTABLE, ChannelScheme, channel_schem
 from segfit.planning.patch import MemoryBudget
 from segfit.planning.plan import Plan
 from segfit.planning.presets import choose_rules, decide_orientation
-from segfit.planning.recipe import decide_common_recipe, decide_flips, flips_of, recipe_of, size_spread, wide_spread
+from segfit.planning.recipe import decide_common_recipe, decide_flips, flips_of, recipe_of, scaling_of, size_spread
 from segfit.planning.rules import REPLAYED
 from segfit.planning.trace import Asked, Replay, Trace, as_json, decisions_of
 from segfit.specs import Configuration, Normalization, TrainingSpec
@@ -85,7 +85,7 @@ class _Data:
     images: Images
 
     @cached_property
-    def spread(self) -> float:
+    def spread(self) -> float | None:
         """How much the sizes of what is segmented differ between cases."""
         return size_spread(self.fingerprint)
 
@@ -142,13 +142,13 @@ def _follow(data: _Data, options: Options, hardware: Hardware | None) -> _Made:
     flips = decide_flips(fingerprint, data.labels, options, common, evidence)
     configurations: dict[str, Configuration] = {}
     training: dict[str, TrainingSpec] = {}
-    spread = wide_spread(data.spread, options)
+    scaling = scaling_of(data.spread, options)
     for name in planned:
         asked = Asked(planning, trace, name)
         item = configurations[name] = _configured(name, drafted, planned, data, normalization, options, asked)
         own = flips_of(fingerprint, data.labels, options, asked, evidence) if asked.own("mirror_axes") else flips
-        training[name] = recipe_of(item, own, spread, options, asked)
-    decide_common_recipe(training, spread, options, trace)
+        training[name] = recipe_of(item, own, scaling, options, asked)
+    decide_common_recipe(training, scaling, options, trace)
     return _Made(
         trace=trace,
         drafted=drafted,

@@ -25,8 +25,8 @@ __all__ = [
     "patch_ratio",
     "recipe_of",
     "recipe_values",
+    "scaling_of",
     "size_spread",
-    "wide_spread",
 ]
 
 _FEWEST_SUPERVISED_STAGES = 3
@@ -42,6 +42,7 @@ _FEWEST_SIZES = 10
 _WIDE_SPREAD = 2.0
 _WIDE: dict[str, Any] = {"rotation_probability": 0.5, "scaling_probability": 0.5, "scaling_range": (0.6, 1.6)}
 """Where sizes differ much (docs/decisions/time-budget.md); elsewhere it costs Dice."""
+_FARTHEST = 1.4  # of nnU-Net's range
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,10 @@ def decide_flips(
     return flips
 
 
-def size_spread(fingerprint: Fingerprint) -> float:
+def size_spread(fingerprint: Fingerprint) -> float | None:
     """Return how large the foreground of large cases (95 %) is to that of small ones (5 %), along an edge.
 
-    1 where fewer than `_FEWEST_SIZES` cases have any.
+    None where fewer than `_FEWEST_SIZES` cases have any.
     """
     voxels = [sum(n for value, n in case.label_voxels.items() if value > 0) for case in fingerprint.cases]
     sizes: list[float] = sorted(
@@ -110,19 +111,35 @@ def size_spread(fingerprint: Fingerprint) -> float:
         if count
     )
     if len(sizes) < _FEWEST_SIZES:
-        return 1.0
+        return None
     return sizes[round(0.95 * (len(sizes) - 1))] / sizes[round(0.05 * (len(sizes) - 1))]
 
 
-def wide_spread(spread: float, options: Options) -> float | None:
-    """Return the `size_spread` of a dataset if its samples are turned and scaled further for it, else None."""
-    wide = options.preset == "auto" and options.augmentation.strength != "none" and spread >= _WIDE_SPREAD
-    return spread if wide else None
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How samples are scaled, and turned, for the sizes of what is segmented."""
+
+    rule: str
+    spread: float
+    values: Mapping[str, Any]  # of the augmentation
 
 
-def recipe_of(item: Configuration, flips: Flips, spread: float | None, options: Options, asked: Asked) -> TrainingSpec:
-    """Return the recipe of one configuration, and record it; `spread` as `wide_spread` gives it."""
-    augmentation = _augmentation(item, flips, options, wide=spread is not None)
+def scaling_of(spread: float | None, options: Options) -> Scaling | None:
+    """Return how samples are scaled for the `size_spread` of a dataset where that is not nnU-Net's way."""
+    if options.preset != "auto" or options.augmentation.strength == "none" or spread is None:
+        return None
+    if spread >= _WIDE_SPREAD:
+        return Scaling("wide_sizes", spread, _WIDE)
+    if spread >= _FARTHEST:
+        return None
+    return Scaling("equal_sizes", spread, {"scaling_range": (round(1 / spread, 3), round(spread, 3))})
+
+
+def recipe_of(
+    item: Configuration, flips: Flips, scaling: Scaling | None, options: Options, asked: Asked
+) -> TrainingSpec:
+    """Return the recipe of one configuration, and record it."""
+    augmentation = _augmentation(item, flips, options, scaling)
     supervised = item.network.num_stages >= _FEWEST_SUPERVISED_STAGES
     if options.training.deep_supervision and not supervised:
         raise InputError(
@@ -136,14 +153,14 @@ def recipe_of(item: Configuration, flips: Flips, spread: float | None, options: 
     if asked.own("mirror_axes"):
         value = asked.trace.values[item.name, "mirror_axes"]
         asked.trace.decide(f"{item.name}.mirror_axes", value, "mirror_all", "all", asked.option("mirror_axes"))
-    _recipe_decisions(item, recipe, options, asked.trace, spread)
+    _recipe_decisions(item, recipe, options, asked.trace, scaling)
     if not recipe.deep_supervision and options.training.deep_supervision is None:
         asked.trace.differ("unsupervised", name=item.name, stages=item.network.num_stages)
     return recipe
 
 
 def decide_common_recipe(
-    training: Mapping[str, TrainingSpec], spread: float | None, options: Options, trace: Trace
+    training: Mapping[str, TrainingSpec], scaling: Scaling | None, options: Options, trace: Trace
 ) -> None:
     """Record how the recipes differ from nnU-Net's, once for all configurations."""
     if any(recipe.augmentation.exchange is not None for recipe in training.values()):
@@ -151,13 +168,13 @@ def decide_common_recipe(
     for group, values in (("training", _asked_training(options)), ("augmentation", options.augmentation.values)):
         for key, value in values.items():
             trace.differ("option", option=f"{group}.{key}", value=value)
-    if spread is not None:
-        trace.differ("wide_sizes")
+    if scaling is not None:
+        trace.differ(scaling.rule)
     if options.augmentation.strength == "none":
         trace.differ("no_augmentation")
 
 
-def _augmentation(item: Configuration, flips: Flips, options: Options, *, wide: bool) -> AugmentationSpec:
+def _augmentation(item: Configuration, flips: Flips, options: Options, scaling: Scaling | None) -> AugmentationSpec:
     masked = [channel for channel, how in enumerate(item.preprocessing.normalization) if how.use_mask]
     asked = options.augmentation
     found = augmentation_for(
@@ -170,7 +187,7 @@ def _augmentation(item: Configuration, flips: Flips, options: Options, *, wide: 
     across = _network_axes([item.preprocessing.image_ndim - 1], item)  # none where the network does not see that axis
     exchange = Exchange(axis=across[0], pairs=flips.exchanged) if flips.exchanged and across else None
     own = {key: value for key, value in asked.values.items() if key not in _GEOMETRY}
-    found = found.model_copy(update={"exchange": exchange, **(_WIDE if wide else {}), **own})
+    found = found.model_copy(update={"exchange": exchange, **(scaling.values if scaling else {}), **own})
     if asked.strength != "none":
         return found
     none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
@@ -205,7 +222,7 @@ def patch_ratio(patch: Sequence[int]) -> float:
 
 
 def _recipe_decisions(
-    item: Configuration, recipe: TrainingSpec, options: Options, trace: Trace, spread: float | None
+    item: Configuration, recipe: TrainingSpec, options: Options, trace: Trace, scaling: Scaling | None
 ) -> None:
     name, patch = item.name, item.patch_size
     training, augmentation = options.training.values, options.augmentation
@@ -241,5 +258,5 @@ def _recipe_decisions(
     )
     intensities = recipe.augmentation.model_dump(mode="json", exclude=_NO_INTENSITY)
     key, of_values = f"{name}.augmentation.intensities", (*strength, *given(False))
-    wide = {} if spread is None else {"spread": spread}
-    trace.decide(key, intensities, "wide_sizes" if wide else "intensities", "", *of_values, **wide)
+    inputs = {"spread": scaling.spread} if scaling else {}
+    trace.decide(key, intensities, scaling.rule if scaling else "intensities", "", *of_values, **inputs)

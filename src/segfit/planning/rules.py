@@ -423,6 +423,13 @@ TABLE: dict[str, Rule] = {
         changes="cases of more equal size, or the options augmentation.*",
         bounds={"": "large cases {spread:.2g} times the small ones"},
     ),
+    "equal_sizes": Rule(
+        says="what is segmented has nearly the same size, along an edge, in all cases: samples are scaled "
+        "only by what the large cases are to the small ones, not by 0.7 to 1.4 as nnU-Net does",
+        source=_BUDGET,
+        changes="cases of less equal size, or the options augmentation.*",
+        bounds={"": "large cases {spread:.3g} times the small ones"},
+    ),
     "folds_balanced": _folds(
         "one fold for each group of cases (a case without group is its own), at most five; groups stay together, sites "
         "and classes are spread evenly, rare ones first",
@@ -496,6 +503,7 @@ CHANGES = {
     "exchange": "left and right labels change places where x is flipped",
     "option": "{option} = {value}",
     "wide_sizes": "samples are turned and scaled more often and further, because sizes differ much between cases",
+    "equal_sizes": "samples are scaled less, because sizes differ little between cases",
     "no_augmentation": "there is no augmentation",
     "unsupervised": "{name} is trained without deep supervision: it has only {stages} stages",
     "set": f"{{name}} {{value}} {SET}; the rules give none",
