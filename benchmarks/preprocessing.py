@@ -147,7 +147,7 @@ class Reference:
         shutil.rmtree(work / "preprocessed" / dataset.name, ignore_errors=True)
         if not (work / "raw" / dataset.name).exists():
             (work / "raw" / dataset.name).symlink_to(dataset.resolve())
-        self._environment = os.environ | {
+        self.environment = os.environ | {
             "nnUNet_raw": str(work / "raw"),
             "nnUNet_preprocessed": str(work / "preprocessed"),
             "nnUNet_results": str(work / "results"),
@@ -157,8 +157,8 @@ class Reference:
         extract = self._run("nnUNetv2_extract_fingerprint", "-d", self._id, "-np", str(_WORKERS))
         return extract + self._run("nnUNetv2_plan_experiment", "-d", self._id)
 
-    def preprocess(self) -> Cost:
-        return self._run("nnUNetv2_preprocess", "-d", self._id, "-c", "3d_fullres", "-np", str(_WORKERS))
+    def preprocess(self, configuration: str = "3d_fullres") -> Cost:
+        return self._run("nnUNetv2_preprocess", "-d", self._id, "-c", configuration, "-np", str(_WORKERS))
 
     def plans(self) -> dict[str, Any]:
         path = self._work / "preprocessed" / self._dataset.name / "nnUNetPlans.json"
@@ -172,7 +172,7 @@ class Reference:
         return stored_bytes(self.folder())
 
     def _run(self, command: str, *arguments: str) -> Cost:
-        return run([str(self._commands / command), *arguments], self._environment)
+        return run([str(self._commands / command), *arguments], self.environment)
 
 
 def take_statistics(plan_file: Path, theirs: dict[str, Any]) -> None:
