@@ -64,7 +64,7 @@ def test_a_model_is_loaded_without_the_planner() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [f"segfit.{name}" for name in ("evaluation.summary", "selection.select", "connected_components")]
+    "module", [f"segfit.{name}" for name in ("evaluation.evaluate", "selection.select", "connected_components")]
 )
 def test_evaluation_and_selection_need_no_torch(module: str) -> None:
     assert "torch" not in json.loads(fresh(_PROBE, module))["heavy"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         SegfitError,
         StageError,
     )
-    from segfit.evaluation.summary import evaluate_folder as evaluate
+    from segfit.evaluation.evaluate import evaluate_folder as evaluate
     from segfit.execution.execution import Execution
     from segfit.images.image import Image
     from segfit.inference.model import Model, Prediction, load_model
@@ -75,7 +75,7 @@ def __getattr__(name: str) -> Any:
 
         return version("segfit")
     if name == "evaluate":
-        return import_module("segfit.evaluation.summary").evaluate_folder
+        return import_module("segfit.evaluation.evaluate").evaluate_folder
     if name == "nnunet":
         return import_module("segfit.nnunet")
     if name in __all__:

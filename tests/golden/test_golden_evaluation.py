@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from segfit.connected_components import PostprocessingStep, apply_steps
-from segfit.evaluation.summary import Pair, evaluate_folder
+from segfit.evaluation.evaluate import evaluate_folder
+from segfit.evaluation.pairs import Pair
 from segfit.images.formats import read_label
 from segfit.labels import LabelClass, LabelScheme
 from segfit.selection.postprocess import decide_postprocessing

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segfit.evaluation.summary import Pair, Summary, evaluate
+from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.pairs import Pair
+from segfit.evaluation.summary import Summary
 from segfit.images.formats import read_label
 from segfit.labels import LabelScheme
 from segfit.selection.ensemble import (

@@ -27,7 +27,7 @@ def test_a_project_is_the_same_whoever_does_its_cases(
         "segfit.dataset.checks",
         "segfit.fingerprint.measure",
         "segfit.preprocessing.dataset",
-        "segfit.evaluation.summary",
+        "segfit.evaluation.evaluate",
         "segfit.selection.postprocess",
     }
     assert far.check() == here.check()

@@ -13,7 +13,8 @@ import pytest
 from segfit.bundle.bundle import card
 from segfit.dataset.layouts import open_dataset
 from segfit.errors import DatasetError
-from segfit.evaluation.summary import Pair, evaluate
+from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.pairs import Pair
 from segfit.files import read_json, write_json
 from segfit.images.formats import read_grid, read_label, write_labels
 from segfit.images.image import LabelMap

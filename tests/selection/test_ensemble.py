@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from segfit.errors import InputError
-from segfit.evaluation.summary import Pair, evaluate
+from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.pairs import Pair
 from segfit.execution.execution import Execution
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from segfit.connected_components import PostprocessingStep, apply_steps, keep_largest
-from segfit.evaluation.summary import Pair, Summary, evaluate
+from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.pairs import Pair
+from segfit.evaluation.summary import Summary
 from segfit.execution import pool
 from segfit.execution.execution import Execution
 from segfit.geometry import Grid

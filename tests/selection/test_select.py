@@ -9,7 +9,8 @@ import pytest
 
 from segfit.errors import InputError, StageError
 from segfit.evaluation.metrics import Metrics
-from segfit.evaluation.summary import CaseMetrics, Pair, Summary, summarize
+from segfit.evaluation.pairs import Pair
+from segfit.evaluation.summary import CaseMetrics, Summary, summarize
 from segfit.execution.execution import Execution
 from segfit.labels import LabelScheme
 from segfit.selection.select import Candidate, Selection, select, select_winner

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from test_loop import FakeClock, spoil, train
 from training_fakes import SCHEME, MemoryCase, disc_case, disc_cases, tiny_configuration, tiny_recipe
 
-from segfit.evaluation.summary import Pair, evaluate
+from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.pairs import Pair
 from segfit.inference.predictor import Predictor
 from segfit.labels import LabelScheme
 from segfit.networks.unet import build_network

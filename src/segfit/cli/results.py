@@ -157,7 +157,7 @@ def evaluate(
         if summary is None:
             raise InputError("the dataset has no labelled test images", "give --predictions and --references")
     else:
-        from segfit.evaluation.summary import evaluate_folder
+        from segfit.evaluation.evaluate import evaluate_folder
 
         if predictions is None or references is None:
             raise InputError("evaluate needs --predictions and --references")

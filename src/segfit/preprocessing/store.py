@@ -99,7 +99,7 @@ def _damage_is_told(case: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class StoredAnnotation:
-    """Loads the annotation of a case as its files have it: small, for any process (`evaluation.summary.Stored`)."""
+    """Loads the annotation of a case as its files have it: small, for any process (`evaluation.pairs.Stored`)."""
 
     case: str
     path: Path

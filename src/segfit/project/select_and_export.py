@@ -14,7 +14,9 @@ from pathlib import Path
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, open_bundle, weights_name, write_bundle
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError
-from segfit.evaluation.summary import Pair, Summary, evaluate, summarize
+from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.pairs import Pair
+from segfit.evaluation.summary import Summary, summarize
 from segfit.files import hash_file, replace_folder
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.training_images import TrainingImages

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from segfit.dataset.manifest import Dataset
 from segfit.errors import CasesFailedError, InputError, Problem
-from segfit.evaluation.summary import Pair, Stored, Summary, evaluate
+from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.pairs import Pair, Stored
+from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import write_file
 from segfit.images.formats import write_labels

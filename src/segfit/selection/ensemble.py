@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Metrics, case_metrics
-from segfit.evaluation.summary import Pair, Summary, predicted_bytes, summarize
+from segfit.evaluation.pairs import Pair, predicted_bytes
+from segfit.evaluation.summary import Summary, summarize
 from segfit.execution.execution import LOCAL, Execution
 from segfit.labels import LabelScheme
 

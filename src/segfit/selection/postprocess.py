@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from segfit.connected_components import PostprocessingStep, apply_steps, label_boxes, strays
 from segfit.evaluation.metrics import joint_histogram, metrics_from_histogram
-from segfit.evaluation.summary import MeanMetrics, Pair, Summary, summarize
+from segfit.evaluation.pairs import Pair
+from segfit.evaluation.summary import MeanMetrics, Summary, summarize
 from segfit.execution.execution import LOCAL, Execution
 from segfit.labels import LabelClass, LabelScheme
 

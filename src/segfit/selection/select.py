@@ -9,7 +9,8 @@ from pydantic import AliasChoices, Field
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, StageError
-from segfit.evaluation.summary import Pair, Summary
+from segfit.evaluation.pairs import Pair
+from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import Document, Record
 from segfit.labels import LabelScheme

@@ -1,0 +1,154 @@
+"""Label maps are compared with their references: pairs of them, or two folders of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from segfit.dataset.annotation import count_values
+from segfit.dataset.layouts.names import composed
+from segfit.errors import DatasetError, InputError, Problem, warning
+from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_histogram
+from segfit.evaluation.pairs import LabelFile, Pair, Placed
+from segfit.evaluation.summary import Summary, summarize
+from segfit.execution.execution import LOCAL, Execution
+from segfit.images.formats import ENDINGS, full_name, known_ending, read_label
+from segfit.images.image import problem_of
+from segfit.labels import LabelScheme
+from segfit.progress import KeptWarnings
+from segfit.words import listing
+
+__all__ = ["evaluate", "evaluate_folder"]
+
+_TOLD = {
+    "axes_turned": "the prediction of {} stores its axes in another order and was reoriented",
+    "compared_by_index": "prediction and reference of {} differ in voxel size and do not both have an affine; voxels "
+    "were compared by index",
+}
+
+
+def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution = LOCAL) -> Summary:
+    """Evaluate every pair, in parallel over cases; the summary lists them in the order of `pairs`.
+
+    Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
+    no class, and a warning says where they are, as of files that do not lie alike in space.
+    """
+    kept = KeptWarnings(execution.progress)
+    results = replace(execution, progress=kept).map(
+        partial(_evaluate_pair, scheme),
+        pairs,
+        description="evaluating",
+        name=lambda pair: pair.case,
+        size=Pair.predicted_bytes,
+    )
+    found = {pair.case: one for pair, one in results}
+    problems = [found[pair.case].problem for pair in pairs]
+    if any(problems):
+        raise DatasetError([problem for problem in problems if problem is not None], "nothing was evaluated")
+    for role in ("prediction", "reference"):
+        strange = {case: one.undeclared[role] for case, one in sorted(found.items()) if role in one.undeclared}
+        if strange:
+            values = sorted({value for those in strange.values() for value in those})
+            named = f" ({listing([str(value) for value in values])})" if values else ""
+            problem = f"the {role} of {listing(list(strange))} has undeclared values{named}, which are ignored"
+            action = "change them in the files to the values that dataset.json declares, if they are classes"
+            kept.warn(warning("undeclared_values", problem, action))
+    for placed, words in _TOLD.items():
+        if cases := sorted(case for case, one in found.items() if one.placed == placed):
+            kept.warn(warning(placed, words.format(listing(cases))))
+    summary = summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.classes)
+    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """Metrics of a pair, and the values that no class has by which of the two holds them; or why there are none."""
+
+    metrics: dict[str, Metrics]
+    undeclared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    placed: Placed = "alike"
+    problem: Problem | None = None
+
+
+def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
+    try:
+        prediction, reference, placed = pair.compared()
+        counts = joint_histogram(prediction, reference, scheme)
+    except InputError as error:
+        return _Evaluated({}, problem=problem_of(pair.case, error))
+    undeclared: dict[str, tuple[int, ...]] = {}
+    if counts[:, -1].any():
+        undeclared["prediction"] = _undeclared(pair.load_prediction, prediction, scheme)
+    if counts[-1].any():
+        undeclared["reference"] = _undeclared(pair.load_reference, reference, scheme)
+    return _Evaluated(metrics_from_histogram(counts, scheme.classes), undeclared, placed)
+
+
+def _undeclared(load: object, inner: NDArray[Any], scheme: LabelScheme) -> tuple[int, ...]:
+    """Return the values of a label map that are not declared, as stored; none where only inner ones are known."""
+    if isinstance(load, LabelFile):
+        return tuple(sorted(set(count_values(read_label(load.path).array)) - set(scheme.stored_values)))
+    return tuple(sorted(set(count_values(inner)) - set(scheme.stored_values))) if scheme.stored is None else ()
+
+
+def evaluate_folder(
+    predictions: Path | str,
+    references: Path | str,
+    scheme: LabelScheme,
+    *,
+    ending: str,
+    require_all: bool = True,
+    execution: Execution = LOCAL,
+) -> Summary:
+    """Evaluate every label file of a folder against the file of the same name in another folder.
+
+    Parameters
+    ----------
+    predictions, references : folders of label files
+    ending : file ending of both, with the leading dot; a folder without such files may have label files with another
+        ending that is known; hidden files are ignored
+    require_all : whether every reference must have a prediction
+
+    Pairs are compared in space: predictions that store the same volume in another order of axes are turned, and told.
+    Raises `InputError` if nothing is there, naming the files that lack their counterpart, or the cases whose label maps
+    differ in shape or lie apart. Where a file does not say where it lies, voxels are compared by index; voxel sizes
+    that differ are then a warning.
+    """
+    kept = KeptWarnings(execution.progress)
+    predicted, expected = _files(Path(predictions), ending), _files(Path(references), ending)
+    if not predicted:
+        raise InputError(f"{predictions} has no prediction that ends in {ending}", "give the folder of label files")
+    unknown = sorted(set(predicted) - set(expected))
+    if unknown:
+        raise InputError(f"{references} has no reference for {listing(unknown)}", "add it or remove the prediction")
+    missing = sorted(set(expected) - set(predicted))
+    if missing and require_all:
+        problem = f"{predictions} has no prediction for {listing(missing)}"
+        raise InputError(problem, "predict them first or allow a subset")
+    if missing:
+        problem = f"{listing(missing)} of {len(expected)} references have no prediction and are not counted"
+        kept.warn(warning("no_prediction", problem))
+    pairs = [Pair.of_files(name, predicted[name], expected[name], scheme) for name in sorted(predicted)]
+    summary = evaluate(pairs, scheme, execution=replace(execution, progress=kept))
+    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
+
+
+def _files(folder: Path, ending: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of label files")
+    visible = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    found = {composed(path.name.removesuffix(ending)): path for path in visible if path.name.endswith(ending)}
+    if found:
+        return found
+    for path in visible:
+        other = known_ending(path)
+        if other and ENDINGS[other.lower()].write is not None:
+            same = found.setdefault(composed(full_name(path).removesuffix(other)), path)
+            if same is not path:
+                raise InputError(f"{folder} has both {same.name} and {path.name}", "leave one of them")
+    return found
