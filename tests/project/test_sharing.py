@@ -212,6 +212,62 @@ def test_where_there_are_no_locks_leases_are_used_and_that_is_said_once(
     assert not list((tmp_path / ".locks").glob("*.lock"))
 
 
+@pytest.mark.parametrize("first_has_locks", [True, False])
+def test_a_host_with_locks_and_one_without_keep_out_of_each_others_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_has_locks: bool
+) -> None:
+    first, second = (Locks(ProjectFolder(tmp_path), SILENT) for _ in range(2))
+    for locks, has_locks in ((first, first_has_locks), (second, not first_has_locks)):
+        with monkeypatch.context() as patch:
+            if not has_locks:
+                patch.setattr(fcntl, "flock", no_locks)
+            with locks.held("probe"):
+                pass
+    done: list[str] = []
+    with first.joined("a") as seconds, ThreadPoolExecutor(1) as pool:
+        assert seconds == 0
+        with pytest.raises(InputError), second.alone():
+            pytest.fail("somebody is at work")
+        with first.held("b"):
+            waiting = pool.submit(second.share, [Task("b", lambda: bool(done), lambda: done.append("second"))])
+            time.sleep(0.6)  # the other looks twice
+            assert not waiting.done()
+            done.append("first")
+        waiting.result()
+        first.require()
+    assert done == ["first"]
+    with second.alone():
+        pass
+
+
+def test_who_has_a_lock_takes_over_the_lease_of_who_had_it_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    killed = Owner("0" * 8, 5).name + " with lock"
+    path.with_name("a.7.lease").write_text(killed)
+    assert not Lease(path).take()
+    assert Lease(path, with_lock=True).take()
+    assert not Lease(path).take()
+    assert [file.name for file in path.parent.iterdir()] == ["a.8.lease"]
+
+
+def test_a_lease_with_a_lock_leaves_nothing_unless_others_had_it(tmp_path: Path) -> None:
+    mine, other = Lease(tmp_path / "a.lock", with_lock=True), Lease(tmp_path / "a.lock")
+    assert mine.take()
+    assert not other.take()
+    mine.release()
+    assert not list(tmp_path.iterdir())
+    for holder in (other, mine):
+        assert holder.take()
+        holder.release()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.2.lease"]
+
+
+def test_who_has_a_lock_leaves_the_lease_of_who_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    path.with_name("a.7.lease").write_text(Owner("0" * 8, 5).name)
+    assert not Lease(path, with_lock=True).take()
+
+
 def test_who_lost_a_lease_stops_at_the_next_step_of_the_work(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,13 @@
-"""A lock for file systems that have none: a file that its owner renews, and that others take over when he does not.
+"""A lock for hosts that have none: a file that its owner renews, and that others take over when he does not.
 
 The leases of one name are numbered, ``NAME.<number>.lease``, and the highest number holds. Taking a lease is making the
 file of the next number, which one command of several can do; nobody's lease is overwritten or moved. The owner writes
 himself into it every few seconds. A lease is free when its owner wrote so, when he is a process of this host that has
 ended, or when he has been silent for too long by the clock of the file system: those of the hosts may differ. An owner
 who was silent and comes back finds a higher number, and stops.
+
+Where a host has locks a lease goes with each of them, so that hosts that mount the folder without locks know of it. Its
+owner writes that he has the lock too: who has that lock now takes the lease over at once.
 
 Those of filelock (4.2) would not do: where names cannot be exchanged in one step, as on network mounts, they never take
 over from another host.
@@ -29,6 +32,7 @@ _SUSPENDED_S = 3600.0  # one of this host, whose process lives; its number may b
 _RENEWED_S = 10.0  # between two renewals
 _LOOKED_AT_S = 1.0  # between two looks whether it is still held
 _FREE = b"free"
+_WITH_LOCK = b" with lock"  # behind the name of an owner
 
 
 class Lease:
@@ -37,11 +41,13 @@ class Lease:
     Parameters
     ----------
     path : in whose folder the files of the lease lie, and with whose stem their names begin
+    with_lock : whether who takes it has a lock that it goes with
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, with_lock: bool = False) -> None:
         self._folder, self._name = path.parent, path.stem
-        self._signature = Owner.own().name.encode()
+        self._with_lock = with_lock
+        self._signature = Owner.own().name.encode() + (_WITH_LOCK if with_lock else b"")
         self._number = self._times = 0  # of the lease that is held, and how often it was taken; 0: none is
         self._is_lost = False
         self._looked_at = 0.0  # by the clock of the host: one that was suspended looks at once
@@ -79,7 +85,10 @@ class Lease:
             return
         self._stop.set()
         with self._writing, suppress(OSError):  # it was lost; or expires
-            self._write(_FREE)
+            if self._with_lock and self._number == 1:  # none before, who could come back: nobody need see a higher one
+                self._file(1).unlink()
+            else:
+                self._write(_FREE)
         self._number = 0
 
     def require(self) -> None:
@@ -123,7 +132,8 @@ class Lease:
         except FileNotFoundError:  # just taken over
             return False
         owner = Owner.of_name(content.decode(errors="replace"))
-        if content == _FREE or (owner is not None and owner.is_dead()):
+        had_lock = self._with_lock and content.endswith(_WITH_LOCK)
+        if content == _FREE or had_lock or (owner is not None and owner.is_dead()):
             return True
         silent = file_system_time(self._folder) - renewed
         return silent > (_SUSPENDED_S if owner is not None and owner.is_here else _SILENT_S)

@@ -45,18 +45,18 @@ class Task:
 class Locks:
     """The locks of a project, one for each result.
 
-    A lock goes with its process, however that ends. Where the file system has no locks, leases take their place.
+    A lock goes with its process, however that ends. A lease goes with each lock, and takes its place on hosts where the
+    file system has none: those with locks and those without keep out of each other's way.
     """
 
     def __init__(self, folder: ProjectFolder, progress: Progress) -> None:
         self._folder, self._progress = folder, progress
-        self._known: dict[str, FileLock | Lease] = {}
+        self._known: dict[str, tuple[Lease, FileLock | None]] = {}
 
     def require(self) -> None:
         """Raise `StageError` if another command took over what this one holds, as it was silent for too long."""
-        for lock in list(self._known.values()):  # work in threads reports too
-            if isinstance(lock, Lease):
-                lock.require()
+        for lease, _ in list(self._known.values()):  # work in threads reports too
+            lease.require()
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
@@ -68,7 +68,7 @@ class Locks:
         try:
             yield
         finally:
-            self._known[name].release()
+            self._release(name)
 
     def share(self, tasks: Sequence[Task]) -> None:
         """Do every task that no other command is doing, and wait for those that others do."""
@@ -88,7 +88,7 @@ class Locks:
                     taken.do()
                 left.remove(taken)
             finally:
-                self._known[taken.name].release()
+                self._release(taken.name)
 
     @contextmanager
     def joined(self, work: str) -> Iterator[float]:
@@ -119,7 +119,7 @@ class Locks:
         names = {path.name.split(".")[0] for path in self._folder.locks.glob("*.l*")}
         free = {name for name in names if name.startswith(begins) and self._taken(name)}
         for name in free:
-            self._known[name].release()
+            self._release(name)
             if name.startswith(_WORK):  # of a command that was killed
                 self._forget(name)
         return sorted(name for name in names - free if name.startswith(begins))
@@ -136,15 +136,29 @@ class Locks:
         from filelock import FileLock, Timeout
 
         if name not in self._known:
-            self._known[name] = (FileLock if self._has_locks else Lease)(self._folder.lock(name))
-        lock = self._known[name]
-        if isinstance(lock, Lease):
-            return lock.take()
+            path = self._folder.lock(name)
+            self._known[name] = Lease(path, with_lock=self._has_locks), FileLock(path) if self._has_locks else None
+        lease, lock = self._known[name]
+        if lock is None:
+            return lease.take()
         try:
             lock.acquire(blocking=False)
         except Timeout:
             return False
-        return True
+        taken = False
+        try:
+            taken = lease.take()
+        finally:
+            if not taken:
+                lock.release()
+        return taken
+
+    def _release(self, name: str) -> None:
+        """Give back a lock that was taken."""
+        lease, lock = self._known[name]
+        lease.release()
+        if lock is not None:
+            lock.release()
 
     @cached_property
     def _has_locks(self) -> bool:
