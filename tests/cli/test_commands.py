@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import nibabel as nib
 import numpy as np
@@ -203,6 +204,14 @@ def test_info(project: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) 
     told = json.loads(capsys.readouterr().out)
     assert told["kind"] == "project"
     assert {row["stage"]: row["state"] for row in told["stages"]}["train"] == "done"
+    scores = [json.loads((project / name).read_text()) for name in ("selection.json", "predictions/summary.json")]
+    assert told["score"] == scores[0]["dice_after_steps"]
+    assert told["test_score"] == pytest.approx(mean(one["dice"] for one in scores[1]["mean"].values()))
+    assert told["trained"] == 1
+    assert told["next_step"] == f"segfit predict --model {project / 'model'} IMAGES -o FOLDER"
+    assert run(["info", str(project)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"next: {told['next_step']}"
     assert run(["info", str(dataset), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["kind"], told["training_cases"]) == ("dataset", 5)

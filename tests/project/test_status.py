@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from segfit.dataset.layouts import open_dataset
-from segfit.errors import InputError, warning
+from segfit.errors import InputError, Problem, warning
+from segfit.planning.plan import RunSpec
 from segfit.project import Project
+from segfit.project.folder import CheckFile, ProjectFile
 from segfit.project.status import status_of
+from segfit.training.result import EVENTS, RESULT
 
 
 @pytest.fixture
@@ -33,6 +36,32 @@ def test_stages_are_counted_from_their_files(project: Project) -> None:
 def test_a_training_that_was_begun(project: Project) -> None:
     project.folder.training("2d", 0, "key").mkdir(parents=True)
     assert states(project)["train"] == "begun"
+
+
+def test_progress_is_that_of_all_trainings_of_the_run(project: Project) -> None:
+    run = RunSpec(configurations=("2d",), folds=(0, 1, 2, 3), steps=100)
+    project.plan().model_copy(update={"run": run}).save(project.folder.plan)
+    assert (project.status().trained, states(project)["train"]) == (0.0, "open")
+    for fold, share in enumerate((0.25, 0.5)):
+        folder = project.folder.training("2d", fold, "key")
+        folder.mkdir(parents=True)
+        (folder / EVENTS).write_text("".join(f'{{"kind": "step", "step": 1, "share": {x}}}\n' for x in (0.1, share)))
+    (project.folder.training("2d", 2, "key")).mkdir(parents=True)
+    (project.folder.training("2d", 2, "key") / RESULT).touch()
+    assert project.status().trained == (0.25 + 0.5 + 1) / 4
+    assert states(project)["train"] == "begun"
+
+
+def test_the_next_step_is_a_command(project: Project) -> None:
+    root = project.folder.root
+    assert project.status().next_step == f"segfit run {root}"
+    problem = Problem("a", "is damaged")
+    CheckFile(structure=(problem,), problems=()).save(project.folder.check)
+    assert project.status().next_step == f"segfit check {root}"
+    file = ProjectFile.load(project.folder.project)
+    asked = file.options.with_settings(["dataset.skip_incomplete=true"])
+    file.model_copy(update={"options": asked}).save(project.folder.project)
+    assert project.status().next_step == f"segfit run {root}"
 
 
 def test_a_damaged_file_counts_as_absent(project: Project) -> None:

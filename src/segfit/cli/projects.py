@@ -79,8 +79,12 @@ def _print_status(path: Path, *, as_json: bool) -> None:
         return
     say(f"project {found.project}\ndataset {found.dataset}, preset {found.preset}\n")
     table(("stage", "state", "found"), found.rows(), sys.stdout)
+    say("")
+    if found.headline:
+        say(found.headline)
     if found.model is not None:
-        say(f"\nmodel {found.model}, verdict: {found.verdict or 'none'}")
+        say(f"model {found.model}")
+    say(f"next: {found.next_step}")
 
 
 def clean(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Literal, TypeVar
 
 from segfit.bundle.bundle import MANIFEST, ModelManifest
@@ -15,7 +17,8 @@ from segfit.planning.plan import Plan
 from segfit.project.folder import CheckFile, ProjectFile, ProjectFolder
 from segfit.records import RECORD_FILE
 from segfit.selection.select import Selection
-from segfit.training.result import RESULT
+from segfit.training.events import read_events
+from segfit.training.result import EVENTS, RESULT
 from segfit.words import count, dice, listing
 
 __all__ = ["ProjectStatus", "StageStatus", "status_of"]
@@ -38,8 +41,12 @@ class ProjectStatus(Record):
     dataset: Path
     preset: str
     stages: tuple[StageStatus, ...]
+    trained: float | None  # share of the run's trainings, 0 to 1; None before it is decided what is trained
+    score: float | None  # cross-validated Dice of what was selected
+    test_score: float | None  # Dice of the test images, where they have labels
     model: Path | None  # where there is one
     verdict: str | None  # good, doubtful or failed
+    next_step: str  # a command
 
     def __repr__(self) -> str:
         done = [item.stage for item in self.stages if item.state == "done"]
@@ -49,13 +56,20 @@ class ProjectStatus(Record):
 
     __str__ = __repr__
 
+    @property
+    def headline(self) -> str:
+        """Scores and verdict in a line; empty before there are any."""
+        facts = {"cross-validated Dice": self.score, "test Dice": self.test_score}
+        told = [f"{name} {dice(value)}" for name, value in facts.items() if value is not None]
+        return ", ".join([*told, *([f"verdict: {self.verdict}"] if self.verdict else [])])
+
     def rows(self) -> list[tuple[str, str, str]]:
         """Return stage, state and detail of every stage."""
         return [(item.stage, item.state, item.detail) for item in self.stages]
 
     def _repr_html_(self) -> str:
-        verdict = (f"verdict: {self.verdict}",) if self.verdict else ()
-        return html_table(f"{self.project} on {self.dataset}", ("stage", "state", ""), self.rows(), verdict)
+        below = [*filter(None, [self.headline]), f"next: {self.next_step}"]
+        return html_table(f"{self.project} on {self.dataset}", ("stage", "state", ""), self.rows(), below)
 
 
 def status_of(root: Path) -> ProjectStatus:
@@ -64,48 +78,75 @@ def status_of(root: Path) -> ProjectStatus:
     if not folder.project.exists():
         raise InputError(f"{root} is not a segfit project", "give the folder that segfit run --out made")
     file = ProjectFile.load(folder.project)
+    check, plan = _read(CheckFile, folder.check), _read(Plan, folder.plan)
     manifest = _read(ModelManifest, folder.model / MANIFEST)
+    selection = _read(Selection, folder.selection)
+    test = _read(Summary, folder.predictions / "summary.json")
+    trained = _trained(folder, plan)
+    stages = (*_preparation(folder, check, plan), _training(folder, trained), *_results(folder, selection, test))
     return ProjectStatus(
         project=root,
         dataset=file.dataset,
         preset=file.options.preset,
-        stages=(*_preparation(folder), *_results(folder)),
+        stages=stages,
+        trained=sum(trained) / len(trained) if trained else None,
+        score=None if selection is None else selection.dice_after_steps,
+        test_score=None if test is None else test.mean_dice,
         model=None if manifest is None else folder.model,
         verdict=None if manifest is None else manifest.verdict.get("level"),
+        next_step=_next_step(folder, file, check, stages),
     )
 
 
-def _preparation(folder: ProjectFolder) -> list[StageStatus]:
-    check, plan = _read(CheckFile, folder.check), _read(Plan, folder.plan)
+def _preparation(folder: ProjectFolder, check: CheckFile | None, plan: Plan | None) -> list[StageStatus]:
     fingerprint = _read(Fingerprint, folder.fingerprint)
     stored = sum(1 for _ in folder.cases.glob("*/case.json"))
     found = []
     if check is not None:
-        problems = (*check.structure, *check.problems)
-        fatal = sum(problem.fatal for problem in problems)
-        found = [count(fatal, "error"), count(len(problems) - fatal, "warning")]
+        fatal, others = _problems(check)
+        found = [count(fatal, "error"), count(others, "warning")]
     return [
         _stage("check", ", ".join(found)),
         _stage("fingerprint", "" if fingerprint is None else count(len(fingerprint.cases), "case")),
         _stage("plan", "" if plan is None else listing(list(plan.configurations))),
         _stage("preprocess", count(stored, "stored case") if stored else ""),
-        _training(folder, plan),
     ]
 
 
-def _training(folder: ProjectFolder, plan: Plan | None) -> StageStatus:
-    begun = bool(list(folder.runs.glob("*/fold-*")))
+def _problems(check: CheckFile) -> tuple[int, int]:
+    """Return how many errors and warnings a check found."""
+    problems = (*check.structure, *check.problems)
+    fatal = sum(problem.fatal for problem in problems)
+    return fatal, len(problems) - fatal
+
+
+def _trained(folder: ProjectFolder, plan: Plan | None) -> list[float]:
+    """Return how much of each training of the run is done, 0 to 1."""
     if plan is None or plan.run is None:
-        return StageStatus(stage="train", state="begun" if begun else "open")
-    wanted = [(name, fold) for name in plan.run.configurations for fold in plan.run.folds]
-    done = sum(any(folder.runs.glob(f"{name}/fold-{fold}/*/{RESULT}")) for name, fold in wanted)
-    state: _State = "done" if done == len(wanted) else "begun" if begun else "open"
-    return StageStatus(stage="train", state=state, detail=f"{done} of {count(len(wanted), 'training')}")
+        return []
+    return [_share(folder.runs / name / f"fold-{fold}") for name in plan.run.configurations for fold in plan.run.folds]
 
 
-def _results(folder: ProjectFolder) -> list[StageStatus]:
-    selection = _read(Selection, folder.selection)
-    test = _read(Summary, folder.predictions / "summary.json")
+def _share(fold: Path) -> float:
+    """Return how much of a training is done, by the log of the one that is furthest."""
+    if any(fold.glob(f"*/{RESULT}")):
+        return 1.0
+    events = [event for path in fold.glob(f"*/{EVENTS}") for event in read_events(path)]
+    return min(max((event.get("share", 0.0) for event in events), default=0.0), 0.999)
+
+
+def _training(folder: ProjectFolder, trained: list[float]) -> StageStatus:
+    begun: _State = "begun" if any(folder.runs.glob("*/fold-*")) else "open"
+    if not trained:
+        return StageStatus(stage="train", state=begun)
+    done = sum(share == 1 for share in trained)
+    told = f"{done} of {count(len(trained), 'training')}"
+    if done == len(trained):
+        return StageStatus(stage="train", state="done", detail=told)
+    return StageStatus(stage="train", state=begun, detail=f"{told}, {sum(trained) / len(trained):.0%} of the work")
+
+
+def _results(folder: ProjectFolder, selection: Selection | None, test: Summary | None) -> list[StageStatus]:
     chosen = ""
     if selection is not None:
         chosen = f"{' + '.join(selection.winner)}, cross-validated Dice {dice(selection.dice_after_steps)}"
@@ -117,6 +158,16 @@ def _results(folder: ProjectFolder) -> list[StageStatus]:
         _stage("evaluate", "" if test is None else f"test Dice {dice(test.mean_dice)}"),
         _stage("report", str(folder.report) if folder.report.exists() else ""),
     ]
+
+
+def _next_step(folder: ProjectFolder, file: ProjectFile, check: CheckFile | None, stages: Sequence[StageStatus]) -> str:
+    """Return the command to give next."""
+    project, model = quote(str(folder.root)), quote(str(folder.model))
+    if check is not None and _problems(check)[0] and not file.options.dataset.skip_incomplete:
+        return f"segfit check {project}"
+    if all(item.state == "done" for item in stages if item.stage in ("train", "select", "report")):
+        return f"segfit predict --model {model} IMAGES -o FOLDER"
+    return f"segfit run {project}"
 
 
 def _stage(name: str, detail: str) -> StageStatus:
