@@ -41,6 +41,8 @@ _ADVICE = re.compile(
     r"allow_pickle|weights.only|still be loaded|set_int_max|environ|unsafe|trust|MAX_IMAGE|LOAD_TRUNC", re.I
 )
 """Of libraries, how to switch a guard off."""
+_NUMBERS = re.compile(r"\d[\d\u202f]*(?:\W{1,2}\d[\d\u202f]*)*")
+"""A number, or several with a sign or two between."""
 _ESCAPES = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -104,6 +106,14 @@ class Problem:
     def __str__(self) -> str:
         text = f"{self.problem}; {self.action}" if self.action else self.problem
         return f"{self.case}: {text}" if self.case else text
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What problems have in common that differ in their case and in numbers alone."""
+        case = _NUMBERS.sub("#", self.case)
+        named = re.compile(rf"(?<!\w){re.escape(case)}(?:_[\w#]+)?(?!\w)") if case else None
+        texts = (_NUMBERS.sub("#", text) for text in (self.problem, self.action))
+        return self.fatal, self.code, *(named.sub("*", text) if named else text for text in texts)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -260,3 +260,50 @@ def test_imports_nothing_heavy() -> None:
     code = "import sys, segfit.cli.console; print(sorted({'torch','rich','matplotlib','numpy'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def _alike(number: int, fatal: bool = False) -> list[Problem]:
+    text = "{0}_0000.nii.gz has shape ({1}, {1}, 20), its label {0}.nii.gz {1} x 20"
+    names = [f"case_{i:03d}" for i in range(number)]
+    return [Problem(name, text.format(name, i + 9), f"resample {i}", fatal) for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_warnings_of_one_kind_are_counted(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "400")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    progress = console_progress(stream)
+    other = warning("other", "something else")
+    for problem in (*_alike(300), other):
+        progress.warn(problem)
+    with progress.task("work", 1):
+        for problem in _alike(20):
+            progress.warn(problem)
+    told = re.findall(r"^warning: .*?(?=^warning|^work|\Z)", stream.getvalue(), re.M | re.S)
+    *first, last, held, later = [" ".join(line.split()) for line in told]  # a terminal wraps them
+    assert first == [f"warning: {problem}" for problem in _alike(3)]
+    assert last == f"warning: {other}"
+    assert "297 more" in held
+    assert "(case_003, case_004 and 295 more)" in held
+    assert "20 more" in later
+    assert len(told) == 6
+
+
+def test_problems_of_one_kind_are_one_row() -> None:
+    stream = io.StringIO()
+    problem_table([*_alike(5), *_alike(2, fatal=True), *[Problem("dataset", "7 x")] * 4, *PROBLEMS], stream)
+    rows = stream.getvalue().splitlines()[1:]
+    starts = ["error    dataset, 4 times", "error    case_000", "error    case_001", "error    case_[1]"]
+    assert [row[: len(start)] for row, start in zip(rows, starts, strict=False)] == starts
+    assert [row.split()[0] for row in rows] == ["error"] * 4 + ["warning"] * 2 + ["--json"]
+    assert any("case_000, case_001 and 3 more" in row and "5 times" in row for row in rows)
+    assert rows[-1].endswith(str(5 + 2 + 4 + 2))
+
+
+def test_names_without_numbers_are_of_one_kind() -> None:
+    kinds = {Problem(name, f"{name}_0000.png lacks {name}.png", fatal=False).kind for name in ("anna", "bea", "a")}
+    assert len(kinds) == 1
+    assert Problem("a", "it is larger").kind != Problem("a", "it is smaller").kind
+    assert Problem("a", "x").kind != Problem("a", "x", fatal=False).kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,3 +105,16 @@ def test_folders_whose_names_are_no_text(dataset: Path, tmp_path: Path) -> None:
 def test_a_number_of_workers_below_one(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", str(dataset), "--workers", "-1"]) == 2
     assert "Invalid value for '--workers'" in capsys.readouterr().err
+
+
+def test_all_problems_of_a_refusal_as_json(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = dataset / "labelsTr"
+    copy = tmp_path / "d"
+    shutil.copytree(dataset, copy, ignore=lambda folder, names: names if Path(folder) == labels else [])
+    assert run(["plan", str(copy), "--out", str(tmp_path / "p"), "--json"]) == 2
+    out, error = capsys.readouterr()
+    told = json.loads(out)["problems"]
+    assert {item["case"] for item in told if item["fatal"]} >= {
+        path.name.partition(".")[0] for path in labels.iterdir()
+    }
+    assert error.splitlines()[-1] == f"--json lists all {len(told)}"

@@ -10,13 +10,14 @@ import shutil
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from segfit.errors import Problem
 from segfit.progress import Meter, Progress, Task
-from segfit.words import dice, duration, printable
+from segfit.words import dice, duration, listing, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,7 @@ _SHARE = 0.1  # and one at each tenth of the work,
 _QUIET_S = 5.0  # but not sooner than this after the last one
 _ROOMY, _NARROW = 100, 60  # columns of a terminal from which on bars show everything, and below which the least
 _BETWEEN = 3  # characters between the columns of a drawn table
+_ALIKE = 3  # problems of one kind that are told one by one; of more the first is told, and how many there are
 
 
 def console_execution(workers: int | None = None) -> Execution:
@@ -71,13 +73,15 @@ class LineProgress:
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
+        self._warnings = _Warnings(self._write)
 
     @contextmanager
     def task(self, description: str, total: float) -> Iterator[Task]:
         """Open a task; its end, good or bad, is a line of its own."""
         task = _LineTask(description, total, self._write, self._clock)
         try:
-            yield task
+            with self._warnings.around_task():
+                yield task
         except BaseException:
             self._write(f"{description}: stopped at {task.meter.share:.0%} after {duration(task.meter.elapsed)}")
             raise
@@ -88,8 +92,8 @@ class LineProgress:
         self._write(message)
 
     def warn(self, warning: Problem) -> None:
-        """Write a line that starts with "warning"."""
-        self._write(f"warning: {_in_one_line(warning)}")
+        """Write a line that starts with "warning"; those that are like many before are counted."""
+        self._warnings.take(warning)
 
     def _write(self, line: str) -> None:
         try:
@@ -135,6 +139,7 @@ class BarProgress:
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._bars: Bars | None = None
         self._open = 0
+        self._warnings = _Warnings(self._warn)
 
     @contextmanager
     def task(self, description: str, total: float) -> Iterator[Task]:
@@ -145,7 +150,8 @@ class BarProgress:
         bars = self._bars
         self._open += 1
         try:
-            yield _BarTask(bars, bars.add_task(printable(description), total=total, note=""))
+            with self._warnings.around_task():
+                yield _BarTask(bars, bars.add_task(printable(description), total=total, note=""))
         finally:
             self._open -= 1
             if self._open == 0:
@@ -157,8 +163,11 @@ class BarProgress:
         self._console.print(printable(message))
 
     def warn(self, warning: Problem) -> None:
-        """Print a yellow line above the bars."""
-        self._console.print(printable(f"warning: {_in_one_line(warning)}"), style="yellow")
+        """Print a yellow line above the bars; those that are like many before are counted."""
+        self._warnings.take(warning)
+
+    def _warn(self, line: str) -> None:
+        self._console.print(printable(line), style="yellow")
 
 
 class _BarTask:
@@ -173,8 +182,47 @@ class _BarTask:
             self._bars.advance(self._identifier, amount)
 
 
-def _in_one_line(warning: Problem) -> str:
-    return " ".join(str(warning).splitlines())
+class _Warnings:
+    """Tells warnings: the first ones of a kind at once, the others in a line when a task begins or all have ended."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._known: Counter[tuple[object, ...]] = Counter()
+        self._held: dict[tuple[object, ...], list[Problem]] = {}
+        self._open = 0
+
+    def take(self, warning: Problem) -> None:
+        kind = warning.kind
+        self._known[kind] += 1
+        if self._known[kind] > _ALIKE:
+            self._held.setdefault(kind, []).append(warning)
+        else:
+            self._tell(f"warning: {' '.join(str(warning).splitlines())}")
+
+    @contextmanager
+    def around_task(self) -> Iterator[None]:
+        if not self._open:
+            self._tell_held()
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._tell_held()
+
+    def _tell_held(self) -> None:
+        held, self._held = self._held, {}
+        for same in held.values():
+            first = " ".join(str(same[0]).splitlines())
+            self._tell(f"warning: {len(same)} more like those before ({_cases(same)}), such as: {first}")
+
+
+def _cases(problems: Sequence[Problem]) -> str:
+    """Return the first cases of problems; of those of no case how many there are."""
+    names = list(dict.fromkeys(problem.case or problem.file for problem in problems))
+    times = f", {len(problems)} times" if len(names) < len(problems) else ""
+    return f"{listing(names, _ALIKE)}{times}"
 
 
 def _make_bars(console: Console) -> Bars:
@@ -231,12 +279,28 @@ def wrapped(text: str, stream: TextIO, indent: str = "") -> str:
 def problem_table(problems: Sequence[Problem], stream: TextIO | None = None) -> None:
     """Print problems: case, what is wrong, what to do; `stream` is stderr by default.
 
-    Fatal ones come first, those of the whole dataset before its cases, and those of a case stand together.
+    Fatal ones come first, those of the whole dataset before its cases, and those of a case stand together. Many of one
+    kind are one row: how many, their first cases, and the first problem.
     """
+    stream = sys.stderr if stream is None else stream
     place = {case: number for number, case in enumerate(dict.fromkeys(problem.case for problem in problems))}
     ordered = sorted(problems, key=lambda item: (not item.fatal, item.case != "dataset", place[item.case]))
-    rows = [("error" if p.fatal else "warning", p.case, p.problem, p.action) for p in ordered]
-    table(("", "case", "problem", "what to do"), rows, sys.stderr if stream is None else stream)
+    kinds: dict[object, list[Problem]] = {}
+    for item in ordered:
+        kinds.setdefault(item.kind, []).append(item)
+    many = {kind: same for kind, same in kinds.items() if len(same) > _ALIKE}
+    rows = []
+    for item in ordered:
+        told = item.case, item.problem
+        if item.kind in many:
+            same, many[item.kind] = many[item.kind], []
+            if not same:
+                continue
+            told = _cases(same), f"{len(same)} times, first: {item.problem}"
+        rows.append(("error" if item.fatal else "warning", *told, item.action))
+    table(("", "case", "problem", "what to do"), rows, stream)
+    if len(rows) < len(problems):
+        say(f"--json lists all {len(problems)}", stream)
 
 
 def score_table(

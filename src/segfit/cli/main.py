@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from segfit.cli import machine, models, projects, results, stages
+from segfit.cli.common import print_json
 from segfit.cli.console import problem_table, say, wrapped
 from segfit.cli.help_pages import GroupedHelp
 from segfit.errors import DatasetError, InputError, SegfitError
@@ -121,6 +122,8 @@ def run(arguments: list[str] | None = None) -> int:
     except DatasetError as error:
         _tell(f"{count(len(error.problems), 'problem')}; {error.outcome}")
         problem_table(error.problems)
+        if "--json" in given:
+            print_json({"problems": [item.facts | {"fatal": item.fatal} for item in error.problems]})
         return 2
     except InputError as error:
         _tell(f"segfit: {error}")

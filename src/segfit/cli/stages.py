@@ -284,7 +284,9 @@ def print_outcome(project: Project, *, as_json: bool = False) -> int:
     if as_json:
         means = {name: _dice(summary) for name, summary in summaries.items()}
         judged = None if verdict is None else verdict.model_dump(mode="json") | {"headline": verdict.headline}
-        print_json({"dice": means, "verdict": judged, "model": str(folder.model), "report": str(folder.report)})
+        warnings = [item.facts for item in project.check() if not item.fatal]
+        told = {"dice": means, "verdict": judged, "model": str(folder.model), "report": str(folder.report)}
+        print_json({**told, "warnings": warnings})
         return code
     score_table(rows, first="Dice")
     _print_verdict(verdict)
