@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from segfit.errors import InputError
 from segfit.execution.memory import free_memory_gb
 from segfit.execution.processors import available_workers
+from segfit.words import count
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +53,10 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise InputError(f"unknown device {name!r}", "known are auto, cpu, cuda, cuda:N and mps") from None
     if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
+        there = torch.cuda.device_count()
+        if (device.index or 0) >= there:
             raise InputError(
-                f"device {name} was asked for, this machine has {count} CUDA device(s)", "use --device cpu"
+                f"device {name} was asked for, this machine has {count(there, 'CUDA device')}", "use --device cpu"
             )
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():

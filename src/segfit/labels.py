@@ -17,6 +17,7 @@ from pydantic import model_validator
 
 from segfit.errors import InputError
 from segfit.files import Record
+from segfit.words import count
 
 __all__ = ["Exchange", "LabelClass", "LabelScheme", "smallest_dtype"]
 
@@ -330,7 +331,7 @@ def _region_order(declared: Mapping[str, Sequence[int]], order: Sequence[int] | 
     if order is not None and not isinstance(order, list | tuple):
         raise InputError(f'"regions_class_order" must be a list of label values, got {order!r}')
     if order is None or len(order) != regions:
-        got = "nothing" if order is None else f"{len(order)} values"
+        got = "nothing" if order is None else count(len(order), "value")
         raise InputError(f'"regions_class_order" must list one value for each of the {regions} regions, got {got}')
     known = {value for values in declared.values() for value in values}
     unknown = [value for value in order if not isinstance(value, int) or isinstance(value, bool) or value not in known]

@@ -355,7 +355,7 @@ def test_labels_can_be_resampled(dataset: Path, tmp_path: Path, capsys: pytest.C
     assert "--resample-labels" in capsys.readouterr().out
     assert run(["check", str(root), "--resample-labels"]) == 0
     out = capsys.readouterr().out
-    assert "0 error(s), 1 warning(s): the dataset can be used" in out
+    assert "0 errors, 1 warning: the dataset can be used" in out
     assert "phantom_tr_003" in out
     assert run(["plan", str(root), "--out", str(tmp_path / "p")]) == 2
     assert run(["plan", str(root), "--out", str(tmp_path / "p"), "--resample-labels"]) == 0
@@ -409,14 +409,14 @@ def test_incomplete_cases_can_be_skipped(dataset: Path, tmp_path: Path, capsys: 
     assert run(["check", str(broken)]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
-        "2 error(s), 0 warning(s): the dataset cannot be used as it is",
+        "2 errors, 0 warnings: the dataset cannot be used as it is",
         "--skip-incomplete leaves out the cases with errors",
     ]
     assert run(["check", str(broken), "--skip-incomplete"]) == 0
     out = capsys.readouterr().out
     assert "nnU-Net v2 folder: 3 training cases, 2 test cases" in out
     assert "left out: its label labelsTr/phantom_tr_000.nii.gz is missing" in out
-    assert out.splitlines()[-1] == "0 error(s), 2 warning(s): the dataset can be used"
+    assert out.splitlines()[-1] == "0 errors, 2 warnings: the dataset can be used"
     project = tmp_path / "p"
     assert run(["fingerprint", str(broken), "--out", str(project), "--skip-incomplete", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -278,7 +278,7 @@ MALFORMED: list[tuple[Callable[[Path], None], str, str, str, bool]] = [
     (
         listed(images=["imagesTr/a_0000.nii.gz"]),
         "a",
-        "lists 1 image files, dataset.json names 2 channels",
+        "lists 1 image file, dataset.json names 2 channels",
         "list one file per channel",
         FATAL,
     ),

@@ -151,7 +151,7 @@ def test_useless_datasets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="case c0 contains NaN"):
         measure(_dataset(tmp_path, [(image, label)]), "stored")
     dataset = _dataset(tmp_path, [_case()]).model_copy(update={"channel_names": ("a", "b")})
-    with pytest.raises(InputError, match=r"case c0 has 1 channel\(s\), the dataset declares 2"):
+    with pytest.raises(InputError, match=r"case c0 has 1 channel, the dataset declares 2"):
         measure(dataset, "stored")
     short = _dataset(tmp_path, [(_case()[0], _case()[1][:4])])
     with pytest.raises(InputError, match="case c0: the label has shape"):

@@ -251,7 +251,7 @@ def test_mistakes_are_told(model: Model, tmp_path: Path) -> None:
     good = write_case(tmp_path, "good", array).images[0]
     with pytest.raises(InputError, match=r"nan_0000.nii.gz has 1 NaN"):
         model.predict(nan)
-    with pytest.raises(InputError, match=r"good_0000.nii.gz has 2 channel\(s\), the plan is for 1"):
+    with pytest.raises(InputError, match=r"good_0000.nii.gz has 2 channels, the plan is for 1"):
         model.predict([good, good])
     with pytest.raises(InputError, match="spacing of the image is unknown"):
         model.predict(array)
@@ -640,7 +640,7 @@ def test_predict_folder_goes_on_after_a_bad_case(model: Model, tmp_path: Path) -
         predict_folder(model, cases, tmp_path / "out")
     assert [problem.case for problem in caught.value.problems] == ["case1", "case3"]
     assert "NaN or infinite" in caught.value.problems[1].problem
-    assert caught.value.outcome == "the other 2 of 4 are predicted"
+    assert caught.value.outcome == "2 of 4 cases predicted"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case0.nii.gz", "case2.nii.gz"]
 
 

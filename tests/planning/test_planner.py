@@ -207,7 +207,6 @@ def test_auto_is_canonical_and_leaves_out_telling_axes() -> None:
     assert plan.training["2d"].augmentation.mirror_axes == (1,)
     assert plan.changes == (
         "axes are brought to the canonical orientation",
-        "folds are balanced over groups, sites and classes",
         "flipped axes: z and x",
     )
     item = _decision(plan, "mirror_axes")

@@ -44,6 +44,9 @@ def test_presets_choose_how_to_split(tmp_path: Path, dataset: Path) -> None:
     asked = Project.create(tmp_path / "asked", dataset, settings=["preset=stock", "planning.splits=balanced"])
     assert asked.splits() == auto.splits()
     assert asked.plan().changes == ("folds are balanced over groups, sites and classes",)
+    assert not asked.plan().stock
+    named = Project.create(tmp_path / "named", dataset, settings=[f"planning.splits={by_hand(asked, tmp_path)}"])
+    assert not any("folds" in change for change in named.plan().changes)
     assert Splits.load(asked.folder.splits) == asked.splits()
 
 

@@ -99,7 +99,9 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
             say(wrapped(line, sys.stdout))
         if problems:
             problem_table(problems, sys.stdout)
-        counts = f"{fatal} error(s), {len(problems) - fatal} warning(s)" if problems else "no problem found"
+        counts = (
+            f"{count(fatal, 'error')}, {count(len(problems) - fatal, 'warning')}" if problems else "no problem found"
+        )
         say(f"{counts}: the dataset {'cannot be used as it is' if fatal else 'can be used'}")
         if fatal and all(problem.case != "dataset" for problem in problems if problem.fatal):
             say("--skip-incomplete leaves out the cases with errors")

@@ -20,6 +20,7 @@ from segfit.images.formats import read_label, read_layers
 from segfit.images.image import FileError, Image
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
+from segfit.words import count
 
 __all__ = ["LABEL_BYTES_PER_VOXEL", "MergedMasks", "as_seen", "count_values", "merged_masks", "read_labels"]
 
@@ -76,7 +77,7 @@ def merged_masks(case: Case, files: OpenFiles | None = None) -> MergedMasks:
             read = {mask.path: _read_mask(mask, case, files)}
         image = read[mask.path]
         if mask.layer >= len(image.array):
-            problem = f"has {len(image.array)} layers, but a segment in layer {mask.layer}"
+            problem = f"has {count(len(image.array), 'layer')}, but a segment in layer {mask.layer}"
             raise FileError(mask.path, problem, "export it again")
         image = Image(image.array[mask.layer : mask.layer + 1], image.grid)
         if first is None:

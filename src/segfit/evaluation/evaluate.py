@@ -131,7 +131,9 @@ def evaluate_folder(
         problem = f"{predictions} has no prediction for {listing(missing)}"
         raise InputError(problem, "predict them first or allow a subset")
     if missing:
-        problem = f"{listing(missing)} of {len(expected)} references have no prediction and are not counted"
+        verbs = ("has", "is") if len(missing) == 1 else ("have", "are")
+        of = f"{listing(missing)} of {count(len(expected), 'reference')}"
+        problem = f"{of} {verbs[0]} no prediction and {verbs[1]} not counted"
         kept.warn(warning("no_prediction", problem))
     pairs = [Pair.of_files(name, predicted[name], expected[name], scheme) for name in sorted(predicted)]
     summary = evaluate(pairs, scheme, execution=replace(execution, progress=kept))

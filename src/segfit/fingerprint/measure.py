@@ -26,6 +26,7 @@ from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.images.formats import num_voxels, read_case, stacked
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
+from segfit.words import count
 
 __all__ = ["look_to_measure", "measure"]
 
@@ -170,7 +171,7 @@ def _measure_or_recall(declared: _Declared, item: tuple[Case, FileHashes]) -> tu
 def _measure_case(case: Case, content: str, declared: _Declared, image: Image, label: Image) -> _Measured:
     if image.array.shape[0] != declared.channels:
         raise InputError(
-            f"case {case.id} has {image.array.shape[0]} channel(s), the dataset declares {declared.channels}"
+            f"case {case.id} has {count(image.array.shape[0], 'channel')}, the dataset declares {declared.channels}"
         )
     extremes = [(float(channel.min()), float(channel.max())) for channel in image.array]
     if not np.isfinite(extremes).all():

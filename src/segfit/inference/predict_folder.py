@@ -18,6 +18,7 @@ from segfit.images.image import CASE_FAILURES, failure_of
 from segfit.inference.model import Model, Prepared
 from segfit.inference.to_input_grid import LogitField
 from segfit.progress import SILENT, KeptWarnings
+from segfit.words import count
 
 __all__ = ["predict_folder"]
 
@@ -78,9 +79,7 @@ def predict_folder(
     problems = _predict(model, waiting, prepare, write, execution)
     if problems:
         others = len(cases) - len(problems)
-        raise DatasetError(
-            problems, f"the other {others} of {len(cases)} are predicted" if others else "none is predicted"
-        )
+        raise DatasetError(problems, f"{others or 'none'} of {count(len(cases), 'case')} predicted")
     return [paths[case.id] for case in cases]
 
 

@@ -6,10 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from segfit.dataset.manifest import Case
-from segfit.dataset.splits import MAX_FOLDS, Splits
-from segfit.planning.plan import Decision
+from segfit.dataset.splits import MAX_FOLDS, Splits, faults_of
+from segfit.planning.explain import change_in_words
+from segfit.planning.plan import Decision, Plan
 
-__all__ = ["folds_decision"]
+__all__ = ["folds_decision", "with_folds"]
+
+
+def with_folds(plan: Plan, splits: Splits, cases: Sequence[Case]) -> Plan:
+    """Return a plan with what there is to say of its folds: the decision, what is not nnU-Net's way, and warnings."""
+    balanced = splits.source == "balanced"
+    changes = {
+        "decisions": (*plan.decisions, folds_decision(splits, cases)),
+        "warnings": (*plan.warnings, *faults_of(splits, cases)),
+        "changes": (*plan.changes, *([change_in_words("balanced", {})] if balanced else [])),
+        "stock": plan.stock and not balanced,
+    }
+    return plan.model_copy(update=changes)
 
 
 def folds_decision(splits: Splits, cases: Sequence[Case]) -> Decision:

@@ -152,7 +152,7 @@ def choose_rules(options: Options, hardware: Hardware | None, trace: Trace) -> t
 
 
 def decide_orientation(fingerprint: Fingerprint, options: Options, trace: Trace) -> None:
-    """Record the axes on which the images are seen, and how folds are made where that is not nnU-Net's way."""
+    """Record the axes on which the images are seen."""
     asked = options.planning.orientation
     if fingerprint.ndim == 2:
         trace.decide("orientation", fingerprint.orientation, "orientation_2d", preset=options.preset)
@@ -162,5 +162,3 @@ def decide_orientation(fingerprint: Fingerprint, options: Options, trace: Trace)
         trace.decide("orientation", value, "orientation_3d", value, option, preset=options.preset)
         if asked is None and value == "canonical":
             trace.differ("canonical")
-    if splits_of(options) == "balanced":
-        trace.differ("balanced")

@@ -24,6 +24,7 @@ from segfit.preprocessing.pipeline import TooLargeError, preprocess
 from segfit.preprocessing.store import CaseStore, DamagedCase, compressed, legible_name
 from segfit.resampling import new_shape
 from segfit.specs import PreprocessingSpec
+from segfit.words import count
 
 __all__ = ["preprocess_dataset", "preprocessing_in_parts", "verify_store"]
 
@@ -77,11 +78,12 @@ def preprocess_dataset(
         store.hashes.save()
     if unusable:
         others = len(cases) - len(unusable) - len(too_large)
-        raise DatasetError(sorted(unusable, key=lambda item: item.case), f"{others} of {len(cases)} cases are done")
+        outcome = f"{others or 'none'} of {count(len(cases), 'case')} done"
+        raise DatasetError(sorted(unusable, key=lambda item: item.case), outcome)
     if too_large:
         raise StageError(
-            f"preprocess: {len(too_large)} of {len(cases)} cases cannot fit into memory, the others are done: case "
-            f"{'. Case '.join(sorted(too_large))}"
+            f"preprocess: {len(too_large)} of {count(len(cases), 'case')} cannot fit into memory, the others are done: "
+            f"case {'. Case '.join(sorted(too_large))}"
         )
     return {case.id: keys[case.id] for case in cases}
 

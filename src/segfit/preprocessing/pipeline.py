@@ -26,7 +26,7 @@ from segfit.preprocessing.locations import class_locations
 from segfit.preprocessing.normalize import normalize
 from segfit.resampling import new_shape, resample_image, resample_labels
 from segfit.specs import PreprocessingSpec
-from segfit.words import extent, gigabytes
+from segfit.words import count, extent, gigabytes
 
 __all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "preprocess"]
 
@@ -162,7 +162,7 @@ def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str
     channels = image.array.shape[0]
     if channels != len(spec.normalization):
         raise InputError(
-            f"{name} has {channels} channel(s), the plan is for {len(spec.normalization)}",
+            f"{name} has {count(channels, 'channel')}, the plan is for {len(spec.normalization)}",
             "give one file or channel for each channel of the dataset",
         )
     if not (np.isfinite(image.array.min()) and np.isfinite(image.array.max())):

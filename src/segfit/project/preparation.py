@@ -13,7 +13,7 @@ from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Case, Dataset
-from segfit.dataset.splits import Splits, asked_splits, covering, faults_of, make_splits, splits_problems
+from segfit.dataset.splits import Splits, asked_splits, covering, make_splits, splits_problems
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
@@ -21,7 +21,7 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import look_to_measure, measure
 from segfit.options import Options, parse_seconds
 from segfit.planning.budget import choose_configurations
-from segfit.planning.folds import folds_decision
+from segfit.planning.folds import with_folds
 from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of, splits_of
@@ -257,15 +257,9 @@ class Preparation:
 
     def replanned(self, settings: Sequence[str]) -> Plan:
         """Return the plan of the rules with further settings of the planner; nothing is written."""
-        splits, cases, options = self.splits(), self.dataset.training, self.options.with_settings(settings)
-        plan = derive(self.fingerprint(), self.dataset.labels, options, self.hardware)
-        return plan.model_copy(
-            update={
-                "decisions": (*plan.decisions, folds_decision(splits, cases)),
-                "warnings": (*plan.warnings, *faults_of(splits, cases)),
-                "machine": self.hardware.machine,
-            }
-        )
+        plan = derive(self.fingerprint(), self.dataset.labels, self.options.with_settings(settings), self.hardware)
+        plan = with_folds(plan, self.splits(), self.dataset.training)
+        return plan.model_copy(update={"machine": self.hardware.machine})
 
     @property
     def plan_folder(self) -> PlanFolder:

@@ -22,6 +22,7 @@ from segfit.evaluation.pairs import Pair, predicted_bytes
 from segfit.evaluation.summary import Summary, summarize
 from segfit.execution.execution import LOCAL, Execution
 from segfit.labels import LabelScheme
+from segfit.words import count
 
 __all__ = [
     "EnsembleMember",
@@ -179,6 +180,6 @@ def _check_cases(members: Sequence[EnsembleMember], references: Sequence[Pair]) 
         missing = [pair.case for pair in references if pair.case not in member.probabilities]
         if missing:
             raise InputError(
-                f"{member.name} has no probabilities of {len(missing)} case(s), first {missing[0]}",
+                f"{member.name} has no probabilities of {count(len(missing), 'case')}, first {missing[0]}",
                 "validate all folds of it or leave it out of the ensemble",
             )

@@ -36,6 +36,7 @@ from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
 from segfit.images.formats import ENDINGS, FOLDER, described, full_name, known_ending
 from segfit.images.image import absence
+from segfit.words import count
 
 __all__ = ["compare_sizes", "read", "recognises"]
 
@@ -297,7 +298,9 @@ def _listed_cases(
                 problems.append(Problem(name, f"the listed file {path} {problem}", action))
         numbered = dict(enumerate(paths[:-1]))
         if channels is not None and not ENDINGS[ending.lower()].multichannel and len(numbered) != len(channels):
-            problem = f"lists {len(numbered)} image files, dataset.json names {len(channels)} channels"
+            problem = (
+                f"lists {count(len(numbered), 'image file')}, dataset.json names {count(len(channels), 'channel')}"
+            )
             problems.append(Problem(name, problem, "list one file per channel"))
         present = {number: path for number, path in numbered.items() if is_there(path)}
         cases.append(_case(name, present, paths[-1] if is_there(paths[-1]) else None))

@@ -288,7 +288,7 @@ def _csv_rows(path: Path, problems: list[Problem]) -> list[_Row]:
         return []
     for number, line in enumerate(lines[1:], 1):
         if any(cell.strip() for cell in line[len(header) :]):
-            problem = f"row {number} of {path.name} has {len(line)} cells, the header {len(header)}"
+            problem = f"row {number} of {path.name} has {count(len(line), 'cell')}, the header {len(header)}"
             problems.append(Problem(WHOLE, problem, 'add the missing names, or put "..." around cells with commas'))
     filled = [dict(zip_longest(header, line[: len(header)], fillvalue="")) for line in lines[1:]]
     return [{key: value for key, value in row.items() if key} for row in filled]
