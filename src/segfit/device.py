@@ -44,6 +44,8 @@ def resolve_device(name: str) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; raise `InputError` if it is absent."""
     import torch
 
+    if not isinstance(name, str):
+        raise InputError(f"a device is named by text, got {name!r}", "known are auto, cpu, cuda, cuda:N and mps")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

@@ -33,6 +33,7 @@ __all__ = [
     "missing_abilities",
     "new_folder",
     "partial_folder",
+    "path_of",
     "read_arrays",
     "read_json",
     "remove_leftovers",
@@ -123,6 +124,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value atomically, indented, NaN and infinities refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def path_of(value: Any, what: str) -> Path:
+    """Return a path that a caller gave; `InputError` naming what it is of, for anything but text or a path."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str) or "\0" in os.fspath(value):
+        raise InputError(f"the path of the {what} is text or a Path, got {value!r}", "give the place of one")
+    return Path(value)
 
 
 def require_there(path: Path, what: str) -> None:

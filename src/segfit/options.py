@@ -259,6 +259,12 @@ class Options(Record):
 
         Raises `InputError` naming the nearest known key for an unknown one, and the reason for a refused value.
         """
+        if isinstance(settings, str) or not (
+            isinstance(settings, Sequence) and all(isinstance(one, str) for one in settings)
+        ):
+            raise InputError(
+                f"settings are a list of KEY=VALUE texts, got {settings!r}", 'give ["training.steps=5000"]'
+            )
         tree = self.model_dump()
         known = dict(_leaves(type(self), ""))
         for setting in settings:

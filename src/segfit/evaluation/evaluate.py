@@ -17,11 +17,12 @@ from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_his
 from segfit.evaluation.pairs import LabelFile, Pair, Placed
 from segfit.evaluation.summary import Summary, summarize
 from segfit.execution.execution import LOCAL, Execution
+from segfit.files import path_of
 from segfit.images.formats import ENDINGS, full_name, known_ending, read_label
 from segfit.images.image import problem_of
 from segfit.labels import LabelScheme
 from segfit.progress import KeptWarnings
-from segfit.words import listing
+from segfit.words import count, listing
 
 __all__ = ["evaluate", "evaluate_folder"]
 
@@ -120,7 +121,12 @@ def evaluate_folder(
     that differ are then a warning.
     """
     kept = KeptWarnings(execution.progress)
-    predicted, expected = _files(Path(predictions), ending), _files(Path(references), ending)
+    if not isinstance(scheme, LabelScheme):
+        raise InputError(f"what labels mean is told by a LabelScheme, got {scheme!r}", "give dataset.labels")
+    if not isinstance(ending, str):
+        raise InputError(f"the ending of label files is text, got {ending!r}", 'give for example ".nii.gz"')
+    predicted = _files(path_of(predictions, "predictions"), ending)
+    expected = _files(path_of(references, "references"), ending)
     if not predicted:
         raise InputError(f"{predictions} has no prediction that ends in {ending}", "give the folder of label files")
     unknown = sorted(set(predicted) - set(expected))

@@ -51,8 +51,8 @@ class Execution:
     engine: Engine = open_pool
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"work needs one worker or more, got {self.workers}", "set workers to 1 or more")
+        if self.workers is not None and not (type(self.workers) is int and self.workers >= 1):
+            raise InputError(f"work needs one worker or more, got {self.workers!r}", "set workers to 1 or more")
 
     @property
     def memory_bytes(self) -> float:

@@ -240,6 +240,10 @@ class Image:
     grid: Grid
 
     def __post_init__(self) -> None:
+        given: tuple[Any, Any] = self.array, self.grid
+        if not isinstance(given[0], np.ndarray) or not isinstance(given[1], Grid):
+            got = " and ".join(type(one).__name__ for one in given)
+            raise InputError(f"an image is an array with its Grid, got {got}", "give numpy.asarray(image)")
         if self.array.shape[1:] != self.grid.shape:
             raise ValueError(f"array with spatial shape {self.array.shape[1:]} does not fit its grid {self.grid.shape}")
 

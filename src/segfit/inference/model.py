@@ -20,7 +20,7 @@ from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
 from segfit.execution.memory import free_memory_gb
-from segfit.files import require_there, write_arrays
+from segfit.files import path_of, require_there, write_arrays
 from segfit.fingerprint.appearance import measure_image, oriented_crop
 from segfit.fingerprint.training_images import Range, impossible_size
 from segfit.geometry import Grid
@@ -114,7 +114,7 @@ def load_model(
 
     Raises `InputError` if the folder is neither, is damaged, or lacks a fold.
     """
-    path = Path(path)
+    path = path_of(path, "model")
     require_there(path, "model")
     if (path / MANIFEST).is_file():
         bundle = open_bundle(path)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.manifest import Dataset
-from segfit.errors import DatasetError, InputError
+from segfit.errors import DatasetError, InputError, reason_of
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
+from segfit.files import path_of
 from segfit.options import Options
 from segfit.project.documents import load
 from segfit.project.folder import ProjectFile, ProjectFolder
@@ -57,7 +58,11 @@ class Project(Preparation):
         Raises `InputError` if `folder` belongs to another dataset or holds other things, and `DatasetError` for an
         unusable dataset.
         """
-        root = Path(folder).expanduser().absolute()
+        root = _root(folder)
+        if not isinstance(dataset, Dataset):
+            dataset = path_of(dataset, "dataset")
+        if not isinstance(options, Options | None):
+            raise InputError(f"options are an Options, got {options!r}", "give settings as KEY=VALUE texts")
         before = load(ProjectFile, ProjectFolder(root).project)
         options = (options or (before.options if before is not None else Options())).with_settings(settings)
         skip = options.dataset.skip_incomplete
@@ -83,7 +88,7 @@ class Project(Preparation):
     @classmethod
     def open(cls, folder: Path | str, *, settings: Sequence[str] = (), execution: Execution = LOCAL) -> Self:
         """Open a project and change its options by `settings`; raise `InputError` if there is none."""
-        root = Path(folder).expanduser().absolute()
+        root = _root(folder)
         file = load(ProjectFile, ProjectFolder(root).project)
         if file is None:
             raise InputError(f"{root} is not a segfit project", "give the folder that segfit run --out made")
@@ -197,6 +202,15 @@ class Project(Preparation):
             summary = self.evaluate()
             self.report()
             return summary
+
+
+def _root(folder: Any) -> Path:
+    """Return the folder of a project; `InputError` for what is no path."""
+    path = path_of(folder, "project")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # the home folder of nobody
+        raise InputError(f"{path} cannot be opened ({reason_of(error)})", "correct the path") from None
 
 
 def _holds_something(folder: Path) -> bool:

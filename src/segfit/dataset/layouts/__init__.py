@@ -19,6 +19,7 @@ from segfit.dataset.layouts.input_files import cases_from_files, find_cases
 from segfit.dataset.layouts.segments import with_segments
 from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, Problem
+from segfit.files import path_of
 from segfit.images.formats import described
 from segfit.words import count, listing
 
@@ -83,10 +84,11 @@ def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ..
     Returns the dataset, or None if nothing can be made of it, and all problems of its structure. Incomplete cases are
     in the dataset with the files they have, so that a check can look into those too.
     """
-    root, problems = Path(path).absolute(), list[Problem]()
+    path = path_of(path, "dataset")
+    root, problems = path.absolute(), list[Problem]()
     dataset: Dataset | None = None
     try:
-        root = Path(path).expanduser().absolute()
+        root = path.expanduser().absolute()
         declared = declaration_of(root)
         found = recognised(root, declared) or [LAYOUTS["nnunet-v2"]]
         facts_alone = found[0] is LAYOUTS["table"] and len(found) > 1 and not table.names_images(root)
