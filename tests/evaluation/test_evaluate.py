@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segfit.dataset.object_numbers import as_classes
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.evaluation.evaluate import evaluate, evaluate_folder
 from segfit.evaluation.pairs import Pair
@@ -18,6 +19,7 @@ from segfit.geometry import AxisMap, Grid
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
+from segfit.options import LabelUse
 from segfit.progress import SILENT, KeptWarnings
 
 TWO = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
@@ -190,3 +192,35 @@ def test_all_orders_of_axes_are_compared_in_space(tmp_path: Path, order: tuple[i
     assert codes(summary) == ["axes_turned"]
     assert f"{', '.join(turned[:5])} and {len(turned) - 5} more" in summary.warnings[0].problem
     assert list(summary.warnings) == notes.warnings
+
+
+@pytest.mark.parametrize(("use", "dice"), [("objects-as-foreground", 1.0), ("classes", 0.0)])
+def test_references_that_number_objects(tmp_path: Path, use: LabelUse, dice: float) -> None:
+    numbers = np.zeros((1, 12, 12), np.uint8)
+    for number in range(6):
+        numbers[0, 2 * number, :5] = number + 7
+    one = LabelScheme.from_declaration({"background": 0, "cell": 1})
+    grid = Grid((12, 12), (1.0, 1.0))
+    for folder, array in (("p", (numbers > 0).astype(np.uint8)), ("r", numbers)):
+        (tmp_path / folder).mkdir()
+        write_labels(tmp_path / folder / "a.png", LabelMap(array[0], grid))
+    summary = evaluate_folder(tmp_path / "p", tmp_path / "r", one, ending=".png", label_use=use)
+    assert summary.mean_dice == dice
+    told = [item.action for item in summary.warnings if item.code == "undeclared_values"]
+    assert [("objects-as-foreground" in action) for action in told] == ([True] if use == "classes" else [])
+
+
+def test_interior_and_boundary_of_references(tmp_path: Path) -> None:
+    numbers = np.zeros((1, 12, 12), np.uint8)
+    numbers[0, 1:6, 1:6], numbers[0, 6:11, 1:6] = 3, 9
+    two = LabelScheme.from_declaration({"background": 0, "interior": 1, "boundary": 2})
+    grid = Grid((12, 12), (1.0, 1.0))
+    for folder, array in (("p", as_classes(numbers, two, boundary=True).astype(np.uint8)), ("r", numbers)):
+        (tmp_path / folder).mkdir()
+        write_labels(tmp_path / folder / "a.png", LabelMap(array[0], grid))
+    folders = tmp_path / "p", tmp_path / "r"
+    summary = evaluate_folder(*folders, two, ending=".png", label_use="objects-as-boundary")
+    assert {name: item.n_ref for name, item in summary.mean.items()} == {"interior": 18, "boundary": 32}
+    assert summary.mean_dice == 1
+    with pytest.raises(InputError):
+        evaluate_folder(*folders, two, ending=".png", label_use="objects-as-foreground")

@@ -13,6 +13,8 @@ from segfit.cli.common import (
     AsJson,
     DatasetArgument,
     Device,
+    Labels,
+    LabelUseName,
     Out,
     Workers,
     dataset_of,
@@ -143,16 +145,19 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all metrics to this JSON file.")
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", hidden=True)] = None,
+    labels: Labels = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Score label files against references.
 
-    DATASET or --model says what the labels mean. Without -p and -r: the test predictions of the dataset's project;
-    nothing is trained for that.
+    DATASET or --model says what the labels mean, --labels what the values of the references are. Without -p and -r: the
+    test predictions of the dataset's project; nothing is trained for that.
     """
     summary: Summary | None
     if predictions is None and references is None:
+        if labels is not None:
+            raise InputError("--labels is for --predictions and --references", "a project knows its own: leave it out")
         summary = open_project(dataset, out, [], make=False).evaluate()
         if summary is None:
             raise InputError("the dataset has no labelled test images", "give --predictions and --references")
@@ -161,9 +166,9 @@ def evaluate(
 
         if predictions is None or references is None:
             raise InputError("evaluate needs --predictions and --references")
-        scheme, ending = _meaning(dataset, model)
+        scheme, ending, use = _meaning(dataset, model, labels)
         summary = evaluate_folder(
-            predictions, references, scheme, ending=ending, require_all=False,
+            predictions, references, scheme, ending=ending, require_all=False, label_use=use,
             execution=console_execution(workers),
         )  # fmt: skip
     target = output or save
@@ -179,20 +184,23 @@ def evaluate(
         say(f"mean Dice {summary.mean_dice:.4f} over {count(len(summary.cases), 'case')}")
 
 
-def _meaning(dataset: Path | None, model: Path | None) -> tuple[LabelScheme, str]:
-    """Return labels and file ending of a dataset or a model."""
+def _meaning(
+    dataset: Path | None, model: Path | None, use: LabelUseName | None
+) -> tuple[LabelScheme, str, LabelUseName]:
+    """Return labels and file ending of a dataset or a model, and what label values are: `use`, or as was told there."""
     if model is not None:
         from segfit.bundle.bundle import open_bundle
 
         manifest = open_bundle(model, verify=False).manifest
-        return manifest.labels, manifest.file_ending
+        return manifest.labels, manifest.file_ending, use or "classes"
     if dataset is None:
         raise InputError("give the dataset or --model, so that the labels have a meaning")
     from segfit.dataset.layouts import open_dataset
 
     place, asked = dataset_of(dataset)
+    asked = asked.model_copy(update={"labels": use or asked.labels})
     opened = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
-    return opened.labels, opened.file_ending
+    return opened.labels, opened.file_ending, asked.labels
 
 
 def report(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from numpy.typing import NDArray
 
 from segfit.dataset.annotation import count_values
 from segfit.dataset.layouts.names import composed
+from segfit.dataset.object_numbers import FEWEST_OBJECTS
 from segfit.errors import DatasetError, InputError, Problem, warning
 from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_histogram
 from segfit.evaluation.pairs import LabelFile, Pair, Placed
@@ -21,6 +22,7 @@ from segfit.files import path_of
 from segfit.images.formats import ENDINGS, full_name, known_ending, read_label
 from segfit.images.image import problem_of
 from segfit.labels import LabelScheme
+from segfit.options import LabelUse
 from segfit.progress import KeptWarnings
 from segfit.words import count, listing
 
@@ -58,6 +60,8 @@ def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution
             named = f" ({listing([str(value) for value in values])})" if values else ""
             problem = f"the {role} of {listing(list(strange))} has undeclared values{named}, which are ignored"
             action = "change them in the files to the values that dataset.json declares, if they are classes"
+            if role == "reference" and len(values) >= FEWEST_OBJECTS:
+                action += "; if they number objects, give --labels objects-as-foreground or objects-as-boundary"
             kept.warn(warning("undeclared_values", problem, action))
     for placed, words in _TOLD.items():
         if cases := sorted(case for case, one in found.items() if one.placed == placed):
@@ -104,6 +108,7 @@ def evaluate_folder(
     *,
     ending: str,
     require_all: bool = True,
+    label_use: LabelUse = "classes",
     execution: Execution = LOCAL,
 ) -> Summary:
     """Evaluate every label file of a folder against the file of the same name in another folder.
@@ -114,6 +119,8 @@ def evaluate_folder(
     ending : file ending of both, with the leading dot; a folder without such files may have label files with another
         ending that is known; hidden files are ignored
     require_all : whether every reference must have a prediction
+    label_use : what the values of references are; where they number objects, `scheme` is that of the one class, or of
+        interior and boundary, that predictions have
 
     Pairs are compared in space: predictions that store the same volume in another order of axes are turned, and told.
     Raises `InputError` if nothing is there, naming the files that lack their counterpart, or the cases whose label maps
@@ -123,6 +130,13 @@ def evaluate_folder(
     kept = KeptWarnings(execution.progress)
     if not isinstance(scheme, LabelScheme):
         raise InputError(f"what labels mean is told by a LabelScheme, got {scheme!r}", "give dataset.labels")
+    if label_use not in get_args(LabelUse):
+        raise InputError(f"label_use is {', '.join(get_args(LabelUse))}, got {label_use!r}")
+    wanted = {"objects-as-foreground": 1, "objects-as-boundary": 2}.get(label_use)
+    if wanted is not None and len(scheme.classes) != wanted:
+        problem = f"{label_use} makes {count(wanted, 'class', 'classes')} of the references, predictions have"
+        action = "give the labels, or the model, that the predictions are of"
+        raise InputError(f"{problem} {len(scheme.classes)}", action)
     if not isinstance(ending, str):
         raise InputError(f"the ending of label files is text, got {ending!r}", 'give for example ".nii.gz"')
     predicted = _files(path_of(predictions, "predictions"), ending)
@@ -141,7 +155,7 @@ def evaluate_folder(
         of = f"{listing(missing)} of {count(len(expected), 'reference')}"
         problem = f"{of} {verbs[0]} no prediction and {verbs[1]} not counted"
         kept.warn(warning("no_prediction", problem))
-    pairs = [Pair.of_files(name, predicted[name], expected[name], scheme) for name in sorted(predicted)]
+    pairs = [Pair.of_files(name, predicted[name], expected[name], scheme, label_use) for name in sorted(predicted)]
     summary = evaluate(pairs, scheme, execution=replace(execution, progress=kept))
     return summary.model_copy(update={"warnings": tuple(kept.warnings)})
 

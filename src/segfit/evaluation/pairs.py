@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
+from segfit.dataset.object_numbers import as_classes
 from segfit.errors import InputError
 from segfit.evaluation.metrics import Metrics
 from segfit.evaluation.summary import CaseMetrics
@@ -18,6 +19,7 @@ from segfit.geometry import Grid
 from segfit.images.formats import num_voxels, read_grid, read_label
 from segfit.images.image import FileError, Image
 from segfit.labels import LabelScheme
+from segfit.options import LabelUse
 
 __all__ = ["LabelFile", "Pair", "Placed", "Stored", "predicted_bytes"]
 
@@ -50,6 +52,7 @@ class LabelFile:
 
     path: Path
     scheme: LabelScheme | None
+    label_use: LabelUse = "classes"
 
     def __call__(self) -> NDArray[Any]:
         """Return the inner label values, (*spatial)."""
@@ -57,8 +60,13 @@ class LabelFile:
 
     def inner(self, image: Image) -> NDArray[Any]:
         """Return the inner label values of what was read."""
-        labels: NDArray[Any] = image.array[0]
-        return labels if self.scheme is None else self.scheme.to_inner(labels)
+        labels: NDArray[Any] = image.array
+        if self.scheme is not None:
+            boundary = self.label_use == "objects-as-boundary"
+            numbered = self.label_use.startswith("objects")
+            labels = as_classes(labels, self.scheme, boundary=boundary) if numbered else self.scheme.to_inner(labels)
+        inner: NDArray[Any] = labels[0]
+        return inner
 
     def predicted_bytes(self) -> int:
         """Return what a label map takes."""
@@ -105,15 +113,23 @@ class Pair:
     reference_file: str = ""
 
     @classmethod
-    def of_files(cls, case: str, prediction: Path, reference: Path, scheme: LabelScheme | None = None) -> Pair:
+    def of_files(
+        cls,
+        case: str,
+        prediction: Path,
+        reference: Path,
+        scheme: LabelScheme | None = None,
+        label_use: LabelUse = "classes",
+    ) -> Pair:
         """Return the pair of two label files; without `scheme` their values are taken as inner ones.
 
-        They are compared in space: a prediction that stores its axes in another order is turned.
+        They are compared in space: a prediction that stores its axes in another order is turned. `label_use` says what
+        the values of the reference are; where they number objects, the prediction has the classes made of them.
         """
         return cls(
             case,
             LabelFile(prediction, scheme),
-            LabelFile(reference, scheme),
+            LabelFile(reference, scheme, label_use),
             prediction.as_posix(),
             reference.as_posix(),
         )
