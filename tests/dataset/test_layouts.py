@@ -391,8 +391,9 @@ def test_incomplete_files_to_predict(names: list[str], channels: int, message: s
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
-    (tmp_path / "a.mha").touch()
-    with pytest.raises(InputError, match=r"has no \.nii\.gz image \(found 1 \.mha\); the model reads \.nii\.gz"):
+    for name in ("a.mha", "b.nrrd"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"has no \.nii\.gz image \(found 1 \.mha, 1 \.nrrd\); the model reads"):
         find_cases(tmp_path, ".nii.gz", 1)
     with pytest.raises(InputError, match=r"a\.mha is not a folder; give the folder that holds the images"):
         find_cases(tmp_path / "a.mha", ".mha", 1)
@@ -418,6 +419,28 @@ def test_no_image_is_dropped_without_a_word(
     assert [path.name for case in cases for path in case.images] == taken
     assert [(item.code, item.file) for item in kept.warnings] == [("not_predicted", str(tmp_path))] * bool(left)
     assert all(name in kept.warnings[0].problem for name in left)
+
+
+@pytest.mark.parametrize(
+    ("names", "ending", "channels", "taken"),
+    [
+        (["a.tif", "b.tiff", "notes.txt"], ".png", 3, {"a": ["a.tif"], "b": ["b.tiff"]}),
+        (["a.tif", "a.tiff", "b.tiff", "c.tiff"], ".png", 1, {"a": ["a.tiff"], "b": ["b.tiff"], "c": ["c.tiff"]}),
+        (["a.jpg", "b.JPEG"], ".png", 3, {"a": ["a.jpg"], "b": ["b.JPEG"]}),
+        (["a_0000.mha", "a_0001.mha"], ".nii.gz", 2, {"a": ["a_0000.mha", "a_0001.mha"]}),
+        (["a.nii"], "/", 1, {"a": ["a.nii"]}),
+    ],
+)
+def test_images_of_one_other_format_are_taken_with_a_sentence(
+    names: list[str], ending: str, channels: int, taken: dict[str, list[str]], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    kept = KeptWarnings(SILENT)
+    cases = find_cases(tmp_path, ending, channels, progress=kept)
+    assert {case.id: [path.name for path in case.images] for case in cases} == taken
+    twice = len(names) - names.count("notes.txt") - sum(map(len, taken.values()))
+    assert [item.code for item in kept.warnings] == ["other_format", *["not_predicted"] * twice]
 
 
 @pytest.mark.real_data

@@ -190,6 +190,13 @@ def test_pictures_without_a_size_are_taken_at_that_of_the_model(
     (tmp_path / "cases.csv").write_text("case,pixel_mm\na,0.2 0.15\n")
     (path,) = predict_folder(model, find_cases(tmp_path, ".png", 1), tmp_path / "out", ending=".png")
     np.testing.assert_array_equal(read_label(path).array[0], given.labels)
+    for name, content in (("a", array), ("colours", np.stack([array] * 3, axis=-1))):
+        (tmp_path / name).mkdir()
+        Picture.fromarray(content).save(tmp_path / name / f"{name}.tif")
+    (path,) = predict_folder(model, find_cases(tmp_path / "a", ".png", 1), tmp_path / "tif", ending=".png")
+    np.testing.assert_array_equal(read_label(path).array[0], given.labels)
+    with pytest.raises(DatasetError, match=r"3 channel\(s\), the plan is for 1"):
+        predict_folder(model, find_cases(tmp_path / "colours", ".png", 1), tmp_path / "tif", ending=".png")
 
 
 def test_a_model_of_pictures_without_a_size_uses_none(

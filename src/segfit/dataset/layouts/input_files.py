@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +27,11 @@ def find_cases(folder: Path | str, ending: str, channels: int, *, progress: Prog
     Files are ``CASE_0000.ENDING``, one per channel; with one channel, or where one file holds all channels (colour
     pictures, 4D volumes), ``CASE.ENDING`` is accepted too. Other endings of the same format (``.nii`` for ``.nii.gz``)
     are as good, unless the same name is there with both. Where no file is of the format, the folders inside that are
-    images (DICOM series, OME-Zarr) are taken; a folder that is itself one is the only case. Images that are not taken
-    are told to `progress`. Voxel sizes of files that do not say theirs come from a table ``cases.csv`` beside them or
-    in the folder above. Raises `InputError` if there is nothing to predict, and `DatasetError` with all incomplete
-    cases or the faults of the table.
+    images (DICOM series, OME-Zarr) are taken, then the files if all images are of one other format; a folder that is
+    itself an image is the only case. Images that are not taken and another format are told to `progress`. Voxel sizes
+    of files that do not say theirs come from a table ``cases.csv`` beside them or in the folder above. Raises
+    `InputError` if there is nothing to predict, and `DatasetError` with all incomplete cases or the faults of the
+    table.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -39,9 +41,16 @@ def find_cases(folder: Path | str, ending: str, channels: int, *, progress: Prog
     visible = visible_files(folder)
     files = _of_format(visible, ending) or [path for path in visible if path.is_dir()]
     if not files:
+        files = _of_one_format(visible)
+        if files:
+            found, wanted = described(known_ending(files[0]), "files"), described(ending, "files")
+            problem = f"{folder} holds {found}, the model was made from {wanted}; their values must mean the same"
+            progress.warn(warning("other_format", problem, file=folder))
+    if not files:
         raise InputError(
             f"{folder} has no {described(ending, 'image')}{endings_found(visible)}",
-            f"the model reads {described(ending, 'files')} from a folder; list other files one by one",
+            f"the model reads {described(ending, 'files')} from a folder, or files of one other format; "
+            "list others one by one",
         )
     others = [path.name for path in visible if known_ending(path) and path not in files]
     if others:
@@ -58,6 +67,13 @@ def _of_format(paths: Sequence[Path], ending: str) -> list[Path]:
     exact = {split_ending(path)[0] for path in paths if known[path] == ending}
     alike = [path for path in paths if known[path] and ENDINGS[known[path].lower()] is ENDINGS.get(ending.lower())]
     return [path for path in alike if known[path] == ending or split_ending(path)[0] not in exact]
+
+
+def _of_one_format(paths: Sequence[Path]) -> list[Path]:
+    """Return the images if all are of one format, else none; see `_of_format`."""
+    endings = Counter(ending for path in paths if (ending := known_ending(path)))
+    formats = {ENDINGS[ending.lower()].name for ending in endings}
+    return _of_format(paths, endings.most_common(1)[0][0]) if len(formats) == 1 else []
 
 
 def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, ...]:
