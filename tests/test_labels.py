@@ -215,3 +215,17 @@ def test_outputs_change_places_with_their_values() -> None:
     regions = LabelScheme.from_declaration({"background": 0, "l": [1, 2], "core": 2, "r": [3, 4]}, [1, 2, 3])
     with pytest.raises(ValueError, match="is not in list"):
         regions.exchanged_outputs([(1, 3), (2, 4)])
+
+
+@pytest.mark.parametrize(
+    ("labels", "unnamed"),
+    [
+        ({"label 1": 1, "label 7": 7}, True),
+        ({"label 7": 7, "label -2": -2}, True),  # in any order
+        ({"label 1": 1, "label 2": 7}, False),
+        ({"label 1": 1, "organ": 2}, False),
+        ({"label 1": 1, "ignore": 2}, False),
+    ],
+)
+def test_names_after_values_are_none(labels: dict[str, int], unnamed: bool) -> None:
+    assert LabelScheme.from_declaration({"background": 0, **labels}).is_unnamed == unnamed

@@ -122,7 +122,10 @@ class LabelScheme(Record):
     @property
     def is_unnamed(self) -> bool:
         """Whether the classes have no names but those of `of_values`."""
-        return self == type(self).of_values(self.stored_values)
+        stored = self.stored_values
+        return not (self.has_regions or self.ignore_value) and all(
+            class_.name == f"label {stored[class_.values[0]]}" for class_ in self.classes
+        )
 
     @model_validator(mode="after")
     def _check(self) -> LabelScheme:
@@ -221,13 +224,10 @@ class LabelScheme(Record):
         """
         if self.region_order is None:
             return ()
-        regions = {value: [value in class_.values for class_ in self.classes] for value in self.foreground_values}
-        lost = []
-        for value, inside in regions.items():
-            painted = [paint for paint, is_in in zip(self.region_order, inside, strict=True) if is_in]
-            if painted and regions.get(painted[-1]) != inside:
-                lost.append((self.stored_values[value], self.stored_values[painted[-1]]))
-        return tuple(lost)
+        stored, inside = self.stored_values, _places([class_.values for class_ in self.classes])
+        painted = {value: self.region_order[inside[value][-1]] for value in self.foreground_values}
+        lost = {value: paint for value, paint in painted.items() if paint == 0 or inside[paint] != inside[value]}
+        return tuple((stored[value], stored[paint]) for value, paint in lost.items())
 
     def lossless_regions(self) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
         """Return an order of the regions, and what to paint for each as stored, that loses no value; None without one.
@@ -239,7 +239,8 @@ class LabelScheme(Record):
             painted = _painted([class_.values for class_ in ordered])
             if painted is not None:
                 names = tuple(class_.name for class_ in ordered)
-                return names, tuple(self.stored_values[value] for value in painted)
+                stored = self.stored_values
+                return names, tuple(stored[value] for value in painted)
         return None
 
     def to_inner(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
@@ -314,12 +315,21 @@ def _values(name: str, value: object) -> tuple[int, ...]:
     return values
 
 
+def _places(regions: Sequence[Sequence[int]]) -> dict[int, tuple[int, ...]]:
+    """Return the numbers of the regions that each value lies in, in order."""
+    found: dict[int, list[int]] = {}
+    for number, values in enumerate(regions):
+        for value in set(values):
+            found.setdefault(value, []).append(number)
+    return {value: tuple(numbers) for value, numbers in found.items()}
+
+
 def _painted(regions: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
     """Return a value to paint for each region, later over earlier, that loses none; None where one value cannot do."""
-    painted = []
+    painted, inside = [], _places(regions)
     for number, values in enumerate(regions):
-        seen = [value for value in values if not any(value in later for later in regions[number + 1 :])]
-        if len({tuple(value in region for region in regions) for value in seen}) > 1:
+        seen = [value for value in values if inside[value][-1] == number]
+        if len({inside[value] for value in seen}) > 1:
             return None
         painted.append(min(seen or values))
     return tuple(painted)

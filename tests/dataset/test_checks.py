@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from dataset_builder import SHAPE, a_label, build, edit, write_volume
 
+from segfit.dataset.case_checks import UNDECLARED
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.phantom import make_phantom
@@ -207,6 +208,17 @@ def test_structures_that_never_occur_are_a_warning(tmp_path: Path) -> None:
             WARNING,
         ),
     )
+
+
+def test_many_labels_make_few_and_short_problems(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    edit(root, labels={"background": 0, "organ": 1, "lesion": 2} | {f"part {n}": n for n in range(3, 2000)})
+    write_volume(root / "labelsTr" / "b.nii.gz", a_label(1, 2, 5000))
+    absent, undeclared = check_dataset(root)
+    assert (absent.case, absent.fatal) == ("dataset", False)
+    assert absent.problem.startswith("1997 classes occur in no label file: part 3, part 4, ")
+    assert (undeclared.case, undeclared.code) == ("b", UNDECLARED)
+    assert max(len(absent.problem), len(undeclared.problem)) < 400
 
 
 def test_the_ignore_label_is_declared_but_is_no_structure(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from dataset_builder import build, write_volume
 
 from segfit.dataset.checks import check_dataset
-from segfit.dataset.layouts import open_dataset
-from segfit.dataset.layouts.names import likely_partner
+from segfit.dataset.layouts import names, open_dataset
+from segfit.dataset.layouts.names import likely_partners
 from segfit.errors import Problem
 
 
@@ -62,8 +62,7 @@ def test_the_probable_partner_is_named(tmp_path: Path, image: str, label: str) -
     ("image", "label"), [("case_01", "case_02"), ("case_1_23", "case_12_3"), ("case_1", "case_1b"), ("a_10", "a_1")]
 )
 def test_other_names_are_no_partners(image: str, label: str) -> None:
-    assert likely_partner(image, [label]) is None
-    assert likely_partner(label, [image]) is None
+    assert likely_partners([image], [label]) == likely_partners([label], [image]) == {}
 
 
 def test_two_candidates_are_none(tmp_path: Path) -> None:
@@ -97,3 +96,14 @@ def test_two_labels_of_one_name(tmp_path: Path) -> None:
     label.with_name(unicodedata.normalize("NFD", label.name)).write_bytes(label.read_bytes())
     problem = "appears twice in labelsTr (Unicode NFC and NFD)"
     assert check_dataset(root) == (Problem("Müller.nii.gz", problem, "remove one of the two", True),)
+
+
+def test_names_are_compared_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(names, "_essence", lambda name: (compared.append(name), name.casefold())[1])
+    wanted, others = [f"Case{number}" for number in range(50)], [f"case{number}" for number in range(50, 0, -1)]
+    found = likely_partners(wanted, others)
+    assert found == {f"Case{number}": f"case{number}" for number in range(1, 50)}
+    assert len(compared) == len(wanted) + len(others)
+    assert likely_partners([], others) == {}
+    assert len(compared) == len(wanted) + len(others)

@@ -31,7 +31,7 @@ __all__ = ["UNDECLARED", "CaseVoxels", "Finding", "Look", "check_case"]
 
 UNDECLARED = "undeclared-values"  # the code of problems with label values that mean nothing
 
-_SHOWN_VALUES = 8  # label values written out in a message
+_SHOWN_VALUES, _SHOWN_DECLARED = 8, 64  # label values written out in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +278,17 @@ def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelS
         problem = f"{path.name} may not be a label map ({reason}); all its values are used as classes"
         return [Problem(case.id, problem, "check it; replace it if it is not a label map", fatal=False)]
     if unknown:
-        shown = ", ".join(map(str, unknown[:_SHOWN_VALUES])) + (", ..." if len(unknown) > _SHOWN_VALUES else "")
-        expected = ", ".join(map(str, sorted(declared)))
+        shown, expected = _first(unknown, _SHOWN_VALUES), _first(sorted(declared), _SHOWN_DECLARED)
         problem = f"{path.name} has the undeclared value{'s' * (len(unknown) > 1)} {shown}; declared are {expected}"
         return [Problem(case.id, problem, 'correct the label or declare the value in "labels"', code=UNDECLARED)]
     if not values & {labels.stored_values[value] for value in labels.foreground_values}:
         problem = f"{path.name} is empty: it labels no class"
         return [Problem(case.id, problem, "label the case or remove it unless that is right", fatal=False)]
     return []
+
+
+def _first(values: Sequence[int], limit: int) -> str:
+    return ", ".join(map(str, values[:limit])) + (", ..." if len(values) > limit else "")
 
 
 def _holds_labels(case: Case, declared: set[int]) -> bool:

@@ -28,7 +28,7 @@ from segfit.images.formats import find_format, num_voxels
 from segfit.images.image import Remark
 from segfit.labels import LabelScheme
 from segfit.options import DatasetOptions
-from segfit.words import count, numbers
+from segfit.words import count, listing, numbers
 
 __all__ = ["COPY", "MIN_CASES", "OBJECTS", "OVERLAP", "check_dataset", "checked_dataset", "require_usable"]
 
@@ -41,6 +41,7 @@ _IMAGE_BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading and looking
 _SPACING_RATIO = 20.0  # to the usual spacing of a dataset: beyond, a unit was mistaken (assumption)
 _SCALE_RATIO = 5.0  # the same where all axes are longer, or shorter, at once: cm for mm make 10 (assumption)
 _LARGEST_VOXEL_MM = 100.0  # beyond, a unit was mistaken in all cases (assumption)
+_SHOWN_CLASSES = 8  # named in a message; more that occur nowhere are told at once
 _SHOWN_FILES = 3  # files named in a message; a remark about more is told once
 _FEWEST_CASES = 3  # to tell what their labels have in common
 _MOST_LOST = 0.1  # share of the voxels of a class that other masks may cover unasked (assumption)
@@ -202,14 +203,15 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]
     problems += palette_problems([(case.id, case.label_files[-1].name, one.colours or {}) for case, one in labelled])
     stored = dataset.labels.stored_values
     seen = [finding.label_values for finding in findings if finding.label_values is not None]
-    absent = [
-        class_.name
-        for class_ in dataset.labels.classes
-        if seen and not any({stored[value] for value in class_.values} & values for values in seen)
-    ]
+    used = frozenset[int]().union(*seen)
+    absent = [c.name for c in dataset.labels.classes if seen and not any(stored[value] in used for value in c.values)]
     if absent and len(absent) == len(dataset.labels.classes) and len(seen) == amount:
-        problem = f"no label file has any class: {', '.join(absent)} occur{'s' * (len(absent) == 1)} nowhere"
+        names = f"{', '.join(absent[:_SHOWN_CLASSES])}{', ...' * (len(absent) > _SHOWN_CLASSES)}"
+        problem = f"no label file has any class: {names} occur{'s' * (len(absent) == 1)} nowhere"
         return [*problems, Problem("dataset", problem, 'label some cases or correct the values in "labels"')]
+    if len(absent) > _SHOWN_CLASSES:
+        problem = f"{len(absent)} classes occur in no label file: {listing(absent, _SHOWN_CLASSES)}"
+        return [*problems, Problem("dataset", problem, 'correct their values in "labels" or remove them', fatal=False)]
     for name in absent:
         problem = f'the class "{name}" occurs in no label file'
         problems.append(Problem("dataset", problem, 'correct its value in "labels" or remove it', fatal=False))

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["LONGEST_NAME", "composed", "fault_of_name", "likely_partner", "same_letters"]
+__all__ = ["LONGEST_NAME", "composed", "fault_of_name", "likely_partners", "same_letters"]
 
 LONGEST_NAME = 200  # bytes: file systems allow 255, and endings are added to the id of a case (assumption)
 
@@ -42,15 +42,18 @@ def same_letters(name: str) -> str:
     return composed(name).casefold()
 
 
-def likely_partner(name: str, others: Iterable[str]) -> str | None:
-    """Return the one of some names that was probably meant to be `name`; None if there is none or more than one.
+def likely_partners(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Return for names the one of some others that was probably meant to be it, where there is just one.
 
     Names are probably the same if they differ in capitals, accents, separators, zeros before a number or an ending
     like ``_seg`` alone.
     """
-    wanted = _essence(name)
-    found = [other for other in others if _essence(other) == wanted]
-    return found[0] if len(found) == 1 else None
+    wanted = {name: _essence(name) for name in names}
+    alike: dict[str, list[str]] = {}
+    for other in others if wanted else ():
+        alike.setdefault(_essence(other), []).append(other)
+    found = {name: alike.get(essence, []) for name, essence in wanted.items()}
+    return {name: partners[0] for name, partners in found.items() if len(partners) == 1}
 
 
 def _essence(name: str) -> str:

@@ -30,7 +30,7 @@ from segfit.dataset.layouts.common import (
     json_problem,
     visible_files,
 )
-from segfit.dataset.layouts.names import composed, likely_partner
+from segfit.dataset.layouts.names import composed, likely_partners
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
@@ -183,6 +183,8 @@ def _folder_cases(
         composed(f"{stem}{label_ending}") for stem in (*files, *(_case_meant(_stem(path, ending)) for path in nameless))
     }
     spare = {name[: -len(label_ending)]: name for name in known if name.endswith(label_ending) and name not in used}
+    unlabelled = [name for name in files if composed(f"{name}{label_ending}") not in known]
+    partners = likely_partners(unlabelled, spare)
     cases: list[Case] = []
     for name, numbered in sorted(files.items()):
         problems += channel_problems(name, numbered, expected)
@@ -190,7 +192,7 @@ def _folder_cases(
         label = known.get(composed(wanted))
         if label is None and labels not in missing:
             action = f"add labelsTr/{wanted} or remove the case"
-            partner = likely_partner(name, spare)
+            partner = partners.get(name)
             if partner is not None:
                 action = f"rename labelsTr/{known[spare[partner]].name} to {wanted}"
                 used.add(spare[partner])

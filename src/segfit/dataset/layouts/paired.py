@@ -34,7 +34,7 @@ from segfit.dataset.layouts.common import (
     label_ending,
     visible_files,
 )
-from segfit.dataset.layouts.names import composed, likely_partner
+from segfit.dataset.layouts.names import composed, likely_partners
 from segfit.dataset.manifest import Case, Dataset, Mask
 from segfit.errors import Problem
 from segfit.images.formats import known_ending, split_ending
@@ -81,21 +81,19 @@ def read(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> Dataset
     scheme = scheme_of(raw, sorted(classes), problems)
     expected = max((len(files) for files in numbered.values()), default=1)
     cases: list[Case] = []
-    claimed: set[str] = set()  # labels that are probably those of other cases
+    partners = likely_partners(set(numbered) - set(annotated), set(annotated) - set(numbered))
     for name, files in sorted(numbered.items()):
         problems += channel_problems(name, files, expected)
         label = annotated.get(name)
         if label is None:
             action = "add it or remove the case"
-            partner = likely_partner(name, set(annotated) - set(numbered))
-            if partner is not None:
-                action = f"rename {partner} to it"
-                claimed.add(partner)
+            if name in partners:
+                action = f"rename {partners[name]} to it"
             problems.append(Problem(name, f"its label {labels.name}/{name} is missing", action))
         paths = tuple(path for _, path in sorted(files.items()))
         masks = masks_of(name, label, scheme, problems) if isinstance(label, dict) else ()
         cases.append(Case(id=name, images=paths, label=None if isinstance(label, dict) else label, masks=masks))
-    for name in sorted(set(annotated) - set(numbered) - claimed):
+    for name in sorted(set(annotated) - set(numbered) - set(partners.values())):
         problem = f"has a label in {labels.name} but no image in {images.name}"
         problems.append(Problem(name, problem, "add the image; the label is ignored without it", fatal=False))
     problems += hidden_files((images, labels))

@@ -36,7 +36,7 @@ from segfit.dataset.layouts.common import (
     json_problem,
     label_ending,
 )
-from segfit.dataset.layouts.names import composed, fault_of_name, likely_partner
+from segfit.dataset.layouts.names import composed, fault_of_name, likely_partners
 from segfit.dataset.layouts.paired import masks_of, scheme_of
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import DatasetError, InputError, Problem
@@ -146,12 +146,11 @@ def with_facts(dataset: Dataset, problems: list[Problem]) -> Dataset:
     ids = {composed(case.id): case.id for case in (*dataset.training, *dataset.test)}
     without = [case.id for case in dataset.training if composed(case.id) not in facts]
     strange = [name for name in facts if name not in ids]
-    meant = {name: likely_partner(name, [case for name, case in ids.items() if name not in facts]) for name in strange}
+    meant = likely_partners(strange, [case for name, case in ids.items() if name not in facts])
     for name, partner in meant.items():
-        if partner is not None:
-            problem = f"is listed in {path.name} but not in the dataset"
-            problems.append(Problem(name, problem, f"rename it to {partner} if that is meant", fatal=False))
-    unknown = [name for name, partner in meant.items() if partner is None]
+        problem = f"is listed in {path.name} but not in the dataset"
+        problems.append(Problem(name, problem, f"rename it to {partner} if that is meant", fatal=False))
+    unknown = [name for name in strange if name not in meant]
     if unknown:
         cases = f"{count(len(unknown), 'case')} not in the dataset: {listing(unknown, _SHOWN_CASES)}"
         problems.append(
