@@ -117,6 +117,15 @@ def test_the_check_tells_objects_and_what_to_do(tmp_path: Path) -> None:
     assert found(root, _TWO) == []
 
 
+def test_pairs_of_one_folder_may_number_objects(tmp_path: Path) -> None:
+    for number in range(5):
+        image = np.random.default_rng(number).integers(0, 255, (32, 32)).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"{number:03d}_img.tif", image)
+        tifffile.imwrite(tmp_path / f"{number:03d}_masks.tif", dots(7 + 3 * number))
+    assert found(tmp_path) == [(OBJECTS, True)]
+    assert found(tmp_path, _ONE) == []
+
+
 def test_undeclared_values_are_not_to_be_declared_where_they_number_objects(tmp_path: Path) -> None:
     root = paired(
         tmp_path / "a", [dots(n) for n in (7, 12, 9, 20, 15)], labels={"background": 0, "cell": 1}

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.checks import OVERLAP, check_dataset
-from segfit.dataset.layouts import LAYOUTS, describe, inspect_dataset, leave_out, open_dataset
+from segfit.dataset.layouts import LAYOUTS, describe, inspect_dataset, leave_out, open_dataset, recognised
 from segfit.dataset.manifest import Mask
 from segfit.errors import DatasetError
 from segfit.options import DatasetOptions
@@ -429,3 +429,48 @@ def test_problems_of_the_whole_dataset_stay_fatal(tmp_path: Path) -> None:
 def test_every_layout_has_a_description() -> None:
     assert list(LAYOUTS) == ["table", "decathlon", "paired", "nnunet-v2"]
     assert all(layout.title for layout in LAYOUTS.values())
+
+
+# ── pairs of files in one folder ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def pairs(root: Path, image: str = "{}_img.nii.gz", label: str = "{}_masks.nii.gz") -> Path:
+    for case in CASES:
+        write_volume(root / image.format(case), ramp(ord(case)))
+        write_volume(root / label.format(case), a_label(1))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("{}_img.nii.gz", "{}_masks.nii.gz"),
+        ("{}.nii.gz", "{}_masks.nii.gz"),
+        ("{}_img.nii.gz", "{}_img_cp_masks.nii.gz"),
+        ("{}.nii.gz", "{}_seg.nii.gz"),
+    ],
+)
+def test_pairs_of_files_in_one_folder(tmp_path: Path, image: str, label: str) -> None:
+    root = pairs(tmp_path, image, label)
+    write_volume(root / "a_img_flows.nii.gz", ramp(0))
+    (root / "a_seg.npy").touch()
+    write_volume(root / "test" / "z.nii.gz", ramp(0))
+    dataset = open_dataset(root)
+    assert dataset.layout == "paired"
+    assert [(case.id, case.images, case.label) for case in dataset.training] == [
+        (case, (root / image.format(case),), root / label.format(case)) for case in CASES
+    ]
+    assert check_dataset(dataset) == ()
+
+
+def test_what_lacks_in_pairs_of_one_folder_is_told(tmp_path: Path) -> None:
+    root = pairs(tmp_path)
+    (root / "b_masks.nii.gz").unlink()
+    (root / "c_img.nii.gz").unlink()
+    found = [(item.case, item.fatal) for item in inspect_dataset(root)[1]]
+    assert found == [("b", True), ("c", False)]
+
+
+def test_images_alone_are_no_pairs(tmp_path: Path) -> None:
+    pairs(tmp_path, label="other_{}_masks.nii.gz")
+    assert recognised(tmp_path) == []
