@@ -71,6 +71,9 @@ class DatasetOptions(Record):
         description="what label values are: classes (exclusive: also where masks overlap much), or numbers of objects,"
         " taken as one class (objects-as-foreground) or as interior and boundary (objects-as-boundary)",
     )
+    groups: Literal["names", "none"] | None = Field(
+        None, description="groups of cases that their names say: names or none; unset: if clear and folds are balanced"
+    )
 
 
 class ResamplingOptions(Record):

@@ -394,6 +394,8 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
         "layout": "paired",
         "channels": ["image"],
         "classes": {"label 1": [1], "label 2": [2]},
+        "groups": {},
+        "groups_from_names": False,
         "training_cases": 2,
         "test_cases": 0,
         "file_ending": ".nii.gz",

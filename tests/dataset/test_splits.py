@@ -23,6 +23,7 @@ from segfit.dataset.splits import (
     make_splits,
     nnunet_splits,
     read_splits,
+    with_copies,
 )
 from segfit.errors import InputError
 from segfit.files import write_json
@@ -316,3 +317,12 @@ def test_a_fold_that_would_draw_no_case_is_refused(way: Literal["balanced", "nnu
         make_splits(way, cases, {})
     assert re.fullmatch("no training case of fold [0-2] has a weight above 0", raised.value.problem)
     assert raised.value.action == "give more cases a weight or make other folds"
+
+
+def test_groups_of_copies() -> None:
+    groups = {"a": None, "b": None, "c": "p", "d": "p", "e": "q", "f": None, "g": None}
+    cases = [Case(id=name, images=(Path("i"),), group=group) for name, group in groups.items()]
+    assert with_copies(cases, []) == {}
+    assert with_copies(cases, [("a", "b"), ("x", "c")]) == {"a": "copies of a", "b": "copies of a"}
+    assert with_copies(cases, [("f", "g"), ("a", "f")]) == dict.fromkeys("afg", "copies of a")
+    assert with_copies(cases, [("a", "d"), ("e", "c"), ("c", "d")]) == {"a": "p", "e": "p"}

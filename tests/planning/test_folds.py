@@ -35,6 +35,15 @@ def test_folds_are_explained(per_group: int, source: str, value: int, inputs: di
     assert decision.inputs == inputs | extra.get(bound, {})
 
 
+def test_groups_from_names_are_told() -> None:
+    given = cases(12, 4)
+    rules = [
+        folds_decision(balanced_splits(given, {}).sealed("balanced"), given, named=named).rule
+        for named in (False, True)
+    ]
+    assert rules == ["folds_balanced", "folds_named"]
+
+
 def test_few_cases_of_the_reference() -> None:
     given = cases(3)
     decision = folds_decision(nnunet_splits([case.id for case in given]).sealed("nnunet"), given)

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from dataset_builder import write_volume
 
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.phantom import make_phantom
 from segfit.dataset.splits import SPLITS_FILE, Splits, balanced_splits, nnunet_splits
 from segfit.errors import InputError
 from segfit.files import read_json, write_json
+from segfit.images.formats import read_image
 from segfit.planning.plan import Plan
 from segfit.project import Project
 
@@ -68,6 +70,51 @@ def test_patients_stay_together(tmp_path: Path, dataset: Path) -> None:
     warned = [item.problem for item in reference.plan().warnings if item.code == "group_on_both_sides"]
     assert warned
     assert "patient" in warned[0]
+
+
+def renamed(dataset: Path, names: list[str]) -> None:
+    """Give the cases of a phantom other names."""
+    for number, name in enumerate(names):
+        for folder, channel in (("imagesTr", "_0000"), ("labelsTr", "")):
+            path = dataset / folder / f"phantom_tr_{number:03}{channel}.nii.gz"
+            path.rename(dataset / folder / f"{name}{channel}.nii.gz")
+
+
+def test_groups_that_names_say_stay_together(tmp_path: Path) -> None:
+    names = [f"exam{number:03}_{part}" for number in range(3, 9) for part in (1, 2)]
+    dataset = make_phantom(tmp_path / "Dataset002_Named", cases=12, test_cases=0, shape=(8, 16, 16))
+    renamed(dataset, names)
+    project = Project.create(tmp_path / "p", dataset)
+    assert {case.id: case.group for case in project.dataset.training} == {name: name[:7] for name in names}
+    assert all(
+        {name[:7] + end for end in ("_1", "_2")} <= set(f.validation)
+        for f in project.splits().folds
+        for name in f.validation
+    )
+    assert [item.rule for item in project.plan().decisions if item.key == "num_folds"] == ["folds_named"]
+    alone = [["dataset.groups=none"], ["preset=stock"], ["planning.splits=nnunet"]]
+    for number, settings in enumerate(alone):
+        other = Project.create(tmp_path / str(number), dataset, settings=settings)
+        assert {case.group for case in other.dataset.training} == {None}
+    by_hand(project, dataset)
+    beside = Project.create(tmp_path / "beside", dataset)
+    assert {case.group for case in beside.dataset.training} == {None}
+    asked = Project.create(tmp_path / "asked", dataset, settings=["preset=stock", "dataset.groups=names"])
+    assert {case.group for case in asked.dataset.training} == {name[:7] for name in names}
+
+
+def test_copies_stay_together(tmp_path: Path) -> None:
+    dataset = make_phantom(tmp_path / "Dataset003_Copies", cases=7, test_cases=0, shape=(20, 32, 32))
+    for folder, channel in (("imagesTr", "_0000"), ("labelsTr", "")):
+        image = read_image(dataset / folder / f"phantom_tr_002{channel}.nii.gz").array[0]
+        write_volume(dataset / folder / f"phantom_tr_006{channel}.nii.gz", image[::-1, :, 2:])
+    project = Project.create(tmp_path / "p", dataset)
+    pair = {"phantom_tr_002", "phantom_tr_006"}
+    assert [pair & set(fold.validation) for fold in project.splits().folds if pair & set(fold.validation)] == [pair]
+    assert "group_on_both_sides" not in [item.code for item in project.plan().warnings]
+    split = Project.create(tmp_path / "q", dataset, settings=["planning.splits=nnunet"])
+    assert split.splits() == nnunet_splits(ids(split)).sealed("nnunet")
+    assert "group_on_both_sides" in [item.code for item in split.plan().warnings]
 
 
 def test_folds_in_the_datasets_folder_are_used(tmp_path: Path, dataset: Path) -> None:

@@ -148,7 +148,7 @@ def test_asked_measured_derived_found(page: str) -> None:
     text = _text(page)
     assert "memory_gb 8 memory target in GB" in text
     assert "preset = auto, device = auto, seed = 0" in text
-    assert re.search(r"Left to the plan: \d+ options workers, planning.target_spacing_mm", text)
+    assert re.search(r"Left to the plan: \d+ options workers, dataset.groups, planning.target_spacing_mm", text)
     assert "Posterior 2" in text
     assert "119 of 120" in text
     assert "The spacing is the same in all cases." in text

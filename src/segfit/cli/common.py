@@ -103,6 +103,10 @@ _SETTINGS: dict[str, Any] = {
     ],
     "resample_labels": ResampleLabels,
     "labels": Labels,
+    "groups": Annotated[
+        Literal["names", "none"] | None,
+        typer.Option("--groups", metavar="names|none", help="Groups that the names of cases say; default: if clear."),
+    ],
     "memory": Annotated[float | None, typer.Option("--memory", metavar="GB", help="Memory target of a training.")],
     "device": Device,
     "seed": Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")],
@@ -152,6 +156,7 @@ def _settings_from(
     splits: str | None = None,
     resample_labels: bool | None = None,
     labels: str | None = None,
+    groups: str | None = None,
     memory: float | None = None,
     device: str | None = None,
     seed: int | None = None,
@@ -183,6 +188,7 @@ def _settings_from(
         ("device", device),
         ("seed", seed),
         ("workers", workers),
+        ("dataset.groups", groups),
         ("dataset.skip_incomplete", None if skip_incomplete is None else str(skip_incomplete).lower()),
     ):
         if value is not None:
@@ -271,6 +277,8 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "layout": dataset.layout,
         "channels": list(dataset.channel_names),
         "classes": {one.name: [stored[value] for value in one.values] for one in dataset.labels.classes},
+        "groups": {case.id: case.group for case in dataset.training if case.group is not None},
+        "groups_from_names": dataset.groups_from_names,
         "training_cases": len(dataset.training),
         "test_cases": len(dataset.test),
         "file_ending": dataset.file_ending,

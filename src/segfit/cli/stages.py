@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to", "print_outcome"]
 
 _UNTRUSTED = 3  # exit code of a run whose model should not be used
-_MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "labels", "settings")
+_MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "labels", "groups", "settings")
 _TRAINING = (
     "time",
     "steps",
@@ -43,6 +43,7 @@ _TRAINING = (
     "splits",
     "resample_labels",
     "labels",
+    "groups",
     "memory",
     "device",
     "seed",
@@ -70,7 +71,7 @@ def run(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], a
     return print_outcome(project, as_json=as_json)
 
 
-@with_settings("skip_incomplete", "resample_labels", "labels", "workers")
+@with_settings("skip_incomplete", "resample_labels", "labels", "groups", "workers")
 def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> int:
     """Read every file and list all problems.
 
@@ -81,6 +82,7 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
     from segfit.dataset.layouts import describe
     from segfit.dataset.splits import splits_problems
     from segfit.options import Options
+    from segfit.planning.folds import grouped
 
     if dataset is None or out is not None or is_project(dataset):
         project = open_project(dataset, out, given)
@@ -89,7 +91,9 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
     else:
         asked = Options().with_settings(given)
         found, problems = checked_dataset(dataset, asked.dataset, execution=console_execution(asked.workers))
-        problems += () if found is None else splits_problems(None, found)
+        if found is not None:
+            found = grouped(found, asked)
+            problems += splits_problems(None, found)
     fatal = sum(problem.fatal for problem in problems)
     if as_json:
         told = [item.facts | {"fatal": item.fatal} for item in problems]

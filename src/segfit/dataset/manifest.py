@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class Dataset(Record):
     training: tuple[Case, ...]
     test: tuple[Case, ...] = ()  # labels are None where the dataset has none
     problems: tuple[Problem, ...] = ()  # of its structure, as it was understood
+    groups_from_names: bool = False  # groups of training cases are what their names say
 
     def __repr__(self) -> str:
         cases = f"{count(len(self.training), 'training case')}, {count(len(self.test), 'test case')}"
@@ -106,6 +107,11 @@ class Dataset(Record):
         if options.labels.startswith("objects"):
             changes["labels"] = self.labels.of_objects(boundary=options.labels == "objects-as-boundary")
         return self.model_copy(update=changes)
+
+    def in_groups(self, groups: Mapping[str, str]) -> Dataset:
+        """Return the dataset with groups of training cases, by case id; cases that are not named keep theirs."""
+        training = tuple(case.model_copy(update={"group": groups.get(case.id, case.group)}) for case in self.training)
+        return self.model_copy(update={"training": training})
 
     @property
     def folder(self) -> Path:

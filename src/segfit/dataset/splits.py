@@ -44,6 +44,7 @@ __all__ = [
     "nnunet_splits",
     "read_splits",
     "splits_problems",
+    "with_copies",
 ]
 
 SPLITS_FILE = "splits_final.json"  # nnU-Net's name; one in the dataset's folder is used
@@ -120,6 +121,30 @@ def balanced_splits(cases: Sequence[Case], classes: Mapping[str, Collection[int]
             members[fold] += group.cases
             dealt[fold] += group.kinds
     return _folds_of(members)
+
+
+def with_copies(cases: Sequence[Case], copies: Collection[tuple[str, str]]) -> dict[str, str]:
+    """Return groups in which copies of one image stay together, by case id; whole groups are joined if need be.
+
+    Parameters
+    ----------
+    cases : training cases
+    copies : ids of two cases each; what is not among the cases is not looked at
+    """
+    by_id = {case.id: case for case in cases}
+    joined = {_group_of(case): _group_of(case) for case in cases}
+    for one, two in copies:
+        if one in by_id and two in by_id:
+            pair = {joined[_group_of(by_id[name])] for name in (one, two)}
+            kept = min(pair, key=lambda group: (group[0] == "case", group[1]))
+            joined = {group: kept if now in pair else now for group, now in joined.items()}
+    sizes = Counter(joined.values())
+    return {
+        case.id: name if kind == "group" else f"copies of {name}"
+        for case in cases
+        for kind, name in [joined[_group_of(case)]]
+        if (kind, name) != _group_of(case) or (kind == "case" and sizes[kind, name] > 1)
+    }
 
 
 def asked_splits(asked: _Way | None, dataset: Dataset) -> _Way | None:

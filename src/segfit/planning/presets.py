@@ -12,7 +12,15 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import Options
 from segfit.planning.trace import Trace
 
-__all__ = ["RULES", "Rules", "choose_rules", "decide_orientation", "orientation_of", "rules_of_kind", "splits_of"]
+__all__ = [
+    "RULES",
+    "Rules",
+    "choose_rules",
+    "decide_orientation",
+    "orientation_of",
+    "rules_of_kind",
+    "splits_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -437,6 +437,13 @@ TABLE: dict[str, Rule] = {
         groups="number of groups",
         most="at most {most_folds} folds",
     ),
+    "folds_named": _folds(
+        "one fold for each group of cases, at most five; the names of cases say the groups, as exam014_1 and exam014_2 "
+        "those of exam014 (--groups none: no groups); groups stay together, sites and classes are spread evenly",
+        "segfit",
+        groups="number of groups",
+        most="at most {most_folds} folds",
+    ),
     "folds_nnunet": _folds(
         "the shuffled split of the sorted case ids that nnU-Net makes; groups and sites are not looked at",
         f"{_NNUNET}, KFold with seed 12345",

@@ -9,11 +9,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
-from segfit.dataset.checks import check_dataset, require_usable
+from segfit.dataset.checks import COPY, check_dataset, require_usable
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Case, Dataset
-from segfit.dataset.splits import Splits, asked_splits, covering, make_splits, splits_problems
+from segfit.dataset.splits import Splits, covering, make_splits, splits_problems, with_copies
 from segfit.device import Hardware, measure_hardware
 from segfit.errors import InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
@@ -21,10 +21,10 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import look_to_measure, measure
 from segfit.options import Options, parse_seconds
 from segfit.planning.budget import choose_configurations
-from segfit.planning.folds import with_folds
+from segfit.planning.folds import grouped, splitting, with_folds
 from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
-from segfit.planning.presets import orientation_of, splits_of
+from segfit.planning.presets import orientation_of
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import Checked, Progress
@@ -69,8 +69,8 @@ class Preparation:
 
     def _adopt(self, options: Options) -> None:
         """Take options; some of them say how the dataset is read."""
+        self._found = grouped(self._opened.taken(options.dataset), options)  # all cases
         self.options = options
-        self._found = self._opened.taken(options.dataset)  # all cases
         self.dataset = self._found  # narrowed by `check`
         self._resolved.clear()
         self.looked_at_machine = False  # once: commands on several machines do not overrule each other in turn
@@ -141,6 +141,8 @@ class Preparation:
         problems = (*structure, *self.documents.resolve("check", known, make).problems)
         if self.options.dataset.skip_incomplete:
             self.dataset, problems = leave_out(self._found, problems)
+        copies = [(problem.other, problem.case) for problem in problems if problem.code == COPY]
+        self.dataset = self.dataset.in_groups(with_copies(self.dataset.training, copies))
         return problems
 
     def _check_key(self, hashes: FileHashes) -> Key:
@@ -258,7 +260,7 @@ class Preparation:
     def replanned(self, settings: Sequence[str]) -> Plan:
         """Return the plan of the rules with further settings of the planner; nothing is written."""
         plan = derive(self.fingerprint(), self.dataset.labels, self.options.with_settings(settings), self.hardware)
-        plan = with_folds(plan, self.splits(), self.dataset.training)
+        plan = with_folds(plan, self.splits(), self.dataset)
         return plan.model_copy(update={"machine": self.hardware.machine})
 
     @property
@@ -306,10 +308,9 @@ class Preparation:
         return splits
 
     def _split(self) -> Splits:
-        """Split the cases as asked for; a file of folds in the dataset's folder counts as asked for."""
-        asked = asked_splits(self.options.planning.splits, self.dataset) or splits_of(self.options)
-        classes = self.fingerprint().values_by_case if asked == "balanced" else {}
-        return make_splits(asked, self.dataset.training, classes)
+        way = splitting(self.options, self.dataset)
+        classes = self.fingerprint().values_by_case if way == "balanced" else {}
+        return make_splits(way, self.dataset.training, classes)
 
     def validated(self, fold: int, *, whole: bool) -> tuple[str, ...]:
         """Return the validation cases of a fold: all of them, or those that there is time for."""

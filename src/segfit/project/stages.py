@@ -64,7 +64,7 @@ STAGES = {
         Stage("check", ("dataset",), ("dataset.labels",), version=2),
         Stage("fingerprint", ("cases", "labels", "orientation"), version=2),
         Stage("plan", _PLANNED_ON, (*_TRAINED_FROM, "inference", "time_s"), _NOT_PLANNED_FROM),
-        Stage("course", _PLANNED_ON, _TRAINED_FROM, (*_NOT_PLANNED_FROM, "planning.folds")),
+        Stage("course", _PLANNED_ON, _TRAINED_FROM, (*_NOT_PLANNED_FROM, "dataset.groups", "planning.folds")),
         Stage("race", ("plan",)),
         Stage("validate", ("weights", "cases", "mirror"), ("inference.tile_step", "inference.mirror")),
         Stage("select", ("validations", "labels")),

@@ -132,6 +132,9 @@ def describe(dataset: Dataset) -> tuple[str, str]:
     for what in ("group", "site"):
         number = len({getattr(case, what) for case in dataset.training} - {None})
         extra += [count(number, what)] if number else []
+    if dataset.groups_from_names:
+        example = next(case for case in dataset.training if case.group is not None)
+        extra.append(f"groups by the names of cases, as {example.id} of {example.group} (--groups none: no groups)")
     if any(case.spacing_mm for case in dataset.training):
         extra.append("voxel sizes from the table")
     if any(case.masks for case in dataset.training):
