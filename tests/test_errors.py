@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segfit.errors import DatasetError, InputError, Problem, SegfitError, StageError, reason_of
+from segfit import errors
+from segfit.errors import DatasetError, InputError, Problem, SegfitError, StageError, nearest, reason_of
 from segfit.execution.workers import LostCaseError
 from segfit.images.image import FileError, problem_of
 
@@ -62,3 +63,10 @@ def test_an_error_becomes_a_problem_of_its_case() -> None:
 )
 def test_reasons_of_libraries_come_without_their_advice(error: Exception, reason: str) -> None:
     assert reason_of(error) == reason
+
+
+def test_the_same_word_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(errors, "get_close_matches", lambda word, *_, **__: asked.append(word) or ["spacing"])
+    assert {nearest("spacinq", ["spacing", "shape"]) for _ in range(100)} == {" (did you mean 'spacing'?)"}
+    assert asked == ["spacinq"]

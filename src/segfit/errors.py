@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -141,7 +142,12 @@ class DatasetError(InputError):
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string."""
-    matches = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return _nearest(word, tuple(known))
+
+
+@lru_cache(maxsize=256)  # a folder of strange files asks for the same ending a hundred thousand times
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    matches = get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
