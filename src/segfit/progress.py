@@ -12,7 +12,18 @@ from typing import Protocol
 from segfit.errors import Problem
 from segfit.words import printable
 
-__all__ = ["LOGGED", "SILENT", "Checked", "KeptWarnings", "Logged", "Meter", "Progress", "Task", "messages_only"]
+__all__ = [
+    "LOGGED",
+    "SILENT",
+    "Checked",
+    "KeptWarnings",
+    "Logged",
+    "Meter",
+    "Progress",
+    "Task",
+    "messages_only",
+    "tasks_only",
+]
 
 
 class Task(Protocol):
@@ -124,6 +135,21 @@ class _MessagesOnly(_Silent):
 def messages_only(progress: Progress) -> Progress:
     """Return a progress that passes notes and warnings on and opens no tasks: for work inside a task."""
     return _MessagesOnly(progress)
+
+
+class _TasksOnly(_Silent):
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        with self._progress.task(description, total) as task:
+            yield task
+
+
+def tasks_only(progress: Progress) -> Progress:
+    """Return a progress that opens tasks and passes no messages on: for work whose warnings are told later."""
+    return _TasksOnly(progress)
 
 
 class _Whole(_MessagesOnly):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import zarr
 from PIL import Image as Picture
 
 from segfit.bundle.bundle import Member
+from segfit.cli.console import LineProgress
 from segfit.connected_components import PostprocessingStep, keep_largest
 from segfit.dataset.layouts import cases_from_files, find_cases
 from segfit.dataset.manifest import Case
@@ -511,6 +513,19 @@ def test_predict_folder(model: Model, tmp_path: Path) -> None:
     assert [i for i in range(6) if again[i] != stamps[i]] == [2]
     predict_folder(model, cases[:1], output, overwrite=True)
     assert paths[0].stat().st_mtime_ns != stamps[0]
+
+
+def test_a_single_case_tells_how_far_it_is(model: Model, tmp_path: Path) -> None:
+    """Of many cases the cases are counted, of one its tiles too."""
+    cases = [write_case(tmp_path / "in", f"case{i}", voxels(seed=i)) for i in range(2)]
+    told: dict[int, str] = {}
+    for number in (1, 2):
+        log = io.StringIO()
+        execution = Execution(progress=LineProgress(log))
+        predict_folder(model, cases[:number], tmp_path / f"out{number}", execution=execution)
+        told[number] = log.getvalue()
+    assert "tiles: done in" in told[1]
+    assert "tiles" not in told[2]
 
 
 def test_other_formats_predict_alike(model: Model, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from segfit.images.formats import label_ending
 from segfit.images.image import CASE_FAILURES, failure_of
 from segfit.inference.model import Model, Prepared
 from segfit.inference.to_input_grid import LogitField
-from segfit.progress import SILENT, KeptWarnings
+from segfit.progress import SILENT, KeptWarnings, tasks_only
 from segfit.words import count
 
 __all__ = ["predict_folder"]
@@ -92,6 +92,7 @@ def _predict(
 ) -> list[Problem]:
     """Predict cases; return what is wrong with those that cannot be used."""
     workers, problems = execution.workers or 1, list[Problem]()
+    inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
     with (
         execution.progress.task("predicting", len(cases)) as task,
         _threads(workers, "segfit-read") as readers,
@@ -104,7 +105,7 @@ def _predict(
             case, future = ahead.popleft()
             try:
                 prepared = future.result()
-                kept = KeptWarnings(SILENT)
+                kept = KeptWarnings(inner)
                 fields = model.logits(prepared, progress=kept)
                 behind.append((case, writers.submit(write, case, prepared, fields, kept.warnings)))
                 del prepared, fields

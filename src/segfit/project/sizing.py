@@ -101,9 +101,15 @@ class Sizer:
     def measure(self, configuration: Configuration, recipe: TrainingSpec) -> Candidate:
         """Run a few steps and tiles; raise `MemoryShortageError` where they take more memory than there is."""
         recipe = self._adapted(recipe, configuration)
-        with memory_limited(self._device, self.available_gb()), kept_threads(self._threads):
+        with (
+            self._progress.task(f"measuring {configuration_words(configuration)}", 2) as task,
+            memory_limited(self._device, self.available_gb()),
+            kept_threads(self._threads),
+        ):
             step = probe_step(configuration, recipe, self._labels, self._device)
+            task.advance(1, "steps of training")
             tile = probe_forward(configuration, recipe, self._labels, self._device)
+            task.advance(1, "tiles of prediction")
         self.peak_gb = max(self.peak_gb, step.peak_memory_gb)
         tiles = _tiles(configuration, self._fingerprint, self._options.inference.tile_step)
         voxels = prod(_typical_shape(self._fingerprint)) / 1e6
