@@ -284,7 +284,11 @@ def test_the_verdict_comes_first_and_clears_the_labels() -> None:
     """A class that was never learned says nothing of its reference labels."""
     scores = make_summary({f"v{i}": {"x": 0.0, "y": 0.9} for i in range(12)})
     data = replace(EMPTY, validation=scores)
-    assert "a wrong reference label" in _text(render(data))
+    assert "a wrong reference label" in _text(render(replace(data, verdict=Verdict(level="good"))))
+    for verdict in (None, Verdict(level="doubtful", doubts_training=True)):
+        text = _text(render(replace(data, verdict=verdict)))
+        assert "missed completely (Dice 0) in 12 cases" in text
+        assert "a wrong reference label" not in text
     finding = Finding(code="not_learned", level="doubtful", classes=("x",), text="x <was> not learned.", action="Wait.")
     for verdict in (Verdict(level="doubtful", findings=(finding,)), Verdict(level="failed", findings=(finding,))):
         text = _text(render(replace(data, verdict=verdict)))

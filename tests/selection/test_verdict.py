@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from segfit.evaluation.summary import CaseMetrics, Summary, summarize
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import Options, parse_seconds
-from segfit.planning.plan import Plan, RunSpec, StageForecast
+from segfit.planning.plan import Decision, Plan, RunSpec, StageForecast
 from segfit.selection.evidence import Evidence
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Finding, Verdict, judge
@@ -175,6 +176,30 @@ def test_long_trainings_look_at_cases_and_labels() -> None:
     assert (
         "Label b in more cases" in found(judge(evidence(scores, training(20_000), held={2: 2})), "not_learned").action
     )
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "doubted"),
+    [
+        ({}, (), False),
+        ({"steps": 420}, (), True),
+        ({"curve": (0.5, 0.6, 0.7, 0.78)}, (), True),
+        ({"diverged": True}, (), True),
+        ({"skipped_steps": 2000}, (), True),
+        ({}, ("training.learning_rate",), True),
+        ({}, ("planning.patch_size",), False),
+    ],
+)
+def test_labels_are_doubted_where_the_training_is_not(
+    facts: dict[str, Any], options: tuple[str, ...], doubted: bool
+) -> None:
+    given = evidence({"a": [0.9] * 20, "b": [0.02] * 20}, training(**{"steps": 20_000, **facts}))
+    decision = Decision(key="3d_fullres.training", value={}, rule="", options=options)
+    verdict = judge(replace(given, plan=given.plan.model_copy(update={"decisions": (decision,)})))
+    assert verdict.doubts_training is doubted
+    action = found(verdict, "not_learned").action
+    assert ("labels" in action) is not doubted
+    assert all(option in action for option in options if doubted)
 
 
 def test_nothing_but_background() -> None:

@@ -160,11 +160,12 @@ def _warnings(data: ReportData) -> list[str]:
 
 
 def _missed(data: ReportData) -> list[str]:
-    """Return where a class was missed that the model otherwise finds; a network at fault says nothing of labels."""
-    verdict = data.verdict or Verdict(level="good")
+    """Return where a class was missed that the model otherwise finds; labels are doubted if the training is not."""
+    verdict = data.verdict or Verdict(level="good", doubts_training=True)
     if verdict.level == "failed":
         return []
     unlearned = verdict.classes("not_learned")
+    why = "" if verdict.doubts_training else " Look at these cases first; a wrong reference label is a common cause."
     found = []
     for kind, summary in (("cross-validation", data.validation), ("the test set", data.test)):
         missed = [
@@ -175,7 +176,7 @@ def _missed(data: ReportData) -> list[str]:
         if missed:
             found.append(
                 f"In {kind} at least one class was missed completely (Dice 0) in {count(len(missed), 'case')}: "
-                f"{listing(missed, 4)}. Look at these cases first; a wrong reference label is a common cause."
+                f"{listing(missed, 4)}.{why}"
             )
     return found
 

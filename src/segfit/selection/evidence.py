@@ -75,6 +75,12 @@ class Evidence:
         """Whether one of them got lost, for good or on its way."""
         return any((item.final_loss or 0.0) > LOST_LOSS or item.diverged for item in self.chosen)
 
+    @property
+    def set_values(self) -> list[str]:
+        """The values of the recipe that the user set, as options."""
+        options = (option for decision in self.plan.decisions for option in decision.options)
+        return sorted({option for option in options if option.startswith(("training.", "augmentation."))})
+
     def held_by(self) -> dict[str, int]:
         """Return the number of training cases that hold each class."""
         return {

@@ -87,6 +87,7 @@ class Verdict(Record):
 
     level: Literal["good", "doubtful", "failed"]
     findings: tuple[Finding, ...] = ()
+    doubts_training: bool = False  # it may be at fault where classes are missed; labels are then not to blame
 
     @property
     def headline(self) -> str:
@@ -112,7 +113,11 @@ def judge(evidence: Evidence) -> Verdict:
         told = any(finding.action in item.action for item in once)
         once.append(finding.model_copy(update={"action": ""}) if told else finding)
     level = once[0].level if once else "remark"
-    return Verdict(level="good" if level == "remark" else level, findings=tuple(once))
+    return Verdict(
+        level="good" if level == "remark" else level,
+        findings=tuple(once),
+        doubts_training=bool(_training_faults(evidence)),
+    )
 
 
 def _symptoms(evidence: Evidence) -> Iterator[Finding]:
@@ -330,12 +335,11 @@ def _expected(run: RunSpec, result: TrainingResult) -> int:
 
 
 def _mending(evidence: Evidence, names: Sequence[str]) -> str:
-    """Say what is likely to help classes that were not learned well."""
-    steps, held = evidence.steps or 0, evidence.held_by()
-    unstable = evidence.diverged or evidence.skipped > _SKIPPED * sum(item.own_steps for item in evidence.chosen)
-    short = steps < WANTED_STEPS or evidence.gain > _RISING
-    if unstable or short:
-        return " ".join((_gentler(evidence) if unstable else "", _longer(evidence) if short else "")).strip()
+    """Say what is likely to help classes that were not learned well; labels are doubted where nothing else is."""
+    faults = _training_faults(evidence)
+    if faults:
+        return " ".join(faults)
+    held = evidence.held_by()
     few = [name for name in names if held.get(name, 0) < _FEW_CASES]
     if few:
         return f"Label {listing(few)} in more cases."
@@ -344,6 +348,18 @@ def _mending(evidence: Evidence, names: Sequence[str]) -> str:
         f"The training was long enough. Compare the labels of {listing(names)} with the images, first in "
         f"{listing(worst)}; segfit check FOLDER lists doubtful labels."
     )
+
+
+def _training_faults(evidence: Evidence) -> list[str]:
+    """Say what mends a training that may be at fault: unstable, short or with values that were set; else nothing."""
+    faults = []
+    if evidence.diverged or evidence.skipped > _SKIPPED * sum(item.own_steps for item in evidence.chosen):
+        faults.append(_gentler(evidence))
+    if (evidence.steps or 0) < WANTED_STEPS or evidence.gain > _RISING:
+        faults.append(_longer(evidence))
+    if not faults and evidence.set_values:
+        faults.append(f"The training was long enough: run again without {listing(evidence.set_values)}, which you set.")
+    return faults
 
 
 def _worst_cases(summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
