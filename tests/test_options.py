@@ -45,9 +45,21 @@ def test_nothing_set_changes_nothing() -> None:
     assert Options(seed=3).with_settings(["training.steps=null"]) == Options(seed=3)
 
 
+def test_a_loss_is_a_sum_of_terms_in_any_order() -> None:
+    options = Options().with_settings(["training.loss=CE+dice"])
+    assert options.training.loss == "dice+ce"
+    asked = Options().with_settings(["training.loss=tversky+topk", "training.tversky_alpha=0.2"]).training
+    assert asked.values == {"loss": "tversky+topk", "tversky_alpha": 0.2}
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ("training.loss=dice+top", "option training.loss: unknown term 'top' .*did you mean 'topk'"),
+        ("training.loss=", "option training.loss: unknown term ''"),
+        ("training.loss=ce+ce", "option training.loss: a term is named once"),
+        ("training.loss=3", "option training.loss: .*string"),
+        ("training.focal_exponent=1", "focal_exponent needs the term focal in training.loss"),
         ("training.steps", "expects KEY=VALUE, got 'training.steps'"),
         ("training.stepps=5", r"unknown option 'training.stepps' \(did you mean 'training.steps'\?\)"),
         ("training=5", "unknown option 'training'"),

@@ -16,13 +16,22 @@ from typing import Annotated, Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from segfit.errors import InputError, Problem, reason_of, warning
 from segfit.owner import Owner
 
 __all__ = [
     "Document",
+    "GrownRecord",
     "Record",
     "Warned",
     "content_hash",
@@ -322,6 +331,23 @@ class Record(BaseModel):
     def content_hash(self) -> str:
         """Return a 16-digit hash of the value's content."""
         return content_hash(self.model_dump(mode="json"))
+
+
+class GrownRecord(Record):
+    """A record that got fields after the first of its values were stored.
+
+    Those of `LATER` are left out of a dump where they have their default, which says what was done before there were
+    any: hashes and identities of stored values stay.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        fields = type(self).model_fields
+        grown = {name for name in self.LATER if getattr(self, name) != fields[name].default}
+        return {name: value for name, value in content.items() if name not in self.LATER or name in grown}
 
 
 class Document(Record):

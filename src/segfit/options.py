@@ -20,6 +20,7 @@ __all__ = [
     "CONFIGURATION_NAMES",
     "LOGITS_NAMES",
     "LOGITS_NAME_IN_KEYS",
+    "LOSS_TERMS",
     "SMALLEST_TILE_STEP",
     "AugmentationOptions",
     "ConfigurationName",
@@ -28,6 +29,7 @@ __all__ = [
     "InferenceOptions",
     "LabelResamplingOptions",
     "LabelUse",
+    "Loss",
     "NormalizationScheme",
     "Options",
     "PlanningOptions",
@@ -45,6 +47,22 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+LOSS_TERMS = ("dice", "tversky", "cldice", "ce", "topk", "focal")
+"""What a loss may be the sum of, in the order in which it is written."""
+
+
+def _loss(value: str) -> str:
+    terms = value.lower().split("+")
+    for term in terms:
+        if term not in LOSS_TERMS:
+            raise ValueError(f"unknown term {term!r}{nearest(term, LOSS_TERMS)}; known: {', '.join(LOSS_TERMS)}")
+    if len(set(terms)) < len(terms):
+        raise ValueError("a term is named once")
+    return "+".join(sorted(terms, key=LOSS_TERMS.index))
+
+
+Loss = Annotated[str, AfterValidator(_loss)]
+"""A sum of terms, such as ``dice+ce``."""
 SMALLEST_TILE_STEP = 0.05  # share of the patch; below, a voxel of a volume is seen 8000 times
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 LabelUse = Literal["classes", "exclusive", "objects-as-foreground", "objects-as-boundary"]
@@ -176,6 +194,12 @@ class TrainingOptions(Record):
     """Overrides of the training recipe."""
 
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of a time budget")
+    loss: Loss | None = Field(None, description="sum of dice, tversky, cldice, ce, topk, focal, such as dice+topk")
+    topk_share: float | None = Field(None, gt=0, le=1, description="share of the voxels, the worst, that topk looks at")
+    focal_exponent: float | None = Field(None, ge=0, description="how far focal turns from voxels that are right")
+    tversky_alpha: float | None = Field(None, ge=0, le=1, description="what tversky takes for false foreground")
+    tversky_beta: float | None = Field(None, ge=0, le=1, description="what tversky takes for missed foreground")
+    cldice_steps: int | None = Field(None, ge=1, le=50, description="voxels that cldice peels off to find centre lines")
     optimizer: Literal["sgd", "adamw", "muon"] | None = Field(None, description="optimiser")
     learning_rate: float | None = Field(None, gt=0, description="initial learning rate")
     momentum: float | None = Field(None, ge=0, lt=1, description="momentum (SGD, Muon) or beta1 (AdamW)")
@@ -196,6 +220,15 @@ class TrainingOptions(Record):
     def values(self) -> dict[str, Any]:
         """What was set of the recipe, by name."""
         return self.model_dump(exclude={"steps", "checkpoint_seconds"}, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingOptions:
+        terms = (self.loss or "").split("+")
+        for name in self.values:
+            term = name.partition("_")[0]
+            if term in LOSS_TERMS and term not in terms:
+                raise ValueError(f"{name} needs the term {term} in training.loss; add it, or leave {name} out")
+        return self
 
 
 class AugmentationOptions(Record):

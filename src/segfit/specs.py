@@ -10,13 +10,13 @@ not where it takes all memory or time. All bounds are assumptions.
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from segfit.files import Record
+from segfit.files import GrownRecord, Record
 from segfit.labels import Exchange
-from segfit.options import LOGITS_NAME_IN_KEYS, LOGITS_NAMES, NormalizationScheme
+from segfit.options import LOGITS_NAME_IN_KEYS, LOGITS_NAMES, Loss, NormalizationScheme
 
 __all__ = [
     "LARGEST_MM",
@@ -210,9 +210,18 @@ class AugmentationSpec(Record):
     masked_channels: tuple[int, ...] = ()  # image channels set to 0 outside the non-zero mask afterwards
 
 
-class TrainingSpec(Record):
-    """The training recipe of one configuration; the defaults are nnU-Net's."""
+class TrainingSpec(GrownRecord):
+    """The training recipe of one configuration; the defaults are nnU-Net's, those of its variants where it has any."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"loss", "topk_share", "focal_exponent", "tversky_alpha", "tversky_beta", "cldice_steps"}
+    )
+    loss: Loss = "dice+ce"
+    topk_share: float = 0.1  # of all voxels of a batch
+    focal_exponent: float = 2.0
+    tversky_alpha: float = 0.3
+    tversky_beta: float = 0.7
+    cldice_steps: int = 3
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     learning_rate: float = 1e-2
     momentum: float = 0.99

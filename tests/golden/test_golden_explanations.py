@@ -26,8 +26,8 @@ def _value(plan: Plan, key: str) -> Any:
     """Return what the plan holds under the key of a decision."""
     name, _, rest = key.partition(".")
     item, recipe = plan.configurations[name], plan.training[name]
-    recipe_json = recipe.model_dump(mode="json")
-    augmentation = recipe_json.pop("augmentation")
+    recipe_json = dict(recipe)
+    augmentation = recipe_json.pop("augmentation").model_dump(mode="json")
     supervised = recipe_json.pop("deep_supervision")
     assert augmentation.pop("exchange") is None  # the reference has none
     by_patch = ("rotation_degrees", "dummy_2d", "sample_patch", "mirror_axes", "masked_channels")

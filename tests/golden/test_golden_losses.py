@@ -14,7 +14,7 @@ from torch import Tensor
 from segfit.labels import LabelScheme
 from segfit.networks.unet import build_network
 from segfit.nnunet.weights import from_nnunet, to_nnunet
-from segfit.specs import NetworkSpec
+from segfit.specs import NetworkSpec, TrainingSpec
 from segfit.training.batch import Batch
 from segfit.training.loss import SegmentationLoss, shrink_target
 from segfit.training.schedule import poly_learning_rate
@@ -61,6 +61,13 @@ def test_values_and_gradients(golden: Path, channels_last: bool) -> None:
             )
             value = loss(logits, Batch(logits, target))
             assert value.item() == pytest.approx(entry["loss"], rel=1e-5), name
+            scheme, strides = scheme_of(entry, logits.shape[1]), [(1,) * (logits.ndim - 2)] * 3
+            terms = [
+                SegmentationLoss(scheme, entry["batch_dice"], strides, TrainingSpec(loss=term))
+                for term in ("ce", "dice")
+            ]
+            apart = sum(term(logits, Batch(logits, target)).item() for term in terms)
+            assert apart == pytest.approx(entry["loss"], rel=1e-5), name
             (gradient,) = torch.autograd.grad(value, logits)
             assert_gradient(gradient, arrays[f"{name}_gradient"])
             seen += 1

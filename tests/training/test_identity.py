@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from segfit.labels import LabelScheme
 from segfit.specs import Configuration, NetworkSpec, Normalization, PreprocessingSpec, ResamplingSpec, TrainingSpec
 from segfit.training.budget import TimeBudget
@@ -41,10 +45,10 @@ def _configuration(**preprocessing: ResamplingSpec) -> Configuration:
     )
 
 
-def _identity(configuration: Configuration) -> str:
+def _identity(configuration: Configuration, **recipe: Any) -> str:
     return TrainingJob(
         configuration=configuration,
-        recipe=TrainingSpec(),
+        recipe=TrainingSpec(**recipe),
         labels=LABELS,
         cases_train=["a"],
         cases_validation=["b"],
@@ -57,3 +61,12 @@ def test_stored_trainings_keep_their_identity() -> None:
     """The value is that of the version in which ``resample_logits`` was called ``resample_scores``."""
     assert _identity(_configuration()) == "2582dd996a66a11b"
     assert _identity(_configuration(resample_label=ResamplingSpec(order=0))) != "2582dd996a66a11b"
+
+
+@pytest.mark.parametrize(("name", "default", "other"), [("loss", "dice+ce", "dice+topk"), ("focal_exponent", 2.0, 3.0)])
+def test_fields_that_came_later_count_where_they_say_something_else(name: str, default: Any, other: Any) -> None:
+    assert _identity(_configuration(), **{name: default}) == "2582dd996a66a11b"
+    assert _identity(_configuration(), **{name: other}) != "2582dd996a66a11b"
+    assert TrainingSpec.model_validate_json(TrainingSpec(**{name: other}).model_dump_json()) == TrainingSpec(
+        **{name: other}
+    )

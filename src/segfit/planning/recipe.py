@@ -208,7 +208,8 @@ def _asked_training(options: Options) -> dict[str, Any]:
 
 def recipe_values(recipe: TrainingSpec) -> dict[str, Any]:
     """Return everything of the recipe but the augmentation and deep supervision, which are decisions of their own."""
-    return recipe.model_dump(mode="json", exclude={"augmentation", "deep_supervision"})
+    own = ("augmentation", "deep_supervision")
+    return {name: getattr(recipe, name) for name in TrainingSpec.model_fields if name not in own}
 
 
 def geometry_values(recipe: TrainingSpec) -> dict[str, Any]:

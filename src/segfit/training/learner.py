@@ -52,7 +52,7 @@ class Learner:
         self._patch = configuration.patch_size
         self._recipe = recipe
         self.device = device
-        self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides)
+        self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides, recipe)
         self.network: UNet = build_network(
             spec, deep_supervision=recipe.deep_supervision, generator=torch.Generator().manual_seed(seed)
         )

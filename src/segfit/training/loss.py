@@ -1,12 +1,15 @@
-"""Dice plus cross-entropy, for exclusive labels and for overlapping regions, with deep supervision.
+"""The loss: a sum of terms, for exclusive labels and for overlapping regions, with deep supervision.
 
-Formulas are those of nnU-Net 2.8.1: both terms weigh 1, Dice is soft, smoothed by 1e-5 and without background
-for labels. Everything is computed in float32 whatever the logits come in.
+Dice, cross-entropy and its worst share (top-k) are those of nnU-Net 2.8.1; docs/decisions/losses.md says where the
+others come from. Every term weighs 1. Everything is computed in float32 whatever the logits come in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -14,12 +17,26 @@ from torch import Tensor
 
 from segfit.labels import LabelScheme
 from segfit.networks.outputs import class_masks
+from segfit.specs import TrainingSpec
 from segfit.training.batch import Batch
 
-__all__ = ["SegmentationLoss", "deep_supervision_weights", "shrink_target"]
+__all__ = ["Compared", "SegmentationLoss", "deep_supervision_weights", "shrink_target", "soft_centre_line"]
 
 _SMOOTH = 1e-5
+_SMOOTH_LINES = 1.0  # voxels of a centre line
 _TINY = 1e-8
+_NO_LABEL = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An output of the network beside what is true, as a term of the loss sees them; k classes, background is none."""
+
+    logits: Tensor  # (b, outputs, *spatial) float32 or more; of exclusive labels log softmax was taken
+    shares: Tensor  # (b, k, *spatial) probabilities of the classes, or of overlapping regions
+    target: Tensor  # (b, 1, *spatial) label values
+    truth: Tensor  # (b, k, *spatial) bool, nowhere true where labels are ignored
+    valid: Tensor | None  # (b, 1, *spatial) bool, what counts; None: everything
 
 
 class SegmentationLoss:
@@ -28,8 +45,9 @@ class SegmentationLoss:
     Parameters
     ----------
     scheme : what the labels mean; decides between softmax (labels) and sigmoid (regions), and what is ignored
-    batch_dice : pool the Dice sums over the batch
+    batch_dice : pool the sums of Dice and its kin over the batch
     strides : of the network, one entry per stage
+    recipe : the terms and their parameters
 
     Attributes
     ----------
@@ -37,10 +55,26 @@ class SegmentationLoss:
     num_heads : outputs worth computing; set `UNet.num_heads` to it
     """
 
-    def __init__(self, scheme: LabelScheme, batch_dice: bool, strides: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        scheme: LabelScheme,
+        batch_dice: bool,
+        strides: Sequence[Sequence[int]],
+        recipe: TrainingSpec | None = None,
+    ) -> None:
+        recipe = recipe or TrainingSpec()
         self.scheme = scheme
         self.batch_dice = batch_dice
         self.weights = tuple(weight for weight in deep_supervision_weights(len(strides) - 1) if weight > 0)
+        known: dict[str, Callable[[Compared], Tensor]] = {
+            "dice": self._dice,
+            "tversky": partial(self._tversky, recipe.tversky_alpha, recipe.tversky_beta),
+            "cldice": partial(self._centre_lines, recipe.cldice_steps),
+            "ce": self._entropy,
+            "topk": partial(self._worst_entropy, recipe.topk_share),
+            "focal": partial(self._focal_entropy, recipe.focal_exponent),
+        }
+        self._terms = [known[name] for name in recipe.loss.split("+")]
 
     @property
     def num_heads(self) -> int:
@@ -64,44 +98,118 @@ class SegmentationLoss:
     def _single(self, logits: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            return self._regions(logits, target) if self.scheme.has_regions else self._labels(logits, target)
+            regions, ignore = self.scheme.has_regions, self.scheme.ignore_value
+            logits = logits if regions else F.log_softmax(logits, dim=1)
+            shares = logits.sigmoid() if regions else logits[:, 1:].exp()
+            valid = None if ignore is None else target != ignore
+            seen = Compared(logits, shares, target, class_masks(target, self.scheme), valid)
+            return reduce(add, [term(seen) for term in self._terms])
 
-    def _labels(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Softmax Dice without background, plus cross-entropy over the annotated voxels."""
-        ignore = self.scheme.ignore_value
-        valid = None if ignore is None else target != ignore
-        log_shares = F.log_softmax(logits, dim=1)
-        entropy = F.nll_loss(
-            log_shares, target[:, 0].long(), reduction="sum", ignore_index=-100 if ignore is None else ignore
-        )
-        voxels = target.numel() if valid is None else valid.sum().clamp(min=1)
-        truth = class_masks(target, self.scheme)
-        return entropy / voxels + self._dice_loss(log_shares[:, 1:].exp(), truth, valid)
+    def _entropy(self, seen: Compared) -> Tensor:
+        """Cross-entropy of labels, the mean over the annotated voxels; of regions binary cross-entropy.
 
-    def _regions(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Sigmoid Dice of all regions, plus binary cross-entropy.
-
-        As in nnU-Net, the binary cross-entropy is a mean over voxels and regions without an ignore label, and a
-        sum over regions divided by the annotated voxels with one.
+        As in nnU-Net, the latter is a mean over voxels and regions without an ignore label, and a sum over regions
+        divided by the annotated voxels with one.
         """
-        truth = class_masks(target, self.scheme)
-        if self.scheme.ignore_value is None:
-            entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype))
-            return entropy + self._dice_loss(logits.sigmoid(), truth, None)
-        valid = target != self.scheme.ignore_value
-        entropies = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="none")
-        entropy = (entropies * valid).sum() / valid.sum().clamp(min=_TINY)
-        return entropy + self._dice_loss(logits.sigmoid(), truth, valid)
+        if self.scheme.has_regions:
+            if seen.valid is None:  # not the mean of the entropies, whose last digit differs
+                return F.binary_cross_entropy_with_logits(seen.logits, seen.truth.to(seen.logits.dtype))
+            return self._mean(self._entropies(seen), seen.valid)
+        entropy = self._labels_entropy(seen, "sum")
+        return entropy / (seen.target.numel() if seen.valid is None else seen.valid.sum().clamp(min=1))
 
-    def _dice_loss(self, shares: Tensor, truth: Tensor, valid: Tensor | None) -> Tensor:
-        """Return minus the mean soft Dice of `(b, k, *spatial)`; `valid` (b, 1, *spatial) says what counts."""
-        space = tuple(range(2, shares.ndim))
-        common = torch.where(truth, shares, 0.0).sum(space)
-        predicted = (shares if valid is None else torch.where(valid, shares, 0.0)).sum(space)
-        true = truth.sum(space)
-        if self.batch_dice:
-            common, predicted, true = common.sum(0), predicted.sum(0), true.sum(0)
+    def _labels_entropy(self, seen: Compared, reduction: str) -> Tensor:
+        ignore = self.scheme.ignore_value
+        ignored = _NO_LABEL if ignore is None else ignore
+        return F.nll_loss(seen.logits, seen.target[:, 0].long(), reduction=reduction, ignore_index=ignored)
+
+    def _entropies(self, seen: Compared) -> Tensor:
+        """Return the cross-entropy of every voxel `(b, 1 or regions, *spatial)`, 0 where labels are ignored."""
+        if not self.scheme.has_regions:
+            return self._labels_entropy(seen, "none")[:, None]
+        truth = seen.truth.to(seen.logits.dtype)
+        entropies = F.binary_cross_entropy_with_logits(seen.logits, truth, reduction="none")
+        return entropies if seen.valid is None else entropies * seen.valid
+
+    def _mean(self, values: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the mean of what counts, as `_entropy` takes it."""
+        return values.mean() if valid is None else values.sum() / valid.sum().clamp(min=_TINY)
+
+    def _worst_entropy(self, share: float, seen: Compared) -> Tensor:
+        """Mean cross-entropy of the worst voxels of the batch (and their regions); ignored ones count, as 0."""
+        values = self._entropies(seen).flatten()
+        return values.topk(max(1, int(values.numel() * share)), sorted=False).values.mean()
+
+    def _focal_entropy(self, exponent: float, seen: Compared) -> Tensor:
+        """Cross-entropy weighted by how far the share of what is true is from 1, to the power of `exponent`."""
+        values = self._entropies(seen)
+        return self._mean((-torch.expm1(-values)).clamp(min=_TINY) ** exponent * values, seen.valid)
+
+    def _dice(self, seen: Compared) -> Tensor:
+        """Return minus the mean soft Dice."""
+        common, predicted, true = self._sums(seen)
         return -((2 * common + _SMOOTH) / (predicted + true + _SMOOTH).clamp(min=_TINY)).mean()
+
+    def _tversky(self, alpha: float, beta: float, seen: Compared) -> Tensor:
+        """Return minus the mean Tversky index; with `alpha` and `beta` 0.5 it is Dice."""
+        common, predicted, true = self._sums(seen)
+        wrong = alpha * (predicted - common) + beta * (true - common)
+        return -((common + _SMOOTH / 2) / (common + wrong + _SMOOTH / 2)).mean()
+
+    def _sums(self, seen: Compared) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is predicted and true, predicted, true: by class, and by sample unless pooled."""
+        shares, valid, space = seen.shares, seen.valid, tuple(range(2, seen.shares.ndim))
+        common = torch.where(seen.truth, shares, 0.0).sum(space)
+        predicted = (shares if valid is None else torch.where(valid, shares, 0.0)).sum(space)
+        true = seen.truth.sum(space)
+        return (common.sum(0), predicted.sum(0), true.sum(0)) if self.batch_dice else (common, predicted, true)
+
+    def _centre_lines(self, steps: int, seen: Compared) -> Tensor:
+        """Return minus the mean soft clDice: how much of each centre line lies in the other's mask."""
+        shares = seen.shares if seen.valid is None else torch.where(seen.valid, seen.shares, 0.0)
+        masks = seen.truth.to(shares.dtype)
+        space = (0, *range(2, shares.ndim)) if self.batch_dice else tuple(range(2, shares.ndim))
+
+        def covered(line: Tensor, mask: Tensor) -> Tensor:
+            return ((line * mask).sum(space) + _SMOOTH_LINES) / (line.sum(space) + _SMOOTH_LINES)
+
+        precision = covered(soft_centre_line(shares, steps), masks)
+        sensitivity = covered(soft_centre_line(masks, steps), shares)
+        return -(2 * precision * sensitivity / (precision + sensitivity)).mean()
+
+
+def soft_centre_line(mask: Tensor, steps: int) -> Tensor:
+    """Return the soft skeleton of masks `(b, k, *spatial)`, values 0 to 1: what openings take away, layer by layer.
+
+    It is a centre line of what is at most about `2 * steps` voxels wide.
+    """
+    axes = range(2, mask.ndim)
+
+    def eroded(image: Tensor) -> Tensor:
+        return reduce(torch.minimum, [_neighbours(image, axis, torch.minimum) for axis in axes])
+
+    def edges(image: Tensor, smaller: Tensor) -> Tensor:
+        for axis in axes:
+            smaller = _neighbours(smaller, axis, torch.maximum)
+        return F.relu(image - smaller)
+
+    smaller = eroded(mask)
+    line = edges(mask, smaller)
+    for _ in range(steps):
+        mask, smaller = smaller, eroded(smaller)
+        found = edges(mask, smaller)
+        line = line + F.relu(found - line * found)
+    return line
+
+
+def _neighbours(image: Tensor, axis: int, choose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return what `choose` takes of every voxel and its two neighbours along an axis; pooling would not repeat."""
+    size = image.shape[axis]
+    if size == 1:
+        return image
+    pairs = choose(image.narrow(axis, 0, size - 1), image.narrow(axis, 1, size - 1))
+    first, last = pairs.narrow(axis, 0, 1), pairs.narrow(axis, size - 2, 1)
+    return choose(torch.cat((first, pairs), axis), torch.cat((pairs, last), axis))
 
 
 def deep_supervision_weights(levels: int) -> tuple[float, ...]:
