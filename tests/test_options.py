@@ -59,6 +59,8 @@ def test_a_loss_is_a_sum_of_terms_in_any_order() -> None:
         ("training.loss=", "option training.loss: unknown term ''"),
         ("training.loss=ce+ce", "option training.loss: a term is named once"),
         ("training.loss=3", "option training.loss: .*string"),
+        ("training.schedule=linear", "option training.schedule: .*'poly' or 'cosine', got 'linear'"),
+        ("training.oversampling=often", "option training.oversampling: .*'fixed' or 'probabilistic', got 'often'"),
         ("training.focal_exponent=1", "focal_exponent needs the term focal in training.loss"),
         ("training.steps", "expects KEY=VALUE, got 'training.steps'"),
         ("training.stepps=5", r"unknown option 'training.stepps' \(did you mean 'training.steps'\?\)"),

@@ -204,6 +204,7 @@ class TrainingOptions(Record):
     learning_rate: float | None = Field(None, gt=0, description="initial learning rate")
     momentum: float | None = Field(None, ge=0, lt=1, description="momentum (SGD, Muon) or beta1 (AdamW)")
     weight_decay: float | None = Field(None, ge=0, description="weight decay")
+    schedule: Literal["poly", "cosine"] | None = Field(None, description="how the learning rate falls")
     poly_exponent: float | None = Field(None, gt=0, description="exponent of the falling learning rate")
     warmup_share: float | None = Field(None, ge=0, lt=1, description="share of the training with a rising rate")
     cooldown_share: float | None = Field(None, gt=0, le=1, description="share of the training with a falling rate")
@@ -212,6 +213,9 @@ class TrainingOptions(Record):
     weight_average: float | None = Field(None, ge=0, lt=1, description="decay of the averaged weights; 0 is off")
     validation_share: float | None = Field(None, ge=0, lt=1, description="share of the time spent on validation")
     foreground_share: float | None = Field(None, ge=0, le=1, description="share of samples forced to hold foreground")
+    oversampling: Literal["fixed", "probabilistic"] | None = Field(
+        None, description="that share by place in the batch, or each sample with that probability"
+    )
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="arithmetic of the forward pass")
     channels_last: bool | None = Field(None, description="memory layout of the network; measured when absent")
     checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two saved states")
@@ -223,6 +227,8 @@ class TrainingOptions(Record):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingOptions:
+        if self.schedule == "cosine" and self.poly_exponent is not None:
+            raise ValueError("poly_exponent is of the schedule poly, but schedule is cosine; set one of them")
         terms = (self.loss or "").split("+")
         for name in self.values:
             term = name.partition("_")[0]

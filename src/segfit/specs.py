@@ -215,6 +215,7 @@ class TrainingSpec(GrownRecord):
 
     LATER: ClassVar[frozenset[str]] = frozenset(
         {"loss", "topk_share", "focal_exponent", "tversky_alpha", "tversky_beta", "cldice_steps"}
+        | {"schedule", "oversampling"}
     )
     loss: Loss = "dice+ce"
     topk_share: float = 0.1  # of all voxels of a batch
@@ -226,14 +227,21 @@ class TrainingSpec(GrownRecord):
     learning_rate: float = 1e-2
     momentum: float = 0.99
     weight_decay: float = 3e-5
+    schedule: Literal["poly", "cosine"] = "poly"
     poly_exponent: float = 0.9
     warmup_share: float = 0.0  # share of the budget with a linearly rising learning rate
     cooldown_share: float = 1.0  # share of the budget, its end, with a falling learning rate; constant before
     gradient_clip: float = 12.0
     foreground_share: float = 0.33
+    oversampling: Literal["fixed", "probabilistic"] = "fixed"
     deep_supervision: bool = True
     weight_average: float = 0.0  # decay of the exponential moving average of the weights; 0 = off
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     validation_share: float = 0.05  # share of the time spent on validation during training
     augmentation: AugmentationSpec = AugmentationSpec()
+
+    @property
+    def falling(self) -> float | None:
+        """The exponent of the falling learning rate; None for a cosine."""
+        return None if self.schedule == "cosine" else self.poly_exponent

@@ -122,6 +122,7 @@ RECIPES = {
     "muon": tiny_recipe(optimizer="muon", momentum=0.95, learning_rate=0.05, cooldown_share=0.5),
     "bf16 channels last": tiny_recipe(precision="bf16", channels_last=True),
     "fp16 scaled": tiny_recipe(precision="fp16"),
+    "other values": tiny_recipe(loss="tversky+topk", schedule="cosine", oversampling="probabilistic"),
 }
 
 

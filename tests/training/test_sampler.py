@@ -72,6 +72,17 @@ def test_only_the_last_samples_are_forced_and_hold_their_voxel() -> None:
     assert len({cut.draw(step, 1)[1] for step in range(20)}) > 15
 
 
+def test_probabilistic_samples_are_forced_each_for_itself() -> None:
+    case = numbered_case((40, 40), {"disc": [(11, 30)]})
+    cut = sampler([case], foreground_share=0.3, probabilistic=True)
+    forced = [[cut.draw(step, sample)[1] == (7, 26) for step in range(1000)] for sample in range(3)]
+    for sample in forced:
+        assert sum(sample) == pytest.approx(300, abs=60)
+    assert sum(map(all, zip(*forced, strict=True))) == pytest.approx(27, abs=20)
+    never = sampler([case], foreground_share=0.0, probabilistic=True)
+    assert len({never.draw(step, 2)[1] for step in range(20)}) > 15
+
+
 def test_forced_corners_are_held_at_the_lower_bound_but_not_at_the_upper_one() -> None:
     low = sampler([numbered_case((40, 40), {"disc": [(0, 1)]})])
     high = sampler([numbered_case((40, 40), {"disc": [(39, 38)]})])

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from math import cos, pi
+
 import pytest
 
-from segfit.training.schedule import forced_foreground, learning_rate, poly_learning_rate
+from segfit.training.schedule import cooldown_start, forced_foreground, learning_rate, poly_learning_rate
 
 
 def test_poly_learning_rate() -> None:
@@ -34,3 +36,12 @@ def test_a_cool_down_over_everything_is_the_polynomial() -> None:
     for share in (0.0, 0.2, 0.9, 1.0):
         assert learning_rate(share, 0.01) == pytest.approx(poly_learning_rate(share, 0.01))
     assert learning_rate(0.5, 0.1, 1.0, 0.2, 1.0) == pytest.approx(0.1 * 0.5 / 0.8)
+
+
+def test_cosine_as_in_the_variant_of_the_reference() -> None:
+    for epoch in (0, 1, 500, 999):
+        assert learning_rate(epoch / 1000, 0.01, None) == pytest.approx(0.01 * (1 + cos(pi * epoch / 1000)) / 2)
+    rates = [learning_rate(share, 0.1, None, 0.1, 0.5) for share in (0.05, 0.1, 0.5, 0.75, 1.0, 1.1)]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.05, 0.0, 0.0])
+    assert cooldown_start(None, 0.1, 0.5) == 0.5
+    assert cooldown_start(None, 0.1, 1.0) is None

@@ -62,7 +62,7 @@ class Candidate(Record):
     def keeps_state(self) -> bool:
         """Whether a training of it keeps the state from before its cool-down."""
         recipe = self.recipe
-        return cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share) is not None
+        return cooldown_start(recipe.falling, recipe.warmup_share, recipe.cooldown_share) is not None
 
     def validation(self, workload: Workload, seconds: float) -> ValidationCost:
         """Return how a fold is validated in at most so many seconds: without mirroring, or on a part of its cases."""

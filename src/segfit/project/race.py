@@ -235,7 +235,7 @@ class _Runner:
         before = self.last if round_ else None
         self.last = self.folder / f"round-{round_}"
         recipe = candidate.recipe.model_copy(
-            update={"poly_exponent": 0.0, "validation_share": 0.0, "weight_average": _AVERAGE}
+            update={"schedule": "poly", "poly_exponent": 0.0, "validation_share": 0.0, "weight_average": _AVERAGE}
         )
         job = TrainingJob(
             configuration=candidate.configuration,

@@ -125,7 +125,7 @@ class _Training:
         self._learner = Learner(configuration, recipe, labels, device, seed=job.seed)
         self._checkpoints = Checkpoints(self.folder / STATE, self.identity)
         self._before_cooldown = Checkpoints(self.folder / BEFORE_COOLDOWN, self.identity)
-        self._cools_from = cooldown_start(recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share)
+        self._cools_from = cooldown_start(recipe.falling, recipe.warmup_share, recipe.cooldown_share)
         self._cooling = False  # whether the cool-down has begun
         self._sampler = PatchSampler(
             self.train,
@@ -135,6 +135,7 @@ class _Training:
             patch=configuration.patch_size,
             batch_size=configuration.batch_size,
             foreground_share=recipe.foreground_share,
+            probabilistic=recipe.oversampling == "probabilistic",
             seed=job.seed,
             weights=job.weights,
         )
@@ -224,7 +225,7 @@ class _Training:
         started = perf_counter()
         recipe = self.job.recipe
         rate = self._guard.factor * learning_rate(
-            share, recipe.learning_rate, recipe.poly_exponent, recipe.warmup_share, recipe.cooldown_share
+            share, recipe.learning_rate, recipe.falling, recipe.warmup_share, recipe.cooldown_share
         )
         batch = next(batches)
         rng = stream(self.job.seed, "augmentation", self._step)

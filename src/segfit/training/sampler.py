@@ -114,6 +114,7 @@ class PatchSampler:
     sample_patch, patch : what is cut out and what the network sees of it; one axis less than the cases have when a
         two-dimensional network looks at slices of volumes (along axis 0)
     foreground_share : share of the samples of a batch that are forced to hold foreground
+    probabilistic : each sample is forced with that probability, instead of the last ones of the batch
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class PatchSampler:
         patch: Sequence[int],
         batch_size: int,
         foreground_share: float,
+        probabilistic: bool = False,
         seed: int,
         weights: Sequence[float] | None = None,
     ) -> None:
@@ -137,6 +139,7 @@ class PatchSampler:
         self._channels = channels
         self._sample_patch = tuple(sample_patch)
         self._forced = forced_foreground(batch_size, foreground_share)
+        self._probability = foreground_share if probabilistic else None
         self._has_ignore = labels.ignore_value is not None
         self._keys = (*(class_.name for class_ in labels.classes), ANNOTATED)
         self._seed = seed
@@ -149,7 +152,8 @@ class PatchSampler:
         else:
             case = self._cases[np.searchsorted(self._shares, rng.random(), side="right")]
         lowest, highest = corner_bounds(case.shape, self._cut, self._seen)
-        voxel = self._centre(case, rng, forced=self._forced[sample])
+        forced = self._forced[sample] if self._probability is None else rng.random() < self._probability
+        voxel = self._centre(case, rng, forced=forced)
         if voxel is None:
             return case, tuple(int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True))
         # Only the lower side is held at its bound, as in nnU-Net: patches around foreground may hang over the

@@ -6,6 +6,8 @@ up, so that a budget may be steps or seconds.
 
 from __future__ import annotations
 
+from math import cos, pi
+
 __all__ = ["cooldown_start", "forced_foreground", "learning_rate", "poly_learning_rate"]
 
 
@@ -16,21 +18,30 @@ def poly_learning_rate(share: float, base: float = 1e-2, exponent: float = 0.9) 
 
 
 def learning_rate(
-    share: float, base: float = 1e-2, exponent: float = 0.9, warmup_share: float = 0.0, cooldown_share: float = 1.0
+    share: float,
+    base: float = 1e-2,
+    exponent: float | None = 0.9,
+    warmup_share: float = 0.0,
+    cooldown_share: float = 1.0,
 ) -> float:
-    """Return the learning rate: rising in a line, constant, then falling as a polynomial during `cooldown_share`.
+    """Return the learning rate: rising in a line, constant, then falling during `cooldown_share`.
 
-    Warm-up and cool-down are shares of the budget; where they overlap, the rate falls from the end of the warm-up on.
+    It falls as a polynomial, without an exponent as half a cosine. Warm-up and cool-down are shares of the budget;
+    where they overlap, the rate falls from the end of the warm-up on.
     """
     if share < warmup_share:
         return base * max(share, 0.0) / warmup_share
     falling = min(cooldown_share, 1.0 - warmup_share)
-    return poly_learning_rate(1.0 - (1.0 - share) / falling, base, exponent)
+    fallen = 1.0 - (1.0 - share) / falling
+    if exponent is None:
+        return base * (1.0 + cos(pi * min(max(fallen, 0.0), 1.0))) / 2.0
+    return poly_learning_rate(fallen, base, exponent)
 
 
-def cooldown_start(exponent: float, warmup_share: float, cooldown_share: float) -> float | None:
+def cooldown_start(exponent: float | None, warmup_share: float, cooldown_share: float) -> float | None:
     """Return the share of the budget from which the learning rate falls; None where it never or always does."""
-    return max(1.0 - cooldown_share, warmup_share) if exponent > 0 and 0 < cooldown_share < 1 else None
+    falls = exponent is None or exponent > 0
+    return max(1.0 - cooldown_share, warmup_share) if falls and 0 < cooldown_share < 1 else None
 
 
 def forced_foreground(batch: int, share: float = 0.33) -> tuple[bool, ...]:
