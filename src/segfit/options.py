@@ -129,6 +129,7 @@ class ConfigurationOptions(Record):
     patch_size: tuple[int, ...] | None = Field(None, description="patch size in voxels, array order")
     batch_size: int | None = Field(None, ge=1, le=2**31, description="batch size")
     kind: Literal["plain", "residual"] | None = Field(None, description="plain U-Net, or residual encoder")
+    norm: Literal["instance", "batch"] | None = Field(None, description="normalisation between layers")
     base_features: int | None = Field(None, ge=2, description="features of the first network stage")
     features: tuple[int, ...] | None = Field(None, description="features per network stage, full resolution first")
     strides: tuple[tuple[int, ...], ...] | None = Field(None, description="strides per stage, [[1,1,1],[2,2,2],...]")

@@ -107,13 +107,15 @@ class PreprocessingSpec(Record):
         return self
 
 
-class NetworkSpec(Record):
+class NetworkSpec(GrownRecord):
     """A U-Net, plain or with a residual encoder. Lists run from full resolution to the bottleneck.
 
     `decoder_convs[0]` belongs to the lowest resolution, as in nnU-Net. `strides[0]` is all ones.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"norm"})
     kind: Literal["plain", "residual"]
+    norm: Literal["instance", "batch"] = "instance"
     ndim: Literal[2, 3]
     in_channels: _Channels
     num_outputs: _Channels

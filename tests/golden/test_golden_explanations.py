@@ -17,6 +17,7 @@ from segfit.planning.explain import words_of
 from segfit.planning.plan import Decision, Plan
 from segfit.planning.planner import derive
 from segfit.planning.rules import TABLE
+from segfit.planning.trace import as_json
 from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
 
 pytestmark = pytest.mark.golden("plans.jsonl.gz")
@@ -27,7 +28,7 @@ def _value(plan: Plan, key: str) -> Any:
     name, _, rest = key.partition(".")
     item, recipe = plan.configurations[name], plan.training[name]
     recipe_json = dict(recipe)
-    augmentation = recipe_json.pop("augmentation").model_dump(mode="json")
+    augmentation = as_json(dict(recipe_json.pop("augmentation")))
     supervised = recipe_json.pop("deep_supervision")
     assert augmentation.pop("exchange") is None  # the reference has none
     by_patch = ("rotation_degrees", "dummy_2d", "sample_patch", "mirror_axes", "masked_channels")
@@ -41,6 +42,7 @@ def _value(plan: Plan, key: str) -> Any:
         case "augmentation.intensities":
             return {leaf: value for leaf, value in augmentation.items() if leaf not in by_patch}
     tree = item.model_dump(mode="json") | item.model_dump(mode="json")["preprocessing"]
+    tree["network"] = as_json(dict(item.network))
     tree["spacing_mm"] = list(item.spacing_mm)
     for part in rest.split("."):
         tree = tree[part]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segfit.networks.blocks import SLOPE, ConvUnit, Head, InstanceNorm, ResidualBlock
+from segfit.networks.blocks import SLOPE, BatchNorm, ConvUnit, Head, InstanceNorm, ResidualBlock
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -56,6 +56,21 @@ def test_low_precision_norm() -> None:
     (low_gradient,) = torch.autograd.grad(low_y, low, upstream.bfloat16())
     assert low_gradient.dtype == torch.bfloat16
     torch.testing.assert_close(low_gradient.float(), gradient, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 4), (3, 4, 9, 8)])
+def test_batch_norm_equals_pytorchs(shape: tuple[int, ...]) -> None:
+    ours = BatchNorm(shape[1])
+    theirs = torch.nn.BatchNorm3d(shape[1]) if len(shape) == 5 else torch.nn.BatchNorm2d(shape[1])
+    for step in range(3):
+        image = noise(*shape, seed=step) * 3 + 7
+        assert torch.equal(ours(image), theirs(image))
+    kept = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in kept.items())
+    ours(torch.full(shape, torch.inf))
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in ours.state_dict().items())
+    ours.eval(), theirs.eval()
+    assert torch.equal(ours(image), theirs(image))
 
 
 def test_conv_unit_keeps_size_and_divides_by_stride() -> None:

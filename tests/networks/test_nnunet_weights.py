@@ -12,9 +12,12 @@ from segfit.nnunet.weights import from_nnunet, to_nnunet
 from segfit.specs import NetworkSpec
 
 
-def make(kind: Literal["plain", "residual"]) -> tuple[NetworkSpec, dict[str, Tensor]]:
+def make(
+    kind: Literal["plain", "residual"], norm: Literal["instance", "batch"] = "instance"
+) -> tuple[NetworkSpec, dict[str, Tensor]]:
     spec = NetworkSpec(
         kind=kind,
+        norm=norm,
         ndim=2,
         in_channels=1,
         num_outputs=2,
@@ -63,3 +66,17 @@ def test_wrong_weights_are_refused_with_the_name() -> None:
         from_nnunet(theirs | {"encoder.stages.9.weight": torch.zeros(1)}, spec)
     with pytest.raises(InputError, match=r"'decoder\.seg_layers\.0\.bias' have shape \(7,\), the plans ask for \(2,\)"):
         from_nnunet(theirs | {"decoder.seg_layers.0.bias": torch.zeros(7)}, spec)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_batch_norm_there_and_back(kind: Literal["plain", "residual"]) -> None:
+    spec, state = make(kind, "batch")
+    theirs = to_nnunet(state, spec)
+    norms = {name.rpartition(".")[0] for name in theirs if name.endswith("running_var")}
+    assert norms
+    for name in norms:
+        reference = set(torch.nn.BatchNorm2d(1).state_dict())
+        assert {key.rpartition(".")[2] for key in theirs if key.rpartition(".")[0] == name} == reference
+    assert same(from_nnunet(theirs, spec), state)
+    with pytest.raises(InputError, match="running_mean"):
+        from_nnunet(theirs, make(kind)[0])

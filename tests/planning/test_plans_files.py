@@ -214,7 +214,8 @@ _KWARGS = (*_FULL, "architecture", "arch_kwargs")
         (_set(*_KWARGS, "n_conv_per_stage", value=[2, 2]), "one entry per stage"),
         (_set(*_KWARGS, "strides", value=[[1, 1]] * 6), "one entry per axis"),
         (_set(*_KWARGS, "kernel_sizes", value=2), "kernels must be odd"),
-        (_set(*_KWARGS, "norm_op", value="torch.nn.BatchNorm3d"), "norm_op = 'BatchNorm3d'"),
+        (_set(*_KWARGS, "norm_op", value="torch.nn.GroupNorm"), "norm_op = 'GroupNorm'"),
+        (_set(*_KWARGS, "norm_op", value="torch.nn.BatchNorm2d"), "norm_op = 'BatchNorm2d'"),
         (_set(*_KWARGS, "nonlin_first", value=True), "nonlin_first"),
         (_set(*_KWARGS, "conv_op", value="torch.nn.modules.conv.Conv2d"), "conv_op"),
         (

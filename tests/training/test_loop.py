@@ -149,6 +149,23 @@ def test_an_interrupted_training_ends_where_a_straight_one_does(
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_batch_norm_is_averaged_resumed_and_predicts_by_its_running_statistics(tmp_path: Path) -> None:
+    plain = tiny_configuration()
+    network = plain.network.model_copy(update={"norm": "batch"})
+    asked: dict[str, Any] = {
+        "configuration": plain.model_copy(update={"network": network}),
+        "recipe": tiny_recipe(weight_average=0.9),
+    }
+    train(tmp_path / "straight", **asked)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "resumed", progress=Watcher(interrupt_at(3, KeyboardInterrupt())), **asked)
+    train(tmp_path / "resumed", **asked)
+    assert_same_weights(tmp_path / "straight", tmp_path / "resumed")
+    moved = [tensor for name, tensor in weights(tmp_path / "straight").items() if name.endswith("running_mean")]
+    assert moved
+    assert all(tensor.any() for tensor in moved)
+
+
 def test_an_error_goes_back_to_the_last_saved_state(tmp_path: Path) -> None:
     train(tmp_path / "straight")
     with pytest.raises(RuntimeError, match="power cut"):

@@ -1,4 +1,4 @@
-"""Building blocks of the U-Nets: instance normalisation, the convolution unit, the residual block.
+"""Building blocks of the U-Nets: normalisation, the convolution unit, the residual block.
 
 All of them take `(b, c, *spatial)` with two or three spatial axes and keep the memory format of their input, so that a
 network whose weights and input are channels-last stays so from end to end.
@@ -7,16 +7,17 @@ network whose weights and input are channels-last stays so from end to end.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-__all__ = ["SLOPE", "TRANSPOSED_CONVOLUTION", "ConvUnit", "Head", "InstanceNorm", "ResidualBlock"]
+__all__ = ["NORMS", "SLOPE", "TRANSPOSED_CONVOLUTION", "BatchNorm", "ConvUnit", "Head", "InstanceNorm", "ResidualBlock"]
 
 SLOPE = 0.01  # of the leaky rectifier
 _EPS = 1e-5  # added to the variance
+_MOMENTUM = 0.1  # of running statistics
 
 _CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -72,6 +73,37 @@ class _Normalize(torch.autograd.Function):
         return result, (moment * rate).sum(0).flatten(), total.sum(0).flatten()
 
 
+class BatchNorm(nn.Module):
+    """Affine batch normalisation as PyTorch's: eps 1e-5, running statistics that a step moves by a tenth.
+
+    A step whose statistics are not finite leaves them as they were, as such a step leaves the weights.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(b, c, *spatial)`: by the batch in training, by the running statistics in evaluation."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=_EPS)
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=_EPS)
+        finite = mean.isfinite().all() & var.isfinite().all()
+        self.running_mean.copy_(torch.where(finite, mean, self.running_mean))
+        self.running_var.copy_(torch.where(finite, var, self.running_var))
+        return result
+
+
+NORMS: dict[Literal["instance", "batch"], Callable[[int], nn.Module]] = {"instance": InstanceNorm, "batch": BatchNorm}
+"""The normalisations, by the name that `NetworkSpec.norm` has."""
+
+
 class Head(nn.Module):
     """Logits from features: a 1x1 convolution with bias, computed as a matrix product; the result is contiguous.
 
@@ -91,7 +123,7 @@ class Head(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """Convolution, instance normalisation, leaky rectifier (unless `activate` is False).
+    """Convolution, normalisation, leaky rectifier (unless `activate` is False).
 
     Padding keeps the size for odd kernels; a stride divides it.
     """
@@ -105,6 +137,7 @@ class ConvUnit(nn.Module):
         *,
         bias: bool = True,
         activate: bool = True,
+        norm: Literal["instance", "batch"] = "instance",
     ) -> None:
         super().__init__()
         self.activate = activate
@@ -116,7 +149,7 @@ class ConvUnit(nn.Module):
             padding=tuple((k - 1) // 2 for k in kernel),
             bias=bias,
         )
-        self.norm = InstanceNorm(out_channels)
+        self.norm = NORMS[norm](out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial / stride)`."""
@@ -131,14 +164,24 @@ class ResidualBlock(nn.Module):
     normalisation (if the channels change).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        *,
+        norm: Literal["instance", "batch"] = "instance",
+    ) -> None:
         super().__init__()
         self.stride = tuple(stride)
-        self.first = ConvUnit(in_channels, out_channels, kernel, stride)
-        self.second = ConvUnit(out_channels, out_channels, kernel, activate=False)
+        self.first = ConvUnit(in_channels, out_channels, kernel, stride, norm=norm)
+        self.second = ConvUnit(out_channels, out_channels, kernel, activate=False, norm=norm)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.shortcut = ConvUnit(in_channels, out_channels, (1,) * len(kernel), bias=False, activate=False)
+            self.shortcut = ConvUnit(
+                in_channels, out_channels, (1,) * len(kernel), bias=False, activate=False, norm=norm
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial / stride)`."""

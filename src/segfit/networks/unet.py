@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from segfit.networks.blocks import SLOPE, TRANSPOSED_CONVOLUTION, ConvUnit, Head, InstanceNorm, ResidualBlock
+from segfit.networks.blocks import SLOPE, TRANSPOSED_CONVOLUTION, BatchNorm, ConvUnit, Head, InstanceNorm, ResidualBlock
 from segfit.specs import NetworkSpec
 
 __all__ = ["UNet", "build_network"]
@@ -36,7 +36,9 @@ class UNet(nn.Module):
         self.num_heads = spec.num_stages - 1
         residual = spec.kind == "residual"
         width = spec.features[0] if residual else spec.in_channels
-        self.stem: nn.Module = ConvUnit(spec.in_channels, width, spec.kernels[0]) if residual else nn.Identity()
+        self.stem: nn.Module = (
+            ConvUnit(spec.in_channels, width, spec.kernels[0], norm=spec.norm) if residual else nn.Identity()
+        )
         self.encoder = nn.ModuleList(_encoder(spec, width))
         self.decoder = nn.ModuleList()
         self.upsample = nn.ModuleList()
@@ -45,7 +47,7 @@ class UNet(nn.Module):
             stage = spec.num_stages - 2 - level  # the encoder stage of the same resolution
             width, kernel, stride = spec.features[stage], spec.kernels[stage], spec.strides[stage + 1]
             widths = (2 * width, *(width,) * convs)
-            units = [ConvUnit(a, b, kernel) for a, b in pairwise(widths)]
+            units = [ConvUnit(a, b, kernel, norm=spec.norm) for a, b in pairwise(widths)]
             self.decoder.append(nn.Sequential(*units))
             self.upsample.append(
                 TRANSPOSED_CONVOLUTION[spec.ndim](spec.features[stage + 1], width, stride, stride=stride)
@@ -82,7 +84,8 @@ def _encoder(spec: NetworkSpec, width: int) -> Iterator[nn.Sequential]:
         widths = (width, *(features,) * count)
         strides = (stride, *(ones,) * (count - 1))
         block = ResidualBlock if spec.kind == "residual" else ConvUnit
-        yield nn.Sequential(*(block(a, b, kernel, s) for a, b, s in zip(widths, widths[1:], strides, strict=False)))
+        units = zip(widths, widths[1:], strides, strict=False)
+        yield nn.Sequential(*(block(a, b, kernel, s, norm=spec.norm) for a, b, s in units))
         width = features
 
 
@@ -107,9 +110,12 @@ def _initialize(network: UNet, generator: torch.Generator | None) -> None:
             nn.init.kaiming_normal_(module.weight, a=SLOPE, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, InstanceNorm):
+        elif isinstance(module, InstanceNorm | BatchNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        if isinstance(module, BatchNorm):
+            module.running_mean.zero_()
+            module.running_var.fill_(1)
     for module in network.modules():
         if isinstance(module, ResidualBlock):
-            nn.init.zeros_(module.second.norm.weight)
+            nn.init.zeros_(module.second.norm.get_parameter("weight"))

@@ -69,6 +69,9 @@ def read_nnunet_model(
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing or malformed") from None
     configuration = read_configurations(plans, dataset, [name])[name]
+    if any(key.endswith(".running_mean") for key in states[names[0]]):  # of nnUNetTrainerBN, whose plans do not say so
+        network = configuration.network.model_copy(update={"norm": "batch"})
+        configuration = configuration.model_copy(update={"network": network})
     weights: dict[str, Mapping[str, Tensor]] = {}
     for fold, state in states.items():
         try:

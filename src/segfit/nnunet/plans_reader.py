@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -231,6 +231,7 @@ def _network(entry: Mapping[str, Any], where: str, *, ndim: int, in_channels: in
         raise InputError(f"{where} has {stages} stages but features {list(features)}")
     return NetworkSpec(
         kind=kind,
+        norm=_norm(kwargs),
         ndim=2 if ndim == 2 else 3,
         in_channels=in_channels,
         num_outputs=num_outputs,
@@ -245,7 +246,7 @@ def _network(entry: Mapping[str, Any], where: str, *, ndim: int, in_channels: in
 def _check_layers(kwargs: Mapping[str, Any], where: str, ndim: int) -> None:
     """Refuse layers other than those nnU-Net's planners write."""
     _get(kwargs, "conv_op", str, where)
-    expected = {"conv_op": f"torch.nn.modules.conv.Conv{ndim}d", **nnunet_layers(ndim)}
+    expected = {"conv_op": f"torch.nn.modules.conv.Conv{ndim}d", **nnunet_layers(ndim, _norm(kwargs))}
     for key, wanted in expected.items():
         got = kwargs.get(key)
         if isinstance(wanted, str) and isinstance(got, str):
@@ -262,6 +263,10 @@ def _check_layers(kwargs: Mapping[str, Any], where: str, ndim: int) -> None:
     block = kwargs.get("block")
     if block is not None and str(block).rpartition(".")[2] != "BasicBlockD":
         raise InputError(f"{where} uses the block {block}", "segfit has BasicBlockD only")
+
+
+def _norm(kwargs: Mapping[str, Any]) -> Literal["instance", "batch"]:
+    return "batch" if "BatchNorm" in str(kwargs.get("norm_op")) else "instance"
 
 
 def _from_old_format(entry: Mapping[str, Any], where: str, ndim: int) -> dict[str, Any]:

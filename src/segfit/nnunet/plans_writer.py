@@ -92,17 +92,17 @@ def _architecture(network: NetworkSpec) -> dict[str, Any]:
             "strides": [list(stride) for stride in network.strides],
             encoder_key: list(network.encoder_convs),
             "n_conv_per_stage_decoder": list(network.decoder_convs),
-            **nnunet_layers(network.ndim),
+            **nnunet_layers(network.ndim, network.norm),
         },
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
 
 
-def nnunet_layers(ndim: int) -> dict[str, Any]:
-    """Return the layers that all of nnU-Net's planners write: the only ones segfit has."""
+def nnunet_layers(ndim: int, norm: Literal["instance", "batch"] = "instance") -> dict[str, Any]:
+    """Return the layers that all of nnU-Net's planners write, with another norm if asked: the only ones segfit has."""
     return {
         "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{ndim}d",
+        "norm_op": f"torch.nn.modules.{norm}norm.{norm.title()}Norm{ndim}d",
         "norm_op_kwargs": {"eps": 1e-05, "affine": True},
         "dropout_op": None,
         "dropout_op_kwargs": None,

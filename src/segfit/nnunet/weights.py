@@ -19,6 +19,8 @@ from segfit.specs import NetworkSpec
 
 __all__ = ["from_nnunet", "nnunet_keys", "to_nnunet"]
 
+_AFFINE, _RUNNING = ("weight", "bias"), ("running_mean", "running_var")
+_COUNTER = ".num_batches_tracked"  # beside the running statistics of a batch normalisation; nothing depends on it
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # before every key of data-parallel and of compiled modules
 
 
@@ -26,12 +28,13 @@ def nnunet_keys(spec: NetworkSpec) -> dict[str, str]:
     """Return nnU-Net's key -> our key for every tensor and alias, in the order of nnU-Net's state dict."""
     keys: dict[str, str] = {}
     encoder = tuple(_encoder_units(spec))
+    norm = _AFFINE if spec.norm == "instance" else _AFFINE + _RUNNING
     for root in ("encoder.", "decoder.encoder."):
         for theirs, ours, bias in encoder:
-            keys.update(_unit(root + theirs, ours, bias=bias))
+            keys.update(_unit(root + theirs, ours, norm, bias=bias))
     for level, convs in enumerate(spec.decoder_convs):
         for unit in range(convs):
-            keys.update(_unit(f"decoder.stages.{level}.convs.{unit}", f"decoder.{level}.{unit}", bias=True))
+            keys.update(_unit(f"decoder.stages.{level}.convs.{unit}", f"decoder.{level}.{unit}", norm, bias=True))
     for theirs, ours in (("transpconvs", "upsample"), ("seg_layers", "heads")):
         for level in range(len(spec.decoder_convs)):
             for tensor in ("weight", "bias"):
@@ -59,18 +62,23 @@ def _encoder_units(spec: NetworkSpec) -> Iterator[tuple[str, str, bool]]:
             width = features
 
 
-def _unit(theirs: str, ours: str, *, bias: bool) -> Iterator[tuple[str, str]]:
+def _unit(theirs: str, ours: str, norm: tuple[str, ...], *, bias: bool) -> Iterator[tuple[str, str]]:
     conv = ("weight", "bias") if bias else ("weight",)
     for names in (("conv", "norm"), ("all_modules.0", "all_modules.1")):
         for tensor in conv:
             yield f"{theirs}.{names[0]}.{tensor}", f"{ours}.conv.{tensor}"
-        for tensor in ("weight", "bias"):
+        for tensor in norm:
             yield f"{theirs}.{names[1]}.{tensor}", f"{ours}.norm.{tensor}"
 
 
 def to_nnunet(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
     """Return the state dict under nnU-Net's keys, aliases included; tensors are shared, not copied."""
-    return {theirs: state[ours] for theirs, ours in nnunet_keys(spec).items()}
+    result: dict[str, Tensor] = {}
+    for theirs, ours in nnunet_keys(spec).items():
+        result[theirs] = state[ours]
+        if theirs.endswith("." + _RUNNING[-1]):
+            result[theirs.rpartition(".")[0] + _COUNTER] = torch.zeros((), dtype=torch.int64)
+    return result
 
 
 def from_nnunet(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
@@ -79,6 +87,8 @@ def from_nnunet(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Ten
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         ours = keys.get(_WRAPPERS.sub("", name))
+        if ours is None and spec.norm == "batch" and name.endswith(_COUNTER):
+            continue
         if ours is None:
             raise InputError(f"the weights hold {name!r}, which this {spec.kind} {spec.ndim}D U-Net does not have")
         result.setdefault(ours, tensor)

@@ -198,6 +198,7 @@ def _network(name: str, this: Draft, asked: Asked, in_channels: int, num_outputs
         }
         return NetworkSpec(
             kind=rules.kind,
+            norm=values.norm or "instance",
             ndim=2 if ndim == 2 else 3,
             in_channels=in_channels,
             num_outputs=num_outputs,
@@ -238,7 +239,7 @@ def _check_network(wanted: Mapping[str, Any], asked: Asked, ndim: int) -> None:
 def _network_decisions(name: str, this: Draft, asked: Asked, network: NetworkSpec) -> None:
     rules, stages, residual = this.budget.rules, network.num_stages, network.kind == "residual"
     asked.note("base_features", network.features[0])
-    for leaf in ("kind", *_NETWORK):
+    for leaf in ("kind", "norm", *_NETWORK):
         asked.note(leaf, getattr(network, leaf))
 
     def decide(leaf: str, rule: str, bound: str = "", *others: str, **inputs: Any) -> None:
@@ -246,6 +247,7 @@ def _network_decisions(name: str, this: Draft, asked: Asked, network: NetworkSpe
         asked.trace.decide(f"{name}.network.{leaf}", getattr(network, leaf), rule, bound, *options, **inputs)
 
     decide("kind", "kind", planner=rules.planner)
+    decide("norm", "norm", planner=rules.planner)
     decide("strides", "strides", **stride_inputs(this.spacing_mm, this.patch.size, network))
     flat = sum(1 in kernel for kernel in network.kernels)
     spacing = this.spacing_mm

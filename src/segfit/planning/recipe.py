@@ -13,7 +13,7 @@ from segfit.labels import Exchange, LabelScheme
 from segfit.options import Options
 from segfit.planning.augmentation import augmentation_for
 from segfit.planning.mirroring import AxisEvidence, exchanged_values, value_names
-from segfit.planning.trace import Asked, Trace
+from segfit.planning.trace import Asked, Trace, as_json
 from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
 
 __all__ = [
@@ -209,12 +209,12 @@ def _asked_training(options: Options) -> dict[str, Any]:
 def recipe_values(recipe: TrainingSpec) -> dict[str, Any]:
     """Return everything of the recipe but the augmentation and deep supervision, which are decisions of their own."""
     own = ("augmentation", "deep_supervision")
-    return {name: getattr(recipe, name) for name in TrainingSpec.model_fields if name not in own}
+    return {name: value for name, value in recipe if name not in own}
 
 
 def geometry_values(recipe: TrainingSpec) -> dict[str, Any]:
     """Return what of the augmentation depends on patch and data."""
-    return recipe.augmentation.model_dump(mode="json", include=set(_BY_PATCH))
+    return {name: as_json(value) for name, value in recipe.augmentation if name in _BY_PATCH}
 
 
 def patch_ratio(patch: Sequence[int]) -> float:
@@ -257,7 +257,7 @@ def _recipe_decisions(
         patch_size=patch,
         ratio=patch_ratio(patch),
     )
-    intensities = recipe.augmentation.model_dump(mode="json", exclude=_NO_INTENSITY)
+    intensities = {name: value for name, value in recipe.augmentation if name not in _NO_INTENSITY}
     key, of_values = f"{name}.augmentation.intensities", (*strength, *given(False))
     inputs = {"spread": scaling.spread} if scaling else {}
     trace.decide(key, intensities, scaling.rule if scaling else "intensities", "", *of_values, **inputs)

@@ -324,6 +324,7 @@ TABLE: dict[str, Rule] = {
         },
     ),
     "kind": _network("the preset's network: plain convolutions, or a residual encoder", "kind"),
+    "norm": _network("every sample by itself, as nnU-Net's planners have it", "norm", "nothing in the data"),
     "strides": _network(
         f"an axis is halved while {2 * SMALLEST_MAP} voxels or more are left, the finest first and with it those "
         f"within a factor of two of its spacing; a single axis only from {3 * SMALLEST_MAP} voxels on",

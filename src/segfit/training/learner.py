@@ -62,7 +62,9 @@ class Learner:
         if recipe.channels_last:
             self._format = torch.channels_last if spec.ndim == 2 else torch.channels_last_3d
             self.network.to(memory_format=self._format)  # type: ignore[call-overload] # missing in torch's types
-        self._side_by_side = SideBySide(device, least=2 if spec.ndim == 3 and recipe.precision == "fp32" else 1)
+        least = 2 if spec.ndim == 3 and recipe.precision == "fp32" else 1
+        # Samples that are normalised together stay together.
+        self._side_by_side = SideBySide(device, least=configuration.batch_size if spec.norm == "batch" else least)
         self._optimizer = _optimizer(recipe, self.network, device, self._side_by_side)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if recipe.precision == "fp16" else 1.0)
         self._average = _WeightAverage(self.network, recipe.weight_average) if recipe.weight_average > 0 else None
