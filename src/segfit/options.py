@@ -241,7 +241,7 @@ class TrainingOptions(Record):
 class AugmentationOptions(Record):
     """Overrides of the augmentation: all of it, or single values under the names of the plan."""
 
-    strength: Literal["none", "stock"] | None = Field(None, description="augmentation family")
+    strength: Literal["none", "weak", "stock", "strong"] | None = Field(None, description="augmentation family")
     rotation_degrees: float | None = Field(None, ge=0, le=180, description="largest angle; the patch cut out follows")
     dummy_2d: bool | None = Field(None, description="transform volumes in their plane only")
     rotation_probability: _Probability | None = None
@@ -255,6 +255,13 @@ class AugmentationOptions(Record):
     low_resolution_channel_probability: _Probability | None = None
     inverted_gamma_probability: _Probability | None = None
     gamma_probability: _Probability | None = None
+    quarter_turn_probability: _Probability | None = None
+    axis_swap_probability: _Probability | None = None
+    offset_probability: _Probability | None = None
+    blank_probability: _Probability | None = None
+    shading_probability: _Probability | None = None
+    local_gamma_probability: _Probability | None = None
+    sharpening_probability: _Probability | None = None
     scaling_range: _Range | None = None
     noise_std_range: _Range | None = None
     blur_sigma_range: _Range | None = None

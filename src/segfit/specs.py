@@ -183,9 +183,13 @@ class Configuration(Record):
         return self
 
 
-class AugmentationSpec(Record):
+class AugmentationSpec(GrownRecord):
     """Probabilities and ranges of the augmentation; the defaults are nnU-Net's."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"quarter_turn_probability", "axis_swap_probability", "offset_probability", "blank_probability"}
+        | {"shading_probability", "local_gamma_probability", "sharpening_probability"}
+    )
     rotation_probability: float = 0.2
     rotation_degrees: float = 30.0  # symmetric range, per axis in 3D
     scaling_probability: float = 0.2
@@ -207,6 +211,13 @@ class AugmentationSpec(Record):
     inverted_gamma_probability: float = 0.1
     gamma_probability: float = 0.3
     gamma_range: tuple[float, float] = (0.7, 1.5)
+    quarter_turn_probability: float = 0.0  # this and what follows: `segfit.augmentation.strong`
+    axis_swap_probability: float = 0.0
+    offset_probability: float = 0.0
+    blank_probability: float = 0.0
+    shading_probability: float = 0.0
+    local_gamma_probability: float = 0.0
+    sharpening_probability: float = 0.0
     mirror_axes: tuple[int, ...] = ()  # network axes, each flipped with probability 0.5
     exchange: Exchange | None = None  # labels that change places in the samples flipped along its axis
     masked_channels: tuple[int, ...] = ()  # image channels set to 0 outside the non-zero mask afterwards

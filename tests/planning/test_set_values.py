@@ -11,6 +11,7 @@ from planning_fakes import STATISTICS, case, fingerprint, scheme
 from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import Options
+from segfit.planning.augmentation import STRENGTHS
 from segfit.planning.explain import compare, explain, explain_json
 from segfit.planning.plan import Decision, Plan
 from segfit.planning.planner import derive
@@ -515,6 +516,24 @@ def test_recipes_that_contradict_themselves(settings: list[str], message: str) -
     with pytest.raises(InputError) as caught:
         Options().with_settings(settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("strength", ["weak", "strong"])
+def test_strengths_of_augmentation(strength: str) -> None:
+    usual = _plan().training["3d_fullres"].augmentation
+    settings = ["preset=stock", f"augmentation.strength={strength}", "augmentation.gamma_probability=0.7"]
+    plan = derive(_large(), _LABELS, Options().with_settings(settings))
+    found = plan.training["3d_fullres"].augmentation
+    assert found == usual.model_copy(update=STRENGTHS[strength] | {"gamma_probability": 0.7})
+    assert (found.sample_patch, found.mirror_axes) == (usual.sample_patch, usual.mirror_axes)
+    assert _decision(plan, "3d_fullres.augmentation.intensities").options == (
+        "augmentation.strength",
+        "augmentation.gamma_probability",
+    )
+    assert _decision(plan, "3d_fullres.augmentation").options == ()
+    assert f"augmentation.strength = {strength}" in plan.changes
+    assert not plan.stock
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
 def test_deep_supervision_needs_three_stages() -> None:

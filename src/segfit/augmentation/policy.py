@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segfit.augmentation.intensity import blur, change_contrast, change_gamma, lower_resolution, make_noise
 from segfit.augmentation.spatial import affine_matrices, centre_crop, warp
+from segfit.augmentation.strong import Extras, apply_extras, draw_extras
 from segfit.labels import Exchange
 from segfit.specs import AugmentationSpec
 
@@ -46,6 +47,7 @@ class Parameters:
     inverted_gamma: Array  # (b, c) exponent; neutral: 1
     gamma: Array  # (b, c) exponent; neutral: 1
     flip: NDArray[np.bool_]  # (b, n) axes that are mirrored; neutral: False
+    extras: Extras | None = None  # of the strong augmentation
 
 
 def draw(
@@ -85,6 +87,7 @@ def draw(
         inverted_gamma=factor(spec.inverted_gamma_probability, spec.gamma_range),
         gamma=factor(spec.gamma_probability, spec.gamma_range),
         flip=gate(0.5, (batch, ndim)) & np.isin(np.arange(ndim), spec.mirror_axes),
+        extras=draw_extras(spec, patch, batch, channels, rng),
     )
 
 
@@ -122,6 +125,8 @@ def apply(parameters: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor
             new_labels[sample] = new_labels[sample].flip(axes)
         if parameters.exchange is not None and parameters.flip[sample, parameters.exchange.axis]:
             new_labels[sample] = exchanged(new_labels[sample], parameters.exchange.pairs)
+    if parameters.extras is not None:
+        new_image, new_labels = apply_extras(parameters.extras, new_image, new_labels)
     if parameters.masked_channels:
         outside = new_labels[:, 0] < 0
         for channel in parameters.masked_channels:

@@ -8,10 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import cos, pi, radians, sin
+from typing import Any
 
 from segfit.specs import AugmentationSpec
 
-__all__ = ["augmentation_for"]
+__all__ = ["STRENGTHS", "augmentation_for"]
+
+STRENGTHS: dict[str, dict[str, Any]] = {
+    "weak": {
+        f"{name}_probability": 0.0
+        for name in ("noise", "blur", "brightness", "contrast", "low_resolution", "inverted_gamma", "gamma")
+    },
+    "strong": {
+        "rotation_probability": 0.4,
+        "scaling_range": (0.7, 1.43),
+        "blur_sigma_range": (0.3, 1.5),
+        "brightness_probability": 0.0,
+        "contrast_probability": 0.2,
+        "contrast_range": (0.5, 2.0),
+        "low_resolution_probability": 0.15,
+        "low_resolution_range": (0.25, 1.0),
+        "gamma_probability": 0.1,
+        "quarter_turn_probability": 0.5,
+        "axis_swap_probability": 0.5,
+        "offset_probability": 0.1,
+        "blank_probability": 0.4,
+        "shading_probability": 0.3,
+        "local_gamma_probability": 0.3,
+        "sharpening_probability": 0.2,
+    },
+}
+"""What of the augmentation is another than nnU-Net's, by strength: geometry alone; that of its `nnUNetTrainerDA5`."""
 
 _FLAT_3D = 3.0  # beyond this ratio of sizes transforms stay in the plane
 _FLAT_2D = 1.5  # beyond this ratio of sizes a 2D patch is turned only a little

@@ -11,7 +11,7 @@ from segfit.errors import InputError
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import Exchange, LabelScheme
 from segfit.options import Options
-from segfit.planning.augmentation import augmentation_for
+from segfit.planning.augmentation import STRENGTHS, augmentation_for
 from segfit.planning.mirroring import AxisEvidence, exchanged_values, value_names
 from segfit.planning.trace import Asked, Trace, as_json
 from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
@@ -126,7 +126,7 @@ class Scaling:
 
 def scaling_of(spread: float | None, options: Options) -> Scaling | None:
     """Return how samples are scaled for the `size_spread` of a dataset where that is not nnU-Net's way."""
-    if options.preset != "auto" or options.augmentation.strength == "none" or spread is None:
+    if options.preset != "auto" or options.augmentation.strength is not None or spread is None:
         return None
     if spread >= _WIDE_SPREAD:
         return Scaling("wide_sizes", spread, _WIDE)
@@ -170,8 +170,11 @@ def decide_common_recipe(
             trace.differ("option", option=f"{group}.{key}", value=value)
     if scaling is not None:
         trace.differ(scaling.rule)
-    if options.augmentation.strength == "none":
+    strength = options.augmentation.strength
+    if strength == "none":
         trace.differ("no_augmentation")
+    elif strength in STRENGTHS:
+        trace.differ("option", option="augmentation.strength", value=strength)
 
 
 def _augmentation(item: Configuration, flips: Flips, options: Options, scaling: Scaling | None) -> AugmentationSpec:
@@ -187,7 +190,9 @@ def _augmentation(item: Configuration, flips: Flips, options: Options, scaling: 
     across = _network_axes([item.preprocessing.image_ndim - 1], item)  # none where the network does not see that axis
     exchange = Exchange(axis=across[0], pairs=flips.exchanged) if flips.exchanged and across else None
     own = {key: value for key, value in asked.values.items() if key not in _GEOMETRY}
-    found = found.model_copy(update={"exchange": exchange, **(scaling.values if scaling else {}), **own})
+    strength = STRENGTHS.get(asked.strength or "", {})
+    sizes = scaling.values if scaling else {}
+    found = found.model_copy(update={"exchange": exchange, **strength, **sizes, **own})
     if asked.strength != "none":
         return found
     none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
@@ -227,7 +232,7 @@ def _recipe_decisions(
 ) -> None:
     name, patch = item.name, item.patch_size
     training, augmentation = options.training.values, options.augmentation
-    strength = ["augmentation.strength"] if augmentation.strength == "none" else []
+    changes = ["augmentation.strength"] if augmentation.strength in ("none", *STRENGTHS) else []
 
     def given(of_patch: bool) -> list[str]:
         return [f"augmentation.{key}" for key in augmentation.values if (key in _BY_PATCH) == of_patch]
@@ -252,12 +257,12 @@ def _recipe_decisions(
         geometry_values(recipe),
         f"geometry_{len(patch)}d",
         "",
-        *strength,
+        *(changes if augmentation.strength == "none" else ()),
         *given(True),
         patch_size=patch,
         ratio=patch_ratio(patch),
     )
     intensities = {name: value for name, value in recipe.augmentation if name not in _NO_INTENSITY}
-    key, of_values = f"{name}.augmentation.intensities", (*strength, *given(False))
+    key, of_values = f"{name}.augmentation.intensities", (*changes, *given(False))
     inputs = {"spread": scaling.spread} if scaling else {}
     trace.decide(key, intensities, scaling.rule if scaling else "intensities", "", *of_values, **inputs)
