@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -100,3 +102,25 @@ class Elsewhere(Executor):
 def elsewhere() -> Elsewhere:
     """An executor that is none of ours."""
     return Elsewhere()
+
+
+@pytest.fixture
+def plugin_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Install a package ``own-things 1.2`` with these entry points, by group, and this code; return its folder."""
+
+    def install(code: str, **points: list[str]) -> Path:
+        folder = tmp_path / "site"
+        facts = folder / "own_things-1.2.dist-info"
+        facts.mkdir(parents=True)
+        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: own-things\nVersion: 1.2\n")
+        groups = [
+            f"[segfit.{group}]\n" + "".join(f"{name} = own_things:{name}\n" for name in names)
+            for group, names in points.items()
+        ]
+        (facts / "entry_points.txt").write_text("\n".join(groups))
+        (folder / "own_things.py").write_text(code)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, "own_things", raising=False)
+        return folder
+
+    return install

@@ -48,6 +48,7 @@ def test_nothing_set_changes_nothing() -> None:
 def test_a_loss_is_a_sum_of_terms_in_any_order() -> None:
     options = Options().with_settings(["training.loss=CE+dice"])
     assert options.training.loss == "dice+ce"
+    assert Options().with_settings(["training.loss=Own-Things:sQ+CE"]).training.loss == "ce+Own-Things:sQ"
     asked = Options().with_settings(["training.loss=tversky+topk", "training.tversky_alpha=0.2"]).training
     assert asked.values == {"loss": "tversky+topk", "tversky_alpha": 0.2}
 
@@ -57,6 +58,9 @@ def test_a_loss_is_a_sum_of_terms_in_any_order() -> None:
     [
         ("training.loss=dice+top", "option training.loss: unknown term 'top' .*did you mean 'topk'"),
         ("training.loss=", "option training.loss: unknown term ''"),
+        ("training.loss=ce+my loss:a", "option training.loss: .*"),
+        ("planning.network=swin", "option planning.network: .*pattern"),
+        ("augmentation.plugins=a:b,c", "option augmentation.plugins: .*pattern"),
         ("training.loss=ce+ce", "option training.loss: a term is named once"),
         ("training.loss=3", "option training.loss: .*string"),
         ("training.schedule=linear", "option training.schedule: .*'poly' or 'cosine', got 'linear'"),

@@ -11,10 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from segfit.errors import InputError, nearest
 from segfit.files import Record
+from segfit.plugins import PluginName
 
 __all__ = [
     "CONFIGURATION_NAMES",
@@ -51,18 +61,24 @@ LOSS_TERMS = ("dice", "tversky", "cldice", "ce", "topk", "focal")
 """What a loss may be the sum of, in the order in which it is written."""
 
 
+_PLUGIN = TypeAdapter(PluginName)
+
+
 def _loss(value: str) -> str:
-    terms = value.lower().split("+")
-    for term in terms:
+    terms = [term if ":" in term else term.lower() for term in value.split("+")]
+    own = [term for term in terms if ":" not in term]
+    for term in own:
         if term not in LOSS_TERMS:
-            raise ValueError(f"unknown term {term!r}{nearest(term, LOSS_TERMS)}; known: {', '.join(LOSS_TERMS)}")
+            known = f"{', '.join(LOSS_TERMS)}, and PACKAGE:NAME of a plug-in"
+            raise ValueError(f"unknown term {term!r}{nearest(term, LOSS_TERMS)}; known: {known}")
     if len(set(terms)) < len(terms):
         raise ValueError("a term is named once")
-    return "+".join(sorted(terms, key=LOSS_TERMS.index))
+    others = [_PLUGIN.validate_python(term) for term in terms if ":" in term]
+    return "+".join([*sorted(own, key=LOSS_TERMS.index), *others])
 
 
 Loss = Annotated[str, AfterValidator(_loss)]
-"""A sum of terms, such as ``dice+ce``."""
+"""A sum of terms, such as ``dice+ce``, of which those of plug-ins are named ``PACKAGE:NAME``."""
 SMALLEST_TILE_STEP = 0.05  # share of the patch; below, a voxel of a volume is seen 8000 times
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 LabelUse = Literal["classes", "exclusive", "objects-as-foreground", "objects-as-boundary"]
@@ -129,6 +145,7 @@ class ConfigurationOptions(Record):
     patch_size: tuple[int, ...] | None = Field(None, description="patch size in voxels, array order")
     batch_size: int | None = Field(None, ge=1, le=2**31, description="batch size")
     kind: Literal["plain", "residual"] | None = Field(None, description="plain U-Net, or residual encoder")
+    network: PluginName | None = Field(None, description="network of a plug-in, PACKAGE:NAME, in place of the U-Net")
     norm: Literal["instance", "batch"] | None = Field(None, description="normalisation between layers")
     base_features: int | None = Field(None, ge=2, description="features of the first network stage")
     features: tuple[int, ...] | None = Field(None, description="features per network stage, full resolution first")
@@ -244,6 +261,9 @@ class AugmentationOptions(Record):
     strength: Literal["none", "weak", "stock", "strong"] | None = Field(None, description="augmentation family")
     rotation_degrees: float | None = Field(None, ge=0, le=180, description="largest angle; the patch cut out follows")
     dummy_2d: bool | None = Field(None, description="transform volumes in their plane only")
+    plugins: tuple[PluginName, ...] | None = Field(
+        None, description="augmentations of plug-ins, PACKAGE:NAME, in order"
+    )
     rotation_probability: _Probability | None = None
     scaling_probability: _Probability | None = None
     noise_probability: _Probability | None = None

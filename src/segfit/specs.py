@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from segfit.files import GrownRecord, Record
 from segfit.labels import Exchange
 from segfit.options import LOGITS_NAME_IN_KEYS, LOGITS_NAMES, Loss, NormalizationScheme
+from segfit.plugins import PluginName
 
 __all__ = [
     "LARGEST_MM",
@@ -113,9 +114,10 @@ class NetworkSpec(GrownRecord):
     `decoder_convs[0]` belongs to the lowest resolution, as in nnU-Net. `strides[0]` is all ones.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"norm"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"norm", "plugin"})
     kind: Literal["plain", "residual"]
     norm: Literal["instance", "batch"] = "instance"
+    plugin: PluginName | None = None  # builds the network, guided by this topology, in place of the U-Net
     ndim: Literal[2, 3]
     in_channels: _Channels
     num_outputs: _Channels
@@ -188,7 +190,7 @@ class AugmentationSpec(GrownRecord):
 
     LATER: ClassVar[frozenset[str]] = frozenset(
         {"quarter_turn_probability", "axis_swap_probability", "offset_probability", "blank_probability"}
-        | {"shading_probability", "local_gamma_probability", "sharpening_probability"}
+        | {"shading_probability", "local_gamma_probability", "sharpening_probability", "plugins"}
     )
     rotation_probability: float = 0.2
     rotation_degrees: float = 30.0  # symmetric range, per axis in 3D
@@ -218,6 +220,7 @@ class AugmentationSpec(GrownRecord):
     shading_probability: float = 0.0
     local_gamma_probability: float = 0.0
     sharpening_probability: float = 0.0
+    plugins: tuple[PluginName, ...] = ()  # augmentations that follow
     mirror_axes: tuple[int, ...] = ()  # network axes, each flipped with probability 0.5
     exchange: Exchange | None = None  # labels that change places in the samples flipped along its axis
     masked_channels: tuple[int, ...] = ()  # image channels set to 0 outside the non-zero mask afterwards

@@ -44,6 +44,7 @@ _SAMPLES = {
     "patch_size": ("64,96,96", "patch_size", [64, 96, 96]),
     "batch_size": ("7", "batch_size", 7),
     "kind": ("residual", "network.kind", "residual"),
+    "network": ("other-nets:swin", "network.plugin", "other-nets:swin"),
     "norm": ("batch", "network.norm", "batch"),
     "base_features": ("16", "network.features", [16, 32, 64, 128, 256, 320]),
     "features": ("[8,16,24,32,40,48]", "network.features", [8, 16, 24, 32, 40, 48]),

@@ -6,7 +6,7 @@ generator that is handed in, so that a batch can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import radians
 
@@ -18,10 +18,12 @@ from torch import Tensor
 from segfit.augmentation.intensity import blur, change_contrast, change_gamma, lower_resolution, make_noise
 from segfit.augmentation.spatial import affine_matrices, centre_crop, warp
 from segfit.augmentation.strong import Extras, apply_extras, draw_extras
+from segfit.errors import InputError
 from segfit.labels import Exchange
+from segfit.plugins import guarded, load_plugin
 from segfit.specs import AugmentationSpec
 
-__all__ = ["Parameters", "apply", "draw", "exchanged"]
+__all__ = ["Parameters", "apply", "draw", "exchanged", "loaded_augmentation"]
 
 Array = NDArray[np.float64]
 
@@ -132,6 +134,30 @@ def apply(parameters: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor
         for channel in parameters.masked_channels:
             new_image[:, channel].masked_fill_(outside, 0.0)
     return new_image, new_labels.clamp_(min=0)
+
+
+def loaded_augmentation(name: str) -> Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]:
+    """Return the augmentation of a plug-in, which takes and gives a batch as the network and the loss see it.
+
+    Image `(b, c, *patch)` float32 and labels `(b, 1, *patch)`, signed integers from 0; all that is random comes from
+    the generator. What it gives must be of the same shapes and types.
+    """
+    augment = guarded("augmentations", name, load_plugin("augmentations", name))
+
+    @torch.no_grad()
+    def checked(image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        result = augment(image, labels, rng)
+        given = [_kind(part) for part in result] if isinstance(result, tuple | list) else [_kind(result)]
+        if given != (wanted := [_kind(image), _kind(labels)]):
+            problem = f"the plug-in {name} (segfit.augmentations) must give {' and '.join(wanted)}"
+            raise InputError(f"{problem}, it gave {' and '.join(given)}", "mend it, or leave it out")
+        return result[0], result[1]
+
+    return checked
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def exchanged(labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:

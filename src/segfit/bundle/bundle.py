@@ -95,6 +95,7 @@ class ModelManifest(Document):
     selection: dict[str, Any] = {}  # how members and post-processing were chosen
     training: dict[str, Any] = {}  # summary of data and training: number of cases, preset, budget
     provenance: dict[str, Any] = {}  # versions, hashes of plan and data
+    requires: dict[str, str] = {}  # packages of plug-ins without which its networks cannot be built, and their versions
     intended_use: str = "Research. Not a medical device."
     limits: str = ""
     licence: str = "not stated"
@@ -291,6 +292,8 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     limits = manifest.limits or "not stated; check results on your own data before relying on them"
     yield f"Known limits: {_markdown(limits)}\n"
     yield f"Licence: {_markdown(manifest.licence)}"
+    for package, version in manifest.requires.items():
+        yield f"\nNeeds the package {_markdown(package)} {_markdown(version)}."
     yield "\n## Input\n"
     yield "| channel | content |\n| --- | --- |"
     for index, name in enumerate(manifest.channel_names):

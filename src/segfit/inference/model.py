@@ -31,9 +31,10 @@ from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Array, Source, as_spacing, read_previous_stage, read_source, source_files
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
-from segfit.networks.unet import UNet
+from segfit.networks.unet import PluginNetwork, UNet, empty_network
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.options import SMALLEST_TILE_STEP
+from segfit.plugins import package_version
 from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.words import count, listing, numbers, printable
@@ -142,6 +143,10 @@ class Model:
         precision: Precision | None = None,
     ) -> None:
         _require_options(mirror, tile_step, precision)
+        for package, version in bundle.manifest.requires.items():
+            if not package_version(package):
+                problem = f"{bundle.source} needs the package {package} {version}, whose network it has"
+                raise InputError(problem, f"install it: pip install {package}=={version}")
         self.manifest: ModelManifest = bundle.manifest
         self.device = device
         self.predictors = tuple(
@@ -364,10 +369,9 @@ def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | N
     return [str(fold) for fold in folds]
 
 
-def _load_network(bundle: Bundle, member: Member, fold: str) -> UNet:
+def _load_network(bundle: Bundle, member: Member, fold: str) -> UNet | PluginNetwork:
     """Return the network of one fold, without initialising weights that are replaced anyway."""
-    with torch.device("meta"):
-        network = UNet(member.configuration.network, deep_supervision=False)
+    network = empty_network(member.configuration.network)
     try:
         network.load_state_dict(bundle.weights(member.weights[fold]), assign=True)
     except RuntimeError as error:

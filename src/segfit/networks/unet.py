@@ -12,10 +12,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from segfit.errors import InputError
 from segfit.networks.blocks import SLOPE, TRANSPOSED_CONVOLUTION, BatchNorm, ConvUnit, Head, InstanceNorm, ResidualBlock
+from segfit.plugins import guarded, load_plugin
 from segfit.specs import NetworkSpec
 
-__all__ = ["UNet", "build_network"]
+__all__ = ["PluginNetwork", "UNet", "build_network", "empty_network"]
 
 
 class UNet(nn.Module):
@@ -89,8 +91,57 @@ def _encoder(spec: NetworkSpec, width: int) -> Iterator[nn.Sequential]:
         width = features
 
 
-def build_network(spec: NetworkSpec, *, deep_supervision: bool, generator: torch.Generator | None = None) -> UNet:
-    """Build and initialise a network on the CPU, float32; without a generator torch's default one is used."""
+class PluginNetwork(nn.Module):
+    """The network of a plug-in: what ``segfit.networks`` names makes it of a `NetworkSpec`.
+
+    It maps `(b, in_channels, *spatial)` to logits `(b, num_outputs, *spatial)`.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        assert spec.plugin is not None
+        self.spec = spec
+        self.deep_supervision = False  # it has one output
+        self.num_heads = 1
+        self.body: nn.Module = guarded("networks", spec.plugin, load_plugin("networks", spec.plugin))(spec)
+        if not isinstance(self.body, nn.Module) or next(self.body.parameters(), None) is None:
+            raise _unlike(spec, f"a torch.nn.Module with parameters, it made {type(self.body).__name__}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        spec = self.spec
+        result = guarded("networks", str(spec.plugin), self.body)(x)
+        wanted = (x.shape[0], spec.num_outputs, *x.shape[2:])
+        if not isinstance(result, Tensor) or result.shape != wanted:
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise _unlike(spec, f"logits of shape {wanted}, it gave {got}")
+        return result
+
+
+def _unlike(spec: NetworkSpec, what: str) -> InputError:
+    return InputError(f"the plug-in {spec.plugin} (segfit.networks) must give {what}", "mend it, or leave it out")
+
+
+def empty_network(spec: NetworkSpec) -> UNet | PluginNetwork:
+    """Return a network with one output whose weights are to be loaded; those of a U-Net are nowhere yet."""
+    if spec.plugin is not None:
+        return PluginNetwork(spec)
+    with torch.device("meta"):
+        return UNet(spec, deep_supervision=False)
+
+
+def build_network(
+    spec: NetworkSpec, *, deep_supervision: bool, generator: torch.Generator | None = None
+) -> UNet | PluginNetwork:
+    """Build and initialise a network on the CPU, float32; without a generator torch's default one is used.
+
+    A plug-in's network has the weights that it gives itself.
+    """
+    if spec.plugin is not None:
+        with torch.random.fork_rng(devices=[]):
+            if generator is not None:
+                torch.manual_seed(generator.initial_seed())
+            return PluginNetwork(spec)
     with torch.device("meta"):  # no memory is touched and no random number drawn before `_initialize`
         network = UNet(spec, deep_supervision=deep_supervision)
     network.to_empty(device="cpu")

@@ -38,6 +38,8 @@ def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
     `InputError` for a configuration on canonical axes, which nnU-Net does not have.
     """
     preprocessing, network = item.preprocessing, item.network
+    if network.plugin is not None:
+        raise InputError(f"configuration {item.name} has the network {network.plugin}, which nnU-Net does not know")
     if preprocessing.orientation != "stored" and item.preprocessing.image_ndim == 3:
         raise InputError(
             f"configuration {item.name} sees canonical axes, which nnU-Net does not know",

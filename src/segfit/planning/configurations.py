@@ -199,6 +199,7 @@ def _network(name: str, this: Draft, asked: Asked, in_channels: int, num_outputs
         return NetworkSpec(
             kind=rules.kind,
             norm=values.norm or "instance",
+            plugin=values.network,
             ndim=2 if ndim == 2 else 3,
             in_channels=in_channels,
             num_outputs=num_outputs,
@@ -239,6 +240,7 @@ def _check_network(wanted: Mapping[str, Any], asked: Asked, ndim: int) -> None:
 def _network_decisions(name: str, this: Draft, asked: Asked, network: NetworkSpec) -> None:
     rules, stages, residual = this.budget.rules, network.num_stages, network.kind == "residual"
     asked.note("base_features", network.features[0])
+    asked.note("network", network.plugin)
     for leaf in ("kind", "norm", *_NETWORK):
         asked.note(leaf, getattr(network, leaf))
 
@@ -248,6 +250,8 @@ def _network_decisions(name: str, this: Draft, asked: Asked, network: NetworkSpe
 
     decide("kind", "kind", planner=rules.planner)
     decide("norm", "norm", planner=rules.planner)
+    if network.plugin is not None:
+        asked.trace.decide(f"{name}.network.plugin", network.plugin, "plugin", "", asked.option("network"))
     decide("strides", "strides", **stride_inputs(this.spacing_mm, this.patch.size, network))
     flat = sum(1 in kernel for kernel in network.kernels)
     spacing = this.spacing_mm

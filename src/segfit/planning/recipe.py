@@ -140,11 +140,13 @@ def recipe_of(
 ) -> TrainingSpec:
     """Return the recipe of one configuration, and record it."""
     augmentation = _augmentation(item, flips, options, scaling)
-    supervised = item.network.num_stages >= _FEWEST_SUPERVISED_STAGES
+    plugin = item.network.plugin
+    supervised = item.network.num_stages >= _FEWEST_SUPERVISED_STAGES and plugin is None
     if options.training.deep_supervision and not supervised:
+        reason = f"{item.network.num_stages} stages" if plugin is None else f"the network is {plugin}, of one output"
         raise InputError(
-            f"training.deep_supervision does not fit {item.name} ({item.network.num_stages} stages)",
-            f"it needs {_FEWEST_SUPERVISED_STAGES} stages or more",
+            f"training.deep_supervision does not fit {item.name} ({reason})",
+            f"it needs a U-Net of {_FEWEST_SUPERVISED_STAGES} stages or more",
         )
     recipe = TrainingSpec(deep_supervision=supervised, augmentation=augmentation)
     recipe = recipe.model_copy(update=_asked_training(options))
@@ -154,7 +156,7 @@ def recipe_of(
         value = asked.trace.values[item.name, "mirror_axes"]
         asked.trace.decide(f"{item.name}.mirror_axes", value, "mirror_all", "all", asked.option("mirror_axes"))
     _recipe_decisions(item, recipe, options, asked.trace, scaling)
-    if not recipe.deep_supervision and options.training.deep_supervision is None:
+    if not recipe.deep_supervision and options.training.deep_supervision is None and plugin is None:
         asked.trace.differ("unsupervised", name=item.name, stages=item.network.num_stages)
     return recipe
 
@@ -227,6 +229,12 @@ def patch_ratio(patch: Sequence[int]) -> float:
     return max(patch) / (min(patch) if len(patch) == 2 else patch[0])
 
 
+def _supervision_bound(item: Configuration) -> str:
+    if item.network.plugin is not None:
+        return "plugin"
+    return "stages" if item.network.num_stages >= _FEWEST_SUPERVISED_STAGES else "two_stages"
+
+
 def _recipe_decisions(
     item: Configuration, recipe: TrainingSpec, options: Options, trace: Trace, scaling: Scaling | None
 ) -> None:
@@ -248,7 +256,7 @@ def _recipe_decisions(
         f"{name}.training.deep_supervision",
         recipe.deep_supervision,
         "deep_supervision",
-        "stages" if item.network.num_stages >= _FEWEST_SUPERVISED_STAGES else "two_stages",
+        _supervision_bound(item),
         "training.deep_supervision" if "deep_supervision" in training else "",
         stages=item.network.num_stages,
     )

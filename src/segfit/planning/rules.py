@@ -400,7 +400,11 @@ TABLE: dict[str, Rule] = {
         "add",
         source=_TRAINING,
         changes="a patch that gives the network two stages, or more",
-        bounds={"stages": "number of stages", "two_stages": "two stages"},
+        bounds={
+            "stages": "number of stages",
+            "two_stages": "two stages",
+            "plugin": "a plug-in's network has one output",
+        },
     ),
     "geometry_2d": _geometry(
         "pictures are turned by any angle, by up to 15 degrees where one edge is more than 1.5 times the other",

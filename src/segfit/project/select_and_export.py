@@ -22,6 +22,7 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.training_images import TrainingImages
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
+from segfit.plugins import package_of, package_version
 from segfit.project.preparation import Preparation
 from segfit.project.sharing import Task
 from segfit.project.stage_log import told_of_files
@@ -338,6 +339,8 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
     }
     dice = next(item for item in selection.candidates if item.members == selection.winner).per_class
     dataset, fingerprint = project.dataset, project.fingerprint()
+    members = tuple(_manifest_member(project, name) for name in selection.winner)
+    plugins = [plugin for item in members if (plugin := item.configuration.network.plugin) is not None]
     manifest = ModelManifest(
         name=dataset.name,
         labels=dataset.labels,
@@ -346,7 +349,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         image_ending=dataset.image_ending,
         spacing_mm=fingerprint.typical_spacing,
         training_images=TrainingImages.of(fingerprint.cases, fingerprint.orientation, fingerprint.channel_names),
-        members=tuple(_manifest_member(project, name) for name in selection.winner),
+        members=members,
         postprocessing=selection.steps,
         dice=dice,
         verdict=judge(evidence_of(project, chosen, fingerprint)).facts(),
@@ -370,6 +373,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
             "data": plan.fingerprint_hash,
             "key": key.hash,
         },
+        requires={package_of(plugin): package_version(package_of(plugin)) for plugin in plugins},
     )
     with held_weights(project, trainings_of(project), [result.weights for result in results]):
         write_bundle(project.folder.model, manifest, weights)

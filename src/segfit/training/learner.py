@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segfit.augmentation.policy import apply, draw
+from segfit.augmentation.policy import apply, draw, loaded_augmentation
 from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
-from segfit.networks.unet import UNet, build_network
+from segfit.networks.unet import PluginNetwork, UNet, build_network
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.batch import Batch
 from segfit.training.loss import SegmentationLoss
@@ -53,7 +53,8 @@ class Learner:
         self._recipe = recipe
         self.device = device
         self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides, recipe)
-        self.network: UNet = build_network(
+        self._plugins = [loaded_augmentation(name) for name in recipe.augmentation.plugins]
+        self.network: UNet | PluginNetwork = build_network(
             spec, deep_supervision=recipe.deep_supervision, generator=torch.Generator().manual_seed(seed)
         )
         self.network.num_heads = self.loss.num_heads
@@ -63,8 +64,9 @@ class Learner:
             self._format = torch.channels_last if spec.ndim == 2 else torch.channels_last_3d
             self.network.to(memory_format=self._format)  # type: ignore[call-overload] # missing in torch's types
         least = 2 if spec.ndim == 3 and recipe.precision == "fp32" else 1
-        # Samples that are normalised together stay together.
-        self._side_by_side = SideBySide(device, least=configuration.batch_size if spec.norm == "batch" else least)
+        # Samples that are normalised together stay together; of a plug-in's network that is not known.
+        together = spec.norm == "batch" or spec.plugin is not None
+        self._side_by_side = SideBySide(device, least=configuration.batch_size if together else least)
         self._optimizer = _optimizer(recipe, self.network, device, self._side_by_side)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if recipe.precision == "fp16" else 1.0)
         self._average = _WeightAverage(self.network, recipe.weight_average) if recipe.weight_average > 0 else None
@@ -91,6 +93,8 @@ class Learner:
             image, labels = (part.to(self.device, non_blocking=True) for part in (batch.image, batch.labels))
             parameters = draw(self._recipe.augmentation, self._patch, image.shape[0], image.shape[1], rng)
             image, labels = apply(parameters, image, labels)
+            for augment in self._plugins:
+                image, labels = augment(image, labels, rng)
             return self._step(replace(batch, image=image, labels=labels), groups, learning_rate)
 
     def _step(self, batch: Batch, groups: int, learning_rate: float) -> Tensor:
@@ -120,7 +124,7 @@ class Learner:
         return loss
 
     @contextmanager
-    def evaluating(self) -> Iterator[UNet]:
+    def evaluating(self) -> Iterator[UNet | PluginNetwork]:
         """Give the network as it will predict: one output, averaged weights where there are any, no gradients."""
         deep_supervision = self.network.deep_supervision
         self.network.eval()
@@ -136,7 +140,10 @@ class Learner:
         """Return a copy of the weights that predict, float32 on the CPU, by parameter name."""
         with self.evaluating() as network:
             state = network.state_dict()
-            return {name: tensor.to("cpu", torch.float32, copy=True).contiguous() for name, tensor in state.items()}
+            return {
+                name: tensor.to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True).contiguous()
+                for name, tensor in state.items()
+            }
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the state, by name; they share memory with the learner."""
@@ -182,7 +189,8 @@ class _WeightAverage:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._weights = network.state_dict()  # shares memory with the network
+        state = network.state_dict()  # shares memory with the network
+        self._weights = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
         self.tensors = {name: tensor.clone() for name, tensor in self._weights.items()}
         self.updates = 0
 

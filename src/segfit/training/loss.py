@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from segfit.errors import InputError
 from segfit.labels import LabelScheme
 from segfit.networks.outputs import class_masks
+from segfit.plugins import guarded, load_plugin
 from segfit.specs import TrainingSpec
 from segfit.training.batch import Batch
 
@@ -74,7 +76,7 @@ class SegmentationLoss:
             "topk": partial(self._worst_entropy, recipe.topk_share),
             "focal": partial(self._focal_entropy, recipe.focal_exponent),
         }
-        self._terms = [known[name] for name in recipe.loss.split("+")]
+        self._terms = [known[name] if name in known else _plugin_term(name) for name in recipe.loss.split("+")]
 
     @property
     def num_heads(self) -> int:
@@ -176,6 +178,21 @@ class SegmentationLoss:
         precision = covered(soft_centre_line(shares, steps), masks)
         sensitivity = covered(soft_centre_line(masks, steps), shares)
         return -(2 * precision * sensitivity / (precision + sensitivity)).mean()
+
+
+def _plugin_term(name: str) -> Callable[[Compared], Tensor]:
+    """Return the term of a plug-in, which takes a `Compared` and gives a number that the network is to make small."""
+    function = guarded("losses", name, load_plugin("losses", name))
+
+    def term(seen: Compared) -> Tensor:
+        result = function(seen)
+        if not isinstance(result, Tensor) or result.ndim:
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            problem = f"the plug-in {name} (segfit.losses) must give a tensor without axes, it gave {got}"
+            raise InputError(problem, "mend it, or leave it out")
+        return result
+
+    return term
 
 
 def soft_centre_line(mask: Tensor, steps: int) -> Tensor:
