@@ -236,12 +236,15 @@ class TrainingOptions(Record):
     )
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="arithmetic of the forward pass")
     channels_last: bool | None = Field(None, description="memory layout of the network; measured when absent")
+    trackers: tuple[Literal["tensorboard", "mlflow"] | PluginName, ...] = Field(
+        (), description="tensorboard, mlflow, or PACKAGE:NAME of a plug-in, which follow the trainings"
+    )
     checkpoint_seconds: float = Field(60.0, gt=0, description="seconds between two saved states")
 
     @property
     def values(self) -> dict[str, Any]:
         """What was set of the recipe, by name."""
-        return self.model_dump(exclude={"steps", "checkpoint_seconds"}, exclude_none=True)
+        return self.model_dump(exclude={"steps", "checkpoint_seconds", "trackers"}, exclude_none=True)
 
     @model_validator(mode="after")
     def _check(self) -> TrainingOptions:

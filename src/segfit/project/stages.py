@@ -56,7 +56,12 @@ class Stage:
 
 _TRAINED_FROM = ("preset", "memory_gb", "device", "seed", "dataset", "planning", "training", "augmentation")
 _PLANNED_ON = ("fingerprint", "labels", "splits", "weights")
-_NOT_PLANNED_FROM = ("dataset.skip_incomplete", "dataset.labels", "training.checkpoint_seconds")  # cases tell of them
+_NOT_PLANNED_FROM = (
+    "dataset.skip_incomplete",  # cases tell of this
+    "dataset.labels",  # and of this
+    "training.checkpoint_seconds",
+    "training.trackers",
+)
 
 STAGES = {
     stage.name: stage

@@ -235,6 +235,7 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
             expected_seconds_per_step=project.run_plan().seconds_per_step.get(item.name),
             checkpoint_seconds=project.options.training.checkpoint_seconds,
             title=item.title,
+            trackers=project.options.training.trackers,
             progress=project.progress,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -27,11 +28,12 @@ class EventLog:
     """Appends events to a file.
 
     Opening for `step` drops every event of a later step: a training that goes on from a saved state repeats the steps
-    after it, and the log stays monotone.
+    after it, and the log stays monotone. `follower` is told each event once it is in the file.
     """
 
-    def __init__(self, path: Path, *, step: int) -> None:
+    def __init__(self, path: Path, *, step: int, follower: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         self._path = path
+        self._follower = follower
         self._handle = self._opened(step)
 
     def _opened(self, step: int) -> TextIO:
@@ -46,8 +48,11 @@ class EventLog:
 
     def write(self, kind: str, *, step: int, **facts: Any) -> None:
         """Append one event; the facts are JSON values without NaN."""
-        self._handle.write(_line({"kind": kind, "step": step, **facts}))
+        event = {"kind": kind, "step": step, **facts}
+        self._handle.write(_line(event))
         self._handle.flush()
+        if self._follower is not None:
+            self._follower(event)
 
     def __enter__(self) -> Self:
         return self

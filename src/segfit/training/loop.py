@@ -42,6 +42,7 @@ from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in
 from segfit.training.schedule import cooldown_start, learning_rate
 from segfit.training.starting_state import state_to_start_from
 from segfit.training.threads import ThreadChoice, kept_threads, thread_numbers
+from segfit.training.trackers import Trackers
 
 __all__ = ["train_fold"]
 
@@ -61,6 +62,7 @@ def train_fold(
     expected_seconds_per_step: float | None = None,
     checkpoint_seconds: float = 60.0,
     title: str = "",
+    trackers: Sequence[str] = (),
     keep_state: bool = False,
     progress: Progress = SILENT,
 ) -> TrainingResult:
@@ -73,6 +75,7 @@ def train_fold(
     expected_seconds_per_step : when steps take much longer than that, a note says what it costs
     checkpoint_seconds : time between two saved states
     title : what the progress calls it
+    trackers : that follow its events, see `segfit.training.trackers`
     keep_state : leave the last state beside the weights, for another training to start from
 
     A training whose learning rate falls in a part of its budget only leaves the state from before that: given more
@@ -96,7 +99,7 @@ def train_fold(
     try:
         with training_on(configuration, device), kept_threads():
             training = _Training(job, identity, kept, validation, folder, device, expected_seconds_per_step, progress)
-            training.run(title or f"training {configuration.name}", checkpoint_seconds)
+            training.run(title or f"training {configuration.name}", checkpoint_seconds, trackers)
             return training.finish(keep_state=keep_state)
     except OSError as error:  # a full disk and the like
         raise StageError(
@@ -153,14 +156,16 @@ class _Training:
         self._reported = 0.0  # share of the budget reported as progress
         self._checkpoint_safe = True  # False while a step changes the weights
 
-    def run(self, title: str, checkpoint_seconds: float) -> None:
+    def run(self, title: str, checkpoint_seconds: float, trackers: Sequence[str] = ()) -> None:
         """Train to the end of the budget."""
         self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
         # On a CPU threads that read ahead would compete with those that train.
         reader_threads = 0 if self.device.type == "cpu" else min(_MOST_READERS, available_workers())
+        known = self._step if self._done else 0
         with (
-            EventLog(self.folder / EVENTS, step=self._step if self._done else 0) as self._events,
+            Trackers(trackers, self.folder, title, known, self.progress) as followers,
+            EventLog(self.folder / EVENTS, step=known, follower=followers) as self._events,
             self.progress.task(title, self.job.budget.total) as task,
             Batches(
                 self._sampler,
