@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Problem,
         SegfitError,
         StageError,
+        StoppedError,
     )
     from segfit.evaluation.evaluate import evaluate_folder as evaluate
     from segfit.execution.execution import Execution
@@ -48,6 +49,7 @@ __all__ = [
     "Project",
     "SegfitError",
     "StageError",
+    "StoppedError",
     "__version__",
     "evaluate",
     "load_model",

@@ -3,6 +3,7 @@
     SegfitError                 anything segfit raises on purpose
     ├── InputError              bad input or options: the message says what to do (CLI exit code 2)
     │   └── DatasetError        one or more problems found in a dataset, as a table of `Problem`
+    ├── StoppedError            the work was stopped as was asked for, and can be gone on with (CLI exit code 143)
     └── StageError              a stage could not finish although its input was good (CLI exit code 1)
         ├── CasesFailedError         cases of a stage failed, the others are done
         ├── MemoryShortageError      a network does not fit into the memory there is
@@ -33,6 +34,7 @@ __all__ = [
     "Problem",
     "SegfitError",
     "StageError",
+    "StoppedError",
     "nearest",
     "reason_of",
     "warning",
@@ -81,6 +83,10 @@ class CasesFailedError(StageError):
         reasons = "; ".join(map(str, failed))
         super().__init__(f"{stage}: {len(failed)} of {total} cases failed{others}: {reasons}", action)
         self.args = (stage, tuple(failed), total, action)
+
+
+class StoppedError(SegfitError):
+    """Work was stopped because somebody asked for it; the same call goes on with it."""
 
 
 class MemoryShortageError(StageError):

@@ -7,12 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from segfit.cli.main import run
+from segfit.errors import Problem, StoppedError
+from segfit.execution.execution import Execution
 from segfit.files import partial_folder
+from segfit.inference.model import load_model
 from segfit.project import Project
 
 _PATIENCE_S = 600.0  # for what takes ten seconds on an idle machine
@@ -83,3 +88,66 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path, volumes: Path
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
     assert not any(out.glob("runs/3d_fullres/fold-0/*/training.json"))
+
+
+class _Counting:
+    """Progress that calls `react` at the fifth report of a training: after its fourth step."""
+
+    def __init__(self, react: Callable[[], object]) -> None:
+        self.react: Callable[[], object] = react
+        self.told: list[str] = []
+        self._title, self._count = "", 0
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[_Counting]:
+        self._title, self._count = description, 0
+        yield self
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self._count += 1
+        if self._title.startswith("training") and self._count == 5:
+            self.react()
+
+    def note(self, message: str) -> None:
+        self.told.append(message)
+
+    def warn(self, warning: Problem) -> None:
+        pass
+
+
+def test_a_stopped_run_leaves_the_model_and_its_state_and_goes_on(
+    tmp_path: Path, pictures: Path, tiny: list[str]
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    tiny += ["training.precision=fp32", "training.channels_last=true"]
+    Project.create(out, pictures, settings=tiny).run()
+    before = (out / "model/model.json").read_bytes()
+    more = [*tiny, "training.steps=12", "training.checkpoint_seconds=1000"]
+    Project.create(whole, pictures, settings=more).run()
+
+    progress = _Counting(lambda: Project.open(out).stop())  # as another process does
+    project = Project.create(out, pictures, settings=more, execution=Execution(progress=progress))
+    with pytest.raises(StoppedError):
+        project.run()
+    assert [path.name for path in out.glob("runs/*/fold-0/*/state/*")] == ["step-000000004.safetensors"]
+    assert (out / "model/model.json").read_bytes() == before
+    assert load_model(out / "model").name
+    progress.react = lambda: None
+    project.run()  # the file that is there stops nothing any more
+    assert "resuming from step 4" in progress.told
+    (first,), (second,) = (list(folder.glob("model/*.safetensors")) for folder in (whole, out))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_touching_the_stop_file_ends_a_command_with_a_code_to_resume_on(
+    tmp_path: Path, pictures: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "stopped"
+    settings = [part for setting in tiny for part in ("--set", setting)]
+    progress = _Counting((out / "stop").touch)
+    monkeypatch.setattr("segfit.cli.common.console_execution", lambda *_: Execution(progress=progress))
+    arguments = ["train", str(pictures), "--out", str(out), *settings]
+    assert run(arguments) == 143
+    progress.react = lambda: None
+    assert run(arguments) == 0
+    assert "resuming from step 4" in progress.told

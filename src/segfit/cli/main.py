@@ -16,7 +16,7 @@ from segfit.cli import machine, models, projects, results, stages
 from segfit.cli.common import print_json
 from segfit.cli.console import problem_table, say, wrapped
 from segfit.cli.help_pages import GroupedHelp
-from segfit.errors import DatasetError, InputError, SegfitError
+from segfit.errors import DatasetError, InputError, SegfitError, StoppedError
 from segfit.execution.processors import affinity, available_workers
 from segfit.words import count
 
@@ -24,6 +24,7 @@ __all__ = ["app", "main"]
 
 _INTERRUPTED = 130  # what shells say of a process ended by Ctrl-C,
 _ENDED = 128  # and, plus the signal, of others
+_STOPPED = _ENDED + 15  # by a stop file, which is told as SIGTERM is: the same command goes on
 
 app = typer.Typer(
     name="segfit",
@@ -128,6 +129,9 @@ def run(arguments: list[str] | None = None) -> int:
     except InputError as error:
         _tell(f"segfit: {error}")
         return 2
+    except StoppedError as error:
+        _tell(f"segfit: {error}")
+        return _STOPPED
     except SegfitError as error:
         _tell(f"segfit: {error}")
         return 1

@@ -17,6 +17,7 @@ my-project/
     before-cooldown/ the state from before the learning rate fell, for more time
     validation-<key>/    predictions of the fold's validation cases, summary.json
   stages.jsonl       what each stage used
+  stop               touched by whoever wants what is at work here to stop
   .locks/            one for each result that is being made
 
 A key is a hash of what a result was made from, see `segfit.project.stages`; the record of that stands beside or in it.
@@ -69,6 +70,7 @@ class ProjectFolder:
         self.runs = root / "runs"
         self.stages = root / "stages.jsonl"
         self.locks = root / ".locks"
+        self.stop = root / "stop"
 
     def remove_leftovers(self) -> None:
         """Remove the partial files of commands that were killed."""

@@ -33,6 +33,7 @@ from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFol
 from segfit.project.sharing import Locks
 from segfit.project.stage_log import StageLog, told_of_files
 from segfit.project.stages import STAGES
+from segfit.project.stop import StopFile
 from segfit.records import Key, Results, Use
 from segfit.report.views import look_to_show
 from segfit.specs import Configuration
@@ -54,7 +55,8 @@ class Preparation:
         self._resolved: dict[str, Any] = {}
         self._adopt(options)
         self.locks = Locks(self.folder, execution.progress)
-        self.progress: Progress = Checked(execution.progress, self.locks.require)
+        self.stop_file = StopFile(self.folder.stop)
+        self.progress: Progress = Checked(execution.progress, self._require_may_go_on)
         self._execution = replace(execution, progress=self.progress)
         self.stage_log = StageLog(self.folder.stages)
         self.results = Results()
@@ -345,6 +347,7 @@ class Preparation:
             self.save_options()
         with self.locks.joined(self.options.content_hash()) as seconds:
             self._started = perf_counter() - seconds
+            self.stop_file.begin()
             try:
                 yield
                 self._former = None  # what was asked for was done
@@ -353,6 +356,10 @@ class Preparation:
                 raise
             finally:
                 self._started = None
+
+    def _require_may_go_on(self) -> None:
+        self.locks.require()
+        self.stop_file.require_none()
 
     def seconds(self) -> float:
         """Return the seconds of the time budget that are used."""

@@ -112,6 +112,13 @@ class Project(Preparation):
         record = record_of(self.folder.check)
         return record is not None and record.made_of.get("dataset") == self._check_key(self.hashes).made_of["dataset"]
 
+    def stop(self) -> None:
+        """Ask all that is at work in this project to stop, in this process (in another thread) and in others.
+
+        The calls that are at work save what they have and raise `StoppedError`; the same calls go on where they were.
+        """
+        self.stop_file.ask()
+
     def train(
         self, *, folds: Sequence[int] | None = None, configurations: Sequence[str] | None = None
     ) -> list[TrainingResult]:

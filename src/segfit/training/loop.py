@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from segfit.errors import DivergedError, StageError, warning
+from segfit.errors import DivergedError, StageError, StoppedError, warning
 from segfit.execution.memory import free_memory_gb
 from segfit.execution.processors import available_workers
 from segfit.files import hash_file, remove_leftovers
@@ -83,8 +83,9 @@ def train_fold(
     last good state, with a quarter of the learning rate, and warns of it; the second time it raises `DivergedError`.
 
     Ctrl-C and SIGTERM (when called from the main thread) let the running step end, save the state and raise
-    `KeyboardInterrupt` or `SystemExit`. Raises `InputError` where there is nothing to train on, `StageError` when the
-    model does not fit into the device's memory or a file cannot be written.
+    `KeyboardInterrupt` or `SystemExit`; a progress that raises `StoppedError` has the state saved too. Raises
+    `InputError` where there is nothing to train on, `StageError` when the model does not fit into the device's memory
+    or a file cannot be written.
     """
     job.require_cases()
     assert [case.id for case in (*train, *validation)] == [*job.cases_train, *job.cases_validation]
@@ -188,7 +189,7 @@ class _Training:
                     if perf_counter() - saved > checkpoint_seconds and self._guard.is_healthy(self._losses):
                         self._save()
                         saved = perf_counter()
-            except (KeyboardInterrupt, SystemExit):
+            except (KeyboardInterrupt, SystemExit, StoppedError):
                 if self._checkpoint_safe and self._guard.is_healthy(self._losses):
                     self._save()
                 raise
