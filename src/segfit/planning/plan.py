@@ -155,7 +155,8 @@ class Plan(Document):
                     by_axis(item.spacing_mm),
                     by_axis(item.patch_size),
                     str(item.batch_size),
-                    f"{item.network.kind}, {item.network.num_stages} stages from {item.network.features[0]} features",
+                    f"{item.network.plugin or item.network.kind}, {item.network.num_stages} stages"
+                    f" from {item.network.features[0]} features",
                 )
                 for name, item in self.configurations.items()
             ),
