@@ -178,6 +178,7 @@ class PlanningOptions(ConfigurationOptions):
         BeforeValidator(lambda value: "nnunet" if value == "reference" else value),  # its old name
     ] = Field(None, description="how cases are split into folds: balanced, nnunet, or a file of folds")
     orientation: Literal["canonical", "stored"] | None = Field(None, description="axes seen by the network")
+    plan_from: str | None = Field(None, description="project or plans.json whose plan is taken over")
     by_configuration: dict[ConfigurationName, ConfigurationOptions] = Field(
         {}, description="the same for one configuration, set as planning.3d_fullres.batch_size"
     )
@@ -211,6 +212,7 @@ def _laid_over(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 class TrainingOptions(Record):
     """Overrides of the training recipe."""
 
+    start_from: str | None = Field(None, description="model that the training starts from")
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of a time budget")
     loss: Loss | None = Field(None, description="sum of dice, tversky, cldice, ce, topk, focal, such as dice+topk")
     topk_share: float | None = Field(None, gt=0, le=1, description="share of the voxels, the worst, that topk looks at")
@@ -244,7 +246,7 @@ class TrainingOptions(Record):
     @property
     def values(self) -> dict[str, Any]:
         """What was set of the recipe, by name."""
-        return self.model_dump(exclude={"steps", "checkpoint_seconds", "trackers"}, exclude_none=True)
+        return self.model_dump(exclude={"start_from", "steps", "checkpoint_seconds", "trackers"}, exclude_none=True)
 
     @model_validator(mode="after")
     def _check(self) -> TrainingOptions:

@@ -95,6 +95,14 @@ _SETTINGS: dict[str, Any] = {
         PresetName | None,
         typer.Option("--preset", metavar="|".join(get_args(PresetName)), help="Planning rules; default: auto."),
     ],
+    "start": Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Start from a model: of segfit or nnU-Net, or a file of weights."),
+    ],
+    "plan_from": Annotated[
+        str | None,
+        typer.Option("--plan-from", metavar="PROJECT|FILE", help="Take over a plan; FILE: a plans.json of nnU-Net."),
+    ],
     "splits": Annotated[
         str | None,
         typer.Option(
@@ -153,6 +161,8 @@ def _settings_from(
     time: str | None = None,
     steps: int | None = None,
     preset: str | None = None,
+    start: str | None = None,
+    plan_from: str | None = None,
     splits: str | None = None,
     resample_labels: bool | None = None,
     labels: str | None = None,
@@ -177,6 +187,9 @@ def _settings_from(
         given += [f"time_s={parse_seconds(time)}", "training.steps=null"]
     if steps is not None:
         given += [f"training.steps={steps}", "time_s=null"]
+    for key, path in (("training.start_from", start), ("planning.plan_from", plan_from)):
+        if path is not None:
+            given.append(f"{key}={json.dumps(str(Path(path).expanduser().absolute()))}")
     if splits is not None:
         given.append(f"planning.splits={json.dumps(_method_or_file(splits))}")
     if resample_labels is not None:

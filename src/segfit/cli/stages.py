@@ -40,6 +40,8 @@ _TRAINING = (
     "time",
     "steps",
     "preset",
+    "start",
+    "plan_from",
     "splits",
     "resample_labels",
     "labels",

@@ -10,6 +10,7 @@ tensors are numpy's plain scalars.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,7 +30,7 @@ from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["is_nnunet_model", "read_nnunet_model"]
+__all__ = ["folds_of", "is_nnunet_model", "read_checkpoint", "read_nnunet_model"]
 
 _FOLD = "fold_"
 
@@ -57,8 +58,8 @@ def read_nnunet_model(
     plans, dataset = read_json(path / "plans.json"), read_json(path / "dataset.json")
     if not isinstance(plans, dict) or not isinstance(dataset, dict):
         raise InputError(f"{path} is not a model of nnU-Net v2: plans.json and dataset.json must be objects")
-    names = [str(fold) for fold in folds] if folds is not None else _folds(path, checkpoint)
-    checkpoints = {fold: _read_checkpoint(path / f"{_FOLD}{fold}" / checkpoint) for fold in names}
+    names = [str(fold) for fold in folds] if folds is not None else folds_of(path, checkpoint)
+    checkpoints = {fold: read_checkpoint(path / f"{_FOLD}{fold}" / checkpoint) for fold in names}
     first = checkpoints[names[0]]
     try:
         name = first["init_args"]["configuration"]
@@ -115,20 +116,23 @@ def _training_images(path: Path, channel_names: tuple[str, ...]) -> TrainingImag
         raise InputError(f"{path} is damaged ({error})", "copy the model folder again, or remove that file") from None
 
 
-def _folds(path: Path, checkpoint: str) -> list[str]:
+def folds_of(path: Path, checkpoint: str = "checkpoint_final.pth") -> list[str]:
+    """Return the folds of a model folder that have a checkpoint, "all" only if there is no other."""
     found = sorted(file.parent.name.removeprefix(_FOLD) for file in path.glob(f"{_FOLD}*/{checkpoint}"))
     if not found:
         raise InputError(f"{path} has no {_FOLD}*/{checkpoint}", "give a trained model or another checkpoint name")
     return [fold for fold in found if fold != "all"] or found
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a file of torch holds, read without running code of its own; `InputError` if it wants to run some."""
     import torch
 
     if not path.is_file():
         raise InputError(f"{path} is missing", "choose among the folds that are there")
     try:
-        with torch.serialization.safe_globals(_plain_numpy()):
+        with torch.serialization.safe_globals(_plain_numpy()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with the file is told in one sentence
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -138,7 +142,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         reason = reason_of(error)
         raise InputError(f"{path} cannot be read safely ({reason})", "copy it again, or export plain weights") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} is not a checkpoint of nnU-Net v2")
+        raise InputError(f"{path} is not a checkpoint: it holds no names")
     return content
 
 

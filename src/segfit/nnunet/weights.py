@@ -17,7 +17,7 @@ from segfit.errors import InputError
 from segfit.networks.unet import UNet
 from segfit.specs import NetworkSpec
 
-__all__ = ["from_nnunet", "nnunet_keys", "to_nnunet"]
+__all__ = ["from_nnunet", "nnunet_keys", "our_names", "to_nnunet"]
 
 _AFFINE, _RUNNING = ("weight", "bias"), ("running_mean", "running_var")
 _COUNTER = ".num_batches_tracked"  # beside the running statistics of a batch normalisation; nothing depends on it
@@ -69,6 +69,43 @@ def _unit(theirs: str, ours: str, norm: tuple[str, ...], *, bias: bool) -> Itera
             yield f"{theirs}.{names[0]}.{tensor}", f"{ours}.conv.{tensor}"
         for tensor in norm:
             yield f"{theirs}.{names[1]}.{tensor}", f"{ours}.norm.{tensor}"
+
+
+def our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of an unknown network under our keys; what is not of a U-Net is left out.
+
+    They may be named as nnU-Net's or as ours.
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        name = _WRAPPERS.sub("", name)
+        name = re.sub(r"^decoder\.encoder\.", "encoder.", name)
+        name = re.sub(r"\ball_modules\.0\.", "conv.", name)
+        name = re.sub(r"\ball_modules\.1\.", "norm.", name)
+        for theirs, ours in _THEIR_NAMES:
+            name = theirs.sub(ours, name)
+        if _OUR_NAME.fullmatch(name):
+            result.setdefault(name, tensor)
+    return result
+
+
+_THEIR_NAMES = [
+    (re.compile(theirs), ours)
+    for theirs, ours in (
+        (r"^encoder\.stem\.convs\.0\.", "stem."),
+        (r"^encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.", r"encoder.\1.\2."),
+        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv1\.", r"encoder.\1.\2.first."),
+        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv2\.", r"encoder.\1.\2.second."),
+        (r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.[01]\.", r"encoder.\1.\2.shortcut."),
+        (r"^decoder\.stages\.(\d+)\.convs\.(\d+)\.", r"decoder.\1.\2."),
+        (r"^decoder\.transpconvs\.(\d+)\.", r"upsample.\1."),
+        (r"^decoder\.seg_layers\.(\d+)\.", r"heads.\1."),
+    )
+]
+_OUR_NAME = re.compile(
+    r"(stem|encoder\.\d+\.\d+(\.(first|second|shortcut))?|decoder\.\d+\.\d+)\.(conv|norm)\.(weight|bias)"
+    r"|(upsample|heads)\.\d+\.(weight|bias)"
+)
 
 
 def to_nnunet(state: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:

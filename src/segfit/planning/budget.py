@@ -18,6 +18,8 @@ from segfit.specs import Configuration, NetworkSpec, TrainingSpec
 __all__ = [
     "ENOUGH_STEPS",
     "FEWEST_STEPS",
+    "FINE_TUNING_SHARE",
+    "FINE_TUNING_WARMUP",
     "LONG_STEPS",
     "MANY_STEPS",
     "MOST_FEATURES",
@@ -30,6 +32,7 @@ __all__ = [
     "choose_configurations",
     "choose_trainings",
     "coarser",
+    "fine_tuning_recipe",
     "reductions",
     "short_recipe",
     "shrunk",
@@ -53,6 +56,11 @@ MOST_STEPS = 250_000
 """nnU-Net's schedule, 1000 epochs of 250: a training ends with it, also where there is more time."""
 NARROW = 16
 """Features of the first stage below which a network costs hardly less; taken only where the patch cannot shrink."""
+
+FINE_TUNING_SHARE = 0.1
+"""Of the recipe's learning rate, for a network that starts from a model (docs/decisions/fine-tuning.md)."""
+FINE_TUNING_WARMUP = 0.1
+"""Share of such a training in which the rate rises to that."""
 
 MOST_FEATURES = 128
 """Of the deep stages of a network that is trained for a short time."""
@@ -213,3 +221,12 @@ def short_recipe(recipe: TrainingSpec, options: Options) -> TrainingSpec:
     else:
         values |= {"optimizer": "muon", "learning_rate": _MUON_RATE}
     return recipe.model_copy(update={key: value for key, value in values.items() if key not in asked})
+
+
+def fine_tuning_recipe(recipe: TrainingSpec, options: Options) -> TrainingSpec:
+    """Return the recipe for a network that starts from a model: a low rate, reached slowly; what the user set stays."""
+    values = {
+        "learning_rate": round(recipe.learning_rate * FINE_TUNING_SHARE, 8),
+        "warmup_share": FINE_TUNING_WARMUP,
+    }
+    return recipe.model_copy(update={key: value for key, value in values.items() if key not in options.training.values})

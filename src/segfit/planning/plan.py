@@ -11,7 +11,17 @@ from segfit.notebook import html_table
 from segfit.specs import Configuration, TrainingSpec
 from segfit.words import by_axis, listing
 
-__all__ = ["Decision", "Extension", "Outcome", "Plan", "RaceEntry", "RunSpec", "StageForecast", "candidate_words"]
+__all__ = [
+    "Decision",
+    "Extension",
+    "Initial",
+    "Outcome",
+    "Plan",
+    "RaceEntry",
+    "RunSpec",
+    "StageForecast",
+    "candidate_words",
+]
 
 
 _Named = Annotated[str, AfterValidator(lambda name: name.replace("resample_scores", "resample_logits"))]
@@ -78,6 +88,33 @@ class Extension(Record):
     step: int  # that it is gone on from
 
 
+class Initial(Record):
+    """What the networks of a run take over from the model that they start from."""
+
+    identity: str  # of the model
+    model: str  # its name, for people
+    layers: int  # of the network
+    fitted: int  # of them, that come as they are
+    anew: tuple[str, ...] = ()  # layers that do not, or not as a whole
+    kept: tuple[str, ...] = ()  # classes whose rows of the heads come
+    added: tuple[str, ...] = ()  # classes that the model does not know
+    dropped: tuple[str, ...] = ()  # classes of the model that the dataset does not have
+
+    @property
+    def fits_badly(self) -> bool:
+        """Whether more than the heads, and most of the layers, start from nothing."""
+        return self.fitted < self.layers / 2
+
+    @property
+    def words(self) -> str:
+        """What is taken over, in a sentence."""
+        parts = [f"{self.fitted} of {self.layers} layers come from {self.model}"]
+        for names, what in ((self.kept, "keeps"), (self.added, "learns anew"), (self.dropped, "does without")):
+            if names:
+                parts.append(f"{what} {listing(names)}")
+        return "; ".join([parts[0], f"the network {', '.join(parts[1:])}"] if parts[1:] else parts)
+
+
 class RunSpec(Record):
     """What is trained with the time there is: decided by rule from a measured step."""
 
@@ -98,6 +135,7 @@ class RunSpec(Record):
     course: str = ""  # hash of all that the plan is derived from but the time: equal in runs that can be extended
     settings: tuple[str, ...] = ()  # asked of the planner beside the options, for a coarser spacing
     validation_cases: int | None = None  # of each fold, that are predicted to validate it; None: all
+    initial: Initial | None = None  # None: the networks start from nothing
     validation_mirror: bool = True  # validation predicts mirrored views too
 
     @property

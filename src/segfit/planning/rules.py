@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from segfit.planning.budget import (
     ENOUGH_STEPS,
+    FINE_TUNING_SHARE,
+    FINE_TUNING_WARMUP,
     LONG_STEPS,
     MANY_STEPS,
     MOST_FEATURES,
@@ -487,6 +489,19 @@ TABLE: dict[str, Rule] = {
         source=_BUDGET,
         changes="a longer time budget, or the options training.*",
         bounds={"time": "time budget", "steps": "steps asked for"},
+    ),
+    "taken_over": Rule(
+        says="as in the model or the plan that is taken over",
+        source="the option --from or --plan-from",
+        changes="another model or plan, or the options planning.*",
+        bounds={"": "taken over"},
+    ),
+    "fine_tuning": Rule(
+        says=f"a network that starts from a model gets {FINE_TUNING_SHARE:g} of the rate of the recipe, reached after "
+        f"a warm-up of {FINE_TUNING_WARMUP:g} of the training; what you set stays",
+        source="docs/decisions/fine-tuning.md",
+        changes="the options training.learning_rate and training.warmup_share",
+        bounds={"": "starts from a model"},
     ),
     "run": Rule(
         says="one network first, of several that were tried the one that had learned most; another fold, then another "

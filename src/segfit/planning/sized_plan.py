@@ -9,7 +9,7 @@ from typing import Any
 from segfit.feature_maps import network_elements
 from segfit.planning.configurations import stride_inputs
 from segfit.planning.explain import change_in_words
-from segfit.planning.plan import Decision, Plan, RunSpec
+from segfit.planning.plan import Decision, Initial, Plan, RunSpec
 from segfit.planning.recipe import geometry_values, patch_ratio, recipe_values
 from segfit.planning.rules import SET
 from segfit.planning.trace import as_json
@@ -20,7 +20,7 @@ __all__ = ["with_run"]
 
 _SIZED = {"network.features": "sized_features", "batch_size": "sized_batch", "patch_size": "sized_patch"}
 """What sizing may change of a configuration, and by which rule."""
-_RECIPE = ("optimizer", "learning_rate", "momentum", "cooldown_share")
+_RECIPE = ("optimizer", "learning_rate", "momentum", "warmup_share", "cooldown_share")
 
 
 def with_run(
@@ -59,6 +59,8 @@ def with_run(
         told.sizes(before, now, inputs, memory_gb.get(name))
         told.recipe(name, plan.training[name], recipe, inputs, run)
         told.following(before, now, recipe)
+        if run.initial is not None:
+            told.fine_tuned(name, recipe, run.initial)
         if name in coarser:
             told.coarser(f"{name}.spacing_mm")
     told.run(run, asked)
@@ -140,6 +142,12 @@ class _Told:
             leaves = [option.partition(".")[2] for option in known.options]
             usual = {leaf: known.by_rule[leaf] for leaf in leaves} if known.by_rule else None
             self.again(key, options=known.options, by_rule=usual)
+
+    def fine_tuned(self, name: str, recipe: TrainingSpec, initial: Initial) -> None:
+        """Tell the rate of a network that starts from a model, and what it takes over."""
+        inputs = initial.model_dump(mode="json", exclude={"anew"})
+        value = {"learning_rate": recipe.learning_rate, "warmup_share": recipe.warmup_share}
+        self.decide(f"{name}.training.start", value, "fine_tuning", "", inputs)
 
     def coarser(self, key: str) -> None:
         """Tell a spacing that sizing asked for, not the user."""

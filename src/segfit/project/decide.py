@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.device import resolve_device
-from segfit.errors import InputError, MemoryShortageError, StageError
+from segfit.errors import InputError, MemoryShortageError, StageError, warning
+from segfit.networks.unet import build_network
 from segfit.planning.budget import (
     ENOUGH_STEPS,
     FEWEST_STEPS,
@@ -21,9 +22,10 @@ from segfit.planning.budget import (
     TOLERABLE_STEPS,
     choose_configurations,
     choose_trainings,
+    fine_tuning_recipe,
     short_recipe,
 )
-from segfit.planning.plan import Plan, RunSpec, StageForecast
+from segfit.planning.plan import Initial, Plan, RunSpec, StageForecast
 from segfit.planning.sized_plan import with_run
 from segfit.project.candidate import SLACK, Candidate, Workload
 from segfit.project.extension import Earlier, earlier_run
@@ -93,7 +95,7 @@ class _Decision:
         self._sizer = Sizer(
             project.fingerprint(),
             project.dataset.labels,
-            options,
+            project.asked,
             self._device,
             self._workload,
             project.progress,
@@ -207,6 +209,8 @@ class _Decision:
         """Return what is to be tried, the most promising first; None where the rules decide alone."""
         if self._options.training.steps is not None or self._options.preset != "auto" or self._all_asked:
             return None
+        if self._project.start is not None:
+            return None  # the model brings the network
         left = self._left() - self._preprocessing_seconds(preprocessing)
         seconds = left / self._shares * (1 - _RACE_SHARE)
         first = self._sized(self._names[0], seconds)
@@ -284,7 +288,7 @@ class _Decision:
             chosen = list(entrants)
         else:
             every = self._all_asked
-            chosen = [self._sizer.best(*self._planned(self._names[0]), left / self._shares)]
+            chosen = [self._best(self._names[0], left / self._shares)]
             enough = ENOUGH_STEPS * self._workload.num_folds * chosen[0].step.seconds_per_step
             if every or left > enough:
                 seconds = left / self._shares if every else left
@@ -299,6 +303,11 @@ class _Decision:
             folds=None if self._options.planning.folds is None else len(self._folds),
         )
         return chosen if self._all_asked else chosen[:count], self._folds[:folds]
+
+    def _best(self, name: str, seconds: float) -> Candidate:
+        """Return the version of a configuration that is trained for so long: one with a network that came is kept."""
+        given = self._project.start is not None
+        return self._sizer.planned(*self._planned(name)) if given else self._sizer.best(*self._planned(name), seconds)
 
     def _planned(self, name: str) -> tuple[Configuration, TrainingSpec]:
         return self._plan.configurations[name], self._plan.training[name]
@@ -333,6 +342,8 @@ class _Decision:
             kept = ("precision", "channels_last", "augmentation")
             planned = self._plan.training[item.name]
             recipe = planned.model_copy(update={key: getattr(recipe, key) for key in kept})
+        if self._project.start is not None:
+            recipe = fine_tuning_recipe(recipe, self._options)
         return item.model_copy(update={"recipe": recipe})
 
     def _run(
@@ -390,9 +401,33 @@ class _Decision:
             time_s=None if options.training.steps is not None else self._budget,
             course=self._project.course(),
             settings=tuple(setting for item in chosen for setting in item.settings),
+            initial=self._initial(chosen),
             validation_cases=min((item.cases for item in validations if item.cases is not None), default=None),
             validation_mirror=all(item.mirror for item in validations),
         )
+
+    def _initial(self, chosen: Sequence[Candidate]) -> Initial | None:
+        """Return what the network takes over from the model that it starts from."""
+        model, weights = self._project.start, self._project.initial
+        if model is None or weights is None:
+            return None
+        labels, spec = self._project.dataset.labels, chosen[0].configuration.network
+        found = weights.for_network(build_network(spec, deep_supervision=False), labels)
+        result = Initial(
+            identity=model.identity,
+            model=model.name,
+            layers=len(found.fitted) + len(found.anew),
+            fitted=len(found.fitted),
+            anew=found.anew,
+            kept=found.kept,
+            added=found.added,
+            dropped=found.dropped,
+        )
+        tell = self._project.progress
+        tell.note(result.words)
+        if result.fits_badly:
+            tell.warn(warning("few_layers", f"only {result.fitted} of {result.layers} layers of {model.name} fit"))
+        return result
 
     def _written(self, chosen: Sequence[Candidate], run: RunSpec) -> Plan:
         """Return the plan with the run and what was sized for it."""

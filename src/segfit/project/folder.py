@@ -7,6 +7,7 @@ my-project/
   plan.json  selection.json  validation.json  report.html  model/  predictions/    of the present options; copies
   cache/             hashes of the dataset's files, the fingerprint's memory of each case, what the report shows of it
   cases/             preprocessed cases
+  starts/<identity>/ models that trainings started from, see `segfit.project.starting_model`
   plans/<key>/
     plan.json        what is decided for these options, and what is trained
     race/            what was tried before, see `segfit.project.race`

@@ -25,6 +25,7 @@ from segfit.planning.folds import grouped, splitting, with_folds
 from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of
+from segfit.planning.taken_over import told_as_taken_over
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import Checked, Progress
@@ -33,10 +34,12 @@ from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFol
 from segfit.project.sharing import Locks
 from segfit.project.stage_log import StageLog, told_of_files
 from segfit.project.stages import STAGES
+from segfit.project.starting_model import initial_weights, kept_model, planned_like, resolved, taken_values
 from segfit.project.stop import StopFile
 from segfit.records import Key, Results, Use
 from segfit.report.views import look_to_show
 from segfit.specs import Configuration
+from segfit.training.initial import InitialWeights
 
 __all__ = ["Preparation"]
 
@@ -70,9 +73,14 @@ class Preparation:
         self.overrun = False  # take more time rather than refuse a budget that is too short
 
     def _adopt(self, options: Options) -> None:
-        """Take options; some of them say how the dataset is read."""
-        self._found = grouped(self._opened.taken(options.dataset), options)  # all cases
-        self.options = options
+        """Take options; some of them say how the dataset is read, and a model that is started from says some."""
+        self.asked, identity = options, options.training.start_from
+        self.start = None if identity is None else kept_model(self.folder.root, identity)
+        if self.start is None and identity is not None:
+            raise InputError(f"{self.folder.root} lacks the model that it starts from", "give it again with --from")
+        planned = planned_like(options, self.start)
+        self._found = grouped(self._opened.taken(options.dataset), planned)  # all cases
+        self.options = planned
         self.dataset = self._found  # narrowed by `check`
         self._resolved.clear()
         self.looked_at_machine = False  # once: commands on several machines do not overrule each other in turn
@@ -84,7 +92,7 @@ class Preparation:
 
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
-        file = ProjectFile(dataset=self.dataset.root, options=self.options)
+        file = ProjectFile(dataset=self.dataset.root, options=self.asked)
         known = load(ProjectFile, self.folder.project)
         self._is_withdrawn = False
         if known != file:
@@ -95,7 +103,7 @@ class Preparation:
     def _withdraw_options(self) -> None:
         """Have the project file as it was before the options of this session, unless others changed it meanwhile."""
         file = load(ProjectFile, self.folder.project)
-        if self._former is not None and file is not None and file.options == self.options:
+        if self._former is not None and file is not None and file.options == self.asked:
             with self.locks.held("options"), told_of_files("options"):
                 file.model_copy(update={"options": self._former}).save(self.folder.project)
             self._former, self._is_withdrawn = None, True
@@ -213,7 +221,8 @@ class Preparation:
         if preset is not None:
             changes.append(f"preset={preset}")
         if changes:
-            self._adopt(self.options.with_settings(changes))
+            asked = self.asked.with_settings(changes)
+            self._adopt(resolved(self.folder.root, asked, self._opened, changes))
             self.save_options()
         return self.once("plan", self._plan)
 
@@ -261,9 +270,19 @@ class Preparation:
 
     def replanned(self, settings: Sequence[str]) -> Plan:
         """Return the plan of the rules with further settings of the planner; nothing is written."""
-        plan = derive(self.fingerprint(), self.dataset.labels, self.options.with_settings(settings), self.hardware)
+        options = self.options.with_settings(settings)
+        if self.start is not None:
+            self.start.require_axes(self.fingerprint().ndim, self.dataset.name)
+        plan = derive(self.fingerprint(), self.dataset.labels, options, self.hardware)
+        if self.start is not None:
+            plan = told_as_taken_over(plan, self.start.configuration_name, taken_values(self.asked, self.start))
         plan = with_folds(plan, self.splits(), self.dataset)
         return plan.model_copy(update={"machine": self.hardware.machine})
+
+    @property
+    def initial(self) -> InitialWeights | None:
+        """The weights that trainings start from; None: they start from nothing."""
+        return None if self.start is None else initial_weights(self.folder.root, self.start)
 
     @property
     def plan_folder(self) -> PlanFolder:

@@ -18,6 +18,7 @@ from segfit.options import Options
 from segfit.project.documents import load
 from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.preparation import Preparation
+from segfit.project.starting_model import resolved
 from segfit.project.status import ProjectStatus, status_of
 from segfit.records import record_of
 from segfit.selection.select import Selection
@@ -70,7 +71,7 @@ class Project(Preparation):
             dataset = before.dataset  # under the path it is known by, so that nothing looks changed
         opened = dataset if isinstance(dataset, Dataset) else _opened(dataset, skip_incomplete=skip)
         moved = before is not None and before.dataset != opened.root
-        if before is not None and moved and not cls(root, opened, options)._holds_results_of_dataset():
+        if before is not None and moved and not cls(root, opened, _self_contained(options))._holds_results_of_dataset():
             raise InputError(
                 f"{root} is a project on {before.dataset}, not on {opened.root}", "choose another folder with --out"
             )
@@ -78,6 +79,7 @@ class Project(Preparation):
             raise InputError(f"{root} is a file", "choose a folder with --out")
         if before is None and root.exists() and _holds_something(root):
             raise InputError(f"{root} is not empty and not a segfit project", "choose another folder with --out")
+        options = resolved(root, options, opened, settings)
         project = cls(root, opened, options, execution=execution)
         if before is not None and moved:
             project.progress.note(f"{opened.root} is the dataset that was at {before.dataset}")
@@ -181,7 +183,7 @@ class Project(Preparation):
             data = report_data(
                 self.folder,
                 self.dataset,
-                self.options,
+                self.asked,
                 self.findings(),
                 hashes=self.hashes,
                 records=self.stage_log.records(),
@@ -218,6 +220,11 @@ def _root(folder: Any) -> Path:
         return path.expanduser().absolute()
     except RuntimeError as error:  # the home folder of nobody
         raise InputError(f"{path} cannot be opened ({reason_of(error)})", "correct the path") from None
+
+
+def _self_contained(options: Options) -> Options:
+    """Return the options without what lies elsewhere."""
+    return options.model_copy(update={"training": options.training.model_copy(update={"start_from": None})})
 
 
 def _holds_something(folder: Path) -> bool:

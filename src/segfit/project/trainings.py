@@ -26,7 +26,7 @@ from segfit.records import Key, Results, is_sealed, remove_damaged, seal
 from segfit.training.budget import TimeBudget
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
-from segfit.training.result import WEIGHTS, TrainingResult, finished_result
+from segfit.training.result import WEIGHTS, TrainingResult, before_and_after, finished_result
 
 __all__ = [
     "Training",
@@ -130,6 +130,7 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
         data=_data(keys, split),
         start=project.folder.root / run.start if goes_on and run.start else None,
         start_identity=run.start_identity if goes_on else None,
+        initial=project.initial,
     )
     return Training(job, fold, job.identity, project.folder.training(name, fold, job.identity), project.results)
 
@@ -226,7 +227,7 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
     job, keys = item.job, project.preprocess()[item.name]
     assert job.data == _data(keys, project.splits().folds[item.fold])
     with project.stage_log.of("train"):
-        return train_fold(
+        result = train_fold(
             job,
             [project.stored(keys[case]) for case in job.cases_train],
             [project.stored(keys[case]) for case in job.cases_validation],
@@ -238,6 +239,10 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
             trackers=project.options.training.trackers,
             progress=project.progress,
         )
+    initial = project.run_plan().initial
+    if initial is not None and (words := before_and_after(result, initial.kept)):
+        project.progress.note(words)
+    return result
 
 
 def _data(keys: Mapping[str, str], split: Fold) -> str:

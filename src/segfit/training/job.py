@@ -11,6 +11,7 @@ from segfit.files import content_hash
 from segfit.labels import LabelScheme
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.budget import TimeBudget
+from segfit.training.initial import InitialWeights
 from segfit.training.result import RESULT, TrainingResult
 
 __all__ = ["TrainingJob"]
@@ -32,6 +33,7 @@ class TrainingJob:
         diverged are taken over as they were before its cool-down, or, if it had none, at its end (then it must be made
         with `keep_state`). Steps are counted on. The budget is that of this training alone, its cool-down included.
     start_identity : of that training, read from `start` when absent; what is finished then needs no `start`
+    initial : of a model, that the network takes over before the first step
     """
 
     configuration: Configuration
@@ -45,6 +47,7 @@ class TrainingJob:
     data: str = ""
     start: Path | None = None
     start_identity: str | None = None
+    initial: InitialWeights | None = None
 
     def require_cases(self) -> None:
         """Raise `InputError` where there is nothing to train on."""
@@ -72,5 +75,6 @@ class TrainingJob:
                 "seed": self.seed,
                 "data": self.data if self.weights is None else [self.data, list(self.weights)],
                 "start": start,
+                **({} if self.initial is None else {"initial": self.initial.identity}),
             }
         )

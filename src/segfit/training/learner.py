@@ -145,6 +145,26 @@ class Learner:
                 for name, tensor in state.items()
             }
 
+    def take_over(self, weights: Mapping[str, Tensor]) -> None:
+        """Have these weights before the first step."""
+        own = self.network.state_dict()
+        _copy(weights, {name: tensor for name, tensor in own.items() if name in weights})
+        if self._average is not None:
+            self._average.restore(own, 0)
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Have other weights for a while, by the names of the network."""
+        average, self._average = self._average, None
+        present = self.network.state_dict()
+        own = {name: tensor.clone() for name, tensor in present.items()}
+        _copy(weights, present)
+        try:
+            yield
+        finally:
+            _copy(own, present)
+            self._average = average
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the state, by name; they share memory with the learner."""
         result = {f"network/{name}": tensor for name, tensor in self.network.state_dict().items()}

@@ -14,6 +14,7 @@ from segfit.errors import DivergedError, StageError, StoppedError, warning
 from segfit.execution.memory import free_memory_gb
 from segfit.execution.processors import available_workers
 from segfit.files import hash_file, remove_leftovers
+from segfit.networks.unet import build_network
 from segfit.progress import SILENT, Progress, Task
 from segfit.records import store
 from segfit.training.budget import Clock
@@ -267,6 +268,19 @@ class _Training:
         if self._validation.schedule is None and seconds and (at_end or self._share() >= _PLANNED_AT):
             self._validation.plan(seconds, self.job.budget.expected_steps(seconds) * seconds)
             self._note(self._pace.slowness())
+            self._validate_before()
+
+    def _validate_before(self) -> None:
+        """Score the model that the training started from, on the cases of the validations, once these are known."""
+        if self.job.initial is None:
+            return
+        recipe, spec, seed = self.job.recipe, self.job.configuration.network, self.job.seed
+        generator = torch.Generator().manual_seed(seed)
+        network = build_network(spec, deep_supervision=recipe.deep_supervision, generator=generator)
+        weights = network.state_dict() | dict(self.job.initial.for_network(network, self.job.labels).tensors)
+        point = self._validation.measure_before(weights, round(self._clock.seconds(), 3))
+        if point is not None:
+            self._events.write("before", step=self._step, dice=point.dice, mean=point.mean)
 
     def _note(self, message: str) -> None:
         if message:
@@ -357,7 +371,13 @@ class _Training:
         return bool(state.facts.get("cooling", True)) and self._cools_from is not None and share < self._cools_from
 
     def _take_over(self) -> None:
-        """Start from another training, if this one is to: from before its cool-down, or from its end if it had none."""
+        """Start from another training or a model, if this one is to.
+
+        From before the cool-down of a training, or from its end if it had none.
+        """
+        if self.job.initial is not None:
+            taken = self.job.initial.for_network(self._learner.network, self.job.labels)
+            self._learner.take_over(taken.tensors)
         if self.job.start is None:
             return
         state = state_to_start_from(self.job.start)
@@ -387,6 +407,7 @@ class _Training:
             diverged=self._guard.times,
             learning_rate_factor=self._guard.factor,
             final_loss=self._losses.final,
+            before=self._validation.before,
             curve=tuple(self._validation.curve),
             validation_cases=self._validation.schedule.cases if self._validation.schedule else (),
             peak_memory_gb=round(self._memory.peak_gb(), 3),

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from segfit.errors import MemoryShortageError, StageError
 from segfit.evaluation.metrics import Metrics, case_metrics
@@ -81,6 +82,7 @@ class CaseValidation:
         cases: Sequence[TrainingCase],
     ) -> None:
         self.curve: list[ValidationPoint] = []
+        self.before: ValidationPoint | None = None  # of what the training started from
         self.schedule: ValidationSchedule | None = None  # None: not yet known
         self.seconds = 0.0  # that the next validation takes, as far as that is known
         self._learner = learner
@@ -128,8 +130,22 @@ class CaseValidation:
 
     def measure(self, *, step: int, seconds: float, share: float) -> ValidationPoint:
         """Score the present network on the cases of the schedule and add the point to the curve."""
-        assert self.schedule is not None
         started = perf_counter()
+        point = self._point(step, seconds, share)
+        self.curve.append(point)
+        self.seconds = perf_counter() - started
+        return point
+
+    def measure_before(self, weights: Mapping[str, Tensor], seconds: float) -> ValidationPoint | None:
+        """Score the weights that the training started from; None where there is no time for any validation."""
+        assert self.schedule is not None
+        if self.schedule.count:
+            with self._learner.holding(weights):
+                self.before = self._point(0, seconds, 0.0)
+        return self.before
+
+    def _point(self, step: int, seconds: float, share: float) -> ValidationPoint:
+        assert self.schedule is not None
         scored = [
             CaseMetrics(case=name, prediction_file="", reference_file="", metrics=metrics)
             for name, metrics in self._evaluate(self.schedule.cases).items()
@@ -139,10 +155,7 @@ class CaseValidation:
         if scored:
             summary = summarize(scored, self._labels.classes)
             dice, mean = {name: one.dice for name, one in summary.mean.items()}, summary.mean_dice
-        point = ValidationPoint(step=step, seconds=seconds, share=share, dice=dice, mean=mean)
-        self.curve.append(point)
-        self.seconds = perf_counter() - started
-        return point
+        return ValidationPoint(step=step, seconds=seconds, share=share, dice=dice, mean=mean)
 
     def _evaluate(self, names: Sequence[str]) -> dict[str, dict[str, Metrics]]:
         """Predict and evaluate cases; those for which the network gives no finite numbers are left out."""
@@ -177,6 +190,7 @@ class CaseValidation:
         return {
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "curve": [point.model_dump(mode="json") for point in self.curve],
+            **({} if self.before is None else {"before": self.before.model_dump(mode="json")}),
         }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
@@ -185,6 +199,8 @@ class CaseValidation:
         self.schedule = saved and ValidationSchedule(**saved | {"cases": tuple(saved["cases"])})
         self.seconds = self.schedule.seconds if self.schedule else 0.0
         self.curve = [ValidationPoint.model_validate(point) for point in facts["curve"]]
+        before = facts.get("before")
+        self.before = None if before is None else ValidationPoint.model_validate(before)
 
 
 def tile_count(shape: Sequence[int], patch: Sequence[int]) -> int:

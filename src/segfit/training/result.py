@@ -11,11 +11,13 @@ In the folder of a training:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from segfit.files import Document, Record, hash_file
 from segfit.records import Key, Results, record_of
 from segfit.training.budget import TimeBudget
+from segfit.words import count, dice
 
 __all__ = [
     "BEFORE_COOLDOWN",
@@ -25,6 +27,7 @@ __all__ = [
     "WEIGHTS",
     "TrainingResult",
     "ValidationPoint",
+    "before_and_after",
     "finished_result",
     "remove_foreign_result",
     "result_key",
@@ -64,6 +67,7 @@ class TrainingResult(Document):
     diverged: int = 0  # how often it was taken back to an earlier state
     learning_rate_factor: float = 1.0  # at the end, of the recipe's rates; below 1 after it diverged
     final_loss: float | None  # mean of the last steps
+    before: ValidationPoint | None = None  # of the model that it started from, without a step; None: not measured
     curve: tuple[ValidationPoint, ...] = ()
     validation_cases: tuple[str, ...] = ()  # that the curve was measured on
     peak_memory_gb: float  # device memory, or memory of the process on a CPU
@@ -78,6 +82,16 @@ class TrainingResult(Document):
     def dice(self) -> float | None:
         """Mean Dice of `validation_cases` at the end."""
         return self.curve[-1].mean if self.curve else None
+
+
+def before_and_after(result: TrainingResult, names: Sequence[str]) -> str:
+    """Return what classes reached before and after a training, in words; empty if it was not measured."""
+    if result.before is None or not result.curve:
+        return ""
+    before, after = result.before.dice, result.curve[-1].dice
+    each = [f"{name} {dice(before[name])} before, {dice(after[name])} after" for name in names]
+    cases = count(len(result.validation_cases), "case")
+    return f"Dice of what the model knew, in {cases} of the validation: {'; '.join(each)}" if each else ""
 
 
 def finished_result(

@@ -1,0 +1,324 @@
+"""A model that a training starts from: read whatever it is, kept in the project, and what of its plan is taken over.
+
+    PROJECT/starts/<identity>/
+      start.json            StartingModel
+      weights.safetensors   of one network, float32, under our names
+
+The identity is a hash of the content. It takes the place of the path in the options of the project, so that a result
+counts wherever the model lay and whatever it was called, and the model itself is not needed any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from segfit.bundle.bundle import MANIFEST, Bundle, open_bundle
+from segfit.dataset.manifest import Dataset
+from segfit.errors import InputError, reason_of
+from segfit.files import Document, content_hash, new_folder, read_json, require_there
+from segfit.labels import LabelScheme
+from segfit.networks.transfer import network_of, output_names
+from segfit.nnunet.models import folds_of, is_nnunet_model, read_checkpoint, read_nnunet_model
+from segfit.nnunet.plans_reader import channel_names_of, read_configurations
+from segfit.nnunet.weights import our_names
+from segfit.options import CONFIGURATION_NAMES, ConfigurationName, Options
+from segfit.planning.plan import Plan
+from segfit.planning.taken_over import NETWORK_OPTIONS, name_here, network_values, values_of, with_values
+from segfit.specs import Configuration, NetworkSpec
+from segfit.training.initial import InitialWeights
+from segfit.words import count
+
+__all__ = ["StartingModel", "initial_weights", "kept_model", "planned_like", "resolved", "taken_values"]
+
+_FILE, _WEIGHTS = "start.json", "weights.safetensors"
+_IDENTITY = re.compile(r"[0-9a-f]{16}")
+_OTHER = "give another model"
+
+
+class StartingModel(Document):
+    """``start.json``: what a model is that a training starts from."""
+
+    name: str  # for people
+    kind: Literal["segfit", "nnunet", "nnssl", "weights"]
+    network: NetworkSpec
+    configuration: Configuration | None = None  # None: nothing is known but the weights
+    labels: LabelScheme | None = None  # None: not known
+    channel_names: tuple[str, ...] | None = None
+    checksum: str = ""  # of the weights
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether its outputs are classes."""
+        return self.kind != "nnssl"
+
+    @property
+    def configuration_name(self) -> ConfigurationName:
+        """Name of the configuration that it becomes in a plan."""
+        return name_here(self.network.ndim)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What of its plan is taken over, as options of its configuration."""
+        return network_values(self.network) if self.configuration is None else values_of(self.configuration)
+
+    def require_axes(self, ndim: int, dataset: str) -> None:
+        """Raise `InputError` unless it is for images with so many axes."""
+        spec = None if self.configuration is None else self.configuration.preprocessing
+        known = self.network.ndim if spec is None else spec.image_ndim
+        if known > ndim or (spec is not None and known < ndim):
+            kinds = {2: "pictures", 3: "volumes"}
+            raise InputError(f"{self.name} is made for {kinds[known]}, {dataset} has {kinds[ndim]}", _OTHER)
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits that name its content."""
+        return content_hash(self.model_dump(mode="json", exclude={"name", "schema_version"}))
+
+
+def resolved(root: Path, options: Options, dataset: Dataset, settings: Sequence[str] = ()) -> Options:
+    """Return the options with the model and the plan that they name taken into the project in `root`.
+
+    Parameters
+    ----------
+    settings : what was asked for last, which goes before what is taken over
+
+    Raises `InputError` for a model or plan that cannot be used; then nothing was written.
+    """
+    asked = options.training.start_from
+    if options.planning.plan_from is not None:
+        if asked is not None:
+            raise InputError("--plan-from and --from both bring a plan", "leave one out")
+        return _with_plan(options, Path(options.planning.plan_from), dataset, settings)
+    if asked is None:
+        return options
+    known = kept_model(root, asked)
+    if known is not None:
+        _require_consistent(options, known.configuration_name)
+        return options
+    model, state = _read(Path(asked).expanduser().absolute(), options)
+    _require_consistent(options, model.configuration_name)
+    _require_fitting(model, dataset)
+    if kept_model(root, model.identity) is None:
+        with new_folder(_folder(root, model.identity)) as new:
+            (new / _WEIGHTS).write_bytes(_serialized(state))
+            model.save(new / _FILE)
+    training = options.training.model_copy(update={"start_from": model.identity})
+    return options.model_copy(update={"training": training})
+
+
+def _folder(root: Path, identity: str) -> Path:
+    return root / "starts" / identity
+
+
+def kept_model(root: Path, identity: str) -> StartingModel | None:
+    """Return the model of this identity if the project in `root` keeps it; `InputError` if it is damaged."""
+    folder = _folder(root, identity)
+    if not _IDENTITY.fullmatch(identity) or not (folder / _FILE).is_file():
+        return None
+    model = StartingModel.load(folder / _FILE)
+    if model.identity != identity or not (folder / _WEIGHTS).is_file():
+        raise InputError(f"{folder} is damaged", "give the model again with --from")
+    return model
+
+
+def initial_weights(root: Path, model: StartingModel) -> InitialWeights:
+    """Return the weights of a model that the project in `root` keeps."""
+    path = _folder(root, model.identity) / _WEIGHTS
+    return InitialWeights(identity=model.identity, path=path, labels=model.labels, heads=model.has_heads)
+
+
+def taken_values(options: Options, model: StartingModel) -> set[str]:
+    """Return the names of the values that are the model's and not those of the options."""
+    own = options.planning.of(model.configuration_name)
+    with_model = planned_like(options, model).planning.of(model.configuration_name)
+    return {leaf for leaf in model.values if getattr(own, leaf) != getattr(with_model, leaf)}
+
+
+def planned_like(options: Options, model: StartingModel | None) -> Options:
+    """Return the options with what of a model's plan is taken over; what is set there already stays."""
+    if model is None:
+        return options
+    name, planning = model.configuration_name, options.planning
+    update: dict[str, Any] = {"configurations": (name,)}
+    spec = None if model.configuration is None else model.configuration.preprocessing
+    if planning.orientation is None and spec is not None and spec.image_ndim == 3:
+        update["orientation"] = spec.orientation
+    planning = with_values(planning, name, model.values).model_copy(update=update)
+    return options.model_copy(update={"planning": planning})
+
+
+def _require_consistent(options: Options, name: str) -> None:
+    """Raise `InputError` for options that say which network is trained: the model does."""
+    if options.preset != "auto":
+        raise InputError(
+            f"--from brings a network, and so does --preset {options.preset}", "leave one out, or give --preset auto"
+        )
+    asked = options.planning
+    for prefix, values in (
+        ("planning", asked),
+        *((f"planning.{key}", own) for key, own in asked.by_configuration.items()),
+    ):
+        for leaf in NETWORK_OPTIONS:
+            if getattr(values, leaf) is not None:
+                raise InputError(f"--from brings a network, and so does {prefix}.{leaf}", "leave one out")
+    if asked.configurations not in (None, (name,)):
+        raise InputError(
+            f"--from brings the configuration {name}, planning.configurations is {', '.join(asked.configurations)}",
+            "leave planning.configurations out",
+        )
+
+
+def _require_fitting(model: StartingModel, dataset: Dataset) -> None:
+    """Raise `InputError` where the channels are others in number, or the outputs and nobody knows what they are."""
+    there, wanted = model.network.in_channels, len(dataset.channel_names)
+    if there != wanted:
+        raise InputError(
+            f"{model.name} takes images of {count(there, 'channel')}, {dataset.name} has {wanted}: "
+            f"{', '.join(dataset.channel_names)}",
+            "give a model for these channels",
+        )
+    outputs, labels = model.network.num_outputs, dataset.labels
+    if model.kind == "weights" and outputs != labels.num_outputs:
+        raise InputError(
+            f"{model.name} has {count(outputs, 'output')} and no names for them, {dataset.name} needs "
+            f"{labels.num_outputs}: {', '.join(output_names(labels))}",
+            "give the model folder, which has the names",
+        )
+
+
+def _read(path: Path, options: Options) -> tuple[StartingModel, dict[str, Tensor]]:
+    """Read a model of any kind: what it is, and the weights of one of its networks."""
+    require_there(path, "model")
+    if (path / "project.json").is_file():
+        path = path / "model"
+        require_there(path, "model of the project")
+    if (path / MANIFEST).is_file():
+        return _of_bundle(open_bundle(path), "segfit", options)
+    if path.is_dir():
+        if not is_nnunet_model(path):
+            raise InputError(
+                f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",
+                "give the folder of a trained model, or a file of weights",
+            )
+        return _of_bundle(read_nnunet_model(path, folds_of(path)[:1]), "nnunet", options)
+    return _of_file(path)
+
+
+def _of_bundle(
+    bundle: Bundle, kind: Literal["segfit", "nnunet"], options: Options
+) -> tuple[StartingModel, dict[str, Tensor]]:
+    manifest, asked = bundle.manifest, options.planning.configurations
+    members = [item for item in manifest.members if item.configuration.previous_stage is None]
+    chosen = [item for item in members if asked is None or name_here(item.configuration.ndim) in asked]
+    if not members:
+        raise InputError(f"{bundle.source} is the second stage of a cascade, which nothing can start from", _OTHER)
+    member = (chosen or members)[0]
+    state = bundle.weights(next(iter(member.weights.values())))
+    model = _described(
+        state,
+        name=manifest.name,
+        kind=kind,
+        network=member.configuration.network,
+        configuration=member.configuration,
+        labels=manifest.labels,
+        channel_names=manifest.channel_names,
+    )
+    return model, state
+
+
+def _of_file(path: Path) -> tuple[StartingModel, dict[str, Tensor]]:
+    """Read a file of weights: a checkpoint of nnU-Net or nnssl, or a plain state dict."""
+    content = _content(path)
+    weights = content.get("network_weights", content.get("state_dict", content))
+    state = our_names({str(name): tensor for name, tensor in _tensors(weights, path).items()})
+    facts: dict[str, Any] = {"name": path.name, "kind": "weights"}
+    described = content.get("init_args")
+    if "nnssl_adaptation_plan" in content:
+        facts["kind"] = "nnssl"
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("heads.")}
+    elif isinstance(described, Mapping) and {"plans", "configuration", "dataset_json"} <= described.keys():
+        declared, name = described["dataset_json"], described["configuration"]
+        configuration = read_configurations(described["plans"], declared, [name])[name]
+        if configuration.previous_stage is not None:
+            raise InputError(f"{path} is the second stage of a cascade, which nothing can start from", _OTHER)
+        labels = LabelScheme.from_declaration(declared["labels"], declared.get("regions_class_order"))
+        channels = channel_names_of(declared)
+        facts |= {"kind": "nnunet", "configuration": configuration, "labels": labels, "channel_names": channels}
+    try:
+        network = network_of(state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}", _OTHER) from None
+    return _described(state, network=network, **facts), state
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path)
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({reason_of(error)})", "copy it again") from None
+
+
+def _tensors(weights: Any, path: Path) -> dict[str, Tensor]:
+    found = weights if isinstance(weights, Mapping) else {}
+    tensors = {name: item for name, item in found.items() if isinstance(item, torch.Tensor)}
+    if not tensors:
+        raise InputError(f"{path} holds no weights", _OTHER)
+    return tensors
+
+
+def _described(state: Mapping[str, Tensor], **facts: Any) -> StartingModel:
+    name = facts["name"]
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise InputError(f"the weights of {name} are not finite", _OTHER)
+    return StartingModel(checksum=hashlib.sha256(_serialized(state)).hexdigest(), **facts)
+
+
+def _serialized(state: Mapping[str, Tensor]) -> bytes:
+    return save({name: state[name].detach().cpu().float().contiguous().clone() for name in sorted(state)})
+
+
+def _with_plan(options: Options, path: Path, dataset: Dataset, settings: Sequence[str]) -> Options:
+    """Return the options with the values of a plan from elsewhere; what `settings` say of a configuration stays."""
+    path = path.expanduser().absolute()
+    require_there(path, "plan")
+    files = [path / name for name in ("plan.json", "plans.json")] if path.is_dir() else [path]
+    file = next((item for item in files if item.is_file()), None)
+    if file is None:
+        raise InputError(f"{path} has no plan", "give a project, or a plans.json of nnU-Net")
+    planning = options.planning.model_copy(update={"plan_from": None, "by_configuration": {}})
+    for name, item in _configurations(file, dataset).items():
+        planning = with_values(planning, name, {**values_of(item), "batch_size": item.batch_size})
+        if item.preprocessing.image_ndim == 3:
+            planning = planning.model_copy(update={"orientation": item.preprocessing.orientation})
+    options = options.model_copy(update={"planning": planning})
+    keys = tuple(f"planning.{name}." for name in CONFIGURATION_NAMES)
+    return options.with_settings([setting for setting in settings if setting.startswith(keys)])
+
+
+def _configurations(file: Path, dataset: Dataset) -> dict[ConfigurationName, Configuration]:
+    """Return the configurations of a plan of segfit or nnU-Net that a plan here may have."""
+    content, channels = read_json(file), dataset.channel_names
+    found: Mapping[str, Configuration]
+    if isinstance(content, dict) and "schema_version" in content:
+        plan = Plan.load(file)
+        found = plan.configurations
+        if len(plan.channel_names) != len(channels):
+            raise InputError(
+                f"{file} is for {count(len(plan.channel_names), 'channel')}, {dataset.name} has {len(channels)}",
+                "give a plan for these channels",
+            )
+    else:
+        named = {"channel_names": {str(number): name for number, name in enumerate(channels)}}
+        found = read_configurations(content, {**named, "labels": {"background": 0, "any": 1}})
+    return {name: found[name] for name in CONFIGURATION_NAMES if name in found}

@@ -1,0 +1,42 @@
+"""Weights of a model that a training starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from segfit.errors import StageError
+from segfit.labels import LabelScheme
+from segfit.networks.transfer import Transfer, transfer
+from segfit.networks.unet import UNet
+
+__all__ = ["InitialWeights"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitialWeights:
+    """Weights of another network.
+
+    Parameters
+    ----------
+    identity : names their content
+    path : a safetensors file, by the names of our networks
+    labels : what their outputs are; None: not known, the same as those of the training
+    heads : False: their outputs are no classes
+    """
+
+    identity: str
+    path: Path
+    labels: LabelScheme | None
+    heads: bool = True
+
+    def for_network(self, network: UNet, labels: LabelScheme) -> Transfer:
+        """Return what a network for these labels takes over; `StageError` if the file cannot be read."""
+        try:
+            state = load_file(self.path)
+        except (SafetensorError, OSError) as error:
+            raise StageError(f"{self.path} cannot be read ({error})", "give the model again with --from") from None
+        return transfer(state, network, labels, source=self.labels, heads=self.heads)
