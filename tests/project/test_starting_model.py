@@ -21,6 +21,7 @@ from segfit.options import Options
 from segfit.planning.plan import Plan
 from segfit.project import Project
 from segfit.project.starting_model import kept_model
+from segfit.project.upkeep import unneeded
 from segfit.specs import NetworkSpec
 from segfit.training.online_validation import CaseValidation, ValidationSchedule
 from segfit.training.result import TrainingResult
@@ -303,6 +304,46 @@ def test_a_plan_is_moved_to_another_dataset(source: Path, other: Path, tmp_path:
     own = ["--plan-from", str(source / "plan.json"), "--set", "planning.3d_fullres.batch_size=5"]
     assert run(["plan", "--out", str(tmp_path / "p"), *own]) == 0
     assert Plan.load(tmp_path / "p" / "plan.json").configurations["3d_fullres"].batch_size == 5
+
+
+def test_only_the_network_comes_where_voxels_are_of_another_kind(source: Path, tmp_path: Path) -> None:
+    fine = make_phantom(tmp_path / "fine", cases=5, test_cases=0, shape=(14, 28, 28), spacing_mm=(0.3, 0.1, 0.1))
+    plan = started(tmp_path / "p", fine, source).plan()
+    before = Plan.load(source / "plan.json").configurations["3d_fullres"]
+    item = plan.configurations["3d_fullres"]
+    assert item.network == before.network
+    assert max(item.spacing_mm) < 0.5
+    told = {decision.key: decision.rule for decision in plan.decisions}
+    assert told["3d_fullres.network.features"] == "taken_over"
+    assert told["3d_fullres.spacing_mm"] == "spacing"
+
+
+def test_a_model_of_other_options_is_not_needed(tuned: Project, tmp_path: Path) -> None:
+    shutil.copytree(tuned.folder.root, tmp_path / "p")
+    kept = tmp_path / "p" / "starts" / tuned.start.identity  # type: ignore[union-attr]
+    shutil.copytree(kept, kept.parent / ("0" * 16))
+    found = {item.path.name: item.what for item in unneeded(Project.open(tmp_path / "p"))}
+    assert found == {"0" * 16: "model of other options"}
+
+
+def test_with_a_time_nothing_races(source: Path, other: Path, tmp_path: Path) -> None:
+    settings = ["time_s=3600", "training.steps=null"]
+    run_spec = started(tmp_path / "p", other, source, *settings).run_plan()
+    assert (run_spec.configurations, run_spec.race, run_spec.start) == (("3d_fullres",), (), None)
+    assert run_spec.seconds_per_training is not None
+    assert run_spec.initial is not None
+    assert run_spec.initial.fitted == 22
+
+
+@pytest.mark.golden("inference/models/Dataset601_TinyBlobs")
+def test_a_checkpoint_of_nnunet_alone(golden: Path, volumes: Path, tmp_path: Path) -> None:
+    model = golden / "inference/models/Dataset601_TinyBlobs/nnUNetTrainer__nnUNetPlans__3d_fullres"
+    alone = started(tmp_path / "p", volumes, model / "fold_0" / "checkpoint_final.pth")
+    whole = started(tmp_path / "q", volumes, model)
+    assert alone.start is not None
+    assert whole.start is not None
+    assert alone.start.kind == whole.start.kind == "nnunet"
+    assert alone.start.identity == whole.start.identity
 
 
 @pytest.mark.golden("inference/models/Dataset601_TinyBlobs")

@@ -425,6 +425,10 @@ class _Decision:
         )
         tell = self._project.progress
         tell.note(result.words)
+        known, own = model.channel_names or (), self._project.dataset.channel_names
+        if known and [name.casefold() for name in known] != [name.casefold() for name in own]:
+            named = f"{' + '.join(known)}, the dataset has {' + '.join(own)}"
+            tell.warn(warning("other_channels", f"{model.name} was trained on {named}"))
         if result.fits_badly:
             tell.warn(warning("few_layers", f"only {result.fitted} of {result.layers} layers of {model.name} fit"))
         return result

@@ -68,6 +68,7 @@ class ProjectFolder:
         self.cache = root / "cache"
         self.cases = root / "cases"
         self.plans = root / "plans"
+        self.starts = root / "starts"
         self.runs = root / "runs"
         self.stages = root / "stages.jsonl"
         self.locks = root / ".locks"

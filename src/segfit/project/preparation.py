@@ -15,7 +15,7 @@ from segfit.dataset.layouts import leave_out
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.splits import Splits, covering, make_splits, splits_problems, with_copies
 from segfit.device import Hardware, measure_hardware
-from segfit.errors import InputError, Problem
+from segfit.errors import InputError, Problem, warning
 from segfit.execution.execution import LOCAL, Execution
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import look_to_measure, measure
@@ -270,12 +270,15 @@ class Preparation:
 
     def replanned(self, settings: Sequence[str]) -> Plan:
         """Return the plan of the rules with further settings of the planner; nothing is written."""
-        options = self.options.with_settings(settings)
-        if self.start is not None:
-            self.start.require_axes(self.fingerprint().ndim, self.dataset.name)
-        plan = derive(self.fingerprint(), self.dataset.labels, options, self.hardware)
-        if self.start is not None:
-            plan = told_as_taken_over(plan, self.start.configuration_name, taken_values(self.asked, self.start))
+        start, fingerprint, options = self.start, self.fingerprint(), self.options
+        unfit = "" if start is None else start.unfit(fingerprint, self.dataset.name)
+        if unfit:
+            options = planned_like(self.asked, start, network_only=True)
+            self.progress.warn(warning("network_only", f"{unfit}; only its network is taken over"))
+        options = options.with_settings(settings)
+        plan = derive(fingerprint, self.dataset.labels, options, self.hardware)
+        if start is not None:
+            plan = told_as_taken_over(plan, start.configuration_name, taken_values(self.asked, options))
         plan = with_folds(plan, self.splits(), self.dataset)
         return plan.model_copy(update={"machine": self.hardware.machine})
 

@@ -25,14 +25,16 @@ from segfit.bundle.bundle import MANIFEST, Bundle, open_bundle
 from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError, reason_of
 from segfit.files import Document, content_hash, new_folder, read_json, require_there
+from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.networks.transfer import network_of, output_names
 from segfit.nnunet.models import folds_of, is_nnunet_model, read_checkpoint, read_nnunet_model
 from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 from segfit.nnunet.weights import our_names
-from segfit.options import CONFIGURATION_NAMES, ConfigurationName, Options
+from segfit.options import CONFIGURATION_NAMES, ConfigurationName, ConfigurationOptions, Options
 from segfit.planning.plan import Plan
 from segfit.planning.taken_over import NETWORK_OPTIONS, name_here, network_values, values_of, with_values
+from segfit.project.folder import ProjectFolder
 from segfit.specs import Configuration, NetworkSpec
 from segfit.training.initial import InitialWeights
 from segfit.words import count
@@ -42,6 +44,7 @@ __all__ = ["StartingModel", "initial_weights", "kept_model", "planned_like", "re
 _FILE, _WEIGHTS = "start.json", "weights.safetensors"
 _IDENTITY = re.compile(r"[0-9a-f]{16}")
 _OTHER = "give another model"
+_MOST_SCALE = 4.0  # times larger or smaller voxels than the data have: beyond it, a model is for something else
 
 
 class StartingModel(Document):
@@ -70,13 +73,24 @@ class StartingModel(Document):
         """What of its plan is taken over, as options of its configuration."""
         return network_values(self.network) if self.configuration is None else values_of(self.configuration)
 
-    def require_axes(self, ndim: int, dataset: str) -> None:
-        """Raise `InputError` unless it is for images with so many axes."""
-        spec = None if self.configuration is None else self.configuration.preprocessing
-        known = self.network.ndim if spec is None else spec.image_ndim
-        if known > ndim or (spec is not None and known < ndim):
-            kinds = {2: "pictures", 3: "volumes"}
-            raise InputError(f"{self.name} is made for {kinds[known]}, {dataset} has {kinds[ndim]}", _OTHER)
+    def unfit(self, fingerprint: Fingerprint, dataset: str) -> str:
+        """Return why no more than its network can be taken over for a dataset, empty if all can.
+
+        Raises `InputError` where not even that can.
+        """
+        ndim, spec = fingerprint.ndim, None if self.configuration is None else self.configuration.preprocessing
+        kinds = {2: "pictures", 3: "volumes"}
+        if self.network.ndim > ndim:
+            raise InputError(f"{self.name} is made for volumes, {dataset} has pictures", _OTHER)
+        if spec is None:
+            return ""
+        if spec.image_ndim != ndim:
+            return f"{self.name} is made for {kinds[spec.image_ndim]}, {dataset} has {kinds[ndim]}"
+        typical = [fingerprint.typical_spacing[axis] for axis in spec.transpose]
+        for own, there in zip(spec.spacing_mm, typical, strict=True):
+            if own is not None and not 1 / _MOST_SCALE <= own / there <= _MOST_SCALE:
+                return f"{self.name} sees voxels of {own:.3g} mm where those of {dataset} have {there:.3g}"
+        return ""
 
     @property
     def identity(self) -> str:
@@ -116,7 +130,7 @@ def resolved(root: Path, options: Options, dataset: Dataset, settings: Sequence[
 
 
 def _folder(root: Path, identity: str) -> Path:
-    return root / "starts" / identity
+    return ProjectFolder(root).starts / identity
 
 
 def kept_model(root: Path, identity: str) -> StartingModel | None:
@@ -136,14 +150,14 @@ def initial_weights(root: Path, model: StartingModel) -> InitialWeights:
     return InitialWeights(identity=model.identity, path=path, labels=model.labels, heads=model.has_heads)
 
 
-def taken_values(options: Options, model: StartingModel) -> set[str]:
-    """Return the names of the values that are the model's and not those of the options."""
-    own = options.planning.of(model.configuration_name)
-    with_model = planned_like(options, model).planning.of(model.configuration_name)
-    return {leaf for leaf in model.values if getattr(own, leaf) != getattr(with_model, leaf)}
+def taken_values(asked: Options, planned: Options) -> set[str]:
+    """Return the names of the values that `planned_like` brought to options."""
+    (name,) = planned.planning.configurations or ()
+    own, found = asked.planning.of(name), planned.planning.of(name)
+    return {leaf for leaf in ConfigurationOptions.model_fields if getattr(own, leaf) != getattr(found, leaf)}
 
 
-def planned_like(options: Options, model: StartingModel | None) -> Options:
+def planned_like(options: Options, model: StartingModel | None, *, network_only: bool = False) -> Options:
     """Return the options with what of a model's plan is taken over; what is set there already stays."""
     if model is None:
         return options
@@ -152,7 +166,8 @@ def planned_like(options: Options, model: StartingModel | None) -> Options:
     spec = None if model.configuration is None else model.configuration.preprocessing
     if planning.orientation is None and spec is not None and spec.image_ndim == 3:
         update["orientation"] = spec.orientation
-    planning = with_values(planning, name, model.values).model_copy(update=update)
+    values = network_values(model.network) if network_only else model.values
+    planning = with_values(planning, name, values).model_copy(update=update)
     return options.model_copy(update={"planning": planning})
 
 

@@ -115,6 +115,12 @@ def _unneeded(project: Preparation) -> list[Unneeded]:
         for path in _folders(folder.runs, "*/fold-*/*")
         if path not in kept
     ]
+    start = project.start
+    items += [
+        (path, "model of other options")
+        for path in _folders(folder.starts, "*")
+        if start is None or path.name != start.identity
+    ]
     if found.selected is not None:
         needed = {item.folder for item in found.selected.validations}
         own = [path for item in found.trainings for path in _folders(item.folder, "validation-*")]

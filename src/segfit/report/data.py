@@ -47,11 +47,14 @@ class TrainingCurve:
 
     @classmethod
     def from_events(cls, configuration: str, fold: int, events: Iterable[Mapping[str, Any]]) -> TrainingCurve:
-        """Read the events of a training's log, of the kinds "step", "validation" and "skipped"; others are ignored."""
-        by_kind: dict[str, list[Mapping[str, Any]]] = {"step": [], "validation": [], "skipped": []}
+        """Read the events of a training's log, of the kinds named here; others are ignored.
+
+        What a training started from ("before") is the first point of the Dice.
+        """
+        by_kind: dict[str, list[Mapping[str, Any]]] = {"step": [], "before": [], "validation": [], "skipped": []}
         for event in events:
             by_kind.get(event["kind"], []).append(event)
-        steps, validations = by_kind["step"], by_kind["validation"]
+        steps, validations = by_kind["step"], by_kind["before"] + by_kind["validation"]
         names = dict.fromkeys(name for event in validations for name in event["dice"])
         return cls(
             configuration=configuration,

@@ -280,7 +280,7 @@ class _Training:
         weights = network.state_dict() | dict(self.job.initial.for_network(network, self.job.labels).tensors)
         point = self._validation.measure_before(weights, round(self._clock.seconds(), 3))
         if point is not None:
-            self._events.write("before", step=self._step, dice=point.dice, mean=point.mean)
+            self._events.write("before", step=self._step, share=0.0, dice=point.dice, mean=point.mean)
 
     def _note(self, message: str) -> None:
         if message:
