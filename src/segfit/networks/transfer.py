@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from segfit.errors import InputError
 from segfit.labels import LabelScheme
-from segfit.networks.unet import UNet
 from segfit.specs import NetworkSpec
 
 __all__ = ["Transfer", "network_of", "output_names", "transfer"]
@@ -47,7 +46,12 @@ def _compared(labels: LabelScheme) -> tuple[str, ...]:
 
 
 def transfer(
-    state: Mapping[str, Tensor], network: UNet, labels: LabelScheme, *, source: LabelScheme | None, heads: bool = True
+    state: Mapping[str, Tensor],
+    network: nn.Module,
+    labels: LabelScheme,
+    *,
+    source: LabelScheme | None,
+    heads: bool = True,
 ) -> Transfer:
     """Return what a network takes of the weights of another one; it is not changed.
 

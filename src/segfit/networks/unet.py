@@ -140,7 +140,7 @@ def build_network(
     if spec.plugin is not None:
         with torch.random.fork_rng(devices=[]):
             if generator is not None:
-                torch.random.default_generator.manual_seed(generator.initial_seed())  # and no GPU
+                torch.default_generator.manual_seed(generator.initial_seed())  # not those of GPUs
             return PluginNetwork(spec)
     with torch.device("meta"):  # no memory is touched and no random number drawn before `_initialize`
         network = UNet(spec, deep_supervision=deep_supervision)

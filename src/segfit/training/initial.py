@@ -7,11 +7,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from segfit.errors import StageError
 from segfit.labels import LabelScheme
 from segfit.networks.transfer import Transfer, transfer
-from segfit.networks.unet import UNet
 
 __all__ = ["InitialWeights"]
 
@@ -33,7 +33,7 @@ class InitialWeights:
     labels: LabelScheme | None
     heads: bool = True
 
-    def for_network(self, network: UNet, labels: LabelScheme) -> Transfer:
+    def for_network(self, network: nn.Module, labels: LabelScheme) -> Transfer:
         """Return what a network for these labels takes over; `StageError` if the file cannot be read."""
         try:
             state = load_file(self.path)
