@@ -197,7 +197,7 @@ def test_pictures_without_a_size_are_taken_at_that_of_the_model(
         Picture.fromarray(content).save(tmp_path / name / f"{name}.tif")
     (path,) = predict_folder(model, find_cases(tmp_path / "a", ".png", 1), tmp_path / "tif", ending=".png")
     np.testing.assert_array_equal(read_label(path).array[0], given.labels)
-    with pytest.raises(DatasetError, match=r"3 channel\(s\), the plan is for 1"):
+    with pytest.raises(DatasetError, match=r"3 channels, the plan is for 1"):
         predict_folder(model, find_cases(tmp_path / "colours", ".png", 1), tmp_path / "tif", ending=".png")
 
 

@@ -250,8 +250,8 @@ def _network_decisions(name: str, this: Draft, asked: Asked, network: NetworkSpe
 
     decide("kind", "kind", planner=rules.planner)
     decide("norm", "norm", planner=rules.planner)
-    if network.plugin is not None:
-        asked.trace.decide(f"{name}.network.plugin", network.plugin, "plugin", "", asked.option("network"))
+    option, key = asked.option("network"), f"{name}.network.plugin"
+    asked.trace.decide(key, network.plugin, "plugin", "", option, planner=rules.planner)
     decide("strides", "strides", **stride_inputs(this.spacing_mm, this.patch.size, network))
     flat = sum(1 in kernel for kernel in network.kernels)
     spacing = this.spacing_mm

@@ -326,6 +326,7 @@ TABLE: dict[str, Rule] = {
         },
     ),
     "kind": _network("the preset's network: plain convolutions, or a residual encoder", "kind"),
+    "plugin": _network("the network that is planned, not that of another package", "network", "nothing in the data"),
     "norm": _network("every sample by itself, as nnU-Net's planners have it", "norm", "nothing in the data"),
     "strides": _network(
         f"an axis is halved while {2 * SMALLEST_MAP} voxels or more are left, the finest first and with it those "
