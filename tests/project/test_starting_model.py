@@ -106,7 +106,7 @@ def test_what_fits_is_told_and_trained(tuned: Project) -> None:
     assert (initial.kept, initial.added, initial.dropped) == (("lesion",), ("vessel",), ("organ",))
     assert run_spec.race == ()
     recipe = tuned.plan().training["3d_fullres"]
-    assert (recipe.optimizer, recipe.learning_rate, recipe.warmup_share) == ("muon", 0.005, 0.1)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.warmup_share) == ("muon", 0.015, 0.1)
 
 
 def test_old_classes_are_told_before_and_after(tuned: Project) -> None:
@@ -256,6 +256,9 @@ def test_what_contradicts_is_refused_and_nothing_is_lost(
     broken = weights()
     broken["upsample.0.bias"][0] = float("nan")
     save_file(broken, tmp_path / "nan.safetensors")
+    damaged = {"plans": {}, "configuration": "3d_fullres", "dataset_json": [1]}
+    torch.save({"network_weights": to_nnunet(weights(), NETWORK), "init_args": damaged}, tmp_path / "plans.pth")
+    (tmp_path / "plans.json").write_text('{"configurations": {"2d": {}}}')
     assert run(["plan", str(volumes), "--out", str(root), "--set", "seed=7"]) == 0
     before = (root / "project.json").read_bytes()
     for arguments, named in (
@@ -268,9 +271,11 @@ def test_what_contradicts_is_refused_and_nothing_is_lost(
         (["--from", str(tmp_path / "outputs.safetensors")], "5 outputs"),
         (["--from", str(tmp_path / "other.safetensors")], "not those of a U-Net"),
         (["--from", str(tmp_path / "nan.safetensors")], "not finite"),
+        (["--from", str(tmp_path / "plans.pth")], "plans.pth"),
         (["--from", str(tmp_path / "nothing")], "nothing"),
         (["--from", str(volumes)], "not a model"),
         (["--plan-from", str(volumes)], "no plan"),
+        (["--plan-from", str(tmp_path / "plans.json")], "plans.json"),
     ):
         capsys.readouterr()
         assert run(["train", "--out", str(root), *arguments]) == 2, arguments

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from training_fakes import SCHEME, disc_cases, tiny_configuration, tiny_recipe
 
 from segfit.errors import StageError
+from segfit.files import hash_file
 from segfit.networks.unet import build_network
 from segfit.progress import Progress
 from segfit.training.budget import TimeBudget
@@ -21,7 +22,8 @@ from segfit.training.initial import InitialWeights
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.online_validation import CaseValidation, ValidationSchedule
-from segfit.training.result import EVENTS, WEIGHTS
+from segfit.training.result import EVENTS, WEIGHTS, before_and_after
+from segfit.words import dice
 
 CPU = torch.device("cpu")
 STILL = 1e-30  # a rate that changes no float32
@@ -71,6 +73,10 @@ def test_it_begins_with_them(initial: InitialWeights, tmp_path: Path, average: f
     assert result.before.dice == result.curve[-1].dice  # nothing was learned
     (event,) = [event for event in read_events(tmp_path / "t" / EVENTS) if event["kind"] == "before"]
     assert event["dice"] == result.before.dice
+    told = before_and_after(result, ["disc"])
+    assert told.count(dice(result.before.dice["disc"])) == 2  # before and after
+    assert before_and_after(result, []) == ""
+    assert before_and_after(result.model_copy(update={"before": None}), ["disc"]) == ""
 
 
 def test_what_was_before_is_measured_on_the_weights_that_came(initial: InitialWeights, tmp_path: Path) -> None:
@@ -89,6 +95,15 @@ def test_their_identity_is_in_that_of_the_training(initial: InitialWeights, tmp_
     assert named != job_from(None).identity
     assert named == job_from(replace(initial, path=tmp_path / "elsewhere")).identity
     assert named != job_from(replace(initial, identity="b" * 16)).identity
+
+
+def test_weights_that_were_changed_are_not_used(initial: InitialWeights, tmp_path: Path) -> None:
+    known = replace(initial, checksum=hash_file(initial.path))
+    network = build_network(tiny_configuration().network, deep_supervision=False)
+    assert len(known.for_network(network, SCHEME).fitted) == len(initial.for_network(network, SCHEME).fitted)
+    save_file(network.state_dict(), initial.path)
+    with pytest.raises(StageError, match=r"model\.safetensors is damaged"):
+        train_fold(job_from(known), disc_cases()[:2], disc_cases()[2:], tmp_path / "t", CPU)
 
 
 def test_weights_that_are_gone_are_named(initial: InitialWeights, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ MOST_STEPS = 250_000
 NARROW = 16
 """Features of the first stage below which a network costs hardly less; taken only where the patch cannot shrink."""
 
-FINE_TUNING_SHARE = 0.1
+FINE_TUNING_SHARE = 0.3
 """Of the recipe's learning rate, for a network that starts from a model (docs/decisions/fine-tuning.md)."""
 FINE_TUNING_WARMUP = 0.1
 """Share of such a training in which the rate rises to that."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch import Tensor
 from segfit.bundle.bundle import MANIFEST, Bundle, open_bundle
 from segfit.dataset.manifest import Dataset
 from segfit.errors import InputError, reason_of
-from segfit.files import Document, content_hash, new_folder, read_json, require_there
+from segfit.files import Document, content_hash, first_fault, new_folder, read_json, require_there, write_bytes
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.networks.transfer import network_of, output_names
@@ -123,7 +124,7 @@ def resolved(root: Path, options: Options, dataset: Dataset, settings: Sequence[
     _require_fitting(model, dataset)
     if kept_model(root, model.identity) is None:
         with new_folder(_folder(root, model.identity)) as new:
-            (new / _WEIGHTS).write_bytes(_serialized(state))
+            write_bytes(new / _WEIGHTS, _serialized(state))
             model.save(new / _FILE)
     training = options.training.model_copy(update={"start_from": model.identity})
     return options.model_copy(update={"training": training})
@@ -147,7 +148,9 @@ def kept_model(root: Path, identity: str) -> StartingModel | None:
 def initial_weights(root: Path, model: StartingModel) -> InitialWeights:
     """Return the weights of a model that the project in `root` keeps."""
     path = _folder(root, model.identity) / _WEIGHTS
-    return InitialWeights(identity=model.identity, path=path, labels=model.labels, heads=model.has_heads)
+    return InitialWeights(
+        identity=model.identity, path=path, checksum=model.checksum, labels=model.labels, heads=model.has_heads
+    )
 
 
 def taken_values(asked: Options, planned: Options) -> set[str]:
@@ -261,18 +264,30 @@ def _of_file(path: Path) -> tuple[StartingModel, dict[str, Tensor]]:
         facts["kind"] = "nnssl"
         state = {name: tensor for name, tensor in state.items() if not name.startswith("heads.")}
     elif isinstance(described, Mapping) and {"plans", "configuration", "dataset_json"} <= described.keys():
-        declared, name = described["dataset_json"], described["configuration"]
-        configuration = read_configurations(described["plans"], declared, [name])[name]
-        if configuration.previous_stage is not None:
-            raise InputError(f"{path} is the second stage of a cascade, which nothing can start from", _OTHER)
-        labels = LabelScheme.from_declaration(declared["labels"], declared.get("regions_class_order"))
-        channels = channel_names_of(declared)
-        facts |= {"kind": "nnunet", "configuration": configuration, "labels": labels, "channel_names": channels}
+        facts |= _declared(described, path)
     try:
         network = network_of(state)
     except InputError as error:
         raise InputError(f"{path}: {error}", _OTHER) from None
     return _described(state, network=network, **facts), state
+
+
+def _declared(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of nnU-Net says of itself."""
+    declared, name = described["dataset_json"], described["configuration"]
+    try:
+        configuration = read_configurations(described["plans"], declared, [name])[name]
+        labels = LabelScheme.from_declaration(declared["labels"], declared.get("regions_class_order"))
+        channels = channel_names_of(declared)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged: {first_fault(error)}", _OTHER) from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: its plans lack {error}", _OTHER) from None
+    if configuration.previous_stage is not None:
+        raise InputError(f"{path} is the second stage of a cascade, which nothing can start from", _OTHER)
+    return {"kind": "nnunet", "configuration": configuration, "labels": labels, "channel_names": channels}
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -286,10 +301,14 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _tensors(weights: Any, path: Path) -> dict[str, Tensor]:
     found = weights if isinstance(weights, Mapping) else {}
-    tensors = {name: item for name, item in found.items() if isinstance(item, torch.Tensor)}
+    tensors = {name: item for name, item in found.items() if _is_weight(item)}
     if not tensors:
         raise InputError(f"{path} holds no weights", _OTHER)
     return tensors
+
+
+def _is_weight(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) and item.is_floating_point() and item.layout == torch.strided
 
 
 def _described(state: Mapping[str, Tensor], **facts: Any) -> StartingModel:
@@ -335,5 +354,8 @@ def _configurations(file: Path, dataset: Dataset) -> dict[ConfigurationName, Con
             )
     else:
         named = {"channel_names": {str(number): name for number, name in enumerate(channels)}}
-        found = read_configurations(content, {**named, "labels": {"background": 0, "any": 1}})
+        try:
+            found = read_configurations(content, {**named, "labels": {"background": 0, "any": 1}})
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
     return {name: found[name] for name in CONFIGURATION_NAMES if name in found}

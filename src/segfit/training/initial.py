@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from segfit.errors import StageError
+from segfit.files import hash_file
 from segfit.labels import LabelScheme
 from segfit.networks.transfer import Transfer, transfer
 
@@ -24,6 +25,7 @@ class InitialWeights:
     ----------
     identity : names their content
     path : a safetensors file, by the names of our networks
+    checksum : SHA-256 of the file, if it is known
     labels : what their outputs are; None: not known, the same as those of the training
     heads : False: their outputs are no classes
     """
@@ -31,11 +33,19 @@ class InitialWeights:
     identity: str
     path: Path
     labels: LabelScheme | None
+    checksum: str = ""
     heads: bool = True
 
+<<<<<<< ours
     def for_network(self, network: nn.Module, labels: LabelScheme) -> Transfer:
         """Return what a network for these labels takes over; `StageError` if the file cannot be read."""
+=======
+    def for_network(self, network: UNet, labels: LabelScheme) -> Transfer:
+        """Return what a network for these labels takes over; `StageError` if the file is not what was written."""
+>>>>>>> theirs
         try:
+            if self.checksum and hash_file(self.path) != self.checksum:
+                raise StageError(f"{self.path} is damaged", "give the model again with --from")
             state = load_file(self.path)
         except (SafetensorError, OSError) as error:
             raise StageError(f"{self.path} cannot be read ({error})", "give the model again with --from") from None
