@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from dataset_builder import SHAPE, a_label, build, edit, write_volume
 
-from segfit.dataset.case_checks import UNDECLARED
+from segfit.dataset.case_checks import UNDECLARED, check_case
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.phantom import make_phantom
@@ -19,6 +19,7 @@ from segfit.execution.execution import Execution
 from segfit.files import write_json
 from segfit.images.formats import read_image, write_labels
 from segfit.images.image import LabelMap
+from segfit.labels import LabelScheme
 
 FATAL, WARNING = True, False
 
@@ -219,6 +220,25 @@ def test_many_labels_make_few_and_short_problems(tmp_path: Path) -> None:
     assert absent.problem.startswith("1997 classes occur in no label file: part 3, part 4, ")
     assert (undeclared.case, undeclared.code) == ("b", UNDECLARED)
     assert max(len(absent.problem), len(undeclared.problem)) < 400
+
+
+def test_the_work_on_a_case_is_not_the_number_of_labels_squared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = open_dataset(build(tmp_path)).training[0]
+    asked: list[int] = []
+    values = LabelScheme.stored_values.fget
+    assert values is not None
+
+    def counted(scheme: LabelScheme) -> tuple[int, ...]:
+        asked.append(len(scheme.labels))
+        return values(scheme)
+
+    monkeypatch.setattr(LabelScheme, "stored_values", property(counted))
+    for top in (3, 300):
+        scheme = LabelScheme.from_declaration({"background": 0} | {f"part {n}": n for n in range(1, top)})
+        assert check_case(case, scheme, 2, complete=True).problems == ()
+    assert asked.count(3) == asked.count(300) > 0
 
 
 def test_the_ignore_label_is_declared_but_is_no_structure(tmp_path: Path) -> None:

@@ -266,7 +266,8 @@ def _check_label_grid(case: Case, path: Path, expected: Grid, label: Image) -> l
 
 
 def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelScheme, label: Image) -> list[Problem]:
-    declared = set(labels.stored_values)
+    stored = labels.stored_values
+    declared = set(stored)
     unknown = sorted(values - declared)
     reason = label_doubt(label.array) if len(values) >= FEWEST_VALUES and not case.masks else ""
     if unknown and reason:
@@ -281,7 +282,7 @@ def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelS
         shown, expected = _first(unknown, _SHOWN_VALUES), _first(sorted(declared), _SHOWN_DECLARED)
         problem = f"{path.name} has the undeclared value{'s' * (len(unknown) > 1)} {shown}; declared are {expected}"
         return [Problem(case.id, problem, 'correct the label or declare the value in "labels"', code=UNDECLARED)]
-    if not values & {labels.stored_values[value] for value in labels.foreground_values}:
+    if not values & {stored[value] for value in labels.foreground_values}:
         problem = f"{path.name} is empty: it labels no class"
         return [Problem(case.id, problem, "label the case or remove it unless that is right", fatal=False)]
     return []

@@ -51,7 +51,8 @@ class AxisEvidence:
 
 def value_names(labels: LabelScheme) -> dict[int, str]:
     """Return a readable name for every foreground label value."""
-    names = {value: f"label {labels.stored_values[value]}" for value in labels.foreground_values}
+    stored = labels.stored_values
+    names = {value: f"label {stored[value]}" for value in labels.foreground_values}
     names |= {class_.values[0]: class_.name for class_ in labels.labels if len(class_.values) == 1}
     names.pop(0, None)
     return names

@@ -36,13 +36,8 @@ class InitialWeights:
     checksum: str = ""
     heads: bool = True
 
-<<<<<<< ours
     def for_network(self, network: nn.Module, labels: LabelScheme) -> Transfer:
-        """Return what a network for these labels takes over; `StageError` if the file cannot be read."""
-=======
-    def for_network(self, network: UNet, labels: LabelScheme) -> Transfer:
         """Return what a network for these labels takes over; `StageError` if the file is not what was written."""
->>>>>>> theirs
         try:
             if self.checksum and hash_file(self.path) != self.checksum:
                 raise StageError(f"{self.path} is damaged", "give the model again with --from")
