@@ -89,7 +89,7 @@ def test_merged_pairs_predict_when_they_are_loaded() -> None:
 
 def test_a_member_without_a_case_is_named() -> None:
     partial = member("part", {"x": of_foreground(1, 1, 1)})
-    with pytest.raises(InputError, match=r"part has no probabilities of 1 case\(s\), first y"):
+    with pytest.raises(InputError, match=r"part has no probabilities of 1 case, first y"):
         evaluate_ensembles([A, partial], REFERENCES, ONE)
     with pytest.raises(InputError, match="part has no probabilities"):
         merged_pairs([A, partial], REFERENCES, ONE)
