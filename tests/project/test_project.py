@@ -206,12 +206,25 @@ def test_few_cases(tmp_path: Path, cases: int, tiny: list[str]) -> None:
 
 
 def test_a_budget_too_small_says_how_much_is_needed(tmp_path: Path, volumes: Path) -> None:
-    project = Project.create(tmp_path / "p", volumes, settings=["time_s=3"])
+    project = Project.create(tmp_path / "p", volumes, settings=["time_s=5"])
     with pytest.raises(
-        InputError, match=r"3.0 s are too short for 3d_fullres.*the smallest budget that works here is --time \d+m"
+        InputError, match=r"5.0 s are too short for 3d_fullres.*the smallest budget that works here is --time \d+m"
     ):
         project.train()
     assert not project.folder.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"), [(["time_s=4"], "4.0 s are too short"), (["time_s=60", "training.steps=5"], "not by both")]
+)
+def test_what_the_options_alone_rule_out_is_refused_before_anything_is_read(
+    tmp_path: Path, volumes: Path, settings: list[str], problem: str
+) -> None:
+    project = Project.create(tmp_path / "p", volumes, settings=settings)
+    with pytest.raises(InputError, match=problem):
+        project.run()
+    assert not project.folder.check.exists()
+    assert ProjectFile.load(tmp_path / "p" / "project.json").options == Options()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from segfit.device import resolve_device
 from segfit.errors import InputError, MemoryShortageError, StageError, warning
 from segfit.networks.unet import build_network
+from segfit.options import Options
 from segfit.planning.budget import (
     ENOUGH_STEPS,
     FEWEST_STEPS,
@@ -30,6 +31,7 @@ from segfit.planning.sized_plan import with_run
 from segfit.project.candidate import SLACK, Candidate, Workload
 from segfit.project.extension import Earlier, earlier_run
 from segfit.project.forecast import (
+    REPORT_SECONDS,
     PreprocessingCost,
     forecast_preprocessing,
     forecast_stages,
@@ -40,8 +42,9 @@ from segfit.project.preparation import Preparation
 from segfit.project.race import Outcome, race, taken_up
 from segfit.project.sizing import Sizer
 from segfit.specs import Configuration, TrainingSpec
+from segfit.words import duration
 
-__all__ = ["DEFAULT_SECONDS", "decide_run"]
+__all__ = ["DEFAULT_SECONDS", "decide_run", "require_possible"]
 
 DEFAULT_SECONDS = {"cpu": 2 * 3600.0, "mps": 8 * 3600.0, "cuda": 24 * 3600.0}
 """Time budget of a run when the user names none, by kind of device."""
@@ -55,14 +58,32 @@ _LOOKED_AT = 3  # cases whose labels are looked at on a coarser grid
 _MOST_VOXELS = 2**19  # of a case, for that; larger ones are cut
 
 
+def require_possible(options: Options, *, overrun: bool = False) -> None:
+    """Raise `InputError` where the options alone say that there can be no run: before anything is read.
+
+    Parameters
+    ----------
+    overrun : a time that is too short is no reason
+    """
+    if options.time_s is None:
+        return
+    if options.training.steps is not None:
+        raise InputError("a run is limited by --time or by --steps, not by both", "leave one out")
+    least = _AROUND_SECONDS + REPORT_SECONDS
+    if options.time_s <= least and not overrun:
+        raise InputError(
+            f"{duration(options.time_s)} are too short: a run takes {duration(least)} beside its training",
+            "give a --time of minutes, such as 20m; the smallest that works is told when the dataset was measured",
+        )
+
+
 def decide_run(project: Preparation, plan: Plan) -> Plan:
     """Return the plan with `run` decided, measured on this machine.
 
     Raises `InputError` if the budget is too small for anything or nothing fits into memory.
     """
     options = project.options
-    if options.time_s is not None and options.training.steps is not None:
-        raise InputError("a run is limited by --time or by --steps, not by both", "leave one out")
+    require_possible(options, overrun=project.overrun)
     if options.time_s is None and options.training.steps is None:
         project.progress.note(f"no --time was given: this run is planned for {_budget(project) / 3600:g} h")
     return _Decision(project, plan).decide()

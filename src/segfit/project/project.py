@@ -198,8 +198,11 @@ class Project(Preparation):
 
         With `overrun` a time that is too short is overrun instead of refused.
         """
+        from segfit.project.decide import require_possible
+
         self.overrun = overrun
         with self.at_work():
+            require_possible(self.options, overrun=overrun)
             problems = self.check()
             require_usable(problems)
             for problem in problems:
