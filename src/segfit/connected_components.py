@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from segfit.files import Record
 
-__all__ = ["PostprocessingStep", "Slices", "SlicesByValue", "apply_steps", "keep_largest", "label_boxes", "strays"]
+__all__ = [
+    "PostprocessingStep",
+    "Slices",
+    "SlicesByValue",
+    "apply_steps",
+    "components",
+    "keep_largest",
+    "label_boxes",
+    "strays",
+]
 
 _Label = TypeVar("_Label", bound=np.generic)
 Slices = tuple[slice, ...]
@@ -64,8 +73,6 @@ def strays(
 
     Only the box around the values is looked at; `boxes` (of `label_boxes`) saves finding it anew for every value.
     """
-    import cc3d
-
     boxes = label_boxes(labels) if boxes is None else boxes
     parts = [box for value in values if 0 < value <= len(boxes) and (box := boxes[value - 1]) is not None]
     if not parts:
@@ -75,15 +82,25 @@ def strays(
     )
     inside = labels[box]
     mask: NDArray[np.bool_] = inside == values[0] if len(values) == 1 else np.isin(inside, np.asarray(values))
-    # As uint8 on purpose: for Booleans (and with binary_image=True) cc3d 4.1 labels rows of a single voxel's thickness
-    # wrongly or raises.
-    components, count = cc3d.connected_components(
-        np.ascontiguousarray(mask, dtype=np.uint8), connectivity=26 if labels.ndim == 3 else 8, return_N=True
-    )
-    if count == 1:
+    found, sizes = components(mask)
+    if len(sizes) == 2:
         return None
-    sizes = np.bincount(components.reshape(-1), minlength=count + 1)
     sizes[0] = 0  # the background is no component
     small = sizes < sizes.max()
     small[0] = False
-    return (box, small[components]) if small.any() else None
+    return (box, small[found]) if small.any() else None
+
+
+def components(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Return the number of each voxel's component, 0 outside the mask, and their sizes, that of the outside first.
+
+    Voxels that share a corner are connected.
+    """
+    import cc3d
+
+    # As uint8 on purpose: for Booleans (and with binary_image=True) cc3d 4.1 labels rows of a single voxel's thickness
+    # wrongly or raises.
+    found, count = cc3d.connected_components(
+        np.ascontiguousarray(mask, dtype=np.uint8), connectivity=26 if mask.ndim == 3 else 8, return_N=True
+    )
+    return found, np.bincount(found.reshape(-1), minlength=count + 1)

@@ -206,10 +206,15 @@ class LabelScheme(Record):
 
         Raises `ValueError` where a region becomes none of the regions.
         """
-        partner = dict(pairs) | {second: first for first, second in pairs}
+        partner = _partners(pairs)
         regions = [class_.values for class_ in self.classes]
         outputs = [set(values) for values in regions] if self.has_regions else [{v} for v in self.all_values]
         return tuple(outputs.index({partner.get(value, value) for value in values}) for values in outputs)
+
+    def exchanged_foreground(self, pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """Return for each of `foreground_values` the index of the one that takes its place."""
+        partner, values = _partners(pairs), self.foreground_values
+        return tuple(values.index(partner.get(value, value)) for value in values)
 
     @property
     def num_declared(self) -> int:
@@ -302,6 +307,10 @@ def smallest_dtype(low: int, high: int) -> type[np.integer[Any]]:
     if low < 0 or high > np.iinfo(np.uint16).max:
         return np.int32
     return np.uint8 if high < 255 else np.uint16
+
+
+def _partners(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
+    return dict(pairs) | {second: first for first, second in pairs}
 
 
 def _values(name: str, value: object) -> tuple[int, ...]:

@@ -88,6 +88,8 @@ LOGITS_NAMES = AliasChoices("resample_logits", "resample_scores")
 LOGITS_NAME_IN_KEYS = "resample_scores"
 """In the keys and identities of results, which were given first when it was called so: they are dumped by alias."""
 _Probability = Annotated[float, Field(ge=0, le=1)]
+_Radius = Annotated[float, Field(ge=0, le=32)]
+_Radii = Annotated[tuple[_Radius, _Radius], Field(description="in voxels"), AfterValidator(_ascending)]
 _Range = Annotated[tuple[float, float], Field(description="smallest and largest value"), AfterValidator(_ascending)]
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
 
@@ -294,6 +296,12 @@ class AugmentationOptions(Record):
     contrast_range: _Range | None = None
     low_resolution_range: _Range | None = None
     gamma_range: _Range | None = None
+    previous_operator_probability: _Probability | None = None
+    previous_operator_label_probability: _Probability | None = None
+    previous_radius_range: _Radii | None = None
+    previous_removal_probability: _Probability | None = None
+    previous_removal_label_probability: _Probability | None = None
+    previous_removed_share: _Probability | None = None
 
     @property
     def values(self) -> dict[str, Any]:

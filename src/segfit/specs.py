@@ -47,6 +47,10 @@ _Layers = Annotated[int, Field(ge=1, le=64)]  # of one stage
 _MOST_STAGES = 16
 
 
+def _is_zero(value: float | tuple[float, ...]) -> bool:
+    return value in (0.0, (0.0, 0.0))
+
+
 class IntensityStatistics(Record):
     """Foreground intensities of one channel, an equal-weight mixture over cases."""
 
@@ -172,6 +176,11 @@ class Configuration(Record):
     previous_stage: str | None = None
     next_stage: str | None = None
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image; in the second stage of a cascade the network has more inputs, one per label."""
+        return len(self.preprocessing.normalization)
+
     @model_validator(mode="after")
     def _check(self) -> Configuration:
         if not self.ndim == self.network.ndim == len(self.patch_size) == len(self.spacing_mm) == len(self.median_shape):
@@ -224,6 +233,14 @@ class AugmentationSpec(GrownRecord):
     mirror_axes: tuple[int, ...] = ()  # network axes, each flipped with probability 0.5
     exchange: Exchange | None = None  # labels that change places in the samples flipped along its axis
     masked_channels: tuple[int, ...] = ()  # image channels set to 0 outside the non-zero mask afterwards
+    # In the second stage of a cascade, on what the first one predicted: operators with a ball, missing components.
+    # Left out of documents where they do nothing: trainings keep their identity from before there were cascades.
+    previous_operator_probability: float = Field(0.0, exclude_if=_is_zero)
+    previous_operator_label_probability: float = Field(0.0, exclude_if=_is_zero)  # of each label of such a sample
+    previous_radius_range: tuple[float, float] = Field((0.0, 0.0), exclude_if=_is_zero)  # of the ball, voxels
+    previous_removal_probability: float = Field(0.0, exclude_if=_is_zero)
+    previous_removal_label_probability: float = Field(0.0, exclude_if=_is_zero)
+    previous_removed_share: float = Field(0.0, exclude_if=_is_zero)  # of the patch; components as large as that stay
 
 
 class TrainingSpec(GrownRecord):

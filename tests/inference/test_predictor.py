@@ -169,6 +169,17 @@ def test_outputs_of_flipped_views_are_exchanged_before_they_are_averaged(
     np.testing.assert_allclose(predictor.logits(image).numpy(), expected.numpy(), atol=1e-5)
 
 
+def test_labels_of_a_previous_stage_are_exchanged_in_flipped_views(
+    configuration: Callable[..., Configuration],
+) -> None:
+    """A network that hands its label channels on is equivariant: only what is exchanged twice comes back as it was."""
+    second = configuration(patch=(4, 12, 12)).model_copy(update={"previous_stage": "3d_lowres"})
+    exchange = Exchange(axis=2, pairs=((1, 2),))
+    image = np.random.default_rng(0).normal(size=(3, 4, 12, 12)).astype(np.float32)
+    predictor = Predictor(second, LABELS, [lambda x: x], (0, 2), CPU, exchange=exchange, batch=3)
+    np.testing.assert_allclose(predictor.logits(image).numpy(), image, atol=1e-6)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_batching_and_layout_change_nothing(configuration: Callable[..., Configuration], batch: int) -> None:
     image = np.random.default_rng(2).normal(size=(1, 12, 17, 20)).astype(np.float32)

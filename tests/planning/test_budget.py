@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_fakes import case, fingerprint, scheme
 
-from segfit.errors import InputError
 from segfit.feature_maps import feature_map_elements
 from segfit.options import Options
 from segfit.planning import budget
@@ -137,15 +136,19 @@ def test_folds_that_were_asked_for_are_trained_whatever_it_takes() -> None:
 
 def test_order_of_configurations() -> None:
     names = ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
-    assert budget.choose_configurations(names, Options()) == ("3d_fullres", "2d", "3d_lowres")
+    assert budget.choose_configurations(names, Options()) == ("3d_fullres", "2d", "3d_lowres", "3d_cascade_fullres")
     asked = Options().with_settings(["planning.configurations=2d"])
     assert budget.choose_configurations(names, asked) == ("2d",)
 
 
-def test_the_second_stage_of_a_cascade_is_refused() -> None:
-    asked = Options().with_settings(["planning.configurations=3d_cascade_fullres"])
-    with pytest.raises(InputError, match="3d_cascade_fullres cannot be trained"):
-        budget.choose_configurations(["3d_fullres", "3d_cascade_fullres"], asked)
+def test_the_second_stage_of_a_cascade_comes_after_its_first() -> None:
+    names = ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
+    for asked, chosen in (
+        ("3d_cascade_fullres", ("3d_lowres", "3d_cascade_fullres")),
+        ("3d_cascade_fullres,2d,3d_lowres", ("2d", "3d_lowres", "3d_cascade_fullres")),
+    ):
+        options = Options().with_settings([f"planning.configurations={asked}"])
+        assert budget.choose_configurations(names, options) == chosen
 
 
 def test_the_short_recipe_keeps_what_was_asked_for() -> None:

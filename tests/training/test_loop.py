@@ -25,7 +25,7 @@ from training_fakes import SCHEME, MemoryCase, disc_case, disc_cases, tiny_confi
 from segfit.errors import InputError, Problem, StageError
 from segfit.execution.memory import process_bytes, process_peak_bytes
 from segfit.inference.predictor import Predictor
-from segfit.labels import LabelScheme
+from segfit.labels import Exchange, LabelScheme
 from segfit.progress import SILENT, Progress
 from segfit.specs import AugmentationSpec, TrainingSpec
 from segfit.training import budget, checkpoint, loop, online_validation
@@ -514,3 +514,41 @@ def test_steps_that_take_much_longer_than_forecast_are_told_once(
     if told:
         assert re.search(r"a step takes 50\.\d ms instead of 20 ms", notes[0])
         assert "about 40 steps instead of 100" in notes[0]
+
+
+def test_the_second_stage_of_a_cascade_sees_what_the_first_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme = LabelScheme.from_declaration({"background": 0, "disc": 1, "ring": 2})
+    tiny = tiny_configuration()
+    network = tiny.network.model_copy(update={"in_channels": 3, "num_outputs": 3})
+    second = tiny.model_copy(update={"previous_stage": "first", "network": network})
+    exchange = Exchange(axis=1, pairs=((1, 2),))
+    seen: list[Batch] = []
+    monkeypatch.setattr(Learner, "_step", lambda _self, batch, *_: seen.append(batch))
+    labels = torch.randint(-1, 3, (8, 2, 16, 16), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    image = labels[:, :1].float()
+    none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
+    for augmentation in (
+        AugmentationSpec(**none, mirror_axes=(1,), exchange=exchange),
+        AugmentationSpec(
+            **none | {"previous_removal_probability": 1.0, "previous_removal_label_probability": 1.0},
+            previous_removed_share=1.0,
+        ),
+    ):
+        recipe = tiny_recipe(augmentation=augmentation)
+        learner = Learner(second, recipe, scheme, torch.device("cpu"), seed=0)
+        learner.step(Batch(image, labels), learning_rate=0.1, rng=np.random.default_rng(0))
+    plain, changed = seen
+    assert plain.image.shape == (8, 3, 16, 16)
+    assert plain.labels.shape == (8, 1, 16, 16)
+    flipped = 0
+    for sample, (mine, previous) in enumerate(labels):
+        turned = previous.flip(1)
+        straight = torch.stack([previous == 1, previous == 2]).float()
+        mirrored = torch.stack([turned == 2, turned == 1]).float()
+        is_flipped = torch.equal(plain.image[sample, 0], mine.float().flip(1))
+        flipped += is_flipped
+        assert torch.equal(plain.image[sample, 1:], mirrored if is_flipped else straight)
+    assert 0 < flipped < 8
+    removed = torch.stack([labels[:, 1] == 1, labels[:, 1] == 2], 1).float() - changed.image[:, 1:]
+    assert (removed.flatten(2).sum(2) > 0).all()
+    assert set(removed.unique().tolist()) == {0.0, 1.0}

@@ -146,10 +146,23 @@ def test_cases_are_drawn_uniformly() -> None:
 def test_a_patch_is_the_padded_image(corner: tuple[int, int]) -> None:
     case = numbered_case((9, 7))
     image, labels = np.empty((1, 8, 5), np.float32), np.empty((8, 5), np.int16)
-    read_patch(case, corner, image, labels)
+    read_patch(case, corner, image, labels[None])
     window = tuple(slice(c + 20, c + 20 + n) for c, n in zip(corner, (8, 5), strict=True))
     assert (image[0] == np.pad(case.array[0], 20)[window]).all()
     assert (labels == np.pad(case.label, 20, constant_values=-1)[window]).all()
+
+
+def test_labels_of_a_previous_stage_are_a_second_channel() -> None:
+    case = numbered_case((9, 7))
+    case.previous = case.label + 100
+    for kept in (case, *keep_in_memory([case], channels=1, limit_gb=1)):
+        batch = sampler([kept], previous_stage=True).batch(0)
+        labels, previous = batch.labels.unbind(1)
+        inside = labels >= 0
+        assert batch.labels.shape[1] == 2
+        assert (previous[inside] == labels[inside] + 100).all()
+        assert (previous[~inside] == -1).all()
+        assert (~inside).any()
 
 
 def test_slices_of_a_volume_lose_their_axis() -> None:

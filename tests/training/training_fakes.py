@@ -23,6 +23,7 @@ class MemoryCase:
     label: NDArray[np.int16]
     locations: Mapping[str, NDArray[np.int32]]
     reads: list[str] = field(default_factory=list)
+    previous: NDArray[np.int16] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,6 +36,9 @@ class MemoryCase:
     def labels(self, region: tuple[slice, ...] | None = None) -> NDArray[np.int16] | None:
         self.reads.append("labels")
         return self.label if region is None else self.label[region]
+
+    def previous_stage(self, region: tuple[slice, ...] | None = None) -> NDArray[np.int16] | None:
+        return self.previous if region is None or self.previous is None else self.previous[region]
 
 
 def disc_case(name: str, shape: tuple[int, ...] = (24, 20), seed: int = 0) -> MemoryCase:

@@ -86,6 +86,9 @@ class ModelManifest(Document):
     spacing_mm: tuple[Millimetres, ...] | None = None  # median voxel size of the training images, array order
     training_images: TrainingImages | None = None  # with which images to predict are compared; None: unknown
     members: tuple[Member, ...] = Field(min_length=1)
+    previous_stage: Member | None = (
+        None  # predicts the labels that second stages of a cascade take; None: they are given
+    )
     postprocessing: tuple[PostprocessingStep, ...] = ()
     # Cross-validated mean by class; None where it is undefined; "scores" is its old name.
     dice: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = Field(
@@ -104,8 +107,9 @@ class ModelManifest(Document):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of all weight files."""
-        return tuple(name for member in self.members for name in member.weights.values())
+        """Names of all weight files; the first stage of a cascade may be a member too."""
+        first = () if self.previous_stage is None else (self.previous_stage,)
+        return tuple(dict.fromkeys(name for member in (*first, *self.members) for name in member.weights.values()))
 
     @property
     def input_ending(self) -> str:
@@ -114,7 +118,8 @@ class ModelManifest(Document):
 
     @model_validator(mode="after")
     def _check(self) -> ModelManifest:
-        if len(set(self.files)) != len(self.files):
+        files = [name for member in self.members for name in member.weights.values()]
+        if len(set(files)) != len(files):
             raise ValueError("two networks share one weight file")
         for name in self.files:
             if Path(name).name != name or not _WEIGHTS_NAME.fullmatch(name):
@@ -129,11 +134,18 @@ class ModelManifest(Document):
         ndims = {member.configuration.preprocessing.image_ndim for member in self.members}
         if len(ndims) > 1 or (self.spacing_mm is not None and {len(self.spacing_mm)} != ndims):
             raise ValueError("members and spacing_mm must be of images with the same axes")
-        for number, member in enumerate(self.members):
+        first = {} if self.previous_stage is None else {"previous_stage": self.previous_stage}
+        for where, member in (first | {f"members.{number}": one for number, one in enumerate(self.members)}).items():
             try:
                 self._check_member(member)
             except ValueError as error:
-                raise ValueError(f"members.{number}: {error}") from None
+                raise ValueError(f"{where}: {error}") from None
+        taken = {member.configuration.previous_stage for member in self.members}
+        if self.previous_stage is not None and (
+            self.previous_stage.configuration.previous_stage is not None
+            or self.previous_stage.configuration.name not in taken
+        ):
+            raise ValueError("previous_stage must be the one that members take the labels of")
         foreground = set(self.labels.foreground_values)
         steps = [frozenset(step.values) for step in self.postprocessing]
         if not all(step and step <= foreground for step in steps) or len(steps) > _MOST_STEPS * len(foreground):
@@ -314,13 +326,18 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
         yield f"\nAfterwards: {_markdown(step.text)}."
     yield "\n## Networks\n"
     yield "| configuration | patch (voxels) | spacing (mm) | folds | mirrored axes |\n| --- | --- | --- | --- | --- |"
-    for member in manifest.members:
+    first = manifest.previous_stage
+    for member in (*(() if first is None else (first,)), *manifest.members):
         configuration = member.configuration
         patch, spacing = extent(configuration.patch_size), extent(configuration.spacing_mm)
         mirrored = ", ".join(str(axis) for axis in member.mirror_axes) or "none"
         if member.exchange is not None and member.exchange.axis in member.mirror_axes:
             mirrored += f" (left and right labels exchanged along {member.exchange.axis})"
         yield f"| {_markdown(configuration.name)} | {patch} | {spacing} | {len(member.weights)} | {mirrored} |"
+    for member in manifest.members:
+        if (previous := member.configuration.previous_stage) is not None:
+            source = "which is predicted first" if first is not None else "which must be given (--previous-stage)"
+            yield f"\n{_markdown(member.configuration.name)} also sees the labels of {_markdown(previous)}, {source}."
     sections = {"Training": manifest.training, "Selection": manifest.selection, "Origin": manifest.provenance}
     for title, facts in sections.items():
         if facts:

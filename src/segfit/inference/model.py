@@ -35,7 +35,7 @@ from segfit.networks.unet import PluginNetwork, UNet, empty_network
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.options import SMALLEST_TILE_STEP
 from segfit.plugins import package_version
-from segfit.preprocessing.pipeline import CaseProperties, preprocess
+from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previous_stage
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.words import count, listing, numbers, printable
 
@@ -87,12 +87,18 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A case ready for the networks: one array and its way back for each member, in order."""
+    """A case ready for the networks: one array and its way back for each member, in order.
+
+    Where the model has the first stage of a cascade, which is to predict the input of the second one, the array is that
+    of the first stage, and `image` is what all members are going to see.
+    """
 
     grid: Grid
     source: tuple[Path, ...]  # its files
     inputs: tuple[tuple[NDArray[np.float32], CaseProperties], ...]
     warnings: tuple[Problem, ...]
+    name: str = ""  # of the case
+    image: Image | None = None
 
 
 def load_model(
@@ -149,8 +155,9 @@ class Model:
                 raise InputError(problem, f"install it: pip install {package}=={version}")
         self.manifest: ModelManifest = bundle.manifest
         self.device = device
-        self.predictors = tuple(
-            Predictor(
+
+        def predictor(member: Member) -> Predictor:
+            return Predictor(
                 member.configuration,
                 self.labels,
                 [_load_network(bundle, member, fold) for fold in _chosen_folds(bundle, member, folds)],
@@ -161,8 +168,10 @@ class Model:
                 channels_last=member.channels_last,
                 exchange=member.exchange,
             )
-            for member in self.manifest.members
-        )
+
+        first = self.manifest.previous_stage
+        self.predictors = tuple(predictor(member) for member in self.manifest.members)
+        self._first = None if first is None else predictor(first)  # predicts what the second stage of a cascade takes
 
     def __repr__(self) -> str:
         networks = ", ".join(
@@ -237,7 +246,8 @@ class Model:
         spacing_mm : voxel size of arrays and of files that do not say theirs (pictures), one number for all axes or one
             per axis in array order; without it 2D ones are taken to be like those the model was made from, with a
             warning
-        previous_stage : label map of the previous stage on the same grid, for second stages of a cascade only
+        previous_stage : label map of the previous stage on the same grid, for second stages of a cascade only; a model
+            that has the first stage too predicts it when it is not given
         probabilities : also keep them
 
         Where the image differs from those that the model was made from, in voxel size, extent, order of axes or
@@ -285,8 +295,11 @@ class Model:
             problem = f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training"
             warnings.append(warning("no_voxel_size", problem, file=file))
         warnings += self._differences(sized, name, file)
-        inputs = tuple(self._member_input(member, sized, earlier, name) for member in self.manifest.members)
-        return Prepared(image.grid, paths, inputs, tuple(warnings))
+        first = self.manifest.previous_stage
+        if first is None or earlier is not None:
+            return Prepared(image.grid, paths, self._inputs(sized, earlier, name), tuple(warnings))
+        inputs = (self._member_input(first, sized, None, name),)
+        return Prepared(image.grid, paths, inputs, tuple(warnings), name, sized)
 
     def _differences(self, image: Image, name: str, file: str | Path) -> list[Problem]:
         """Return in what an image differs from those the model was made from; `InputError` if it is of another kind."""
@@ -307,6 +320,11 @@ class Model:
                 raise InputError(f"{name}: {item.problem}", item.action)
         return [replace(item, problem=f"{name}: {item.problem}", file=str(file)) for item in found]
 
+    def _inputs(
+        self, image: Image, earlier: Image | None, name: str
+    ) -> tuple[tuple[NDArray[np.float32], CaseProperties], ...]:
+        return tuple(self._member_input(member, image, earlier, name) for member in self.manifest.members)
+
     def _member_input(
         self, member: Member, image: Image, earlier: Image | None, name: str
     ) -> tuple[NDArray[np.float32], CaseProperties]:
@@ -317,17 +335,22 @@ class Model:
             action = f"predict {name} with {previous} first and give the label map as previous_stage"
             raise InputError(f"{self.name} is the second stage of a cascade", action)
         case = preprocess(image, earlier, spec, self.labels, name, room=free_memory_gb() * 2**30)
-        if case.labels is None:
-            return case.image, case.properties
-        one_hot = [case.labels == value for value in self.labels.foreground_values]
-        return np.concatenate([case.image, np.stack(one_hot).astype(np.float32)]), case.properties
+        return with_previous_stage(case.image, case.labels, self.labels), case.properties
 
     def logits(self, prepared: Prepared, *, progress: Progress = SILENT) -> tuple[LogitField, ...]:
         """Run the networks: the second step of `predict`; runs on the model's device."""
+        inputs, first = prepared.inputs, self.manifest.previous_stage
+        if prepared.image is not None:
+            assert self._first is not None
+            assert first is not None
+            [(array, properties)] = inputs
+            field = LogitField(self._first.logits(array, progress=progress), properties, first.configuration)
+            earlier = Image(merged_labels([field], self.labels)[None], prepared.grid)
+            inputs = self._inputs(prepared.image, earlier, prepared.name)
         return tuple(
             LogitField(predictor.logits(array, progress=progress), properties, member.configuration)
             for predictor, member, (array, properties) in zip(
-                self.predictors, self.manifest.members, prepared.inputs, strict=True
+                self.predictors, self.manifest.members, inputs, strict=True
             )
         )
 

@@ -65,7 +65,8 @@ class Predictor:
     tile_step : distance of neighbouring tiles as a share of the patch, in (0, 1]
     precision : arithmetic of the forward pass; falls back to fp32 where the device lacks it
     channels_last : memory layout of networks and views
-    exchange : label values that change places when its axis is flipped; the outputs of flipped views are put back
+    exchange : label values that change places when its axis is flipped: in the input of flipped views, where it has the
+        labels of a previous stage, and back in their outputs
     gaussian : weigh the voxels of a tile by their distance to its centre (off: all alike)
     batch : views per forward pass; None: decided from the device and the patch
     """
@@ -87,12 +88,16 @@ class Predictor:
     ) -> None:
         assert networks
         assert all(0 <= axis < configuration.ndim for axis in mirror_axes)
-        assert exchange is None or configuration.previous_stage is None  # whose input holds labels too
         self.patch = configuration.patch_size
         self.num_outputs = labels.num_outputs
         self.subsets = mirror_subsets(mirror_axes)
         self.exchanged_axis = None if exchange is None else exchange.axis
         self.exchanged_outputs = () if exchange is None else labels.exchanged_outputs(exchange.pairs)
+        self.exchanged_inputs: tuple[int, ...] = ()
+        if exchange is not None and configuration.previous_stage is not None:
+            channels = configuration.image_channels
+            places = labels.exchanged_foreground(exchange.pairs)
+            self.exchanged_inputs = (*range(channels), *(channels + place for place in places))
         self.device = device
         self.tile_step = tile_step
         self.gaussian = gaussian
@@ -182,7 +187,10 @@ class Predictor:
         profiles = [axis_importance(p) if self.gaussian else np.ones(p) for p in patch]
         importance = torch.from_numpy(importance_map(patch) if self.gaussian else np.ones(patch, np.float32))
         importance = importance.to(placement.store)
-        partners = torch.tensor(self.exchanged_outputs, dtype=torch.int64, device=placement.store)
+        senders, partners = (
+            torch.tensor(order, dtype=torch.int64, device=placement.store)
+            for order in (self.exchanged_inputs, self.exchanged_outputs)
+        )
         total = torch.zeros((self.num_outputs, *shape), device=placement.store)
         views = [(corner, subset) for corner in tile_corners(starts) for subset in self.subsets]
         offset = 1 + ndim - len(self.patch)  # from network axes to axes of the arrays here
@@ -192,6 +200,12 @@ class Predictor:
                 regions = [tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True)) for corner, _ in group]
                 flips = [[axis + offset for axis in subset] for _, subset in group]
                 tiles = [source[:, *region].flip(dims) for region, dims in zip(regions, flips, strict=True)]
+                if self.exchanged_inputs:
+                    exchanged = (self.exchanged_axis in subset for _, subset in group)
+                    tiles = [
+                        tile.index_select(0, senders) if own else tile
+                        for tile, own in zip(tiles, exchanged, strict=True)
+                    ]
                 inputs = torch.stack(tiles).reshape(len(group), -1, *self.patch)
                 logits = self._forward(inputs, placement.compute, dtype).to(placement.store)
                 for one, region, dims, (_, subset) in zip(logits, regions, flips, group, strict=True):

@@ -25,7 +25,7 @@ from segfit.preprocessing.pipeline import CaseProperties
 from segfit.resampling import resample_image, separate_axis
 from segfit.specs import Configuration, ResamplingSpec
 
-__all__ = ["LogitField", "merged_labels", "merged_probabilities"]
+__all__ = ["LogitField", "labels_on_grid_of", "merged_labels", "merged_probabilities"]
 
 _BLOCK_ROWS = 32  # outputs per matrix product on a CPU: wide enough for BLAS, narrow enough to stay near the band
 _SLAB_VOXELS = {"cpu": 2**20, "cuda": 2**25}  # values in flight: a processor's cache, or enough to fill a GPU
@@ -184,6 +184,39 @@ def merged_labels(fields: Sequence[LogitField], labels: LabelScheme) -> NDArray[
     for box, mean in _mean_probabilities(fields, labels):
         result[_index(box)] = decode(mean, labels, activated=True)
     return result
+
+
+def labels_on_grid_of(
+    other: CaseProperties,
+    logits: Tensor | NDArray[np.floating[Any]],
+    properties: CaseProperties,
+    configuration: Configuration,
+    labels: LabelScheme,
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the inner labels of a case ``(*other.shape)``, as another configuration sees it.
+
+    That is what the second stage of a cascade is trained on. As in nnU-Net the logits are resampled from cropped image
+    to cropped image, without a second change of spacing.
+    """
+    order = tuple(other.transpose.index(axis) for axis in properties.transpose)
+    shape = tuple(other.shape[axis] for axis in order)
+    spec = configuration.preprocessing
+    spacing = tuple(
+        own if target is None else target for own, target in zip(properties.spacing_mm, spec.spacing_mm, strict=True)
+    )
+    changed = properties.model_copy(
+        update={
+            "stored_shape": other.shape,
+            "axis_order": tuple(range(len(order))),
+            "axis_flip": (False,) * len(order),
+            "transpose": order,
+            "spacing_mm": spacing,
+            "shape_before_crop": shape,
+            "crop_box": tuple((0, n) for n in shape),
+            "shape_after_crop": shape,
+        }
+    )
+    return merged_labels([LogitField(logits, changed, configuration)], labels)
 
 
 @torch.inference_mode()

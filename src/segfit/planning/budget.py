@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
-from segfit.errors import InputError
 from segfit.options import Options
 from segfit.specs import Configuration, NetworkSpec, TrainingSpec
 
 __all__ = [
+    "CASCADE",
     "ENOUGH_STEPS",
     "FEWEST_STEPS",
     "FINE_TUNING_SHARE",
@@ -38,6 +38,8 @@ __all__ = [
     "shrunk",
 ]
 
+CASCADE: Literal["3d_cascade_fullres"] = "3d_cascade_fullres"
+"""The second stage of a cascade, which sees what 3d_lowres predicted for cases that this had not been trained on."""
 FEWEST_STEPS = 100
 """With fewer optimiser steps a network has learned nothing worth handing over."""
 WANTED_STEPS = 1000
@@ -73,25 +75,20 @@ _REDUCTION = 0.8  # of the patch's voxels, from one version to the next that nee
 _SHORT_MOMENTUM = 0.95
 _MUON_RATE = 0.05
 _COOLDOWN_SHARE = 0.5  # of a short training
-_ORDER = ("3d_fullres", "2d", "3d_lowres")  # which configuration is trained first
+_ORDER = ("3d_fullres", "2d", "3d_lowres", CASCADE)  # which configuration is trained first
 
 
 def choose_configurations(names: Sequence[str], options: Options) -> tuple[str, ...]:
     """Return the configurations that can be trained, the most promising first.
 
-    Those asked for keep their order. The second stage of a cascade needs the predictions of the first, which this
-    version does not train on: asking for it raises `InputError`.
+    Those asked for keep their order; the second stage of a cascade comes after its first one, which it needs.
     """
     asked = options.planning.configurations
     if asked is None:
         return tuple(name for name in _ORDER if name in names)
-    unusable = [name for name in asked if name not in _ORDER]
-    if unusable:
-        raise InputError(
-            f"configuration {unusable[0]} cannot be trained by this version (it is planned and predicted only)",
-            f"choose among {', '.join(name for name in _ORDER if name in names)}",
-        )
-    return asked
+    first = () if CASCADE not in asked else ("3d_lowres",)
+    others = tuple(name for name in asked if name != CASCADE)
+    return (*(name for name in first if name not in others), *others, *([CASCADE] if first else ()))
 
 
 def candidates(configuration: Configuration, options: Options) -> tuple[Configuration, ...]:

@@ -33,6 +33,15 @@ _FEWEST_SUPERVISED_STAGES = 3
 _GEOMETRY = ("rotation_degrees", "dummy_2d")  # which the patch that is cut out depends on
 _BY_PATCH = (*_GEOMETRY, "sample_patch", "mirror_axes", "masked_channels")
 """What of the augmentation depends on the data; the rest are nnU-Net's constants."""
+_PREVIOUS = {
+    "previous_operator_probability": 0.4,
+    "previous_operator_label_probability": 0.5,
+    "previous_radius_range": (1.0, 8.0),
+    "previous_removal_probability": 0.2,
+    "previous_removal_label_probability": 0.5,
+    "previous_removed_share": 0.15,
+}
+"""What nnU-Net does in the second stage of a cascade to the labels that the first one predicted."""
 _NO_INTENSITY = {*_BY_PATCH, "exchange"}  # the exchange of labels is a decision of its own
 _ADAMW = {"learning_rate": 3e-4, "momentum": 0.9, "weight_decay": 5e-2}
 """What AdamW starts from where the user names it and nothing else; published for nnU-Net's transformers."""
@@ -191,14 +200,17 @@ def _augmentation(item: Configuration, flips: Flips, options: Options, scaling: 
     )
     across = _network_axes([item.preprocessing.image_ndim - 1], item)  # none where the network does not see that axis
     exchange = Exchange(axis=across[0], pairs=flips.exchanged) if flips.exchanged and across else None
-    own = {key: value for key, value in asked.values.items() if key not in _GEOMETRY}
+    foreign = _GEOMETRY if item.previous_stage is not None else (*_GEOMETRY, *_PREVIOUS)
+    own = {key: value for key, value in asked.values.items() if key not in foreign}
+    previous = {} if item.previous_stage is None else _PREVIOUS
     strength = STRENGTHS.get(asked.strength or "", {})
     sizes = scaling.values if scaling else {}
-    found = found.model_copy(update={"exchange": exchange, **strength, **sizes, **own})
+    found = found.model_copy(update={"exchange": exchange, **previous, **strength, **sizes, **own})
     if asked.strength != "none":
         return found
-    none = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
-    return found.model_copy(update={**none, "mirror_axes": (), "exchange": None, "sample_patch": item.patch_size})
+    none: dict[str, Any] = {name: 0.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")}
+    none |= {"mirror_axes": (), "exchange": None, "sample_patch": item.patch_size}
+    return found.model_copy(update=none)
 
 
 def _network_axes(array_axes: Iterable[int], item: Configuration) -> tuple[int, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
 from segfit.feature_maps import network_elements
+from segfit.planning.budget import CASCADE
 from segfit.planning.configurations import stride_inputs
 from segfit.planning.explain import change_in_words
 from segfit.planning.plan import Decision, Initial, Plan, RunSpec
@@ -63,7 +64,7 @@ def with_run(
             told.fine_tuned(name, recipe, run.initial)
         if name in coarser:
             told.coarser(f"{name}.spacing_mm")
-    told.run(run, asked)
+    told.run(run, asked, [name for name in (CASCADE,) if name in plan.configurations and name not in sized])
     changes = tuple(told.changes)
     return plan.model_copy(
         update={
@@ -174,14 +175,16 @@ class _Told:
         patch = {"patch_size": now.patch_size, "ratio": patch_ratio(now.patch_size)}
         self.again(f"{name}.augmentation", patch, value=geometry_values(recipe))
 
-    def run(self, run: RunSpec, asked: Mapping[str, Any]) -> None:
-        """Tell what is trained."""
+    def run(self, run: RunSpec, asked: Mapping[str, Any], left_out: Sequence[str]) -> None:
+        """Tell what is trained, and what there is no time for."""
         inputs = {
             **asked,
             "seconds_per_training": run.seconds_per_training,
             "steps": run.steps,
             "tried": [f"{entry.configuration}: Dice {entry.mean or 0:.2f}" for entry in run.race],
         }
+        if left_out and run.steps is None:
+            inputs["left_out"] = left_out
         if run.extends is not None:
             inputs |= {"seconds_of_the_earlier_run": run.extends.time_s, "step_before_its_cool_down": run.extends.step}
         value = {"configurations": run.configurations, "folds": run.folds}

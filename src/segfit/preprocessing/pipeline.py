@@ -28,7 +28,7 @@ from segfit.resampling import new_shape, resample_image, resample_labels
 from segfit.specs import PreprocessingSpec
 from segfit.words import count, extent, gigabytes
 
-__all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "preprocess"]
+__all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "preprocess", "with_previous_stage"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -139,6 +139,18 @@ def preprocess(
     resampled = resample_labels(marked, shape, spacing, target, spec.resample_label)
     del marked
     return Preprocessed(final, resampled, properties, class_locations(resampled, labels))
+
+
+def with_previous_stage(
+    image: NDArray[np.float32], labels: NDArray[np.integer[Any]] | None, scheme: LabelScheme
+) -> NDArray[np.float32]:
+    """Return what the second stage of a cascade sees: the image (c, *spatial) and a channel per foreground label.
+
+    A channel is 1 where `labels` (*spatial), those that the first stage predicted, have it. None: the image alone.
+    """
+    if labels is None:
+        return image
+    return np.concatenate([image, *((labels == value)[None].astype(np.float32) for value in scheme.foreground_values)])
 
 
 def _stored(grid: Grid) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class StoredCase:
     has_labels: bool
     annotation: StoredAnnotation | None  # None for a case without label
     locations: Mapping[str, NDArray[np.int32]]  # (n, spatial axes) by name of the class, mapped from disk
+    previous: Path | None = None  # what the previous stage of a cascade predicted on this grid, as `compressed`
 
     @property
     def id(self) -> str:
@@ -145,17 +146,25 @@ class StoredCase:
 
     def image(self, region: Region | None = None) -> NDArray[np.float32]:
         """Return the image, (c, *spatial) float32, or a spatial region of it."""
-        return self._read("image.b2nd", (slice(None), *(region or (slice(None),) * len(self.shape))))
+        return self._read(self.folder / "image.b2nd", (slice(None), *(region or self._whole)))
 
     def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
         """Return the label map, (*spatial) int16, or a region of it; None for a case without label."""
-        return self._read("labels.b2nd", region or (slice(None),) * len(self.shape)) if self.has_labels else None
+        return self._read(self.folder / "labels.b2nd", region or self._whole) if self.has_labels else None
 
-    def _read(self, name: str, region: Region) -> NDArray[Any]:
+    def previous_stage(self, region: Region | None = None) -> NDArray[np.int16] | None:
+        """Return what the previous stage predicted, like `labels`; None for a case outside of a cascade."""
+        return None if self.previous is None else self._read(self.previous, region or self._whole)
+
+    @property
+    def _whole(self) -> Region:
+        return (slice(None),) * len(self.shape)
+
+    def _read(self, path: Path, region: Region) -> NDArray[Any]:
         import blosc2
 
         with _damage_is_told(self.id):
-            stored = blosc2.open(str(self.folder / name), mode="r", dparams=blosc2.DParams(nthreads=1))
+            stored = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
             result: NDArray[Any] = stored[region]
         return result
 

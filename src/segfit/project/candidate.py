@@ -25,6 +25,7 @@ class Workload:
     num_folds: int
     validation_cases: int  # of the largest fold
     test_cases: int
+    whole: bool = False  # all validation cases are predicted, however long that takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,15 @@ class Candidate(Record):
         return cooldown_start(recipe.falling, recipe.warmup_share, recipe.cooldown_share) is not None
 
     def validation(self, workload: Workload, seconds: float) -> ValidationCost:
-        """Return how a fold is validated in at most so many seconds: without mirroring, or on a part of its cases."""
+        """Return how a fold is validated in at most so many seconds: without mirroring, or on a part of its cases.
+
+        Where the whole fold has to be, it may take longer.
+        """
         mirrored, plain = self.views * self.case_seconds + CASE_SECONDS, self.case_seconds + CASE_SECONDS
         cases = workload.validation_cases
         if cases * mirrored <= seconds:
             return ValidationCost(None, True, cases * mirrored)
-        if cases * plain <= seconds:
+        if workload.whole or cases * plain <= seconds:
             return ValidationCost(None, False, cases * plain)
         some = max(1, int(seconds / plain))
         return ValidationCost(some, False, some * plain)

@@ -17,6 +17,7 @@ from segfit.errors import InputError, MemoryShortageError, StageError, warning
 from segfit.networks.unet import build_network
 from segfit.options import Options
 from segfit.planning.budget import (
+    CASCADE,
     ENOUGH_STEPS,
     FEWEST_STEPS,
     LONG_STEPS,
@@ -101,14 +102,19 @@ class _Decision:
         self._project, self._plan, self._options = project, plan, options
         self._names = choose_configurations(list(plan.configurations), options)
         self._all_asked = options.planning.configurations is not None and len(self._names) > 1  # all are trained
-        splits = project.splits()
+        splits, asked = project.splits(), options.planning.folds
+        num_folds = len(splits.folds)
+        self._folds = _folds(asked, num_folds)
+        if CASCADE in self._names and len(self._folds) < num_folds:
+            self._names = self._without_cascade(num_folds)
+        self._every_fold = self._all_asked and CASCADE in self._names
         self._workload = Workload(
-            num_folds=len(splits.folds),
+            num_folds=num_folds,
             validation_cases=max(len(fold.validation) for fold in splits.folds),
             test_cases=len(project.dataset.test),
+            whole=self._every_fold,
         )
-        self._folds = _folds(options.planning.folds, len(splits.folds))
-        asked_folds = 1 if options.planning.folds is None else len(self._folds)
+        asked_folds = 1 if asked is None and not self._every_fold else len(self._folds)
         self._shares = asked_folds * (len(self._names) if self._all_asked else 1)
         self._budget = _budget(project)
         self._device = resolve_device(options.device)
@@ -123,6 +129,17 @@ class _Decision:
             budget=self._budget,
             shares=self._shares,
         )
+
+    def _without_cascade(self, num_folds: int) -> tuple[str, ...]:
+        """Return the names without the cascade, where folds are missing; refuse if it was asked for."""
+        if self._all_asked:
+            folds = ",".join(str(fold) for fold in range(num_folds))
+            raise InputError(
+                f"{CASCADE} is trained on what all {num_folds} folds of 3d_lowres predict, and planning.folds has "
+                f"{len(self._folds)} of them",
+                f"leave planning.folds out, or set planning.folds={folds}",
+            )
+        return tuple(name for name in self._names if name != CASCADE)
 
     def decide(self) -> Plan:
         """Return the plan with its run."""
@@ -149,6 +166,10 @@ class _Decision:
         seconds, steps = self._lengths(chosen, folds, self._left() - ahead, raced=outcome is not None)
         tried = outcome is not None or self._earlier is not None
         chosen = [self._with_recipe(item, steps[item.name], tried=tried) for item in chosen]
+        if self._options.training.steps is None and CASCADE in set(self._plan.configurations) - set(steps):
+            project.progress.note(
+                f"{CASCADE} is left out: the time does not suffice for it, and for 3d_lowres on every fold before"
+            )
         run = self._run(chosen, folds, seconds, steps, outcome, preprocessing, sizing, prepared=entrants is not None)
         return self._written(chosen, run)
 
@@ -241,7 +262,7 @@ class _Decision:
         if left <= 0 and not self._project.overrun:
             return found  # is refused: there is no time to look for others
         for name in self._names[1:]:
-            if name != "3d_lowres":  # a coarser spacing of the full resolution takes its place
+            if name not in ("3d_lowres", CASCADE):  # a coarser spacing of the full resolution takes their place
                 found.append(self._sized(name, seconds))
         for candidate in tuple(found):
             asked = self._options.planning.of(candidate.name)
@@ -321,9 +342,14 @@ class _Decision:
             left,
             [item.step.seconds_per_step * SLACK for item in chosen],
             self._workload.num_folds,
-            folds=None if self._options.planning.folds is None else len(self._folds),
+            folds=None if self._options.planning.folds is None and not self._every_fold else len(self._folds),
         )
-        return chosen if self._all_asked else chosen[:count], self._folds[:folds]
+        if self._all_asked:
+            return chosen, self._folds[:folds]
+        chosen = chosen[:count]
+        if any(self._sizer.validation(item).cases is not None for item in chosen):  # it sees all cases of 3d_lowres
+            chosen = [item for item in chosen if item.name != CASCADE]
+        return chosen, self._folds[:folds]
 
     def _best(self, name: str, seconds: float) -> Candidate:
         """Return the version of a configuration that is trained for so long: one with a network that came is kept."""

@@ -332,15 +332,18 @@ def evidence_of(
 
 def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
     run, plan, selection, results = project.run_plan(), project.plan(), chosen.selection, chosen.results
+    before = {plan.configurations[name].previous_stage for name in selection.winner} - {None}
     weights = {
         weights_name(item.name, item.fold): item.folder / WEIGHTS
         for item in trainings_of(project)
-        if item.name in selection.winner
+        if item.name in (*selection.winner, *before)
     }
     dice = next(item for item in selection.candidates if item.members == selection.winner).per_class
     dataset, fingerprint = project.dataset, project.fingerprint()
     members = tuple(_manifest_member(project, name) for name in selection.winner)
-    plugins = [plugin for item in members if (plugin := item.configuration.network.plugin) is not None]
+    previous = next((_manifest_member(project, name) for name in before if name), None)
+    stages = members if previous is None else (*members, previous)
+    plugins = [plugin for item in stages if (plugin := item.configuration.network.plugin) is not None]
     manifest = ModelManifest(
         name=dataset.name,
         labels=dataset.labels,
@@ -350,6 +353,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         spacing_mm=fingerprint.typical_spacing,
         training_images=TrainingImages.of(fingerprint.cases, fingerprint.orientation, fingerprint.channel_names),
         members=members,
+        previous_stage=previous,
         postprocessing=selection.steps,
         dice=dice,
         verdict=judge(evidence_of(project, chosen, fingerprint)).facts(),

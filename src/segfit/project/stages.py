@@ -72,6 +72,7 @@ STAGES = {
         Stage("course", _PLANNED_ON, _TRAINED_FROM, (*_NOT_PLANNED_FROM, "dataset.groups", "planning.folds")),
         Stage("race", ("plan",)),
         Stage("validate", ("weights", "cases", "mirror"), ("inference.tile_step", "inference.mirror")),
+        Stage("next_stage", ("validation", "grids")),  # labels that the second stage of a cascade sees
         Stage("select", ("validations", "labels")),
         Stage("model", ("selection", "weights", "plan"), version=2),
         Stage("predict", ("model", "images")),

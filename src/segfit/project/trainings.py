@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from segfit.dataset.splits import Fold
 from segfit.device import resolve_device
@@ -16,13 +17,21 @@ from segfit.evaluation.summary import Summary
 from segfit.files import content_hash, hash_file
 from segfit.planning.budget import FEWEST_STEPS, MOST_STEPS
 from segfit.planning.plan import Plan, RunSpec
-from segfit.preprocessing.store import StoredAnnotation
+from segfit.preprocessing.store import StoredAnnotation, StoredCase
 from segfit.project.preparation import Preparation
 from segfit.project.race import exclude, remove_losers
 from segfit.project.sharing import Task
 from segfit.project.stages import STAGES
-from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validate_fold
+from segfit.project.validation import (
+    NEXT_STAGE,
+    PROBABILITIES,
+    SUMMARY,
+    next_stage_path,
+    probabilities_path,
+    validate_fold,
+)
 from segfit.records import Key, Results, is_sealed, remove_damaged, seal
+from segfit.specs import Configuration
 from segfit.training.budget import TimeBudget
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
@@ -48,13 +57,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One training of the run."""
+    """One training of the run.
+
+    The second stage of a cascade is trained on what the first one predicted for cases that it had not seen, so its
+    identity is known when all trainings of the first stage are finished; until then it is that of no training.
+    """
 
     job: TrainingJob
     fold: int
     identity: str  # of the job
     folder: Path
     known: Results = field(compare=False, repr=False)  # to the session
+    previous: tuple[Validation, ...] = ()  # of the first stage, every fold's
 
     @property
     def name(self) -> str:
@@ -73,6 +87,11 @@ class Training:
     def is_done(self) -> bool:
         """Whether it is finished."""
         return self.result() is not None
+
+    @property
+    def is_second_stage(self) -> bool:
+        """Whether it sees what another configuration predicted."""
+        return self.job.configuration.previous_stage is not None
 
 
 def trainings_of(project: Preparation) -> list[Training]:
@@ -116,6 +135,7 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
     """Return a training of this plan or an earlier one of the same project."""
     configuration, split, run = plan.configurations[name], project.splits().folds[fold], plan.run
     assert run is not None
+    previous = _previous(project, plan, configuration)
     keys = project.case_keys(configuration)
     goes_on = run.start is not None and (name, fold) == (run.configurations[0], run.start_fold)  # from a race
     job = TrainingJob(
@@ -127,12 +147,25 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
         seed=project.options.seed,
         budget=_budget(run),
         weights=project.dataset.weights(split.train),
-        data=_data(keys, split),
+        data=_data(keys, split, previous if configuration.previous_stage is not None else None),
         start=project.folder.root / run.start if goes_on and run.start else None,
         start_identity=run.start_identity if goes_on else None,
         initial=project.initial,
     )
-    return Training(job, fold, job.identity, project.folder.training(name, fold, job.identity), project.results)
+    folder = project.folder.training(name, fold, job.identity)
+    return Training(job, fold, job.identity, folder, project.results, previous)
+
+
+def _previous(project: Preparation, plan: Plan, configuration: Configuration) -> tuple[Validation, ...]:
+    """Return the validations of the first stage, of all folds; () for no cascade, and until all are trained."""
+    name = configuration.previous_stage
+    if name is None:
+        return ()
+    trained = [training_of(project, plan, name, fold) for fold in range(len(project.splits().folds))]
+    results = results_of(trained)
+    if len(results) < len(trained):
+        return ()
+    return tuple(_validation_of(project, plan, *pair, whole=True) for pair in zip(trained, results, strict=True))
 
 
 def is_begun(project: Preparation, plan: Plan) -> bool:
@@ -167,7 +200,7 @@ def train_all(
     """
     while True:
         try:
-            results = _train_planned(project, trainings_asked(project, folds, configurations))
+            results = _train_planned(project, folds, configurations)
         except _DecidedAnewError:
             continue
         if results is not None:
@@ -185,17 +218,34 @@ def results_of(trainings: Sequence[Training]) -> list[TrainingResult]:
     return [result for item in trainings if (result := item.result()) is not None]
 
 
-def _train_planned(project: Preparation, wanted: Sequence[Training]) -> list[TrainingResult] | None:
-    """Train what is missing; return the results, None if another command is just writing one of them."""
+def _train_planned(
+    project: Preparation, folds: Sequence[int] | None, configurations: Sequence[str] | None
+) -> list[TrainingResult] | None:
+    """Train what is missing; return the results, None if another command is just writing one of them.
+
+    The second stage of a cascade has the whole first stage trained and validated.
+    """
+    wanted = trainings_asked(project, folds, configurations)
     results = results_of(wanted)
     if len(results) < len(wanted):
         project.preprocess()
-        project.locks.share(
-            [Task(item.title, item.is_done, partial(_train_or_give_way, project, item)) for item in wanted]
-        )
-        _require_decided(project)
+        firsts = {item.job.configuration.previous_stage for item in wanted if item.is_second_stage}
+        needed = [item for item in trainings_of(project) if item.name in firsts]
+        first = [item for item in wanted if not item.is_second_stage and item.name not in firsts]
+        _share(project, [*first, *needed])
+        if firsts:
+            wanted = trainings_asked(project, folds, configurations)
+            second = [item for item in wanted if item.is_second_stage]
+            if len(results_of(second)) < len(second):
+                validate_all(project, second[0].previous, unless=lambda: False)
+                _share(project, second)
         results = results_of(wanted)
     return results if len(results) == len(wanted) else None
+
+
+def _share(project: Preparation, wanted: Sequence[Training]) -> None:
+    project.locks.share([Task(item.title, item.is_done, partial(_train_or_give_way, project, item)) for item in wanted])
+    _require_decided(project)
 
 
 def _train_or_give_way(project: Preparation, item: Training) -> None:
@@ -224,13 +274,12 @@ def _require_decided(project: Preparation) -> None:
 
 
 def _train(project: Preparation, item: Training) -> TrainingResult:
-    job, keys = item.job, project.preprocess()[item.name]
-    assert job.data == _data(keys, project.splits().folds[item.fold])
+    job = item.job
     with project.stage_log.of("train"):
         result = train_fold(
             job,
-            [project.stored(keys[case]) for case in job.cases_train],
-            [project.stored(keys[case]) for case in job.cases_validation],
+            _stored(project, item, job.cases_train),
+            _stored(project, item, job.cases_validation),
             item.folder,
             resolve_device(project.options.device),
             expected_seconds_per_step=project.run_plan().seconds_per_step.get(item.name),
@@ -245,8 +294,20 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
     return result
 
 
-def _data(keys: Mapping[str, str], split: Fold) -> str:
-    return content_hash({case: keys[case] for case in (*split.train, *split.validation)})
+def _stored(project: Preparation, item: Training, cases: Sequence[str]) -> list[StoredCase]:
+    """Return preprocessed cases, in the second stage of a cascade with what the first one predicted for them."""
+    keys, found = project.preprocess()[item.name], dict[str, Path]()
+    for validation in item.previous:
+        found |= {case: next_stage_path(validation.folder, case) for case in validation.cases}
+    return [replace(project.stored(keys[case]), previous=found.get(case)) for case in cases]
+
+
+def _data(keys: Mapping[str, str], split: Fold, previous: Sequence[Validation] | None) -> str:
+    """Return what names the content of the cases of a training; `previous`: what the second stage of a cascade sees."""
+    own: dict[str, Any] = {case: keys[case] for case in (*split.train, *split.validation)}
+    if previous is not None:
+        own["previous stage"] = [item.next_key.hash for item in previous if item.next_key is not None]
+    return content_hash(own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +319,7 @@ class Validation:
     cases: tuple[str, ...]
     folder: Path
     key: Key
+    next_key: Key | None  # of the labels for the second stage of a cascade; None for other configurations
 
     @property
     def title(self) -> str:
@@ -267,34 +329,51 @@ class Validation:
 
 def validations_of(project: Preparation, results: Sequence[TrainingResult], *, whole: bool) -> list[Validation]:
     """Return the validations of the run, of the `whole` folds or of the part that there is time for."""
-    run, found = project.run_plan(), []
-    for item, result in zip(trainings_of(project), results, strict=True):
-        cases = project.validated(item.fold, whole=whole)
-        keys = project.case_keys(project.plan().configurations[item.name])
-        key = STAGES["validate"].key(
-            project.options,
-            weights=result.weights,
-            cases={case: [keys[case], project.hashes.case(project.dataset.case(case))] for case in cases},
-            mirror=run.validation_mirror,
+    plan = project.size()
+    return [
+        _validation_of(project, plan, item, result, whole=whole)
+        for item, result in zip(trainings_of(project), results, strict=True)
+    ]
+
+
+def _validation_of(
+    project: Preparation, plan: Plan, item: Training, result: TrainingResult, *, whole: bool
+) -> Validation:
+    run, configuration = plan.run, item.job.configuration
+    assert run is not None
+    following = configuration.next_stage if configuration.next_stage in run.configurations else None
+    fold = project.splits().folds[item.fold].validation
+    cases = fold if whole or following is not None else project.validated(item.fold, whole=False)
+    keys = project.case_keys(configuration)
+    seen = [one.next_key.hash for one in item.previous if one.next_key is not None and one.training.fold == item.fold]
+    made_of = {case: [keys[case], project.hashes.case(project.dataset.case(case)), *seen] for case in cases}
+    key = STAGES["validate"].key(project.options, weights=result.weights, cases=made_of, mirror=run.validation_mirror)
+    next_key = None
+    if following is not None:
+        grids = project.case_keys(plan.configurations[following])
+        next_key = STAGES["next_stage"].key(
+            project.options, validation=key.hash, grids={case: grids[case] for case in cases}
         )
-        found.append(Validation(item, result.weights, cases, item.folder / f"validation-{key.hash}", key))
-    return found
+    return Validation(item, result.weights, cases, item.folder / f"validation-{key.hash}", key, next_key)
 
 
 def validate_all(project: Preparation, validations: Sequence[Validation], *, unless: Callable[[], bool]) -> None:
-    """Predict and score validation cases, `unless` they are not needed any more."""
+    """Predict and score validation cases, `unless` they are not needed any more; first stages of cascades first."""
     several = len(project.run_plan().configurations) > 1
 
     def is_done(item: Validation) -> bool:
         probabilities = not several or is_sealed(item.folder / PROBABILITIES, item.key)
-        return (is_sealed(item.folder, item.key) and probabilities) or unless()
+        following = item.next_key is None or is_sealed(item.folder / NEXT_STAGE, item.next_key)
+        return (is_sealed(item.folder, item.key) and probabilities and following) or unless()
 
-    project.locks.share(
-        [
-            Task(item.title, partial(is_done, item), partial(_validate, project, item, probabilities=several))
-            for item in validations
-        ]
-    )
+    for second in (False, True):
+        project.locks.share(
+            [
+                Task(item.title, partial(is_done, item), partial(_validate, project, item, probabilities=several))
+                for item in validations
+                if item.training.is_second_stage == second
+            ]
+        )
 
 
 def summaries_of(validations: Sequence[Validation]) -> dict[str, dict[int, Summary]]:
@@ -317,15 +396,20 @@ def references_of(project: Preparation, item: Validation) -> dict[str, StoredAnn
 
 def _validate(project: Preparation, item: Validation, *, probabilities: bool) -> None:
     run, plan, inference = project.run_plan(), project.plan(), project.options.inference
-    name, keys = item.training.name, project.preprocess()[item.training.name]
+    name, following = item.training.name, item.training.job.configuration.next_stage
     remove_damaged(item.folder, item.key)
     remove_damaged(item.folder / PROBABILITIES, item.key)
+    grids = None
+    if item.next_key is not None and following is not None:
+        remove_damaged(item.folder / NEXT_STAGE, item.next_key)
+        keys = project.preprocess()[following]
+        grids = {case: project.stored(keys[case]).properties for case in item.cases}
     with held_weights(project, [item.training], [item.weights]), project.stage_log.of("validate") as use:
         validate_fold(
             plan.configurations[name],
             plan.training[name],
             project.dataset,
-            [project.stored(keys[case]) for case in item.cases],
+            _stored(project, item.training, item.cases),
             item.training.folder / WEIGHTS,
             item.folder,
             device=resolve_device(project.options.device),
@@ -333,12 +417,16 @@ def _validate(project: Preparation, item: Validation, *, probabilities: bool) ->
             tile_step=inference.tile_step,
             probabilities=probabilities,
             title=item.title,
+            next_stage=grids,
             execution=project.execution,
         )
         names = [f"{case}{project.dataset.file_ending}" for case in item.cases]
         if probabilities:
             files = [probabilities_path(item.folder, case).name for case in item.cases]
             seal(item.folder / PROBABILITIES, item.key, files, use())
+        if item.next_key is not None:
+            files = [next_stage_path(item.folder, case).name for case in item.cases]
+            seal(item.folder / NEXT_STAGE, item.next_key, files, use())
         seal(item.folder, item.key, [SUMMARY, *names], use())
 
 

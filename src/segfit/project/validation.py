@@ -16,20 +16,31 @@ from segfit.evaluation.evaluate import evaluate
 from segfit.evaluation.pairs import Pair, Stored
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
-from segfit.files import write_file
+from segfit.files import write_bytes, write_file
 from segfit.images.formats import write_labels
 from segfit.images.image import CASE_FAILURES, LabelMap, failure_of
 from segfit.inference.predictor import Predictor
-from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
+from segfit.inference.to_input_grid import LogitField, labels_on_grid_of, merged_labels, merged_probabilities
+from segfit.labels import LabelScheme
 from segfit.networks.unet import build_network
-from segfit.preprocessing.store import StoredCase
+from segfit.preprocessing.pipeline import CaseProperties, with_previous_stage
+from segfit.preprocessing.store import StoredCase, compressed
 from segfit.progress import messages_only
 from segfit.specs import Configuration, TrainingSpec
 
-__all__ = ["PROBABILITIES", "SUMMARY", "probabilities_path", "validate_fold", "validation_pairs"]
+__all__ = [
+    "NEXT_STAGE",
+    "PROBABILITIES",
+    "SUMMARY",
+    "next_stage_path",
+    "probabilities_path",
+    "validate_fold",
+    "validation_pairs",
+]
 
 SUMMARY = "summary.json"
 PROBABILITIES = "probabilities"
+NEXT_STAGE = "next-stage"
 
 
 def validate_fold(
@@ -45,6 +56,7 @@ def validate_fold(
     tile_step: float,
     probabilities: bool,
     title: str,
+    next_stage: Mapping[str, CaseProperties] | None = None,
     execution: Execution = LOCAL,
 ) -> Summary:
     """Predict the validation cases of one fold into ``folder/CASE.ENDING`` and score them.
@@ -54,12 +66,14 @@ def validate_fold(
     cases : preprocessed validation cases
     weights : safetensors of the trained network
     probabilities : also keep them, half precision on the stored grid, for ensembles with other configurations
+    next_stage : also keep the labels on these grids, by case: those of the second stage of a cascade
 
     A finished fold (``summary.json`` is written last) is not predicted again; an interrupted one goes on. Cases that
     cannot be predicted do not stop the others; one `StageError` names them at the end.
     """
-    wanted = [case.id for case in cases]
-    done = _finished(folder, wanted, probabilities=probabilities)
+    grids = next_stage or {}
+    kept = {case.id: _kept(folder, case.id, probabilities, case.id in grids) for case in cases}
+    done = _finished(folder, kept)
     if done is not None:
         return done
     predictor = _predictor(configuration, recipe, dataset, weights, device=device, mirror=mirror, tile_step=tile_step)
@@ -67,16 +81,16 @@ def validate_fold(
     with execution.progress.task(title, len(cases)) as task:
         for case in cases:
             path = folder / f"{case.id}{dataset.file_ending}"
-            written = probabilities_path(folder, case.id)
-            if not path.exists() or (probabilities and not written.exists()):
+            if not all(item.exists() for item in (path, *kept[case.id])):
                 try:
-                    logits = predictor.logits(case.image(), progress=messages_only(execution.progress))
-                    fields = [LogitField(logits, case.properties, configuration)]
-                    if probabilities:
-                        _write_array(written, merged_probabilities(fields, dataset.labels))
-                    labels = dataset.labels.to_stored(merged_labels(fields, dataset.labels))
-                    images = dataset.case(case.id).images
-                    write_labels(path, LabelMap(labels, case.properties.grid, dataset.labels, images))
+                    logits = predictor.logits(
+                        with_previous_stage(case.image(), case.previous_stage(), dataset.labels),
+                        progress=messages_only(execution.progress),
+                    )
+                    if case.id in grids:
+                        _write_next_stage(folder, case, logits, configuration, grids[case.id], dataset.labels)
+                    field = LogitField(logits, case.properties, configuration)
+                    _write_prediction(folder, case, field, dataset, probabilities=probabilities)
                 except CASE_FAILURES as error:
                     failed.append(failure_of(case.id, error))
             task.advance(1, case.id)
@@ -101,17 +115,28 @@ def probabilities_path(folder: Path, case_id: str) -> Path:
     return folder / PROBABILITIES / f"{case_id}.npy"
 
 
-def _finished(folder: Path, wanted: Sequence[str], *, probabilities: bool) -> Summary | None:
+def next_stage_path(folder: Path, case_id: str) -> Path:
+    """Where the labels of a validation case lie that the second stage of a cascade sees."""
+    return folder / NEXT_STAGE / f"{case_id}.b2nd"
+
+
+def _kept(folder: Path, case_id: str, *wanted: bool) -> list[Path]:
+    """Return what is kept of a case beside its label map."""
+    return [
+        path(folder, case_id) for path, keep in zip((probabilities_path, next_stage_path), wanted, strict=True) if keep
+    ]
+
+
+def _finished(folder: Path, kept: Mapping[str, Sequence[Path]]) -> Summary | None:
+    """Return the metrics if all cases are done, with what is to be kept of each."""
     if not (folder / SUMMARY).exists():
         return None
     try:
         summary = Summary.load(folder / SUMMARY)
     except InputError:
         return None
-    complete = {case.case for case in summary.cases} == set(wanted)
-    if probabilities:
-        complete = complete and all(probabilities_path(folder, name).exists() for name in wanted)
-    return summary if complete else None
+    complete = {case.case for case in summary.cases} == set(kept)
+    return summary if complete and all(path.exists() for paths in kept.values() for path in paths) else None
 
 
 def _predictor(
@@ -140,6 +165,29 @@ def _predictor(
         channels_last=recipe.channels_last,
         exchange=recipe.augmentation.exchange,
     )
+
+
+def _write_next_stage(
+    folder: Path,
+    case: StoredCase,
+    logits: torch.Tensor,
+    configuration: Configuration,
+    grid: CaseProperties,
+    labels: LabelScheme,
+) -> None:
+    found = labels_on_grid_of(grid, logits, case.properties, configuration, labels)
+    write_bytes(next_stage_path(folder, case.id), compressed(found.astype(np.int16), found.ndim))
+
+
+def _write_prediction(
+    folder: Path, case: StoredCase, field: LogitField, dataset: Dataset, *, probabilities: bool
+) -> None:
+    """Write the label map, last: its presence says that the case is done."""
+    if probabilities:
+        _write_array(probabilities_path(folder, case.id), merged_probabilities([field], dataset.labels))
+    labels = dataset.labels.to_stored(merged_labels([field], dataset.labels))
+    found = LabelMap(labels, case.properties.grid, dataset.labels, dataset.case(case.id).images)
+    write_labels(folder / f"{case.id}{dataset.file_ending}", found)
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> None:

@@ -11,7 +11,10 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """The patches of one step: image (b, c, *sample patch) float32 and labels (b, 1, *sample patch) int16."""
+    """The patches of one step: image (b, c, *sample patch) float32 and labels (b, 1, *sample patch) int16.
+
+    In the second stage of a cascade the labels have a second channel, what the first stage predicted.
+    """
 
     image: Tensor
     labels: Tensor

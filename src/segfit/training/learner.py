@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segfit.augmentation.policy import apply, draw, loaded_augmentation
+from segfit.augmentation.previous_stage import change, draw_changes, label_channels
 from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
 from segfit.networks.unet import PluginNetwork, UNet, build_network
@@ -51,6 +52,7 @@ class Learner:
         spec = configuration.network
         self._patch = configuration.patch_size
         self._recipe = recipe
+        self._previous_values = labels.foreground_values if configuration.previous_stage is not None else ()
         self.device = device
         self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides, recipe)
         self._plugins = [loaded_augmentation(name) for name in recipe.augmentation.plugins]
@@ -95,7 +97,17 @@ class Learner:
             image, labels = apply(parameters, image, labels)
             for augment in self._plugins:
                 image, labels = augment(image, labels, rng)
+            if self._previous_values:
+                image, labels = self._with_previous_stage(image, labels, rng)
             return self._step(replace(batch, image=image, labels=labels), groups, learning_rate)
+
+    def _with_previous_stage(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Move what the previous stage predicted, augmented, from the labels to the image, a channel per label."""
+        channels = label_channels(labels[:, 1], self._previous_values)
+        drawn = draw_changes(self._recipe.augmentation, len(image), len(self._previous_values), rng)
+        for sample, changes in zip(channels, drawn, strict=True):
+            change(sample, changes)
+        return torch.cat((image, channels.to(image.dtype)), 1), labels[:, :1]
 
     def _step(self, batch: Batch, groups: int, learning_rate: float) -> Tensor:
         for group in self._optimizer.param_groups:

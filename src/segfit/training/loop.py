@@ -96,7 +96,7 @@ def train_fold(
         return finished
     remove_foreign_result(folder, identity)
     remove_leftovers(folder)
-    channels, room_gb = configuration.network.in_channels, free_memory_gb() * _MEMORY_SHARE
+    channels, room_gb = configuration.image_channels, free_memory_gb() * _MEMORY_SHARE
     kept = keep_in_memory(train, channels=channels, limit_gb=room_gb)
     try:
         with training_on(configuration, device), kept_threads():
@@ -135,7 +135,7 @@ class _Training:
         self._sampler = PatchSampler(
             self.train,
             labels,
-            channels=configuration.network.in_channels,
+            channels=configuration.image_channels,
             sample_patch=recipe.augmentation.sample_patch or configuration.patch_size,
             patch=configuration.patch_size,
             batch_size=configuration.batch_size,
@@ -143,6 +143,7 @@ class _Training:
             probabilistic=recipe.oversampling == "probabilistic",
             seed=job.seed,
             weights=job.weights,
+            previous_stage=configuration.previous_stage is not None,
         )
         self._validation = CaseValidation(self._learner, configuration, recipe, labels, self.validation)
         self._events: EventLog  # opened when it is known where to go on

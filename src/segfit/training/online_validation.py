@@ -24,6 +24,7 @@ from segfit.inference.predictor import Predictor
 from segfit.inference.tiles import tile_starts
 from segfit.labels import LabelScheme
 from segfit.networks.outputs import decode
+from segfit.preprocessing.pipeline import with_previous_stage
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.learner import Learner
 from segfit.training.result import ValidationPoint
@@ -176,7 +177,8 @@ class CaseValidation:
                 reference = case.labels()
                 assert reference is not None, f"case {name} was preprocessed without labels"
                 try:
-                    prediction = decode(predictor.logits(case.image()), self._labels)
+                    seen = with_previous_stage(case.image(), case.previous_stage(), self._labels)
+                    prediction = decode(predictor.logits(seen), self._labels)
                 except MemoryShortageError:
                     raise
                 except StageError:

@@ -186,9 +186,10 @@ def _learning(
     """Return a learner and what does its step i, on one batch of random data."""
     size = recipe.augmentation.sample_patch or configuration.patch_size
     generator = torch.Generator().manual_seed(0)
-    number, channels = configuration.batch_size, configuration.network.in_channels
+    number, channels = configuration.batch_size, configuration.image_channels
+    maps = 1 if configuration.previous_stage is None else 2
     image = torch.randn((number, channels, *size), generator=generator)
-    target = torch.randint(max(labels.all_values) + 1, (number, 1, *size), generator=generator, dtype=torch.int16)
+    target = torch.randint(max(labels.all_values) + 1, (number, maps, *size), generator=generator, dtype=torch.int16)
     batch = Batch(image, target)
     learner = Learner(configuration, recipe, labels, device, seed=0)
 

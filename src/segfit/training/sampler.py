@@ -28,6 +28,7 @@ __all__ = ["Batches", "PatchSampler", "TrainingCase", "corner_bounds", "keep_in_
 
 _OUTSIDE_LABEL = -1  # label of voxels outside the image; augmentation turns it into background at its end
 _STREAMS = {"training": 0, "augmentation": 2}
+_Labels = NDArray[np.int16] | None
 
 
 class TrainingCase(Protocol):
@@ -50,6 +51,9 @@ class TrainingCase(Protocol):
 
     def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
         """Return the label map, (*spatial), or a region of it; -1 is background outside the non-zero mask."""
+
+    def previous_stage(self, region: Region | None = None) -> NDArray[np.int16] | None:
+        """Return what the previous stage of a cascade predicted, like `labels`; None where there is none."""
 
 
 def stream(seed: int, name: Literal["training", "augmentation"], step: int, sample: int = 0) -> Any:
@@ -76,20 +80,24 @@ def corner_bounds(
 def read_patch(
     case: TrainingCase, corner: Sequence[int], image: NDArray[np.float32], labels: NDArray[np.int16]
 ) -> None:
-    """Fill `image` (c, *patch) and `labels` (*patch) from the box at `corner`; outside the case they are 0 and -1."""
+    """Fill `image` (c, *patch) and `labels` (k, *patch) from the box at `corner`; outside the case they are 0 and -1.
+
+    With `k` = 2 the second ones are those of the previous stage.
+    """
     image[...] = 0
     labels[...] = _OUTSIDE_LABEL
     source, target = [], []
-    for low, length, size in zip(corner, labels.shape, case.shape, strict=True):
+    for low, length, size in zip(corner, labels.shape[1:], case.shape, strict=True):
         start, stop = max(low, 0), min(low + length, size)
         if stop <= start:
             return
         source.append(slice(start, stop))
         target.append(slice(start - low, stop - low))
     image[(slice(None), *target)] = case.image(tuple(source))
-    found = case.labels(tuple(source))
-    assert found is not None, f"case {case.id} was preprocessed without labels"
-    labels[tuple(target)] = found
+    for own, read in zip(labels, (case.labels, case.previous_stage), strict=False):
+        found = read(tuple(source))
+        assert found is not None, f"case {case.id} has no labels"
+        own[tuple(target)] = found
 
 
 def _shares(weights: Sequence[float]) -> NDArray[np.float64]:
@@ -115,6 +123,7 @@ class PatchSampler:
         two-dimensional network looks at slices of volumes (along axis 0)
     foreground_share : share of the samples of a batch that are forced to hold foreground
     probabilistic : each sample is forced with that probability, instead of the last ones of the batch
+    previous_stage : also read what the previous stage of a cascade predicted
     """
 
     def __init__(
@@ -130,6 +139,7 @@ class PatchSampler:
         probabilistic: bool = False,
         seed: int,
         weights: Sequence[float] | None = None,
+        previous_stage: bool = False,
     ) -> None:
         self._cases = tuple(cases)
         self._shares = None if weights is None else _shares(weights)
@@ -143,6 +153,7 @@ class PatchSampler:
         self._has_ignore = labels.ignore_value is not None
         self._keys = (*(class_.name for class_ in labels.classes), ANNOTATED)
         self._seed = seed
+        self._maps = 1 + previous_stage  # of labels, per sample
 
     def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:
         """Return the case and the lower corner (may be negative) of one sample of one step."""
@@ -178,13 +189,13 @@ class PatchSampler:
         """Read the batch of one step."""
         size = len(self._forced)
         image = np.empty((size, self._channels, *self._cut), np.float32)
-        labels = np.empty((size, *self._cut), np.int16)
+        labels = np.empty((size, self._maps, *self._cut), np.int16)
         drawn = [self.draw(step, sample) for sample in range(size)]
         for sample, (case, corner) in enumerate(drawn):
             read_patch(case, corner, image[sample], labels[sample])
         return Batch(
             torch.from_numpy(image.reshape(size, self._channels, *self._sample_patch)),
-            torch.from_numpy(labels.reshape(size, 1, *self._sample_patch)),
+            torch.from_numpy(labels.reshape(size, self._maps, *self._sample_patch)),
             step,
             tuple(case.id for case, _ in drawn),
         )
@@ -243,7 +254,8 @@ class Batches:
 def keep_in_memory(cases: Sequence[TrainingCase], *, channels: int, limit_gb: float) -> tuple[TrainingCase, ...]:
     """Return the cases, those that fit into `limit_gb` GiB (in the given order) read once and kept.
 
-    Kept are float32 images, int16 labels and the locations; the other cases are read in part for every patch.
+    Kept are float32 images, int16 labels, those of a previous stage and the locations; the other cases are read in part
+    for every patch.
     """
     left = limit_gb * 2**30
     result: list[TrainingCase] = []
@@ -262,18 +274,22 @@ class _KeptCase:
         self.id, self.shape, self.locations = case.id, case.shape, case.locations
         self._case = case
         self._lock = Lock()
-        self._arrays: tuple[NDArray[np.float32], NDArray[np.int16] | None] | None = None
+        self._arrays: tuple[NDArray[np.float32], _Labels, _Labels] | None = None
 
     def image(self, region: Region | None = None) -> NDArray[np.float32]:
-        image, _ = self._read()
+        image, _, _ = self._read()
         return image if region is None else image[(slice(None), *region)]
 
-    def labels(self, region: Region | None = None) -> NDArray[np.int16] | None:
-        _, labels = self._read()
+    def labels(self, region: Region | None = None) -> _Labels:
+        _, labels, _ = self._read()
         return labels if region is None or labels is None else labels[region]
 
-    def _read(self) -> tuple[NDArray[np.float32], NDArray[np.int16] | None]:
+    def previous_stage(self, region: Region | None = None) -> _Labels:
+        _, _, labels = self._read()
+        return labels if region is None or labels is None else labels[region]
+
+    def _read(self) -> tuple[NDArray[np.float32], _Labels, _Labels]:
         with self._lock:
             if self._arrays is None:
-                self._arrays = self._case.image(), self._case.labels()
+                self._arrays = self._case.image(), self._case.labels(), self._case.previous_stage()
             return self._arrays
