@@ -84,3 +84,16 @@ def test_predictions(golden: Path, path: Path, tmp_path: Path) -> None:
         ours, theirs = nibabel.load(tmp_path / "out.nii.gz"), nibabel.load(stem.with_suffix(".nii.gz"))
         np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
         assert ours.get_data_dtype() == theirs.get_data_dtype()
+
+
+@pytest.mark.golden_each("inference/predictions/*/*cascade*/")
+def test_a_cascade_brings_its_first_stage_along(golden: Path, path: Path) -> None:
+    """Both stages beside each other predict in one go what nnU-Net predicted in two."""
+    name = name_of(path)
+    model = load_model(golden / "inference" / "models" / name, "cpu")
+    found = [entry for entry in entries(golden, name) if entry["run"] == LOWRES_RUN]
+    assert found
+    for entry in found:
+        prediction = model.predict(channels(golden, name, entry["case"]))
+        expected = read_label(golden / "inference" / "predictions" / name / LOWRES_RUN / f"{entry['case']}.nii.gz")
+        assert (prediction.labels != expected.array[0]).sum() <= 10, entry

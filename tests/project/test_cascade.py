@@ -22,13 +22,14 @@ from segfit.inference.model import Model
 from segfit.inference.predict_folder import predict_folder
 from segfit.inference.predictor import Predictor
 from segfit.networks.unet import build_network
-from segfit.project import Project
+from segfit.project import Project, sizing
 from segfit.project.select_and_export import _write_model
 from segfit.project.trainings import Training
 from segfit.project.validation import next_stage_path
 from segfit.records import store
 from segfit.resampling import resample_image
 from segfit.training.interruption import Interruption
+from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import RESULT, WEIGHTS, result_key
 
 CASCADE, FIRST = "3d_cascade_fullres", "3d_lowres"
@@ -160,7 +161,7 @@ def test_other_weights_of_the_first_stage_have_the_second_trained_anew(copied: P
     assert {item.identity for item in stale}.isdisjoint(item.identity for item in before)
     again.run()
     made = trained(copied)[len(known) :]
-    assert made[:6] == ["validate", "validate", "train", "train", "validate", "validate"]  # probabilities were removed
+    assert made[:6] == ["validate", "train", "train", "validate", "validate", "validate"]  # probabilities were removed
     assert [item.is_done() for item in of(again, CASCADE)] == [True, True]
 
 
@@ -181,21 +182,30 @@ def test_an_interrupted_second_stage_is_gone_on_with(copied: Path, monkeypatch: 
     assert (items[0].folder / "state").is_dir()
     Project.open(copied).run()
     made = trained(copied)[len(known) :]
-    assert (made.count("train"), made.count("validate")) == (1 + 2, 2)  # nothing of the first stage
+    assert made == ["train"] * 3  # nothing of the first stage; what is selected from equal weights is known
     assert [(item.folder / WEIGHTS).read_bytes() for item in items] == before
 
 
 def test_labels_for_the_second_stage_that_are_damaged_are_predicted_again(copied: Path) -> None:
-    project = Project.open(copied)
-    second = of(project, CASCADE)[0]
+    second = of(Project.open(copied), CASCADE)[0]
     item = second.previous[0]
     path = next_stage_path(item.folder, item.cases[0])
-    whole = path.read_bytes()
+    [prediction] = second.folder.glob(f"validation-*/{item.cases[0]}.nii.gz")
+    whole, predicted = path.read_bytes(), prediction.read_bytes()
     path.write_bytes(whole[:-1])
     Project.open(copied).run()
     assert path.read_bytes() == whole[:-1]  # nobody looks at them any more
-    shutil.rmtree(second.folder)
+    prediction.write_bytes(predicted[:-1])
     Project.open(copied).run()
+    assert (path.read_bytes(), prediction.read_bytes()) == (whole, predicted)
+
+    path.unlink()
+    weights = hash_file(second.folder / WEIGHTS)
+    shutil.rmtree(second.folder)
+    known = trained(copied)
+    [result] = Project.open(copied).train(folds=[0], configurations=[CASCADE])
+    assert result.weights == weights
+    assert trained(copied)[len(known) :] == ["validate", "train"]
     assert path.read_bytes() == whole
 
 
@@ -203,3 +213,33 @@ def test_a_cascade_needs_all_folds(tmp_path: Path, volumes: Path, settings: list
     project = Project.create(tmp_path / "p", volumes, settings=[*settings, "planning.folds=0"])
     with pytest.raises(InputError, match=r"planning\.folds has 1 of them"):
         project.size()
+
+
+@pytest.mark.parametrize("preset", ["stock", "auto"])
+@pytest.mark.parametrize(("time_s", "asked"), [(2000, False), (500, False), (60, True)])
+def test_a_cascade_is_trained_where_the_time_suffices(
+    preset: str,
+    time_s: int,
+    asked: bool,
+    tmp_path: Path,
+    volumes: Path,
+    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.01, 0.5, 0.001))
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.5))
+    left_out = [item for item in settings if asked or not item.startswith("planning.configurations")]
+    rest = [item for item in left_out if not item.startswith("training.steps")]
+    project = Project.create(tmp_path / "p", volumes, settings=[*rest, f"preset={preset}", f"time_s={time_s}"])
+    plan = project.size()
+    assert plan.run is not None
+    told = next(item for item in plan.decisions if item.key == "run").inputs
+    if asked:
+        assert (plan.run.configurations, plan.run.folds) == ((FIRST, CASCADE), (0, 1))
+        assert plan.run.validation_cases is None
+    elif time_s == 2000:
+        assert plan.run.configurations == ("3d_fullres", "2d", FIRST, CASCADE)
+        assert plan.run.folds == (0, 1)
+    else:
+        assert CASCADE not in plan.run.configurations
+    assert told.get("left_out") == (None if CASCADE in plan.run.configurations else [CASCADE])

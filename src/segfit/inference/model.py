@@ -174,9 +174,14 @@ class Model:
         self._first = None if first is None else predictor(first)  # predicts what the second stage of a cascade takes
 
     def __repr__(self) -> str:
+        first = (
+            ()
+            if self._first is None or self.manifest.previous_stage is None
+            else ((self._first, self.manifest.previous_stage),)
+        )
         networks = ", ".join(
             f"{len(predictor.networks)} x {member.configuration.name}"
-            for predictor, member in zip(self.predictors, self.manifest.members, strict=True)
+            for predictor, member in (*first, *zip(self.predictors, self.manifest.members, strict=True))
         )
         classes = listing([one.name for one in self.labels.classes])
         channels = " + ".join(self.channel_names)

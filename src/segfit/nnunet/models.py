@@ -26,6 +26,7 @@ from segfit.fingerprint.fingerprint import ImageFingerprint
 from segfit.fingerprint.training_images import TrainingImages
 from segfit.labels import LabelScheme
 from segfit.nnunet.plans_reader import channel_names_of, read_configurations
+from segfit.specs import Configuration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,8 +51,9 @@ def read_nnunet_model(
     folds : numbers or "all"; None: every fold with a checkpoint ("all" only if there is no other)
     checkpoint : file name in the fold folders
 
-    Configuration, trainer and mirroring axes come from the first fold. Raises `InputError` if a file is missing,
-    damaged, wants to run code, or does not fit the plans.
+    Configuration, trainer and mirroring axes come from the first fold. The second stage of a cascade brings the first
+    one along where its folder, with the same folds, lies beside it. Raises `InputError` if a file is missing, damaged,
+    wants to run code, or does not fit the plans.
     """
     from segfit.nnunet.weights import from_nnunet
 
@@ -79,6 +81,9 @@ def read_nnunet_model(
             weights[weights_name(name, fold)] = from_nnunet(state, configuration.network)
         except InputError as error:
             raise InputError(f"{path / (_FOLD + fold) / checkpoint}: {error}") from None
+    first_stage = _first_stage(path, configuration, names, checkpoint)
+    if first_stage is not None:
+        weights |= first_stage.states or {}
     try:
         member = Member(
             configuration=configuration,
@@ -93,11 +98,22 @@ def read_nnunet_model(
             file_ending=ending,
             training_images=_training_images(path / "dataset_fingerprint.json", channel_names_of(dataset)),
             members=(member,),
+            previous_stage=None if first_stage is None else first_stage.manifest.members[0],
             provenance={"imported_from": path.name, "trainer": str(first.get("trainer_name", "unknown"))},
         )
     except ValidationError as error:
         raise InputError(f"{path} cannot be used, {first_fault(error)}") from None
     return Bundle(manifest, path, weights)
+
+
+def _first_stage(path: Path, configuration: Configuration, folds: Sequence[str], checkpoint: str) -> Bundle | None:
+    """Return the model whose labels this one takes, if it lies beside it under nnU-Net's name, with these folds."""
+    previous = configuration.previous_stage
+    if previous is None or not path.name.endswith(f"__{configuration.name}"):
+        return None
+    beside = path.with_name(path.name.removesuffix(configuration.name) + previous)
+    there = is_nnunet_model(beside) and all((beside / f"{_FOLD}{fold}" / checkpoint).is_file() for fold in folds)
+    return read_nnunet_model(beside, folds, checkpoint=checkpoint) if there else None
 
 
 def _training_images(path: Path, channel_names: tuple[str, ...]) -> TrainingImages | None:

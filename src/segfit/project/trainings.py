@@ -223,22 +223,17 @@ def _train_planned(
 ) -> list[TrainingResult] | None:
     """Train what is missing; return the results, None if another command is just writing one of them.
 
-    The second stage of a cascade has the whole first stage trained and validated.
+    The second stage of a cascade has the whole first stage trained before.
     """
     wanted = trainings_asked(project, folds, configurations)
     results = results_of(wanted)
     if len(results) < len(wanted):
         project.preprocess()
-        firsts = {item.job.configuration.previous_stage for item in wanted if item.is_second_stage}
+        firsts = {item.job.configuration.previous_stage for item in wanted}
         needed = [item for item in trainings_of(project) if item.name in firsts]
-        first = [item for item in wanted if not item.is_second_stage and item.name not in firsts]
-        _share(project, [*first, *needed])
-        if firsts:
-            wanted = trainings_asked(project, folds, configurations)
-            second = [item for item in wanted if item.is_second_stage]
-            if len(results_of(second)) < len(second):
-                validate_all(project, second[0].previous, unless=lambda: False)
-                _share(project, second)
+        _share(project, [*(item for item in wanted if not item.is_second_stage and item.name not in firsts), *needed])
+        wanted = trainings_asked(project, folds, configurations)  # the second stage is known now
+        _share(project, [item for item in wanted if item.is_second_stage])
         results = results_of(wanted)
     return results if len(results) == len(wanted) else None
 
@@ -275,11 +270,12 @@ def _require_decided(project: Preparation) -> None:
 
 def _train(project: Preparation, item: Training) -> TrainingResult:
     job = item.job
+    train, validation = (_stored(project, item, cases) for cases in (job.cases_train, job.cases_validation))
     with project.stage_log.of("train"):
         result = train_fold(
             job,
-            _stored(project, item, job.cases_train),
-            _stored(project, item, job.cases_validation),
+            train,
+            validation,
             item.folder,
             resolve_device(project.options.device),
             expected_seconds_per_step=project.run_plan().seconds_per_step.get(item.name),
@@ -295,11 +291,16 @@ def _train(project: Preparation, item: Training) -> TrainingResult:
 
 
 def _stored(project: Preparation, item: Training, cases: Sequence[str]) -> list[StoredCase]:
-    """Return preprocessed cases, in the second stage of a cascade with what the first one predicted for them."""
+    """Return preprocessed cases, in the second stage of a cascade with what the first one predicts for them."""
+    _share_validations(project, item.previous, _has_next_stage)
     keys, found = project.preprocess()[item.name], dict[str, Path]()
     for validation in item.previous:
         found |= {case: next_stage_path(validation.folder, case) for case in validation.cases}
     return [replace(project.stored(keys[case]), previous=found.get(case)) for case in cases]
+
+
+def _has_next_stage(item: Validation) -> bool:
+    return item.next_key is not None and is_sealed(item.folder / NEXT_STAGE, item.next_key)
 
 
 def _data(keys: Mapping[str, str], split: Fold, previous: Sequence[Validation] | None) -> str:
@@ -358,22 +359,22 @@ def _validation_of(
 
 
 def validate_all(project: Preparation, validations: Sequence[Validation], *, unless: Callable[[], bool]) -> None:
-    """Predict and score validation cases, `unless` they are not needed any more; first stages of cascades first."""
+    """Predict and score validation cases, `unless` they are not needed any more."""
     several = len(project.run_plan().configurations) > 1
 
     def is_done(item: Validation) -> bool:
         probabilities = not several or is_sealed(item.folder / PROBABILITIES, item.key)
-        following = item.next_key is None or is_sealed(item.folder / NEXT_STAGE, item.next_key)
-        return (is_sealed(item.folder, item.key) and probabilities and following) or unless()
+        return (is_sealed(item.folder, item.key) and probabilities) or unless()
 
-    for second in (False, True):
-        project.locks.share(
-            [
-                Task(item.title, partial(is_done, item), partial(_validate, project, item, probabilities=several))
-                for item in validations
-                if item.training.is_second_stage == second
-            ]
-        )
+    _share_validations(project, validations, is_done)
+
+
+def _share_validations(
+    project: Preparation, validations: Sequence[Validation], is_done: Callable[[Validation], bool]
+) -> None:
+    project.locks.share(
+        [Task(item.title, partial(is_done, item), partial(_validate, project, item)) for item in validations]
+    )
 
 
 def summaries_of(validations: Sequence[Validation]) -> dict[str, dict[int, Summary]]:
@@ -394,8 +395,9 @@ def references_of(project: Preparation, item: Validation) -> dict[str, StoredAnn
     return found
 
 
-def _validate(project: Preparation, item: Validation, *, probabilities: bool) -> None:
+def _validate(project: Preparation, item: Validation) -> None:
     run, plan, inference = project.run_plan(), project.plan(), project.options.inference
+    cases, probabilities = _stored(project, item.training, item.cases), len(run.configurations) > 1
     name, following = item.training.name, item.training.job.configuration.next_stage
     remove_damaged(item.folder, item.key)
     remove_damaged(item.folder / PROBABILITIES, item.key)
@@ -409,7 +411,7 @@ def _validate(project: Preparation, item: Validation, *, probabilities: bool) ->
             plan.configurations[name],
             plan.training[name],
             project.dataset,
-            _stored(project, item.training, item.cases),
+            cases,
             item.training.folder / WEIGHTS,
             item.folder,
             device=resolve_device(project.options.device),
