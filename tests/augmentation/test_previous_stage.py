@@ -28,14 +28,14 @@ def test_operators_give_the_values_of_the_reference(example: dict[str, Any]) -> 
     labels = torch.tensor([int(digit) for digit in example["labels"]], dtype=torch.int16).view(1, *example["shape"])
     assert {operator for operator, *_ in example["changed"]} == set(get_args(Operator))
     for operator, radius, *expected in example["changed"]:
-        channels = label_channels(labels, (1, 2))[0]
+        channels = label_channels(labels, torch.tensor([1, 2]))[0]
         change(channels, Changes(operators=((0, operator, radius),)))
         assert [packed(mask) for mask in channels] == expected, (operator, radius)
 
 
 def test_labels_become_channels() -> None:
     labels = torch.tensor([[[0, 1], [-1, 3]]], dtype=torch.int16)
-    first, second = label_channels(labels, (1, 3))[0].tolist()
+    first, second = label_channels(labels, torch.tensor([1, 3]))[0].tolist()
     assert (first, second) == ([[False, True], [False, False]], [[False, False], [False, True]])
 
 

@@ -209,10 +209,17 @@ def test_labels_for_the_second_stage_that_are_damaged_are_predicted_again(copied
     assert path.read_bytes() == whole
 
 
-def test_a_cascade_needs_all_folds(tmp_path: Path, volumes: Path, settings: list[str]) -> None:
+def test_a_cascade_needs_every_case_held_out(tmp_path: Path, volumes: Path, settings: list[str]) -> None:
     project = Project.create(tmp_path / "p", volumes, settings=[*settings, "planning.folds=0"])
-    with pytest.raises(InputError, match=r"planning\.folds has 1 of them"):
+    with pytest.raises(InputError) as refused:
         project.size()
+    assert refused.value.action.endswith("planning.folds=0,1")
+    never = sorted(case.id for case in project.dataset.training)
+    path = tmp_path / "splits_final.json"
+    write_json(path, [{"train": never[1:], "val": never[:1]}])
+    alone = [item for item in settings if not item.startswith("planning.splits")] + [f"planning.splits={path}"]
+    with pytest.raises(InputError, match=never[1]):
+        Project.create(tmp_path / "q", volumes, settings=alone).size()
 
 
 @pytest.mark.parametrize("preset", ["stock", "auto"])

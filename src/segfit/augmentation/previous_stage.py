@@ -7,7 +7,7 @@ and shrunk by balls, components that are missing. Order, probabilities and range
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -56,10 +56,9 @@ def draw_changes(spec: AugmentationSpec, batch: int, labels: int, rng: np.random
     return tuple(one() for _ in range(batch))
 
 
-def label_channels(labels: Tensor, values: Sequence[int]) -> Tensor:
-    """Return where labels ``(b, *spatial)`` have each of the values, bool ``(b, values, *spatial)``."""
-    wanted = torch.tensor(values, dtype=labels.dtype, device=labels.device)
-    return labels[:, None] == wanted.view(1, -1, *(1,) * (labels.ndim - 1))
+def label_channels(labels: Tensor, values: Tensor) -> Tensor:
+    """Return where labels ``(b, *spatial)`` have each of the values ``(n,)``, bool ``(b, n, *spatial)``."""
+    return labels[:, None] == values.view(1, -1, *(1,) * (labels.ndim - 1))
 
 
 @torch.no_grad()

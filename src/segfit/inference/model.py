@@ -171,17 +171,13 @@ class Model:
 
         first = self.manifest.previous_stage
         self.predictors = tuple(predictor(member) for member in self.manifest.members)
-        self._first = None if first is None else predictor(first)  # predicts what the second stage of a cascade takes
+        # What predicts the labels that a second stage sees: one or none.
+        self._first: tuple[tuple[Predictor, Member], ...] = () if first is None else ((predictor(first), first),)
 
     def __repr__(self) -> str:
-        first = (
-            ()
-            if self._first is None or self.manifest.previous_stage is None
-            else ((self._first, self.manifest.previous_stage),)
-        )
         networks = ", ".join(
             f"{len(predictor.networks)} x {member.configuration.name}"
-            for predictor, member in (*first, *zip(self.predictors, self.manifest.members, strict=True))
+            for predictor, member in (*self._first, *zip(self.predictors, self.manifest.members, strict=True))
         )
         classes = listing([one.name for one in self.labels.classes])
         channels = " + ".join(self.channel_names)
@@ -344,12 +340,10 @@ class Model:
 
     def logits(self, prepared: Prepared, *, progress: Progress = SILENT) -> tuple[LogitField, ...]:
         """Run the networks: the second step of `predict`; runs on the model's device."""
-        inputs, first = prepared.inputs, self.manifest.previous_stage
+        inputs = prepared.inputs
         if prepared.image is not None:
-            assert self._first is not None
-            assert first is not None
-            [(array, properties)] = inputs
-            field = LogitField(self._first.logits(array, progress=progress), properties, first.configuration)
+            [(predictor, first)], [(array, properties)] = self._first, inputs
+            field = LogitField(predictor.logits(array, progress=progress), properties, first.configuration)
             earlier = Image(merged_labels([field], self.labels)[None], prepared.grid)
             inputs = self._inputs(prepared.image, earlier, prepared.name)
         return tuple(

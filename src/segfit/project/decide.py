@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.dataset.splits import Splits
 from segfit.device import resolve_device
 from segfit.errors import InputError, MemoryShortageError, StageError, warning
 from segfit.networks.unet import build_network
@@ -105,8 +106,10 @@ class _Decision:
         splits, asked = project.splits(), options.planning.folds
         num_folds = len(splits.folds)
         self._folds = _folds(asked, num_folds)
-        if CASCADE in self._names and len(self._folds) < num_folds:
-            self._names = self._without_cascade(num_folds)
+        if CASCADE in self._names and (problem := _cascade_problem(splits, self._folds)) is not None:
+            if self._all_asked:
+                raise problem
+            self._names = tuple(name for name in self._names if name != CASCADE)
         self._every_fold = self._all_asked and CASCADE in self._names
         self._workload = Workload(
             num_folds=num_folds,
@@ -129,17 +132,6 @@ class _Decision:
             budget=self._budget,
             shares=self._shares,
         )
-
-    def _without_cascade(self, num_folds: int) -> tuple[str, ...]:
-        """Return the names without the cascade, where folds are missing; refuse if it was asked for."""
-        if self._all_asked:
-            folds = ",".join(str(fold) for fold in range(num_folds))
-            raise InputError(
-                f"{CASCADE} is trained on what all {num_folds} folds of 3d_lowres predict, and planning.folds has "
-                f"{len(self._folds)} of them",
-                f"leave planning.folds out, or set planning.folds={folds}",
-            )
-        return tuple(name for name in self._names if name != CASCADE)
 
     def decide(self) -> Plan:
         """Return the plan with its run."""
@@ -166,7 +158,7 @@ class _Decision:
         seconds, steps = self._lengths(chosen, folds, self._left() - ahead, raced=outcome is not None)
         tried = outcome is not None or self._earlier is not None
         chosen = [self._with_recipe(item, steps[item.name], tried=tried) for item in chosen]
-        if self._options.training.steps is None and CASCADE in set(self._plan.configurations) - set(steps):
+        if self._options.training.steps is None and CASCADE in set(self._names) - set(steps):
             project.progress.note(
                 f"{CASCADE} is left out: the time does not suffice for it, and for 3d_lowres on every fold before"
             )
@@ -322,7 +314,8 @@ class _Decision:
         """Return the configurations and folds that are trained in the seconds that are left."""
         steps, asked = self._options.training.steps, self._options.planning.folds
         if entrants and self._earlier is not None:
-            return list(entrants), self._earlier.run.folds if steps is None and asked is None else self._folds
+            kept = [item for item in entrants if item.name != CASCADE or CASCADE in self._names]
+            return kept, self._earlier.run.folds if steps is None and asked is None else self._folds
         if steps is not None:
             names = self._names if self._all_asked else self._names[:1]
             return [self._sizer.planned(*self._planned(name)) for name in names], self._folds
@@ -502,6 +495,24 @@ def _folds(asked: tuple[int, ...] | None, num_folds: int) -> tuple[int, ...]:
     if not folds or not set(folds) <= set(range(num_folds)):
         raise InputError(f"planning.folds must be among 0 to {num_folds - 1} for this dataset, got {list(folds)}")
     return folds
+
+
+def _cascade_problem(splits: Splits, folds: Sequence[int]) -> InputError | None:
+    """Return why a cascade cannot be trained, if so: each case needs a network of the first stage that never saw it."""
+    number, asked = len(splits.folds), len(set(folds))
+    if asked < number:
+        return InputError(
+            f"{CASCADE} is trained on what all {number} folds of 3d_lowres predict, planning.folds has {asked}",
+            f"leave planning.folds out, or set planning.folds={','.join(str(fold) for fold in range(number))}",
+        )
+    held_out = {case for fold in splits.folds for case in fold.validation}
+    never = sorted({case for fold in splits.folds for case in fold.train} - held_out)
+    if never:
+        return InputError(
+            f"{CASCADE} is trained on what 3d_lowres predicts for held-out cases, and no fold holds out {never[0]}",
+            "use folds that hold out every case once",
+        )
+    return None
 
 
 def _cut(labels: NDArray[np.int16]) -> NDArray[np.int16]:

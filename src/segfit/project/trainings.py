@@ -296,6 +296,7 @@ def _stored(project: Preparation, item: Training, cases: Sequence[str]) -> list[
     keys, found = project.preprocess()[item.name], dict[str, Path]()
     for validation in item.previous:
         found |= {case: next_stage_path(validation.folder, case) for case in validation.cases}
+    assert not item.is_second_stage or found.keys() >= set(cases)
     return [replace(project.stored(keys[case]), previous=found.get(case)) for case in cases]
 
 

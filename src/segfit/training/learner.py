@@ -52,7 +52,8 @@ class Learner:
         spec = configuration.network
         self._patch = configuration.patch_size
         self._recipe = recipe
-        self._previous_values = labels.foreground_values if configuration.previous_stage is not None else ()
+        seen = labels.foreground_values if configuration.previous_stage is not None else ()
+        self._previous_values = torch.tensor(seen, dtype=torch.int16, device=device)  # of a cascade's first stage
         self.device = device
         self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides, recipe)
         self._plugins = [loaded_augmentation(name) for name in recipe.augmentation.plugins]
@@ -97,7 +98,7 @@ class Learner:
             image, labels = apply(parameters, image, labels)
             for augment in self._plugins:
                 image, labels = augment(image, labels, rng)
-            if self._previous_values:
+            if len(self._previous_values):
                 image, labels = self._with_previous_stage(image, labels, rng)
             return self._step(replace(batch, image=image, labels=labels), groups, learning_rate)
 
