@@ -47,10 +47,6 @@ _Layers = Annotated[int, Field(ge=1, le=64)]  # of one stage
 _MOST_STAGES = 16
 
 
-def _is_zero(value: float | tuple[float, ...]) -> bool:
-    return value in (0.0, (0.0, 0.0))
-
-
 class IntensityStatistics(Record):
     """Foreground intensities of one channel, an equal-weight mixture over cases."""
 
@@ -200,6 +196,8 @@ class AugmentationSpec(GrownRecord):
     LATER: ClassVar[frozenset[str]] = frozenset(
         {"quarter_turn_probability", "axis_swap_probability", "offset_probability", "blank_probability"}
         | {"shading_probability", "local_gamma_probability", "sharpening_probability", "plugins"}
+        | {"previous_operator_probability", "previous_operator_label_probability", "previous_radius_range"}
+        | {"previous_removal_probability", "previous_removal_label_probability", "previous_removed_share"}
     )
     rotation_probability: float = 0.2
     rotation_degrees: float = 30.0  # symmetric range, per axis in 3D
@@ -234,13 +232,12 @@ class AugmentationSpec(GrownRecord):
     exchange: Exchange | None = None  # labels that change places in the samples flipped along its axis
     masked_channels: tuple[int, ...] = ()  # image channels set to 0 outside the non-zero mask afterwards
     # In the second stage of a cascade, on what the first one predicted: operators with a ball, missing components.
-    # Left out of documents where they do nothing: trainings keep their identity from before there were cascades.
-    previous_operator_probability: float = Field(0.0, exclude_if=_is_zero)
-    previous_operator_label_probability: float = Field(0.0, exclude_if=_is_zero)  # of each label of such a sample
-    previous_radius_range: tuple[float, float] = Field((0.0, 0.0), exclude_if=_is_zero)  # of the ball, voxels
-    previous_removal_probability: float = Field(0.0, exclude_if=_is_zero)
-    previous_removal_label_probability: float = Field(0.0, exclude_if=_is_zero)
-    previous_removed_share: float = Field(0.0, exclude_if=_is_zero)  # of the patch; components as large as that stay
+    previous_operator_probability: float = 0.0
+    previous_operator_label_probability: float = 0.0  # of each label of such a sample
+    previous_radius_range: tuple[float, float] = (0.0, 0.0)  # of the ball, voxels
+    previous_removal_probability: float = 0.0
+    previous_removal_label_probability: float = 0.0
+    previous_removed_share: float = 0.0  # of the patch; components as large as that stay
 
 
 class TrainingSpec(GrownRecord):

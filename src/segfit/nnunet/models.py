@@ -71,10 +71,7 @@ def read_nnunet_model(
         ending = str(dataset["file_ending"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing or malformed") from None
-    configuration = read_configurations(plans, dataset, [name])[name]
-    if any(key.endswith(".running_mean") for key in states[names[0]]):  # of nnUNetTrainerBN, whose plans do not say so
-        network = configuration.network.model_copy(update={"norm": "batch"})
-        configuration = configuration.model_copy(update={"network": network})
+    configuration = _as_trained(read_configurations(plans, dataset, [name])[name], states[names[0]])
     weights: dict[str, Mapping[str, Tensor]] = {}
     for fold, state in states.items():
         try:
@@ -104,6 +101,14 @@ def read_nnunet_model(
     except ValidationError as error:
         raise InputError(f"{path} cannot be used, {first_fault(error)}") from None
     return Bundle(manifest, path, weights)
+
+
+def _as_trained(configuration: Configuration, state: Mapping[str, Any]) -> Configuration:
+    """Return the configuration with batch norm where its weights have it: the plans of nnUNetTrainerBN do not say so."""
+    if not any(key.endswith(".running_mean") for key in state):
+        return configuration
+    network = configuration.network.model_copy(update={"norm": "batch"})
+    return configuration.model_copy(update={"network": network})
 
 
 def _first_stage(path: Path, configuration: Configuration, folds: Sequence[str], checkpoint: str) -> Bundle | None:
