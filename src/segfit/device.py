@@ -21,7 +21,10 @@ __all__ = ["Hardware", "measure_hardware", "resolve_device"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The machine as the planner sees it; `free_memory_gb` is device memory on a GPU and RAM on a CPU."""
+    """The machine as the planner sees it.
+
+    `free_memory_gb` is RAM on a CPU; on a GPU it is device memory, with what torch holds there without using it.
+    """
 
     device: str  # "cpu", "cuda:0", "mps"
     name: str
@@ -80,6 +83,7 @@ def measure_hardware(name: str = "auto") -> Hardware:
     device = resolve_device(name)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         fast = torch.cuda.get_device_capability(device)[0] >= 8
         return Hardware(
             device=str(device),

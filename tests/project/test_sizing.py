@@ -142,3 +142,97 @@ def test_a_memory_target_is_kept_in_auto(tmp_path: Path, volumes: Path) -> None:
     project = _project(tmp_path, volumes, "memory_gb=0.05")
     with pytest.raises(InputError, match=r"fits into 0\.1 GB of memory"):
         project.size()
+
+
+class FakeCard:
+    """A GPU of 24 GiB whose allocator keeps what is given back, as torch's does; all numbers are bytes."""
+
+    total = 24 * 2**30
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, others: int = 0) -> None:
+        self.others = others
+        self.allocated = self.reserved = 0
+        self.limit = self.total
+        self.limits: list[int] = []
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        for name in (
+            "mem_get_info", "memory_allocated", "memory_reserved", "empty_cache", "get_device_capability",
+            "get_device_name", "get_device_properties", "set_per_process_memory_fraction",
+        ):  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def mem_get_info(self, _: torch.device) -> tuple[int, int]:
+        return self.total - self.others - self.reserved, self.total
+
+    def memory_allocated(self, _: torch.device) -> int:
+        return self.allocated
+
+    def memory_reserved(self, _: torch.device) -> int:
+        return self.reserved
+
+    def empty_cache(self) -> None:
+        self.reserved = self.allocated
+
+    def get_device_capability(self, _: torch.device) -> tuple[int, int]:
+        return 9, 0
+
+    def get_device_name(self, _: torch.device) -> str:
+        return "a GPU"
+
+    def get_device_properties(self, _: torch.device) -> FakeCard:
+        return self
+
+    @property
+    def total_memory(self) -> int:
+        return self.total
+
+    def set_per_process_memory_fraction(self, fraction: float, _: torch.device) -> None:
+        self.limit = round(fraction * self.total)
+        if fraction < 1:
+            self.limits.append(self.limit)
+
+    def step(self, configuration: Configuration, *_: Any, **__: Any) -> StepCost:
+        """Take the bytes that a step needs, and give them back to the allocator."""
+        needed = 4096 * configuration.batch_size * prod(configuration.patch_size)
+        self.reserved = max(self.reserved, min(needed, self.limit))
+        if needed > self.limit:
+            raise MemoryShortageError("too large")
+        return StepCost(0.01, self.reserved / 2**30, 0.001)
+
+
+def _on_a_card(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch, card: FakeCard) -> Sizer:
+    monkeypatch.setattr(sizing, "probe_step", card.step)
+    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.01, 0.5))
+    project = _project(tmp_path, volumes)
+    return Sizer(
+        project.fingerprint(), project.dataset.labels, project.options, torch.device("cuda", 0), Workload(5, 1, 0),
+        SILENT, budget=1.0, shares=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [0, 6 * 2**30])
+def test_no_probe_on_a_gpu_shrinks_the_limit_of_the_next(
+    others: int, tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = FakeCard(monkeypatch, others)
+    sizer = _on_a_card(tmp_path, volumes, monkeypatch, card)
+    project = Project.open(tmp_path / "p")
+    plan = project.plan()
+    large = plan.configurations["3d_fullres"].model_copy(update={"batch_size": 1, "patch_size": (192, 192, 192)})
+    found = sizer.fitting(large, plan.training["3d_fullres"])
+    room = 0.9 * (card.total - others)
+    assert len(card.limits) > 3
+    assert card.limits == pytest.approx([room] * len(card.limits), rel=1e-6)
+    assert card.limit == card.total
+    assert found.memory_gb == pytest.approx(room / 2**30)
+    used = 4096 * prod(found.configuration.patch_size)
+    assert 0.8 * room < used <= room
+
+
+def test_what_is_in_use_on_a_gpu_is_no_room_but_counts_as_held(
+    tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = FakeCard(monkeypatch)
+    sizer = _on_a_card(tmp_path, volumes, monkeypatch, card)
+    card.allocated, card.reserved = 4 * 2**30, 10 * 2**30  # 6 GiB are kept without use
+    assert sizer.available_gb() == pytest.approx(4 + 0.9 * 20)

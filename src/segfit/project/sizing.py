@@ -93,8 +93,8 @@ class Sizer:
         The memory target of a named preset belongs to its rules and limits nothing here.
         """
         hardware = measure_hardware(str(self._device))
-        mine = process_bytes() / 2**30 if self._device.type == "cpu" else 0.0
-        free = mine + _FREE_SHARE * hardware.free_memory_gb
+        mine = torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else process_bytes()
+        free = mine / 2**30 + _FREE_SHARE * hardware.free_memory_gb
         asked = self._options.memory_gb if self._options.preset == "auto" else None
         return free if asked is None else min(free, asked)
 
@@ -131,10 +131,10 @@ class Sizer:
 
         Raises `InputError` if none does.
         """
+        limit = self.available_gb()  # asked for before: what fails holds memory as long as it is dealt with
         try:
             return self.measure(configuration, recipe)
         except MemoryShortageError:
-            limit = self.available_gb()
             self._progress.note(f"{configuration_words(configuration)}: does not fit into {limit:.1f} GB")
         smaller = reductions(configuration, self._options)
         best: Candidate | None = None
@@ -264,10 +264,11 @@ class Sizer:
         for rung in range(begin + 1, len(ladder)):
             if self.steps(best, seconds) < wanted[rung] * 1.2:
                 break
+            limit = self.available_gb()
             try:
                 tried = self.measure(ladder[rung], recipe)
             except MemoryShortageError:
-                return best.model_copy(update={"memory_gb": self.available_gb()})
+                return best.model_copy(update={"memory_gb": limit})
             if self.steps(tried, seconds) < wanted[rung]:
                 break
             best = tried
