@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,7 @@ class FakeCard:
         self.allocated = self.reserved = 0
         self.limit = self.total
         self.limits: list[int] = []
+        self.in_use: list[int] = []  # when a limit was set
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         for name in (
             "mem_get_info", "memory_allocated", "memory_reserved", "empty_cache", "get_device_capability",
@@ -190,14 +192,29 @@ class FakeCard:
         self.limit = round(fraction * self.total)
         if fraction < 1:
             self.limits.append(self.limit)
+            self.in_use.append(self.allocated)
 
     def step(self, configuration: Configuration, *_: Any, **__: Any) -> StepCost:
-        """Take the bytes that a step needs, and give them back to the allocator."""
+        """Take the bytes that a step needs, and give them back to the allocator, some with the next collection."""
+        _Cycle(self, 2**10)
         needed = 4096 * configuration.batch_size * prod(configuration.patch_size)
         self.reserved = max(self.reserved, min(needed, self.limit))
         if needed > self.limit:
             raise MemoryShortageError("too large")
         return StepCost(0.01, self.reserved / 2**30, 0.001)
+
+
+class _Cycle:
+    """Holds memory of a card until garbage is collected."""
+
+    def __init__(self, card: FakeCard, held: int) -> None:
+        self._me = self
+        card.allocated += held
+        weakref.finalize(self, self._free, card, held)
+
+    @staticmethod
+    def _free(card: FakeCard, held: int) -> None:
+        card.allocated -= held
 
 
 def _on_a_card(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch, card: FakeCard) -> Sizer:
@@ -223,6 +240,7 @@ def test_no_probe_on_a_gpu_shrinks_the_limit_of_the_next(
     room = 0.9 * (card.total - others)
     assert len(card.limits) > 3
     assert card.limits == pytest.approx([room] * len(card.limits), rel=1e-6)
+    assert card.in_use == [0] * len(card.limits)
     assert card.limit == card.total
     assert found.memory_gb == pytest.approx(room / 2**30)
     used = 4096 * prod(found.configuration.patch_size)

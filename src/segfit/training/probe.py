@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ def memory_limited(device: torch.device, gb: float) -> Iterator[None]:
     """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
+        gc.collect()  # with the first optimiser of a process torch leaves a cycle that holds the network
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(min(1.0, gb * 2**30 / total), device)
         try:
