@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from segfit.augmentation.intensity import blur, change_contrast, change_gamma, lower_resolution, make_noise
+from segfit.augmentation.intensity import (
+    blur,
+    blur_kernels,
+    change_contrast,
+    change_gamma,
+    lower_resolution,
+    make_noise,
+)
 from segfit.augmentation.policy import Parameters, apply, draw, exchanged
 from segfit.augmentation.spatial import centre_crop, warp
 from segfit.labels import Exchange
@@ -75,10 +82,13 @@ def test_neutral_parameters_crop_exactly() -> None:
     assert new_labels.dtype == torch.int16
 
 
-def test_arguments_stay_as_they_are() -> None:
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("spec", [ALWAYS, OFF])
+def test_arguments_stay_as_they_are(together: bool, spec: AugmentationSpec) -> None:
     image, labels = batch(8, 8)
     before = image.clone(), labels.clone()
-    apply(draw(ALWAYS.model_copy(update={"masked_channels": (0, 1)}), (8, 8), 3, 2, rng()), image, labels)
+    spec = spec.model_copy(update={"masked_channels": (0, 1)})
+    apply(draw(spec, (8, 8), 3, 2, rng()), image, labels, together=together)
     assert torch.equal(image, before[0])
     assert torch.equal(labels, before[1])
 
@@ -118,13 +128,13 @@ def test_order_of_the_steps() -> None:
         p, blur_sigma=np.full((1, 1, 3), 0.7), resolution=np.full((1, 1), 0.6), flip=np.array([[True, False, True]])
     )
     moved, classes = warp(image[0], labels[0], p.matrix[0], (10, 10, 10))
-    value = moved[0] + make_noise((1, 10, 10, 10), p.noise_std[0], int(p.noise_seed[0]), image.device)[0]
-    value = blur(value, p.blur_sigma[0, 0]) * p.brightness[0, 0]
+    value = moved + make_noise((1, 10, 10, 10), p.noise_std[0], int(p.noise_seed[0]), image.device)
+    value = blur(value, [kernel[0].tolist() for kernel in blur_kernels(p.blur_sigma[0])]) * p.brightness[0, 0]
     value = lower_resolution(change_contrast(value, p.contrast[0, 0]), 0.6, (0, 1, 2))
     value = change_gamma(change_gamma(value, p.inverted_gamma[0, 0], inverted=True), p.gamma[0, 0])
     new_image, new_labels = apply(p, image, labels)
-    torch.testing.assert_close(new_image[0, 0], value.flip(0, 2), rtol=0, atol=1e-5)
-    assert torch.equal(new_labels[0, 0], classes[0].flip(0, 2).clamp(min=0))
+    torch.testing.assert_close(new_image[0], value.flip(1, 3), rtol=0, atol=1e-5)
+    assert torch.equal(new_labels[0], classes.flip(1, 3).clamp(min=0))
 
 
 def test_dummy_2d_turns_every_slice_alike() -> None:
@@ -259,3 +269,57 @@ def test_a_range_on_one_side_of_one_is_uniform() -> None:
     assert values.min() >= 1.5
     assert values.max() <= 2.5
     assert values.mean() == pytest.approx(2.0, abs=0.03)
+
+
+SOMETIMES = {
+    field: 0.5
+    for field in AugmentationSpec.model_fields
+    if field.endswith("_probability") and field != "noise_probability"
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("sample", "patch", "dummy"),
+    [((23, 24), (20, 22), False), ((13, 16, 17), (11, 14, 14), False), ((5, 19, 18), (5, 14, 14), True)],
+)
+def test_all_at_once_is_as_one_by_one(seed: int, sample: tuple[int, ...], patch: tuple[int, ...], dummy: bool) -> None:
+    image, labels = batch(*sample, size=5, channels=3)
+    spec = ALWAYS.model_copy(
+        update=SOMETIMES
+        | {
+            "noise_probability": 0.0,
+            "dummy_2d": dummy,
+            "mirror_axes": tuple(range(len(patch))),
+            "masked_channels": (1,),
+            "exchange": Exchange(axis=1, pairs=((1, 3),)),
+        }
+    )
+    parameters = draw(spec, patch, 5, 3, rng(seed))
+    plain_image, plain_labels = apply(parameters, image, labels, together=False)
+    new_image, new_labels = apply(parameters, image, labels, together=True)
+    torch.testing.assert_close(new_image, plain_image, rtol=0, atol=1e-5)
+    assert torch.equal(new_labels, plain_labels)
+    assert new_labels.dtype == plain_labels.dtype
+    assert new_image.is_contiguous()
+    assert new_labels.is_contiguous()
+
+
+def test_neutral_parameters_crop_exactly_all_at_once() -> None:
+    image, labels = batch(11, 12, 10)
+    new_image, new_labels = apply(draw(OFF, (7, 8, 9), 3, 2, rng()), image, labels, together=True)
+    assert torch.equal(new_image, centre_crop(image, (7, 8, 9)))
+    assert torch.equal(new_labels, centre_crop(labels, (7, 8, 9)).clamp(min=0))
+
+
+def test_noise_all_at_once_is_each_samples_own() -> None:
+    image, labels = torch.zeros(3, 2, 60, 60), torch.zeros(3, 1, 60, 60, dtype=torch.int16)
+    p = replace(draw(OFF, (60, 60), 3, 2, rng()), noise_std=np.array([0.1, 0.0, 0.05]))
+    noise, _ = apply(p, image, labels, together=True)
+    assert torch.equal(noise[1], image[1])
+    for sample, std in ((0, 0.1), (2, 0.05)):
+        assert noise[sample].std().item() == pytest.approx(std, rel=0.05)
+        assert noise[sample].mean().item() == pytest.approx(0, abs=5 * std / 85)
+    rows = noise[[0, 2]].flatten(0, 1).flatten(1)
+    assert (torch.corrcoef(rows) - torch.eye(4)).abs().max() < 0.1
+    assert torch.equal(noise, apply(p, image, labels, together=True)[0])

@@ -9,11 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segfit.augmentation import spatial
-from segfit.augmentation.spatial import OUTSIDE, affine_matrices, centre_crop, warp
+from segfit.augmentation.spatial import OUTSIDE, affine_matrices, centre_crop, warp_together
 
 
 def matrix(*degrees: float, scale: float = 1.0) -> np.ndarray:
     return affine_matrices(np.radians([degrees]), np.array([scale]))[0]
+
+
+def warp(image: Tensor, labels: Tensor, a: np.ndarray, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """One sample, warped alone and together with another one; the results must be the same."""
+    alone = spatial.warp(image, labels, a, patch)
+    matrices = torch.from_numpy(np.stack([a, np.eye(len(a))])).float()
+    together = warp_together(torch.stack([image] * 2), torch.stack([labels] * 2), matrices, patch)
+    torch.testing.assert_close(together[0][0], alone[0], rtol=0, atol=1e-5)
+    assert torch.equal(together[1][0], alone[1])
+    return alone
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

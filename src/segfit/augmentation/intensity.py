@@ -1,11 +1,12 @@
-"""Changes of the grey values of one sample. Arrays are `(c, *spatial)` float; parameters have one entry per channel.
+"""Changes of grey values. Arrays are `(n, *spatial)` float, n channels of any samples, each changed on its own.
 
-Formulas are those of nnU-Net 2.8.1. Pure functions of their arguments, on the device of the image.
+What says how much is one number where n is 1, and a tensor `(n, 1, ...)` on their device otherwise. Formulas are those
+of nnU-Net 2.8.1. Pure functions of their arguments, which never make the host wait for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +14,22 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["blur", "change_contrast", "change_gamma", "lower_resolution", "make_noise"]
+__all__ = [
+    "Amount",
+    "blur",
+    "blur_kernels",
+    "change_contrast",
+    "change_gamma",
+    "lower_resolution",
+    "lower_resolution_by_index",
+    "make_noise",
+    "resolution_indices",
+]
+
+Amount = float | Tensor
+"""One number for one channel, or one per channel, `(n, 1, ...)`."""
+
+Array = NDArray[np.float64]
 
 _TINY = 1e-7
 _LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -28,21 +44,34 @@ def make_noise(shape: Sequence[int], std: float, seed: int, device: torch.device
     return torch.randn(tuple(shape), generator=generator, device=device) * std
 
 
-def blur(channel: Tensor, sigma: NDArray[np.float64]) -> Tensor:
-    """Blur one channel `(*spatial)` by a Gaussian of `sigma` voxels per axis, mirrored at the borders.
+def blur_kernels(sigma: Array) -> list[Array]:
+    """Return for each axis the weights `(n, 2 r + 1)` of Gaussians of `sigma` `(n, axes)` voxels; 0 blurs nothing.
 
-    The kernel has the odd length nearest to 6 sigma + 0.5: 3, 5 or 7 voxels for the usual range.
+    A kernel has the odd length nearest to 6 sigma + 0.5: 3, 5 or 7 voxels for the usual range; beyond it are zeros.
     """
-    for axis, width in enumerate(sigma):
-        radius = int((6 * width + 0.5) / 2)
-        weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
-        weights /= weights.sum()
-        size = channel.shape[axis]
-        extended = channel.index_select(axis, _mirrored(size, radius, channel.device))
-        channel = extended.narrow(axis, 0, size) * float(weights[0])
+    kernels = []
+    for widths in sigma.T:
+        radii = ((6 * widths + 0.5) / 2).astype(int)
+        distance = np.abs(np.arange(-radii.max(), radii.max() + 1))
+        weights = np.exp(-0.5 * (distance / np.where(widths > 0, widths, 1.0)[:, None]) ** 2)
+        weights = np.where(distance <= radii[:, None], weights, 0.0)
+        kernels.append(weights / weights.sum(axis=1, keepdims=True))
+    return kernels
+
+
+def blur(channels: Tensor, kernels: Sequence[Sequence[Amount]]) -> Tensor:
+    """Convolve with a kernel per axis, of odd length, mirrored at the borders."""
+    for axis, weights in enumerate(kernels, start=1):
+        size = channels.shape[axis]
+        extended = channels.index_select(axis, _mirrored(size, len(weights) // 2, channels.device))
+        channels = extended.narrow(axis, 0, size) * weights[0]
         for start, weight in enumerate(weights[1:], start=1):
-            channel.add_(extended.narrow(axis, start, size), alpha=float(weight))
-    return channel
+            part = extended.narrow(axis, start, size)
+            if isinstance(weight, Tensor):
+                channels.addcmul_(part, weight)
+            else:
+                channels.add_(part, alpha=weight)
+    return channels
 
 
 def _mirrored(size: int, radius: int, device: torch.device) -> Tensor:
@@ -55,31 +84,77 @@ def _mirrored(size: int, radius: int, device: torch.device) -> Tensor:
     return torch.minimum(index, period - index)
 
 
-def change_contrast(channel: Tensor, factor: float) -> Tensor:
-    """Stretch one channel `(*spatial)` about its mean, within the range it has."""
-    low, high = channel.aminmax()
-    mean = channel.mean()
-    return torch.clamp((channel - mean) * factor + mean, low, high)
+def change_contrast(channels: Tensor, factor: Amount) -> Tensor:
+    """Stretch each channel about its mean, within the range it has."""
+    low, high = _range(channels)
+    mean = channels.mean(_space(channels), keepdim=True)
+    return torch.clamp((channels - mean) * factor + mean, low, high)
 
 
-def lower_resolution(channel: Tensor, scale: float, axes: Sequence[int]) -> Tensor:
-    """Take one channel `(*spatial)` to `scale` times its size on `axes` and back: nearest down, linear up."""
-    full = tuple(channel.shape)
-    size = [max(1, round(n * scale)) if axis in axes else n for axis, n in enumerate(full)]
-    small = F.interpolate(channel[None, None], size=size, mode="nearest-exact")
-    return F.interpolate(small, size=full, mode=_LINEAR[len(full)], align_corners=False)[0, 0]
+def lower_resolution(channels: Tensor, scale: float, axes: Sequence[int]) -> Tensor:
+    """Take channels to `scale` times their size on the spatial `axes` and back: nearest down, linear up."""
+    full = tuple(channels.shape[1:])
+    size = [_lowered(n, scale) if axis in axes else n for axis, n in enumerate(full)]
+    small = F.interpolate(channels.unsqueeze(0), size=size, mode="nearest-exact")
+    return F.interpolate(small, size=full, mode=_LINEAR[len(full)], align_corners=False).squeeze(0)
 
 
-def change_gamma(channel: Tensor, gamma: float, *, inverted: bool = False) -> Tensor:
-    """Raise one channel `(*spatial)`, scaled to 0...1, to the power `gamma`.
+def resolution_indices(size: int, scales: Array) -> tuple[NDArray[np.float32], ...]:
+    """Return what `lower_resolution` does to an axis of this size for each of `scales`; 1 changes nothing.
+
+    Returns two indices `(n, size)` and the share `(n, size)` of the second one's voxel.
+    """
+    # In torch's arithmetic, on which it depends between which voxels a position lies: its ratios have 32 bits, and a
+    # product and a sum are rounded once.
+    full, small = np.float32(size), np.array([_lowered(size, scale) for scale in scales], np.float32)[:, None]
+    position = (small / full).astype(float) * (np.arange(size) + 0.5) - 0.5
+    position = np.maximum(position, 0).astype(np.float32)
+    below, half = np.floor(position), np.float32(0.5)
+    first, second = (
+        np.minimum(np.floor(full / small * (index + half)), size - 1)
+        for index in (below, np.minimum(below + 1, small - 1))
+    )
+    return first, second, position - below
+
+
+def lower_resolution_by_index(channels: Tensor, indices: Mapping[int, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Do what `lower_resolution` does, to each channel by its own scale, by `resolution_indices` of spatial axes."""
+    for axis, (first, second, share) in indices.items():
+        axis += 1
+        shape = (len(channels), *(-1 if other == axis else 1 for other in range(1, channels.ndim)))
+        low, high = (channels.gather(axis, index.view(shape).expand_as(channels)) for index in (first, second))
+        channels = low.lerp_(high, share.view(shape))
+    return channels
+
+
+def _lowered(size: int, scale: float) -> int:
+    return max(1, round(size * scale))
+
+
+def change_gamma(channels: Tensor, gamma: Amount, *, inverted: bool = False) -> Tensor:
+    """Raise each channel, scaled to 0...1, to the power `gamma`.
 
     Mean and standard deviation stay as they were. With `inverted` the power acts on the negative.
     """
-    channel = -channel if inverted else channel
-    std, mean = torch.std_mean(channel)
-    low, high = channel.aminmax()
+    channels = -channels if inverted else channels
+    space = _space(channels)
+    std, mean = torch.std_mean(channels, space, keepdim=True)
+    low, high = _range(channels)
     extent = high - low
-    changed = ((channel - low) / extent.clamp(min=_TINY)).pow_(gamma) * extent + low
-    new_std, new_mean = torch.std_mean(changed)
+    changed = ((channels - low) / extent.clamp(min=_TINY)).pow_(gamma) * extent + low
+    new_std, new_mean = torch.std_mean(changed, space, keepdim=True)
     changed = (changed - new_mean) * (std / new_std.clamp(min=_TINY)) + mean
     return -changed if inverted else changed
+
+
+def _space(channels: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, channels.ndim))
+
+
+def _range(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest value of each channel."""
+    if len(channels) == 1:  # torch looks for them in an axis by one thread
+        return channels.aminmax()
+    low, high = channels.flatten(1).aminmax(dim=1)
+    shape = (-1, *(1,) * (channels.ndim - 1))
+    return low.view(shape), high.view(shape)

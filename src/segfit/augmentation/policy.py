@@ -2,21 +2,35 @@
 
 Order, probabilities and ranges are those of nnU-Net 2.8.1. Unlike there, every random number comes from the
 generator that is handed in, so that a batch can be repeated.
+
+The same steps run in two ways. On a CPU one channel after the other is changed, and only where it was chosen. On a GPU
+every step changes all channels at once, by parameters of their own that came there in one copy; the host never waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import radians
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segfit.augmentation.intensity import blur, change_contrast, change_gamma, lower_resolution, make_noise
-from segfit.augmentation.spatial import affine_matrices, centre_crop, warp
+from segfit.augmentation.intensity import (
+    Amount,
+    blur,
+    blur_kernels,
+    change_contrast,
+    change_gamma,
+    lower_resolution,
+    lower_resolution_by_index,
+    make_noise,
+    resolution_indices,
+)
+from segfit.augmentation.spatial import affine_matrices, centre_crop, warp, warp_together
 from segfit.augmentation.strong import Extras, apply_extras, draw_extras
 from segfit.errors import InputError
 from segfit.labels import Exchange
@@ -103,37 +117,148 @@ def _balanced(rng: np.random.Generator, limits: tuple[float, float], shape: tupl
 
 
 @torch.no_grad()
-def apply(parameters: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def apply(
+    parameters: Parameters, image: Tensor, labels: Tensor, *, together: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """Augment a batch; the arguments stay as they are.
 
     Parameters
     ----------
     image : (b, c, *sample_patch) float32
     labels : (b, 1, *sample_patch) signed integers; -1 = background outside the non-zero mask or outside the image
+    together : change all channels at once; None: unless they are on a CPU
 
     Returns
     -------
     image (b, c, *patch) and labels (b, 1, *patch), contiguous, on the same device; -1 has become 0
     """
-    size = parameters.patch
-    new_image = image.new_empty((*image.shape[:2], *size))
-    new_labels = labels.new_empty((*labels.shape[:2], *size))
-    for sample in range(len(image)):
-        _place(parameters, sample, image[sample], labels[sample], new_image[sample], new_labels[sample])
-        _recolour(parameters, sample, new_image[sample])
-        axes = [1 + int(axis) for axis in np.flatnonzero(parameters.flip[sample])]
-        if axes:
-            new_image[sample] = new_image[sample].flip(axes)
-            new_labels[sample] = new_labels[sample].flip(axes)
-        if parameters.exchange is not None and parameters.flip[sample, parameters.exchange.axis]:
-            new_labels[sample] = exchanged(new_labels[sample], parameters.exchange.pairs)
-    if parameters.extras is not None:
-        new_image, new_labels = apply_extras(parameters.extras, new_image, new_labels)
-    if parameters.masked_channels:
-        outside = new_labels[:, 0] < 0
-        for channel in parameters.masked_channels:
-            new_image[:, channel].masked_fill_(outside, 0.0)
+    if together is None:
+        together = image.device.type != "cpu"
+    new_image, new_labels = (_together if together else _one_by_one)(parameters, image, labels)
     return new_image, new_labels.clamp_(min=0)
+
+
+def _one_by_one(p: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Augment sample by sample, channel by channel."""
+    new_image = image.new_empty((*image.shape[:2], *p.patch))
+    new_labels = labels.new_empty((*labels.shape[:2], *p.patch))
+    identity = np.eye(p.matrix.shape[1])
+    for sample in range(len(image)):
+        if np.array_equal(p.matrix[sample], identity):
+            new_image[sample] = centre_crop(image[sample], p.patch)
+            new_labels[sample] = centre_crop(labels[sample], p.patch)
+        else:
+            whole = _flat(p, image[sample]), _flat(p, labels[sample])
+            moved = warp(*whole, p.matrix[sample], p.patch[-len(identity) :])
+            new_image[sample] = moved[0].view(new_image.shape[1:])
+            new_labels[sample] = moved[1].view(new_labels.shape[1:])
+        if p.noise_std[sample] > 0:
+            noise = make_noise(new_image.shape[1:], p.noise_std[sample], int(p.noise_seed[sample]), image.device)
+            new_image[sample] += noise
+        for channel in range(image.shape[1]):
+            values = new_image[sample, channel : channel + 1]
+            result = _changes_of_one(p, sample, channel).apply(values)
+            if result is not values:
+                values.copy_(result)
+        flipped = [1 + int(axis) for axis in np.flatnonzero(p.flip[sample])]
+        if flipped:
+            new_image[sample] = new_image[sample].flip(flipped)
+            new_labels[sample] = new_labels[sample].flip(flipped)
+        if p.exchange is not None and p.flip[sample, p.exchange.axis]:
+            new_labels[sample] = exchanged(new_labels[sample], p.exchange.pairs)
+    if p.extras is not None:
+        new_image, new_labels = apply_extras(p.extras, new_image, new_labels)
+    if p.masked_channels:
+        outside = new_labels[:, 0] < 0
+        for channel in p.masked_channels:
+            new_image[:, channel].masked_fill_(outside, 0.0)
+    return new_image, new_labels
+
+
+def _together(p: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Augment all samples at once, by as many calls whatever the numbers of samples and channels."""
+    there = _sent(_amounts(p, image.shape[1]), image.device)
+    new_image, new_labels = (
+        centre_crop(part, p.patch).clone(memory_format=torch.contiguous_format) for part in (image, labels)
+    )
+    if "matrix" in there:
+        turned = there["turned"].long()
+        whole = _flat(p, image.index_select(0, turned)), _flat(p, labels.index_select(0, turned))
+        moved = warp_together(*whole, there["matrix"], p.patch[-p.matrix.shape[1] :])
+        new_image.index_copy_(0, turned, moved[0].view(-1, *new_image.shape[1:]))
+        new_labels.index_copy_(0, turned, moved[1].view(-1, *new_labels.shape[1:]))
+    if "noise_std" in there:
+        noise = make_noise(new_image.shape, 1.0, int(p.noise_seed[0]), image.device)
+        new_image.addcmul_(noise, there["noise_std"])
+    channels = new_image.flatten(0, 1)
+    new_image = _changes_of_all(there, _axes(p)).apply(channels).view(new_image.shape)
+    if "flip" in there:
+        mirrored = torch.split(there["flip"].long(), list(p.patch), dim=1)
+        new_image, new_labels = _at(new_image, mirrored), _at(new_labels, mirrored)
+    if "exchange" in there:
+        table = there["exchange"]
+        index = new_labels.clamp(-1, table.shape[1] - 2).long() + 1
+        new_labels += table.gather(1, index.flatten(1)).view(index.shape).to(new_labels.dtype)
+    if p.extras is not None:
+        new_image, new_labels = apply_extras(p.extras, new_image, new_labels)
+    if "masked" in there:
+        new_image.masked_fill_((new_labels < 0) & (there["masked"] > 0), 0.0)
+    return new_image, new_labels
+
+
+def _amounts(p: Parameters, channels: int) -> dict[str, NDArray[Any]]:
+    """Return what the host has to tell the device, of the steps that some sample was chosen for."""
+    result: dict[str, NDArray[Any]] = {}
+    ones = (1,) * len(p.patch)
+    turned = np.flatnonzero((p.matrix != np.eye(p.matrix.shape[1])).any((1, 2)))
+    if len(turned):
+        result |= {"turned": turned, "matrix": p.matrix[turned]}
+    if p.noise_std.any():
+        result["noise_std"] = p.noise_std.reshape(-1, 1, *ones)
+    if p.blur_sigma.any():
+        for axis, kernels in enumerate(blur_kernels(p.blur_sigma.reshape(-1, len(ones)))):
+            result[f"kernel {axis}"] = kernels.T.reshape(*kernels.T.shape, *ones)
+    for name in ("brightness", "contrast", "inverted_gamma", "gamma"):
+        factors = getattr(p, name)
+        if (factors != 1).any():
+            result[name] = factors.reshape(-1, *ones)
+    if (p.resolution != 1).any():
+        for axis in _axes(p):
+            result[f"resolution {axis}"] = np.stack(resolution_indices(p.patch[axis], p.resolution.ravel()))
+    if p.flip.any():
+        index = [np.where(f[:, None], np.arange(n)[::-1], np.arange(n)) for f, n in zip(p.flip.T, p.patch, strict=True)]
+        result["flip"] = np.concatenate(index, axis=1)
+    if p.exchange is not None and p.flip[:, p.exchange.axis].any():
+        result["exchange"] = p.flip[:, [p.exchange.axis]] * _added(p.exchange.pairs)
+    if p.masked_channels:
+        result["masked"] = np.isin(np.arange(channels), p.masked_channels).reshape(-1, *ones)
+    return result
+
+
+def _sent(arrays: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
+    """Return the arrays as float32 tensors on a device; they go there in one copy that nobody waits for."""
+    flat = torch.from_numpy(np.concatenate([np.zeros(0), *(array.ravel() for array in arrays.values())], dtype="f4"))
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    parts = torch.split(flat.to(device, non_blocking=True), [array.size for array in arrays.values()])
+    return {name: part.view(array.shape) for (name, array), part in zip(arrays.items(), parts, strict=True)}
+
+
+def _at(array: Tensor, index: Sequence[Tensor]) -> Tensor:
+    """Return for each sample of `(b, c, *patch)` what is at the indices `(b, size)` of each axis."""
+    axes = range(1, array.ndim)
+    whole = [
+        part.view(len(part), *(-1 if other == axis else 1 for other in axes)) for axis, part in enumerate(index, 2)
+    ]
+    sample, channel = (torch.arange(size, device=array.device) for size in array.shape[:2])
+    return array[(sample.view(-1, *(1 for _ in axes)), channel.view(-1, *(1 for _ in index)), *whole)]
+
+
+def _flat(p: Parameters, array: Tensor) -> Tensor:
+    """Return `(..., c, *sample_patch)` as what is rotated; with `dummy_2d` slices are channels of a 2D image."""
+    ndim, seen = p.matrix.shape[1], len(p.patch)
+    array = centre_crop(array, (*p.patch[:-ndim], *array.shape[-ndim:]))
+    return array.flatten(-1 - seen, -1 - ndim)
 
 
 def loaded_augmentation(name: str) -> Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]:
@@ -163,51 +288,91 @@ def _kind(value: object) -> str:
 def exchanged(labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """Return labels, signed integers of any shape from -1, in which the values of each pair have changed places.
 
-    A table holds what is added to the values from -1 to one beyond the highest of a pair, which stands for all higher
-    ones. It takes a fiftieth of the time of comparisons pair by pair with 17 pairs.
+    A table takes a fiftieth of the time of comparisons pair by pair with 17 pairs.
     """
-    top = max(value for pair in pairs for value in pair) + 1
-    change = [0] * (top + 2)
-    for first, second in pairs:
-        change[first + 1], change[second + 1] = second - first, first - second
-    table = torch.tensor(change, dtype=labels.dtype, device=labels.device)
-    index = labels.clamp(-1, top).int() + 1
+    table = torch.from_numpy(_added(pairs)).to(labels.dtype)
+    index = labels.clamp(-1, len(table) - 2).int() + 1
     return labels + table.index_select(0, index.flatten()).view(labels.shape)
 
 
-def _place(p: Parameters, sample: int, image: Tensor, labels: Tensor, new_image: Tensor, new_labels: Tensor) -> None:
-    """Fill the new arrays by the centre of the old ones, rotated and scaled if the sample is to be."""
-    matrix, patch = p.matrix[sample], p.patch
-    if np.array_equal(matrix, np.eye(len(matrix))):
-        new_image.copy_(centre_crop(image, patch))
-        new_labels.copy_(centre_crop(labels, patch))
-        return
-    if p.dummy_2d:  # slices become channels of a 2D image
-        image, labels = (centre_crop(a, (patch[0], *a.shape[2:])).flatten(0, 1) for a in (image, labels))
-    moved_image, moved_labels = warp(image, labels, matrix, patch[-len(matrix) :])
-    new_image.copy_(moved_image.view(new_image.shape))
-    new_labels.copy_(moved_labels.view(new_labels.shape))
+def _added(pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Return what an exchange adds to the values from -1 to one beyond the highest, which stands for all above."""
+    change = np.zeros(max(value for pair in pairs for value in pair) + 3, np.int64)
+    for first, second in pairs:
+        change[first + 1], change[second + 1] = second - first, first - second
+    return change
 
 
-def _recolour(p: Parameters, sample: int, image: Tensor) -> None:
-    """Run the intensity transforms on `(c, *patch)` in place."""
-    if p.noise_std[sample] > 0:
-        image += make_noise(image.shape, p.noise_std[sample], int(p.noise_seed[sample]), image.device)
-    # no step looks at more than one channel, so the channels may take turns
-    axes = range(1 if p.dummy_2d else 0, image.ndim - 1)
-    for channel, values in enumerate(image):
-        result = values
-        if p.blur_sigma[sample, channel].any():
-            result = blur(result, p.blur_sigma[sample, channel])
-        if (factor := float(p.brightness[sample, channel])) != 1:
-            result = result * factor
-        if (factor := float(p.contrast[sample, channel])) != 1:
-            result = change_contrast(result, factor)
-        if (scale := float(p.resolution[sample, channel])) != 1:
-            result = lower_resolution(result, scale, axes)
-        if (exponent := float(p.inverted_gamma[sample, channel])) != 1:
-            result = change_gamma(result, exponent, inverted=True)
-        if (exponent := float(p.gamma[sample, channel])) != 1:
-            result = change_gamma(result, exponent)
-        if result is not values:
-            values.copy_(result)
+def _axes(p: Parameters) -> range:
+    """Return the axes whose resolution is lowered."""
+    return range(1 if p.dummy_2d else 0, len(p.patch))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Changes:
+    """What is done to the grey values of channels `(n, *patch)`, in this order; a step that is None is left out."""
+
+    kernels: Sequence[Sequence[Amount]] | None
+    brightness: Amount | None
+    contrast: Amount | None
+    lower: Callable[[Tensor], Tensor] | None
+    inverted_gamma: Amount | None
+    gamma: Amount | None
+
+    def apply(self, channels: Tensor) -> Tensor:
+        if self.kernels is not None:
+            channels = blur(channels, self.kernels)
+        if self.brightness is not None:
+            channels = channels * self.brightness
+        if self.contrast is not None:
+            channels = _where(self.contrast, change_contrast(channels, self.contrast), channels)
+        if self.lower is not None:
+            channels = self.lower(channels)
+        if self.inverted_gamma is not None:
+            changed = change_gamma(channels, self.inverted_gamma, inverted=True)
+            channels = _where(self.inverted_gamma, changed, channels)
+        if self.gamma is not None:
+            channels = _where(self.gamma, change_gamma(channels, self.gamma), channels)
+        return channels
+
+
+def _where(factor: Amount, changed: Tensor, channels: Tensor) -> Tensor:
+    """Return the changed channels, but as they were those whose factor is neutral."""
+    return torch.where(factor != 1, changed, channels) if isinstance(factor, Tensor) else changed
+
+
+def _changes_of_one(p: Parameters, sample: int, channel: int) -> _Changes:
+    """Return what is done to one channel, in numbers."""
+
+    def factor(factors: Array) -> float | None:
+        return None if factors[sample, channel] == 1 else float(factors[sample, channel])
+
+    sigma, scale, axes = p.blur_sigma[sample, channel], factor(p.resolution), _axes(p)
+    return _Changes(
+        kernels=[kernel[0].tolist() for kernel in blur_kernels(sigma[None])] if sigma.any() else None,
+        brightness=factor(p.brightness),
+        contrast=factor(p.contrast),
+        lower=None if scale is None else lambda channels: lower_resolution(channels, scale, axes),
+        inverted_gamma=factor(p.inverted_gamma),
+        gamma=factor(p.gamma),
+    )
+
+
+def _changes_of_all(there: Mapping[str, Tensor], axes: Sequence[int]) -> _Changes:
+    """Return what is done to all channels, by what was sent to their device."""
+    kernels = [part.unbind(0) for name, part in there.items() if name.startswith("kernel")]
+    indices = {axis: there[f"resolution {axis}"].unbind(0) for axis in axes if f"resolution {axis}" in there}
+
+    def lower(channels: Tensor) -> Tensor:
+        return lower_resolution_by_index(
+            channels, {axis: (a.long(), b.long(), s) for axis, (a, b, s) in indices.items()}
+        )
+
+    return _Changes(
+        kernels=kernels or None,
+        brightness=there.get("brightness"),
+        contrast=there.get("contrast"),
+        lower=lower if indices else None,
+        inverted_gamma=there.get("inverted_gamma"),
+        gamma=there.get("gamma"),
+    )

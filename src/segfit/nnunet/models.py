@@ -104,7 +104,7 @@ def read_nnunet_model(
 
 
 def _as_trained(configuration: Configuration, state: Mapping[str, Any]) -> Configuration:
-    """Return the configuration with batch norm where its weights have it: the plans of nnUNetTrainerBN do not say so."""
+    """Return the configuration with batch norm where its weights have it, which plans of nnUNetTrainerBN do not say."""
     if not any(key.endswith(".running_mean") for key in state):
         return configuration
     network = configuration.network.model_copy(update={"norm": "batch"})
