@@ -96,3 +96,26 @@ def test_a_step_is_that_of_a_plain_implementation() -> None:
         optimizer.step()
         for name, parameter in net.named_parameters():
             torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_guarded_step_is_taken_back_where_gradients_are_not_finite() -> None:
+    """The scaler hands over what it found; on a CPU it asks, and leaves the step out."""
+    networks, optimizers = [network(), network()], []
+    for net, guarded in zip(networks, (True, False), strict=True):
+        kernels = kernels_of(net)
+        rest = [parameter for parameter in net.parameters() if parameter not in kernels]
+        optimizers.append(Muon(kernels, rest, lr=0.1, momentum=0.9, weight_decay=0.01, guarded=guarded))
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1.0) for _ in networks]
+    for number, factor in enumerate((float("nan"), 1.0, 1.0, float("inf"), 1.0)):
+        for net, optimizer, scaler in zip(networks, optimizers, scalers, strict=True):
+            before = {name: value.clone() for name, value in net.state_dict().items()}
+            optimizer.zero_grad()
+            image = torch.randn((2, 1, 8, 8), generator=torch.Generator().manual_seed(number))
+            scaler.scale(net(image).square().mean() * factor).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update(1.0)
+            moved = any(not torch.equal(before[name], value) for name, value in net.state_dict().items())
+            assert moved == (factor == 1.0)
+    for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -7,6 +7,7 @@ value is its channel: label schemes are consecutive from 0, and the ignore value
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,15 @@ def class_masks(target: Tensor, labels: LabelScheme) -> Tensor:
     Background is none of them; nothing is where labels are ignored.
     """
     if not labels.has_regions:
-        return target == _as_channels(labels.foreground_values, target)
-    masks = [(target == _as_channels(region.values, target)).any(1, keepdim=True) for region in labels.classes]
-    return torch.cat(masks, dim=1)
+        values = torch.arange(1, 1 + len(labels.foreground_values), dtype=target.dtype, device=target.device)
+        return target == values.view(1, -1, *(1,) * (target.ndim - 2))
+    return torch.cat([_is_any(target, region.values) for region in labels.classes], dim=1)
 
 
-def _as_channels(values: Sequence[int], like: Tensor) -> Tensor:
-    """Return the values as a tensor of shape (1, n, 1, ...) with the type and the axes of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *(1,) * (like.ndim - 2))
+def _is_any(target: Tensor, values: Sequence[int]) -> Tensor:
+    """Return where labels have one of the values: comparisons with numbers, none of which a GPU has to be sent."""
+    ordered = sorted(values)
+    starts = [value for value in ordered if value - 1 not in ordered]
+    ends = [value for value in ordered if value + 1 not in ordered]
+    runs = [(target >= start) & (target <= end) for start, end in zip(starts, ends, strict=True)]
+    return reduce(torch.logical_or, runs)

@@ -286,7 +286,7 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimiser over all parameters, weight decay on norms and biases too, as in nnU-Net.
 
-    On a GPU the fused kernels leave out a non-finite step without asking the host.
+    On a GPU the fused kernels, and Muon itself, leave out a non-finite step without asking the host.
     """
     fused = device.type == "cuda" or None
     momentum = recipe.momentum
@@ -295,7 +295,8 @@ def _optimizer(
         kernels = kernels_of(network)
         rest = [parameter for parameter in network.parameters() if parameter not in kernels]
         threads = side_by_side.map if device.type == "cpu" else None
-        return Muon(kernels, rest, momentum=momentum, side_by_side=threads, **rates)
+        guarded = device.type == "cuda"
+        return Muon(kernels, rest, momentum=momentum, side_by_side=threads, guarded=guarded, **rates)
     parameters = network.parameters()
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0, fused=fused, **rates)

@@ -47,6 +47,8 @@ class Muon(torch.optim.Optimizer):
     rest : all other parameters; their rate is `REST_RATE` times the learning rate
     weight_decay : of all parameters, in the gradient for `rest`, directly for kernels
     side_by_side : does work on items on several threads, as `map` does on one; None: there is one
+    guarded : take back a step with gradients that are not finite, by what a gradient scaler found, which then asks no
+        GPU for it
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float,
         side_by_side: Callable[[Callable[[_Alike], None], Iterable[_Alike]], object] | None = None,
+        guarded: bool = False,
     ) -> None:
         self._side_by_side = side_by_side
+        self._step_supports_amp_scaling = guarded  # torch's name for it
         self._output_axis = {id(kernel): axis for kernel, axis in kernels.items()}
         groups = [{"params": list(kernels)}, {"params": list(rest)}]
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -68,10 +72,22 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override] # no loss is returned
         """Take one step along the gradients; parameters without one stay as they are."""
         assert closure is None
+        found: Tensor | None = getattr(self, "found_inf", None)  # set by the gradient scaler where this is guarded
+        before = {} if found is None else {value: value.clone() for value in self._values()}
         for group, move in zip(self.param_groups, (self._orthogonal, self._descend), strict=True):
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
                 move(group, parameters, [parameter.grad for parameter in parameters])
+
+        if found is not None:
+            for value in self._values():
+                old = before[value] if value in before else torch.zeros_like(value)  # a new momentum
+                value.copy_(torch.where(found > 0, old, value))
+
+    def _values(self) -> list[Tensor]:
+        """Return the parameters that have a gradient, and their momenta."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return [*parameters, *(self.state[p]["momentum_buffer"] for p in parameters if self.state[p])]
 
     def _directions(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """Return the gradients after Nesterov's momentum."""
