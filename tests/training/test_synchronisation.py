@@ -81,8 +81,9 @@ def watched_step(
     outputs = len(labels.classes) + (not labels.has_regions)
     network = configuration.network.model_copy(update={"in_channels": channels, "num_outputs": outputs})
     configuration = configuration.model_copy(update={"batch_size": samples, "network": network})
+    stock = set(AugmentationSpec.model_fields) - AugmentationSpec.LATER  # what is stronger goes sample by sample
     augmentation = AugmentationSpec(
-        **{name: 1.0 for name in AugmentationSpec.model_fields if name.endswith("_probability")},
+        **{name: 1.0 for name in stock if name.endswith("_probability")},
         blur_sigma_range=(0.95, 1.0),  # kernels of one size
         sample_patch=(20,) * ndim,
         mirror_axes=tuple(range(ndim)),
