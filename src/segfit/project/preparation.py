@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from segfit.dataset.checks import COPY, check_dataset, require_usable
 from segfit.dataset.contents import FileHashes
@@ -39,7 +39,9 @@ from segfit.project.stop import StopFile
 from segfit.records import Key, Results, Use
 from segfit.report.views import look_to_show
 from segfit.specs import Configuration
-from segfit.training.initial import InitialWeights
+
+if TYPE_CHECKING:
+    from segfit.training.initial import InitialWeights
 
 __all__ = ["Preparation"]
 

@@ -10,41 +10,33 @@ counts wherever the model lay and whatever it was called, and the model itself i
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
-
-from segfit.bundle.bundle import MANIFEST, Bundle, open_bundle
 from segfit.dataset.manifest import Dataset
-from segfit.errors import InputError, reason_of
-from segfit.files import Document, content_hash, first_fault, new_folder, read_json, require_there, write_bytes
+from segfit.errors import InputError
+from segfit.files import Document, content_hash, new_folder, read_json, require_there, write_bytes
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
-from segfit.networks.transfer import network_of, output_names
-from segfit.nnunet.models import folds_of, is_nnunet_model, read_checkpoint, read_nnunet_model
-from segfit.nnunet.plans_reader import channel_names_of, read_configurations
-from segfit.nnunet.weights import our_names
+from segfit.nnunet.plans_reader import read_configurations
 from segfit.options import CONFIGURATION_NAMES, ConfigurationName, ConfigurationOptions, Options
 from segfit.planning.plan import Plan
 from segfit.planning.taken_over import NETWORK_OPTIONS, name_here, network_values, values_of, with_values
 from segfit.project.folder import ProjectFolder
 from segfit.specs import Configuration, NetworkSpec
-from segfit.training.initial import InitialWeights
 from segfit.words import count
 
-__all__ = ["StartingModel", "initial_weights", "kept_model", "planned_like", "resolved", "taken_values"]
+if TYPE_CHECKING:
+    from segfit.training.initial import InitialWeights
 
-_FILE, _WEIGHTS = "start.json", "weights.safetensors"
+__all__ = ["OTHER", "StartingModel", "initial_weights", "kept_model", "planned_like", "resolved", "taken_values"]
+
 _IDENTITY = re.compile(r"[0-9a-f]{16}")
-_OTHER = "give another model"
+OTHER = "give another model"
+"""What to do about a model that nothing can start from."""
+_FILE, _WEIGHTS = "start.json", "weights.safetensors"
 _MOST_SCALE = 4.0  # times larger or smaller voxels than the data have: beyond it, a model is for something else
 
 
@@ -82,7 +74,7 @@ class StartingModel(Document):
         ndim, spec = fingerprint.ndim, None if self.configuration is None else self.configuration.preprocessing
         kinds = {2: "pictures", 3: "volumes"}
         if self.network.ndim > ndim:
-            raise InputError(f"{self.name} is made for volumes, {dataset} has pictures", _OTHER)
+            raise InputError(f"{self.name} is made for volumes, {dataset} has pictures", OTHER)
         if spec is None:
             return ""
         if spec.image_ndim != ndim:
@@ -119,12 +111,14 @@ def resolved(root: Path, options: Options, dataset: Dataset, settings: Sequence[
     if known is not None:
         _require_consistent(options, known.configuration_name)
         return options
-    model, state = _read(Path(asked).expanduser().absolute(), options)
+    from segfit.project.read_starting_model import read_starting_model, serialized
+
+    model, state = read_starting_model(Path(asked).expanduser().absolute(), options)
     _require_consistent(options, model.configuration_name)
     _require_fitting(model, dataset)
     if kept_model(root, model.identity) is None:
         with new_folder(_folder(root, model.identity)) as new:
-            write_bytes(new / _WEIGHTS, _serialized(state))
+            write_bytes(new / _WEIGHTS, serialized(state))
             model.save(new / _FILE)
     training = options.training.model_copy(update={"start_from": model.identity})
     return options.model_copy(update={"training": training})
@@ -147,6 +141,8 @@ def kept_model(root: Path, identity: str) -> StartingModel | None:
 
 def initial_weights(root: Path, model: StartingModel) -> InitialWeights:
     """Return the weights of a model that the project in `root` keeps."""
+    from segfit.training.initial import InitialWeights
+
     path = _folder(root, model.identity) / _WEIGHTS
     return InitialWeights(
         identity=model.identity, path=path, checksum=model.checksum, labels=model.labels, heads=model.has_heads
@@ -204,6 +200,8 @@ def _require_fitting(model: StartingModel, dataset: Dataset) -> None:
             f"{', '.join(dataset.channel_names)}",
             "give a model for these channels",
         )
+    from segfit.networks.transfer import output_names
+
     outputs, labels = model.network.num_outputs, dataset.labels
     if model.kind == "weights" and outputs != labels.num_outputs:
         raise InputError(
@@ -211,115 +209,6 @@ def _require_fitting(model: StartingModel, dataset: Dataset) -> None:
             f"{labels.num_outputs}: {', '.join(output_names(labels))}",
             "give the model folder, which has the names",
         )
-
-
-def _read(path: Path, options: Options) -> tuple[StartingModel, dict[str, Tensor]]:
-    """Read a model of any kind: what it is, and the weights of one of its networks."""
-    require_there(path, "model")
-    if (path / "project.json").is_file():
-        path = path / "model"
-        require_there(path, "model of the project")
-    if (path / MANIFEST).is_file():
-        return _of_bundle(open_bundle(path), "segfit", options)
-    if path.is_dir():
-        if not is_nnunet_model(path):
-            raise InputError(
-                f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",
-                "give the folder of a trained model, or a file of weights",
-            )
-        return _of_bundle(read_nnunet_model(path, folds_of(path)[:1]), "nnunet", options)
-    return _of_file(path)
-
-
-def _of_bundle(
-    bundle: Bundle, kind: Literal["segfit", "nnunet"], options: Options
-) -> tuple[StartingModel, dict[str, Tensor]]:
-    manifest, asked = bundle.manifest, options.planning.configurations
-    members = [item for item in manifest.members if item.configuration.previous_stage is None]
-    chosen = [item for item in members if asked is None or name_here(item.configuration.ndim) in asked]
-    if not members:
-        raise InputError(f"{bundle.source} is the second stage of a cascade, which nothing can start from", _OTHER)
-    member = (chosen or members)[0]
-    state = bundle.weights(next(iter(member.weights.values())))
-    model = _described(
-        state,
-        name=manifest.name,
-        kind=kind,
-        network=member.configuration.network,
-        configuration=member.configuration,
-        labels=manifest.labels,
-        channel_names=manifest.channel_names,
-    )
-    return model, state
-
-
-def _of_file(path: Path) -> tuple[StartingModel, dict[str, Tensor]]:
-    """Read a file of weights: a checkpoint of nnU-Net or nnssl, or a plain state dict."""
-    content = _content(path)
-    weights = content.get("network_weights", content.get("state_dict", content))
-    state = our_names({str(name): tensor for name, tensor in _tensors(weights, path).items()})
-    facts: dict[str, Any] = {"name": path.name, "kind": "weights"}
-    described = content.get("init_args")
-    if "nnssl_adaptation_plan" in content:
-        facts["kind"] = "nnssl"
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("heads.")}
-    elif isinstance(described, Mapping) and {"plans", "configuration", "dataset_json"} <= described.keys():
-        facts |= _declared(described, path)
-    try:
-        network = network_of(state)
-    except InputError as error:
-        raise InputError(f"{path}: {error}", _OTHER) from None
-    return _described(state, network=network, **facts), state
-
-
-def _declared(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return what a checkpoint of nnU-Net says of itself."""
-    declared, name = described["dataset_json"], described["configuration"]
-    try:
-        configuration = read_configurations(described["plans"], declared, [name])[name]
-        labels = LabelScheme.from_declaration(declared["labels"], declared.get("regions_class_order"))
-        channels = channel_names_of(declared)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except ValidationError as error:
-        raise InputError(f"{path} is damaged: {first_fault(error)}", _OTHER) from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: its plans lack {error}", _OTHER) from None
-    if configuration.previous_stage is not None:
-        raise InputError(f"{path} is the second stage of a cascade, which nothing can start from", _OTHER)
-    return {"kind": "nnunet", "configuration": configuration, "labels": labels, "channel_names": channels}
-
-
-def _content(path: Path) -> dict[str, Any]:
-    if path.suffix != ".safetensors":
-        return read_checkpoint(path)
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({reason_of(error)})", "copy it again") from None
-
-
-def _tensors(weights: Any, path: Path) -> dict[str, Tensor]:
-    found = weights if isinstance(weights, Mapping) else {}
-    tensors = {name: item for name, item in found.items() if _is_weight(item)}
-    if not tensors:
-        raise InputError(f"{path} holds no weights", _OTHER)
-    return tensors
-
-
-def _is_weight(item: Any) -> bool:
-    return isinstance(item, torch.Tensor) and item.is_floating_point() and item.layout == torch.strided
-
-
-def _described(state: Mapping[str, Tensor], **facts: Any) -> StartingModel:
-    name = facts["name"]
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        raise InputError(f"the weights of {name} are not finite", _OTHER)
-    return StartingModel(checksum=hashlib.sha256(_serialized(state)).hexdigest(), **facts)
-
-
-def _serialized(state: Mapping[str, Tensor]) -> bytes:
-    return save({name: state[name].detach().cpu().float().contiguous().clone() for name in sorted(state)})
 
 
 def _with_plan(options: Options, path: Path, dataset: Dataset, settings: Sequence[str]) -> Options:
