@@ -291,7 +291,7 @@ def test_the_log_tells_loss_learning_rate_and_validation(tmp_path: Path, monkeyp
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    recipe = tiny_recipe(momentum=0.9, augmentation=AugmentationSpec(mirror_axes=(0, 1)))
+    recipe = tiny_recipe(momentum=0.9, validation_share=0.5, augmentation=AugmentationSpec(mirror_axes=(0, 1)))
     result = train(tmp_path, steps=80, recipe=recipe)
     losses = [event["loss"] for event in read_events(tmp_path / EVENTS) if event["kind"] == "step"]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.5
