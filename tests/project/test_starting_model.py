@@ -104,6 +104,7 @@ def test_what_fits_is_told_and_trained(tuned: Project) -> None:
     assert initial is not None
     assert (initial.layers, initial.fitted, initial.anew) == (24, 22, ("heads.0", "heads.1"))
     assert (initial.kept, initial.added, initial.dropped) == (("lesion",), ("vessel",), ("organ",))
+    assert not initial.saw_cases
     assert run_spec.race == ()
     recipe = tuned.plan().training["3d_fullres"]
     assert (recipe.optimizer, recipe.learning_rate, recipe.warmup_share) == ("muon", 0.015, 0.1)
@@ -360,3 +361,10 @@ def test_plans_of_nnunet_are_moved(golden: Path, volumes: Path, tmp_path: Path) 
         assert list(item.patch_size) == there[name]["patch_size"], name
         assert item.batch_size == there[name]["batch_size"], name
         assert list(item.network.features) == there[name]["architecture"]["arch_kwargs"]["features_per_stage"], name
+
+
+def test_a_model_of_the_same_cases_is_known(source: Path, tmp_path: Path) -> None:
+    dataset = Project.open(source).dataset
+    project = started(tmp_path / "p", dataset.root, source, "training.steps=2")
+    assert project.start is not None
+    assert project.start.data == project.fingerprint().content_hash()

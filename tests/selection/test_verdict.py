@@ -13,7 +13,7 @@ from segfit.evaluation.summary import CaseMetrics, Summary, summarize
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.labels import LabelScheme
 from segfit.options import Options, parse_seconds
-from segfit.planning.plan import Decision, Plan, RunSpec, StageForecast
+from segfit.planning.plan import Decision, Initial, Plan, RunSpec, StageForecast
 from segfit.selection.evidence import Evidence
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Finding, Verdict, judge
@@ -318,3 +318,16 @@ def test_the_gravest_finding_decides_and_comes_first() -> None:
     facts = verdict.facts()
     assert (facts["level"], facts["headline"]) == ("failed", verdict.headline)
     assert facts["findings"][0].startswith(verdict.findings[0].text)
+
+
+@pytest.mark.parametrize(
+    ("saw_cases", "level", "headline"), [(False, "remark", "good"), (True, "doubtful", "doubtful")]
+)
+def test_cases_that_a_model_has_seen_before(saw_cases: bool, level: str, headline: str) -> None:
+    known = evidence()
+    initial = Initial(identity="", model="hearts", layers=24, fitted=22, saw_cases=saw_cases)
+    run = known.run.model_copy(update={"initial": initial})
+    verdict = judge(replace(known, plan=known.plan.model_copy(update={"run": run})))
+    assert found(verdict, "seen_before").level == level
+    assert verdict.level == ("doubtful" if saw_cases else "good")
+    assert "hearts" in found(verdict, "seen_before").text

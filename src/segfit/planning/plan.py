@@ -99,6 +99,7 @@ class Initial(Record):
     kept: tuple[str, ...] = ()  # classes whose rows of the heads come
     added: tuple[str, ...] = ()  # classes that the model does not know
     dropped: tuple[str, ...] = ()  # classes of the model that the dataset does not have
+    saw_cases: bool = False  # the model is known to be trained on these cases, those that validate among them
 
     @property
     def fits_badly(self) -> bool:

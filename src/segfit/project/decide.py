@@ -456,6 +456,7 @@ class _Decision:
         result = Initial(
             identity=model.identity,
             model=model.name,
+            saw_cases=model.data == self._project.fingerprint().content_hash(),
             layers=len(found.fitted) + len(found.anew),
             fitted=len(found.fitted),
             anew=found.anew,

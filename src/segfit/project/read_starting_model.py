@@ -64,6 +64,7 @@ def _of_bundle(
         configuration=member.configuration,
         labels=manifest.labels,
         channel_names=manifest.channel_names,
+        data=str(manifest.provenance.get("data", "")),
     )
     return model, state
 

@@ -50,6 +50,7 @@ class StartingModel(Document):
     labels: LabelScheme | None = None  # None: not known
     channel_names: tuple[str, ...] | None = None
     checksum: str = ""  # of the weights
+    data: str = ""  # hash of the fingerprint that it was trained on; empty: not known
 
     @property
     def has_heads(self) -> bool:

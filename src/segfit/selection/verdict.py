@@ -10,7 +10,7 @@ from typing import Any, Literal
 from segfit.evaluation.summary import Summary
 from segfit.files import Record
 from segfit.planning.budget import TOLERABLE_STEPS, WANTED_STEPS
-from segfit.planning.plan import RunSpec, candidate_words
+from segfit.planning.plan import Initial, RunSpec, candidate_words
 from segfit.selection.evidence import LOST_LOSS, Evidence
 from segfit.training.result import TrainingResult
 from segfit.words import count, dice, duration, listing
@@ -57,6 +57,7 @@ _Code = Literal[
     "test_worse",
     "few_validated",
     "not_validated",
+    "seen_before",
 ]
 _HEADLINES = {
     "good": "good, no problem found",
@@ -282,6 +283,8 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
         )
     if evidence.test is not None:
         yield from _tested(evidence.validation, evidence.test)
+    if evidence.run.initial is not None:
+        yield _seen_before(evidence.run.initial)
     if validated < max(total, _FEW_VALIDATED):
         rough = ": the mean Dice is a rough estimate" if validated < _FEW_VALIDATED else ""
         yield Finding(
@@ -297,6 +300,15 @@ def _more_validated(evidence: Evidence) -> str:
     """Say how to validate more cases: those of the trained folds that there was no time for, those of other folds."""
     cases = "" if evidence.run.validation_cases is None else "segfit select predicts the other cases of the fold."
     return " ".join(part for part in (cases, _all_folds(evidence)) if part)
+
+
+def _seen_before(initial: Initial) -> Finding:
+    """Say what cross-validation is worth where the networks start from a model, which may have seen the cases."""
+    if not initial.saw_cases:
+        text = f"The network starts from {initial.model}: cross-validation counts if that has not seen these cases."
+        return Finding(code="seen_before", level="remark", text=text, action="Count on test cases if it may have.")
+    text = f"The network starts from {initial.model}, which was trained on these cases: cross-validation is too kind."
+    return Finding(code="seen_before", level="doubtful", text=text, action="Count on test cases alone.")
 
 
 def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
