@@ -152,7 +152,7 @@ class Model:
         for package, version in bundle.manifest.requires.items():
             if not package_version(package):
                 problem = f"{bundle.source} needs the package {package} {version}, whose network it has"
-                raise InputError(problem, f"install it: pip install {package}=={version}")
+                raise InputError(problem, "install it if you trust it: its code would run")
         self.manifest: ModelManifest = bundle.manifest
         self.device = device
 
