@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from training_fakes import SCHEME, MemoryCase, disc_case, disc_cases, tiny_configuration, tiny_recipe
+from training_fakes import ALWAYS_VALIDATED, SCHEME, MemoryCase, disc_case, disc_cases, tiny_configuration, tiny_recipe
 
 from segfit.errors import InputError, Problem, StageError
 from segfit.execution.memory import process_bytes, process_peak_bytes
@@ -131,7 +131,7 @@ def test_an_interrupted_training_ends_where_a_straight_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: TrainingSpec
 ) -> None:
     FakeClock(monkeypatch)
-    recipe = recipe.model_copy(update={"validation_share": 0.5})
+    recipe = recipe.model_copy(update={"validation_share": ALWAYS_VALIDATED})
     straight = train(tmp_path / "straight", recipe=recipe)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "resumed", recipe=recipe, progress=Watcher(interrupt_at(3, KeyboardInterrupt())))
@@ -291,7 +291,9 @@ def test_the_log_tells_loss_learning_rate_and_validation(tmp_path: Path, monkeyp
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    recipe = tiny_recipe(momentum=0.9, validation_share=0.5, augmentation=AugmentationSpec(mirror_axes=(0, 1)))
+    recipe = tiny_recipe(
+        momentum=0.9, validation_share=ALWAYS_VALIDATED, augmentation=AugmentationSpec(mirror_axes=(0, 1))
+    )
     result = train(tmp_path, steps=80, recipe=recipe)
     losses = [event["loss"] for event in read_events(tmp_path / EVENTS) if event["kind"] == "step"]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.5
@@ -321,7 +323,7 @@ def test_regions_with_an_ignore_label(tmp_path: Path) -> None:
         case.label[:3] = 3
         case.label[10:12][case.label[10:12] == 1] = 2
         case.locations = {"whole": case.locations["disc"], "annotated": np.argwhere(case.label < 3).astype(np.int32)}
-    result = train(tmp_path, cases=cases, labels=scheme, steps=3, recipe=tiny_recipe(validation_share=0.99))
+    result = train(tmp_path, cases=cases, labels=scheme, steps=3, recipe=tiny_recipe(validation_share=ALWAYS_VALIDATED))
     assert list(result.curve[-1].dice) == ["whole", "core"]
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from test_loop import FakeClock, spoil, train
-from training_fakes import SCHEME, MemoryCase, disc_case, disc_cases, tiny_configuration, tiny_recipe
+from training_fakes import ALWAYS_VALIDATED, SCHEME, MemoryCase, disc_case, disc_cases, tiny_configuration, tiny_recipe
 
 from segfit.evaluation.evaluate import evaluate
 from segfit.evaluation.pairs import Pair
@@ -55,7 +55,10 @@ def test_the_dice_is_that_of_the_evaluation_on_whole_cases(
     cases = with_regions(cases) if labels is REGIONS else cases
     configuration = tiny_configuration(ndim, len(shape))
     recipe = tiny_recipe(
-        momentum=0.9, weight_average=0.9, validation_share=0.9, augmentation=AugmentationSpec(sample_patch=(18,) * ndim)
+        momentum=0.9,
+        weight_average=0.9,
+        validation_share=ALWAYS_VALIDATED,
+        augmentation=AugmentationSpec(sample_patch=(18,) * ndim),
     )
     result = train(
         tmp_path,
@@ -83,7 +86,9 @@ def test_the_dice_is_that_of_the_evaluation_on_whole_cases(
 
 
 def test_a_case_that_cannot_be_predicted_is_left_out(tmp_path: Path) -> None:
-    result = train(tmp_path, cases_validation=[spoil(disc_case("bad"))], recipe=tiny_recipe(validation_share=0.9))
+    result = train(
+        tmp_path, cases_validation=[spoil(disc_case("bad"))], recipe=tiny_recipe(validation_share=ALWAYS_VALIDATED)
+    )
     assert result.curve[-1].dice == {"disc": None}
     assert result.dice is None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from test_loop import Watcher, assert_same_weights, interrupt_at, train
-from training_fakes import tiny_recipe
+from training_fakes import ALWAYS_VALIDATED, tiny_recipe
 
 from segfit.errors import InputError
 from segfit.files import read_json
@@ -22,7 +22,7 @@ from segfit.training.events import read_events
 from segfit.training.result import EVENTS
 from segfit.training.trackers import Trackers
 
-RECIPE = tiny_recipe(validation_share=0.5)
+RECIPE = tiny_recipe(validation_share=ALWAYS_VALIDATED)
 CODE = """
 made = []
 

@@ -88,6 +88,9 @@ def tiny_configuration(ndim: int = 2, image_ndim: int | None = None) -> Configur
     )
 
 
+ALWAYS_VALIDATED = 1000.0  # share of the time for validation of which no stall of the machine leaves too little
+
+
 def tiny_recipe(**changes: object) -> TrainingSpec:
     """The reference's recipe with an enlarged patch and mirroring."""
     values: dict[str, object] = {"augmentation": AugmentationSpec(sample_patch=(20, 20), mirror_axes=(0, 1))}
