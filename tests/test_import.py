@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import segfit
+from segfit.dataset.phantom import make_phantom
 
 # Imports the modules of argv and tells what that changed.
 _PROBE = """
@@ -23,6 +24,28 @@ print(json.dumps({
     "environment": environment == dict(os.environ),
     "threads": threading.active_count(),
 }))
+"""
+
+# Reads the image of argv, or has the command line of argv done, and tells the readers of formats that this loaded.
+_READERS = """
+import json, sys
+from pathlib import Path
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name == "pydicom":
+            raise ModuleNotFoundError(name)
+
+if sys.argv[1] == "missing":
+    sys.meta_path.insert(0, Missing())
+if sys.argv[2] == "read":
+    from segfit.images.formats import read_image
+    assert read_image(Path(sys.argv[3])).array.size
+else:
+    from segfit.cli.main import run
+    assert run(sys.argv[2:]) == 0
+readers = {"nibabel", "pydicom", "gdcm", "PIL", "tifffile", "SimpleITK", "zarr", "numcodecs"}
+print(json.dumps(sorted(readers & set(sys.modules))))
 """
 
 # Modules that plan, describe or configure: they must start at once and where no torch is installed.
@@ -72,6 +95,19 @@ def test_evaluation_and_selection_need_no_torch(module: str) -> None:
 
 def test_formats_load_no_optional_package_before_a_file_needs_it() -> None:
     assert json.loads(fresh(_PROBE, "segfit.images.formats"))["optional"] == []
+
+
+@pytest.mark.parametrize("pydicom", ["installed", "missing"])
+@pytest.mark.parametrize("verb", ["read", "check", "--help"])
+def test_nifti_loads_no_reader_of_another_format(tmp_path: Path, verb: str, pydicom: str) -> None:
+    dataset = make_phantom(tmp_path / "dataset", cases=3, test_cases=0, shape=(4, 12, 12))
+    given = {"read": [str(next((dataset / "imagesTr").iterdir()))], "check": [str(dataset)], "--help": []}
+    arguments = [sys.executable, "-c", _READERS, pydicom, verb, *given[verb]]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    if pydicom == "installed" and verb != "--help":  # nibabel loads it where it can, and it what it decodes with
+        loaded -= {"pydicom", "gdcm", "PIL"}
+    assert loaded == (set() if verb == "--help" else {"nibabel"})
 
 
 def test_public_names_are_listed_and_typed_before_anything_is_loaded() -> None:
