@@ -296,3 +296,13 @@ def test_a_picture_is_not_turned_onto_a_volume() -> None:
     volume, picture = Grid((2, 3, 4), (1.0, 1.0, 1.0)), Grid((3, 4), (1.0, 1.0))
     assert volume.turn(picture) is None
     assert picture.turn(volume) is None
+
+
+def test_a_picture_without_a_size_has_pixels() -> None:
+    sizeless, sized = Grid((4, 5), (1.0, 1.0), spacing_known=False), Grid((4, 5), (0.25, 0.25))
+    assert [grid.unit for grid in (sizeless, sized, Grid((3, 4, 5), (1.0,) * 3, spacing_known=False))] == [
+        "px",
+        "mm",
+        "mm",
+    ]
+    assert sizeless.mismatch(sized) == "its spacing is (0.25, 0.25) mm, expected (1, 1) px"

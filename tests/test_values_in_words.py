@@ -31,6 +31,7 @@ def test_values_are_written_as_people_do(value: Any, name: str, words: str) -> N
 
 def test_names_tell_their_unit() -> None:
     names = ("memory_gb", "spacing_mm", "dataset_voxels", "percentile_10_mm")
+    assert name_in_words("target_spacing_mm", "px") == "target spacing (px)"
     assert [name_in_words(name) for name in names] == [
         "memory (GB)",
         "spacing (mm)",

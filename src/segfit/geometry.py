@@ -85,6 +85,11 @@ class Grid:
         """Number of spatial axes."""
         return len(self.shape)
 
+    @property
+    def unit(self) -> str:
+        """In what its spacing is told: pixels for a picture that does not say how large they are."""
+        return "mm" if self.spacing_known or self.ndim == 3 else "px"
+
     def corner_distance(self, other: Grid) -> CornerDistance:
         """Return how far the corners of two volumes of equal shape are apart.
 
@@ -113,7 +118,8 @@ class Grid:
         if distance.voxels <= MAX_CORNER_DISTANCE_VOXELS:
             return ""
         if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=1e-3):
-            return f"its spacing is {_numbers(other.spacing_mm)} mm, expected {_numbers(self.spacing_mm)} mm"
+            found, expected = (f"{_numbers(grid.spacing_mm)} {grid.unit}" for grid in (other, self))
+            return f"its spacing is {found}, expected {expected}"
         if canonical_map(self) != canonical_map(other):
             return "its axes point elsewhere"
         return f"it lies {distance}"

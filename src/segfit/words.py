@@ -149,12 +149,11 @@ def by_axis(values: Sequence[float]) -> str:
     return "x".join(f"{n:.6g}" for n in values)
 
 
-def name_in_words(name: str) -> str:
-    """Return the name of a value as people write it: ``memory (GB)`` for ``memory_gb``."""
-    if name in _NAMES:
-        return _NAMES[name]
-    unit = next((ending for ending in _UNITS if name.endswith(ending)), "")
-    return name.removesuffix(unit).replace("_", " ") + _UNITS.get(unit, "")
+def name_in_words(name: str, unit: str = "mm") -> str:
+    """Return the name of a value as people write it: ``memory (GB)`` for ``memory_gb``; sizes are in `unit`."""
+    ending = next((ending for ending in _UNITS if name.endswith(ending)), "")
+    words = _NAMES.get(name) or name.removesuffix(ending).replace("_", " ") + _UNITS.get(ending, "")
+    return words.replace("(mm)", f"({unit})")
 
 
 def value_in_words(value: Any, name: str) -> str:

@@ -138,6 +138,21 @@ def test_sizes_alone_can_be_compared() -> None:
     assert codes(known, ct(0), (30.0, 10.0, 10.0)) == [("voxel_size", False), ("extent", False)]
 
 
+def test_each_side_is_told_in_its_own_unit() -> None:
+    sizes: dict[str, Any] = {"shape": (40, 36), "shape_after_crop": (40, 36), "relative_size_after_crop": 1.0}
+    sizeless = ImageFingerprint(spacing_mm=(1.0, 1.0), sized=False, **sizes)
+    pictures = TrainingImages.of([sizeless] * 5, "stored", ("grey",))
+    tiny = ImageFingerprint(spacing_mm=(1e-4, 1e-4), **sizes)
+    assert [item.problem for item in pictures.differences(tiny)] == [
+        "voxel size (0.0001, 0.0001) mm, of the training images (1, 1) px"
+    ]
+    large = sizeless.model_copy(update={"shape_after_crop": (400, 360)})
+    assert [item.problem for item in pictures.differences(large)] == [
+        "extent (400, 360) px, of the training images (40, 36) px"
+    ]
+    assert "sized" not in tiny.model_dump()  # as before there was the field: hashes of what was measured stay
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     "name", ["Dataset120_Nuclei", "Dataset203_Retina", "Dataset204_MouseBrain", "Dataset004_Hippocampus"]

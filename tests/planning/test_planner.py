@@ -339,7 +339,9 @@ def test_images_that_are_too_small_are_refused() -> None:
 
 def test_images_whose_finest_axis_is_short_say_so() -> None:
     """One fine axis of 8 to 11 voxels is never halved, and the coarser ones not before it."""
-    with pytest.raises(InputError, match=r"too few for a network: .* finest with 0\.4 mm, has 10 of the 12 it needs"):
+    with pytest.raises(
+        InputError, match=r"too few for a network: .* finest with spacing 0\.4, has 10 of the 12 it needs"
+    ):
         derive(fingerprint([case((10, 100, 120), (0.4, 4, 4))]), _LABELS, _options())
 
 

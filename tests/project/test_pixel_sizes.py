@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from segfit.fingerprint.training_images import TrainingImages
 from segfit.images.formats import read_grid
+from segfit.planning.explain import words_of
 from segfit.preprocessing.store import CaseStore
 from segfit.project import Project
+from segfit.report.sections import derived, measured
 
 
 def write_table(root: Path, size: float) -> None:
@@ -42,6 +45,28 @@ def test_sizes_of_a_table_reach_every_stage(tmp_path: Path, sized: Path, tiny: l
     for case in project.dataset.test:
         predicted = project.folder.predictions / f"{case.id}.png"
         assert read_grid(predicted).shape == read_grid(case.images[0]).shape
+
+
+@pytest.mark.parametrize(("pixel_mm", "unit"), [(None, "px"), (1.0, "mm")])
+def test_sizes_are_told_in_pixels_where_no_picture_says_how_large_they_are(
+    tmp_path: Path, pictures: Path, pixel_mm: float | None, unit: str
+) -> None:
+    root = Path(shutil.copytree(pictures, tmp_path / "Dataset003_Sized"))
+    if pixel_mm:
+        write_table(root, pixel_mm)
+    project = Project.create(tmp_path / "out", root, settings=["planning.target_spacing_mm=[2,2]"])
+    fingerprint, plan = project.fingerprint(), project.plan()
+    assert {case.sized for case in fingerprint.cases} == {unit == "mm"}
+    assert (fingerprint.unit, plan.unit, plan.table()[0][1]) == (unit, unit, f"spacing ({unit})")
+    told = [words_of(item, plan.unit).inputs for item in plan.decisions]
+    assert {size for text in told for size in ("mm", "px") if f"({size})" in text} == {unit}
+    page = derived(plan)
+    assert page is not None
+    assert dict(page["configurations"][0]["facts"])["Spacing"] == f"2 × 2 {unit}"
+    rows = measured(fingerprint, {})
+    assert rows is not None
+    assert rows["unit"] == unit
+    assert TrainingImages.of(fingerprint.cases, "stored", fingerprint.channel_names).unit == unit
 
 
 def test_a_changed_table_is_a_changed_dataset(tmp_path: Path, sized: Path, tiny: list[str]) -> None:

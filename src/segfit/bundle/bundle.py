@@ -325,7 +325,9 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     for step in manifest.postprocessing:
         yield f"\nAfterwards: {_markdown(step.text)}."
     yield "\n## Networks\n"
-    yield "| configuration | patch (voxels) | spacing (mm) | folds | mirrored axes |\n| --- | --- | --- | --- | --- |"
+    unit = "mm" if manifest.training_images is None else manifest.training_images.unit
+    yield f"| configuration | patch (voxels) | spacing ({unit}) | folds | mirrored axes |"
+    yield "| --- | --- | --- | --- | --- |"
     first = manifest.previous_stage
     for member in (*(() if first is None else (first,)), *manifest.members):
         configuration = member.configuration

@@ -122,13 +122,13 @@ def fingerprint(dataset: DatasetArgument = None, out: Out = None, *, given: list
     if as_json:
         print_json(result.model_dump(mode="json"))
         return
-    shapes = sorted(case.shape for case in result.cases)
+    shapes, spacings = sorted(case.shape for case in result.cases), sorted(case.spacing_mm for case in result.cases)
     rows = [
         ("training cases", str(len(result.cases))),
         ("channels", ", ".join(result.channel_names)),
         ("axes", f"{result.ndim}, {result.orientation}"),
         ("median size (voxels)", by_axis(shapes[len(shapes) // 2])),
-        ("median spacing (mm)", by_axis(sorted(case.spacing_mm for case in result.cases)[len(shapes) // 2])),
+        (f"median spacing ({result.unit})", by_axis(spacings[len(spacings) // 2])),
     ]
     for name, one in zip(result.channel_names, result.intensities, strict=True):
         rows.append((f"foreground of {name}", f"mean {one.mean:.4g}, std {one.std:.4g}, median {one.median:.4g}"))

@@ -42,6 +42,7 @@ def measure_image(image: Image, axes: AxisMap, cropped: NDArray[Any]) -> ImageFi
             for whole, part in zip(image.array, sampled, strict=True)
         ),
         layout=_layout(sampled),
+        sized=image.grid.spacing_known,
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
-from typing import Literal
+from typing import ClassVar, Literal
 
-from segfit.files import Document, Record
+from segfit.files import Document, GrownRecord, Record
 from segfit.specs import IntensityStatistics
 from segfit.words import count
 
-__all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint", "ImageFingerprint", "Orientation"]
+__all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint", "ImageFingerprint", "Orientation", "Unit", "unit_of"]
 
 Orientation = Literal["canonical", "stored"]
+Unit = Literal["mm", "px"]
 
 
 class ChannelIntensities(Record):
@@ -24,15 +26,22 @@ class ChannelIntensities(Record):
     quantiles: tuple[float, ...] = ()  # of the voxels that are not 0; from 0.5 to 99.5 %
 
 
-class ImageFingerprint(Record):
+class ImageFingerprint(GrownRecord):
     """One image. Axis order: array order after the fingerprint's orientation; spacing in mm."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"sized"})
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     shape_after_crop: tuple[int, ...]
     relative_size_after_crop: float
     channels: tuple[ChannelIntensities, ...] = ()
     layout: tuple[float, ...] = ()  # brightness of the parts of the crop, flat, in deviations from their mean
+    sized: bool = True  # whether its file, or a table, says how large its voxels are; else they count as 1 mm
+
+
+def unit_of(images: Sequence[ImageFingerprint]) -> Unit:
+    """Return in what sizes are told: pixels for pictures of which none says how large its pixels are."""
+    return "px" if images and not any(image.sized or len(image.shape) > 2 for image in images) else "mm"
 
 
 class CaseFingerprint(ImageFingerprint):
@@ -69,6 +78,11 @@ class Fingerprint(Document):
             case.case: [value for value, voxels in case.label_voxels.items() if value > 0 and voxels]
             for case in self.cases
         }
+
+    @property
+    def unit(self) -> Unit:
+        """In what sizes are told, see `unit_of`."""
+        return unit_of(self.cases)
 
     @property
     def typical_spacing(self) -> tuple[float, ...]:

@@ -32,7 +32,7 @@ __all__ = ["look_to_measure", "measure"]
 
 _SLAB = 1 << 20  # voxels looked at a time where work would need much memory at once
 _BYTES_PER_VOXEL = 16  # of a channel: four arrays of 32 bits, that measuring holds at its peak
-_VERSION = 3  # of what is measured; a change makes cached measurements stale
+_VERSION = 4  # of what is measured; a change makes cached measurements stale
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
 from math import exp, log
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import Problem
-from segfit.files import Record
+from segfit.files import GrownRecord
 from segfit.fingerprint.appearance import BLOCKS
-from segfit.fingerprint.fingerprint import ImageFingerprint, Orientation
+from segfit.fingerprint.fingerprint import ImageFingerprint, Orientation, Unit, unit_of
 from segfit.words import listing, numbers
 
 __all__ = ["Range", "TrainingImages", "impossible_size"]
@@ -61,17 +61,20 @@ class Range(NamedTuple):
         return numbers(self.low) if self.low == self.high else f"{numbers(self.low)} to {numbers(self.high)}"
 
 
-def impossible_size(spacing_mm: Sequence[float], usual: Range) -> list[Problem]:
+def impossible_size(
+    spacing_mm: Sequence[float], usual: Range, unit: Unit = "mm", usual_unit: Unit = "mm"
+) -> list[Problem]:
     """Return a problem if voxels are so much larger or smaller than usual that a unit was mistaken."""
     if usual.excess(np.array(spacing_mm)) <= _IMPOSSIBLE_SIZE:
         return []
-    problem = f"voxel size {numbers(spacing_mm)} mm, of the training images {usual} mm"
+    problem = f"voxel size {numbers(spacing_mm)} {unit}, of the training images {usual} {usual_unit}"
     return [Problem("", problem, "correct its voxel size: a unit was mistaken", code="voxel_size")]
 
 
-class TrainingImages(Record):
+class TrainingImages(GrownRecord):
     """A summary of training images that travels with the model. Axis order as in the fingerprint it is made from."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"unit"})
     orientation: Orientation
     channel_names: tuple[str, ...]
     spacing_mm: Range
@@ -89,6 +92,7 @@ class TrainingImages(Record):
     layout: tuple[float, ...] = ()  # the mean
     turns_alike: float = 0.0  # by how much another order of axes fits a case better, at most
     num_cases: int = 1
+    unit: Unit = "mm"  # of spacings and extents
 
     @classmethod
     def of(
@@ -110,26 +114,28 @@ class TrainingImages(Record):
             extent_mm=Range.of(extent),
             shape=Range.of(shape),
             num_cases=len(cases),
+            unit=unit_of(cases),
             sizes_differ=(_largest_excess(spacing), _largest_excess(extent), _largest_excess(shape)),
             **facts,
         )
 
     def differences(self, image: ImageFingerprint) -> list[Problem]:
         """Return in what an image differs from all of them; fatal: it cannot be of their kind."""
-        impossible = impossible_size(image.spacing_mm, self.spacing_mm)
+        impossible = impossible_size(image.spacing_mm, self.spacing_mm, self._unit(image), self.unit)
         return impossible or [*self._sizes(image), *self._turn(image), *self._intensities(image)]
 
     def _sizes(self, image: ImageFingerprint) -> Iterator[Problem]:
         spacing, shape = np.array(image.spacing_mm), np.array(image.shape_after_crop, dtype=np.float64)
         compared = (
-            ("voxel_size", "voxel size", " mm", self.spacing_mm, spacing),
-            ("extent", "extent", " mm", self.extent_mm, spacing * shape),
-            ("", "shape", "", self.shape, shape),  # how finely an image is sampled is no difference by itself
+            ("voxel_size", "voxel size", self.spacing_mm, spacing),
+            ("extent", "extent", self.extent_mm, spacing * shape),
+            ("", "shape", self.shape, shape),  # how finely an image is sampled is no difference by itself
         )
         turned = False
-        for (code, what, unit, known, values), differ in zip(compared, self.sizes_differ, strict=True):
+        for (code, what, known, values), differ in zip(compared, self.sizes_differ, strict=True):
             excess = known.excess(values)
-            problem = f"{what} {numbers(values)}{unit}, of the training images {known}{unit}"
+            own, usual = (f" {self._unit(image)}", f" {self.unit}") if code else ("", "")
+            problem = f"{what} {numbers(values)}{own}, of the training images {known}{usual}"
             if excess > max(_LEAST_TURNED_SIZE, 2 * differ) and known.turned_within(values):
                 action = "check the order of its axes: in another order it would fit"
                 if not turned:
@@ -138,6 +144,10 @@ class TrainingImages(Record):
             elif code and not turned and excess > max(_LEAST_SIZE, 2 * differ):
                 action = "check its voxel size, or crop it as the training images are"
                 yield Problem("", problem, action, fatal=False, code=code)
+
+    def _unit(self, image: ImageFingerprint) -> Unit:
+        """Return the unit of an image: one that does not say how large its voxels are has those of the training."""
+        return "mm" if image.sized else self.unit
 
     def _turn(self, image: ImageFingerprint) -> Iterator[Problem]:
         if self.layout and image.layout:

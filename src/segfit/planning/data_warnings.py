@@ -94,13 +94,13 @@ def _labels(fingerprint: Fingerprint, labels: LabelScheme) -> Iterator[Problem]:
 def _sizes(fingerprint: Fingerprint) -> Iterator[Problem]:
     cases, axes = fingerprint.cases, "zyx"[-fingerprint.ndim :]
     spacings = np.array([case.spacing_mm for case in cases])
-    unit = "pixels" if fingerprint.ndim == 2 and (spacings == 1).all() else "mm"  # pictures have no size of their own
+    unit = fingerprint.unit
     for name, low, high in zip(axes, spacings.min(0), spacings.max(0), strict=True):
         if high > SPACING_RATIO * low:
             yield warning(
                 "spacing_varies",
-                f"spacing along {name} varies from {low:.3g} to {high:.3g} mm between cases: fine ones lose detail, "
-                "coarse ones are interpolated",
+                f"spacing along {name} varies from {low:.3g} to {high:.3g} {unit} between cases: fine ones lose "
+                "detail, coarse ones are interpolated",
             )
     extents = spacings * np.array([case.shape_after_crop for case in cases])
     for name, low, high in zip(axes, extents.min(0), extents.max(0), strict=True):

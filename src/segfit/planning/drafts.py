@@ -55,7 +55,7 @@ class Images:
         median = self._medians[target]
         if min(median) < 1:
             raise InputError(
-                f"at a target spacing of {list(target)} mm the median image would have {list(median)} voxels",
+                f"at a target spacing of {list(target)} the median image would have {list(median)} voxels",
                 "choose a finer target spacing",
             )
         return median
@@ -247,6 +247,7 @@ def _too_small(this: Draft) -> str:
         spacing, voxels = min(long_enough)
         return (
             f"the images have {size} voxels, too few for a network: the axis to be halved first, the finest with "
-            f"{spacing:g} mm, has {voxels} of the {3 * SMALLEST_MAP} it needs; set a coarser planning.target_spacing_mm"
+            f"spacing {spacing:g}, has {voxels} of the {3 * SMALLEST_MAP} it needs; "
+            "set a coarser planning.target_spacing_mm"
         )
     return f"the images have {size} voxels, too few for a network; at least one axis needs {2 * SMALLEST_MAP} or more"

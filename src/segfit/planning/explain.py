@@ -42,7 +42,7 @@ def explain(plan: Plan, width: int = WIDEST) -> str:
         title = group if group == GENERAL else f"configuration {group}"
         lines += [title.capitalize() if group == GENERAL else title, "-" * len(title)]
         for decision in decisions:
-            lines += [*_paragraph(decision, group, width), ""]
+            lines += [*_paragraph(decision, words_of(decision, plan.unit), group, width), ""]
     if plan.run is not None:
         lines += ["Forecast, from steps measured on this machine", *_forecast(plan.run)]
     return "\n".join(lines).rstrip() + "\n"
@@ -72,7 +72,7 @@ def explain_json(plan: Plan) -> dict[str, Any]:
     """Return the same as a JSON-able value: decisions by configuration ("dataset" for those of all), also in words."""
     told = plan.model_dump(mode="json", include={"dataset", "preset", "stock", "changes", "run", "warnings"})
     told["decisions"] = {
-        group: [{**item.model_dump(mode="json"), "words": asdict(words_of(item))} for item in decisions]
+        group: [{**item.model_dump(mode="json"), "words": asdict(words_of(item, plan.unit))} for item in decisions]
         for group, decisions in grouped(plan).items()
     }
     return told
@@ -95,8 +95,7 @@ def grouped(plan: Plan) -> dict[str, list[Decision]]:
     return {group: decisions for group, decisions in groups.items() if decisions}
 
 
-def _paragraph(decision: Decision, group: str, width: int) -> list[str]:
-    words = words_of(decision)
+def _paragraph(decision: Decision, words: Words, group: str, width: int) -> list[str]:
     key = decision.key.removeprefix(group + ".")
     lines = textwrap.wrap(f"{key} = {words.value}", width, subsequent_indent="  ", break_long_words=False)
     for name in ("rule", "inputs", "bound", "source", "changes"):
@@ -138,12 +137,12 @@ class Words:
     changes: str
 
 
-def words_of(decision: Decision) -> Words:
-    """Return a decision in words."""
+def words_of(decision: Decision, unit: str = "mm") -> Words:
+    """Return a decision in words, with sizes in `unit`."""
     rule, name = TABLE.get(decision.rule), decision.key
     value = value_in_words(decision.value, name)
     inputs = "; ".join(
-        f"{name_in_words(key)}: {value_in_words(item, name if key.startswith('by_rule') else key)}"
+        f"{name_in_words(key, unit)}: {value_in_words(item, name if key.startswith('by_rule') else key)}"
         for key, item in decision.inputs.items()
     )
     says = decision.rule if rule is None else _filled(rule.says, decision.inputs)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator
 
 from segfit.files import Document, Record, Warned
+from segfit.fingerprint.fingerprint import Unit
 from segfit.notebook import html_table
 from segfit.specs import Configuration, TrainingSpec
 from segfit.words import by_axis, listing
@@ -73,12 +74,13 @@ class RaceEntry(Record):
     dice: dict[str, float | None]  # by name of the class
     mean: float | None
     winner: bool = False
+    unit: Unit = "mm"  # of the spacing
     diverged: bool = False  # later, in its training, which was given up
 
 
 def candidate_words(entry: RaceEntry) -> str:
     """Return which candidate of a race an entry is about, in a few words."""
-    return f"{entry.configuration} with voxels of {by_axis(entry.spacing_mm)} mm"
+    return f"{entry.configuration} with voxels of {by_axis(entry.spacing_mm)} {entry.unit}"
 
 
 class Extension(Record):
@@ -166,6 +168,7 @@ class Plan(Document):
     fingerprint_hash: str
     machine: str = ""  # device it was made for; on another one it is made anew as long as nothing is trained
     channel_names: tuple[str, ...]
+    unit: Unit = "mm"  # in which sizes are told
     configurations: dict[str, Configuration]
     training: dict[str, TrainingSpec]  # by configuration
     run: RunSpec | None = None  # None until a step was measured or the user decided
@@ -187,7 +190,7 @@ class Plan(Document):
     def table(self) -> list[tuple[str, str, str, str, str]]:
         """Return a heading, then a row for each configuration."""
         return [
-            ("configuration", "spacing (mm)", "patch", "batch", "network"),
+            ("configuration", f"spacing ({self.unit})", "patch", "batch", "network"),
             *(
                 (
                     name,

@@ -64,6 +64,7 @@ def derive(fingerprint: Fingerprint, labels: LabelScheme, options: Options, hard
         changes=changes,
         fingerprint_hash=fingerprint.content_hash(),
         channel_names=fingerprint.channel_names,
+        unit=fingerprint.unit,
         configurations=made.configurations,
         training=made.training,
         decisions=decisions_of(trace, by_rule, _replays(data, options, hardware), REPLAYED),

@@ -187,11 +187,12 @@ def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str
 
 def _check_memory(case: CaseProperties, spacing_mm: Sequence[float], channels: int, room: float) -> None:
     least = prod(case.shape) * (4 * channels + 2)  # bytes of the results alone
+    unit = case.grid.unit
     if least > room:
         raise TooLargeError(
-            f"{case.case or 'the image'}: {extent(case.shape_after_crop)} voxels of {extent(case.spacing_mm)} mm would "
-            f"become {extent(case.shape)} of {extent(spacing_mm)} mm, which take {gigabytes(least / 2**30)} of memory "
-            f"where {gigabytes(room / 2**30)} are free",
+            f"{case.case or 'the image'}: {extent(case.shape_after_crop)} voxels of {extent(case.spacing_mm)} {unit} "
+            f"would become {extent(case.shape)} of {extent(spacing_mm)} {unit}, which take {gigabytes(least / 2**30)} "
+            f"of memory where {gigabytes(room / 2**30)} are free",
             "correct the voxel size in its header if the unit was mistaken, or leave the case out",
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segfit.files import Record
+from segfit.fingerprint.fingerprint import Unit
 from segfit.specs import Configuration, TrainingSpec
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.schedule import cooldown_start
@@ -47,6 +48,7 @@ class Candidate(Record):
     tile: TileCost
     case_seconds: float  # predicting one case with one network, without mirrored views
     views: int  # mirrored ones and the plain one
+    unit: Unit = "mm"  # of the spacing
     memory_gb: float | None = None  # what it was reduced to; None: the planned one fits
 
     @property
@@ -57,7 +59,7 @@ class Candidate(Record):
     @property
     def words(self) -> str:
         """What it is, in a few words."""
-        return configuration_words(self.configuration)
+        return configuration_words(self.configuration, self.unit)
 
     @property
     def keeps_state(self) -> bool:
@@ -84,9 +86,9 @@ class Candidate(Record):
         return workload.test_cases * (networks * self.views * self.case_seconds + CASE_SECONDS)
 
 
-def configuration_words(configuration: Configuration) -> str:
-    """Return what a configuration is, in a few words."""
+def configuration_words(configuration: Configuration, unit: str) -> str:
+    """Return what a configuration is, in a few words, with its spacing in `unit`."""
     return (
         f"{configuration.name}, {configuration.network.features[0]} features, batch {configuration.batch_size}, "
-        f"patch {by_axis(configuration.patch_size)} at {by_axis(configuration.spacing_mm)} mm"
+        f"patch {by_axis(configuration.patch_size)} at {by_axis(configuration.spacing_mm)} {unit}"
     )

@@ -313,6 +313,7 @@ class _Runner:
             dice={} if summary is None else {name: one.dice for name, one in summary.mean.items()},
             mean=None if summary is None else summary.mean_dice,
             winner=winner,
+            unit=self.candidate.unit,
             diverged=diverged,
         )
 

@@ -102,7 +102,7 @@ class Sizer:
         """Run a few steps and tiles; raise `MemoryShortageError` where they take more memory than there is."""
         recipe = self._adapted(recipe, configuration)
         with (
-            self._progress.task(f"measuring {configuration_words(configuration)}", 2) as task,
+            self._progress.task(f"measuring {self._words(configuration)}", 2) as task,
             memory_limited(self._device, self.available_gb()),
             kept_threads(self._threads),
         ):
@@ -122,9 +122,13 @@ class Sizer:
             tile=tile,
             case_seconds=tiles * tile.seconds + export / views,
             views=views,
+            unit=self._fingerprint.unit,
         )
         self._progress.note(f"{found.words}: {duration(step.seconds_per_step)} per step, {step.peak_memory_gb:.2f} GB")
         return found
+
+    def _words(self, configuration: Configuration) -> str:
+        return configuration_words(configuration, self._fingerprint.unit)
 
     def fitting(self, configuration: Configuration, recipe: TrainingSpec) -> Candidate:
         """Measure a configuration, or the largest reduction of it that fits into memory, found by bisection.
@@ -135,7 +139,7 @@ class Sizer:
         try:
             return self.measure(configuration, recipe)
         except MemoryShortageError:
-            self._progress.note(f"{configuration_words(configuration)}: does not fit into {limit:.1f} GB")
+            self._progress.note(f"{self._words(configuration)}: does not fit into {limit:.1f} GB")
         smaller = reductions(configuration, self._options)
         best: Candidate | None = None
         low, high = 0, len(smaller)  # the first that fits is among them
@@ -145,12 +149,12 @@ class Sizer:
             try:
                 tried = self.measure(item, recipe)
             except MemoryShortageError:
-                self._progress.note(f"{configuration_words(item)}: does not fit into {limit:.1f} GB")
+                self._progress.note(f"{self._words(item)}: does not fit into {limit:.1f} GB")
                 low = middle + 1
             else:
                 best, high = tried, middle
         if best is None:
-            least = configuration_words(smaller[-1] if smaller else configuration)
+            least = self._words(smaller[-1] if smaller else configuration)
             raise InputError(
                 f"not even {least} fits into {limit:.1f} GB of memory",
                 "free memory, raise --memory, or leave "

@@ -83,7 +83,9 @@ class StartingModel(Document):
         typical = [fingerprint.typical_spacing[axis] for axis in spec.transpose]
         for own, there in zip(spec.spacing_mm, typical, strict=True):
             if own is not None and not 1 / _MOST_SCALE <= own / there <= _MOST_SCALE:
-                return f"{self.name} sees voxels of {own:.3g} mm where those of {dataset} have {there:.3g}"
+                return (
+                    f"{self.name} sees voxels of {own:.3g} {fingerprint.unit} where those of {dataset} have {there:.3g}"
+                )
         return ""
 
     @property

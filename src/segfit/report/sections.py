@@ -56,7 +56,7 @@ def measured(fingerprint: Fingerprint | None, label_names: Mapping[int, str]) ->
     spacings = np.array([case.spacing_mm for case in cases], dtype=float)
     histograms = [
         (shapes, "Image size", "voxels" if fingerprint.ndim == 3 else "pixels", "size"),
-        (spacings, "Spacing", "mm", "spacing"),
+        (spacings, "Spacing", fingerprint.unit, "spacing"),
     ]
     drawn = [
         figures.histogram(values.T.tolist(), title, unit, f"fp-{key}")
@@ -86,6 +86,7 @@ def measured(fingerprint: Fingerprint | None, label_names: Mapping[int, str]) ->
         "figures": drawn,
         "labels": labels,
         "size_unit": "voxels" if fingerprint.ndim == 3 else "pixels",
+        "unit": fingerprint.unit,
         "volume_unit": "ml" if fingerprint.ndim == 3 else "pixels",
         "intensities": [
             {"name": name, "values": [number(getattr(statistics, key)) for key in _STATISTICS]}
@@ -103,13 +104,15 @@ def derived(plan: Plan | None) -> dict[str, Any] | None:
         "preset": plan.preset,
         "stock": plan.stock,
         "changes": plan.changes,
-        "general": [_decision_row(item, item.key) for item in groups.get(GENERAL, ())],
+        "general": [_decision_row(item, item.key, plan.unit) for item in groups.get(GENERAL, ())],
         "configurations": [
             {
                 "name": name,
-                "facts": _configuration_facts(configuration, plan.training.get(name), plan.channel_names),
+                "facts": _configuration_facts(configuration, plan.training.get(name), plan.channel_names, plan.unit),
                 "stages": _stages(configuration),
-                "decisions": [_decision_row(item, item.key.removeprefix(f"{name}.")) for item in groups.get(name, ())],
+                "decisions": [
+                    _decision_row(item, item.key.removeprefix(f"{name}."), plan.unit) for item in groups.get(name, ())
+                ],
             }
             for name, configuration in plan.configurations.items()
         ],
@@ -177,24 +180,25 @@ def _label_rows(fingerprint: Fingerprint, names: Mapping[int, str]) -> tuple[lis
     return rows, volumes
 
 
-def _decision_row(decision: Decision, key: str) -> dict[str, str]:
-    words = words_of(decision)
+def _decision_row(decision: Decision, key: str, unit: str) -> dict[str, str]:
+    words = words_of(decision, unit)
     mapping = isinstance(decision.value, Mapping)
     brief = f"{len(decision.value)} values" if mapping and len(words.value) > _LONGEST else words.value
     return {**asdict(words), "key": key, "brief": brief, "value": "" if brief == words.value else words.value}
 
 
 def _configuration_facts(
-    configuration: Configuration, recipe: TrainingSpec | None, channels: Sequence[str]
+    configuration: Configuration, recipe: TrainingSpec | None, channels: Sequence[str], spacing_unit: str
 ) -> list[tuple[str, str]]:
     patch_mm = [n * s for n, s in zip(configuration.patch_size, configuration.spacing_mm, strict=True)]
+    in_mm = f" = {extent([round(v) for v in patch_mm])} mm" if spacing_unit == "mm" else ""
     cover = [min(1.0, p / m) for p, m in zip(configuration.patch_size, configuration.median_shape, strict=True) if m]
     unit = "voxels" if configuration.ndim == 3 else "pixels"
     facts = [
-        ("Patch", f"{extent(configuration.patch_size)} {unit} = {extent([round(v) for v in patch_mm])} mm"),
+        ("Patch", f"{extent(configuration.patch_size)} {unit}{in_mm}"),
         ("Patch covers", f"{100 * math.prod(cover):.0f} % of the median image"),
         ("Batch", plain(configuration.batch_size)),
-        ("Spacing", f"{extent(configuration.spacing_mm)} mm"),
+        ("Spacing", f"{extent(configuration.spacing_mm)} {spacing_unit}"),
         ("Median image", f"{extent(configuration.median_shape)} {unit} at this spacing"),
     ]
     for channel, normalization in zip(channels, configuration.preprocessing.normalization, strict=False):
@@ -242,7 +246,9 @@ def _run_facts(plan: Plan) -> list[tuple[str, str]]:
     if run.extends is not None:
         facts.append(("Goes on from", f"step {number(run.extends.step)} of the run of {duration(run.extends.time_s)}"))
     for entry in run.race:
-        what = f"Tried: {entry.configuration}, {extent(entry.spacing_mm)} mm, patch {extent(entry.patch_size)}"
+        what = (
+            f"Tried: {entry.configuration}, {extent(entry.spacing_mm)} {entry.unit}, patch {extent(entry.patch_size)}"
+        )
         reached = "nothing" if entry.mean is None else f"Dice {entry.mean:.2f}"
         later = "; its training diverged" if entry.diverged else ""
         facts.append((what, f"{reached} in {duration(entry.seconds)}, {number(entry.steps)} steps{later}"))
