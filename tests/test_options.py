@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from segfit.errors import InputError
-from segfit.options import ConfigurationOptions, Options, parse_seconds
+from segfit.files import Record
+from segfit.options import ConfigurationOptions, Options, TrainingOptions, parse_seconds
 
 
 def test_settings_reach_their_place() -> None:
@@ -94,6 +103,56 @@ def test_a_loss_is_a_sum_of_terms_in_any_order() -> None:
 def test_slips_are_explained(setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Options().with_settings([setting])
+
+
+class Holder(Record):
+    options: Options
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"preset": "best"}, "preset"),
+        ({"presett": "auto"}, "presett"),
+        ({"time_s": float("nan")}, "time_s"),
+        ({"training": 3}, "training"),
+        ({"training": {"steps": 0}}, "training.steps"),
+        ({"training": {"steps": 5, "stepps": 5}}, "training.stepps"),
+        ({"augmentation": {"gamma_range": (2, 1)}}, "augmentation.gamma_range"),
+        ({"planning": {"splits": 3}}, "planning.splits"),
+        ({"planning": {"by_configuration": {"2d": {"patch_size": ["a"]}}}}, "planning.2d.patch_size"),
+    ],
+)
+def test_python_is_told_what_the_command_line_is_told(values: dict[str, Any], key: str) -> None:
+    doors: list[Callable[[], object]] = [lambda: Options(**values), lambda: Options.model_validate(values)]
+    if values.get("time_s") is None:
+        doors.append(lambda: Options.model_validate_json(json.dumps(values)))
+    for door in doors:
+        with pytest.raises(InputError, match=rf"option '?{re.escape(key)}\b") as caught:
+            door()
+        assert caught.value.action or "range" in key
+    with pytest.raises(ValidationError) as inside:  # what holds options says itself where they are wrong
+        Holder.model_validate({"options": values})
+    assert inside.value.errors()[0]["loc"][0] == "options"
+
+
+def test_parts_of_the_options_are_doors_too() -> None:
+    with pytest.raises(InputError, match="option steps: "):
+        TrainingOptions(steps=0)
+    with pytest.raises(InputError, match="unknown option 'presets'"):
+        Options.model_validate({"presets": 3})
+    for content in ("{", "3"):
+        with pytest.raises(InputError, match=r"^options: "):
+            Options.model_validate_json(content)
+
+
+def test_options_stay_frozen_equal_and_picklable() -> None:
+    options = Options(seed=3, training=TrainingOptions(steps=5), planning={"folds": (0,)})  # type: ignore[arg-type]
+    assert pickle.loads(pickle.dumps(options)) == options == Options.model_validate(options.model_dump())
+    assert (options.training.steps, options.planning.folds) == (5, (0,))
+    assert list(inspect.signature(Options).parameters) == list(Options.model_fields)
+    with pytest.raises(ValidationError):
+        options.seed = 4  # type: ignore[misc]
 
 
 def test_known_keys_are_the_leaves() -> None:

@@ -32,6 +32,7 @@ DOORS: dict[str, Callable[[Any], object]] = {
     "Project.create": lambda value: segfit.Project.create(value, NOWHERE),
     "Project.create, dataset": lambda value: segfit.Project.create(NOWHERE, value),
     "Project.create, settings": lambda value: segfit.Project.create(NOWHERE, NOWHERE, settings=[value]),
+    "Options, preset": lambda value: segfit.Options(preset=value),
     "settings": lambda value: segfit.Options().with_settings([value]),
     "Image, array": lambda value: segfit.Image(value, GRID),
     "Image, grid": lambda value: segfit.Image(np.zeros((1, 2, 2)), value),

@@ -5,7 +5,6 @@ An option left at None is decided by the planner. Nothing here is read from the 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +13,15 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
     BeforeValidator,
     Field,
     TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
 from segfit.errors import InputError, nearest
-from segfit.files import Record
 from segfit.plugins import PluginName
+from segfit.settable import BY_NAME, Settable, leaves, parse_value, unknown
 
 __all__ = [
     "CONFIGURATION_NAMES",
@@ -97,7 +94,7 @@ CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = get_args(ConfigurationName)
 """The configurations that a plan may have, in its order."""
 
 
-class DatasetOptions(Record):
+class DatasetOptions(Settable):
     """How the files of a dataset are taken."""
 
     skip_incomplete: bool = Field(False, description="leave out cases with missing or unusable files")
@@ -112,7 +109,7 @@ class DatasetOptions(Record):
     )
 
 
-class ResamplingOptions(Record):
+class ResamplingOptions(Settable):
     """How one kind of volume is resampled, under the names of the plan."""
 
     method: Literal["spline", "torch", "none"] | None = Field(None, description="spline, torch (linear) or none")
@@ -131,7 +128,7 @@ class LabelResamplingOptions(ResamplingOptions):
     order_separate_axis: Literal[0] | None = Field(None, description="order along an axis resampled by itself")
 
 
-class StatisticsOptions(Record):
+class StatisticsOptions(Settable):
     """The numbers that a ct channel is clipped and scaled by."""
 
     mean: float | None = None
@@ -140,7 +137,7 @@ class StatisticsOptions(Record):
     percentile_99_5: float | None = None
 
 
-class ConfigurationOptions(Record):
+class ConfigurationOptions(Settable):
     """Overrides of values that the planner derives for a configuration; None leaves a value to its rule."""
 
     target_spacing_mm: tuple[float, ...] | None = Field(None, description="target spacing, array order z,y,x")
@@ -211,7 +208,7 @@ def _laid_over(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-class TrainingOptions(Record):
+class TrainingOptions(Settable):
     """Overrides of the training recipe."""
 
     start_from: str | None = Field(None, description="model that the training starts from")
@@ -262,7 +259,7 @@ class TrainingOptions(Record):
         return self
 
 
-class AugmentationOptions(Record):
+class AugmentationOptions(Settable):
     """Overrides of the augmentation: all of it, or single values under the names of the plan."""
 
     strength: Literal["none", "weak", "stock", "strong"] | None = Field(None, description="augmentation family")
@@ -315,15 +312,15 @@ class AugmentationOptions(Record):
         return self
 
 
-class InferenceOptions(Record):
+class InferenceOptions(Settable):
     """Overrides of prediction."""
 
     tile_step: float = Field(0.5, ge=SMALLEST_TILE_STEP, le=1, description="tile step as a share of the patch")
     mirror: bool | None = Field(None, description="test-time mirroring")
 
 
-class Options(Record):
-    """Everything a user can ask for."""
+class Options(Settable):
+    """Everything a user can ask for. A value or name that is none of it raises `InputError`."""
 
     preset: Preset = Field("auto", description="planning preset")
     time_s: float | None = Field(None, gt=0, description="time budget of the whole run in seconds")
@@ -349,70 +346,28 @@ class Options(Record):
                 f"settings are a list of KEY=VALUE texts, got {settings!r}", 'give ["training.steps=5000"]'
             )
         tree = self.model_dump()
-        known = dict(_leaves(type(self), ""))
+        known = dict(leaves(type(self)))
         for setting in settings:
             key, separator, text = setting.partition("=")
             if not separator:
                 raise InputError(f"--set expects KEY=VALUE, got {setting!r}", "for example --set training.steps=5000")
             if key not in known:
-                raise InputError(_unknown(key, list(known)))
+                raise unknown(key, list(known))
             node = tree
             *parents, leaf = key.split(".")
             if len(parents) > 1 and parents[1] in CONFIGURATION_NAMES:
-                parents.insert(1, "by_configuration")
+                parents.insert(1, BY_NAME)
             for parent in parents:
                 node = node.setdefault(parent, {})
-            value = _parse_value(text)
+            value = parse_value(text)
             is_list = "tuple" in str(known[key])
             node[leaf] = [value] if is_list and value is not None and not isinstance(value, list) else value
-        try:
-            return Options.model_validate(tree)
-        except ValidationError as error:
-            first = error.errors()[0]
-            parts = [str(part) for part in first["loc"] if not isinstance(part, int) and part != "by_configuration"]
-            message = first["msg"].removeprefix("Value error, ")
-            got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
-            raise InputError(f"option {'.'.join(parts)}: {message}{got}") from None
+        return Options.model_validate(tree)
 
     @classmethod
     def known_keys(cls) -> list[str]:
         """Return every dotted key that can be set."""
-        return [key for key, _ in _leaves(cls, "")]
-
-
-def _leaves(model: type[BaseModel], prefix: str) -> list[tuple[str, Any]]:
-    """Return dotted key and type of every value."""
-    keys: list[tuple[str, Any]] = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += _leaves(kind, f"{prefix}{name}.")
-        elif name == "by_configuration":
-            for configuration in CONFIGURATION_NAMES:
-                keys += _leaves(ConfigurationOptions, f"{prefix}{configuration}.")
-        else:
-            keys.append((prefix + name, kind))
-    return keys
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    """Say what could be meant by a key, and what there is beside it."""
-    parent = key
-    while parent and not any(one.startswith(parent + ".") for one in known):
-        parent = parent.rpartition(".")[0]
-    prefix = f"{parent}." if parent else ""
-    names = dict.fromkeys(one.removeprefix(prefix).partition(".")[0] for one in known if one.startswith(prefix))
-    where = f"known under {parent}" if parent else "known"
-    return f"unknown option {key!r}{nearest(key, known)}; {where}: {', '.join(names)}"
-
-
-def _parse_value(text: str) -> Any:
-    if "," in text and not text.startswith(("[", "{", '"')):
-        return [_parse_value(part.strip()) for part in text.split(",") if part.strip()]
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return [key for key, _ in leaves(cls)]
 
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
