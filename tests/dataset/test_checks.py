@@ -369,3 +369,45 @@ def test_copies_of_training_cases_are_told(tmp_path: Path) -> None:
         ("copy", "turned", "phantom_tr_002", False),
         ("copy_in_test", "phantom_ts_000", "phantom_tr_001", False),
     }
+
+
+def masks_of(root: Path, values: dict[str, int]) -> None:
+    """Write label files of one class with another value each."""
+    for number, (case, value) in enumerate(values.items()):
+        write_volume(root / "labelsTr" / f"{case}.nii.gz", a_label(*(value,) * (3 + number)))
+
+
+def test_masks_with_another_value_than_the_declared_one_are_told_as_what_they_are(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    edit(root, labels={"background": 0, "organ": 1})
+    masks_of(root, dict.fromkeys("abcde", 255))
+    (found,) = check_dataset(open_dataset(root))
+    assert (found.case, found.fatal, found.code) == ("dataset", FATAL, "")
+    assert found.problem == "the label files hold 255 where 1 is declared"
+    assert found.action == 'write 255 into "labels" in place of 1, or save the files with 1'
+    edit(root, labels={"background": 0, "organ": 255})
+    assert check_dataset(open_dataset(root)) == ()
+    edit(root, labels={"background": 0, "organ": 1})
+    masks_of(root, dict.fromkeys("abcde", 1))
+    assert check_dataset(open_dataset(root)) == ()
+
+
+def test_two_values_in_place_of_the_declared_ones_are_told_once(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    for case in "abcde":
+        write_volume(root / "labelsTr" / f"{case}.nii.gz", a_label(127, 255))
+    (found,) = check_dataset(open_dataset(root))
+    assert found.problem == "the label files hold 127 and 255 where 1 and 2 are declared"
+    edit(root, labels={"background": 0, "organ": 127, "lesion": 255})
+    assert check_dataset(open_dataset(root)) == ()
+
+
+def test_one_mask_saved_as_black_and_white_among_others(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    edit(root, labels={"background": 0, "organ": 1})
+    masks_of(root, {**dict.fromkeys("acde", 1), "b": 255})
+    (found,) = check_dataset(open_dataset(root))
+    assert (found.case, found.fatal, found.code) == ("b", FATAL, UNDECLARED)
+    assert found.problem == "b.nii.gz holds 0 and 255 where 0 and 1 are declared"
+    masks_of(root, {"b": 1})
+    assert check_dataset(open_dataset(root)) == ()

@@ -31,6 +31,7 @@ __all__ = ["UNDECLARED", "CaseVoxels", "Finding", "Look", "check_case"]
 
 UNDECLARED = "undeclared-values"  # the code of problems with label values that mean nothing
 
+_WHITE = 255  # in masks that were saved as black and white
 _SHOWN_VALUES, _SHOWN_DECLARED = 8, 64  # label values written out in a message
 
 
@@ -281,7 +282,12 @@ def _check_values(case: Case, path: Path, values: frozenset[int], labels: LabelS
     if unknown:
         shown, expected = _first(unknown, _SHOWN_VALUES), _first(sorted(declared), _SHOWN_DECLARED)
         problem = f"{path.name} has the undeclared value{'s' * (len(unknown) > 1)} {shown}; declared are {expected}"
-        return [Problem(case.id, problem, 'correct the label or declare the value in "labels"', code=UNDECLARED)]
+        action = 'correct the label or declare the value in "labels"'
+        meant = [stored[value] for value in labels.foreground_values]
+        if unknown == [_WHITE] and values <= {0, _WHITE} and len(meant) == 1:
+            problem = f"{path.name} holds 0 and {_WHITE} where 0 and {meant[0]} are declared"
+            action = f'save it with {meant[0]} in place of {_WHITE}; or, if all masks have it, declare it in "labels"'
+        return [Problem(case.id, problem, action, code=UNDECLARED)]
     if not values & {stored[value] for value in labels.foreground_values}:
         problem = f"{path.name} is empty: it labels no class"
         return [Problem(case.id, problem, "label the case or remove it unless that is right", fatal=False)]

@@ -102,7 +102,7 @@ def check_dataset(
     whole = (
         *used,
         *_check_overlaps(dataset, training),
-        *_check_whole(dataset, training),
+        *_check_whole(dataset, training, explained=explained),
         *_check_same(dataset, findings),
         *_told_once(dataset, findings),
     )
@@ -185,8 +185,8 @@ def _told_once(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
     return problems
 
 
-def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
-    """Return what only shows when all cases are seen together."""
+def _check_whole(dataset: Dataset, findings: Sequence[Finding], *, explained: bool) -> list[Problem]:
+    """Return what only shows when all cases are seen together; `explained`: it is known why classes are missing."""
     problems: list[Problem] = []
     amount = len(dataset.training)
     if 0 < amount < MIN_CASES:
@@ -202,7 +202,7 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]
     labelled = [(case, one) for case, one in zip(dataset.training, findings, strict=True) if one.colours]
     problems += palette_problems([(case.id, case.label_files[-1].name, one.colours or {}) for case, one in labelled])
     stored = dataset.labels.stored_values
-    seen = [finding.label_values for finding in findings if finding.label_values is not None]
+    seen = [finding.label_values for finding in findings if finding.label_values is not None and not explained]
     used = frozenset[int]().union(*seen)
     absent = [c.name for c in dataset.labels.classes if seen and not any(stored[value] in used for value in c.values)]
     if absent and len(absent) == len(dataset.labels.classes) and len(seen) == amount:
@@ -219,7 +219,7 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]
 
 
 def _check_values(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
-    """Return what is wrong with what label values are taken for: numbers of objects, or too many to be classes."""
+    """Return what is wrong with what label values are taken for: numbers of objects, too many, or of no class."""
     labelled = [
         (case, finding)
         for case, finding in zip(dataset.training, findings, strict=True)
@@ -254,10 +254,16 @@ def _check_values(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem
         elif not objects.certain:
             action += "; if the values are classes, correct or declare them"
         return [Problem("dataset", problem, action, fatal=objects.certain or strange, code=OBJECTS)]
-    distinct = len(set().union(*(found for found, _ in values.values())) - {0})
-    if scheme.is_unnamed and distinct > MOST_CLASSES:
-        problem = f"the label files have {distinct} different values, too many to be classes"
+    used = set().union(*(found for found, _ in values.values())) - {0}
+    if scheme.is_unnamed and len(used) > MOST_CLASSES:
+        problem = f"the label files have {len(used)} different values, too many to be classes"
         return [Problem("dataset", problem, f"use semantic label maps; if the values number objects, give {ways}")]
+    meant = {scheme.stored_values[value] for value in scheme.foreground_values} - ignored
+    if len(used) == len(meant) and not used & declared:
+        found, wanted = (listing([str(value) for value in sorted(one)], len(one)) for one in (used, meant))
+        problem = f"the label files hold {found} where {wanted} {'is' if len(meant) == 1 else 'are'} declared"
+        action = f'write {found} into "labels" in place of {wanted}, or save the files with {wanted}'
+        return [Problem("dataset", problem, action)]
     return []
 
 
