@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from segfit.images.image import Image
 from segfit.options import Options
 from segfit.planning.plan import Plan
 from segfit.project import Project, preparation, sizing
+from segfit.project.candidate import Candidate
 from segfit.project.folder import ProjectFile
+from segfit.specs import Configuration
 from segfit.training.probe import StepCost, TileCost
 
 
@@ -212,6 +215,26 @@ def test_a_budget_too_small_says_how_much_is_needed(tmp_path: Path, volumes: Pat
     ):
         project.train()
     assert not project.folder.runs.exists()
+
+
+def test_a_budget_that_one_network_uses_up_is_refused_before_others_are_measured(
+    tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized: list[str] = []
+    best = sizing.Sizer.best
+
+    def slow(self: sizing.Sizer, configuration: Configuration, *rest: Any) -> Candidate:
+        found = best(self, configuration, *rest)
+        sized.append(configuration.name)
+        return found
+
+    monkeypatch.setattr(sizing.Sizer, "best", slow)
+    monkeypatch.setattr(sizing.Sizer, "enough", lambda *_: False)  # on the fastest machine neither
+    monkeypatch.setattr(preparation.Preparation, "seconds", lambda _: 10.0 if sized else 0.0)
+    project = Project.create(tmp_path / "p", volumes, settings=["time_s=10"])
+    with pytest.raises(InputError, match=r"10 s are too short for 3d_fullres.*--time \d+m"):
+        project.train()
+    assert sized == ["3d_fullres"]
 
 
 @pytest.mark.parametrize(

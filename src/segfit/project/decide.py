@@ -245,14 +245,14 @@ class _Decision:
             return None
         if self._project.start is not None:
             return None  # the model brings the network
-        left = self._left() - self._preprocessing_seconds(preprocessing)
-        seconds = left / self._shares * (1 - _RACE_SHARE)
+        preprocess = self._preprocessing_seconds(preprocessing)
+        seconds = (self._left() - preprocess) / self._shares * (1 - _RACE_SHARE)
         first = self._sized(self._names[0], seconds)
         if self._sizer.enough(first, seconds):
             return None
         found = [first]
-        if left <= 0 and not self._project.overrun:
-            return found  # is refused: there is no time to look for others
+        if self._left() <= preprocess and not self._project.overrun:  # measuring it took some of the time
+            return found  # is refused: there is none to look for others
         for name in self._names[1:]:
             if name not in ("3d_lowres", CASCADE):  # a coarser spacing of the full resolution takes their place
                 found.append(self._sized(name, seconds))
