@@ -223,12 +223,12 @@ def test_a_budget_that_one_network_uses_up_is_refused_before_others_are_measured
     sized: list[str] = []
     best = sizing.Sizer.best
 
-    def slow(self: sizing.Sizer, configuration: Configuration, *rest: Any) -> Candidate:
+    def noted(self: sizing.Sizer, configuration: Configuration, *rest: Any) -> Candidate:
         found = best(self, configuration, *rest)
         sized.append(configuration.name)
         return found
 
-    monkeypatch.setattr(sizing.Sizer, "best", slow)
+    monkeypatch.setattr(sizing.Sizer, "best", noted)
     monkeypatch.setattr(sizing.Sizer, "enough", lambda *_: False)  # on the fastest machine neither
     monkeypatch.setattr(preparation.Preparation, "seconds", lambda _: 10.0 if sized else 0.0)
     project = Project.create(tmp_path / "p", volumes, settings=["time_s=10"])

@@ -254,3 +254,31 @@ def test_what_is_in_use_on_a_gpu_is_no_room_but_counts_as_held(
     sizer = _on_a_card(tmp_path, volumes, monkeypatch, card)
     card.allocated, card.reserved = 4 * 2**30, 10 * 2**30  # 6 GiB are kept without use
     assert sizer.available_gb() == pytest.approx(4 + 0.9 * 20)
+
+
+def test_others_are_measured_only_while_that_leaves_time_for_what_was_found(
+    tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, 10**9)
+    project = _project(tmp_path, volumes)
+    plan = project.plan()
+    sizer = Sizer(
+        project.fingerprint(), project.dataset.labels, project.options, torch.device("cpu"), Workload(5, 0, 0), SILENT,
+        budget=60.0, shares=1,
+    )  # fmt: skip
+    slow, fast = (
+        sizer.measure(plan.configurations["3d_fullres"], plan.training["3d_fullres"]).model_copy(
+            update={"step": StepCost(step, 1.0, 0.001)}
+        )
+        for step in (0.2 / SLACK, 0.05 / SLACK)  # 20 and 5 seconds for a hundred steps
+    )
+    assert [sizer.leaves_enough([slow], seconds, 10.0) for seconds in (31, 29, 21, 19, 1, 0)] == [
+        *(True, False, False),
+        *(True, True, False),  # too slow even now
+    ]
+    assert [sizer.leaves_enough([slow, fast], seconds, 10.0) for seconds in (16, 14, 6, 4)] == [
+        True,
+        False,
+        False,
+        True,
+    ]

@@ -247,18 +247,23 @@ class _Decision:
             return None  # the model brings the network
         preprocess = self._preprocessing_seconds(preprocessing)
         seconds = (self._left() - preprocess) / self._shares * (1 - _RACE_SHARE)
+        started = perf_counter()
         first = self._sized(self._names[0], seconds)
+        took = perf_counter() - started
         if self._sizer.enough(first, seconds):
             return None
         found = [first]
-        if self._left() <= preprocess and not self._project.overrun:  # measuring it took some of the time
-            return found  # is refused: there is none to look for others
+
+        def time_for_another() -> bool:
+            return self._project.overrun or self._sizer.leaves_enough(found, self._left() - preprocess, took)
+
         for name in self._names[1:]:
-            if name not in ("3d_lowres", CASCADE):  # a coarser spacing of the full resolution takes their place
-                found.append(self._sized(name, seconds))
+            if name not in ("3d_lowres", CASCADE) and time_for_another():
+                found.append(self._sized(name, seconds))  # a coarser spacing of 3d_fullres stands for these two
         for candidate in tuple(found):
             asked = self._options.planning.of(candidate.name)
-            if self._sizer.sees(candidate) < _SEEN_SHARE and asked.target_spacing_mm is None:
+            coarse = self._sizer.sees(candidate) < _SEEN_SHARE and asked.target_spacing_mm is None
+            if coarse and time_for_another():
                 found += self._coarser(candidate.name, seconds)
         return sorted(found, key=lambda item: self._doubts(item, seconds))
 

@@ -361,6 +361,15 @@ class Sizer:
         configuration = candidate.configuration
         return prod(min(1.0, p / n) for p, n in zip(configuration.patch_size, configuration.median_shape, strict=True))
 
+    def leaves_enough(self, found: Sequence[Candidate], seconds: float, took: float) -> bool:
+        """Return whether one more candidate can be measured, which takes about as long as the first `took`.
+
+        It must leave what was found the fewest steps; where nothing has them even now, another one may be faster.
+        """
+        left = (seconds, seconds - took)
+        now, then = (any(self.steps(one, s / self._shares) >= FEWEST_STEPS for one in found) for s in left)
+        return seconds > 0 and (then or not now)
+
     def require(self, candidate: Candidate, seconds: float) -> None:
         """Raise `InputError` where fewer than `FEWEST_STEPS` steps would be left, naming a budget that works."""
         if self.steps(candidate, seconds) >= FEWEST_STEPS:
