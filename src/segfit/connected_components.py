@@ -33,6 +33,11 @@ class PostprocessingStep(Record):
     values: tuple[int, ...]  # label values whose union is looked at
     text: str  # for readers, e.g. "keep only the largest connected component of liver"
 
+    @classmethod
+    def largest_of(cls, name: str, values: tuple[int, ...]) -> PostprocessingStep:
+        """Return the step that keeps the largest connected component of what is called `name`."""
+        return cls(values=values, text=f"keep only the largest connected component of {name}")
+
 
 def apply_steps(labels: NDArray[_Label], steps: Sequence[PostprocessingStep]) -> NDArray[_Label]:
     """Apply the steps in order; `labels` is an integer label map ``(z, y, x)`` or ``(y, x)`` and is not changed."""

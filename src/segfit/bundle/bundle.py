@@ -195,7 +195,7 @@ class Bundle:
     def weights(self, name: str) -> dict[str, Tensor]:
         """Return the state dict of one weight file, float32 on the CPU; `InputError` if it cannot be read."""
         if self.states is not None:
-            return dict(self.states[name])
+            return {key: tensor.float() for key, tensor in self.states[name].items()}
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

@@ -43,6 +43,9 @@ def add_to(app: typer.Typer) -> None:
 def import_model(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Model folder of nnU-Net v2.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Folder for the model.")],
+    trainer: Annotated[
+        str | None, typer.Option("--trainer", metavar="NAME", help="Read it as a model of this trainer of nnU-Net.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a trained model of nnU-Net into one of segfit.
@@ -56,7 +59,7 @@ def import_model(
     require_there(path, "model")
     if not is_nnunet_model(path):
         raise InputError(f"{path} is no model of nnU-Net v2: it needs plans.json, dataset.json and fold_*")
-    bundle = read_nnunet_model(path)
+    bundle = read_nnunet_model(path, trainer=trainer)
     assert bundle.states is not None
     manifest = write_bundle(output.absolute(), bundle.manifest, bundle.states)
     print_result({"model": str(output), "files": list(manifest.files)}, [output], as_json=as_json)

@@ -3,35 +3,36 @@
     <trainer>__<plans>__<configuration>/
       plans.json  dataset.json  fold_<k>/checkpoint_final.pth
 
-Checkpoints are pickles. They are read by torch's safe loader, which runs no code of theirs; all that is allowed beyond
-tensors are numpy's plain scalars.
+What plans, dataset and checkpoint say is followed, or refused by name.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from segfit.bundle.bundle import Bundle, Member, ModelManifest, weights_name
-from segfit.errors import InputError, reason_of
+from segfit.errors import InputError
 from segfit.files import first_fault, read_json
 from segfit.fingerprint.fingerprint import ImageFingerprint
 from segfit.fingerprint.training_images import TrainingImages
 from segfit.labels import LabelScheme
+from segfit.nnunet.checkpoint import EXPORT_WEIGHTS, foreign_name, read_checkpoint
 from segfit.nnunet.plans_reader import channel_names_of, read_configurations
+from segfit.nnunet.postprocessing import read_postprocessing
+from segfit.nnunet.trainers import TRAINERS
 from segfit.specs import Configuration
+from segfit.words import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["folds_of", "is_nnunet_model", "read_checkpoint", "read_nnunet_model"]
+__all__ = ["folds_of", "is_nnunet_model", "read_nnunet_model"]
 
 _FOLD = "fold_"
 
@@ -42,7 +43,11 @@ def is_nnunet_model(path: Path) -> bool:
 
 
 def read_nnunet_model(
-    path: Path, folds: Sequence[int | str] | None = None, *, checkpoint: str = "checkpoint_final.pth"
+    path: Path,
+    folds: Sequence[int | str] | None = None,
+    *,
+    checkpoint: str = "checkpoint_final.pth",
+    trainer: str | None = None,
 ) -> Bundle:
     """Read a model folder of nnU-Net into a bundle in memory.
 
@@ -50,10 +55,12 @@ def read_nnunet_model(
     ----------
     folds : numbers or "all"; None: every fold with a checkpoint ("all" only if there is no other)
     checkpoint : file name in the fold folders
+    trainer : the trainer that the model is read as one of, whatever its checkpoints say; None: what they say
 
     Configuration, trainer and mirroring axes come from the first fold. The second stage of a cascade brings the first
-    one along where its folder, with the same folds, lies beside it. Raises `InputError` if a file is missing, damaged,
-    wants to run code, or does not fit the plans.
+    one along where its folder, with the same folds, lies beside it. What nnU-Net decided to do with the predictions of
+    exactly these folds is done to them. Raises `InputError` if a file is missing or damaged, if code would have to run,
+    if something does not fit the plans, or if the model needs what segfit does not have.
     """
     from segfit.nnunet.weights import from_nnunet
 
@@ -61,31 +68,30 @@ def read_nnunet_model(
     if not isinstance(plans, dict) or not isinstance(dataset, dict):
         raise InputError(f"{path} is not a model of nnU-Net v2: plans.json and dataset.json must be objects")
     names = [str(fold) for fold in folds] if folds is not None else folds_of(path, checkpoint)
-    checkpoints = {fold: read_checkpoint(path / f"{_FOLD}{fold}" / checkpoint) for fold in names}
-    first = checkpoints[names[0]]
+    read = {fold: _Trained.read(path / f"{_FOLD}{fold}" / checkpoint) for fold in names}
+    first = read[names[0]]
+    _require_known_trainer(path, trainer or first.trainer)
     try:
-        name = first["init_args"]["configuration"]
-        mirror_axes = tuple(int(axis) for axis in first["inference_allowed_mirroring_axes"] or ())
-        states: dict[str, Mapping[str, Any]] = {fold: found["network_weights"] for fold, found in checkpoints.items()}
         labels = LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
         ending = str(dataset["file_ending"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing or malformed") from None
-    configuration = _as_trained(read_configurations(plans, dataset, [name])[name], states[names[0]])
+    except KeyError as error:
+        raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing from dataset.json") from None
+    name = first.configuration
+    configuration = _as_trained(read_configurations(plans, dataset, [name])[name], first.weights)
     weights: dict[str, Mapping[str, Tensor]] = {}
-    for fold, state in states.items():
+    for fold, trained in read.items():
         try:
-            weights[weights_name(name, fold)] = from_nnunet(state, configuration.network)
+            weights[weights_name(name, fold)] = from_nnunet(trained.weights, configuration.network)
         except InputError as error:
             raise InputError(f"{path / (_FOLD + fold) / checkpoint}: {error}") from None
-    first_stage = _first_stage(path, configuration, names, checkpoint)
+    first_stage = _first_stage(path, configuration, names, checkpoint, trainer)
     if first_stage is not None:
         weights |= first_stage.states or {}
     try:
         member = Member(
             configuration=configuration,
             weights={fold: weights_name(name, fold) for fold in names},
-            mirror_axes=mirror_axes,
+            mirror_axes=first.mirror_axes,
             precision="fp16",  # what nnU-Net predicts with on GPUs
         )
         manifest = ModelManifest(
@@ -96,11 +102,58 @@ def read_nnunet_model(
             training_images=_training_images(path / "dataset_fingerprint.json", channel_names_of(dataset)),
             members=(member,),
             previous_stage=None if first_stage is None else first_stage.manifest.members[0],
-            provenance={"imported_from": path.name, "trainer": str(first.get("trainer_name", "unknown"))},
+            postprocessing=read_postprocessing(path / f"crossval_results_folds_{'_'.join(names)}", labels),
+            provenance={"imported_from": path.name, "trainer": first.trainer},
         )
     except ValidationError as error:
         raise InputError(f"{path} cannot be used, {first_fault(error)}") from None
     return Bundle(manifest, path, weights)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trained:
+    """What is used of a checkpoint."""
+
+    weights: Mapping[str, Any]
+    configuration: str
+    trainer: str
+    mirror_axes: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> _Trained:
+        content = read_checkpoint(path)
+        weights, arguments = (_part(content, key, dict, path) for key in ("network_weights", "init_args"))
+        mirrored = "inference_allowed_mirroring_axes"
+        axes = _part(content, mirrored, list | tuple, path) if content.get(mirrored) else ()  # old ones do not have it
+        if not all(type(axis) is int for axis in axes):
+            raise InputError(f"{path} is damaged: it mirrors the axes {axes!r}", "copy it again")
+        for name, value in weights.items():
+            if (named := foreign_name(value)) is not None:
+                raise InputError(f"{path} cannot be read safely ({name} is {named}, which is code)", EXPORT_WEIGHTS)
+            if not hasattr(value, "shape"):
+                raise InputError(f"{path} is damaged: {name} of its weights is {value!r}", "copy it again")
+        trainer = _part(content, "trainer_name", str, path)
+        return cls(weights, _part(arguments, "configuration", str, path), trainer, tuple(axes))
+
+
+def _part(content: Mapping[str, Any], key: str, kind: type | UnionType, path: Path) -> Any:
+    """Return a value of a checkpoint; `InputError` if it is not there or of another kind."""
+    value = content.get(key)
+    if (named := foreign_name(value)) is not None:
+        raise InputError(f"{path} cannot be read safely ({key} is {named}, which is code)", EXPORT_WEIGHTS)
+    if not isinstance(value, kind):
+        raise InputError(f"{path} is not a checkpoint of nnU-Net v2: '{key}' is missing or malformed")
+    return value
+
+
+def _require_known_trainer(path: Path, trainer: str) -> None:
+    if trainer in TRAINERS:
+        return
+    raise InputError(
+        f"{path} was trained by {printable(trainer)}, which is none of the trainers of nnU-Net 2.8.1 with "
+        "the network of the plans: the network may compute something else with the same weights",
+        "if it changes the training alone, segfit import --trainer nnUNetTrainer makes a model of it",
+    )
 
 
 def _as_trained(configuration: Configuration, state: Mapping[str, Any]) -> Configuration:
@@ -111,14 +164,16 @@ def _as_trained(configuration: Configuration, state: Mapping[str, Any]) -> Confi
     return configuration.model_copy(update={"network": network})
 
 
-def _first_stage(path: Path, configuration: Configuration, folds: Sequence[str], checkpoint: str) -> Bundle | None:
+def _first_stage(
+    path: Path, configuration: Configuration, folds: Sequence[str], checkpoint: str, trainer: str | None
+) -> Bundle | None:
     """Return the model whose labels this one takes, if it lies beside it under nnU-Net's name, with these folds."""
     previous = configuration.previous_stage
     if previous is None or not path.name.endswith(f"__{configuration.name}"):
         return None
     beside = path.with_name(path.name.removesuffix(configuration.name) + previous)
     there = is_nnunet_model(beside) and all((beside / f"{_FOLD}{fold}" / checkpoint).is_file() for fold in folds)
-    return read_nnunet_model(beside, folds, checkpoint=checkpoint) if there else None
+    return read_nnunet_model(beside, folds, checkpoint=checkpoint, trainer=trainer) if there else None
 
 
 def _training_images(path: Path, channel_names: tuple[str, ...]) -> TrainingImages | None:
@@ -143,37 +198,3 @@ def folds_of(path: Path, checkpoint: str = "checkpoint_final.pth") -> list[str]:
     if not found:
         raise InputError(f"{path} has no {_FOLD}*/{checkpoint}", "give a trained model or another checkpoint name")
     return [fold for fold in found if fold != "all"] or found
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what a file of torch holds, read without running code of its own; `InputError` if it wants to run some."""
-    import torch
-
-    if not path.is_file():
-        raise InputError(f"{path} is missing", "choose among the folds that are there")
-    try:
-        with torch.serialization.safe_globals(_plain_numpy()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with the file is told in one sentence
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {named[1]}, which is code" if named else "it is damaged, or holds more than numbers"
-        raise InputError(f"{path} cannot be read safely ({reason})", "copy it again, or export plain weights") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = reason_of(error)
-        raise InputError(f"{path} cannot be read safely ({reason})", "copy it again, or export plain weights") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a checkpoint: it holds no names")
-    return content
-
-
-def _plain_numpy() -> list[Any]:
-    """Return what numpy scalars need to be unpickled, under the names of numpy 1 and 2."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
-    return [
-        (scalar, "numpy._core.multiarray.scalar"),
-        (scalar, "numpy.core.multiarray.scalar"),
-        np.dtype,
-        *sorted(kinds, key=lambda kind: kind.__name__),
-    ]

@@ -35,6 +35,15 @@ from segfit.specs import (
 
 __all__ = ["PlansFile", "channel_names_of", "read_configurations", "read_plans_file", "write_plans_file"]
 
+READERS: dict[str, Literal["stored", "canonical"]] = {
+    "NaturalImage2DIO": "stored",
+    "SimpleITKIO": "stored",
+    "Tiff3DIO": "stored",
+    "NibabelIO": "stored",
+    "NibabelIOWithReorient": "canonical",
+    "SimpleITKIOWithReorient": "canonical",
+}
+"""nnU-Net's readers, and the axes that a network sees of images that they read."""
 _MARKER_RATIO = 500
 """nnU-Net marks 2D images by a first spacing 999 times the others; medians over cases come near to that."""
 
@@ -63,11 +72,13 @@ def read_plans_file(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -
 def write_plans_file(file: PlansFile) -> dict[str, Any]:
     """Return the content of a plans file in the present format; every configuration is complete in itself.
 
-    Reading it again gives an equal `PlansFile`. Raises `InputError` for configurations on canonical axes.
+    Reading it again gives an equal `PlansFile`. Raises `InputError` for configurations on canonical axes whose
+    reader does not reorient.
     """
     entries: dict[str, Any] = {}
+    reoriented = READERS.get(str(file.header.get("image_reader_writer"))) == "canonical"
     for name, item in file.configurations.items():
-        entry = configuration_entry(item, file.identifiers[name])
+        entry = configuration_entry(item, file.identifiers[name], reoriented=reoriented)
         following = [other.name for other in file.configurations.values() if other.previous_stage == name]
         if following:
             entry["next_stage"] = following[0] if len(following) == 1 else following
@@ -88,7 +99,7 @@ def channel_names_of(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
 def read_configurations(
     plans: Mapping[str, Any], dataset_json: Mapping[str, Any], names: Sequence[str] | None = None
 ) -> dict[str, Configuration]:
-    """Return the configurations of a plans file of nnU-Net, by name, with orientation "stored".
+    """Return the configurations of a plans file of nnU-Net, by name, on the axes that its reader delivers.
 
     Parameters
     ----------
@@ -101,6 +112,9 @@ def read_configurations(
     if not isinstance(dataset_json, Mapping):
         raise InputError(f"dataset.json must be a JSON object, got {dataset_json!r}")
     configurations = _get(plans, "configurations", Mapping, "the plans")
+    manager = plans.get("label_manager", "LabelManager")
+    if manager != "LabelManager":
+        raise InputError(f"the plans use the label manager {manager!r}", "segfit has LabelManager only")
     scheme = LabelScheme.from_declaration(dataset_json.get("labels", {}), dataset_json.get("regions_class_order"))
     result: dict[str, Configuration] = {}
     for name in configurations if names is None else names:
@@ -307,7 +321,7 @@ def _preprocessing(
         else:
             targets = (None, *spacing)
     return PreprocessingSpec(
-        orientation="stored",
+        orientation="stored" if len(transpose) == 2 else _orientation(plans),
         transpose=transpose,
         spacing_mm=targets,
         normalization=_normalization(entry, where, plans, num_channels),
@@ -315,6 +329,13 @@ def _preprocessing(
         resample_label=_resampling_spec(entry, "resampling_fn_seg", where),
         resample_logits=_resampling_spec(entry, "resampling_fn_probabilities", where),
     )
+
+
+def _orientation(plans: Mapping[str, Any]) -> Literal["stored", "canonical"]:
+    reader = plans.get("image_reader_writer", "SimpleITKIO")
+    if not isinstance(reader, str) or reader not in READERS:
+        raise InputError(f"the plans use the image reader {reader!r}", f"segfit has {', '.join(READERS)}")
+    return READERS[reader]
 
 
 def _pictures(plans: Mapping[str, Any], transpose: tuple[int, ...]) -> bool:

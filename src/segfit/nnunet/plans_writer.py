@@ -31,16 +31,16 @@ RESAMPLING_FUNCTIONS: dict[Literal["spline", "torch", "none"], str] = {
 """nnU-Net's function for each method of resampling."""
 
 
-def configuration_entry(item: Configuration, identifier: str) -> dict[str, Any]:
+def configuration_entry(item: Configuration, identifier: str, *, reoriented: bool = False) -> dict[str, Any]:
     """Return a configuration as an entry of nnU-Net's plans file, complete in itself.
 
     `identifier` names its preprocessed data. What links it to other configurations is for the caller to add. Raises
-    `InputError` for a configuration on canonical axes, which nnU-Net does not have.
+    `InputError` for a configuration on canonical axes, which nnU-Net does not have unless its reader has `reoriented`.
     """
     preprocessing, network = item.preprocessing, item.network
     if network.plugin is not None:
         raise InputError(f"configuration {item.name} has the network {network.plugin}, which nnU-Net does not know")
-    if preprocessing.orientation != "stored" and item.preprocessing.image_ndim == 3:
+    if preprocessing.orientation != "stored" and not reoriented and item.preprocessing.image_ndim == 3:
         raise InputError(
             f"configuration {item.name} sees canonical axes, which nnU-Net does not know",
             "plan with --preset stock or --set planning.orientation=stored",

@@ -18,7 +18,8 @@ from segfit.errors import InputError, reason_of
 from segfit.files import first_fault, require_there
 from segfit.labels import LabelScheme
 from segfit.networks.transfer import network_of
-from segfit.nnunet.models import folds_of, is_nnunet_model, read_checkpoint, read_nnunet_model
+from segfit.nnunet.checkpoint import read_checkpoint
+from segfit.nnunet.models import folds_of, is_nnunet_model, read_nnunet_model
 from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 from segfit.nnunet.weights import our_names
 from segfit.options import Options
@@ -26,6 +27,8 @@ from segfit.planning.taken_over import name_here
 from segfit.project.starting_model import OTHER, StartingModel
 
 __all__ = ["read_starting_model", "serialized"]
+
+_ANY_TRAINER = "nnUNetTrainer"  # whose weights are a start, whatever else another trainer did with them
 
 
 def read_starting_model(path: Path, options: Options) -> tuple[StartingModel, dict[str, Tensor]]:
@@ -42,7 +45,7 @@ def read_starting_model(path: Path, options: Options) -> tuple[StartingModel, di
                 f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",
                 "give the folder of a trained model, or a file of weights",
             )
-        return _of_bundle(read_nnunet_model(path, folds_of(path)[:1]), "nnunet", options)
+        return _of_bundle(read_nnunet_model(path, folds_of(path)[:1], trainer=_ANY_TRAINER), "nnunet", options)
     return _of_file(path)
 
 

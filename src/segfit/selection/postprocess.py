@@ -150,4 +150,4 @@ def _dice(metrics: MeanMetrics) -> float:
 
 
 def _step(class_: LabelClass) -> PostprocessingStep:
-    return PostprocessingStep(values=class_.values, text=f"keep only the largest connected component of {class_.name}")
+    return PostprocessingStep.largest_of(class_.name, class_.values)
