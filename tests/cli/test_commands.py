@@ -246,7 +246,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "DATASET"], "is not a segfit project"),
         (["verify", "DATASET"], "neither a model nor a project"),
         (["export", "DATASET", "--to", "dicom", "-o", "x"], "'dicom' is not"),
-        (["import", "DATASET", "-o", "x"], "is no model of nnU-Net v2"),
+        (["import", "DATASET", "-o", "x"], "is not a model"),
         (["predict", "--model", "nowhere", "-i", ".", "-o", "y"], "nowhere does not exist"),
         (["info", "nowhere"], "nowhere does not exist"),
         (["frobnicate"], "No such command 'frobnicate'"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "Checkpoint",
     "DatasetArgument",
     "Device",
     "LabelUseName",
@@ -78,6 +79,10 @@ Labels = Annotated[
 ResampleLabels = Annotated[
     bool | None,
     typer.Option("--resample-labels/--no-resample-labels", help="Bring labels on another grid onto their image's."),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="NAME", help="Of nnU-Net's models: best, final, latest or a file name."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -10,6 +10,7 @@ import typer
 
 from segfit.cli.common import (
     AsJson,
+    Checkpoint,
     Labels,
     LabelUseName,
     ResampleLabels,
@@ -41,26 +42,25 @@ def add_to(app: typer.Typer) -> None:
 
 
 def import_model(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Model folder of nnU-Net v2.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Model of nnU-Net v2.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Folder for the model.")],
+    checkpoint: Checkpoint = None,
     trainer: Annotated[
-        str | None, typer.Option("--trainer", metavar="NAME", help="Read it as a model of this trainer of nnU-Net.")
+        str | None, typer.Option("--trainer", metavar="NAME", help="Read it as a model of this trainer.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a trained model of nnU-Net into one of segfit.
 
-    The folder holds plans.json, dataset.json and fold_*. predict --model takes it as it is, too.
+    PATH is a model folder (plans.json, dataset.json and fold_*), the folder of a dataset with such folders, or an
+    exported zip. predict --model takes them as they are, too.
     """
     from segfit.bundle.bundle import write_bundle
-    from segfit.files import require_there
-    from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
+    from segfit.inference.open_model import open_model
 
-    require_there(path, "model")
-    if not is_nnunet_model(path):
-        raise InputError(f"{path} is no model of nnU-Net v2: it needs plans.json, dataset.json and fold_*")
-    bundle = read_nnunet_model(path, trainer=trainer)
-    assert bundle.states is not None
+    bundle = open_model(path, checkpoint=checkpoint, trainer=trainer)
+    if bundle.states is None:
+        raise InputError(f"{path} is a model of segfit already", "copy it, or give a model of nnU-Net")
     manifest = write_bundle(output.absolute(), bundle.manifest, bundle.states)
     print_result({"model": str(output), "files": list(manifest.files)}, [output], as_json=as_json)
 

@@ -41,13 +41,14 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Say what a folder is."""
-    from segfit.bundle.bundle import MANIFEST, card, open_bundle
+    from segfit.bundle.bundle import card
     from segfit.dataset.layouts import describe, open_dataset, recognised
     from segfit.files import require_there
+    from segfit.inference.open_model import is_model, open_model
 
     require_there(path, "model, project or dataset")
-    if (path / MANIFEST).is_file():
-        manifest = open_bundle(path, verify=False).manifest
+    if is_model(path):
+        manifest = open_model(path, verify=False).manifest
         if as_json:
             print_json({"kind": "model", **manifest.model_dump(mode="json")})
         else:

@@ -11,6 +11,7 @@ import typer
 
 from segfit.cli.common import (
     AsJson,
+    Checkpoint,
     DatasetArgument,
     Device,
     Labels,
@@ -66,7 +67,11 @@ _PreviousStage = Annotated[
 def predict(
     paths: _Images = None,
     out: Out = None,
-    model: Annotated[Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Folder of a model.")] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="Model of segfit or nnU-Net. Repeat to average several."),
+    ] = None,
+    checkpoint: Checkpoint = None,
     inputs: _Inputs = None,
     output: _Labels = None,
     folds: _Folds = None,
@@ -89,9 +94,9 @@ def predict(
     given = [*(paths or []), *(inputs or [])]
     kept = KeptWarnings(console_progress())
     execution = replace(console_execution(workers), progress=kept)
-    if model is None:
-        foreign = (inputs, output, folds, tile_step, device, ending, previous_stage, workers, probabilities, overwrite)
-        if len(given) > 1 or any(foreign) or not mirror:
+    if not model:
+        foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
+        if len(given) > 1 or any((*foreign, probabilities, overwrite)) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         found = open_project(given[0] if given else None, out, [], execution, make=False).predict()
     else:
@@ -101,7 +106,10 @@ def predict(
         if not given or output is None:
             raise InputError("predict --model needs images and, with -o, a folder for the results")
         numbers = None if folds is None else [part.strip() for part in folds.split(",")]
-        loaded = load_model(model, device or "auto", numbers, mirror=None if mirror else False, tile_step=tile_step)
+        loaded = load_model(
+            model, device or "auto", numbers, checkpoint=checkpoint, mirror=None if mirror else False,
+            tile_step=tile_step,
+        )  # fmt: skip
         found = predict_folder(
             loaded,
             _cases(given, loaded, kept),
@@ -189,9 +197,9 @@ def _meaning(
 ) -> tuple[LabelScheme, str, LabelUseName]:
     """Return labels and file ending of a dataset or a model, and what label values are: `use`, or as was told there."""
     if model is not None:
-        from segfit.bundle.bundle import open_bundle
+        from segfit.inference.open_model import open_model
 
-        manifest = open_bundle(model, verify=False).manifest
+        manifest = open_model(model, verify=False).manifest
         return manifest.labels, manifest.file_ending, use or "classes"
     if dataset is None:
         raise InputError("give the dataset or --model, so that the labels have a meaning")

@@ -15,24 +15,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
+from segfit.bundle.bundle import Bundle, Member, ModelManifest
 from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
 from segfit.execution.memory import free_memory_gb
-from segfit.files import path_of, require_there, write_arrays
+from segfit.files import write_arrays
 from segfit.fingerprint.appearance import measure_image, oriented_crop
 from segfit.fingerprint.training_images import Range, impossible_size
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
+from segfit.inference.open_model import open_model
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Array, Source, as_spacing, read_previous_stage, read_source, source_files
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import PluginNetwork, UNet, empty_network
-from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.options import SMALLEST_TILE_STEP
 from segfit.plugins import package_version
 from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previous_stage
@@ -102,36 +102,29 @@ class Prepared:
 
 
 def load_model(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     device: str = "auto",
     folds: Sequence[int | str] | None = None,
     *,
+    checkpoint: str | None = None,
     mirror: bool | None = None,
     tile_step: float | None = None,
     precision: Precision | None = None,
 ) -> Model:
-    """Load a segfit model, or a trained model folder of nnU-Net v2; its content tells which.
+    """Load a model of segfit or of nnU-Net v2, or several as one that averages their probabilities.
 
     Parameters
     ----------
+    path : a model or a project; of nnU-Net a model folder, the folder of a dataset, or an exported zip; or several
     device : auto, cpu, cuda, cuda:N or mps
     folds : which networks of each configuration to use; None: all
+    checkpoint : of nnU-Net's models: best, final, latest or a file name; None: final
     mirror : False switches test-time mirroring off (2^axes times faster); None: as the model says
     tile_step, precision : None: as the model says
 
-    Raises `InputError` if the folder is neither, is damaged, or lacks a fold.
+    Raises `InputError` if one is no model, is damaged, lacks a fold, or does not fit the others.
     """
-    path = path_of(path, "model")
-    require_there(path, "model")
-    if (path / MANIFEST).is_file():
-        bundle = open_bundle(path)
-    elif is_nnunet_model(path):
-        bundle = read_nnunet_model(path, folds)
-    else:
-        raise InputError(
-            f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",
-            "give the folder of a trained model",
-        )
+    bundle = open_model(path, folds, checkpoint=checkpoint)
     return Model(bundle, resolve_device(device), folds, mirror=mirror, tile_step=tile_step, precision=precision)
 
 

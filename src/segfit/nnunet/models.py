@@ -26,8 +26,8 @@ from segfit.nnunet.checkpoint import EXPORT_WEIGHTS, foreign_name, read_checkpoi
 from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 from segfit.nnunet.postprocessing import read_postprocessing
 from segfit.nnunet.trainers import TRAINERS
-from segfit.specs import Configuration
-from segfit.words import printable
+from segfit.specs import Configuration, NetworkSpec
+from segfit.words import listing, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["folds_of", "is_nnunet_model", "read_nnunet_model"]
 
 _FOLD = "fold_"
+_FILES = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth", "latest": "checkpoint_latest.pth"}
 
 
 def is_nnunet_model(path: Path) -> bool:
@@ -46,7 +47,7 @@ def read_nnunet_model(
     path: Path,
     folds: Sequence[int | str] | None = None,
     *,
-    checkpoint: str = "checkpoint_final.pth",
+    checkpoint: str | None = None,
     trainer: str | None = None,
 ) -> Bundle:
     """Read a model folder of nnU-Net into a bundle in memory.
@@ -54,7 +55,7 @@ def read_nnunet_model(
     Parameters
     ----------
     folds : numbers or "all"; None: every fold with a checkpoint ("all" only if there is no other)
-    checkpoint : file name in the fold folders
+    checkpoint : best, final, latest, or a file name in the fold folders; None: final
     trainer : the trainer that the model is read as one of, whatever its checkpoints say; None: what they say
 
     Configuration, trainer and mirroring axes come from the first fold. The second stage of a cascade brings the first
@@ -62,13 +63,12 @@ def read_nnunet_model(
     exactly these folds is done to them. Raises `InputError` if a file is missing or damaged, if code would have to run,
     if something does not fit the plans, or if the model needs what segfit does not have.
     """
-    from segfit.nnunet.weights import from_nnunet
-
     plans, dataset = read_json(path / "plans.json"), read_json(path / "dataset.json")
     if not isinstance(plans, dict) or not isinstance(dataset, dict):
         raise InputError(f"{path} is not a model of nnU-Net v2: plans.json and dataset.json must be objects")
-    names = [str(fold) for fold in folds] if folds is not None else folds_of(path, checkpoint)
-    read = {fold: _Trained.read(path / f"{_FOLD}{fold}" / checkpoint) for fold in names}
+    file = _FILES.get(checkpoint or "final") or str(checkpoint)
+    names = [str(fold) for fold in folds] if folds is not None else folds_of(path, file)
+    read = {fold: _Trained.read(path / f"{_FOLD}{fold}" / file) for fold in names}
     first = read[names[0]]
     _require_known_trainer(path, trainer or first.trainer)
     try:
@@ -78,13 +78,8 @@ def read_nnunet_model(
         raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing from dataset.json") from None
     name = first.configuration
     configuration = _as_trained(read_configurations(plans, dataset, [name])[name], first.weights)
-    weights: dict[str, Mapping[str, Tensor]] = {}
-    for fold, trained in read.items():
-        try:
-            weights[weights_name(name, fold)] = from_nnunet(trained.weights, configuration.network)
-        except InputError as error:
-            raise InputError(f"{path / (_FOLD + fold) / checkpoint}: {error}") from None
-    first_stage = _first_stage(path, configuration, names, checkpoint, trainer)
+    weights = {weights_name(name, fold): trained.of(configuration.network) for fold, trained in read.items()}
+    first_stage = _first_stage(path, configuration, names, file, trainer)
     if first_stage is not None:
         weights |= first_stage.states or {}
     try:
@@ -114,6 +109,7 @@ def read_nnunet_model(
 class _Trained:
     """What is used of a checkpoint."""
 
+    path: Path
     weights: Mapping[str, Any]
     configuration: str
     trainer: str
@@ -133,7 +129,16 @@ class _Trained:
             if not hasattr(value, "shape"):
                 raise InputError(f"{path} is damaged: {name} of its weights is {value!r}", "copy it again")
         trainer = _part(content, "trainer_name", str, path)
-        return cls(weights, _part(arguments, "configuration", str, path), trainer, tuple(axes))
+        return cls(path, weights, _part(arguments, "configuration", str, path), trainer, tuple(axes))
+
+    def of(self, network: NetworkSpec) -> Mapping[str, Tensor]:
+        """Return the weights under our names; `InputError` if they are not those of the network."""
+        from segfit.nnunet.weights import from_nnunet
+
+        try:
+            return from_nnunet(self.weights, network)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
 
 
 def _part(content: Mapping[str, Any], key: str, kind: type | UnionType, path: Path) -> Any:
@@ -192,9 +197,14 @@ def _training_images(path: Path, channel_names: tuple[str, ...]) -> TrainingImag
         raise InputError(f"{path} is damaged ({error})", "copy the model folder again, or remove that file") from None
 
 
-def folds_of(path: Path, checkpoint: str = "checkpoint_final.pth") -> list[str]:
+def folds_of(path: Path, checkpoint: str = _FILES["final"]) -> list[str]:
     """Return the folds of a model folder that have a checkpoint, "all" only if there is no other."""
     found = sorted(file.parent.name.removeprefix(_FOLD) for file in path.glob(f"{_FOLD}*/{checkpoint}"))
     if not found:
-        raise InputError(f"{path} has no {_FOLD}*/{checkpoint}", "give a trained model or another checkpoint name")
+        others = sorted({file.name for file in path.glob(f"{_FOLD}*/*.pth")})
+        action = "give a trained model"
+        if others:
+            name = next((short for short, file in _FILES.items() if file in others), others[0])
+            action = f"there is {listing(others)}, of a training that has not ended: --checkpoint {name} takes it"
+        raise InputError(f"{path} has no {_FOLD}*/{checkpoint}", action)
     return [fold for fold in found if fold != "all"] or found
