@@ -34,7 +34,7 @@ def stored(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.png", "a.bmp", "a.tif", "a.zarr", "series"]
+    "name", ["a.nii", "a.nii.gz", "a.mgz", "a.mgh", "a.nrrd", "a.mha", "a.png", "a.bmp", "a.tif", "a.zarr", "series"]
 )
 def test_more_than_is_free_is_told_before_it_is_taken(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -158,6 +158,7 @@ def test_written_labels_come_back(tmp_path: Path, ending: str, highest: int, dty
         (ending in (".png", ".bmp") and ndim == 3)
         or (ending == ".bmp" and highest > 254)
         or (ending == ".png" and highest > 65535)
+        or (ending in (".mgz", ".mgh") and ndim == 2)
     ):
         with pytest.raises(InputError, match="cannot hold"):
             write_labels(path, LabelMap(labels, grid))
@@ -165,7 +166,8 @@ def test_written_labels_come_back(tmp_path: Path, ending: str, highest: int, dty
         return
     write_labels(path, LabelMap(labels, grid))
     assert np.array_equal(read_label(path).array, labels[None])
-    assert read_image(path).array.dtype == dtype
+    stored = np.int32 if ending in (".mgz", ".mgh") and dtype == np.uint16 else dtype
+    assert read_image(path).array.dtype == stored
     assert read_grid(path).mismatch(grid) == ""
 
 
@@ -303,7 +305,7 @@ def test_errors_of_files_can_be_pickled() -> None:
 _ANNEX = "../.git/annex/objects/aa/bb/SHA256E-s1--x.nii.gz/SHA256E-s1--x.nii.gz"
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".png", ".tif"])
 def test_content_that_was_not_fetched_says_how_to_fetch_it(tmp_path: Path, ending: str) -> None:
     pointer, link, lfs = (tmp_path / f"{name}{ending}" for name in ("pointer", "link", "lfs"))
     pointer.write_text("/annex/objects/SHA256E-s22--d.nii.gz\n")
@@ -315,7 +317,7 @@ def test_content_that_was_not_fetched_says_how_to_fetch_it(tmp_path: Path, endin
         assert action in refused.value.action
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".png", ".tif"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".mgz", ".nrrd", ".mha", ".png", ".tif"])
 def test_pipes_and_devices_are_not_read(tmp_path: Path, ending: str) -> None:
     pipe, device, nowhere = (tmp_path / f"{name}{ending}" for name in ("pipe", "device", "nowhere"))
     os.mkfifo(pipe)

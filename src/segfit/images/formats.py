@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
-from segfit.images import dicom, metaimage, nifti, nrrd, omezarr, png_jpeg, tiff
+from segfit.images import dicom, metaimage, mgh, nifti, nrrd, omezarr, png_jpeg, tiff
 from segfit.images.image import FileError, Image, LabelMap, Remark, Segment
 from segfit.images.open_files import OpenFiles, shared
 from segfit.labels import smallest_dtype
@@ -102,11 +102,6 @@ def _by(write: Callable[[Path, NDArray[Any], Grid], None]) -> Callable[[Path, La
     return lambda path, labels: write(path, labels.array, labels.grid)
 
 
-def _inside(path: Path, _: OpenFiles | None) -> tuple[Path, ...]:
-    """Return all files of a folder, in order."""
-    return tuple(sorted(part for part in path.rglob("*") if part.is_file()))
-
-
 def _unsized(action: str) -> Callable[[Path, Image, OpenFiles | None], tuple[Remark, ...]]:
     """Return the check of a format whose volumes may lack their voxel size."""
     remark = Remark("has no voxel size; 1 mm is assumed", action)
@@ -141,6 +136,14 @@ _METAIMAGE = Format(
     write=_by(metaimage.write),
     check=_HEADER_SIZE,
     files=lambda path, files: (path, *metaimage.companions(path, files)),
+)
+_MGH = Format(
+    name="FreeSurfer MGH",
+    read=mgh.read,
+    read_grid=mgh.read_grid,
+    write=_by(mgh.write),
+    check=_HEADER_SIZE,
+    oriented=True,
 )
 _PICTURE = Format(
     name="PNG or BMP",
@@ -179,7 +182,7 @@ _OMEZARR = Format(
     read_grid=lambda path, _: omezarr.read_grid(path),
     write=_by(omezarr.write),
     multichannel=True,
-    files=_inside,
+    files=omezarr.files,
     check=lambda path, *_: omezarr.remarks(path),
     checks_labels=True,
 )
@@ -206,6 +209,8 @@ ENDINGS: dict[str, Format] = {
     ".nhdr": _NRRD,
     ".mha": _METAIMAGE,
     ".mhd": _METAIMAGE,
+    ".mgz": _MGH,
+    ".mgh": _MGH,
     ".ome.zarr": _OMEZARR,
     ".zarr": _OMEZARR,
     FOLDER: _DICOM,

@@ -70,6 +70,8 @@ _KNOWN_STARTS = {
     b"GIF8": ("is a GIF image", "export it again as .png"),
     b"RIFF": ("is a WebP image or a sound file", "export it again as .png"),
     b"\0\0\0\x0cjP": ("is a JPEG 2000 image", "export it again as .png or .tif"),
+    b"\x5c\x01\0\0": ("is a NIfTI file", _ENDING),
+    b"\0\0\0\1\0\0": ("is a FreeSurfer volume", _ENDING),
     b"PK\x03\x04": ("is a zip archive", "unpack it"),
     b"\x1f\x8b": ("is gzipped", "unpack it or correct its ending"),
     b"%PDF": ("is a PDF document", "export the image in it"),

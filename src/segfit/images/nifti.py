@@ -1,8 +1,7 @@
 """NIfTI-1 and NIfTI-2 single files, plain or gzipped; the volumes of a 4D file are channels.
 
 Voxels run x fastest in the file, so the array in C order is ``(c, z, y, x)`` without moving a byte. The header is
-parsed with nibabel; voxels are decoded here because one pass over the bytes shows truncation before anything is
-computed.
+parsed with nibabel; voxels are decoded by `segfit.images.gzipped`.
 
 Field names and codes: NIfTI-1.1 header, https://nifti.nimh.nih.gov/nifti-1 (xyzt_units, sform_code, qform_code,
 scl_slope). Extensions with a table of labels are those of Connectome Workbench, which TotalSegmentator writes too.
@@ -10,35 +9,26 @@ scl_slope). Extensions with a table of labels are those of Connectome Workbench,
 
 from __future__ import annotations
 
-import gzip
 import math
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from html import unescape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from isal import igzip
 from numpy.typing import NDArray
 
-from segfit.files import write_bytes
 from segfit.geometry import Grid, canonical_map, is_invertible
-from segfit.images.image import FileError, Image, Remark, Segment, foreign_start, reading, require_memory
-from segfit.images.open_files import OpenFiles, opened
+from segfit.images import gzipped
+from segfit.images.image import FileError, Image, Remark, Segment, foreign_start, reading
+from segfit.images.open_files import OpenFiles
 
 __all__ = ["read", "read_grid", "remarks", "segments", "write"]
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_COMPRESSION_LEVEL = 3  # on label maps as fast as level 1 and smaller; level 6 takes four times as long (measured)
-_MOST_PACKED = 1032  # bytes that one byte of a gzipped file can stand for
-_PIECE = 1 << 18  # bytes unpacked at a time: what stays in the cache
 _LARGEST_HEADER = 540  # NIfTI-2; NIfTI-1 has 348
-_FIRST_BYTES = 4096  # of a gzipped file: the header is among them
 _MM_PER_UNIT = {1: 1e3, 3: 1e-3}  # metre, micrometre; everything else counts as mm
 _LARGEST_TABLE = 1 << 20  # bytes of extensions that are looked through for names of labels (assumption)
 _LABEL = re.compile(rb'<Label\b[^>]*\bKey="(\d{1,9})"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]+)')
@@ -59,7 +49,7 @@ def read(path: Path, files: OpenFiles | None = None) -> Image:
     The dtype is the file's, in native byte order; float32 where the header scales (``scl_slope``). Raises `FileError`
     for missing, truncated or foreign files, several series of volumes, colour volumes and impossible spacings.
     """
-    with reading(path), _unpacked(path, files) as stream:
+    with reading(path), gzipped.unpacked(path, files) as stream:
         start = stream.read(_LARGEST_HEADER)
         header, raw = _parse(path, start)
         grid, volumes = _grid(path, header, raw)
@@ -67,22 +57,7 @@ def read(path: Path, files: OpenFiles | None = None) -> Image:
         if dtype.fields is not None or dtype.kind not in "iuf":
             raise FileError(path, f"holds voxels of type {dtype}", "export each colour or component as a channel file")
         offset = max(int(header["vox_offset"]), len(raw) + 4)
-        expected = volumes * math.prod(grid.shape) * dtype.itemsize
-        size = path.stat().st_size
-        if offset + expected > _MOST_PACKED * size:
-            raise FileError(path, f"is truncated (it cannot hold {expected} bytes)", "copy or export it again")
-        if not isinstance(stream, gzip.GzipFile) and offset + expected > size:
-            raise _truncated(path, max(0, size - offset), expected)
-        require_memory(path, (volumes, *grid.shape)[volumes == 1 :][::-1], expected)
-        skipped = len(start)
-        while skipped < offset and (piece := stream.read(min(_PIECE, offset - skipped))):
-            skipped += len(piece)
-        stored = np.empty((volumes, *grid.shape), dtype)
-        found = _fill(stored, start[offset:], stream)
-        if found < expected:
-            raise _truncated(path, found, expected)
-        while stream.read(_PIECE):  # to the end, where the checksum is
-            pass
+        stored = gzipped.read_voxels(path, stream, start, offset, dtype, (volumes, *grid.shape))
         slope, intercept = _scaling(path, header)
         if (slope, intercept) != (1.0, 0.0):
             with np.errstate(over="ignore"):  # becomes infinite, which is reported for all images
@@ -93,7 +68,7 @@ def read(path: Path, files: OpenFiles | None = None) -> Image:
 
 def segments(path: Path, files: OpenFiles | None = None) -> tuple[Segment, ...]:
     """Return what a table of labels in the extensions of a header names; raises `FileError` as `read` does."""
-    with reading(path), _unpacked(path, files) as stream:
+    with reading(path), gzipped.unpacked(path, files) as stream:
         start = stream.read(_LARGEST_HEADER)
         header, raw = _parse(path, start)
         end = min(int(header["vox_offset"]), len(raw) + _LARGEST_TABLE)
@@ -102,29 +77,6 @@ def segments(path: Path, files: OpenFiles | None = None) -> tuple[Segment, ...]:
         return ()
     named = [(unescape(name.decode("utf-8", "replace")).strip(), int(key)) for key, name in _LABEL.findall(content)]
     return tuple(Segment(name, value) for name, value in named if name and value)
-
-
-def _truncated(path: Path, found: int, expected: int) -> FileError:
-    return FileError(path, f"is truncated ({found} of {expected} bytes of voxels)", "copy or export it again")
-
-
-@contextmanager
-def _unpacked(path: Path, files: OpenFiles | None) -> Iterator[BinaryIO | gzip.GzipFile]:
-    """Open a file for reading, unpacked if it is gzipped."""
-    with opened(path, files) as handle:
-        start = handle.read(2)
-        handle.seek(0)
-        if start != _GZIP_MAGIC:
-            yield handle
-            return
-        with igzip.open(handle) as stream:  # type: ignore[no-untyped-call] # twice as fast as gzip's
-            try:
-                yield stream
-            except gzip.BadGzipFile as error:
-                if "Not a gzipped file" not in str(error):
-                    raise
-                action = "copy it again, or unpack it with gunzip and gzip it again"
-                raise FileError(path, "has trailing data after the gzip stream", action) from error
 
 
 def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
@@ -145,42 +97,16 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
     header["vox_offset"] = offset
     header["scl_slope"], header["scl_inter"] = 1, 0
     content = header.binaryblock + bytes(4) + array.tobytes()
-    if path.name.lower().endswith(".gz"):
-        content = gzip.compress(content, _COMPRESSION_LEVEL, mtime=0)  # no time stamp: equal labels give equal files
-    write_bytes(path, content)
+    gzipped.write(path, content, packed=path.name.lower().endswith(".gz"))
 
 
 def _start(path: Path, files: OpenFiles | None) -> bytes:
-    """Return the first bytes of what a file holds, a whole header if it has one."""
-    with opened(path, files) as handle:
-        content = handle.read(_FIRST_BYTES)
-    if content[:2] != _GZIP_MAGIC:
-        return content[:_LARGEST_HEADER]
-    start = b""
-    while content[:2] == _GZIP_MAGIC and len(start) < _LARGEST_HEADER:  # a gzip file may have several parts
-        part = zlib.decompressobj(wbits=31)
-        start += part.decompress(content, _LARGEST_HEADER - len(start))
-        content = part.unused_data
-    return start
-
-
-def _fill(array: NDArray[Any], start: bytes, stream: BinaryIO | gzip.GzipFile) -> int:
-    """Fill an array with `start` and what follows; return the bytes there were.
-
-    Piece by piece: neither the packed nor the unpacked file is in memory as a whole.
-    """
-    target = array.reshape(-1).view(np.uint8)
-    found = min(len(start), array.nbytes)
-    target[:found] = np.frombuffer(start[:found], np.uint8)
-    while found < array.nbytes and (piece := stream.read(min(_PIECE, array.nbytes - found))):
-        target[found : found + len(piece)] = np.frombuffer(piece, np.uint8)
-        found += len(piece)
-    return found
+    return gzipped.first_bytes(path, files, _LARGEST_HEADER)
 
 
 def _parse(path: Path, content: bytes) -> tuple[Any, bytes]:
     """Return nibabel's header and its raw bytes."""
-    if content.startswith(_GZIP_MAGIC):
+    if content.startswith(gzipped.GZIP_MAGIC):
         raise FileError(path, "is not a NIfTI file (it is gzipped twice)", "unpack it once")
     kind = _header_kind(content)
     if kind is None:

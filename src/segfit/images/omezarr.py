@@ -31,9 +31,10 @@ from segfit.images.image import (
     reading,
     require_memory,
 )
+from segfit.images.open_files import OpenFiles
 from segfit.words import numbers
 
-__all__ = ["read", "read_grid", "remarks", "translated", "write"]
+__all__ = ["files", "read", "read_grid", "remarks", "translated", "write"]
 
 _VERSION = "0.4"  # of what is written: the one that most programs read
 _CHUNK_VOXELS = (64, 256, 256)  # of what is written; 4 MiB of uint8
@@ -76,6 +77,11 @@ def read(path: Path, region: Sequence[slice] | None = None) -> Image:
     if 0 in shape:
         raise ValueError(f"the region {region} of {path} holds no voxels")
     return Image(np.ascontiguousarray(voxels, dtype=dtype), replace(level.grid, shape=shape))
+
+
+def files(path: Path, _: OpenFiles | None = None) -> tuple[Path, ...]:
+    """Return all files of a folder, in order."""
+    return tuple(sorted(part for part in path.rglob("*") if part.is_file()))
 
 
 def read_grid(path: Path) -> Grid:
