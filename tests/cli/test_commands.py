@@ -197,6 +197,30 @@ def test_predict_a_folder_files_and_evaluate(
     assert [case["metrics"] for case in told["cases"]] == [case["metrics"] for case in before["cases"]]
 
 
+def test_predict_draws_overlays_and_says_what_looks_black(
+    project: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = dataset / "imagesTs"
+    ask = ["predict", "--model", str(project / "model"), "--device", "cpu", "--no-mirror", str(images)]
+    assert run([*ask, "-o", str(tmp_path / "a")]) == 0
+    assert "--overlays" not in capsys.readouterr().err  # viewers of NIfTI choose the grey values
+    assert run([*ask, "-o", str(tmp_path / "b"), "--ending", ".tif"]) == 0
+    out, err = capsys.readouterr()
+    assert "--overlays" in err
+    assert len(out.split()) == 2
+    before = (tmp_path / "b" / "phantom_ts_000.tif").read_bytes()
+    (tmp_path / "bad").mkdir()
+    for path in images.iterdir():
+        (tmp_path / "bad" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "bad" / "broken_0000.nii.gz").write_bytes(b"")
+    ask[-1] = str(tmp_path / "bad")
+    assert run([*ask, "-o", str(tmp_path / "b"), "--ending", ".tif", "--overlays"]) == 2
+    drawn = sorted(path.name for path in (tmp_path / "b" / "overlays").iterdir())
+    assert drawn == ["phantom_ts_000.png", "phantom_ts_001.png"]  # of what was there, and beside what failed
+    assert str(tmp_path / "b" / "overlays") in capsys.readouterr().err
+    assert (tmp_path / "b" / "phantom_ts_000.tif").read_bytes() == before
+
+
 def test_info(project: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["info", str(project / "model")]) == 0
     assert "Segments organ, lesion" in capsys.readouterr().out

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,17 +26,20 @@ from segfit.cli.common import (
 )
 from segfit.cli.console import console_execution, console_progress, say, score_table
 from segfit.cli.help_pages import PIPELINE, add_verb
-from segfit.errors import InputError
+from segfit.errors import DatasetError, InputError
 from segfit.progress import KeptWarnings, Progress
 from segfit.words import count
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Case
     from segfit.evaluation.summary import Summary
+    from segfit.execution.execution import Execution
     from segfit.inference.model import Model
     from segfit.labels import LabelScheme
 
 __all__ = ["add_to"]
+
+_VISIBLE = 64  # grey values from here on are told from black on a screen (assumption)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -81,6 +85,9 @@ def predict(
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
     previous_stage: _PreviousStage = None,
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -96,12 +103,11 @@ def predict(
     execution = replace(console_execution(workers), progress=kept)
     if not model:
         foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
-        if len(given) > 1 or any((*foreign, probabilities, overwrite)) or not mirror:
+        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite)) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         found = open_project(given[0] if given else None, out, [], execution, make=False).predict()
     else:
         from segfit.inference.model import load_model
-        from segfit.inference.predict_folder import predict_folder
 
         if not given or output is None:
             raise InputError("predict --model needs images and, with -o, a folder for the results")
@@ -110,18 +116,44 @@ def predict(
             model, device or "auto", numbers, checkpoint=checkpoint, mirror=None if mirror else False,
             tile_step=tile_step,
         )  # fmt: skip
-        found = predict_folder(
-            loaded,
-            _cases(given, loaded, kept),
-            output,
-            ending=ending,
-            overwrite=overwrite,
-            save_probabilities=probabilities,
-            previous_stage=previous_stage,
-            execution=execution,
-        )
+        found = _predict(
+            loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, quiet=as_json,
+            overwrite=overwrite, save_probabilities=probabilities, previous_stage=previous_stage,
+        )  # fmt: skip
     facts = {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
     print_result(facts, found, as_json=as_json)
+
+
+def _predict(
+    model: Model,
+    cases: Sequence[Case],
+    output: Path,
+    ending: str | None,
+    execution: Execution,
+    *,
+    overlays: bool,
+    quiet: bool,
+    **options: Any,
+) -> list[Path]:
+    """Predict cases, and draw what was predicted, also where some could not be; `options` of `predict_folder`."""
+    from segfit.images.formats import find_format, label_ending
+    from segfit.inference.predict_folder import predict_folder
+    from segfit.report.pictures import draw_overlays, legend
+
+    ending = ending or label_ending(model.file_ending)
+    files, folder = [output / f"{case.id}{ending}" for case in cases], output / "overlays"
+    failed: DatasetError | None = None
+    try:
+        predict_folder(model, cases, output, ending=ending, execution=execution, **options)
+    except DatasetError as error:
+        failed = error
+    if overlays and draw_overlays(cases, files, folder, model.labels, execution):
+        say(f"overlays are in {folder}{legend(model.labels)}", sys.stderr)
+    if failed is not None:
+        raise failed
+    if not (overlays or quiet) and find_format(files[0]).same_depth and max(model.labels.stored_values) < _VISIBLE:
+        say("label files look black in most viewers; --overlays draws them in colours too", sys.stderr)
+    return files
 
 
 def _cases(paths: list[Path], model: Model, progress: Progress) -> Sequence[Case]:

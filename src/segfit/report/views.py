@@ -65,7 +65,14 @@ class View:
     axes: AxisMap
 
     @classmethod
-    def of_image(cls, image: Image, reference: NDArray[Any], prediction: NDArray[Any] | None = None) -> View:
+    def of_image(
+        cls,
+        image: Image,
+        reference: NDArray[Any],
+        prediction: NDArray[Any] | None = None,
+        *,
+        largest: int = _MAX_SIDE,
+    ) -> View:
         """Return the view of an image and label maps on its grid, along the axes of the body where they are known."""
         axes = canonical_map(image.grid)
         return cls.of(
@@ -75,6 +82,7 @@ class View:
             axes,
             canonical=image.grid.ndim == 3 and image.grid.affine is not None,
             prediction=None if prediction is None else axes.apply(prediction[None])[0],
+            largest=largest,
         )
 
     @classmethod
@@ -87,11 +95,13 @@ class View:
         *,
         canonical: bool = False,
         prediction: NDArray[Any] | None = None,
+        largest: int = _MAX_SIDE,
     ) -> View:
         """Return the whole picture in 2D, the fullest axial and coronal slices in 3D.
 
         `image` is (c, *spatial) of any number type; a 2D image of 3 or 4 channels is shown in colour. The fullest slice
-        of the `prediction` is taken where nothing is in the `reference`.
+        of the `prediction` is taken where nothing is in the `reference`. Slices with a side of more than `largest`
+        pixels are thinned.
         """
         values = tuple(value for value in count_values(reference) if value > 0)
         coloured = image.ndim == 3 and image.shape[0] in (3, 4)
@@ -101,8 +111,8 @@ class View:
         for axis in (None,) if reference.ndim == 2 else (0, 1):
             index = 0 if axis is None else fullest_slice(reference, prediction, axis)
             where = (slice(None),) * reference.ndim if axis is None else (slice(None),) * axis + (index,)
-            shown = thinned(reference[where])
-            scaled = (_floats(thinned(picture[where])) - low) / max(high - low, 1e-12)
+            shown = thinned(reference[where], largest)
+            scaled = (_floats(thinned(picture[where], largest)) - low) / max(high - low, 1e-12)
             slices.append(Slice(axis, index, (scaled.clip(0, 1) * 255).round().astype(np.uint8), shown))
         axes = axes or AxisMap.identity(reference.ndim)
         return cls(tuple(slices), reference.shape, spacing_mm, canonical, values, axes)
@@ -135,9 +145,9 @@ class View:
         return cls(slices, tuple(shape), tuple(spacing), canonical, tuple(values), axes)
 
 
-def thinned(array: NDArray[Any]) -> NDArray[Any]:
+def thinned(array: NDArray[Any], largest: int = _MAX_SIDE) -> NDArray[Any]:
     """Return every so many rows and columns of a slice that is too large to show."""
-    step = -(-max(array.shape[:2]) // _MAX_SIDE)
+    step = -(-max(array.shape[:2]) // largest)
     return array[::step, ::step]
 
 
