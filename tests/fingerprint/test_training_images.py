@@ -110,6 +110,11 @@ def test_channels_in_another_order_are_told_as_that_alone(pictures: TrainingImag
     assert found.problem.endswith("G, B and R")
 
 
+def test_more_bits_per_value_are_told_as_other_values_not_as_another_order(pictures: TrainingImages) -> None:
+    for factor in (257.0, 1 / 255):
+        assert codes(pictures, factor * rgb(60)) == [("intensity_range", False)]
+
+
 def test_a_histogram_of_another_shape_is_told(pictures: TrainingImages) -> None:
     even = np.random.default_rng(0).uniform(195, 240, (48, 60))  # no cells, no ground
     assert codes(pictures, np.stack([even, 1.38 * even - 120, 0.71 * even + 57])) == [("histogram", False)]

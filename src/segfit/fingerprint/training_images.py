@@ -29,6 +29,7 @@ _LEAST_INTENSITY = 0.2  # difference of grey values that is told at least, in wi
 _LEAST_WIDTH = log(4)  # the same of the width of the range, as the logarithm of a factor
 _LEAST_SHAPE = 0.15  # the same of the shape of the histogram
 _LEAST_ORDER = 0.05  # by which other orders of channels must fit better, in widths of the usual range
+_MOST_APART_IN_ORDER = 0.5  # how far the better order may be off: other values fit in no order
 _LEAST_TURN = 0.15  # by which another order of axes must fit better, as a correlation
 _ALIKE = 0.5  # correlation below which layouts do not resemble each other (assumption)
 _LEAST_SIZE = log(3)  # beyond the range of voxel sizes and extents
@@ -161,8 +162,8 @@ class TrainingImages(GrownRecord):
             return
         known, own = np.array(self.quantiles), np.array([channel.quantiles for channel in image.channels])
         scale, slack = _scale(known), 2 + 10 / len(known)
-        better, order = _ordered_better(own, known, scale)
-        if better > max(_LEAST_ORDER, slack * self.orders_alike):
+        better, order, apart_then = _ordered_better(own, known, scale)
+        if better > max(_LEAST_ORDER, slack * self.orders_alike) and apart_then < _MOST_APART_IN_ORDER:
             names = listing([self.channel_names[channel] for channel in order])
             problem = f"channels fit the training images better in another order: they seem to be {names}"
             yield Problem("", problem, "check the order of its channels", fatal=False, code="channel_order")
@@ -281,17 +282,17 @@ def _farthest(image: ImageFingerprint, own: NDArray[np.float64]) -> NDArray[np.f
 
 def _ordered_better(
     own: NDArray[np.float64], known: NDArray[np.float64], scale: NDArray[np.float64]
-) -> tuple[float, tuple[int, ...]]:
-    """Return by how much another order of channels fits better than the given one, and which."""
+) -> tuple[float, tuple[int, ...], float]:
+    """Return by how much another order of channels fits better than the given one, which, and how far it is off."""
     given = tuple(range(len(own)))
     cost = {
         order: float(_apart(own[None, list(order)], known, scale).mean(axis=2).min()) for order in _orders(len(own))
     }
     if len(cost) == 1:
-        return 0.0, given
+        return 0.0, given, 0.0
     best = min((order for order in cost if order != given), key=lambda order: cost[order])
     found = tuple(sorted(given, key=lambda channel: best[channel]))
-    return cost[given] - cost[best], found
+    return cost[given] - cost[best], found, cost[best]
 
 
 def _orders(channels: int) -> list[tuple[int, ...]]:
