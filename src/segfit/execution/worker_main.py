@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from multiprocessing.connection import Connection
 from threading import Thread
 from types import FrameType
@@ -36,6 +37,8 @@ class Answer(NamedTuple):
 
 def main(descriptor: int) -> None:
     """Serve the connection with this descriptor until it closes; standard input closes when the parent is gone."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what bears on a case is in its result
     Thread(target=_end_with_parent, daemon=True).start()
     connection = Connection(descriptor)
     try:

@@ -104,7 +104,7 @@ def _grid(path: Path, header: Any, raw: bytes) -> tuple[Grid, int]:
     if not all(math.isfinite(size) and size > 0 for size in spacing):
         action = "write the true positive sizes into its header (delta)"
         raise FileError(path, f"has the voxel size {tuple(spacing)} mm (x, y, z)", action)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # becomes infinite, which is refused
         affine: NDArray[np.float64] = header.get_affine().astype(np.float64)
     if not is_invertible(affine):
         raise FileError(path, "has a singular orientation matrix", COPY_AGAIN)

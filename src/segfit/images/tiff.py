@@ -7,12 +7,14 @@ Spacing file, as in nnU-Net: image ``CASE_0000.tif`` and label ``CASE.tif`` shar
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
@@ -22,7 +24,8 @@ from numpy.typing import NDArray
 from segfit.errors import InputError
 from segfit.files import read_json, write_bytes, write_json
 from segfit.geometry import Grid
-from segfit.images.image import FileError, Image, Remark, foreign, mm_per_unit, reading, require_room
+from segfit.images import libtiff
+from segfit.images.image import COPY_AGAIN, FileError, Image, Remark, foreign, mm_per_unit, reading, require_room
 from segfit.images.open_files import OpenFiles, opened
 
 __all__ = ["read", "read_grid", "read_label", "remarks", "spacing_files", "write"]
@@ -66,7 +69,7 @@ def read_label(path: Path, files: OpenFiles | None = None) -> Image:
 def remarks(path: Path, files: OpenFiles | None = None) -> tuple[Remark, ...]:
     """Return what an image says that is not followed here: how it is turned, its colour table, smaller images."""
     found: list[Remark] = []
-    with _opened(path, files) as file:
+    with _heard() as messages, _opened(path, files) as file:
         first = file.series[0]
         page = first.pages[0]
         tag = page.tags.get(_ORIENTATION)
@@ -84,7 +87,41 @@ def remarks(path: Path, files: OpenFiles | None = None) -> tuple[Remark, ...]:
             sizes = ", ".join("x".join(map(str, other.shape)) for other in file.series[1:])
             problem = f"has smaller images too ({sizes}), which are ignored"
             found.append(Remark(problem, "save them as separate files unless they are previews"))
+    if messages:
+        problem = f"has parts that cannot be read ({_in_short(messages[0])})"
+        found.append(Remark(problem, "open it in another program; export it again if something is missing"))
     return tuple(found)
+
+
+class _Listener(logging.Handler):
+    """Keeps what is logged by this thread."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+        self._thread = get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Collect what tifffile logs of a file, which nobody could relate to it on stderr."""
+    listener, logger = _Listener(), logging.getLogger("tifffile")
+    logger.addHandler(listener)
+    try:
+        yield listener.messages
+    finally:
+        logger.removeHandler(listener)
+
+
+def _in_short(message: str) -> str:
+    """Return a message of tifffile without its names for places in the file."""
+    _, _, inner = message.partition(" raised TiffFileError('")
+    text = re.sub(r"<tifffile\.TiffTag (\d+)[^>]*>", r"tag \1:", inner.removesuffix("')") or message)
+    return " ".join(re.sub(r"<[^>]*>", "", text).split())
 
 
 def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
@@ -116,7 +153,7 @@ def spacing_files(path: Path) -> tuple[Path, Path]:
 def _opened(path: Path, files: OpenFiles | None) -> Iterator[Any]:
     import tifffile
 
-    with reading(path), opened(path, files) as handle:
+    with reading(path), opened(path, files) as handle, _heard():
         if handle.read(2) not in (b"II", b"MM"):
             raise foreign(path, "a TIFF file", files)
         handle.seek(0)
@@ -205,12 +242,18 @@ def _decode_by_pillow(path: Path, series: Any) -> NDArray[Any]:
     try:
         if series.axes[0] in _CHANNEL_AXES:
             raise FileError(path, f"is compressed with {name}, channel by channel, which is not supported", action)
-        with TiffImageFile(path) as file:
-            pages = []
-            for page in series.pages:
-                file.seek(page.index)
-                pages.append(np.array(file))
-            return np.stack(pages).reshape(series.shape)
+        pages = []
+        with libtiff.errors() as heard, TiffImageFile(path) as file:
+            try:
+                for page in series.pages:
+                    file.seek(page.index)
+                    pages.append(np.array(file))
+            except OSError:
+                if not heard:
+                    raise
+        if heard:
+            raise FileError(path, f"is damaged: its compressed pixels cannot be unpacked ({heard[0]})", COPY_AGAIN)
+        return np.stack(pages).reshape(series.shape)
     except DecompressionBombError:
         raise FileError(path, f"is compressed with {name} and too large to decompress", action) from None
     except (KeyError, SyntaxError):  # how Pillow says that it does not know a compression
