@@ -164,7 +164,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, ArithmeticError):
         return f"impossible numbers: {error}"
     if isinstance(error, TypeError):
-        return f"values of an unexpected kind: {error}"
+        return "values of an unexpected kind"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     parts = re.split(r"(?<=[.;])\s", " ".join(_ESCAPES.sub("", text).split()))
     return " ".join(part for part in parts if not _ADVICE.search(part)).rstrip(";") or type(error).__name__

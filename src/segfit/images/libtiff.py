@@ -29,10 +29,10 @@ def errors() -> Iterator[list[str]]:
         return
     set_handler, print_into = functions
 
-    def hear(module: bytes | None, form: bytes, values: int) -> None:
+    def hear(_: bytes | None, form: bytes, values: int) -> None:
         text = ctypes.create_string_buffer(_LONGEST)
         print_into(text, _LONGEST, form, values)
-        heard.append(f"{(module or b'').decode('utf-8', 'replace')}: {text.value.decode('utf-8', 'replace')}")
+        heard.append(text.value.decode("utf-8", "replace"))
 
     handler = _HANDLER(hear)
     with _ONE:

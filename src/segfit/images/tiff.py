@@ -121,7 +121,7 @@ def _in_short(message: str) -> str:
     """Return a message of tifffile without its names for places in the file."""
     _, _, inner = message.partition(" raised TiffFileError('")
     text = re.sub(r"<tifffile\.TiffTag (\d+)[^>]*>", r"tag \1:", inner.removesuffix("')") or message)
-    return " ".join(re.sub(r"<[^>]*>", "", text).split())
+    return " ".join(re.sub(r"<[^>]*>|, raised .*", "", text).split())
 
 
 def read_grid(path: Path, files: OpenFiles | None = None) -> Grid:
