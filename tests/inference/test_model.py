@@ -538,6 +538,11 @@ def test_other_formats_predict_alike(model: Model, tmp_path: Path) -> None:
     group.create_array("0", data=array)
     inputs = [write_series(tmp_path / "1.2.840", array), tmp_path / "c.nrrd", tmp_path / "d.ome.zarr"]
     paths = predict_folder(model, cases_from_files(inputs, 1), tmp_path / "out")
+    stored = nibabel.load(source)
+    nibabel.save(nibabel.MGHImage(np.asarray(stored.dataobj, np.int16), stored.affine), tmp_path / "e.mgz")
+    (path,) = predict_folder(model, cases_from_files([tmp_path / "e.mgz"], 1), tmp_path / "mgz", ending=".mgz")
+    np.testing.assert_array_equal(read_label(path).array[0], expected)
+    np.testing.assert_array_equal(nibabel.load(path).affine, nibabel.load(tmp_path / "e.mgz").affine)
     assert [path.name for path in paths] == ["1.2.840.nii.gz", "c.nii.gz", "d.nii.gz"]
     for path in paths[:2]:
         label = read_label(path)

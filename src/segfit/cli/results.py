@@ -105,7 +105,8 @@ def predict(
         foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
         if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite)) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
-        found = open_project(given[0] if given else None, out, [], execution, make=False).predict()
+        project = open_project(given[0] if given else None, out, [], execution, make=False)
+        found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"
     else:
         from segfit.inference.model import load_model
 
@@ -117,9 +118,12 @@ def predict(
             tile_step=tile_step,
         )  # fmt: skip
         found = _predict(
-            loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, quiet=as_json,
+            loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays,
             overwrite=overwrite, save_probabilities=probabilities, previous_stage=previous_stage,
         )  # fmt: skip
+        labels, remedy = loaded.labels, "--overlays draws them in colours too"
+    if not (overlays or as_json) and _look_black(found, labels):
+        say(f"label files look black in most viewers; {remedy}", sys.stderr)
     facts = {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
     print_result(facts, found, as_json=as_json)
 
@@ -132,11 +136,10 @@ def _predict(
     execution: Execution,
     *,
     overlays: bool,
-    quiet: bool,
     **options: Any,
 ) -> list[Path]:
     """Predict cases, and draw what was predicted, also where some could not be; `options` of `predict_folder`."""
-    from segfit.images.formats import find_format, label_ending
+    from segfit.images.formats import label_ending
     from segfit.inference.predict_folder import predict_folder
     from segfit.report.pictures import draw_overlays, legend
 
@@ -151,9 +154,14 @@ def _predict(
         say(f"overlays are in {folder}{legend(model.labels)}", sys.stderr)
     if failed is not None:
         raise failed
-    if not (overlays or quiet) and find_format(files[0]).same_depth and max(model.labels.stored_values) < _VISIBLE:
-        say("label files look black in most viewers; --overlays draws them in colours too", sys.stderr)
     return files
+
+
+def _look_black(files: Sequence[Path], labels: LabelScheme) -> bool:
+    """Return whether viewers show label files by their values, and these are small."""
+    from segfit.images.formats import find_format
+
+    return bool(files) and find_format(files[0]).same_depth and max(labels.stored_values) < _VISIBLE
 
 
 def _cases(paths: list[Path], model: Model, progress: Progress) -> Sequence[Case]:

@@ -137,14 +137,7 @@ _METAIMAGE = Format(
     check=_HEADER_SIZE,
     files=lambda path, files: (path, *metaimage.companions(path, files)),
 )
-_MGH = Format(
-    name="FreeSurfer MGH",
-    read=mgh.read,
-    read_grid=mgh.read_grid,
-    write=_by(mgh.write),
-    check=_HEADER_SIZE,
-    oriented=True,
-)
+_MGH = Format(name="FreeSurfer MGH", read=mgh.read, read_grid=mgh.read_grid, write=_by(mgh.write), check=_HEADER_SIZE)
 _PICTURE = Format(
     name="PNG or BMP",
     read=png_jpeg.read,
