@@ -47,6 +47,17 @@ def test_a_signal_to_end_lets_the_work_tidy_up(name: str) -> None:
     assert done.stderr == "\nstopped; the same command goes on where it was\n"
 
 
+def test_libraries_that_read_and_draw_print_nothing_by_themselves() -> None:
+    does = (
+        "import logging, warnings; logging.getLogger('matplotlib.font_manager').warning('building'); "
+        "warnings.warn_explicit('odd', UserWarning, 'x.py', 1, module='PIL.TiffImagePlugin'); "
+        "warnings.warn_explicit('kept', UserWarning, 'x.py', 1, module='another')"
+    )
+    around = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run(command_that(does), capture_output=True, text=True, check=False, env=around)
+    assert (done.returncode, done.stderr) == (0, "x.py:1: UserWarning: kept\n")
+
+
 def test_a_second_signal_does_not_wait() -> None:
     twice = "signal.raise_signal(signal.SIGTERM)\n        finally:\n            signal.raise_signal(signal.SIGTERM)"
     command = command_that(f"try:\n            {twice}")

@@ -26,7 +26,7 @@ __all__ = ["app", "main"]
 
 _INTERRUPTED = 130  # what shells say of a process ended by Ctrl-C,
 _ENDED = 128  # and, plus the signal, of others
-_DECODERS = ("PIL", "nibabel", "numcodecs", "pydicom", "tifffile", "zarr")
+_TALKATIVE = ("PIL", "matplotlib", "nibabel", "numcodecs", "pydicom", "tifffile", "zarr")  # libraries
 _STOPPED = _ENDED + 15  # by a stop file, which is told as SIGTERM is: the same command goes on
 
 app = typer.Typer(
@@ -72,7 +72,7 @@ def main() -> None:
     """
     _share_processors()
     _have_streams()
-    _quiet_decoders()
+    _quiet_libraries()
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
@@ -93,15 +93,15 @@ def _share_processors() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(granted))
 
 
-def _quiet_decoders() -> None:
-    """Leave out what decoders print without the name of a file: what bears on an image is told with its case.
+def _quiet_libraries() -> None:
+    """Leave out what libraries print by themselves: what bears on an image is told with its case.
 
     ``python -W default`` shows it.
     """
-    for name in _DECODERS:
+    for name in _TALKATIVE:
         logging.getLogger(name).addHandler(logging.NullHandler())
     if not sys.warnoptions:
-        warnings.filterwarnings("ignore", module=rf"({'|'.join(_DECODERS)}|segfit\.images)\b")
+        warnings.filterwarnings("ignore", module=rf"({'|'.join(_TALKATIVE)}|segfit\.images)\b")
 
 
 def _flushed(code: int) -> int:
