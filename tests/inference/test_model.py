@@ -197,7 +197,7 @@ def test_pictures_without_a_size_are_taken_at_that_of_the_model(
         Picture.fromarray(content).save(tmp_path / name / f"{name}.tif")
     (path,) = predict_folder(model, find_cases(tmp_path / "a", ".png", 1), tmp_path / "tif", ending=".png")
     np.testing.assert_array_equal(read_label(path).array[0], given.labels)
-    with pytest.raises(DatasetError, match=r"3 channels, the plan is for 1"):
+    with pytest.raises(DatasetError, match=r"3 channels, the training images 1"):
         predict_folder(model, find_cases(tmp_path / "colours", ".png", 1), tmp_path / "tif", ending=".png")
 
 
@@ -260,7 +260,7 @@ def test_mistakes_are_told(model: Model, tmp_path: Path) -> None:
     good = write_case(tmp_path, "good", array).images[0]
     with pytest.raises(InputError, match=r"nan_0000.nii.gz has 1 NaN"):
         model.predict(nan)
-    with pytest.raises(InputError, match=r"good_0000.nii.gz has 2 channels, the plan is for 1"):
+    with pytest.raises(InputError, match=r"good_0000.nii.gz has 2 channels, the training images 1"):
         model.predict([good, good])
     with pytest.raises(InputError, match="spacing of the image is unknown"):
         model.predict(array)

@@ -151,7 +151,7 @@ def test_mistakes_are_named() -> None:
     image, labels = _blob()
     with pytest.raises(InputError, match="c1 has 2 channel"):
         preprocess(_image(np.concatenate([image, image])), None, _spec(), _SCHEME, "c1")
-    with pytest.raises(InputError, match="c1 has 2 spatial axes, the plan is for 3"):
+    with pytest.raises(InputError, match="c1 has 2 spatial axes, the training images 3"):
         preprocess(_image(image[:, 2]), None, _spec(), _SCHEME, "c1")
     with pytest.raises(InputError, match=r"label of c1 has shape \(5, 7, 8\)"):
         preprocess(_image(image), _image(labels[:, 1:]), _spec(), _SCHEME, "c1")

@@ -168,15 +168,15 @@ def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str
     name = case or "the image"
     if image.grid.ndim != spec.image_ndim:
         raise InputError(
-            f"{name} has {image.grid.ndim} spatial axes, the plan is for {spec.image_ndim}",
-            "give images like those the plan was made from",
+            f"{name} has {image.grid.ndim} spatial axes, the training images {spec.image_ndim}",
+            "give images like the training images",
         )
-    channels = image.array.shape[0]
-    if channels != len(spec.normalization):
-        raise InputError(
-            f"{name} has {count(channels, 'channel')}, the plan is for {len(spec.normalization)}",
-            "give one file or channel for each channel of the dataset",
-        )
+    channels, expected = image.array.shape[0], len(spec.normalization)
+    if channels != expected:
+        action = "give the same channels in the same order, one file or channel for each"
+        if image.grid.ndim == 2 and channels == expected + 1 and channels in (2, 4):
+            action = "save it without its alpha channel, if that is one; else give the channels of the training images"
+        raise InputError(f"{name} has {count(channels, 'channel')}, the training images {expected}", action)
     if not (np.isfinite(image.array.min()) and np.isfinite(image.array.max())):
         raise InputError(f"{name} contains NaN or infinite values", "replace them in the image file")
     if label is not None and label.array.shape[1:] != image.grid.shape:
