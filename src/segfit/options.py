@@ -45,6 +45,7 @@ __all__ = [
     "StatisticsOptions",
     "TrainingOptions",
     "parse_seconds",
+    "time_setting",
 ]
 
 
@@ -372,6 +373,17 @@ class Options(Settable):
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _TIME = re.compile(rf"(?:{_NUMBER} ?d)? ?(?:{_NUMBER} ?h)? ?(?:{_NUMBER} ?m(?:in)?)? ?(?:{_NUMBER} ?s(?:ec)?)?")
+
+
+def time_setting(time: str | float) -> str:
+    """Return the setting of the time of a run, given as in `parse_seconds` or in seconds; ``+30m`` adds to what it was.
+
+    ``time_s=+1800`` is made the sum by the project that it is for, see `segfit.project.added_time`.
+    """
+    if not isinstance(time, str):
+        return f"time_s={time}"
+    text = time.strip()
+    return f"time_s=+{parse_seconds(text[1:])}" if text.startswith("+") else f"time_s={parse_seconds(text)}"
 
 
 def parse_seconds(text: str) -> float:

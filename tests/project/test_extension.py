@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 from torch import Tensor
 
-from segfit.errors import MemoryShortageError
+from segfit.errors import InputError, MemoryShortageError
 from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project import Project, decide, race, sizing, trainings
 from segfit.project.candidate import SLACK, Candidate
+from segfit.project.folder import ProjectFile
 from segfit.project.trainings import trainings_of
 from segfit.training import loop
 from segfit.training.checkpoint import Checkpoints, State
@@ -23,6 +27,7 @@ from segfit.training.events import read_events
 from segfit.training.learner import Learner
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS
+from segfit.training.starting_state import state_before_cooldown
 
 SETTINGS = ["planning.base_features=4", "training.precision=fp32", "training.channels_last=false"]
 
@@ -279,10 +284,141 @@ def test_a_network_that_no_longer_fits_is_decided_anew(begun: Project, monkeypat
     assert len(calls) > 1
 
 
-def test_other_trainings_than_one_are_decided_anew(tmp_path: Path, begun: Project) -> None:
+def test_several_trainings_go_on_each_from_before_its_cool_down(tmp_path: Path, begun: Project) -> None:
     two = Project.create(tmp_path / "two", begun.dataset, settings=["time_s=40", *SETTINGS, "planning.folds=0,1"])
-    assert len(two.train()) == 2
-    assert run_of(again(two, "time_s=60")).extends is None
+    first = two.train()
+    before, folders = run_of(two), [item.folder for item in trainings_of(two)]
+    states = [state_before_cooldown(item.folder, item.identity) for item in trainings_of(two)]
+    more = again(two, "time_s=60")
+    second = more.train()
+    run = run_of(more)
+    assert run.extends is not None
+    assert [item.folder for item in trainings_of(more)] == folders
+    assert [state.step for state in states if state is not None] == [run.extends.step] * 2
+    assert before.seconds_per_training is not None
+    assert run.seconds_per_training == pytest.approx(before.seconds_per_training + 10, abs=0.06)  # 20 s for two
+    assert all(one.steps < other.steps for one, other in zip(first, second, strict=True))
+
+
+def test_a_fold_that_had_not_begun_takes_its_part_of_what_is_left(tmp_path: Path, begun: Project) -> None:
+    two = Project.create(tmp_path / "two", begun.dataset, settings=["time_s=40", *SETTINGS, "planning.folds=0,1"])
+    two.train(folds=[1])
+    _, fold_1 = trainings_of(two)
+    state = state_before_cooldown(fold_1.folder, fold_1.identity)
+    assert state is not None
+    more = again(two, "time_s=+20")
+    assert run_of(more).extends == Extension(time_s=40.0, step=state.step)
+    assert len(more.train()) == 2
+
+
+def _time(project: Project) -> tuple[float | None, float | None]:
+    file = ProjectFile.load(project.folder.project)
+    return file.options.time_s, file.time_before_s
+
+
+def test_added_time_is_added_once_until_it_is_trained(begun: Project) -> None:
+    begun.train()
+    more = again(begun, "time_s=+20")
+    assert _time(more) == (60.0, 40.0)
+    assert _time(again(begun, "time_s=+20")) == (60.0, 40.0)  # the same command, after it was interrupted
+    assert _time(again(begun, "workers=2")) == (60.0, 40.0)
+    assert run_of(again(begun)).extends is not None
+    again(begun).train()
+    assert _time(more) == (60.0, None)
+    assert _time(again(begun, "time_s=+20")) == (80.0, 60.0)
+    assert _time(again(begun, "time_s=+30")) == (110.0, 80.0)
+    assert _time(again(begun, "time_s=70")) == (70.0, None)
+
+
+def test_a_run_is_given_more_time_where_it_is_called(begun: Project) -> None:
+    begun.train()
+    begun.run(time="+20s")
+    assert run_of(begun).time_s == 60.0
+    assert run_of(begun).extends is not None
+    assert _time(begun) == (60.0, None)
+
+
+def test_an_extension_that_is_interrupted_goes_on_and_can_be_extended(
+    begun: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [first] = begun.train()
+    for settings, stop in ((["time_s=+20"], 5), (["time_s=+20"], 30), (["time_s=+10"], 12)):
+        monkeypatch.setattr(_StepClock, "stop", _StepClock.steps + stop)
+        with pytest.raises(KeyboardInterrupt):
+            again(begun, *settings).train()
+    monkeypatch.setattr(_StepClock, "stop", None)
+    assert _time(begun) == (70.0, 60.0)
+    more = again(begun, "time_s=+10")
+    before = _StepClock.steps
+    [result] = more.train()
+    assert _time(more) == (70.0, None)
+    assert result.steps == pytest.approx(first.steps + 30, abs=1)
+    assert _StepClock.steps - before < result.steps - first.steps / 2  # it did not begin anew
+    [training] = trainings_of(more)
+    steps = [event["step"] for event in read_events(training.folder / EVENTS) if event["kind"] == "step"]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([], ["seed=5"]),
+        (["training.cooldown_share=1"], []),
+        (["preset=stock", "planning.base_features=4"], []),
+    ],
+    ids=["another seed", "the rate fell from the first step on", "nnU-Net's schedule"],
+)
+def test_time_is_not_added_to_what_cannot_go_on(begun: Project, first: list[str], then: list[str]) -> None:
+    again(begun, *first).train()
+    project = again(begun, *then, "time_s=+20")
+    with pytest.raises(InputError):
+        project.train()
+    assert _time(begun) == (40.0, None)  # as it was
+    again(begun, *then, "time_s=60").train()  # trained anew, as the message says
+
+
+def test_time_is_not_added_to_a_run_on_other_data(begun: Project, tmp_path: Path) -> None:
+    data = shutil.copytree(begun.dataset.root, tmp_path / "data")
+    project = Project.create(tmp_path / "q", data, settings=["time_s=40", *SETTINGS])
+    project.train()
+    label = next(iter((data / "labelsTr").iterdir()))
+    volume = nibabel.load(label)
+    values = np.asarray(volume.dataobj).copy()
+    values[0, 0, 0] = 1
+    nibabel.save(nibabel.Nifti1Image(values, volume.affine, volume.header), label)
+    with pytest.raises(InputError):
+        again(project, "time_s=+20").train()
+    other_run = again(project, "time_s=60")
+    assert run_of(other_run).extends is None
+
+
+@pytest.mark.parametrize("settings", [["training.steps=4"], []], ids=["by steps", "no time yet"])
+def test_time_is_added_to_a_time(tmp_path: Path, volumes: Path, settings: list[str]) -> None:
+    with pytest.raises(InputError):
+        Project.create(tmp_path / "new", volumes, settings=["time_s=+20"])
+    assert not (tmp_path / "new").exists()
+    Project.create(tmp_path / "p", volumes, settings=settings)
+    before = (tmp_path / "p" / "project.json").read_bytes()
+    with pytest.raises(InputError):
+        Project.open(tmp_path / "p", settings=["time_s=+20"])
+    assert (tmp_path / "p" / "project.json").read_bytes() == before
+
+
+def test_more_steps_equal_a_project_that_had_them_at_once(tmp_path: Path, pictures: Path, tiny: list[str]) -> None:
+    tiny += [*SETTINGS[1:], "training.steps=20"]
+    project = Project.create(tmp_path / "p", pictures, settings=tiny)
+    [first] = project.train()
+    more = again(project, "training.steps=40")
+    [second] = more.train()
+    whole = Project.create(tmp_path / "whole", pictures, settings=[*tiny, "training.steps=40"])
+    [third] = whole.train()
+    assert (first.steps, second.steps, second.weights) == (20, 40, third.weights)
+    times = [
+        [event["seconds"] for event in read_events(trainings_of(one)[0].folder / EVENTS) if event["kind"] == "step"]
+        for one in (project, more)
+    ]
+    assert times[0][:10] == times[1][:10]  # those were not done again
+    assert again(project, "training.steps=20").train() == [first]
 
 
 def test_the_course_leaves_out_the_time_alone(begun: Project) -> None:

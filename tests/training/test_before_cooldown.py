@@ -9,13 +9,16 @@ import pytest
 import torch
 from test_divergence import break_above
 from test_loop import FakeClock, Watcher, assert_same_weights, interrupt_at, train
-from training_fakes import tiny_recipe
+from training_fakes import ALWAYS_VALIDATED, SCHEME, disc_cases, tiny_configuration, tiny_recipe
 
+from segfit.specs import TrainingSpec
+from segfit.training.budget import TimeBudget
 from segfit.training.checkpoint import Checkpoints, State
 from segfit.training.events import read_events
+from segfit.training.job import TrainingJob
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, RESULT, STATE, TrainingResult
 from segfit.training.schedule import cooldown_start, learning_rate
-from segfit.training.starting_state import state_before_cooldown
+from segfit.training.starting_state import state_before_cooldown, take_up_other_steps
 
 SHORT = tiny_recipe(optimizer="muon", momentum=0.95, learning_rate=0.05, cooldown_share=0.5)
 CONSTANT = SHORT.model_copy(update={"poly_exponent": 0.0})
@@ -198,3 +201,101 @@ def test_a_state_that_is_kept_outlives_a_second_interruption(tmp_path: Path, mon
         assert files(tmp_path) == [f"step-{before.step:09d}.safetensors"]
     assert kept(tmp_path).step > before.step  # the state that was saved at the interruption
     assert train(tmp_path, recipe=SHORT, seconds=16.0).identity == short.identity
+
+
+def _job(steps: int, recipe: TrainingSpec, seed: int = 3) -> TrainingJob:
+    """The job of `train`."""
+    names = [case.id for case in disc_cases()]
+    return TrainingJob(
+        configuration=tiny_configuration(),
+        recipe=recipe,
+        labels=SCHEME,
+        cases_train=names,
+        cases_validation=names[:1],
+        seed=seed,
+        budget=TimeBudget(None, steps),
+    )
+
+
+def _folder(root: Path, job: TrainingJob) -> Path:
+    return root / job.identity
+
+
+def _step_events(folder: Path) -> list[dict[str, Any]]:
+    """What a log says of the steps themselves: the time and the share of the budget are others in each run."""
+    wanted = ("step", "loss", "learning_rate")
+    return [{name: event[name] for name in wanted} for event in read_events(folder / EVENTS) if event["kind"] == "step"]
+
+
+@pytest.mark.parametrize("recipe", [SHORT, SHORT.model_copy(update={"optimizer": "sgd", "weight_average": 0.9})])
+@pytest.mark.parametrize(("first", "stop", "then", "taken"), [(20, None, 40, 10), (20, 15, 40, 10), (40, 8, 20, 8)])
+def test_other_steps_go_on_and_equal_a_training_in_one_go(
+    tmp_path: Path, recipe: TrainingSpec, first: int, stop: int | None, then: int, taken: int
+) -> None:
+    straight, earlier, job = tmp_path / "straight", _job(first, recipe), _job(then, recipe)
+    train(straight, recipe=recipe, steps=then)
+    watcher = Watcher() if stop is None else Watcher(interrupt_at(stop, KeyboardInterrupt()))
+    try:
+        train(_folder(tmp_path, earlier), recipe=recipe, steps=first, progress=watcher)
+    except KeyboardInterrupt:
+        assert stop is not None
+    before = {path: path.read_bytes() for path in _folder(tmp_path, earlier).rglob("*") if path.is_file()}
+
+    assert take_up_other_steps(job, _folder(tmp_path, job), tmp_path.glob("*")) == taken
+    with pytest.raises(KeyboardInterrupt):  # the extension is interrupted itself
+        train(
+            _folder(tmp_path, job),
+            recipe=recipe,
+            steps=then,
+            progress=Watcher(interrupt_at(taken // 2, KeyboardInterrupt())),
+        )
+    assert take_up_other_steps(job, _folder(tmp_path, job), tmp_path.glob("*")) is None  # it has begun
+    result = train(_folder(tmp_path, job), recipe=recipe, steps=then)
+    assert (result.steps, result.first_step) == (then, 0)
+    assert_same_weights(_folder(tmp_path, job), straight)
+    assert_same_state(kept(_folder(tmp_path, job)), kept(straight))
+    assert _step_events(_folder(tmp_path, job)) == _step_events(straight)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+FALLING = tiny_recipe()
+WARMED = SHORT.model_copy(update={"warmup_share": 0.1})
+OTHER = SHORT.model_copy(update={"cooldown_share": 0.4})
+
+
+@pytest.mark.parametrize(
+    ("trained", "wanted", "seed"),
+    [(FALLING, FALLING, 3), (WARMED, WARMED, 3), (SHORT, SHORT, 4), (SHORT, OTHER, 3)],
+    ids=["the rate falls from the first step on", "warm-up", "another seed", "another cool-down"],
+)
+def test_a_training_that_would_not_be_the_same_takes_up_nothing(
+    tmp_path: Path, trained: TrainingSpec, wanted: TrainingSpec, seed: int
+) -> None:
+    earlier, job = _job(20, trained), _job(40, wanted, seed=seed)
+    stop = Watcher(interrupt_at(4, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):  # what is trained with a falling rate leaves a state too
+        train(_folder(tmp_path, earlier), recipe=trained, steps=20, progress=stop)
+    assert take_up_other_steps(job, _folder(tmp_path, job), tmp_path.glob("*")) is None
+    assert not _folder(tmp_path, job).exists()
+    assert (_folder(tmp_path, earlier) / STATE).is_dir()
+
+
+def _shares(folder: Path, kind: str) -> list[float]:
+    return [event["share"] for event in read_events(folder / EVENTS) if event["kind"] == kind]
+
+
+def test_what_goes_on_longer_is_logged_and_validated_by_its_own_budget(tmp_path: Path) -> None:
+    recipe = SHORT.model_copy(update={"validation_share": ALWAYS_VALIDATED})
+    earlier, job = _job(200, recipe), _job(400, recipe)
+    first = train(_folder(tmp_path, earlier), recipe=recipe, steps=200)
+    assert take_up_other_steps(job, _folder(tmp_path, job), tmp_path.glob("*")) == 100
+    result = train(_folder(tmp_path, job), recipe=recipe, steps=400)
+    shares = _shares(_folder(tmp_path, job), "step")
+    assert shares == pytest.approx([step / 400 for step in range(1, 101)] + [step / 400 for step in range(100, 400)])
+    assert _shares(_folder(tmp_path, job), "validation") == [point.share for point in result.curve]
+    half = [point for point in first.curve if point.step <= 100]
+    assert [(point.step, point.dice) for point in result.curve[: len(half)]] == [(one.step, one.dice) for one in half]
+    assert [point.share for point in result.curve[: len(half)]] == [one.share / 2 for one in half]
+    count = len(first.curve)
+    later = [point.share for point in result.curve[len(half) :]]
+    assert later == pytest.approx([share for k in range(1, count + 1) if (share := k / count) > 0.25], abs=0.0025)

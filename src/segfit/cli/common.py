@@ -90,7 +90,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 _SETTINGS: dict[str, Any] = {
     "time": Annotated[
         str | None,
-        typer.Option("--time", metavar="TIME", help="Time for the whole run: 20min, 2h, 2h30m, 1.5h, 3d; 90 is 90 s."),
+        typer.Option(
+            "--time",
+            metavar="TIME",
+            help="Time for the whole run: 20min, 2h, 2h30m, 1.5h, 3d; 90 is 90 s; +30m goes on with a run for so long.",
+        ),
     ],
     "steps": Annotated[
         int | None,
@@ -183,13 +187,13 @@ def _settings_from(
 
     A time takes the place of a number of steps given earlier, and the other way round.
     """
-    from segfit.options import parse_seconds
+    from segfit.options import time_setting
 
     if time is not None and steps is not None:
         raise InputError("a run is limited by --time or by --steps, not by both", "leave one out")
     given: list[str] = []
     if time is not None:
-        given += [f"time_s={parse_seconds(time)}", "training.steps=null"]
+        given += ["training.steps=null", time_setting(time)]
     if steps is not None:
         given += [f"training.steps={steps}", "time_s=null"]
     for key, path in (("training.start_from", start), ("planning.plan_from", plan_from)):

@@ -31,7 +31,7 @@ from segfit.planning.budget import (
 from segfit.planning.plan import Initial, Plan, RunSpec, StageForecast
 from segfit.planning.sized_plan import with_run
 from segfit.project.candidate import SLACK, Candidate, Workload
-from segfit.project.extension import Earlier, earlier_run
+from segfit.project.extension import Earlier, earlier_run, require_extended
 from segfit.project.forecast import (
     REPORT_SECONDS,
     PreprocessingCost,
@@ -221,6 +221,8 @@ class _Decision:
         project, sizer, steps = self._project, self._sizer, self._options.training.steps
         found = earlier_run(project, time_s=None if steps is not None else self._budget, steps=steps)
         if found is None:
+            if steps is None:
+                require_extended(project, self._budget)
             return None
         plan, names = found.plan, found.run.configurations
         try:
@@ -228,9 +230,11 @@ class _Decision:
         except MemoryShortageError:
             project.progress.note("the network of the earlier run no longer fits into memory")
             return None
-        if found.step is not None:
+        if found.step is not None and project.time_before is None:
             seconds = self._left() - self._preprocessing_seconds(preprocessing, candidates)
+            seconds /= len(names) * len(found.run.folds)
             if sizer.enough(candidates[0], seconds * (1 - _RACE_SHARE)):
+                project.progress.note("it is trained anew, not gone on with: so much time is worth a larger network")
                 return None
         self._earlier = found
         project.progress.note(found.words)
@@ -445,7 +449,7 @@ class _Decision:
             extends=None if before is None else before.told,
             time_s=None if options.training.steps is not None else self._budget,
             course=self._project.course(),
-            settings=tuple(setting for item in chosen for setting in item.settings),
+            settings=tuple(dict.fromkeys(setting for item in chosen for setting in item.settings)),
             initial=self._initial(chosen),
             validation_cases=min((item.cases for item in validations if item.cases is not None), default=None),
             validation_mirror=all(item.mirror for item in validations),

@@ -41,6 +41,7 @@ class ProjectFile(Document):
 
     dataset: Path
     options: Options
+    time_before_s: float | None = None  # while a run goes on that time was added to: what it had before
 
 
 class CheckFile(Document):

@@ -19,7 +19,7 @@ from segfit.errors import InputError, Problem, warning
 from segfit.execution.execution import LOCAL, Execution
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.measure import look_to_measure, measure
-from segfit.options import Options, parse_seconds
+from segfit.options import Options, time_setting
 from segfit.planning.budget import choose_configurations
 from segfit.planning.folds import grouped, splitting, with_folds
 from segfit.planning.plan import Plan, RunSpec
@@ -29,6 +29,7 @@ from segfit.planning.taken_over import told_as_taken_over
 from segfit.preprocessing.dataset import preprocess_dataset
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import Checked, Progress
+from segfit.project.added_time import with_added_time
 from segfit.project.documents import Documents, load
 from segfit.project.folder import CheckFile, PlanFolder, ProjectFile, ProjectFolder
 from segfit.project.sharing import Locks
@@ -69,7 +70,8 @@ class Preparation:
         self.hashes = FileHashes(self.folder.cache / "files.json", dataset.folder)
         self.store = CaseStore(self.folder.cases, self.hashes)
         self._started: float | None = None  # when the work that the time is for began
-        self._former: Options | None = None  # what was saved before the options of this session are accepted
+        self.time_before: float | None = None  # of the run that this one goes on with, as time was added to it
+        self._former: ProjectFile | None = None  # what was saved before the options of this session are accepted
         self._is_withdrawn = False  # the options of this session were refused, and are saved again if it goes on
         self.validates_all = False  # predict all validation cases, also those that a run had no time for
         self.overrun = False  # take more time rather than refuse a budget that is too short
@@ -94,11 +96,11 @@ class Preparation:
 
     def save_options(self) -> None:
         """Write dataset and options into the project file."""
-        file = ProjectFile(dataset=self.dataset.root, options=self.asked)
+        file = ProjectFile(dataset=self.dataset.root, options=self.asked, time_before_s=self.time_before)
         known = load(ProjectFile, self.folder.project)
         self._is_withdrawn = False
         if known != file:
-            self._former = Options() if known is None else known.options
+            self._former = known or ProjectFile(dataset=self.dataset.root, options=Options())
             with self.locks.held("options"), told_of_files("options"):
                 file.save(self.folder.project)
 
@@ -107,8 +109,23 @@ class Preparation:
         file = load(ProjectFile, self.folder.project)
         if self._former is not None and file is not None and file.options == self.asked:
             with self.locks.held("options"), told_of_files("options"):
-                file.model_copy(update={"options": self._former}).save(self.folder.project)
+                self._former.model_copy(update={"dataset": file.dataset}).save(self.folder.project)
             self._former, self._is_withdrawn = None, True
+
+    def end_addition(self) -> None:
+        """Take the time that was added for trained: the same addition made again adds once more."""
+        file = load(ProjectFile, self.folder.project)
+        if self.time_before is not None and file is not None and file.options == self.asked:
+            with self.locks.held("options"), told_of_files("options"):
+                file.model_copy(update={"time_before_s": None}).save(self.folder.project)
+        self.time_before = None
+
+    def change(self, settings: Sequence[str]) -> None:
+        """Change the options of the project by ``key=value`` settings."""
+        settings, self.time_before = with_added_time(self.folder, settings)
+        asked = self.asked.with_settings(settings)
+        self._adopt(resolved(self.folder.root, asked, self._opened, settings))
+        self.save_options()
 
     def check(self) -> tuple[Problem, ...]:
         """Read every file once and return all problems, those of folds too; unchanged files are not read again.
@@ -211,21 +228,19 @@ class Preparation:
 
         Parameters
         ----------
-        time : budget of the run, like "2h", or seconds
+        time : budget of the run, like "2h", or seconds; "+30m" adds to that of the run that is there
         memory_gb, preset : as in `Options`
         settings : ``key=value``, as in `Options.with_settings`
         """
         changes = [*settings]
         if time is not None:
-            changes.append(f"time_s={parse_seconds(time) if isinstance(time, str) else time}")
+            changes.append(time_setting(time))
         if memory_gb is not None:
             changes.append(f"memory_gb={memory_gb}")
         if preset is not None:
             changes.append(f"preset={preset}")
         if changes:
-            asked = self.asked.with_settings(changes)
-            self._adopt(resolved(self.folder.root, asked, self._opened, changes))
-            self.save_options()
+            self.change(changes)
         return self.once("plan", self._plan)
 
     def _plan(self) -> Plan:

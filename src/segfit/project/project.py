@@ -14,7 +14,8 @@ from segfit.errors import DatasetError, InputError, reason_of
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import path_of
-from segfit.options import Options
+from segfit.options import Options, time_setting
+from segfit.project.added_time import with_added_time
 from segfit.project.documents import load
 from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.preparation import Preparation
@@ -65,6 +66,7 @@ class Project(Preparation):
         if not isinstance(options, Options | None):
             raise InputError(f"options are an Options, got {options!r}", "give settings as KEY=VALUE texts")
         before = load(ProjectFile, ProjectFolder(root).project)
+        settings, time_before = with_added_time(ProjectFolder(root), settings)
         options = (options or (before.options if before is not None else Options())).with_settings(settings)
         skip = options.dataset.skip_incomplete
         if before is not None and not isinstance(dataset, Dataset) and _same_place(dataset, before.dataset):
@@ -83,6 +85,7 @@ class Project(Preparation):
         project = cls(root, opened, options, execution=execution)
         if before is not None and moved:
             project.progress.note(f"{opened.root} is the dataset that was at {before.dataset}")
+        project.time_before = time_before
         project.save_options()
         project.folder.remove_leftovers()
         return project
@@ -193,13 +196,18 @@ class Project(Preparation):
             write_report(data, self.folder.report)
         return self.folder.report
 
-    def run(self, *, overrun: bool = False) -> Summary | None:
+    def run(self, *, time: str | float | None = None, overrun: bool = False) -> Summary | None:
         """Run all stages; return the metrics of the test images, None if there are no labels for them.
 
-        With `overrun` a time that is too short is overrun instead of refused.
+        Parameters
+        ----------
+        time : of the whole run from now on, as in `plan`
+        overrun : a time that is too short is overrun instead of refused
         """
         from segfit.project.decide import require_possible
 
+        if time is not None:
+            self.change([time_setting(time)])
         self.overrun = overrun
         with self.at_work():
             require_possible(self.options, overrun=overrun)

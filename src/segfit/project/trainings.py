@@ -36,6 +36,7 @@ from segfit.training.budget import TimeBudget
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.result import WEIGHTS, TrainingResult, before_and_after, finished_result
+from segfit.training.starting_state import take_up_other_steps
 
 __all__ = [
     "Training",
@@ -206,6 +207,7 @@ def train_all(
         if results is not None:
             if folds is None and configurations is None:
                 remove_losers(project, project.plan())
+                project.end_addition()
             return results
 
 
@@ -271,6 +273,7 @@ def _require_decided(project: Preparation) -> None:
 def _train(project: Preparation, item: Training) -> TrainingResult:
     job = item.job
     train, validation = (_stored(project, item, cases) for cases in (job.cases_train, job.cases_validation))
+    take_up_other_steps(job, item.folder, item.folder.parent.glob("*"))
     with project.stage_log.of("train"):
         result = train_fold(
             job,

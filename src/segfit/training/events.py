@@ -28,16 +28,27 @@ class EventLog:
     """Appends events to a file.
 
     Opening for `step` drops every event of a later step: a training that goes on from a saved state repeats the steps
-    after it, and the log stays monotone. `follower` is told each event once it is in the file.
+    after it, and the log stays monotone. `share` tells for step and seconds which share of the budget was used then, if
+    it is another budget than before. `follower` is told each event once it is in the file.
     """
 
-    def __init__(self, path: Path, *, step: int, follower: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        step: int,
+        share: Callable[[int, float], float] | None = None,
+        follower: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
         self._path = path
         self._follower = follower
-        self._handle = self._opened(step)
+        self._handle = self._opened(step, share)
 
-    def _opened(self, step: int) -> TextIO:
+    def _opened(self, step: int, share: Callable[[int, float], float] | None = None) -> TextIO:
         kept = [event for event in read_events(self._path) if event.get("step", 0) <= step] if step else []
+        for event in kept:
+            if share is not None and event.keys() >= {"share", "seconds"}:
+                event["share"] = share(event["step"], event["seconds"])
         write_text(self._path, "".join(_line(event) for event in kept))
         return self._path.open("a", encoding="utf-8")
 

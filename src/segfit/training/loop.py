@@ -132,6 +132,7 @@ class _Training:
         self._before_cooldown = Checkpoints(self.folder / BEFORE_COOLDOWN, self.identity)
         self._cools_from = cooldown_start(recipe.falling, recipe.warmup_share, recipe.cooldown_share)
         self._cooling = False  # whether the cool-down has begun
+        self._is_longer = False  # whether it goes on with another budget than it began with
         self._sampler = PatchSampler(
             self.train,
             labels,
@@ -168,7 +169,9 @@ class _Training:
         known = self._step if self._done else 0
         with (
             Trackers(trackers, self.folder, title, known, self.progress) as followers,
-            EventLog(self.folder / EVENTS, step=known, follower=followers) as self._events,
+            EventLog(
+                self.folder / EVENTS, step=known, share=self._share_at if self._is_longer else None, follower=followers
+            ) as self._events,
             self.progress.task(title, self.job.budget.total) as task,
             Batches(
                 self._sampler,
@@ -208,6 +211,10 @@ class _Training:
 
     def _share(self) -> float:
         return self.job.budget.share(self._done, self._clock.seconds())
+
+    def _share_at(self, step: int, seconds: float) -> float:
+        """Return which share of the present budget was used then, as it is written down."""
+        return round(self.job.budget.share(step - self._first_step, seconds), 6)
 
     def _is_done(self, batches: Batches) -> bool:
         """Whether the budget is used, or the next step (and the last validation) would exceed it.
@@ -299,6 +306,7 @@ class _Training:
             "learner": self._learner.facts(),
             "seconds": self._clock.seconds(),
             "first_step": self._first_step,
+            "budget": self.job.budget.total,
             "cooling": self._cooling,
             **self._losses.facts(),
             **self._validation.facts(),
@@ -363,6 +371,9 @@ class _Training:
             self._before_cooldown.delete()
         self._guard.restore(state.facts)
         self._clock = Clock(state.facts["seconds"])
+        self._is_longer = state.facts.get("budget", self.job.budget.total) != self.job.budget.total
+        if self._is_longer:
+            self._validation.rescale(self._share_at)
         self.progress.note(f"resuming from step {self._step}")
 
     def _cooled_early(self, state: State) -> bool:

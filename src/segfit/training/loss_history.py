@@ -116,7 +116,7 @@ class LossHistory:
                 self._recent.append(loss)
                 self._unlogged.append(loss)
                 self._last = facts
-                if facts.share - self._logged_share >= _EVENT_SHARE:
+                if abs(facts.share - self._logged_share) >= _EVENT_SHARE:  # it falls where there is more time
                     self._flush(events)
                 continue
             self.skipped += 1

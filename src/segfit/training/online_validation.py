@@ -7,7 +7,7 @@ training, with finer steps of the window and usually a little higher.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from math import prod
@@ -122,7 +122,15 @@ class CaseValidation:
 
     def is_due(self, share: float) -> bool:
         """Whether to validate when `share` of the budget is used."""
-        return self.schedule is not None and self.schedule.is_due(len(self.curve), share)
+        if self.schedule is None:
+            return False
+        # Of a training that goes on with a larger budget more are done than its share calls for.
+        called_for = int(self.curve[-1].share * self.schedule.count + 1e-3) if self.curve else 0
+        return self.schedule.is_due(min(len(self.curve), called_for), share)
+
+    def rescale(self, share: Callable[[int, float], float]) -> None:
+        """Have the points of the curve stand at the share of another budget, which is told for step and seconds."""
+        self.curve = [point.model_copy(update={"share": share(point.step, point.seconds)}) for point in self.curve]
 
     def is_missing_at_end(self, step: int) -> bool:
         """Whether a training that ends after this step is still to be validated."""
