@@ -3,8 +3,8 @@
 With other folds or other ways to predict, and the same time, nothing is decided anew. With more time a training goes on
 from before its cool-down: until then the learning rate is constant, so what was trained is what a longer training would
 have begun with. Nothing is chosen, nothing races, and only the cool-down is done again; so do several folds, each from
-its own. Where that cannot be, as the rate fell from the first step on or the data are others, it is said why; a run that
-time is added to is refused then.
+its own. Where that cannot be, as the rate fell from the first step on or the data are others, it is said why; a run
+that time is added to is refused then.
 """
 
 from __future__ import annotations
