@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from segfit.bundle.bundle import open_bundle
 from segfit.errors import InputError, MemoryShortageError
 from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project import Project, decide, race, sizing, trainings
@@ -357,6 +358,32 @@ def test_an_extension_that_is_interrupted_goes_on_and_can_be_extended(
     [training] = trainings_of(more)
     steps = [event["step"] for event in read_events(training.folder / EVENTS) if event["kind"] == "step"]
     assert steps == sorted(set(steps))
+
+
+def test_a_model_of_what_is_trained_so_far_is_the_earlier_one_or_the_state(
+    begun: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped_after(steps: int, *settings: str) -> Project:
+        monkeypatch.setattr(_StepClock, "stop", _StepClock.steps + steps)
+        with pytest.raises(KeyboardInterrupt):
+            again(begun, *settings).train()
+        monkeypatch.setattr(_StepClock, "stop", None)
+        return again(begun)
+
+    def handed_over() -> tuple[list[int], int]:
+        manifest = open_bundle(begun.folder.model).manifest
+        found = sum("has not ended" in text for text in manifest.verdict["findings"])
+        return manifest.training["steps"], found
+
+    stopped_after(20).select(so_far=True)  # killed in a step: the state before the cool-down is the last one
+    assert handed_over() == ([before_cooldown_of(begun).step], 1)
+    [first] = again(begun).train()
+    project = stopped_after(15, "time_s=+20")
+    project.select(so_far=True)
+    assert handed_over() == ([first.steps], 0)  # its learning rate has fallen, that of the state has not
+    [second] = again(begun).train()
+    assert second.steps == pytest.approx(first.steps + 20, abs=1)
+    assert _time(begun) == (60.0, None)
 
 
 @pytest.mark.parametrize(

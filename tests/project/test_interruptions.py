@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
+from segfit.bundle.bundle import open_bundle, weights_name
 from segfit.cli.main import run
-from segfit.errors import Problem, StoppedError
+from segfit.errors import InputError, Problem, StoppedError
 from segfit.execution.execution import Execution
 from segfit.files import partial_folder
 from segfit.inference.model import load_model
@@ -86,6 +89,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path, volumes: Path
     _, errors = process.communicate(timeout=_PATIENCE_S)
     assert process.returncode == 130
     assert "the same command goes on" in errors
+    assert f"segfit select {out} --so-far" in " ".join(errors.split())
     assert "Traceback" not in errors
     assert not any(out.glob("runs/3d_fullres/fold-0/*/training.json"))
 
@@ -139,15 +143,101 @@ def test_a_stopped_run_leaves_the_model_and_its_state_and_goes_on(
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_touching_the_stop_file_ends_a_command_with_a_code_to_resume_on(
-    tmp_path: Path, pictures: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+def _stop_in_the_first_training(out: Path, dataset: Path, settings: list[str]) -> Project:
+    project = Project.create(
+        out, dataset, settings=settings, execution=Execution(progress=_Counting(lambda: project.stop()))
+    )
+    with pytest.raises(StoppedError):
+        project.run()
+    assert not (out / "model").exists()
+    return Project.open(out)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """The files of trainings, without what is handed over before they end."""
+    paths = [path for path in folder.glob("runs/*/*/*/**/*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in paths if "so-far-" not in str(path)}
+
+
+def test_a_first_training_that_was_stopped_gives_a_model_and_goes_on(
+    tmp_path: Path, pictures: Path, tiny: list[str]
 ) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    tiny += ["training.precision=fp32", "training.channels_last=true", "training.steps=12"]
+    Project.create(whole, pictures, settings=tiny).run()
+    project = _stop_in_the_first_training(out, pictures, tiny)
+    before = _files(out)
+    selection = project.select(so_far=True)
+    assert (selection.winner, selection.folds) == (("2d",), (0,))
+    manifest = open_bundle(out / "model").manifest
+    assert manifest.training["steps"] == [4]
+    assert manifest.verdict["level"] != "good"
+    assert load_model(out / "model").name
+    assert _files(out) == before
+    [state] = out.glob("runs/*/*/*/state/*")
+    with (
+        safe_open(state, framework="pt") as saved,
+        safe_open(out / "model" / weights_name("2d", 0), framework="pt") as given,
+    ):
+        for name in given.keys():  # noqa: SIM118 - not a mapping
+            assert torch.equal(given.get_tensor(name), saved.get_tensor(f"network/{name}"))
+    model = (out / "model" / weights_name("2d", 0)).read_bytes()
+    assert project.select(so_far=True) == selection
+    assert (out / "model" / weights_name("2d", 0)).read_bytes() == model
+
+    assert project.status().trained != 1.0
+    Project.open(out).run()
+    name = f"model/{weights_name('2d', 0)}"
+    assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert open_bundle(out / "model").manifest.training["steps"] == [12]
+    assert Project.open(out).select(so_far=True) == Project.open(out).select()  # all is trained
+
+
+def test_what_has_not_begun_is_left_out_of_what_is_there_so_far(
+    tmp_path: Path, pictures: Path, tiny: list[str]
+) -> None:
+    project = _stop_in_the_first_training(tmp_path / "p", pictures, [*tiny, "planning.folds=2,0"])
+    assert project.select(so_far=True).folds == (2,)
+    assert [item.name for item in (tmp_path / "p" / "model").glob("weights*")] == [weights_name("2d", 2)]
+
+
+def test_nothing_is_handed_over_where_nothing_is_trained(tmp_path: Path, pictures: Path, tiny: list[str]) -> None:
+    project = Project.create(tmp_path / "p", pictures, settings=tiny)
+    with pytest.raises(InputError):
+        project.select(so_far=True)
+    project.size()
+    with pytest.raises(InputError):
+        project.select(so_far=True)
+    assert not project.folder.runs.exists()
+
+
+def test_the_verdict_says_that_the_training_has_not_ended(
+    tmp_path: Path, pictures: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p"
+    _stop_in_the_first_training(out, pictures, tiny)
+    assert run(["select", str(out), "--so-far"]) == 0
+    told = capsys.readouterr().out
+    manifest = open_bundle(out / "model").manifest
+    assert manifest.verdict["headline"] in told
+    assert any("4 of about 6 steps" in text for text in manifest.verdict["findings"])
+
+
+def test_touching_the_stop_file_ends_a_command_with_a_code_to_resume_on(
+    tmp_path: Path,
+    pictures: Path,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     out = tmp_path / "stopped"
     settings = [part for setting in tiny for part in ("--set", setting)]
     progress = _Counting((out / "stop").touch)
     monkeypatch.setattr("segfit.cli.common.console_execution", lambda *_: Execution(progress=progress))
     arguments = ["train", str(pictures), "--out", str(out), *settings]
     assert run(arguments) == 143
+    assert f"segfit select {out} --so-far" in capsys.readouterr().err
     progress.react = lambda: None
     assert run(arguments) == 0
     assert "resuming from step 4" in progress.told

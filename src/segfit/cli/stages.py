@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +25,7 @@ from segfit.cli.common import (
 from segfit.cli.console import problem_table, say, score_table, table, text_width, wrapped
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
-from segfit.errors import InputError
+from segfit.errors import InputError, StoppedError
 from segfit.words import by_axis, count, dice
 
 if TYPE_CHECKING:
@@ -69,8 +71,21 @@ def run(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], a
     The exit code is 3 if the run ended and its model should not be used.
     """
     project = open_project(dataset, out, given)
-    project.run()
+    with _telling_of_states(project):
+        project.run()
     return print_outcome(project, as_json=as_json)
+
+
+@contextmanager
+def _telling_of_states(project: Project) -> Iterator[None]:
+    """Say, where a training is stopped, how a model is made of what there is."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, StoppedError):
+        if any(project.folder.runs.glob("*/*/*/state/*")):
+            command = f"segfit select {quote(str(project.folder.root))} --so-far"
+            say(wrapped(f"{command} makes a model of what is trained so far", sys.stderr), sys.stderr)
+        raise
 
 
 @with_settings("skip_incomplete", "resample_labels", "labels", "groups", "workers")
@@ -242,7 +257,8 @@ def train(
     numbers = _numbers(folds)
     names = None if configurations is None else [name.strip() for name in configurations.split(",")]
     project = open_project(dataset, out, given)
-    results = project.train(folds=numbers, configurations=names)
+    with _telling_of_states(project):
+        results = project.train(folds=numbers, configurations=names)
     done = list(zip(trainings_asked(project, numbers, names), results, strict=True))
     if as_json:
         print_json([{"fold": item.fold, **result.model_dump(mode="json")} for item, result in done])
@@ -263,10 +279,21 @@ def _numbers(folds: str | None) -> list[int] | None:
 
 
 @with_settings("skip_incomplete", "resample_labels", "labels", "settings")
-def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
+def select(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    so_far: Annotated[
+        bool, typer.Option("--so-far", help="Hand over what is trained so far: the last saved states.")
+    ] = False,
+    *,
+    given: list[str],
+    as_json: AsJson = False,
+) -> None:
     """Validate all cases, compare, choose, write the model."""
+    from segfit.bundle.bundle import open_bundle
+
     project = open_project(dataset, out, given)
-    selection = project.select(complete=True)
+    selection = project.select(complete=not so_far, so_far=so_far)
     if as_json:
         print_json(selection.model_dump(mode="json"))
         return
@@ -276,7 +303,10 @@ def select(dataset: DatasetArgument = None, out: Out = None, *, given: list[str]
     for step in selection.steps:
         say(f"post-processing: {step.text}")
     say(f"model: {project.folder.model}")
-    _print_verdict(project.verdict())
+    if so_far:
+        _print_facts(open_bundle(project.folder.model, verify=False).manifest.verdict)
+    else:
+        _print_verdict(project.verdict())
 
 
 def print_outcome(project: Project, *, as_json: bool = False) -> int:
@@ -313,6 +343,13 @@ def _print_verdict(verdict: Verdict | None) -> None:
         if item.level != "remark":
             for text in filter(None, (item.text, item.action)):
                 say(_indented(text))
+
+
+def _print_facts(verdict: Mapping[str, Any]) -> None:
+    """Print the verdict that stands in a model."""
+    say(f"verdict: {verdict['headline']}")
+    for text in verdict["findings"]:
+        say(_indented(text))
 
 
 def _indented(text: str) -> str:

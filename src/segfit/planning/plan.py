@@ -21,6 +21,7 @@ __all__ = [
     "RaceEntry",
     "RunSpec",
     "StageForecast",
+    "Unfinished",
     "candidate_words",
 ]
 
@@ -90,6 +91,14 @@ class Extension(Record):
     step: int  # that it is gone on from
 
 
+class Unfinished(Record):
+    """A state of a training that is handed over before that has ended."""
+
+    training: str  # identity
+    steps: int  # done, those of a training that it started from left out
+    seconds: float  # spent training
+
+
 class Initial(Record):
     """What the networks of a run take over from the model that they start from."""
 
@@ -140,6 +149,7 @@ class RunSpec(Record):
     validation_cases: int | None = None  # of each fold, that are predicted to validate it; None: all
     initial: Initial | None = None  # None: the networks start from nothing
     validation_mirror: bool = True  # validation predicts mirrored views too
+    unfinished: dict[str, Unfinished] = {}  # trainings whose states count as they are, by "configuration/fold"
 
     @property
     def total(self) -> StageForecast:

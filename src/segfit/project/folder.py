@@ -16,6 +16,7 @@ my-project/
   runs/<configuration>/fold-<k>/<key>/
     events.jsonl weights.safetensors training.json state/
     before-cooldown/ the state from before the learning rate fell, for more time
+    so-far-<key>/    what was handed over before the training had ended, as a training
     validation-<key>/    predictions of the fold's validation cases, summary.json
   stages.jsonl       what each stage used
   stop               touched by whoever wants what is at work here to stop
@@ -33,7 +34,9 @@ from segfit.errors import Problem
 from segfit.files import Document, remove_leftovers
 from segfit.options import Options
 
-__all__ = ["CheckFile", "PlanFolder", "ProjectFile", "ProjectFolder"]
+__all__ = ["SO_FAR", "CheckFile", "PlanFolder", "ProjectFile", "ProjectFolder"]
+
+SO_FAR = "so-far-"
 
 
 class ProjectFile(Document):
@@ -89,6 +92,10 @@ class ProjectFolder:
     def training(self, configuration: str, fold: int, identity: str) -> Path:
         """Folder of one training."""
         return self.runs / configuration / f"fold-{fold}" / identity
+
+    def so_far(self, configuration: str, fold: int, training: str, identity: str) -> Path:
+        """Folder of a state, that is one of `training`, as a training."""
+        return self.training(configuration, fold, training) / f"{SO_FAR}{identity}"
 
     def lock(self, name: str) -> Path:
         """Lock of one result."""

@@ -136,15 +136,21 @@ class Project(Preparation):
         with self.at_work():
             return trainings.train_all(self, folds, configurations)
 
-    def select(self, *, complete: bool = False) -> Selection:
+    def select(self, *, complete: bool = False, so_far: bool = False) -> Selection:
         """Validate, choose the best configuration or ensemble and its post-processing, and write the model.
 
-        With `complete` from all validation cases, also those that a run had no time to predict.
+        Parameters
+        ----------
+        complete : from all validation cases, also those that a run had no time to predict
+        so_far : from the last saved states of trainings that are not finished; nothing is trained, and they go on later
         """
         from segfit.project import select_and_export
+        from segfit.project import so_far as reached
 
         self.validates_all = complete
         with self.at_work():
+            if so_far:
+                return reached.select_so_far(self).selection
             return select_and_export.select_model(self).selection
 
     def predict(self) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, open_bundle, weights_name, write_bundle
 from segfit.dataset.manifest import Case
-from segfit.errors import InputError
+from segfit.errors import InputError, StageError
 from segfit.evaluation.evaluate import evaluate
 from segfit.evaluation.pairs import Pair
 from segfit.evaluation.summary import Summary, summarize
@@ -23,6 +24,7 @@ from segfit.fingerprint.training_images import TrainingImages
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.plugins import package_of, package_version
+from segfit.preprocessing.store import StoredAnnotation
 from segfit.project.preparation import Preparation
 from segfit.project.sharing import Task
 from segfit.project.stage_log import told_of_files
@@ -30,7 +32,6 @@ from segfit.project.stages import STAGES
 from segfit.project.trainings import (
     Validation,
     held_weights,
-    references_of,
     summaries_of,
     train_all,
     trainings_of,
@@ -69,12 +70,13 @@ class Selected:
     results: tuple[TrainingResult, ...]
 
 
-def select_model(project: Preparation) -> Selected:
+def select_model(project: Preparation, results: Sequence[TrainingResult] | None = None) -> Selected:
     """Train and validate what is missing, choose, and write ``selection.json``, ``validation.json`` and ``model/``.
 
-    What was selected from all validation cases stays, also where a part of them would do.
+    Nothing is trained where the results of all trainings are given. What was selected from all validation cases stays,
+    also where a part of them would do.
     """
-    results = train_all(project)
+    results = train_all(project) if results is None else results
     known = selected(project, results)
     found = known or _select(project, results)
     looked_at = () if known is None else found.validations  # what was just made is whole
@@ -260,12 +262,22 @@ def _pairs(project: Preparation, validations: Sequence[Validation], candidate: C
         pair
         for item in validations
         if item.training.name == candidate.members[0]
-        for pair in validation_pairs(project.dataset, item.folder, references_of(project, item))
+        for pair in validation_pairs(project.dataset, item.folder, _references(project, item))
     ]
     if len(candidate.members) == 1:
         return first
     members = [_member(validations, name) for name in candidate.members]
     return merged_pairs(members, first, project.dataset.labels)
+
+
+def _references(project: Preparation, item: Validation) -> dict[str, StoredAnnotation | None]:
+    """Return the annotations of validation cases; None for one that has to be read from the dataset."""
+    keys = project.case_keys(project.plan().configurations[item.training.name])
+    found: dict[str, StoredAnnotation | None] = dict.fromkeys(item.cases)
+    for case in item.cases:
+        with suppress(StageError):  # the store may have been emptied since
+            found[case] = project.stored(keys[case]).annotation
+    return found
 
 
 def _model_key(project: Preparation, chosen: Selected) -> Key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from segfit.errors import DivergedError, InputError, StageError, warning
 from segfit.evaluation.summary import Summary
 from segfit.files import content_hash, hash_file
 from segfit.planning.budget import FEWEST_STEPS, MOST_STEPS
-from segfit.planning.plan import Plan, RunSpec
-from segfit.preprocessing.store import StoredAnnotation, StoredCase
+from segfit.planning.plan import Plan, RunSpec, Unfinished
+from segfit.preprocessing.store import StoredCase
 from segfit.project.preparation import Preparation
 from segfit.project.race import exclude, remove_losers
 from segfit.project.sharing import Task
@@ -43,11 +43,11 @@ __all__ = [
     "Validation",
     "held_weights",
     "is_begun",
-    "references_of",
     "require_trained",
     "results_of",
     "summaries_of",
     "train_all",
+    "train_one",
     "training_of",
     "trainings_asked",
     "trainings_of",
@@ -79,7 +79,7 @@ class Training:
     @property
     def title(self) -> str:
         """What people read."""
-        return f"training {self.name}, fold {self.fold}"
+        return f"training {self.name}, fold {self.fold}{' so far' if self.job.so_far else ''}"
 
     def result(self) -> TrainingResult | None:
         """Return what it gave; None unless it is finished, and had all of its time."""
@@ -126,7 +126,9 @@ def trainings_asked(
     ]
 
 
-def _budget(run: RunSpec) -> TimeBudget:
+def _budget(run: RunSpec, unfinished: Unfinished | None) -> TimeBudget:
+    if unfinished is not None:  # it is used
+        return TimeBudget(unfinished.seconds, None, most_steps=unfinished.steps)
     if run.steps is not None:
         return TimeBudget(None, run.steps)
     return TimeBudget(run.seconds_per_training, None, FEWEST_STEPS, MOST_STEPS)
@@ -136,7 +138,7 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
     """Return a training of this plan or an earlier one of the same project."""
     configuration, split, run = plan.configurations[name], project.splits().folds[fold], plan.run
     assert run is not None
-    previous = _previous(project, plan, configuration)
+    previous, unfinished = _previous(project, plan, configuration), run.unfinished.get(f"{name}/{fold}")
     keys = project.case_keys(configuration)
     goes_on = run.start is not None and (name, fold) == (run.configurations[0], run.start_fold)  # from a race
     job = TrainingJob(
@@ -146,14 +148,18 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
         cases_train=split.train,
         cases_validation=split.validation,
         seed=project.options.seed,
-        budget=_budget(run),
+        budget=_budget(run, unfinished),
         weights=project.dataset.weights(split.train),
         data=_data(keys, split, previous if configuration.previous_stage is not None else None),
         start=project.folder.root / run.start if goes_on and run.start else None,
         start_identity=run.start_identity if goes_on else None,
         initial=project.initial,
+        so_far=None if unfinished is None else f"{unfinished.training} {unfinished.steps}",
     )
-    folder = project.folder.training(name, fold, job.identity)
+    if unfinished is None:
+        folder = project.folder.training(name, fold, job.identity)
+    else:
+        folder = project.folder.so_far(name, fold, unfinished.training, job.identity)
     return Training(job, fold, job.identity, folder, project.results, previous)
 
 
@@ -250,7 +256,7 @@ def _train_or_give_way(project: Preparation, item: Training) -> None:
     _require_decided(project)
     run = project.run_plan()
     try:
-        _train(project, item)
+        train_one(project, item)
     except DivergedError as error:
         first = (item.name, item.fold) == (run.configurations[0], run.folds[0])
         if not first or (item.folder / WEIGHTS).exists() or not exclude(project, project.plan()):
@@ -270,7 +276,8 @@ def _require_decided(project: Preparation) -> None:
         raise _DecidedAnewError
 
 
-def _train(project: Preparation, item: Training) -> TrainingResult:
+def train_one(project: Preparation, item: Training) -> TrainingResult:
+    """Train, or go on; the lock of the training is held meanwhile."""
     job = item.job
     train, validation = (_stored(project, item, cases) for cases in (job.cases_train, job.cases_validation))
     take_up_other_steps(job, item.folder, item.folder.parent.glob("*"))
@@ -387,16 +394,6 @@ def summaries_of(validations: Sequence[Validation]) -> dict[str, dict[int, Summa
     for item in validations:
         summaries.setdefault(item.training.name, {})[item.training.fold] = Summary.load(item.folder / SUMMARY)
     return summaries
-
-
-def references_of(project: Preparation, item: Validation) -> dict[str, StoredAnnotation | None]:
-    """Return the annotations of validation cases; None for one that has to be read from the dataset."""
-    keys = project.case_keys(project.plan().configurations[item.training.name])
-    found: dict[str, StoredAnnotation | None] = dict.fromkeys(item.cases)
-    for case in item.cases:
-        with suppress(StageError):  # the store may have been emptied since
-            found[case] = project.stored(keys[case]).annotation
-    return found
 
 
 def _validate(project: Preparation, item: Validation) -> None:

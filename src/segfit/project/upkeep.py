@@ -11,7 +11,7 @@ from segfit.bundle.bundle import open_bundle
 from segfit.errors import InputError
 from segfit.files import read_json
 from segfit.project.findings import find
-from segfit.project.folder import ProjectFolder
+from segfit.project.folder import SO_FAR, ProjectFolder
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import is_begun
 from segfit.project.validation import PROBABILITIES
@@ -120,6 +120,11 @@ def _unneeded(project: Preparation) -> list[Unneeded]:
         (path, "model of other options")
         for path in _folders(folder.starts, "*")
         if start is None or path.name != start.identity
+    ]
+    items += [
+        (path, "handed over before the training ended")
+        for item in found.trainings
+        for path in _folders(item.folder, f"{SO_FAR}*")
     ]
     if found.selected is not None:
         needed = {item.folder for item in found.selected.validations}

@@ -57,6 +57,7 @@ _Code = Literal[
     "test_worse",
     "few_validated",
     "not_validated",
+    "unfinished",
     "seen_before",
 ]
 _HEADLINES = {
@@ -108,7 +109,7 @@ class Verdict(Record):
 def judge(evidence: Evidence) -> Verdict:
     """Return the verdict on a run; the same advice is given once, with the gravest finding."""
     order = ("failed", "doubtful", "remark")
-    findings = [*_symptoms(evidence), *_trainings(evidence), *_data(evidence)]
+    findings = [*_symptoms(evidence), *_unfinished(evidence), *_trainings(evidence), *_data(evidence)]
     once: list[Finding] = []
     for finding in sorted(findings, key=lambda item: order.index(item.level)):
         told = any(finding.action in item.action for item in once)
@@ -198,6 +199,20 @@ def _poor(evidence: Evidence, missed: Collection[str]) -> Iterator[Finding]:
             )
 
 
+def _unfinished(evidence: Evidence) -> Iterator[Finding]:
+    """Yield that trainings have not ended, if so."""
+    states, wanted = evidence.run.unfinished.values(), evidence.run.expected_steps.values()
+    if states:
+        reached, expected = min(item.steps for item in states), max(wanted)
+        yield Finding(
+            code="unfinished",
+            level="doubtful",
+            numbers={"steps": reached, "expected": expected},
+            text=f"The training has not ended: {reached} of about {expected} steps, before its learning rate has fallen.",
+            action="Let segfit run go on with it.",
+        )
+
+
 def _trainings(evidence: Evidence) -> Iterator[Finding]:
     """Yield what the trainings say of themselves."""
     chosen, steps, gain = evidence.chosen, evidence.steps, evidence.gain
@@ -245,9 +260,9 @@ def _trainings(evidence: Evidence) -> Iterator[Finding]:
             text=f"The best candidate of the trial ({which}) diverged later; the next best was trained.",
             action=_gentler(evidence),
         )
-    expected = [item for item in chosen if run.steps is None and item.own_steps < _BUSY * _expected(run, item)]
-    if expected:
-        worst = min(expected, key=lambda item: item.own_steps / _expected(run, item))
+    slow = [item for item in chosen if run.steps is None and item.own_steps < _BUSY * _expected(run, item)]
+    if slow and not run.unfinished:
+        worst = min(slow, key=lambda item: item.own_steps / _expected(run, item))
         yield Finding(
             code="slow_machine",
             level="remark",

@@ -34,6 +34,7 @@ class TrainingJob:
         with `keep_state`). Steps are counted on. The budget is that of this training alone, its cool-down included.
     start_identity : of that training, read from `start` when absent; what is finished then needs no `start`
     initial : of a model, that the network takes over before the first step
+    so_far : names the state of another training that this one is, and nothing more
     """
 
     configuration: Configuration
@@ -48,6 +49,7 @@ class TrainingJob:
     start: Path | None = None
     start_identity: str | None = None
     initial: InitialWeights | None = None
+    so_far: str | None = None
 
     def require_cases(self) -> None:
         """Raise `InputError` where there is nothing to train on."""
@@ -76,5 +78,6 @@ class TrainingJob:
                 "data": self.data if self.weights is None else [self.data, list(self.weights)],
                 "start": start,
                 **({} if self.initial is None else {"initial": self.initial.identity}),
+                **({} if self.so_far is None else {"so_far": self.so_far}),
             }
         )
