@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from segfit.cli.main import run
+from segfit.cli.stages import print_outcome
 from segfit.dataset.phantom import make_phantom
 from segfit.files import write_json
 from segfit.networks.unet import build_network
@@ -117,6 +118,30 @@ def test_old_classes_are_told_before_and_after(tuned: Project) -> None:
     assert set(result.before.dice) == {"vessel", "lesion"}
     assert result.before.step == 0
     assert result.curve[-1].step == 8
+
+
+def test_old_classes_are_told_before_and_after_as_json(tuned: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    print_outcome(tuned, as_json=True)
+    told = json.loads(capsys.readouterr().out)["start"]
+    (folder,) = tuned.folder.runs.glob("3d_fullres/fold-0/*")
+    result = TrainingResult.load(folder / "training.json")
+    assert result.before is not None
+    assert (told["kept"], told["added"], told["dropped"]) == (["lesion"], ["vessel"], ["organ"])
+    assert (told["layers"], told["fitted"]) == (24, 22)
+    assert told["trainings"] == [
+        {
+            "configuration": "3d_fullres",
+            "fold": 0,
+            "cases": list(result.validation_cases),
+            "before": {"lesion": result.before.dice["lesion"]},
+            "after": {"lesion": result.curve[-1].dice["lesion"]},
+        }
+    ]
+
+
+def test_what_starts_from_nothing_says_so_as_json(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_outcome(Project.open(source), as_json=True)
+    assert json.loads(capsys.readouterr().out)["start"] is None
 
 
 def test_the_training_begins_with_the_weights_of_the_model(source: Path, other: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
     from segfit.evaluation.summary import Summary
     from segfit.project import Project
+    from segfit.project.findings import Findings
     from segfit.selection.verdict import Verdict
 
 __all__ = ["add_to", "print_outcome"]
@@ -324,12 +325,31 @@ def print_outcome(project: Project, *, as_json: bool = False) -> int:
         judged = None if verdict is None else verdict.model_dump(mode="json") | {"headline": verdict.headline}
         warnings = [item.facts for item in project.check() if not item.fatal]
         told = {"dice": means, "verdict": judged, "model": str(folder.model), "report": str(folder.report)}
-        print_json({**told, "warnings": warnings})
+        print_json({**told, "start": _start(found), "warnings": warnings})
         return code
     score_table(rows, first="Dice")
     _print_verdict(verdict)
     say(f"model:  {folder.model}\nreport: {folder.report}")
     return code
+
+
+def _start(found: Findings) -> dict[str, Any] | None:
+    """Return what came from the model that the trainings started from, and Dice before and after; None: from none."""
+    initial = None if found.plan is None or found.plan.run is None else found.plan.run.initial
+    if initial is None:
+        return None
+    trainings = [
+        {
+            "configuration": item.name,
+            "fold": item.fold,
+            "cases": list(result.validation_cases),
+            "before": {name: result.before.dice[name] for name in initial.kept},
+            "after": {name: result.curve[-1].dice[name] for name in initial.kept},
+        }
+        for item, result in zip(found.trainings, found.results, strict=True)
+        if result.before is not None and result.curve
+    ]
+    return {**initial.model_dump(mode="json", exclude={"identity"}), "trainings": trainings}
 
 
 def _print_verdict(verdict: Verdict | None) -> None:

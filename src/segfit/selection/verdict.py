@@ -203,12 +203,12 @@ def _unfinished(evidence: Evidence) -> Iterator[Finding]:
     """Yield that trainings have not ended, if so."""
     states, wanted = evidence.run.unfinished.values(), evidence.run.expected_steps.values()
     if states:
-        reached, expected = min(item.steps for item in states), max(wanted)
+        reached, expected = min(item.steps for item in states), max(wanted, default=0)
         yield Finding(
             code="unfinished",
             level="doubtful",
             numbers={"steps": reached, "expected": expected},
-            text=f"The training has not ended: {reached} of about {expected} steps, before its learning rate has fallen.",
+            text=f"The training has not ended: {reached} of about {expected} steps; its learning rate has not fallen.",
             action="Let segfit run go on with it.",
         )
 
