@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from segfit.plugins import PluginName
 from segfit.settable import BY_NAME, Settable, leaves, parse_value, unknown
 
 __all__ = [
+    "CASCADE",
     "CONFIGURATION_NAMES",
     "LOGITS_NAMES",
     "LOGITS_NAME_IN_KEYS",
@@ -89,6 +90,9 @@ _Probability = Annotated[float, Field(ge=0, le=1)]
 _Radius = Annotated[float, Field(ge=0, le=32)]
 _Radii = Annotated[tuple[_Radius, _Radius], Field(description="in voxels"), AfterValidator(_ascending)]
 _Range = Annotated[tuple[float, float], Field(description="smallest and largest value"), AfterValidator(_ascending)]
+CASCADE: Final = "3d_cascade_fullres"
+"""The second stage of a cascade, which sees what 3d_lowres predicted for cases that this had not been trained on."""
+
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
 
 CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = get_args(ConfigurationName)
@@ -188,7 +192,7 @@ class PlanningOptions(ConfigurationOptions):
 
         The second stage of a cascade also takes the values of 3d_fullres, which it repeats.
         """
-        keys = ("3d_fullres", name) if name == "3d_cascade_fullres" else (name,)
+        keys = ("3d_fullres", name) if name == CASCADE else (name,)
         own = [item for key in keys for known, item in self.by_configuration.items() if known == key]
         if not own:
             return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from segfit.planning.plan import RunSpec
 from segfit.project import Project
 from segfit.project.folder import CheckFile, ProjectFile
 from segfit.project.status import status_of
-from segfit.training.result import EVENTS, RESULT
+from segfit.training.result import EVENTS, RESULT, STATE
 
 
 @pytest.fixture
@@ -50,6 +51,29 @@ def test_progress_is_that_of_all_trainings_of_the_run(project: Project) -> None:
     (project.folder.training("2d", 2, "key") / RESULT).touch()
     assert project.status().trained == (0.25 + 0.5 + 1) / 4
     assert states(project)["train"] == "begun"
+
+
+def test_a_training_that_is_given_more_time_is_not_done(project: Project) -> None:
+    run = RunSpec(configurations=("2d",), folds=(0,), steps=100)
+    project.plan().model_copy(update={"run": run}).save(project.folder.plan)
+    folder = project.folder.training("2d", 0, "key")
+    (folder / STATE).mkdir(parents=True)
+    (folder / EVENTS).write_text('{"kind": "step", "step": 1, "share": 0.75}\n')
+    for name, time_s in ((RESULT, 1000), (f"{STATE}/step-000000001.safetensors", 2000)):
+        (folder / name).touch()
+        os.utime(folder / name, (time_s, time_s))
+    assert project.status().trained == 0.75
+    os.utime(folder / RESULT, (3000, 3000))  # killed before the state was removed
+    assert project.status().trained == 1.0
+
+
+def test_what_is_handed_over_before_its_end_is_not_done(project: Project) -> None:
+    run = RunSpec(configurations=("2d",), folds=(0,), steps=100)
+    project.plan().model_copy(update={"run": run}).save(project.folder.plan)
+    folder = project.folder.so_far("2d", 0, "key", "other")
+    folder.mkdir(parents=True)
+    (folder / RESULT).touch()
+    assert project.status().trained == 0.0
 
 
 def test_the_next_step_is_a_command(project: Project) -> None:

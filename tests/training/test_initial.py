@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from training_fakes import SCHEME, disc_cases, tiny_configuration, tiny_recipe
 
 from segfit.errors import StageError
 from segfit.files import hash_file
+from segfit.labels import LabelScheme
+from segfit.networks.transfer import Transfer
 from segfit.networks.unet import build_network
 from segfit.progress import Progress
 from segfit.training.budget import TimeBudget
@@ -77,6 +80,28 @@ def test_it_begins_with_them(initial: InitialWeights, tmp_path: Path, average: f
     assert told.count(dice(result.before.dice["disc"])) == 2  # before and after
     assert before_and_after(result, []) == ""
     assert before_and_after(result.model_copy(update={"before": None}), ["disc"]) == ""
+
+
+def test_the_weights_are_read_once_and_again_where_it_was_interrupted(
+    initial: InitialWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, reads, read = disc_cases(), list[Path](), InitialWeights.for_network
+
+    def counted(self: InitialWeights, network: nn.Module, labels: LabelScheme) -> Transfer:
+        reads.append(self.path)
+        return read(self, network, labels)
+
+    monkeypatch.setattr(InitialWeights, "for_network", counted)
+    job = job_from(initial, steps=60, rate=0.05)
+    straight = train_fold(job, cases[:2], cases[2:], tmp_path / "straight", CPU)
+    assert len(reads) == 1
+    with pytest.raises(KeyboardInterrupt):  # after a step, before it is validated
+        train_fold(job, cases[:2], cases[2:], tmp_path / "cut", CPU, progress=Impatient(1))
+    resumed = train_fold(job, cases[:2], cases[2:], tmp_path / "cut", CPU)
+    assert len(reads) == 3
+    assert straight.before is not None
+    assert resumed.before is not None
+    assert resumed.before.dice == straight.before.dice
 
 
 def test_what_was_before_is_measured_on_the_weights_that_came(initial: InitialWeights, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from segfit.errors import InputError, nearest
 from segfit.files import first_fault
 from segfit.nnunet.plans_reader import channel_names_of
 from segfit.nnunet.plans_writer import configuration_entry
-from segfit.options import PlanningOptions
+from segfit.options import CASCADE, PlanningOptions
 from segfit.planning.configurations import configuration
 from segfit.planning.drafts import Draft, Images, drafts
 from segfit.planning.normalization import MASK_BELOW, scheme_of
@@ -135,7 +135,7 @@ def _given(dataset_json: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> _
 
 def _entry(name: str, drafted: Mapping[str, Draft], given: _Given, rules: Rules) -> dict[str, Any]:
     """Return one configuration as the plans file has it."""
-    if name == "3d_cascade_fullres":
+    if name == CASCADE:
         return {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     item = configuration(
         name,
@@ -150,7 +150,7 @@ def _entry(name: str, drafted: Mapping[str, Draft], given: _Given, rules: Rules)
     entry = configuration_entry(item, _SHARED_DATA[name] if shared else f"{rules.plans_name}_{name}")
     if name == "3d_lowres":
         whole = [int(n) for n in item.median_shape]
-        entry |= {"median_image_size_in_voxels": whole, "next_stage": "3d_cascade_fullres"}
+        entry |= {"median_image_size_in_voxels": whole, "next_stage": CASCADE}
     return entry
 
 

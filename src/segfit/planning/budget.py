@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
-from segfit.options import Options
+from segfit.options import CASCADE, Options
 from segfit.specs import Configuration, NetworkSpec, TrainingSpec
 
 __all__ = [
-    "CASCADE",
     "ENOUGH_STEPS",
     "FEWEST_STEPS",
     "FINE_TUNING_SHARE",
@@ -38,8 +37,6 @@ __all__ = [
     "shrunk",
 ]
 
-CASCADE: Literal["3d_cascade_fullres"] = "3d_cascade_fullres"
-"""The second stage of a cascade, which sees what 3d_lowres predicted for cases that this had not been trained on."""
 FEWEST_STEPS = 100
 """With fewer optimiser steps a network has learned nothing worth handing over."""
 WANTED_STEPS = 1000

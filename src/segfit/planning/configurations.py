@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from segfit.errors import InputError
 from segfit.feature_maps import network_elements
+from segfit.options import CASCADE
 from segfit.planning.drafts import Draft, Images, fixed_patch
 from segfit.planning.patch import LOWRES_STEP, affordable, batch_size, nnunet_batch, start_volume
 from segfit.planning.resampling import preprocessing_of
@@ -67,7 +68,7 @@ def configuration(
     pooled = name == "2d" or (name != "3d_lowres" and "3d_lowres" in drafted)
     rule = "dice_2d" if name == "2d" else "dice_lowres" if name == "3d_lowres" else "dice_3d"
     bound = "" if rule != "dice_3d" else "lowres" if pooled else "no_lowres"
-    cascade = name == "3d_cascade_fullres"
+    cascade = name == CASCADE
     return Configuration(
         name=name,
         ndim=network.ndim,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import InputError, nearest
-from segfit.options import CONFIGURATION_NAMES, ConfigurationOptions, PlanningOptions
+from segfit.options import CASCADE, CONFIGURATION_NAMES, ConfigurationOptions, PlanningOptions
 from segfit.planning.patch import LOWRES_SHARE, MemoryBudget, Patch, fit_patch, lower_resolution
 from segfit.planning.presets import rules_of_kind
 from segfit.planning.spacing import axis_order, coarse_axis, median_shape, target_spacing
@@ -113,9 +113,9 @@ def drafts(images: Images, budget: MemoryBudget, planning: PlanningOptions, trac
         lowres = _coarsened(images, budget, planning, full)
     if lowres is None:
         return found | {"3d_fullres": full}
-    same = planning.of("3d_cascade_fullres") == planning.of("3d_fullres")
-    cascade = full if same else draft("3d_cascade_fullres")
-    return found | {"3d_lowres": lowres, "3d_fullres": full, "3d_cascade_fullres": cascade}
+    same = planning.of(CASCADE) == planning.of("3d_fullres")
+    cascade = full if same else draft(CASCADE)
+    return found | {"3d_lowres": lowres, "3d_fullres": full, CASCADE: cascade}
 
 
 def _ordered(values: tuple[float, ...], order: tuple[int, ...]) -> tuple[float, ...]:
@@ -196,7 +196,7 @@ def chosen(drafted: Mapping[str, Draft], ndim: int, planning: PlanningOptions, t
     found, asked = usable, planning.configurations
     if asked is not None:
         _check_names(asked, usable)
-        previous = {"3d_lowres" for name in asked if name == "3d_cascade_fullres"}
+        previous = {"3d_lowres" for name in asked if name == CASCADE}
         found = {name: item for name, item in usable.items() if name in {*asked, *previous}}
     for name, own in planning.by_configuration.items():
         if name not in found and own != ConfigurationOptions():

@@ -13,7 +13,7 @@ from segfit.device import Hardware
 from segfit.errors import InputError, Problem, warning
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
-from segfit.options import AugmentationOptions, Options, PlanningOptions, TrainingOptions
+from segfit.options import CASCADE, AugmentationOptions, Options, PlanningOptions, TrainingOptions
 from segfit.planning.checks import check_request
 from segfit.planning.configurations import configuration
 from segfit.planning.data_warnings import data_warnings
@@ -171,7 +171,7 @@ def _configured(
 ) -> Configuration:
     """Return one configuration; the second stage of a cascade tells only what is not as in 3d_fullres."""
     fingerprint, labels, trace = data.fingerprint, data.labels, asked.trace
-    cascade = name == "3d_cascade_fullres"
+    cascade = name == CASCADE
     if asked.own(*SETTABLE):
         schemes = channel_schemes(fingerprint, propose=options.preset == "auto", asked=asked.values.normalization)
         normalization = decide_normalization(fingerprint, schemes, asked)
@@ -189,7 +189,7 @@ def _configured(
         normalization=normalization,
         in_channels=channels + (len(labels.foreground_values) if cascade else 0),
         num_outputs=labels.num_outputs,
-        next_stage="3d_cascade_fullres" if name == "3d_lowres" and "3d_cascade_fullres" in planned else None,
+        next_stage=CASCADE if name == "3d_lowres" and CASCADE in planned else None,
     )
     network, inputs = item.network, {"image_channels": channels}
     if cascade:

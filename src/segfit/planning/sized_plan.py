@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from segfit.feature_maps import network_elements
-from segfit.planning.budget import CASCADE
+from segfit.options import CASCADE
 from segfit.planning.configurations import stride_inputs
 from segfit.planning.explain import change_in_words
 from segfit.planning.plan import Decision, Initial, Plan, RunSpec

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-from segfit.options import ConfigurationOptions, PlanningOptions, ResamplingOptions
+from segfit.options import CASCADE, ConfigurationOptions, PlanningOptions, ResamplingOptions
 from segfit.planning.plan import Decision, Outcome
 
 __all__ = ["Asked", "Replay", "Trace", "as_json", "decisions_of"]
@@ -76,7 +76,7 @@ class Asked:
 
     def key(self, leaf: str) -> str:
         """Return the option that sets a value (a dotted name, like ``resample_image.order``) of this configuration."""
-        owners = (self.name, "3d_fullres") if self.name == "3d_cascade_fullres" else (self.name,)
+        owners = (self.name, "3d_fullres") if self.name == CASCADE else (self.name,)
         for owner in owners:
             for name, values in self.planning.by_configuration.items():
                 if name == owner and attrgetter(leaf)(values) is not None:
@@ -154,7 +154,7 @@ def _by_rule(trace: Trace | None, key: str) -> _Found:
     """Return what a rule decided, if any; a second stage of a cascade that repeats 3d_fullres has its values."""
     if trace is None:
         return _NOTHING
-    found = trace.found.get(key) or trace.found.get(key.replace("3d_cascade_fullres.", "3d_fullres."))
+    found = trace.found.get(key) or trace.found.get(key.replace(f"{CASCADE}.", "3d_fullres."))
     name, _, leaf = key.partition(".")
     if found is None and (name, leaf) in trace.values:  # of all configurations, unless one has its own
         general = trace.found.get(leaf) or trace.found["normalization.0"]

@@ -9,16 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 
-import numpy as np
-from numpy.typing import NDArray
-
-from segfit.dataset.splits import Splits
 from segfit.device import resolve_device
-from segfit.errors import InputError, MemoryShortageError, StageError, warning
-from segfit.networks.unet import build_network
-from segfit.options import Options
+from segfit.errors import InputError, MemoryShortageError, StageError
+from segfit.options import CASCADE, Options
+from segfit.planning.asked_folds import cascade_problem, folds_of
 from segfit.planning.budget import (
-    CASCADE,
     ENOUGH_STEPS,
     FEWEST_STEPS,
     LONG_STEPS,
@@ -28,7 +23,7 @@ from segfit.planning.budget import (
     fine_tuning_recipe,
     short_recipe,
 )
-from segfit.planning.plan import Initial, Plan, RunSpec, StageForecast
+from segfit.planning.plan import Plan, RunSpec, StageForecast
 from segfit.planning.sized_plan import with_run
 from segfit.project.candidate import SLACK, Candidate, Workload
 from segfit.project.extension import Earlier, earlier_run, require_extended
@@ -42,7 +37,9 @@ from segfit.project.forecast import (
 )
 from segfit.project.preparation import Preparation
 from segfit.project.race import Outcome, race, taken_up
+from segfit.project.sampled_labels import sampled_labels
 from segfit.project.sizing import Sizer
+from segfit.project.taken_from_model import taken_from_model
 from segfit.specs import Configuration, TrainingSpec
 from segfit.words import duration
 
@@ -56,16 +53,12 @@ _RACE_SHARE = 0.2  # of all time may go into finding out what is trained
 _SHORTEST = 1.0  # seconds of a training
 _HURRIED = 1.5  # times as fast as measured before: then sizing was disturbed
 _SEEN_SHARE = 0.5  # of the median image: a patch that sees less of it calls for a coarser spacing
-_LOOKED_AT = 3  # cases whose labels are looked at on a coarser grid
-_MOST_VOXELS = 2**19  # of a case, for that; larger ones are cut
 
 
 def require_possible(options: Options, *, overrun: bool = False) -> None:
     """Raise `InputError` where the options alone say that there can be no run: before anything is read.
 
-    Parameters
-    ----------
-    overrun : a time that is too short is no reason
+    With `overrun` a time that is too short is no reason.
     """
     if options.time_s is None:
         return
@@ -105,8 +98,8 @@ class _Decision:
         self._all_asked = options.planning.configurations is not None and len(self._names) > 1  # all are trained
         splits, asked = project.splits(), options.planning.folds
         num_folds = len(splits.folds)
-        self._folds = _folds(asked, num_folds)
-        if CASCADE in self._names and (problem := _cascade_problem(splits, self._folds)) is not None:
+        self._folds = folds_of(asked, num_folds)
+        if CASCADE in self._names and (problem := cascade_problem(splits, self._folds)) is not None:
             if self._all_asked:
                 raise problem
             self._names = tuple(name for name in self._names if name != CASCADE)
@@ -297,7 +290,7 @@ class _Decision:
     def _coarser(self, name: str, seconds: float) -> list[Candidate]:
         """Return the version of a configuration whose patch sees the image, at a coarser spacing; [] if none does."""
         configuration, recipe = self._plan.configurations[name], self._plan.training[name]
-        target = self._sizer.coarser(configuration, recipe, seconds, self._labels(name))
+        target = self._sizer.coarser(configuration, recipe, seconds, sampled_labels(self._project, configuration))
         if not target:
             return []
         spec = configuration.preprocessing
@@ -309,15 +302,6 @@ class _Decision:
             by_axis[axis] = value
         setting = f"planning.{name}.target_spacing_mm={','.join(f'{value:.6g}' for value in by_axis)}"
         return [self._sized(name, seconds, (setting,))]
-
-    def _labels(self, name: str) -> list[NDArray[np.int16]]:
-        """Return labels of some cases at the spacing of a configuration."""
-        project = self._project
-        cases = project.dataset.training
-        some = cases[:: max(1, len(cases) // _LOOKED_AT)][:_LOOKED_AT]
-        keys = project.preprocessed(self._plan.configurations[name], some)
-        arrays = [project.stored(key).labels() for key in keys.values()]
-        return [_cut(array) for array in arrays if array is not None]
 
     def _trainings(self, entrants: Sequence[Candidate] | None, left: float) -> tuple[list[Candidate], tuple[int, ...]]:
         """Return the configurations and folds that are trained in the seconds that are left."""
@@ -450,38 +434,10 @@ class _Decision:
             time_s=None if options.training.steps is not None else self._budget,
             course=self._project.course(),
             settings=tuple(dict.fromkeys(setting for item in chosen for setting in item.settings)),
-            initial=self._initial(chosen),
+            initial=taken_from_model(self._project, chosen[0].configuration.network),
             validation_cases=min((item.cases for item in validations if item.cases is not None), default=None),
             validation_mirror=all(item.mirror for item in validations),
         )
-
-    def _initial(self, chosen: Sequence[Candidate]) -> Initial | None:
-        """Return what the network takes over from the model that it starts from."""
-        model, weights = self._project.start, self._project.initial
-        if model is None or weights is None:
-            return None
-        labels, spec = self._project.dataset.labels, chosen[0].configuration.network
-        found = weights.for_network(build_network(spec, deep_supervision=False), labels)
-        result = Initial(
-            identity=model.identity,
-            model=model.name,
-            saw_cases=model.data == self._project.fingerprint().content_hash(),
-            layers=len(found.fitted) + len(found.anew),
-            fitted=len(found.fitted),
-            anew=found.anew,
-            kept=found.kept,
-            added=found.added,
-            dropped=found.dropped,
-        )
-        tell = self._project.progress
-        tell.note(result.words)
-        known, own = model.channel_names or (), self._project.dataset.channel_names
-        if known and [name.casefold() for name in known] != [name.casefold() for name in own]:
-            named = f"{' + '.join(known)}, the dataset has {' + '.join(own)}"
-            tell.warn(warning("other_channels", f"{model.name} was trained on {named}"))
-        if result.fits_badly:
-            tell.warn(warning("few_layers", f"only {result.fitted} of {result.layers} layers of {model.name} fit"))
-        return result
 
     def _written(self, chosen: Sequence[Candidate], run: RunSpec) -> Plan:
         """Return the plan with the run and what was sized for it."""
@@ -497,37 +453,3 @@ class _Decision:
             heads=self._project.dataset.labels.num_declared,
             coarser=[item.name for item in chosen if item.settings],
         )
-
-
-def _folds(asked: tuple[int, ...] | None, num_folds: int) -> tuple[int, ...]:
-    """Return the folds that were asked for, or all."""
-    folds = tuple(range(num_folds)) if asked is None else asked
-    if not folds or not set(folds) <= set(range(num_folds)):
-        raise InputError(f"planning.folds must be among 0 to {num_folds - 1} for this dataset, got {list(folds)}")
-    return folds
-
-
-def _cascade_problem(splits: Splits, folds: Sequence[int]) -> InputError | None:
-    """Return why a cascade cannot be trained, if so: each case needs a network of the first stage that never saw it."""
-    number, asked = len(splits.folds), len(set(folds))
-    if asked < number:
-        return InputError(
-            f"{CASCADE} is trained on what all {number} folds of 3d_lowres predict, planning.folds has {asked}",
-            f"leave planning.folds out, or set planning.folds={','.join(str(fold) for fold in range(number))}",
-        )
-    held_out = {case for fold in splits.folds for case in fold.validation}
-    never = sorted({case for fold in splits.folds for case in fold.train} - held_out)
-    if never:
-        return InputError(
-            f"{CASCADE} is trained on what 3d_lowres predicts for held-out cases, and no fold holds out {never[0]}",
-            "use folds that hold out every case once",
-        )
-    return None
-
-
-def _cut(labels: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Return the middle of an array, of at most `_MOST_VOXELS`."""
-    share = min(1.0, (_MOST_VOXELS / labels.size) ** (1 / labels.ndim))
-    sizes = [max(1, int(n * share)) for n in labels.shape]
-    starts = [(n - size) // 2 for n, size in zip(labels.shape, sizes, strict=True)]
-    return labels[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from segfit.errors import InputError
-from segfit.planning.budget import CASCADE
+from segfit.options import CASCADE
 from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import is_begun, training_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from segfit.errors import InputError
 from segfit.files import write_bytes
-from segfit.planning.budget import CASCADE
+from segfit.options import CASCADE
 from segfit.planning.plan import Plan, RunSpec, Unfinished
 from segfit.project.folder import SO_FAR
 from segfit.project.preparation import Preparation

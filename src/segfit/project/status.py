@@ -17,8 +17,8 @@ from segfit.planning.plan import Plan
 from segfit.project.folder import CheckFile, ProjectFile, ProjectFolder
 from segfit.records import RECORD_FILE
 from segfit.selection.select import Selection
-from segfit.training.events import read_events
-from segfit.training.result import EVENTS, RESULT
+from segfit.training.events import last_event
+from segfit.training.result import EVENTS, RESULT, STATE
 from segfit.words import count, dice, listing
 
 __all__ = ["ProjectStatus", "StageStatus", "status_of"]
@@ -129,10 +129,16 @@ def _trained(folder: ProjectFolder, plan: Plan | None) -> list[float]:
 
 def _share(fold: Path) -> float:
     """Return how much of a training is done, by the log of the one that is furthest."""
-    if any(fold.glob(f"*/{RESULT}")):
+    if any(not _goes_on(path) for path in fold.glob(f"*/{RESULT}")):
         return 1.0
-    events = [event for path in fold.glob(f"*/{EVENTS}") for event in read_events(path)]
-    return min(max((event.get("share", 0.0) for event in events), default=0.0), 0.999)
+    last = [last_event(path, "share") for path in fold.glob(f"*/{EVENTS}")]
+    return min(max((event["share"] for event in last if event is not None), default=0.0), 0.999)
+
+
+def _goes_on(result: Path) -> bool:
+    """Whether a training has saved a state since its result: it is given more time."""
+    ended = result.stat().st_mtime_ns
+    return any(path.stat().st_mtime_ns > ended for path in result.parent.glob(f"{STATE}/*"))
 
 
 def _training(folder: ProjectFolder, trained: list[float]) -> StageStatus:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from segfit.files import write_text
 
-__all__ = ["EventLog", "read_events"]
+__all__ = ["EventLog", "last_event", "read_events"]
+
+_BLOCK = 2**16  # bytes that are read at once from the end of a log
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -22,6 +26,24 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return events
+
+
+def last_event(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the last event of a log that has a key, None if none has; no more than the end of the log is read."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        start, rest = file.seek(0, os.SEEK_END), b""
+        while start > 0:
+            end, start = start, max(0, start - _BLOCK)
+            file.seek(start)
+            rest, *lines = (file.read(end - start) + rest).split(b"\n")
+            for line in reversed(lines if start else [rest, *lines]):
+                with suppress(json.JSONDecodeError, UnicodeDecodeError):  # the last one may be torn
+                    event = json.loads(line)
+                    if key in event:
+                        return dict(event)
+    return None
 
 
 class EventLog:

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segfit.errors import DivergedError, StageError, StoppedError, warning
 from segfit.execution.memory import free_memory_gb
@@ -146,6 +147,7 @@ class _Training:
             weights=job.weights,
             previous_stage=configuration.previous_stage is not None,
         )
+        self._begun_with: dict[str, Tensor] | None = None  # weights of a model, until it is known what they reach
         self._validation = CaseValidation(self._learner, configuration, recipe, labels, self.validation)
         self._events: EventLog  # opened when it is known where to go on
         self._losses = LossHistory()
@@ -282,10 +284,12 @@ class _Training:
         """Score the model that the training started from, on the cases of the validations, once these are known."""
         if self.job.initial is None:
             return
-        recipe, spec, seed = self.job.recipe, self.job.configuration.network, self.job.seed
-        generator = torch.Generator().manual_seed(seed)
-        network = build_network(spec, deep_supervision=recipe.deep_supervision, generator=generator)
-        weights = network.state_dict() | dict(self.job.initial.for_network(network, self.job.labels).tensors)
+        weights, self._begun_with = self._begun_with, None
+        if weights is None:  # it was interrupted meanwhile
+            recipe, spec, seed = self.job.recipe, self.job.configuration.network, self.job.seed
+            generator = torch.Generator().manual_seed(seed)
+            network = build_network(spec, deep_supervision=recipe.deep_supervision, generator=generator)
+            weights = network.state_dict() | dict(self.job.initial.for_network(network, self.job.labels).tensors)
         point = self._validation.measure_before(weights, round(self._clock.seconds(), 3))
         if point is not None:
             self._events.write("before", step=self._step, share=0.0, dice=point.dice, mean=point.mean)
@@ -390,6 +394,7 @@ class _Training:
         if self.job.initial is not None:
             taken = self.job.initial.for_network(self._learner.network, self.job.labels)
             self._learner.take_over(taken.tensors)
+            self._begun_with = self._learner.weights()
         if self.job.start is None:
             return
         state = state_to_start_from(self.job.start)
