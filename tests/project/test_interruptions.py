@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from segfit.errors import InputError, Problem, StoppedError
 from segfit.execution.execution import Execution
 from segfit.files import partial_folder
 from segfit.inference.model import load_model
-from segfit.project import Project
+from segfit.project import Project, so_far
+from segfit.project.select_and_export import Selected
 
 _PATIENCE_S = 600.0  # for what takes ten seconds on an idle machine
 
@@ -191,6 +193,25 @@ def test_a_first_training_that_was_stopped_gives_a_model_and_goes_on(
     assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert open_bundle(out / "model").manifest.training["steps"] == [12]
     assert Project.open(out).select(so_far=True) == Project.open(out).select()  # all is trained
+
+
+def test_a_training_that_ends_meanwhile_has_its_own_model(
+    tmp_path: Path, pictures: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = _stop_in_the_first_training(tmp_path / "p", pictures, tiny)
+    select, ended = so_far.select_model, list[Project]()
+
+    def late(*arguments: Any) -> Selected:
+        if not ended:
+            ended.append(Project.open(tmp_path / "p"))
+            ended[0].run()
+        return select(*arguments)
+
+    monkeypatch.setattr(so_far, "select_model", late)
+    selection = project.select(so_far=True)
+    assert open_bundle(tmp_path / "p" / "model").manifest.training["steps"] == [6]
+    assert ended[0].findings().selected is not None
+    assert selection == Project.open(tmp_path / "p").select()
 
 
 def test_what_has_not_begun_is_left_out_of_what_is_there_so_far(

@@ -12,6 +12,7 @@ my-project/
     plan.json        what is decided for these options, and what is trained
     race/            what was tried before, see `segfit.project.race`
     selection.json   validation.json
+    so-far/          the same, of trainings that had not ended
     predictions-<key>/   of the dataset's test images; summary.json if they have labels
   runs/<configuration>/fold-<k>/<key>/
     events.jsonl weights.safetensors training.json state/
@@ -111,6 +112,11 @@ class PlanFolder:
         self.race = root / "race"
         self.selection = root / "selection.json"
         self.validation_summary = root / "validation.json"
+
+    @property
+    def so_far(self) -> PlanFolder:
+        """Where what was selected of unfinished trainings lies."""
+        return PlanFolder(self.root / "so-far")
 
     def predictions(self, key: str) -> Path:
         """Folder of the predictions that count under a key."""

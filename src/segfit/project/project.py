@@ -150,7 +150,7 @@ class Project(Preparation):
         self.validates_all = complete
         with self.at_work():
             if so_far:
-                return reached.select_so_far(self).selection
+                return reached.select_so_far(self)
             return select_and_export.select_model(self).selection
 
     def predict(self) -> list[Path]:

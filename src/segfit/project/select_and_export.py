@@ -25,6 +25,7 @@ from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.plugins import package_of, package_version
 from segfit.preprocessing.store import StoredAnnotation
+from segfit.project.folder import PlanFolder
 from segfit.project.preparation import Preparation
 from segfit.project.sharing import Task
 from segfit.project.stage_log import told_of_files
@@ -81,7 +82,7 @@ def select_model(project: Preparation, results: Sequence[TrainingResult] | None 
     found = known or _select(project, results)
     looked_at = () if known is None else found.validations  # what was just made is whole
     project.once(f"validations {found.key.hash}", lambda: _mend(project, looked_at))
-    folder = project.plan_folder
+    folder = _selections(project)
     project.documents.publish(folder.selection, project.folder.selection)
     project.documents.publish(folder.validation_summary, project.folder.validation_summary)
     _hand_over(project, found)
@@ -90,7 +91,7 @@ def select_model(project: Preparation, results: Sequence[TrainingResult] | None 
 
 def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selected | None:
     """Return what was selected already; None if nothing was."""
-    folder = project.plan_folder
+    folder = _selections(project)
     for whole in (True,) if project.validates_all else (True, False):
         validations = validations_of(project, results, whole=whole)
         key = _selection_key(project, validations)
@@ -99,6 +100,12 @@ def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selecte
         if selection is not None and summary is not None:
             return Selected(selection, summary, key, tuple(validations), tuple(results))
     return None
+
+
+def _selections(project: Preparation) -> PlanFolder:
+    """Return where what is selected lies: what is trained so far takes no place of what has ended."""
+    folder = project.plan_folder
+    return folder.so_far if project.run_plan().unfinished else folder
 
 
 def _mend(project: Preparation, validations: Sequence[Validation]) -> None:
@@ -139,8 +146,8 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
         pairs_of = partial(_pairs, project, validations)
         selection = select(candidates, project.dataset.labels, folds, pairs_of, execution=project.execution)
         winner = next(item for item in candidates if item.members == selection.winner)
-        summary = project.results.store(winner.summary, project.plan_folder.validation_summary, key, use())
-        selection = project.results.store(selection, project.plan_folder.selection, key, use())
+        summary = project.results.store(winner.summary, _selections(project).validation_summary, key, use())
+        selection = project.results.store(selection, _selections(project).selection, key, use())
     _remove_probabilities(validations)
     return Selected(selection, summary, key, tuple(validations), tuple(results))
 

@@ -8,18 +8,20 @@ the learning rate falls, and the verdict says so.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from segfit.bundle.bundle import MANIFEST, open_bundle, weights_name
 from segfit.errors import InputError
 from segfit.files import write_bytes
 from segfit.options import CASCADE
 from segfit.planning.plan import Plan, RunSpec, Unfinished
 from segfit.project.folder import SO_FAR
 from segfit.project.preparation import Preparation
-from segfit.project.select_and_export import Selected, select_model
+from segfit.project.select_and_export import select_model
 from segfit.project.sharing import Task
 from segfit.project.trainings import Training, train_one, trainings_of
+from segfit.selection.select import Selection
 from segfit.training.checkpoint import Checkpoints, State
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, STATE, TrainingResult, finished_result
 
@@ -35,7 +37,7 @@ class _Reached:
     state: State | None
 
 
-def select_so_far(project: Preparation) -> Selected:
+def select_so_far(project: Preparation) -> Selection:
     """Validate what the trainings of the run have reached, choose, and write ``model/``; nothing is trained on.
 
     Folds and configurations that have reached nothing are left out. Raises `InputError` where none has anything.
@@ -50,7 +52,25 @@ def select_so_far(project: Preparation) -> Selected:
         for item in trainings_of(project):
             _take(project, item, reached[item.name, item.fold])
         results = [result for item in trainings_of(project) if (result := item.result()) is not None]
-        return select_model(project, results)
+        given = _given(project, results)  # waits for nobody who goes on with these trainings
+        found = given or select_model(project, results).selection
+    if any(item.state is not None and item.training.is_done() for item in reached.values()):
+        return select_so_far(project)  # it has ended meanwhile, and its own model is the one to stay
+    return found
+
+
+def _given(project: Preparation, results: Sequence[TrainingResult]) -> Selection | None:
+    """Return what was selected if ``model/`` is made of these results already."""
+    selection = project.results.recall(Selection, project.folder.selection)
+    if selection is None or not (project.folder.model / MANIFEST).exists():
+        return None
+    checksums = open_bundle(project.folder.model, verify=False).manifest.checksums
+    winners = [
+        (weights_name(item.name, item.fold), result.weights)
+        for item, result in zip(trainings_of(project), results, strict=True)
+        if item.name in selection.winner
+    ]
+    return selection if winners and all(checksums.get(name) == weights for name, weights in winners) else None
 
 
 def _reached(project: Preparation, plan: Plan) -> dict[tuple[str, int], _Reached]:
