@@ -12,6 +12,7 @@ from test_loop import FakeClock, Watcher, assert_same_weights, interrupt_at, tra
 from training_fakes import ALWAYS_VALIDATED, SCHEME, disc_cases, tiny_configuration, tiny_recipe
 
 from segfit.specs import TrainingSpec
+from segfit.training import loop
 from segfit.training.budget import TimeBudget
 from segfit.training.checkpoint import Checkpoints, State
 from segfit.training.events import read_events
@@ -188,6 +189,23 @@ def test_more_time_goes_on_in_its_place(tmp_path: Path, monkeypatch: pytest.Monk
     assert longer.steps > short.steps
     assert files(tmp_path) == [f"step-{kept(tmp_path).step:09d}.safetensors"]
     assert kept(tmp_path).step > before.step
+
+
+def test_more_time_is_what_all_of_it_at_once_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that takes each step for the same time: the losses go on as if there had been no end."""
+    recipe = SHORT.model_copy(update={"validation_share": 0.0})
+    FakeClock(monkeypatch)
+    monkeypatch.setattr(loop, "thread_numbers", lambda number: (number,))  # others have other last digits
+    short = train(tmp_path / "short", recipe=recipe, seconds=4.0)
+    extended = train(tmp_path / "short", recipe=recipe, seconds=8.0)
+    straight = train(tmp_path / "straight", recipe=recipe, seconds=8.0)
+    assert extended.steps == pytest.approx(straight.steps, abs=1)
+    same = min(kept(tmp_path / name).step for name in ("short", "straight"))
+    assert same > 0.9 * short.steps
+    found, wanted = (_step_events(tmp_path / name) for name in ("short", "straight"))
+    assert found[:same] == wanted[:same]
+    rates = [[event["learning_rate"] for event in events] for events in (found, wanted)]
+    assert rates[0][: straight.steps - 1] == pytest.approx(rates[1][: straight.steps - 1], abs=0.002)
 
 
 def test_a_state_that_is_kept_outlives_a_second_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
