@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from segfit.errors import InputError
 from segfit.files import Record
-from segfit.options import ConfigurationOptions, Options, TrainingOptions, parse_seconds
+from segfit.options import ConfigurationOptions, Options, TrainingOptions, parse_seconds, time_setting
 
 
 def test_settings_reach_their_place() -> None:
@@ -196,3 +196,23 @@ def test_options_of_an_older_name_are_read_under_the_present_one() -> None:
     planning = Options.model_validate({"planning": asked}).planning
     assert planning.resample_logits.order == 0
     assert planning.of("2d").resample_logits.order == 3
+
+
+@pytest.mark.parametrize(
+    ("time", "setting"),
+    [
+        ("2h", "time_s=7200.0"),
+        ("+30m", "time_s=+1800.0"),
+        (" + 90 ", "time_s=+90.0"),
+        (60, "time_s=60"),
+        (1.5, "time_s=1.5"),
+    ],
+)
+def test_a_time_is_a_setting_and_may_be_added(time: str | float, setting: str) -> None:
+    assert time_setting(time) == setting
+
+
+@pytest.mark.parametrize("time", ["+", "+0s", "++30m", "+-30m", "-30m"])
+def test_what_is_no_time_cannot_be_added(time: str) -> None:
+    with pytest.raises(InputError):
+        time_setting(time)

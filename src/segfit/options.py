@@ -46,6 +46,7 @@ __all__ = [
     "StatisticsOptions",
     "TrainingOptions",
     "parse_seconds",
+    "require_settings",
     "time_setting",
 ]
 
@@ -344,12 +345,7 @@ class Options(Settable):
 
         Raises `InputError` naming the nearest known key for an unknown one, and the reason for a refused value.
         """
-        if isinstance(settings, str) or not (
-            isinstance(settings, Sequence) and all(isinstance(one, str) for one in settings)
-        ):
-            raise InputError(
-                f"settings are a list of KEY=VALUE texts, got {settings!r}", 'give ["training.steps=5000"]'
-            )
+        require_settings(settings)
         tree = self.model_dump()
         known = dict(leaves(type(self)))
         for setting in settings:
@@ -377,6 +373,14 @@ class Options(Settable):
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _TIME = re.compile(rf"(?:{_NUMBER} ?d)? ?(?:{_NUMBER} ?h)? ?(?:{_NUMBER} ?m(?:in)?)? ?(?:{_NUMBER} ?s(?:ec)?)?")
+
+
+def require_settings(settings: Any) -> None:
+    """Raise `InputError` for what is no list of texts."""
+    if isinstance(settings, str) or not (
+        isinstance(settings, Sequence) and all(isinstance(one, str) for one in settings)
+    ):
+        raise InputError(f"settings are a list of KEY=VALUE texts, got {settings!r}", 'give ["training.steps=5000"]')
 
 
 def time_setting(time: str | float) -> str:

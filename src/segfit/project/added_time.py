@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from segfit.errors import InputError
+from segfit.options import require_settings
 from segfit.planning.plan import Plan
 from segfit.project.documents import load
 from segfit.project.folder import ProjectFile, ProjectFolder
@@ -24,6 +25,7 @@ def with_added_time(folder: ProjectFolder, settings: Sequence[str]) -> tuple[lis
 
     Raises `InputError` where there is no run by time to add to.
     """
+    require_settings(settings)
     before = load(ProjectFile, folder.project)
     matches = {setting: match for setting in settings if (match := _ADDED.fullmatch(setting))}
     if not matches:
