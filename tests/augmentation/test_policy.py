@@ -17,7 +17,7 @@ from segfit.augmentation.intensity import (
     lower_resolution,
     make_noise,
 )
-from segfit.augmentation.policy import Parameters, apply, draw, exchanged
+from segfit.augmentation.policy import Parameters, apply, draw, draw_matrices, exchanged, turned
 from segfit.augmentation.spatial import centre_crop, warp
 from segfit.labels import Exchange
 from segfit.planning.augmentation import augmentation_for
@@ -323,3 +323,30 @@ def test_noise_all_at_once_is_each_samples_own() -> None:
     rows = noise[[0, 2]].flatten(0, 1).flatten(1)
     assert (torch.corrcoef(rows) - torch.eye(4)).abs().max() < 0.1
     assert torch.equal(noise, apply(p, image, labels, together=True)[0])
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    ("sample", "patch", "dummy"),
+    [((13, 14), (10, 12), False), ((9, 12, 11), (7, 9, 8), False), ((5, 16, 15), (5, 12, 12), True)],
+)
+def test_samples_that_are_only_cropped_need_no_more_than_the_patch(
+    sample: tuple[int, ...], patch: tuple[int, ...], dummy: bool, together: bool
+) -> None:
+    spec = ALWAYS.model_copy(update={"dummy_2d": dummy, "rotation_probability": 0.3, "scaling_probability": 0.3})
+    image, labels = batch(*sample, size=6)
+    parameters = draw(spec, patch, 6, 2, rng(4))
+    which = turned(draw_matrices(spec, len(patch), 6, rng(4)))
+    assert 0 < len(which) < 6
+    small = [centre_crop(part, patch).clone() for part in (image, labels)]
+    for part in small:
+        part[which] = 99  # is not looked at
+    result = apply(parameters, *small, (image[which], labels[which]), together=together)
+    for part, expected in zip(result, apply(parameters, image, labels, together=together), strict=True):
+        assert torch.equal(part, expected)
+
+
+def test_a_batch_cut_for_other_parameters_is_refused() -> None:
+    image, labels = batch(8, 8)
+    with pytest.raises(AssertionError, match="other samples are turned"):
+        apply(draw(OFF, (8, 8), 3, 2, rng()), image, labels, (image[:1], labels[:1]))

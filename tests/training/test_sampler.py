@@ -11,8 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_fakes import SCHEME, MemoryCase, disc_cases
 
+from segfit.augmentation.policy import apply, draw
 from segfit.labels import LabelScheme
-from segfit.training.sampler import Batches, PatchSampler, corner_bounds, keep_in_memory, read_patch
+from segfit.specs import AugmentationSpec
+from segfit.training.batch import Batch
+from segfit.training.device_cases import DeviceCase, DeviceCases
+from segfit.training.sampler import Batches, PatchSampler, corner_bounds, keep_in_memory, read_patch, stream
 
 IGNORING = LabelScheme.from_declaration({"background": 0, "disc": 1, "ignore": 2})
 
@@ -182,6 +186,98 @@ def test_a_patch_depends_on_seed_step_and_sample_only() -> None:
     assert first.draw(7, 1) == sampler(cases).draw(7, 1)
     assert [first.draw(s, 0)[1] for s in range(9)] != [other.draw(s, 0)[1] for s in range(9)]
     assert [first.draw(s, 0)[1] for s in range(9)] != [first.draw(s, 1)[1] for s in range(9)]
+
+
+KINDS = {
+    "pictures": ((24, 20), (13, 16), (10, 9)),
+    "volumes": ((9, 12, 11), (10, 12, 9), (7, 9, 6)),
+    "slices": ((5, 24, 20), (13, 16), (10, 9)),
+}
+
+
+def augmented(batch: Batch, spec: AugmentationSpec, patch: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    parameters = draw(spec, patch, len(batch.image), 1, stream(5, "augmentation", batch.step))
+    return apply(parameters, batch.image, batch.labels, batch.whole)
+
+
+@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_that_are_only_cropped_are_read_at_the_size_of_the_patch(kind: str, previous: bool) -> None:
+    shape, cut, seen = KINDS[kind]
+    cases = disc_cases(3, shape)
+    for case in cases:
+        case.previous = case.label + 1
+    spec = AugmentationSpec(sample_patch=cut, mirror_axes=(0,))
+    sizes = {"sample_patch": cut, "patch": seen, "batch_size": 4, "previous_stage": previous}
+    whole, small = sampler(cases, **sizes), sampler(cases, **sizes, augmentation=spec)
+    turned = 0
+    for step in range(12):
+        first, second = whole.batch(step), small.batch(step)
+        assert first.image.shape[2:] == cut
+        assert second.image.shape[2:] == seen
+        assert second.whole is not None
+        assert second.whole[0].shape[2:] == cut
+        assert second.cases == first.cases
+        turned += len(second.whole[0])
+        for a, b in zip(augmented(first, spec, seen), augmented(second, spec, seen), strict=True):
+            assert torch.equal(a, b)
+    assert 0 < turned < 48
+
+
+@pytest.mark.parametrize("augmentation", [None, AugmentationSpec(sample_patch=(13, 16))])
+@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_patches_cut_on_the_device_are_those_read(
+    kind: str, previous: bool, augmentation: AugmentationSpec | None
+) -> None:
+    shape, cut, seen = KINDS[kind]
+    cases = disc_cases(3, shape)
+    for case in cases:
+        case.previous = case.label + 1
+    sizes = {"sample_patch": cut, "patch": seen, "previous_stage": previous, "augmentation": augmentation}
+    plain = sampler(cases, **sizes)
+    there = plain.on_device([DeviceCase(case, torch.device("cpu")) for case in cases], torch.device("cpu"))
+    expected = [plain.batch(step) for step in range(10)]
+    for case in cases:
+        case.reads.clear()
+    for batch in expected:
+        own = there.batch(batch.step)
+        assert own.cases == batch.cases
+        for a, b in zip(parts(own), parts(batch), strict=True):
+            assert torch.equal(a, b)
+    assert [sorted(case.reads) for case in cases] == [["image", "labels"]] * 3
+
+
+def parts(batch: Batch) -> list[torch.Tensor]:
+    """Image and labels of all samples, only those that are looked at."""
+    if batch.whole is None:
+        return [batch.image, batch.labels]
+    spec = AugmentationSpec(sample_patch=tuple(batch.whole[0].shape[2:]))
+    return [*batch.whole, *augmented(batch, spec, tuple(batch.image.shape[2:]))]
+
+
+@pytest.mark.parametrize(("free", "kept"), [(1.9, False), (2.1, True)])
+def test_cases_go_to_a_gpu_when_all_fit_into_half_of_what_steps_leave_free(
+    monkeypatch: pytest.MonkeyPatch, free: float, kept: bool
+) -> None:
+    cases = disc_cases(2)
+    plain = sampler(cases)
+    size = 2 * 24 * 20 * (4 + 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * size), 100 * size))
+    with Batches(plain) as batches:
+        ours = DeviceCases(cases, plain, torch.device("cuda:0"))
+        for _ in range(9):
+            ours.after_step(batches)
+            assert batches.sampler is plain
+        for _ in range(3):
+            ours.after_step(batches)
+            assert (batches.sampler is not plain) == kept
+        assert batches.sampler.draw(3, 1)[1] == plain.draw(3, 1)[1]
+        on_a_processor = DeviceCases(cases, plain, torch.device("cpu"))
+        batches.sampler = plain
+        for _ in range(20):
+            on_a_processor.after_step(batches)
+        assert batches.sampler is plain
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -37,9 +37,10 @@ from segfit.labels import Exchange
 from segfit.plugins import guarded, load_plugin
 from segfit.specs import AugmentationSpec
 
-__all__ = ["Parameters", "apply", "draw", "exchanged", "loaded_augmentation"]
+__all__ = ["Parameters", "apply", "draw", "draw_matrices", "exchanged", "loaded_augmentation", "turned"]
 
 Array = NDArray[np.float64]
+_Whole = tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,7 @@ def draw(
     """Draw the parameters of a batch; the same generator state gives the same parameters."""
     ndim = len(patch)
     per_channel, per_axis = (batch, channels), (batch, channels, ndim)
+    matrix = draw_matrices(spec, ndim, batch, rng)  # before all else
 
     def gate(probability: float, shape: tuple[int, ...] = (batch,)) -> NDArray[np.bool_]:
         return rng.random(shape) < probability
@@ -80,10 +82,6 @@ def draw(
         """One factor per channel in the samples that are changed, 1 in the others."""
         return np.where(gate(probability)[:, None], _balanced(rng, limits, per_channel), 1.0)
 
-    limit = radians(spec.rotation_degrees)
-    angles = rng.uniform(-limit, limit, (batch, 3 if ndim == 3 and not spec.dummy_2d else 1))
-    angles = np.where(gate(spec.rotation_probability)[:, None], angles, 0.0)
-    scales = np.where(gate(spec.scaling_probability), rng.uniform(*spec.scaling_range, batch), 1.0)
     blurred = gate(spec.blur_probability)[:, None] & gate(spec.blur_channel_probability, per_channel)
     lowered = gate(spec.low_resolution_probability)[:, None] & gate(
         spec.low_resolution_channel_probability, per_channel
@@ -93,7 +91,7 @@ def draw(
         dummy_2d=spec.dummy_2d,
         masked_channels=spec.masked_channels,
         exchange=spec.exchange,
-        matrix=affine_matrices(angles, scales),
+        matrix=matrix,
         noise_std=np.where(gate(spec.noise_probability), rng.uniform(*spec.noise_std_range, batch), 0.0),
         noise_seed=rng.integers(2**62, size=batch),
         blur_sigma=np.where(blurred[..., None], rng.uniform(*spec.blur_sigma_range, per_axis), 0.0),
@@ -107,6 +105,20 @@ def draw(
     )
 
 
+def draw_matrices(spec: AugmentationSpec, ndim: int, batch: int, rng: np.random.Generator) -> Array:
+    """Draw `Parameters.matrix` alone: `draw` begins with it."""
+    limit = radians(spec.rotation_degrees)
+    angles = rng.uniform(-limit, limit, (batch, 3 if ndim == 3 and not spec.dummy_2d else 1))
+    angles = np.where(rng.random((batch, 1)) < spec.rotation_probability, angles, 0.0)
+    chosen = rng.random(batch) < spec.scaling_probability
+    return affine_matrices(angles, np.where(chosen, rng.uniform(*spec.scaling_range, batch), 1.0))
+
+
+def turned(matrix: Array) -> NDArray[np.int64]:
+    """Return which samples are turned or scaled: of the others no more than the patch is seen."""
+    return np.flatnonzero((matrix != np.eye(matrix.shape[1])).any((1, 2)))
+
+
 def _balanced(rng: np.random.Generator, limits: tuple[float, float], shape: tuple[int, ...]) -> Array:
     """Draw factors that shrink and stretch equally often: below 1 with probability 0.5 if the range contains 1."""
     low, high = limits
@@ -118,7 +130,12 @@ def _balanced(rng: np.random.Generator, limits: tuple[float, float], shape: tupl
 
 @torch.no_grad()
 def apply(
-    parameters: Parameters, image: Tensor, labels: Tensor, *, together: bool | None = None
+    parameters: Parameters,
+    image: Tensor,
+    labels: Tensor,
+    whole: _Whole = None,
+    *,
+    together: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Augment a batch; the arguments stay as they are.
 
@@ -126,6 +143,8 @@ def apply(
     ----------
     image : (b, c, *sample_patch) float32
     labels : (b, 1, *sample_patch) signed integers; -1 = background outside the non-zero mask or outside the image
+    whole : image and labels of the samples that are turned, in order; the others may be of size `patch` then, and what
+        `image` and `labels` hold of the turned ones is not looked at
     together : change all channels at once; None: unless they are on a CPU
 
     Returns
@@ -134,24 +153,28 @@ def apply(
     """
     if together is None:
         together = image.device.type != "cpu"
-    new_image, new_labels = (_together if together else _one_by_one)(parameters, image, labels)
+    which = turned(parameters.matrix)
+    assert whole is None or len(whole[0]) == len(which), "other samples are turned than were cut out whole"
+    new_image, new_labels = (_together if together else _one_by_one)(parameters, image, labels, whole, which)
     return new_image, new_labels.clamp_(min=0)
 
 
-def _one_by_one(p: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _one_by_one(
+    p: Parameters, image: Tensor, labels: Tensor, whole: _Whole, which: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
     """Augment sample by sample, channel by channel."""
     new_image = image.new_empty((*image.shape[:2], *p.patch))
     new_labels = labels.new_empty((*labels.shape[:2], *p.patch))
-    identity = np.eye(p.matrix.shape[1])
+    place = {int(sample): number for number, sample in enumerate(which)}
     for sample in range(len(image)):
-        if np.array_equal(p.matrix[sample], identity):
-            new_image[sample] = centre_crop(image[sample], p.patch)
-            new_labels[sample] = centre_crop(labels[sample], p.patch)
-        else:
-            whole = _flat(p, image[sample]), _flat(p, labels[sample])
-            moved = warp(*whole, p.matrix[sample], p.patch[-len(identity) :])
+        if sample in place:
+            both = (image[sample], labels[sample]) if whole is None else [part[place[sample]] for part in whole]
+            moved = warp(_flat(p, both[0]), _flat(p, both[1]), p.matrix[sample], p.patch[-p.matrix.shape[1] :])
             new_image[sample] = moved[0].view(new_image.shape[1:])
             new_labels[sample] = moved[1].view(new_labels.shape[1:])
+        else:
+            new_image[sample] = centre_crop(image[sample], p.patch)
+            new_labels[sample] = centre_crop(labels[sample], p.patch)
         if p.noise_std[sample] > 0:
             noise = make_noise(new_image.shape[1:], p.noise_std[sample], int(p.noise_seed[sample]), image.device)
             new_image[sample] += noise
@@ -175,18 +198,21 @@ def _one_by_one(p: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor, T
     return new_image, new_labels
 
 
-def _together(p: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _together(
+    p: Parameters, image: Tensor, labels: Tensor, whole: _Whole, which: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
     """Augment all samples at once, by as many calls whatever the numbers of samples and channels."""
-    there = _sent(_amounts(p, image.shape[1]), image.device)
+    there = _sent(_amounts(p, image.shape[1], which), image.device)
     new_image, new_labels = (
         centre_crop(part, p.patch).clone(memory_format=torch.contiguous_format) for part in (image, labels)
     )
     if "matrix" in there:
-        turned = there["turned"].long()
-        whole = _flat(p, image.index_select(0, turned)), _flat(p, labels.index_select(0, turned))
-        moved = warp_together(*whole, there["matrix"], p.patch[-p.matrix.shape[1] :])
-        new_image.index_copy_(0, turned, moved[0].view(-1, *new_image.shape[1:]))
-        new_labels.index_copy_(0, turned, moved[1].view(-1, *new_labels.shape[1:]))
+        index = there["turned"].long()
+        both = whole or [part.index_select(0, index) for part in (image, labels)]
+        parts = [_flat(p, part) for part in both]
+        moved = warp_together(parts[0], parts[1], there["matrix"], p.patch[-p.matrix.shape[1] :])
+        new_image.index_copy_(0, index, moved[0].view(-1, *new_image.shape[1:]))
+        new_labels.index_copy_(0, index, moved[1].view(-1, *new_labels.shape[1:]))
     if "noise_std" in there:
         noise = make_noise(new_image.shape, 1.0, int(p.noise_seed[0]), image.device)
         new_image.addcmul_(noise, there["noise_std"])
@@ -206,13 +232,12 @@ def _together(p: Parameters, image: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     return new_image, new_labels
 
 
-def _amounts(p: Parameters, channels: int) -> dict[str, NDArray[Any]]:
+def _amounts(p: Parameters, channels: int, which: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """Return what the host has to tell the device, of the steps that some sample was chosen for."""
     result: dict[str, NDArray[Any]] = {}
     ones = (1,) * len(p.patch)
-    turned = np.flatnonzero((p.matrix != np.eye(p.matrix.shape[1])).any((1, 2)))
-    if len(turned):
-        result |= {"turned": turned, "matrix": p.matrix[turned]}
+    if len(which):
+        result |= {"turned": which, "matrix": p.matrix[which]}
     if p.noise_std.any():
         result["noise_std"] = p.noise_std.reshape(-1, 1, *ones)
     if p.blur_sigma.any():

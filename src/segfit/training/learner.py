@@ -25,6 +25,7 @@ from segfit.training.batch import Batch
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
 from segfit.training.side_by_side import SideBySide
+from segfit.training.side_stream import SideStream
 from segfit.training.threads import kept_threads
 from segfit.words import extent
 
@@ -54,6 +55,7 @@ class Learner:
         self._recipe = recipe
         seen = labels.foreground_values if configuration.previous_stage is not None else ()
         self._previous_values = torch.tensor(seen, dtype=torch.int16, device=device)  # of a cascade's first stage
+        self.beside = SideStream(device)
         self.device = device
         self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides, recipe)
         self._plugins = [loaded_augmentation(name) for name in recipe.augmentation.plugins]
@@ -87,20 +89,33 @@ class Learner:
     def step(self, batch: Batch, *, learning_rate: float, rng: np.random.Generator) -> Tensor:
         """Augment a raw batch, on any device, and learn from it once.
 
+        A GPU augments it while it still learns from the batch before. One that is there already must have been made
+        in `beside.working()`, or long ago.
+
         Returns the loss and the norm of the gradient before clipping, float32 on the device. With a norm that is not
         finite the weights stayed as they were.
         """
         groups = self._side_by_side.arrange(batch.image.shape[0])
         # Further threads would wait, or spin, while the groups work.
         with kept_threads(torch.get_num_threads() // groups):
-            image, labels = (part.to(self.device, non_blocking=True) for part in (batch.image, batch.labels))
-            parameters = draw(self._recipe.augmentation, self._patch, image.shape[0], image.shape[1], rng)
-            image, labels = apply(parameters, image, labels)
-            for augment in self._plugins:
-                image, labels = augment(image, labels, rng)
-            if len(self._previous_values):
-                image, labels = self._with_previous_stage(image, labels, rng)
-            return self._step(replace(batch, image=image, labels=labels), groups, learning_rate)
+            with self.beside.working():
+                batch = self._augmented(batch, rng)
+            self.beside.hand_over(batch.image, batch.labels)
+            return self._step(batch, groups, learning_rate)
+
+    def _augmented(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """Return a raw batch as the network and the loss see it, on the device."""
+        image, labels, whole = batch.image, batch.labels, batch.whole
+        parameters = draw(self._recipe.augmentation, self._patch, image.shape[0], image.shape[1], rng)
+        image, labels = apply(parameters, *self._sent(image, labels), whole and self._sent(*whole))
+        for augment in self._plugins:
+            image, labels = augment(image, labels, rng)
+        if len(self._previous_values):
+            image, labels = self._with_previous_stage(image, labels, rng)
+        return replace(batch, image=image, labels=labels, whole=None)
+
+    def _sent(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return image.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def _with_previous_stage(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Move what the previous stage predicted, augmented, from the labels to the image, a channel per label."""

@@ -20,6 +20,7 @@ from segfit.progress import SILENT, Progress, Task
 from segfit.records import store
 from segfit.training.budget import Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
+from segfit.training.device_cases import DeviceCases
 from segfit.training.divergence import Guard
 from segfit.training.events import EventLog
 from segfit.training.interruption import Interruption
@@ -97,11 +98,9 @@ def train_fold(
         return finished
     remove_foreign_result(folder, identity)
     remove_leftovers(folder)
-    channels, room_gb = configuration.image_channels, free_memory_gb() * _MEMORY_SHARE
-    kept = keep_in_memory(train, channels=channels, limit_gb=room_gb)
     try:
         with training_on(configuration, device), kept_threads():
-            training = _Training(job, identity, kept, validation, folder, device, expected_seconds_per_step, progress)
+            training = _Training(job, identity, train, validation, folder, device, expected_seconds_per_step, progress)
             training.run(title or f"training {configuration.name}", checkpoint_seconds, trackers)
             return training.finish(keep_state=keep_state)
     except OSError as error:  # a full disk and the like
@@ -117,7 +116,7 @@ class _Training:
 
     job: TrainingJob
     identity: str
-    train: Sequence[TrainingCase]  # kept in memory where there is room
+    train: Sequence[TrainingCase]
     validation: Sequence[TrainingCase]
     folder: Path
     device: torch.device
@@ -134,20 +133,13 @@ class _Training:
         self._cools_from = cooldown_start(recipe.falling, recipe.warmup_share, recipe.cooldown_share)
         self._cooling = False  # whether the cool-down has begun
         self._is_longer = False  # whether it goes on with another budget than it began with
-        self._sampler = PatchSampler(
-            self.train,
-            labels,
-            channels=configuration.image_channels,
-            sample_patch=recipe.augmentation.sample_patch or configuration.patch_size,
-            patch=configuration.patch_size,
-            batch_size=configuration.batch_size,
-            foreground_share=recipe.foreground_share,
-            probabilistic=recipe.oversampling == "probabilistic",
-            seed=job.seed,
-            weights=job.weights,
-            previous_stage=configuration.previous_stage is not None,
-        )
         self._begun_with: dict[str, Tensor] | None = None  # weights of a model, until it is known what they reach
+        channels, room_gb = configuration.image_channels, free_memory_gb() * _MEMORY_SHARE
+        kept = keep_in_memory(self.train, channels=channels, limit_gb=room_gb)
+        self._sampler = PatchSampler.for_training(
+            kept, configuration, recipe, labels, seed=job.seed, weights=job.weights
+        )
+        self._on_device = DeviceCases(self.train, self._sampler, device)
         self._validation = CaseValidation(self._learner, configuration, recipe, labels, self.validation)
         self._events: EventLog  # opened when it is known where to go on
         self._losses = LossHistory()
@@ -179,7 +171,8 @@ class _Training:
                 self._sampler,
                 start=self._step,
                 threads=reader_threads,
-                pin_memory=self.device.type == "cuda" and reader_threads > 0,
+                pin_memory=self.device.type == "cuda",
+                reading=self._learner.beside.working,
             ) as batches,
             Interruption() as interruption,
             self._memory,
@@ -244,17 +237,20 @@ class _Training:
         rate = self._guard.factor * learning_rate(
             share, recipe.learning_rate, recipe.falling, recipe.warmup_share, recipe.cooldown_share
         )
+        stall = self._learner.beside.stall()
         batch = next(batches)
+        stall.end(read=True)
         rng = stream(self.job.seed, "augmentation", self._step)
         torch.set_num_threads(self._threads.number)
         self._checkpoint_safe = False
         values = self._learner.step(batch, learning_rate=rate, rng=rng)
         self._step += 1
         self._checkpoint_safe = True
-        facts = StepFacts(self._step, self._clock.seconds(), share, rate, batch.cases)
+        facts = StepFacts(self._step, self._clock.seconds(), share, rate, batch.cases, stall.seconds)
         self._losses.push(facts, values, self._events)
         self._pace.add(perf_counter() - started)
         self._threads.add(perf_counter() - started)
+        self._on_device.after_step(batches)
         self._plan()
         self._note(self._pace.overrun(self._done, self._clock.seconds()))
         if self._validation.is_due(self._share()):

@@ -6,7 +6,7 @@ On a GPU they are read a few steps late, so that it never waits for the host.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
@@ -33,6 +33,7 @@ class StepFacts:
     share: float  # of the budget used until then
     learning_rate: float
     cases: tuple[str, ...]  # ids of the cases it learns from
+    data_wait: Callable[[], float] = float  # seconds that it stood still for want of samples, known when it is done
 
 
 class LossHistory:
@@ -50,6 +51,7 @@ class LossHistory:
         self._unlogged: list[float] = []
         self._last: StepFacts | None = None
         self._logged_share = -1.0  # the first step is logged
+        self._logged_seconds = self._data_wait = 0.0  # until then; waited since
 
     @property
     def last(self) -> float | None:
@@ -90,6 +92,7 @@ class LossHistory:
             "first_loss": self.first,
             "losses": list(self._recent),
             "logged_share": self._logged_share,
+            "logged_seconds": self._logged_seconds,
         }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
@@ -101,6 +104,7 @@ class LossHistory:
         self.first = facts["first_loss"]
         self._recent.extend(facts["losses"])
         self._logged_share = facts["logged_share"]
+        self._logged_seconds = facts.get("logged_seconds", 0.0)
 
     def _take(self, lag: int, events: EventLog) -> None:
         """Take the values of all steps but the last `lag`."""
@@ -110,6 +114,7 @@ class LossHistory:
                 arrived.synchronize()
             loss, norm = values.tolist()
             self.step = facts.step
+            self._data_wait += facts.data_wait()
             if isfinite(loss) and isfinite(norm):
                 self.skipped_in_a_row = 0
                 self.first = loss if self.first is None else self.first
@@ -126,9 +131,10 @@ class LossHistory:
             events.write("skipped", step=facts.step, loss=_or_none(loss), gradient_norm=_or_none(norm), cases=cases)
 
     def _flush(self, events: EventLog) -> None:
-        """Write the mean of the losses that are not yet in the log."""
+        """Write the mean of the losses that are not yet in the log, and how long their steps waited for samples."""
         facts = self._last
         if self._unlogged and facts is not None:
+            passed = facts.seconds - self._logged_seconds
             events.write(
                 "step",
                 step=facts.step,
@@ -136,9 +142,11 @@ class LossHistory:
                 share=round(facts.share, 6),
                 loss=fmean(self._unlogged),
                 learning_rate=facts.learning_rate,
+                data_wait=round(self._data_wait, 6),
+                data_wait_share=round(min(1.0, self._data_wait / passed), 4) if passed > 0 else 0.0,
             )
             self._unlogged.clear()
-            self._logged_share = facts.share
+            self._logged_share, self._logged_seconds, self._data_wait = facts.share, facts.seconds, 0.0
 
 
 def _or_none(value: float) -> float | None:

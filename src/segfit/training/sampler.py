@@ -2,33 +2,49 @@
 
 The patch of (seed, step, sample) is always the same one, whatever the number of threads and however often a training
 was interrupted: every sample draws from a stream of its own. Positions follow nnU-Net (case with replacement,
-forced foreground, patches that hang over the border).
+forced foreground, patches that hang over the border). Of samples that augmentation will only crop no more is read than
+the network sees.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from math import prod
+from operator import add
 from threading import Lock
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from segfit.augmentation.policy import draw_matrices, turned
 from segfit.labels import LabelScheme
 from segfit.preprocessing.locations import ANNOTATED, Region
+from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
 from segfit.training.batch import Batch
 from segfit.training.schedule import forced_foreground
 
-__all__ = ["Batches", "PatchSampler", "TrainingCase", "corner_bounds", "keep_in_memory", "read_patch", "stream"]
+__all__ = [
+    "Batches",
+    "PatchSampler",
+    "PatchSource",
+    "TrainingCase",
+    "corner_bounds",
+    "keep_in_memory",
+    "read_patch",
+    "stream",
+]
 
 _OUTSIDE_LABEL = -1  # label of voxels outside the image; augmentation turns it into background at its end
 _STREAMS = {"training": 0, "augmentation": 2}
 _Labels = NDArray[np.int16] | None
+_Box = tuple["PatchSource", tuple[int, ...]]  # case and lower corner
 
 
 class TrainingCase(Protocol):
@@ -56,6 +72,20 @@ class TrainingCase(Protocol):
         """Return what the previous stage of a cascade predicted, like `labels`; None where there is none."""
 
 
+class PatchSource(Protocol):
+    """A `TrainingCase`, or one whose arrays are tensors on a device."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def locations(self) -> Mapping[str, NDArray[np.int32]]: ...  # noqa: D102
+    def image(self, region: Region | None = None) -> Any: ...  # noqa: D102
+    def labels(self, region: Region | None = None) -> Any: ...  # noqa: D102
+    def previous_stage(self, region: Region | None = None) -> Any: ...  # noqa: D102
+
+
 def stream(seed: int, name: Literal["training", "augmentation"], step: int, sample: int = 0) -> Any:
     """Return the random generator (numpy) of one sample of one step."""
     return np.random.default_rng((seed, _STREAMS[name], step, sample))
@@ -77,12 +107,10 @@ def corner_bounds(
     return tuple(lowest), tuple(highest)
 
 
-def read_patch(
-    case: TrainingCase, corner: Sequence[int], image: NDArray[np.float32], labels: NDArray[np.int16]
-) -> None:
+def read_patch(case: PatchSource, corner: Sequence[int], image: Any, labels: Any) -> None:
     """Fill `image` (c, *patch) and `labels` (k, *patch) from the box at `corner`; outside the case they are 0 and -1.
 
-    With `k` = 2 the second ones are those of the previous stage.
+    Both are arrays or tensors as the case has them. With `k` = 2 the second ones are those of the previous stage.
     """
     image[...] = 0
     labels[...] = _OUTSIDE_LABEL
@@ -124,11 +152,13 @@ class PatchSampler:
     foreground_share : share of the samples of a batch that are forced to hold foreground
     probabilistic : each sample is forced with that probability, instead of the last ones of the batch
     previous_stage : also read what the previous stage of a cascade predicted
+    augmentation : what will be done to the batches, by the stream of their step; when absent, all samples are cut out
+        whole
     """
 
     def __init__(
         self,
-        cases: Sequence[TrainingCase],
+        cases: Sequence[PatchSource],
         labels: LabelScheme,
         *,
         channels: int,
@@ -140,6 +170,7 @@ class PatchSampler:
         seed: int,
         weights: Sequence[float] | None = None,
         previous_stage: bool = False,
+        augmentation: AugmentationSpec | None = None,
     ) -> None:
         self._cases = tuple(cases)
         self._shares = None if weights is None else _shares(weights)
@@ -147,7 +178,9 @@ class PatchSampler:
         self._cut = (*slice_axis, *sample_patch)
         self._seen = (*slice_axis, *patch)
         self._channels = channels
-        self._sample_patch = tuple(sample_patch)
+        self._axes = len(sample_patch)  # that the network sees
+        self._augmentation = augmentation
+        self._device: torch.device | None = None  # of the arrays of the cases; None: they are in memory or on disk
         self._forced = forced_foreground(batch_size, foreground_share)
         self._probability = foreground_share if probabilistic else None
         self._has_ignore = labels.ignore_value is not None
@@ -155,7 +188,45 @@ class PatchSampler:
         self._seed = seed
         self._maps = 1 + previous_stage  # of labels, per sample
 
-    def draw(self, step: int, sample: int) -> tuple[TrainingCase, tuple[int, ...]]:
+    @classmethod
+    def for_training(
+        cls,
+        cases: Sequence[PatchSource],
+        configuration: Configuration,
+        recipe: TrainingSpec,
+        labels: LabelScheme,
+        *,
+        seed: int,
+        weights: Sequence[float] | None = None,
+    ) -> PatchSampler:
+        """Return what draws for the training of a configuration."""
+        return cls(
+            cases,
+            labels,
+            channels=configuration.image_channels,
+            sample_patch=recipe.augmentation.sample_patch or configuration.patch_size,
+            patch=configuration.patch_size,
+            batch_size=configuration.batch_size,
+            foreground_share=recipe.foreground_share,
+            probabilistic=recipe.oversampling == "probabilistic",
+            seed=seed,
+            weights=weights,
+            previous_stage=configuration.previous_stage is not None,
+            augmentation=recipe.augmentation,
+        )
+
+    @property
+    def bytes_per_voxel(self) -> int:
+        """Bytes of image and labels for a voxel of a case."""
+        return 4 * self._channels + 2 * self._maps
+
+    def on_device(self, cases: Sequence[PatchSource], device: torch.device) -> PatchSampler:
+        """Return what draws the same patches from the same cases, whose arrays are tensors on a device by now."""
+        result = copy(self)
+        result._cases, result._device = tuple(cases), device
+        return result
+
+    def draw(self, step: int, sample: int) -> tuple[PatchSource, tuple[int, ...]]:
         """Return the case and the lower corner (may be negative) of one sample of one step."""
         rng = stream(self._seed, "training", step, sample)
         if self._shares is None:
@@ -185,33 +256,59 @@ class PatchSampler:
         voxel: NDArray[np.int32] = voxels[rng.integers(len(voxels))]
         return voxel
 
-    def batch(self, step: int) -> Batch:
-        """Read the batch of one step."""
-        size = len(self._forced)
-        image = np.empty((size, self._channels, *self._cut), np.float32)
-        labels = np.empty((size, self._maps, *self._cut), np.int16)
-        drawn = [self.draw(step, sample) for sample in range(size)]
-        for sample, (case, corner) in enumerate(drawn):
-            read_patch(case, corner, image[sample], labels[sample])
-        return Batch(
-            torch.from_numpy(image.reshape(size, self._channels, *self._sample_patch)),
-            torch.from_numpy(labels.reshape(size, self._maps, *self._sample_patch)),
-            step,
-            tuple(case.id for case, _ in drawn),
+    def batch(self, step: int, *, pin_memory: bool = False) -> Batch:
+        """Read the batch of one step; `pin_memory` has arrays of the host where a GPU can fetch them by itself."""
+        samples = len(self._forced)
+        drawn = [self.draw(step, sample) for sample in range(samples)]
+        cases = tuple(case.id for case, _ in drawn)
+        if self._augmentation is None:
+            return Batch(*self._read(drawn, self._cut, pin_memory), step, cases)
+        rng = stream(self._seed, "augmentation", step)
+        which = turned(draw_matrices(self._augmentation, self._axes, samples, rng))
+        whole = self._read([drawn[sample] for sample in which], self._cut, pin_memory)
+        margin = [cut // 2 - seen // 2 for cut, seen in zip(self._cut, self._seen, strict=True)]
+        cropped: list[_Box | None] = [
+            None if sample in which else (case, tuple(map(add, corner, margin)))
+            for sample, (case, corner) in enumerate(drawn)
+        ]
+        return Batch(*self._read(cropped, self._seen, pin_memory), step, cases, whole)
+
+    def _read(self, boxes: Sequence[_Box | None], size: Sequence[int], pin_memory: bool) -> tuple[Tensor, Tensor]:
+        """Return images and labels of boxes of one size; what there is for None is not set."""
+        pin = pin_memory and self._device is None
+        image, labels = (
+            torch.empty((len(boxes), number, *size), dtype=dtype, device=self._device, pin_memory=pin)
+            for number, dtype in ((self._channels, torch.float32), (self._maps, torch.int16))
         )
+        arrays: Any = (image, labels) if self._device else (image.numpy(), labels.numpy())
+        for box, own_image, own_labels in zip(boxes, *arrays, strict=True):
+            if box is not None:
+                read_patch(box[0], box[1], own_image, own_labels)
+        slices = range(2, 2 + len(size) - self._axes)  # of which there is one
+        return image.squeeze(tuple(slices)), labels.squeeze(tuple(slices))
 
 
 class Batches:
     """The batches of consecutive steps, read ahead by `threads` threads (0: read when asked for).
 
     At most two batches per thread wait. An error while reading is raised where the batch is asked for. Leaving the
-    context drops what was read ahead and ends the threads.
+    context drops what was read ahead and ends the threads. `sampler` may be replaced by one that draws the same;
+    `reading` is the context in which it reads.
     """
 
-    def __init__(self, sampler: PatchSampler, *, start: int = 0, threads: int = 0, pin_memory: bool = False) -> None:
-        self._sampler = sampler
+    def __init__(
+        self,
+        sampler: PatchSampler,
+        *,
+        start: int = 0,
+        threads: int = 0,
+        pin_memory: bool = False,
+        reading: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.sampler = sampler
         self._next = start
         self._pin = pin_memory
+        self._reading = reading
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="segfit-batches") if threads else None
         self._ahead = 2 * threads
         self._waiting: deque[Future[Batch]] = deque()
@@ -230,10 +327,8 @@ class Batches:
         return self._waiting.popleft().result()
 
     def _read(self, step: int) -> Batch:
-        batch = self._sampler.batch(step)
-        if self._pin:
-            return replace(batch, image=batch.image.pin_memory(), labels=batch.labels.pin_memory())
-        return batch
+        with self._reading():
+            return self.sampler.batch(step, pin_memory=self._pin)
 
     def go_back(self, step: int) -> None:
         """Go on with the batch of an earlier step."""

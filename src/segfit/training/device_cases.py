@@ -1,0 +1,74 @@
+"""Cases that wait in the memory of a GPU: patches are cut there, and the host sends no voxels any more.
+
+That is decided when some steps are done: by then torch holds what a step takes, and the rest is free for cases. Either
+all of them fit or none goes there. A case is read when it is first drawn; the patches are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segfit.preprocessing.locations import Region
+from segfit.training.sampler import Batches, PatchSampler, TrainingCase
+
+__all__ = ["DeviceCase", "DeviceCases"]
+
+_SETTLED = 10  # steps after which torch holds all that steps take
+_SHARE = 0.5  # of the memory that is free then; validation needs some of the rest (assumption)
+
+
+class DeviceCases:
+    """The cases of a training and what draws from them, for a GPU whose memory they may fit into."""
+
+    def __init__(self, cases: Sequence[TrainingCase], sampler: PatchSampler, device: torch.device) -> None:
+        self._cases, self._sampler, self._device = cases, sampler, device
+        self._bytes = sum(prod(case.shape) for case in cases) * sampler.bytes_per_voxel
+        self._steps_left = _SETTLED if device.type == "cuda" else 0
+
+    def after_step(self, batches: Batches) -> None:
+        """Be told of every step; have the batches cut from the GPU's memory once it is known that there is room."""
+        if not self._steps_left:
+            return
+        self._steps_left -= 1
+        if not self._steps_left and self._bytes <= _SHARE * torch.cuda.mem_get_info(self._device)[0]:
+            cases = [DeviceCase(case, self._device) for case in self._cases]
+            batches.sampler = self._sampler.on_device(cases, self._device)
+
+
+class DeviceCase:
+    """A case with its arrays as tensors on a device, where they go whole when it is first used."""
+
+    def __init__(self, case: TrainingCase, device: torch.device) -> None:
+        self.id, self.shape, self.locations = case.id, case.shape, case.locations
+        self._case, self._device = case, device
+        self._lock = Lock()
+        self._arrays: tuple[Tensor | None, ...] = ()
+
+    def image(self, region: Region | None = None) -> Tensor | None:
+        """Return the image, (c, *spatial), or a view of a region."""
+        return self._view(0, region and (slice(None), *region))
+
+    def labels(self, region: Region | None = None) -> Tensor | None:
+        """Return the label map, (*spatial), or a view of a region."""
+        return self._view(1, region)
+
+    def previous_stage(self, region: Region | None = None) -> Tensor | None:
+        """Return what the previous stage predicted, like `labels`."""
+        return self._view(2, region)
+
+    def _view(self, which: int, region: Region | None) -> Tensor | None:
+        with self._lock:
+            if not self._arrays:
+                arrays = self._case.image(), self._case.labels(), self._case.previous_stage()
+                self._arrays = tuple(
+                    None if array is None else torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+                    for array in arrays
+                )
+            array = self._arrays[which]
+        return array if array is None or region is None else array[region]
