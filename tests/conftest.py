@@ -27,6 +27,7 @@ hypothesis.settings.load_profile("steady")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=_SHARED / "golden", help="folder of golden data")
     parser.addoption("--data", type=Path, default=_SHARED / "data", help="folder of real datasets")
+    parser.addoption("--card", default="cuda:0", help="device of the tests marked gpu; cpu rehearses them")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,6 +37,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             found = item.get_closest_marker(marker)
             if found and not folder.joinpath(*found.args).exists():
                 item.add_marker(pytest.mark.skip(reason=f"{folder.joinpath(*found.args)} does not exist ({option})"))
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and (reason := _absent(config.getoption("--card"))):
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _absent(card: str) -> str:
+    """Why the tests marked gpu cannot run on this device; empty if they can."""
+    import torch
+
+    device = torch.device(card)
+    there = device.type == "cpu" or (device.index or 0) < torch.cuda.device_count()
+    return "" if there else f"there is no CUDA device {card} (--card)"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
