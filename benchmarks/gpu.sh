@@ -7,7 +7,8 @@
 # Each part takes less than 8 minutes and adds a line of JSON to DIR/gpu.jsonl; one that has its line is not run again,
 # so the same command goes on after an interruption. A part that lacks something says so ("skipped") and is tried again;
 # one that fails does not stop the others. Logs are in DIR.
-# What the machine lacks comes as wheels, in one or more trips; the part `packages` names it. Make them elsewhere:
+# What the machine lacks comes as wheels, in one or more trips; the part `packages` names it. Make them elsewhere, for the
+# Python of that machine:
 #
 #     pip wheel --no-deps -w wheels . && pip download --no-deps --only-binary :all: -d wheels NAME ...
 #

@@ -12,10 +12,13 @@ import json
 import platform
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from pip._vendor.packaging.requirements import Requirement
+
+PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
 def main() -> None:
@@ -28,15 +31,16 @@ def main() -> None:
         options = ["--no-index", "--no-deps", "--upgrade", "--quiet", "--target", str(arguments.target)]
         subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels], check=True, stdout=sys.stderr)
     sys.path.insert(0, str(arguments.target))
-    missing = lacking("segfit")
+    declared = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
+    missing = lacking("segfit", *declared)  # as long as segfit itself is missing, nothing else tells what it needs
     if missing:
         print(f"missing: bring as wheels {' '.join(missing)}", file=sys.stderr)
         sys.exit(1)
     print(json.dumps({"python": platform.python_version(), "torch": version("torch"), "wheels": len(wheels)}))
 
 
-def lacking(package: str) -> list[str]:
-    """Return the names of a package and of all that it needs which are not installed, or too old."""
+def lacking(*packages: str) -> list[str]:
+    """Return the names of packages, and of all that they need, which are not installed or too old; not of torch's."""
     found: dict[str, bool] = {}
 
     def look(wanted: Requirement) -> None:
@@ -46,10 +50,12 @@ def lacking(package: str) -> list[str]:
             found[wanted.name] = wanted.specifier.contains(version(wanted.name), prereleases=True)
         except PackageNotFoundError:
             found[wanted.name] = False
-        for needed in (requires(wanted.name) or []) if found[wanted.name] else []:
+        known = found[wanted.name] and wanted.name != "torch"
+        for needed in (requires(wanted.name) or []) if known else []:
             look(Requirement(needed))
 
-    look(Requirement(package))
+    for package in packages:
+        look(Requirement(package))
     return [name for name, there in found.items() if not there]
 
 

@@ -136,6 +136,14 @@ def test_one_case_at_the_end_may_take_twice_the_share() -> None:
     assert case.reads == []
 
 
+def test_what_a_case_takes_of_memory_is_that_of_the_largest() -> None:
+    configuration, recipe = tiny_configuration(), tiny_recipe()
+    learner = Learner(configuration, recipe, SCHEME, CPU, seed=0)
+    cases = [disc_case("small"), disc_case("large", (40, 36))]
+    assert CaseValidation(learner, configuration, recipe, SCHEME, cases).most_bytes() == 40 * 36 * 4 * (1 + 2)
+    assert CaseValidation(learner, configuration, recipe, SCHEME, []).most_bytes() == 0
+
+
 def test_no_share_and_no_cases_mean_no_validation() -> None:
     assert planned(disc_cases(), 0.0, 0.05, 100.0) == ValidationSchedule()
     assert planned([], 0.05, 0.05, 100.0) == ValidationSchedule()

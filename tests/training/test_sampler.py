@@ -256,16 +256,16 @@ def parts(batch: Batch) -> list[torch.Tensor]:
     return [*batch.whole, *augmented(batch, spec, tuple(batch.image.shape[2:]))]
 
 
-@pytest.mark.parametrize(("free", "kept"), [(1.9, False), (2.1, True)])
-def test_cases_go_to_a_gpu_when_all_fit_into_half_of_what_steps_leave_free(
-    monkeypatch: pytest.MonkeyPatch, free: float, kept: bool
+@pytest.mark.parametrize(("free", "spared", "kept"), [(1.9, 0, False), (2.1, 0, True), (2.9, 1, False), (3.1, 1, True)])
+def test_cases_go_to_a_gpu_when_all_fit_into_half_of_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, free: float, spared: int, kept: bool
 ) -> None:
     cases = disc_cases(2)
     plain = sampler(cases)
     size = 2 * 24 * 20 * (4 + 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * size), 100 * size))
     with Batches(plain) as batches:
-        ours = DeviceCases(cases, plain, torch.device("cuda:0"))
+        ours = DeviceCases(cases, plain, torch.device("cuda:0"), spared=spared * size)
         for _ in range(9):
             ours.after_step(batches)
             assert batches.sampler is plain
@@ -273,7 +273,7 @@ def test_cases_go_to_a_gpu_when_all_fit_into_half_of_what_steps_leave_free(
             ours.after_step(batches)
             assert (batches.sampler is not plain) == kept
         assert batches.sampler.draw(3, 1)[1] == plain.draw(3, 1)[1]
-        on_a_processor = DeviceCases(cases, plain, torch.device("cpu"))
+        on_a_processor = DeviceCases(cases, plain, torch.device("cpu"), spared=0)
         batches.sampler = plain
         for _ in range(20):
             on_a_processor.after_step(batches)

@@ -1,7 +1,8 @@
 """Cases that wait in the memory of a GPU: patches are cut there, and the host sends no voxels any more.
 
-That is decided when some steps are done: by then torch holds what a step takes, and the rest is free for cases. Either
-all of them fit or none goes there. A case is read when it is first drawn; the patches are the same.
+That is decided when some steps are done: by then torch holds what a step takes, and of the rest validation takes image
+and logits of a case. Either all cases fit into half of what is left or none goes there. A case is read when it is first
+drawn; the patches are the same.
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ from segfit.training.sampler import Batches, PatchSampler, TrainingCase
 __all__ = ["DeviceCase", "DeviceCases"]
 
 _SETTLED = 10  # steps after which torch holds all that steps take
-_SHARE = 0.5  # of the memory that is free then; validation needs some of the rest (assumption)
+_SHARE = 0.5  # of the memory that is left then (assumption)
 
 
 class DeviceCases:
-    """The cases of a training and what draws from them, for a GPU whose memory they may fit into."""
+    """The cases of a training and what draws from them, for a GPU whose memory they may fit into.
 
-    def __init__(self, cases: Sequence[TrainingCase], sampler: PatchSampler, device: torch.device) -> None:
-        self._cases, self._sampler, self._device = cases, sampler, device
+    `spared` are bytes that are left for validation.
+    """
+
+    def __init__(
+        self, cases: Sequence[TrainingCase], sampler: PatchSampler, device: torch.device, *, spared: int
+    ) -> None:
+        self._cases, self._sampler, self._device, self._spared = cases, sampler, device, spared
         self._bytes = sum(prod(case.shape) for case in cases) * sampler.bytes_per_voxel
         self._steps_left = _SETTLED if device.type == "cuda" else 0
 
@@ -36,7 +42,10 @@ class DeviceCases:
         if not self._steps_left:
             return
         self._steps_left -= 1
-        if not self._steps_left and self._bytes <= _SHARE * torch.cuda.mem_get_info(self._device)[0]:
+        if self._steps_left:
+            return
+        free, _ = torch.cuda.mem_get_info(self._device)
+        if self._bytes <= _SHARE * (free - self._spared):
             cases = [DeviceCase(case, self._device) for case in self._cases]
             batches.sampler = self._sampler.on_device(cases, self._device)
 

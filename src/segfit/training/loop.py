@@ -139,8 +139,8 @@ class _Training:
         self._sampler = PatchSampler.for_training(
             kept, configuration, recipe, labels, seed=job.seed, weights=job.weights
         )
-        self._on_device = DeviceCases(self.train, self._sampler, device)
         self._validation = CaseValidation(self._learner, configuration, recipe, labels, self.validation)
+        self._on_device = DeviceCases(self.train, self._sampler, device, spared=self._validation.most_bytes())
         self._events: EventLog  # opened when it is known where to go on
         self._losses = LossHistory()
         self._guard = Guard(recipe)

@@ -120,6 +120,11 @@ class CaseValidation:
             self.schedule = ValidationSchedule(1, (smallest,), costs[smallest])
         self.seconds = self.schedule.seconds
 
+    def most_bytes(self) -> int:
+        """Return what the input of a case and its logits take at most, about."""
+        channels = self._configuration.network.in_channels + self._labels.num_outputs
+        return 4 * channels * max((prod(case.shape) for case in self._cases.values()), default=0)
+
     def is_due(self, share: float) -> bool:
         """Whether to validate when `share` of the budget is used."""
         if self.schedule is None:
