@@ -31,6 +31,7 @@ from segfit.specs import AugmentationSpec, TrainingSpec
 from segfit.training import budget, checkpoint, loop, online_validation
 from segfit.training.batch import Batch
 from segfit.training.budget import TimeBudget
+from segfit.training.device_cases import DeviceCases
 from segfit.training.events import read_events
 from segfit.training.job import TrainingJob
 from segfit.training.learner import Learner, training_on
@@ -339,6 +340,21 @@ def test_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(loop, "Batches", lambda *args, **kwargs: Batches(*args, **kwargs | {"threads": 2}))
     train(tmp_path / "threads")
     assert_same_weights(tmp_path / "inline", tmp_path / "threads")
+
+
+def test_cases_that_wait_on_the_device_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class AsOnAGpu(DeviceCases):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            self._steps_left = 2
+
+    train(tmp_path / "host")
+    monkeypatch.setattr(loop, "DeviceCases", AsOnAGpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
+    cases = disc_cases()
+    train(tmp_path / "device", cases=cases, cases_validation=[])
+    assert_same_weights(tmp_path / "host", tmp_path / "device")
+    assert max(case.reads.count("image") for case in cases) == 2  # to memory, then to the device
 
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:

@@ -291,6 +291,21 @@ def test_threads_yield_the_same_batches_in_the_same_order(threads: int) -> None:
             assert torch.equal(a.labels, b.labels)
 
 
+def test_batches_go_on_from_the_device_where_they_were() -> None:
+    cases = disc_cases(3)
+    plain = sampler(cases, augmentation=AugmentationSpec(sample_patch=(8, 8)))
+    with Batches(plain) as expected, Batches(plain, threads=2) as batches:
+        for step in range(12):
+            if step == 3:
+                there = [DeviceCase(case, torch.device("cpu")) for case in cases]
+                batches.sampler = plain.on_device(there, torch.device("cpu"))
+            a, b = next(expected), next(batches)
+            assert a.step == b.step == step
+            assert a.cases == b.cases
+            for one, other in zip(parts(a), parts(b), strict=True):
+                assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_error_while_reading_reaches_the_consumer_and_threads_end(threads: int) -> None:
     class Broken(MemoryCase):
