@@ -280,7 +280,7 @@ class PatchSampler:
             torch.empty((len(boxes), number, *size), dtype=dtype, device=self._device, pin_memory=pin)
             for number, dtype in ((self._channels, torch.float32), (self._maps, torch.int16))
         )
-        arrays: Any = (image, labels) if self._device else (image.numpy(), labels.numpy())
+        arrays: Any = (image, labels) if self._device is not None else (image.numpy(), labels.numpy())
         for box, own_image, own_labels in zip(boxes, *arrays, strict=True):
             if box is not None:
                 read_patch(box[0], box[1], own_image, own_labels)
