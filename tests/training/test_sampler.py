@@ -149,7 +149,7 @@ def test_cases_are_drawn_uniformly() -> None:
 @given(st.tuples(st.integers(-8, 12), st.integers(-8, 12)))
 def test_a_patch_is_the_padded_image(corner: tuple[int, int]) -> None:
     case = numbered_case((9, 7))
-    image, labels = np.empty((1, 8, 5), np.float32), np.empty((8, 5), np.int16)
+    image, labels = np.zeros((1, 8, 5), np.float32), np.full((8, 5), -1, np.int16)
     read_patch(case, corner, image, labels[None])
     window = tuple(slice(c + 20, c + 20 + n) for c, n in zip(corner, (8, 5), strict=True))
     assert (image[0] == np.pad(case.array[0], 20)[window]).all()

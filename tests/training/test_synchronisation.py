@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_fakes import tiny_configuration, tiny_recipe
+from training_fakes import SCHEME, disc_cases, tiny_configuration, tiny_recipe
 
 from segfit.labels import Exchange, LabelScheme
 from segfit.specs import AugmentationSpec
 from segfit.training import learner as learner_module
 from segfit.training.batch import Batch
+from segfit.training.device_cases import DeviceCase
 from segfit.training.learner import Learner
+from segfit.training.sampler import PatchSampler
 from segfit.training.threads import kept_threads
 
 LABELS = LabelScheme.from_declaration({"background": 0, "left": 1, "right": 2})
@@ -124,6 +126,22 @@ def test_a_step_takes_as_many_calls_whatever_batch_and_channels() -> None:
     small, large = watched_step(samples=2, channels=1), watched_step(samples=7, channels=4)
     assert large.calls - small.calls == Counter()
     assert small.calls.total() < 1000
+
+
+@pytest.mark.parametrize("samples", [2, 7])
+def test_patches_are_cut_on_the_device_without_waiting(samples: int) -> None:
+    recipe = tiny_recipe(augmentation=AugmentationSpec(sample_patch=(20, 20, 20)))
+    configuration = tiny_configuration(3).model_copy(update={"batch_size": samples})
+    cpu = torch.device("cpu")
+    cases = disc_cases(3, (30, 28, 26))
+    plain = PatchSampler.for_training(cases, configuration, recipe, SCHEME, seed=0)
+    sampler = plain.on_device([DeviceCase(case, cpu) for case in cases], cpu)
+    for step in range(4):  # by then all of them are there
+        sampler.batch(step)
+    with Watch() as watch:
+        sampler.batch(4)
+    assert watch.calls[SENT] == 0
+    assert watch.calls["copy_"] == 2 * samples
 
 
 @pytest.mark.parametrize(

@@ -108,12 +108,10 @@ def corner_bounds(
 
 
 def read_patch(case: PatchSource, corner: Sequence[int], image: Any, labels: Any) -> None:
-    """Fill `image` (c, *patch) and `labels` (k, *patch) from the box at `corner`; outside the case they are 0 and -1.
+    """Fill `image` (c, *patch) and `labels` (k, *patch) from the box at `corner`; outside the case they stay.
 
     Both are arrays or tensors as the case has them. With `k` = 2 the second ones are those of the previous stage.
     """
-    image[...] = 0
-    labels[...] = _OUTSIDE_LABEL
     source, target = [], []
     for low, length, size in zip(corner, labels.shape[1:], case.shape, strict=True):
         start, stop = max(low, 0), min(low + length, size)
@@ -274,13 +272,18 @@ class PatchSampler:
         return Batch(*self._read(cropped, self._seen, pin_memory), step, cases, whole)
 
     def _read(self, boxes: Sequence[_Box | None], size: Sequence[int], pin_memory: bool) -> tuple[Tensor, Tensor]:
-        """Return images and labels of boxes of one size; what there is for None is not set."""
+        """Return images and labels of boxes of one size; outside the cases, and for None, they are 0 and -1."""
         pin = pin_memory and self._device is None
         image, labels = (
             torch.empty((len(boxes), number, *size), dtype=dtype, device=self._device, pin_memory=pin)
             for number, dtype in ((self._channels, torch.float32), (self._maps, torch.int16))
         )
-        arrays: Any = (image, labels) if self._device is not None else (image.numpy(), labels.numpy())
+        arrays: Any = image, labels
+        fill: Any = Tensor.fill_
+        if self._device is None:  # threads that read have no threads of their own, as torch would give them
+            arrays, fill = (image.numpy(), labels.numpy()), np.ndarray.fill
+        fill(arrays[0], 0)
+        fill(arrays[1], _OUTSIDE_LABEL)
         for box, own_image, own_labels in zip(boxes, *arrays, strict=True):
             if box is not None:
                 read_patch(box[0], box[1], own_image, own_labels)
