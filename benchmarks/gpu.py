@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -289,81 +290,6 @@ def stored_cases(network: Network) -> Iterator[list[StoredCase]]:
 
 # ── beside nnU-Net ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-_REFERENCE = """
-import json, sys, time
-from importlib.metadata import version
-import torch
-task = json.loads(sys.argv[1])
-try:
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
-    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-except ImportError as error:
-    print(json.dumps({"skipped": f"nnunetv2 cannot be imported: {error}"}))
-    sys.exit()
-device, ndim, stages = torch.device(task["device"]), len(task["patch"]), len(task["features"])
-on_gpu = device.type == "cuda"
-torch.backends.cudnn.benchmark = True
-def synchronize():
-    if on_gpu:
-        torch.cuda.synchronize(device)
-def measured(compiled):
-    network = PlainConvUNet(
-        task["channels"], stages, task["features"], torch.nn.Conv3d if ndim == 3 else torch.nn.Conv2d, 3,
-        [1] + [2] * (stages - 1), 2, task["outputs"], 2, conv_bias=True,
-        norm_op=torch.nn.InstanceNorm3d if ndim == 3 else torch.nn.InstanceNorm2d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True},
-        deep_supervision=True,
-    ).to(device)
-    weights = [1 / 2**i for i in range(stages - 1)]
-    weights[-1] = 0
-    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    loss = DC_and_CE_loss(
-        dice, {}, weight_ce=1, weight_dice=1, ignore_label=None, dice_class=MemoryEfficientSoftDiceLoss
-    )
-    loss = DeepSupervisionWrapper(loss, [weight / sum(weights) for weight in weights])
-    optimizer = torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
-    scaler = torch.amp.GradScaler("cuda") if on_gpu else None
-    data = torch.randn((task["batch"], task["channels"], *task["patch"]), device=device)
-    target = [
-        torch.randint(task["outputs"], (task["batch"], 1, *(n // 2**i for n in task["patch"])), device=device).float()
-        for i in range(stages - 1)
-    ]
-    model = torch.compile(network) if compiled else network
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", enabled=on_gpu):
-            value = loss(model(data), target)
-        if scaler is None:
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
-            optimizer.step()
-        else:
-            scaler.scale(value).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
-            scaler.step(optimizer)
-            scaler.update()
-        return value.detach().cpu()
-    for _ in range(8 if on_gpu else 1):
-        step()
-    synchronize()
-    started, done = time.perf_counter(), 0
-    while done < task["steps"] and time.perf_counter() - started < task["limit_s"]:
-        step()
-        done += 1
-    synchronize()
-    return round((time.perf_counter() - started) / done, 6)
-result = {"nnunetv2": version("nnunetv2"), "step_s": measured(False)}
-if on_gpu:
-    try:
-        result["compiled_step_s"] = measured(True)
-    except Exception as error:
-        result["problem"] = f"not compiled: {type(error).__name__}"
-print(json.dumps(result))
-"""
-
 
 def reference(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time steps of nnU-Net's network and loss on ready tensors, in half precision on a GPU, as it trains."""
@@ -377,7 +303,11 @@ def reference(arguments: argparse.Namespace) -> dict[str, Any]:
         "outputs": LABELS.num_outputs,
         **amount(arguments),
     }
-    return told_last([str(arguments.reference_python), "-c", _REFERENCE, json.dumps(task)])
+    program = str(Path(__file__).with_name("reference_network.py"))
+    environment = dict(os.environ)
+    if arguments.reference_python != Path(sys.executable):
+        environment.pop("PYTHONPATH", None)  # packages there are for the other Python
+    return told_last([str(arguments.reference_python), program, json.dumps(task)], environment)
 
 
 # ── on a dataset ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -453,8 +383,8 @@ def segfit(*given: str) -> float:
     return perf_counter() - started
 
 
-def told_last(command: Sequence[str]) -> dict[str, Any]:
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+def told_last(command: Sequence[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if done.returncode:
         sys.exit(f"{Path(command[0]).name} failed with code {done.returncode}, as told above")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
