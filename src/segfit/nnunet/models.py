@@ -88,6 +88,7 @@ def read_nnunet_model(
             weights={fold: weights_name(name, fold) for fold in names},
             mirror_axes=first.mirror_axes,
             precision="fp16",  # what nnU-Net predicts with on GPUs
+            channels_last=True,  # the same sums in a third to two fifths less time on a processor
         )
         manifest = ModelManifest(
             name=f"{plans.get('dataset_name', path.parent.name)} {path.name}",
