@@ -6,6 +6,7 @@ scale stays 1 and it only leaves out the optimiser's step, on a GPU without the 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -24,12 +25,13 @@ from segfit.specs import Configuration, TrainingSpec
 from segfit.training.batch import Batch
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
+from segfit.training.parts import KeptBuffers, backward_in_parts
 from segfit.training.side_by_side import SideBySide
 from segfit.training.side_stream import SideStream
 from segfit.training.threads import kept_threads
 from segfit.words import extent
 
-__all__ = ["Learner", "training_on"]
+__all__ = ["Learner", "is_memory_shortage", "training_on"]
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ADAM_BETA2 = 0.999  # torch's default
@@ -39,6 +41,7 @@ class Learner:
     """A network in training on one device.
 
     Everything random comes from `seed` (initial weights) or from the generator given to `step` (augmentation).
+    `at_once` samples go through the network together: the batch, until `divide`.
     """
 
     def __init__(
@@ -71,6 +74,10 @@ class Learner:
         least = 2 if spec.ndim == 3 and recipe.precision == "fp32" else 1
         # Samples that are normalised together stay together; of a plug-in's network that is not known.
         together = spec.norm == "batch" or spec.plugin is not None
+        self.divides_exactly = not together
+        self.at_once = configuration.batch_size
+        self._buffers = KeptBuffers(self.network)
+        self._changing = False  # the weights, which a step does at its end
         self._side_by_side = SideBySide(device, least=configuration.batch_size if together else least)
         self._optimizer = _optimizer(recipe, self.network, device, self._side_by_side)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if recipe.precision == "fp16" else 1.0)
@@ -95,7 +102,8 @@ class Learner:
         Returns the loss and the norm of the gradient before clipping, float32 on the device. With a norm that is not
         finite the weights stayed as they were.
         """
-        groups = self._side_by_side.arrange(batch.image.shape[0])
+        samples = batch.image.shape[0]
+        groups = self._side_by_side.arrange(samples if samples <= self.at_once else 1)
         # Further threads would wait, or spin, while the groups work.
         with kept_threads(torch.get_num_threads() // groups):
             with self.beside.working():
@@ -130,17 +138,34 @@ class Learner:
             group["lr"] = learning_rate
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(batch, groups)
+        self._buffers.keep()
+        try:
+            loss = self._backward(batch, groups)
+        except BaseException:
+            self._buffers.put_back()
+            raise
+        self._changing = True
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._recipe.gradient_clip)
         self._scaler.step(self._optimizer)
         self._scaler.update(None if self._recipe.precision == "fp16" else 1.0)
         if self._average is not None:
             self._average.update()
+        self._changing = False
         return torch.stack((loss.detach().float(), norm.float()))
 
     def _backward(self, batch: Batch, groups: int) -> Tensor:
         """Set the gradients for an augmented batch; return the loss."""
+        if self.at_once < len(batch.image):
+            parts = [self.to_device(part) for part in torch.split(batch.image, self.at_once)]
+            return backward_in_parts(
+                self.network,
+                parts,
+                lambda outputs: self.loss(outputs, batch),
+                self._scaler.scale,
+                self.precision,
+                self._buffers,
+            )
         if groups > 1:
             parts = [self.to_device(part) for part in batch.image.chunk(groups)]
             return self._side_by_side.backward(
@@ -150,6 +175,18 @@ class Learner:
             loss = self.loss(self.network(self.to_device(batch.image)), batch)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss
+
+    def can_divide(self) -> bool:
+        """Whether a step that failed can be done again with fewer samples at once: it has changed no weight."""
+        return self.at_once > 1 and not self._changing
+
+    def divide(self) -> None:
+        """Have half as many samples go through the network at once from now on; the gradient stays the batch's."""
+        self.at_once = (self.at_once + 1) // 2
+        self._optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @contextmanager
     def evaluating(self) -> Iterator[UNet | PluginNetwork]:
@@ -206,7 +243,8 @@ class Learner:
 
     def facts(self) -> dict[str, Any]:
         """Return the JSON-able rest of the state."""
-        return {"scaler": self._scaler.state_dict(), "averaged": self._average.updates if self._average else 0}
+        averaged = self._average.updates if self._average else 0
+        return {"scaler": self._scaler.state_dict(), "averaged": averaged, "at_once": self.at_once}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take over a state made by `tensors` and `facts`."""
@@ -224,6 +262,7 @@ class Learner:
             )
         self._optimizer.load_state_dict({"state": slots, "param_groups": self._optimizer.state_dict()["param_groups"]})
         self._scaler.load_state_dict(facts["scaler"])
+        self.at_once = min(self.at_once, facts.get("at_once", self.at_once))
         if self._average is not None:
             self._average.restore(_under("average/", tensors), facts["averaged"])
 
@@ -276,7 +315,7 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not is_memory_shortage(error):
             raise
         raise MemoryShortageError(
             f"{configuration.name} (patch {extent(configuration.patch_size)}, batch {configuration.batch_size}) "
@@ -287,10 +326,11 @@ def training_on(configuration: Configuration, device: torch.device) -> Iterator[
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _out_of_memory(error: Exception) -> bool:
+def is_memory_shortage(error: Exception) -> bool:
     """Whether an allocation failed: torch has an exception of its own for GPUs only."""
     text = str(error)
-    words = ("can't allocate memory", "out of memory", "could not create a memory object", "can't start new thread")
+    words = ["can't allocate memory", "out of memory", "could not create a memory object", "can't start new thread"]
+    words.append("ALLOC_FAILED")  # of cuDNN and cuBLAS
     # oneDNN says more of a primitive that it does not have; in these words alone it had no room for one.
     alone = text == "could not create a primitive"
     return alone or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in words)

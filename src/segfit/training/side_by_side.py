@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from segfit.training.parts import outputs_backward
+
 __all__ = ["SideBySide", "best_groups"]
 
 _SHARING = 0.5  # n threads in one operation are as fast as n ** 0.5 apart (two cores: 1.3 instead of 1.4)
@@ -99,11 +101,7 @@ class SideBySide:
             return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
         parts = self.map(forward, batches)
-        ends = [[output.detach().requires_grad_() for output in outputs] for outputs in parts]
-        whole = [torch.cat(outputs) for outputs in zip(*ends, strict=True)]
-        with precision():
-            value = loss(whole if len(whole) > 1 else whole[0])
-        scaled(value).backward()  # type: ignore[no-untyped-call]
+        value, ends = outputs_backward(parts, loss, scaled, precision)
 
         def backward(number: int) -> tuple[Tensor | None, ...]:
             used = [(output, end.grad) for output, end in zip(parts[number], ends[number], strict=True)]
