@@ -1,12 +1,14 @@
-"""What the machine offers: device, memory, arithmetic."""
+"""What the machine offers: device, memory, arithmetic; whether its kernels are to repeat themselves."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from segfit.errors import InputError
 from segfit.execution.memory import free_memory_gb
@@ -16,7 +18,7 @@ from segfit.words import count
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Hardware", "measure_hardware", "resolve_device"]
+__all__ = ["Hardware", "deterministic_kernels", "measure_hardware", "resolve_device"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,45 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "mps"):
         raise InputError(f"unknown device {name!r}", "known are auto, cpu, cuda, cuda:N and mps")
     return device
+
+
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Have torch use only kernels that give the same bits again, in the whole process; afterwards all is as it was.
+
+    Without `wanted` nothing is changed. Raises `InputError` where there is no such kernel, and on CUDA where the
+    environment lacks `CUBLAS_WORKSPACE_CONFIG`, which has to be set before matrices are first multiplied there.
+    """
+    if not wanted:
+        yield
+        return
+    import torch
+
+    memory: Any = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode()
+    benchmark, fill = torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        memory.fill_uninitialized_memory = False  # it is for finding what reads too early
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "CUBLAS_WORKSPACE_CONFIG" in text:
+            raise InputError(
+                "deterministic kernels need the environment variable CUBLAS_WORKSPACE_CONFIG on CUDA",
+                "set it to :4096:8 before the program starts",
+            ) from None
+        if "does not have a deterministic implementation" in text:
+            raise InputError(
+                f"{text.split()[0]} has no deterministic kernel on this device",
+                "leave out training.deterministic, or the plug-in that needs it",
+            ) from None
+        raise
+    finally:
+        torch.set_deterministic_debug_mode(before)
+        torch.backends.cudnn.benchmark = benchmark
+        memory.fill_uninitialized_memory = fill
 
 
 def measure_hardware(name: str = "auto") -> Hardware:

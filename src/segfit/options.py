@@ -243,6 +243,7 @@ class TrainingOptions(Settable):
     )
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="arithmetic of the forward pass")
     channels_last: bool | None = Field(None, description="memory layout of the network; measured when absent")
+    deterministic: bool | None = Field(None, description="only kernels that repeat themselves to the bit (on CUDA)")
     trackers: tuple[Literal["tensorboard", "mlflow"] | PluginName, ...] = Field(
         (), description="tensorboard, mlflow, or PACKAGE:NAME of a plug-in, which follow the trainings"
     )

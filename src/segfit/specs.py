@@ -245,7 +245,7 @@ class TrainingSpec(GrownRecord):
 
     LATER: ClassVar[frozenset[str]] = frozenset(
         {"loss", "topk_share", "focal_exponent", "tversky_alpha", "tversky_beta", "cldice_steps"}
-        | {"schedule", "oversampling"}
+        | {"schedule", "oversampling", "deterministic"}
     )
     loss: Loss = "dice+ce"
     topk_share: float = 0.1  # of all voxels of a batch
@@ -268,6 +268,7 @@ class TrainingSpec(GrownRecord):
     weight_average: float = 0.0  # decay of the exponential moving average of the weights; 0 = off
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
+    deterministic: bool = False  # only kernels that give the same bits again
     validation_share: float = 0.05  # share of the time spent on validation during training
     augmentation: AugmentationSpec = AugmentationSpec()
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -16,6 +16,7 @@ from tiny_runs import SET, UNTRUSTED
 
 from segfit.cli.common import LabelUseName, PresetName
 from segfit.cli.main import app, run
+from segfit.inference.model import Model, load_model
 from segfit.options import LabelUse, Preset
 from segfit.project import Project
 
@@ -234,3 +235,34 @@ def test_a_path_that_is_nowhere_is_said_to_be_nowhere(
     images = [str(tmp_path)] if arguments[0] == "predict" else []
     assert run([*arguments, nowhere, *images]) == 2
     assert f"{nowhere} does not exist; correct the path" in capsys.readouterr().err
+
+
+def test_deterministic_is_kept_by_the_project_and_readies_cublas(
+    project: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    load = load_model
+
+    def watched(*arguments: Any, **named: Any) -> Model:
+        asked.append(named["deterministic"])
+        return load(*arguments, **named)
+
+    monkeypatch.setattr("segfit.inference.model.load_model", watched)
+    others = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    images, out = dataset / "imagesTs", str(tmp_path / "p")
+    for arguments, wanted in (
+        (["plan", str(dataset), "--out", out, *SET], None),
+        (["plan", str(dataset), "--out", out, "--deterministic"], ":4096:8"),
+        (["plan", out], ":4096:8"),  # it is the project's
+        (["plan", out, "--no-deterministic"], None),
+        (["predict", "--model", str(project / "model"), str(images), "-o", str(tmp_path / "a")], None),
+        (["predict", "--model", str(project / "model"), str(images), "-o", str(tmp_path / "b"), "--deterministic"], 1),
+    ):
+        monkeypatch.setattr(os, "environ", dict(others))
+        assert run(arguments) == 0
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
+    assert asked == [False, True]
+    monkeypatch.setattr(os, "environ", others | {"CUBLAS_WORKSPACE_CONFIG": ":16:8"})
+    assert run(["plan", out, "--deterministic"]) == 0
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # what the user set stays
+    assert run(["predict", str(dataset), "--deterministic"]) == 2  # the project says it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -282,3 +283,17 @@ def test_others_are_measured_only_while_that_leaves_time_for_what_was_found(
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize(("fast", "chosen"), [(True, ("bf16", True)), (False, ("fp32", False))])
+def test_nothing_that_is_measured_decides_on_the_arithmetic_of_what_repeats_itself(
+    fast: bool, chosen: tuple[str, bool], tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, 10**9)
+    hardware = sizing.measure_hardware("cpu")
+    monkeypatch.setattr(sizing, "measure_hardware", lambda _: replace(hardware, fast_bf16=fast))
+    asked = ["training.steps=5", "planning.base_features=4", "planning.folds=0", "training.deterministic=true"]
+    plan = Project.create(tmp_path / "p", volumes, settings=asked).size()
+    recipe = plan.training["3d_fullres"]
+    assert (recipe.precision, recipe.channels_last) == chosen
+    assert recipe.deterministic

@@ -440,14 +440,14 @@ def test_evaluation_gives_one_output_and_puts_the_network_back() -> None:
 def test_running_out_of_memory_is_one_sentence(error: Exception) -> None:
     with (
         pytest.raises(StageError, match=r"tiny \(patch 16 × 16, batch 2\) does not fit into the memory of cpu"),
-        training_on(tiny_configuration(), CPU),
+        training_on(tiny_configuration(), tiny_recipe(), CPU),
     ):
         raise error
 
 
 def test_what_a_device_cannot_do_is_no_lack_of_memory() -> None:
     message = "could not create a primitive descriptor for a convolution forward propagation primitive"
-    with pytest.raises(RuntimeError, match=message), training_on(tiny_configuration(), CPU):
+    with pytest.raises(RuntimeError, match=message), training_on(tiny_configuration(), tiny_recipe(), CPU):
         raise RuntimeError(message)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -76,12 +77,19 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def watched_step(
-    *, ndim: int = 3, samples: int = 2, channels: int = 1, labels: LabelScheme = LABELS, **recipe: Any
+    *,
+    ndim: int = 3,
+    samples: int = 2,
+    channels: int = 1,
+    labels: LabelScheme = LABELS,
+    watch: TorchDispatchMode | None = None,
+    **recipe: Any,
 ) -> Watch:
     """Train twice, the second time watched: what is made once does not count."""
     configuration = tiny_configuration(ndim)
     outputs = len(labels.classes) + (not labels.has_regions)
-    network = configuration.network.model_copy(update={"in_channels": channels, "num_outputs": outputs})
+    own = {name: recipe.pop(name) for name in ("kind", "norm") if name in recipe}
+    network = configuration.network.model_copy(update={"in_channels": channels, "num_outputs": outputs, **own})
     configuration = configuration.model_copy(update={"batch_size": samples, "network": network})
     stock = set(AugmentationSpec.model_fields) - AugmentationSpec.LATER  # what is stronger goes sample by sample
     augmentation = AugmentationSpec(
@@ -100,10 +108,10 @@ def watched_step(
     target = torch.randint(-1, 3, (samples, 1, *(20,) * ndim), generator=generator, dtype=torch.int16)
     step = partial(learner.step, Batch(image, target), learning_rate=0.01)
     step(rng=np.random.default_rng(0))
-    with Watch() as watch:
+    with watch or nullcontext(), Watch() as calls:
         values = step(rng=np.random.default_rng(1))
     assert values.isfinite().all()
-    return watch
+    return calls
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

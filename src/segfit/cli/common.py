@@ -37,6 +37,7 @@ __all__ = [
     "dataset_facts",
     "dataset_of",
     "is_project",
+    "let_cublas_repeat",
     "open_project",
     "print_json",
     "print_result",
@@ -126,6 +127,10 @@ _SETTINGS: dict[str, Any] = {
     ],
     "memory": Annotated[float | None, typer.Option("--memory", metavar="GB", help="Memory target of a training.")],
     "device": Device,
+    "deterministic": Annotated[
+        bool | None,
+        typer.Option("--deterministic/--no-deterministic", help="Only kernels that repeat themselves to the bit."),
+    ],
     "seed": Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")],
     "workers": Workers,
     "skip_incomplete": SkipIncomplete,
@@ -181,6 +186,7 @@ def _settings_from(
     seed: int | None = None,
     workers: int | None = None,
     skip_incomplete: bool | None = None,
+    deterministic: bool | None = None,
     settings: list[str] | None = None,
 ) -> list[str]:
     """Return what was given on the command line as ``key=value`` settings; what was not given stays as it was.
@@ -201,8 +207,13 @@ def _settings_from(
             given.append(f"{key}={json.dumps(str(Path(path).expanduser().absolute()))}")
     if splits is not None:
         given.append(f"planning.splits={json.dumps(_method_or_file(splits))}")
-    if resample_labels is not None:
-        given.append(f"dataset.resample_labels={json.dumps(resample_labels)}")
+    for key, switch in (
+        ("dataset.resample_labels", resample_labels),
+        ("dataset.skip_incomplete", skip_incomplete),
+        ("training.deterministic", deterministic),
+    ):
+        if switch is not None:
+            given.append(f"{key}={json.dumps(switch)}")
     for key, value in (
         ("preset", preset),
         ("dataset.labels", labels),
@@ -211,7 +222,6 @@ def _settings_from(
         ("seed", seed),
         ("workers", workers),
         ("dataset.groups", groups),
-        ("dataset.skip_incomplete", None if skip_incomplete is None else str(skip_incomplete).lower()),
     ):
         if value is not None:
             given.append(f"{key}={value}")
@@ -245,10 +255,19 @@ def open_project(
     execution = execution or console_execution()
     folder = project_folder(dataset, out)
     if dataset is None or is_project(dataset):
-        return Project.open(folder, settings=settings, execution=execution)
-    if not make and not is_project(folder):
+        project = Project.open(folder, settings=settings, execution=execution)
+    elif not make and not is_project(folder):
         raise InputError(f"{folder} is not a project on {dataset}", f"train first: segfit run {dataset} --out {folder}")
-    return Project.create(folder, dataset, settings=settings, execution=execution)
+    else:
+        project = Project.create(folder, dataset, settings=settings, execution=execution)
+    if project.options.training.deterministic:
+        let_cublas_repeat()
+    return project
+
+
+def let_cublas_repeat() -> None:
+    """Set what cuBLAS needs for it in the environment, before it is first used; what the user set stays."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def project_folder(dataset: Path | None, out: Path | None) -> Path:

@@ -20,6 +20,7 @@ from segfit.cli.common import (
     Out,
     Workers,
     dataset_of,
+    let_cublas_repeat,
     open_project,
     print_json,
     print_result,
@@ -62,6 +63,9 @@ _Folds = Annotated[
 _TileStep = Annotated[
     float | None, typer.Option("--tile-step", metavar="SHARE", help="Step of the window as a share of it.")
 ]
+_Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Only kernels that repeat themselves to the bit.")
+]
 _PreviousStage = Annotated[
     Path | None,
     typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
@@ -82,6 +86,7 @@ def predict(
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored views.")] = True,
     tile_step: _TileStep = None,
     device: Device = None,
+    deterministic: _Deterministic = False,
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
     previous_stage: _PreviousStage = None,
@@ -103,7 +108,7 @@ def predict(
     execution = replace(console_execution(workers), progress=kept)
     if not model:
         foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
-        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite)) or not mirror:
+        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
         found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"
@@ -113,9 +118,11 @@ def predict(
         if not given or output is None:
             raise InputError("predict --model needs images and, with -o, a folder for the results")
         numbers = None if folds is None else [part.strip() for part in folds.split(",")]
+        if deterministic:
+            let_cublas_repeat()
         loaded = load_model(
             model, device or "auto", numbers, checkpoint=checkpoint, mirror=None if mirror else False,
-            tile_step=tile_step,
+            tile_step=tile_step, deterministic=deterministic,
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays,

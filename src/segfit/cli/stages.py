@@ -51,6 +51,7 @@ _TRAINING = (
     "groups",
     "memory",
     "device",
+    "deterministic",
     "seed",
     "workers",
     "skip_incomplete",

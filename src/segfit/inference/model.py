@@ -110,6 +110,7 @@ def load_model(
     mirror: bool | None = None,
     tile_step: float | None = None,
     precision: Precision | None = None,
+    deterministic: bool = False,
 ) -> Model:
     """Load a model of segfit or of nnU-Net v2, or several as one that averages their probabilities.
 
@@ -121,11 +122,21 @@ def load_model(
     checkpoint : of nnU-Net's models: best, final, latest or a file name; None: final
     mirror : False switches test-time mirroring off (2^axes times faster); None: as the model says
     tile_step, precision : None: as the model says
+    deterministic : use only kernels that give the same bits again; on CUDA the environment variable
+        CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set before
 
     Raises `InputError` if one is no model, is damaged, lacks a fold, or does not fit the others.
     """
     bundle = open_model(path, folds, checkpoint=checkpoint)
-    return Model(bundle, resolve_device(device), folds, mirror=mirror, tile_step=tile_step, precision=precision)
+    return Model(
+        bundle,
+        resolve_device(device),
+        folds,
+        mirror=mirror,
+        tile_step=tile_step,
+        precision=precision,
+        deterministic=deterministic,
+    )
 
 
 class Model:
@@ -140,6 +151,7 @@ class Model:
         mirror: bool | None = None,
         tile_step: float | None = None,
         precision: Precision | None = None,
+        deterministic: bool = False,
     ) -> None:
         _require_options(mirror, tile_step, precision)
         for package, version in bundle.manifest.requires.items():
@@ -160,6 +172,7 @@ class Model:
                 precision=member.precision if precision is None else precision,
                 channels_last=member.channels_last,
                 exchange=member.exchange,
+                deterministic=deterministic,
             )
 
         first = self.manifest.previous_stage

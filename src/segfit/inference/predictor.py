@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segfit.device import measure_hardware
+from segfit.device import deterministic_kernels, measure_hardware
 from segfit.errors import StageError, warning
 from segfit.inference.tiles import (
     axis_coverage,
@@ -69,6 +69,7 @@ class Predictor:
         labels of a previous stage, and back in their outputs
     gaussian : weigh the voxels of a tile by their distance to its centre (off: all alike)
     batch : views per forward pass; None: decided from the device and the patch
+    deterministic : only kernels that give the same bits again, see `segfit.device.deterministic_kernels`
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Predictor:
         exchange: Exchange | None = None,
         gaussian: bool = True,
         batch: int | None = None,
+        deterministic: bool = False,
     ) -> None:
         assert networks
         assert all(0 <= axis < configuration.ndim for axis in mirror_axes)
@@ -111,6 +113,7 @@ class Predictor:
         for module in self._modules:
             module.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.batch = batch or default_batch(configuration, device)
+        self._deterministic = deterministic
 
     @torch.inference_mode()
     def logits(self, image: NDArray[np.float32], *, progress: Progress = SILENT) -> Tensor:
@@ -121,10 +124,11 @@ class Predictor:
         repeated in fp32. Each gives a warning. Raises `StageError` if the network gives no finite numbers.
         """
         dtype = self.dtype
-        result = self._with_fallback(image, dtype, progress)
-        if dtype is torch.float16 and not _all_finite(result):
-            progress.warn(warning("overflow", "the network overflowed in fp16; retrying the case in fp32"))
-            result = self._with_fallback(image, None, progress)
+        with deterministic_kernels(self._deterministic):
+            result = self._with_fallback(image, dtype, progress)
+            if dtype is torch.float16 and not _all_finite(result):
+                progress.warn(warning("overflow", "the network overflowed in fp16; retrying the case in fp32"))
+                result = self._with_fallback(image, None, progress)
         if not _all_finite(result):
             raise StageError("the network output is not finite", "its weights or the image are unusable")
         return result

@@ -187,6 +187,16 @@ class ResidualBlock(nn.Module):
         """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial / stride)`."""
         main = self.second(self.first(x))
         if any(step != 1 for step in self.stride):
-            pool = F.avg_pool2d if len(self.stride) == 2 else F.avg_pool3d
-            x = pool(x, self.stride)
+            x = _averaged(x, self.stride)
         return F.leaky_relu(main + self.shortcut(x), SLOPE, inplace=True)
+
+
+def _averaged(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Return the means of blocks of so many voxels; sizes are multiples of them."""
+    if len(stride) == 2:
+        return F.avg_pool2d(x, stride)
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.avg_pool3d(x, stride)
+    for axis, step in enumerate(stride, start=2):  # torch has no kernel backwards on CUDA that repeats itself
+        x = x.view(*x.shape[:axis], -1, step, *x.shape[axis + 1 :]).mean(axis + 1)
+    return x

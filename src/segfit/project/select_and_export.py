@@ -204,7 +204,8 @@ def _predicted(project: Preparation) -> Predictions:
         with project.stage_log.of("predict") as use:
             with project.locks.held("model"):  # other commands may have another one handed over
                 _hand_over(project, chosen)
-                model = load_model(project.folder.model, project.options.device)
+                repeated = bool(project.options.training.deterministic)
+                model = load_model(project.folder.model, project.options.device, deterministic=repeated)
             one = replace(project.execution, workers=1)  # reads ahead: each holds a case beside the networks
             predict_folder(model, item.cases, item.folder, ending=item.ending, execution=one)
             seal(item.folder, item.key, item.names, use())

@@ -187,10 +187,12 @@ class Sizer:
         """Return the arithmetics and memory layouts that come into question, by the name of the value."""
         fast, asked = measure_hardware(str(self._device)).fast_bf16, self._options.training
         half = ["bf16"] if fast else (["fp16"] if self._device.type == "cuda" else [])
-        return {
+        found = {
             "precision": [*half, "fp32"] if asked.precision is None else [asked.precision],
-            "channels_last": [True, False] if asked.channels_last is None else [asked.channels_last],
+            "channels_last": [bool(half), not half] if asked.channels_last is None else [asked.channels_last],
         }
+        # What is measured is not the same every time.
+        return {name: values[:1] for name, values in found.items()} if asked.deterministic else found
 
     def _cheapest(self, configuration: Configuration, recipe: TrainingSpec) -> tuple[TrainingSpec, float]:
         """Return a recipe with the fastest arithmetic, and seconds per voxel of a step of a narrow network.

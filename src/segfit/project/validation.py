@@ -164,6 +164,7 @@ def _predictor(
         precision=recipe.precision,
         channels_last=recipe.channels_last,
         exchange=recipe.augmentation.exchange,
+        deterministic=recipe.deterministic,
     )
 
 

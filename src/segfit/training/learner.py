@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segfit.augmentation.policy import apply, draw, loaded_augmentation
 from segfit.augmentation.previous_stage import change, draw_changes, label_channels
+from segfit.device import deterministic_kernels
 from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
 from segfit.networks.unet import PluginNetwork, UNet, build_network
@@ -305,15 +306,17 @@ class _WeightAverage:
 
 
 @contextmanager
-def training_on(configuration: Configuration, device: torch.device) -> Iterator[None]:
+def training_on(configuration: Configuration, recipe: TrainingSpec, device: torch.device) -> Iterator[None]:
     """Work on a device: running out of its memory becomes one sentence (`MemoryShortageError`).
 
-    On a GPU cuDNN chooses its kernels by trying them meanwhile, since every batch has the same shape.
+    On a GPU cuDNN chooses its kernels by trying them meanwhile, since every batch has the same shape; not where all
+    kernels are to repeat themselves to the bit.
     """
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = benchmark or device.type == "cuda"
     try:
-        yield
+        with deterministic_kernels(recipe.deterministic):
+            yield
     except (RuntimeError, MemoryError) as error:
         if not is_memory_shortage(error):
             raise

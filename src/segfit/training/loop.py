@@ -100,7 +100,7 @@ def train_fold(
     remove_foreign_result(folder, identity)
     remove_leftovers(folder)
     try:
-        with training_on(configuration, device), kept_threads():
+        with training_on(configuration, job.recipe, device), kept_threads():
             training = _Training(job, identity, train, validation, folder, device, expected_seconds_per_step, progress)
             training.run(title or f"training {configuration.name}", checkpoint_seconds, trackers)
             return training.finish(keep_state=keep_state)

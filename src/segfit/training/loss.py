@@ -117,18 +117,16 @@ class SegmentationLoss:
             if seen.valid is None:  # not the mean of the entropies, whose last digit differs
                 return F.binary_cross_entropy_with_logits(seen.logits, seen.truth.to(seen.logits.dtype))
             return self._mean(self._entropies(seen), seen.valid)
-        entropy = self._labels_entropy(seen, "sum")
+        entropy = self._entropies(seen).sum()
         return entropy / (seen.target.numel() if seen.valid is None else seen.valid.sum().clamp(min=1))
-
-    def _labels_entropy(self, seen: Compared, reduction: str) -> Tensor:
-        ignore = self.scheme.ignore_value
-        ignored = _NO_LABEL if ignore is None else ignore
-        return F.nll_loss(seen.logits, seen.target[:, 0].long(), reduction=reduction, ignore_index=ignored)
 
     def _entropies(self, seen: Compared) -> Tensor:
         """Return the cross-entropy of every voxel `(b, 1 or regions, *spatial)`, 0 where labels are ignored."""
         if not self.scheme.has_regions:
-            return self._labels_entropy(seen, "none")[:, None]
+            # Summed up by itself it would not repeat itself to the bit on a GPU.
+            ignored = _NO_LABEL if self.scheme.ignore_value is None else self.scheme.ignore_value
+            target = seen.target[:, 0].long()
+            return F.nll_loss(seen.logits, target, reduction="none", ignore_index=ignored)[:, None]
         truth = seen.truth.to(seen.logits.dtype)
         entropies = F.binary_cross_entropy_with_logits(seen.logits, truth, reduction="none")
         return entropies if seen.valid is None else entropies * seen.valid

@@ -184,6 +184,7 @@ class CaseValidation:
                 TILE_STEP,
                 precision=self._recipe.precision,
                 channels_last=self._recipe.channels_last,
+                deterministic=self._recipe.deterministic,
             )
             for name in names:
                 case = self._cases[name]

@@ -68,7 +68,7 @@ def probe_step(
 
     Raises `MemoryShortageError` when the configuration does not fit into the device's memory.
     """
-    with training_on(configuration, device), PeakMemory(device, _SAMPLED_S) as memory:
+    with training_on(configuration, recipe, device), PeakMemory(device, _SAMPLED_S) as memory:
         learner, step = _learning(configuration, recipe, labels, device)
         seconds = _median_seconds(step, device, steps)
         state = sum(tensor.nbytes for tensor in learner.tensors().values()) / 2**30
@@ -87,7 +87,7 @@ def best_threads(configuration: Configuration, recipe: TrainingSpec, labels: Lab
     default = min(torch.get_num_threads(), available_workers())
     if device.type != "cpu" or default == 1:
         return default
-    with training_on(configuration, device):
+    with training_on(configuration, recipe, device):
         _, step = _learning(configuration, recipe, labels, device)
         return fastest_threads(step, (default, default - 1, default // 2))
 
@@ -122,7 +122,7 @@ def probe_forward(
 
     Raises `MemoryShortageError` when the configuration does not fit into the device's memory.
     """
-    with training_on(configuration, device), PeakMemory(device, _SAMPLED_S) as memory:
+    with training_on(configuration, recipe, device), PeakMemory(device, _SAMPLED_S) as memory:
         learner = Learner(configuration, recipe, labels, device, seed=0)
         batch = default_batch(configuration, device)
         tile = learner.to_device(torch.zeros((batch, configuration.network.in_channels, *configuration.patch_size)))
