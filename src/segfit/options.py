@@ -244,6 +244,8 @@ class TrainingOptions(Settable):
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="arithmetic of the forward pass")
     channels_last: bool | None = Field(None, description="memory layout of the network; measured when absent")
     deterministic: bool | None = Field(None, description="only kernels that repeat themselves to the bit (on CUDA)")
+    compiled: bool | None = Field(None, description="network and loss by torch.compile; measured when absent")
+    cuda_graph: bool | None = Field(None, description="steps as a CUDA graph; measured when absent")
     trackers: tuple[Literal["tensorboard", "mlflow"] | PluginName, ...] = Field(
         (), description="tensorboard, mlflow, or PACKAGE:NAME of a plug-in, which follow the trainings"
     )
@@ -252,7 +254,8 @@ class TrainingOptions(Settable):
     @property
     def values(self) -> dict[str, Any]:
         """What was set of the recipe, by name."""
-        return self.model_dump(exclude={"start_from", "steps", "checkpoint_seconds", "trackers"}, exclude_none=True)
+        others = {"start_from", "steps", "checkpoint_seconds", "trackers", "compiled", "cuda_graph"}
+        return self.model_dump(exclude=others, exclude_none=True)
 
     @model_validator(mode="after")
     def _check(self) -> TrainingOptions:

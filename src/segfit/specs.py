@@ -23,6 +23,7 @@ __all__ = [
     "LARGEST_MM",
     "MOST_PATCH_VOXELS",
     "SMALLEST_MM",
+    "Acceleration",
     "AugmentationSpec",
     "Configuration",
     "IntensityStatistics",
@@ -238,6 +239,13 @@ class AugmentationSpec(GrownRecord):
     previous_removal_probability: float = 0.0
     previous_removal_label_probability: float = 0.0
     previous_removed_share: float = 0.0  # of the patch; components as large as that stay
+
+
+class Acceleration(Record):
+    """How a GPU runs the steps of a training; they differ by rounding only, so it is in the identity of none."""
+
+    compiled: bool = False  # network and loss, by `torch.compile`
+    graph: bool = False  # they are one CUDA graph, forwards and backwards
 
 
 class TrainingSpec(GrownRecord):

@@ -35,7 +35,7 @@ class InstanceNorm(nn.Module):
         """Normalise `(b, c, *spatial)`."""
         # PyTorch's kernel first copies channels-last input to the contiguous format, and the next convolution copies it
         # back. On CPUs that costs more than the normalisation itself.
-        if x.device.type == "cpu" and not x.is_contiguous():
+        if x.device.type == "cpu" and not x.is_contiguous() and not torch.compiler.is_compiling():
             result: Tensor = _Normalize.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return result
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=_EPS)

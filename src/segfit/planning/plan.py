@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 from segfit.files import Document, Record, Warned
 from segfit.fingerprint.fingerprint import Unit
 from segfit.notebook import html_table
-from segfit.specs import Configuration, TrainingSpec
+from segfit.specs import Acceleration, Configuration, TrainingSpec
 from segfit.words import by_axis, listing
 
 __all__ = [
@@ -137,6 +137,7 @@ class RunSpec(Record):
     expected_steps: dict[str, int] = {}  # per training, by configuration
     seconds_per_step: dict[str, float] = {}  # measured, by configuration
     peak_memory_gb: dict[str, float] = {}  # of a step, measured, by configuration: RAM on a CPU, device memory else
+    acceleration: dict[str, Acceleration] = {}  # of steps on a GPU, measured, by configuration
     forecast: dict[str, StageForecast] = {}  # by stage, the whole run
     race: tuple[RaceEntry, ...] = ()  # what was tried before it was decided; () if nothing was
     start: str | None = None  # folder, in that of the project, of the training that the first one goes on from

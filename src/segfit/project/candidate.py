@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from segfit.files import Record
 from segfit.fingerprint.fingerprint import Unit
-from segfit.specs import Configuration, TrainingSpec
+from segfit.specs import Acceleration, Configuration, TrainingSpec
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.schedule import cooldown_start
 from segfit.words import by_axis
@@ -49,6 +49,7 @@ class Candidate(Record):
     case_seconds: float  # predicting one case with one network, without mirrored views
     views: int  # mirrored ones and the plain one
     unit: Unit = "mm"  # of the spacing
+    acceleration: Acceleration = Acceleration()  # measured
     memory_gb: float | None = None  # what it was reduced to; None: the planned one fits
 
     @property

@@ -40,7 +40,7 @@ from segfit.project.race import Outcome, race, taken_up
 from segfit.project.sampled_labels import sampled_labels
 from segfit.project.sizing import Sizer
 from segfit.project.taken_from_model import taken_from_model
-from segfit.specs import Configuration, TrainingSpec
+from segfit.specs import Acceleration, Configuration, TrainingSpec
 from segfit.words import duration
 
 __all__ = ["DEFAULT_SECONDS", "decide_run", "require_possible"]
@@ -148,6 +148,7 @@ class _Decision:
                     project.preprocessed(candidate.configuration)
         ahead = 0.0 if entrants else self._preprocessing_seconds(preprocessing)
         chosen, folds = self._trainings(entrants, self._left() - ahead)
+        chosen = self._accelerated(chosen, folds, self._left() - ahead)
         seconds, steps = self._lengths(chosen, folds, self._left() - ahead, raced=outcome is not None)
         tried = outcome is not None or self._earlier is not None
         chosen = [self._with_recipe(item, steps[item.name], tried=tried) for item in chosen]
@@ -345,6 +346,13 @@ class _Decision:
     def _planned(self, name: str) -> tuple[Configuration, TrainingSpec]:
         return self._plan.configurations[name], self._plan.training[name]
 
+    def _accelerated(self, chosen: Sequence[Candidate], folds: Sequence[int], left: float) -> list[Candidate]:
+        """Return the candidates with what makes their steps faster on this device in trainings of their length."""
+        steps, share = self._options.training.steps, left / (len(folds) * len(chosen))
+        lengths = [share if steps is None else steps * item.step.seconds_per_step for item in chosen]
+        with self._project.stage_log.of("size"):
+            return [self._sizer.accelerated(*pair) for pair in zip(chosen, lengths, strict=True)]
+
     def _lengths(
         self, chosen: Sequence[Candidate], folds: tuple[int, ...], left: float, *, raced: bool
     ) -> tuple[float | None, dict[str, int]]:
@@ -425,6 +433,7 @@ class _Decision:
             expected_steps=steps,
             seconds_per_step={item.name: round(item.step.seconds_per_step, 4) for item in chosen},
             peak_memory_gb={item.name: round(item.step.peak_memory_gb, 3) for item in chosen},
+            acceleration={item.name: item.acceleration for item in chosen if item.acceleration != Acceleration()},
             forecast=forecast,
             race=outcome.entries if outcome else before.run.race if before else (),
             start=outcome.start if outcome else before.run.start if before else None,

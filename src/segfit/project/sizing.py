@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from math import ceil, inf, prod
@@ -39,10 +40,11 @@ from segfit.planning.budget import (
 )
 from segfit.preprocessing.coarsening import kept_dice, mean_kept_dice
 from segfit.progress import Progress
+from segfit.project.acceleration import fastest_acceleration
 from segfit.project.candidate import SLACK, Candidate, ValidationCost, Workload, configuration_words
 from segfit.project.forecast import CASE_SECONDS_PER_MEGAVOXEL
-from segfit.specs import AugmentationSpec, Configuration, TrainingSpec
-from segfit.training.probe import best_threads, memory_limited, probe_forward, probe_step
+from segfit.specs import Acceleration, AugmentationSpec, Configuration, TrainingSpec
+from segfit.training.probe import StepCost, best_threads, memory_limited, probe_forward, probe_step
 from segfit.training.threads import kept_threads
 from segfit.words import duration
 
@@ -129,6 +131,31 @@ class Sizer:
 
     def _words(self, configuration: Configuration) -> str:
         return configuration_words(configuration, self._fingerprint.unit)
+
+    def accelerated(self, candidate: Candidate, seconds: float) -> Candidate:
+        """Return a candidate whose steps are run on a GPU in the way that gives most of them in so many seconds."""
+        if self._device.type != "cuda":
+            return candidate  # on CPUs compiling takes minutes and gains nothing (docs/decisions/acceleration.md)
+
+        def cost(how: Acceleration) -> StepCost:
+            try:
+                with memory_limited(self._device, self.available_gb()), kept_threads(self._threads):
+                    found = probe_step(
+                        candidate.configuration,
+                        candidate.recipe,
+                        self._labels,
+                        self._device,
+                        acceleration=how,
+                        tell=lambda item: self._progress.note(item.problem),
+                    )
+            except MemoryShortageError:
+                return StepCost(inf, 0.0)
+            self.peak_gb = max(self.peak_gb, found.peak_memory_gb)
+            return found
+
+        best, factor = fastest_acceleration(cost, self._options.training, seconds)
+        step = replace(candidate.step, seconds_per_step=factor * candidate.step.seconds_per_step)
+        return candidate.model_copy(update={"acceleration": best, "step": step})
 
     def fitting(self, configuration: Configuration, recipe: TrainingSpec) -> Candidate:
         """Measure a configuration, or the largest reduction of it that fits into memory, found by bisection.

@@ -60,6 +60,8 @@ _NOT_PLANNED_FROM = (
     "dataset.skip_incomplete",  # cases tell of this
     "dataset.labels",  # and of this
     "training.checkpoint_seconds",
+    "training.compiled",
+    "training.cuda_graph",
     "training.trackers",
 )
 

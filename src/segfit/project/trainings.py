@@ -18,6 +18,7 @@ from segfit.files import content_hash, hash_file
 from segfit.planning.budget import FEWEST_STEPS, MOST_STEPS
 from segfit.planning.plan import Plan, RunSpec, Unfinished
 from segfit.preprocessing.store import StoredCase
+from segfit.project.acceleration import asked_acceleration
 from segfit.project.preparation import Preparation
 from segfit.project.race import exclude, remove_losers
 from segfit.project.sharing import Task
@@ -141,6 +142,7 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
     previous, unfinished = _previous(project, plan, configuration), run.unfinished.get(f"{name}/{fold}")
     keys = project.case_keys(configuration)
     goes_on = run.start is not None and (name, fold) == (run.configurations[0], run.start_fold)  # from a race
+    here = plan.machine == project.hardware.machine  # where it was measured
     job = TrainingJob(
         configuration=configuration,
         recipe=plan.training[name],
@@ -155,6 +157,7 @@ def training_of(project: Preparation, plan: Plan, name: str, fold: int) -> Train
         start_identity=run.start_identity if goes_on else None,
         initial=project.initial,
         so_far=None if unfinished is None else f"{unfinished.training} {unfinished.steps}",
+        acceleration=asked_acceleration(project.options.training, run.acceleration.get(name) if here else None),
     )
     if unfinished is None:
         folder = project.folder.training(name, fold, job.identity)

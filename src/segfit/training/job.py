@@ -9,7 +9,7 @@ from pathlib import Path
 from segfit.errors import InputError
 from segfit.files import content_hash
 from segfit.labels import LabelScheme
-from segfit.specs import Configuration, TrainingSpec
+from segfit.specs import Acceleration, Configuration, TrainingSpec
 from segfit.training.budget import TimeBudget
 from segfit.training.initial import InitialWeights
 from segfit.training.result import RESULT, TrainingResult
@@ -33,6 +33,7 @@ class TrainingJob:
         diverged are taken over as they were before its cool-down, or, if it had none, at its end (then it must be made
         with `keep_state`). Steps are counted on. The budget is that of this training alone, its cool-down included.
     start_identity : of that training, read from `start` when absent; what is finished then needs no `start`
+    acceleration : how its steps are run, if the device can; not in its identity
     initial : of a model, that the network takes over before the first step
     so_far : names the state of another training that this one is, and nothing more
     """
@@ -50,6 +51,7 @@ class TrainingJob:
     start_identity: str | None = None
     initial: InitialWeights | None = None
     so_far: str | None = None
+    acceleration: Acceleration | None = None
 
     def require_cases(self) -> None:
         """Raise `InputError` where there is nothing to train on."""

@@ -7,7 +7,7 @@ scale stays 1 and it only leaves out the optimiser's step, on a GPU without the 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from segfit.augmentation.policy import apply, draw, loaded_augmentation
 from segfit.augmentation.previous_stage import change, draw_changes, label_channels
 from segfit.device import deterministic_kernels
-from segfit.errors import MemoryShortageError
+from segfit.errors import MemoryShortageError, Problem
 from segfit.labels import LabelScheme
 from segfit.networks.unet import PluginNetwork, UNet, build_network
-from segfit.specs import Configuration, TrainingSpec
+from segfit.specs import Acceleration, Configuration, TrainingSpec
+from segfit.training.acceleration import LossOfBatch, accelerated, loss_in_one
 from segfit.training.batch import Batch
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
@@ -55,7 +56,7 @@ class Learner:
         seed: int,
     ) -> None:
         spec = configuration.network
-        self._patch = configuration.patch_size
+        self._patch, self._channels = configuration.patch_size, spec.in_channels
         self._recipe = recipe
         seen = labels.foreground_values if configuration.previous_stage is not None else ()
         self._previous_values = torch.tensor(seen, dtype=torch.int16, device=device)  # of a cascade's first stage
@@ -78,17 +79,32 @@ class Learner:
         self.divides_exactly = not together
         self.at_once = configuration.batch_size
         self._buffers = KeptBuffers(self.network)
+        self._fast: LossOfBatch | None = None  # see `accelerate`
         self._changing = False  # the weights, which a step does at its end
         self._side_by_side = SideBySide(device, least=configuration.batch_size if together else least)
         self._optimizer = _optimizer(recipe, self.network, device, self._side_by_side)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if recipe.precision == "fp16" else 1.0)
         self._average = _WeightAverage(self.network, recipe.weight_average) if recipe.weight_average > 0 else None
 
-    def precision(self) -> AbstractContextManager[Any]:
+    def precision(self, *, cache_enabled: bool = True) -> AbstractContextManager[Any]:
         """Return the context of the forward pass."""
-        return torch.autocast(
-            self.device.type, _PRECISION[self._recipe.precision], enabled=self._recipe.precision != "fp32"
-        )
+        name = self._recipe.precision
+        return torch.autocast(self.device.type, _PRECISION[name], enabled=name != "fp32", cache_enabled=cache_enabled)
+
+    def accelerate(self, how: Acceleration | None, tell: Callable[[Problem], None]) -> bool:
+        """Have steps run so from now on, which takes up to minutes; what is not possible here is told and left out.
+
+        Returns whether it is possible.
+        """
+        if how is None or how == Acceleration():
+            return True
+        image = self.to_device(torch.zeros((self.at_once, self._channels, *self._patch)))
+        labels = torch.zeros((self.at_once, 1, *self._patch), dtype=torch.int16, device=self.device)
+        whole = loss_in_one(self.network, self.loss).train()
+        self._buffers.keep()
+        self._fast = accelerated(whole, how, image, labels, self.precision, tell)
+        self._buffers.put_back()
+        return self._fast is not None
 
     def to_device(self, image: Tensor) -> Tensor:
         """Return an image batch ``(b, c, *spatial)`` on the device, in the memory format of the network."""
@@ -104,7 +120,8 @@ class Learner:
         finite the weights stayed as they were.
         """
         samples = batch.image.shape[0]
-        groups = self._side_by_side.arrange(samples if samples <= self.at_once else 1)
+        alone = samples > self.at_once or self._fast is not None
+        groups = self._side_by_side.arrange(1 if alone else samples)
         # Further threads would wait, or spin, while the groups work.
         with kept_threads(torch.get_num_threads() // groups):
             with self.beside.working():
@@ -172,8 +189,12 @@ class Learner:
             return self._side_by_side.backward(
                 self.network, parts, lambda outputs: self.loss(outputs, batch), self._scaler.scale, self.precision
             )
+        image = self.to_device(batch.image)
         with self.precision():
-            loss = self.loss(self.network(self.to_device(batch.image)), batch)
+            if self._fast is None:
+                loss = self.loss(self.network(image), batch)
+            else:
+                loss = self._fast(image, batch.labels.contiguous())
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -184,6 +205,7 @@ class Learner:
     def divide(self) -> None:
         """Have half as many samples go through the network at once from now on; the gradient stays the batch's."""
         self.at_once = (self.at_once + 1) // 2
+        self._fast = None
         self._optimizer.zero_grad(set_to_none=True)
         gc.collect()
         if self.device.type == "cuda":

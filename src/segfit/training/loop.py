@@ -179,6 +179,7 @@ class _Training:
             self._memory,
         ):
             self._clock.start()
+            self._learner.accelerate(self.job.acceleration, self.progress.warn)
             self._guard.keep(self._share(), self._losses, self._state)
             saved = perf_counter()
             self._report(task)

@@ -6,17 +6,18 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 from time import perf_counter
 
 import torch
 
-from segfit.errors import MemoryShortageError
+from segfit.errors import MemoryShortageError, Problem
 from segfit.execution.memory import PeakWatch, limit_growth, process_bytes
 from segfit.execution.processors import available_workers
 from segfit.inference.predictor import default_batch
 from segfit.labels import LabelScheme
-from segfit.specs import Configuration, TrainingSpec
+from segfit.specs import Acceleration, Configuration, TrainingSpec
 from segfit.training.batch import Batch
 from segfit.training.learner import Learner, training_on
 from segfit.training.sampler import stream
@@ -51,6 +52,7 @@ class StepCost:
     seconds_per_step: float
     peak_memory_gb: float  # of the device; on a CPU of the process
     state_gb: float = 0.0  # weights and optimiser, as they are saved
+    setup_s: float = 0.0  # until steps are run as they were asked to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,29 @@ class TileCost:
 
 
 def probe_step(
-    configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device, *, steps: int = 3
+    configuration: Configuration,
+    recipe: TrainingSpec,
+    labels: LabelScheme,
+    device: torch.device,
+    *,
+    steps: int = 3,
+    acceleration: Acceleration | None = None,
+    tell: Callable[[Problem], None] = lambda _: None,
 ) -> StepCost:
     """Run one step to warm up and `steps` more on random data; return their median time and the peak memory.
+
+    A step takes forever where the device cannot run it in the way of `acceleration`, and `tell` is told why.
 
     Raises `MemoryShortageError` when the configuration does not fit into the device's memory.
     """
     with training_on(configuration, recipe, device), PeakMemory(device, _SAMPLED_S) as memory:
         learner, step = _learning(configuration, recipe, labels, device)
-        seconds = _median_seconds(step, device, steps)
+        started = perf_counter()
+        possible = learner.accelerate(acceleration, tell)
+        setup = perf_counter() - started
+        seconds = _median_seconds(step, device, steps) if possible else inf
         state = sum(tensor.nbytes for tensor in learner.tensors().values()) / 2**30
-        return StepCost(seconds, memory.peak_gb(), state)
+        return StepCost(seconds, memory.peak_gb(), state, setup)
 
 
 def best_threads(configuration: Configuration, recipe: TrainingSpec, labels: LabelScheme, device: torch.device) -> int:
