@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ import torch
 
 from segfit.dataset.phantom import make_phantom
 from segfit.errors import MemoryShortageError, warning
-from segfit.options import TrainingOptions
+from segfit.options import Options, TrainingOptions
 from segfit.planning.plan import Plan
 from segfit.progress import SILENT
-from segfit.project import Project, sizing, trainings
+from segfit.project import Project, decide, sizing, trainings
 from segfit.project.acceleration import asked_acceleration, fastest_acceleration
 from segfit.project.candidate import Workload
 from segfit.project.sizing import Sizer
@@ -98,27 +99,44 @@ def test_it_is_measured_on_a_gpu_with_what_is_trained(
     settings = ["planning.base_features=4", "training.channels_last=false", "training.precision=fp32"]
     project = Project.create(tmp_path / "p", volumes, settings=settings)
     plan = project.plan()
-    found = []
-    for device in ("cpu", "cuda"):
-        sizer = Sizer(
-            project.fingerprint(), project.dataset.labels, project.options, torch.device(device), Workload(5, 1, 0),
-            SILENT, budget=1.0, shares=1,
-        )  # fmt: skip
-        monkeypatch.setattr(sizer, "available_gb", lambda: inf)
-        monkeypatch.setattr(sizing, "memory_limited", lambda *_: torch.no_grad())
-        candidate = sizer.measure(plan.configurations["3d_fullres"], plan.training["3d_fullres"])
-        tried.clear()
-        found.append(sizer.accelerated(candidate, 9000.0))
-    assert (found[0].acceleration, found[0].step.seconds_per_step) == (PLAIN, 1.0)
-    assert (found[1].acceleration, found[1].step.seconds_per_step) == (COMPILED, 0.6)
+    sizer = Sizer(
+        project.fingerprint(), project.dataset.labels, project.options, torch.device("cuda"), Workload(5, 1, 0), SILENT,
+        budget=1.0, shares=1,
+    )  # fmt: skip
+    monkeypatch.setattr(sizer, "available_gb", lambda: inf)
+    monkeypatch.setattr(sizing, "memory_limited", lambda *_: torch.no_grad())
+    candidate = sizer.measure(plan.configurations["3d_fullres"], plan.training["3d_fullres"])
+    tried.clear()
+    found = sizer.accelerated(candidate, 9000.0)
+    assert (found.acceleration, found.step.seconds_per_step) == (COMPILED, 0.6)
     assert tried == [PLAIN, COMPILED, BOTH]
+
+
+@pytest.mark.parametrize(("device", "steps", "seconds"), [("cuda", None, 50.0), ("cuda", 7, 14.0), ("cpu", None, None)])
+def test_trainings_of_their_length_are_measured_for(
+    device: str, steps: int | None, seconds: float | None, tmp_path: Path, volumes: Path
+) -> None:
+    asked: list[float] = []
+    decision: Any = SimpleNamespace(
+        _device=torch.device(device),
+        _options=Options().with_settings([] if steps is None else [f"training.steps={steps}"]),
+        _project=Project.create(tmp_path / "p", volumes),
+        _sizer=SimpleNamespace(accelerated=lambda _, its_seconds: asked.append(its_seconds)),
+    )
+    candidates: Any = [SimpleNamespace(step=StepCost(2.0, 1.0))] * 2
+    decide._Decision._accelerated(decision, candidates, (0, 1, 2), 300.0)
+    assert asked == ([] if seconds is None else [seconds] * 2)
 
 
 def test_a_training_runs_so_on_the_machine_where_it_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(monkeypatch)
-    monkeypatch.setattr(Sizer, "accelerated", lambda _, item, __: item.model_copy(update={"acceleration": BOTH}))
+    monkeypatch.setattr(
+        decide._Decision,
+        "_accelerated",
+        lambda _, chosen, *__: [item.model_copy(update={"acceleration": BOTH}) for item in chosen],
+    )
     data = make_phantom(tmp_path / "Dataset001_Small", cases=4, shape=(16, 16, 16))
     settings = [
         "training.steps=5",

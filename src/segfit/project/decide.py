@@ -348,6 +348,8 @@ class _Decision:
 
     def _accelerated(self, chosen: Sequence[Candidate], folds: Sequence[int], left: float) -> list[Candidate]:
         """Return the candidates with what makes their steps faster on this device in trainings of their length."""
+        if self._device.type != "cuda":
+            return list(chosen)  # compiling takes minutes and gains nothing (docs/decisions/acceleration.md)
         steps, share = self._options.training.steps, left / (len(folds) * len(chosen))
         lengths = [share if steps is None else steps * item.step.seconds_per_step for item in chosen]
         with self._project.stage_log.of("size"):

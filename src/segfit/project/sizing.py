@@ -134,8 +134,6 @@ class Sizer:
 
     def accelerated(self, candidate: Candidate, seconds: float) -> Candidate:
         """Return a candidate whose steps are run on a GPU in the way that gives most of them in so many seconds."""
-        if self._device.type != "cuda":
-            return candidate  # on CPUs compiling takes minutes and gains nothing (docs/decisions/acceleration.md)
 
         def cost(how: Acceleration) -> StepCost:
             try:
