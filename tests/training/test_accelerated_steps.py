@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,12 @@ def test_a_graph_is_made_of_network_and_loss_with_a_batch_as_steps_have_it(monke
     made: list[tuple[Tensor, Tensor]] = []
     run: list[tuple[Tensor, Tensor]] = []
 
-    def graphed(whole: nn.Module, sample: tuple[Tensor, Tensor]) -> Any:
+    def graphed(whole: nn.Module, sample: tuple[Tensor, Tensor], *, allow_unused_input: bool = False) -> Any:
+        """What torch does before it captures."""
         assert torch.is_autocast_enabled("cpu")
         assert not torch.is_autocast_cache_enabled()
         assert whole.training
+        torch.autograd.grad(whole(*sample), tuple(whole.parameters()), allow_unused=allow_unused_input)
         made.append(sample)
 
         def replayed(image: Tensor, labels: Tensor) -> Tensor:
@@ -187,6 +190,7 @@ def test_a_graph_is_made_of_network_and_loss_with_a_batch_as_steps_have_it(monke
         return replayed
 
     monkeypatch.setattr(acceleration, "_WITH_GRAPHS", ("cpu",))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
     recipe = {"precision": "bf16", "channels_last": True}
     plain, fast = (learner_of(3, **recipe) for _ in range(2))

@@ -46,7 +46,7 @@ from segfit.project.forecast import CASE_SECONDS_PER_MEGAVOXEL
 from segfit.specs import Acceleration, AugmentationSpec, Configuration, TrainingSpec
 from segfit.training.probe import StepCost, best_threads, memory_limited, probe_forward, probe_step
 from segfit.training.threads import kept_threads
-from segfit.words import duration
+from segfit.words import duration, listing
 
 __all__ = ["Sizer"]
 
@@ -151,7 +151,12 @@ class Sizer:
             self.peak_gb = max(self.peak_gb, found.peak_memory_gb)
             return found
 
-        best, factor = fastest_acceleration(cost, self._options.training, seconds)
+        with self._progress.task(f"looking for faster ways to run steps of {candidate.words}", 1) as task:
+            best, factor = fastest_acceleration(cost, self._options.training, seconds)
+            task.advance()
+        if best != Acceleration():
+            ways = listing([name for name, taken in best if taken])
+            self._progress.note(f"{candidate.words}: steps are run as {ways}, a step takes {factor:.2f} of a plain one")
         step = replace(candidate.step, seconds_per_step=factor * candidate.step.seconds_per_step)
         return candidate.model_copy(update={"acceleration": best, "step": step})
 

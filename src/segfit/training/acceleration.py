@@ -108,6 +108,7 @@ def _made(
         torch.compiler.reset()  # forgets what was compiled for other trainings, and frees their graphs
         mode = "reduce-overhead" if how.graph else None  # that is by graphs
         return torch.compile(whole, backend=_BACKEND, fullgraph=True, dynamic=False, mode=mode)
-    with precision(cache_enabled=False):  # a graph keeps no weights that were cast outside
-        graphed: Any = torch.cuda.make_graphed_callables(whole, (image, labels))
+    # A graph keeps no weights that were cast outside, and outputs without a weight are not computed.
+    with torch.cuda.device(image.device), precision(cache_enabled=False):
+        graphed: Any = torch.cuda.make_graphed_callables(whole, (image, labels), allow_unused_input=True)
     return graphed  # type: ignore[no-any-return]
