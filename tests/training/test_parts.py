@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -164,6 +169,39 @@ def test_what_runs_out_of_memory_later_goes_on_in_parts_and_so_when_resumed(tmp_
         events = read_events(folder / EVENTS)
         assert [event["step"] for event in events if event["kind"] == "out_of_memory"] == [3]
         assert [event["step"] for event in events if event["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_process_killed_after_it_ran_out_of_memory_goes_on_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import sys; from pathlib import Path; from test_loop import train\n"
+        "from segfit.training.threads import kept_threads; from test_parts import room_for\n"
+        "with room_for(1), kept_threads(1): train(Path(sys.argv[1]), steps=60, checkpoint_seconds=0.0)"
+    )
+    here = str(Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((here, os.environ.get("PYTHONPATH", "")))}
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")], env=environment)
+    deadline = time.monotonic() + 600
+    while not list((tmp_path / "killed/state").glob("step-*")):
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    with room_for(1):
+        train(tmp_path / "straight", steps=60)
+    seen = set()
+    step = Learner.step
+
+    def watched(self: Learner, *arguments: Any, **named: Any) -> Tensor:
+        seen.add(self.at_once)
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    train(tmp_path / "killed", steps=60)
+    assert seen == {1}
+    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
 
 
 def test_a_sample_that_does_not_fit_by_itself_is_refused(tmp_path: Path) -> None:
