@@ -23,6 +23,8 @@ from segfit.errors import InputError
 from segfit.inference.predictor import Predictor
 from segfit.labels import LabelScheme
 from segfit.networks.blocks import ResidualBlock
+from segfit.networks.outputs import decode
+from segfit.networks.unet import build_network
 from segfit.training.budget import TimeBudget
 from segfit.training.job import TrainingJob
 from segfit.training.learner import Learner
@@ -168,6 +170,23 @@ def test_a_training_and_what_it_validates_use_them(tmp_path: Path, monkeypatch: 
     assert seen == {"step", "_run"}
     assert_same_weights(tmp_path / "first", tmp_path / "second")
     assert_as_before()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_operation_of_a_tile_has_a_deterministic_kernel(channels_last: bool) -> None:
+    network = build_network(tiny_configuration().network, deep_supervision=False)
+    predictor = Predictor(
+        tiny_configuration(),
+        SCHEME,
+        [network],
+        (0, 1),
+        torch.device("cpu"),
+        channels_last=channels_last,
+        deterministic=True,
+    )
+    with Refusing():
+        logits = predictor.logits(np.zeros((1, 20, 20), np.float32))
+        assert decode(logits, SCHEME).shape == (20, 20)
 
 
 def test_a_tile_uses_them() -> None:
