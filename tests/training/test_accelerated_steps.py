@@ -5,7 +5,9 @@ Without a GPU graphs are made by a stand-in; a backend that only traces stands i
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -170,6 +172,13 @@ def test_without_memory_it_goes_on_plain_and_in_parts(tmp_path: Path, monkeypatc
     assert [event["samples_at_once"] for event in read_events(tmp_path / EVENTS) if "samples_at_once" in event] == [1]
 
 
+def test_nothing_is_made_faster_for_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "accelerated", lambda *_: pytest.fail("it was compiled in vain"))
+    one = learner_of()
+    one.divide()
+    assert one.accelerate(COMPILED)
+
+
 def test_a_graph_is_made_of_network_and_loss_with_a_batch_as_steps_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[Tensor, Tensor]] = []
     run: list[tuple[Tensor, Tensor]] = []
@@ -200,6 +209,23 @@ def test_a_graph_is_made_of_network_and_loss_with_a_batch_as_steps_have_it(monke
     assert len(run) == 2  # tried once, then the step
     for sample, used in zip(made[0], run[1], strict=True):
         assert (sample.shape, sample.dtype, sample.stride()) == (used.shape, used.dtype, used.stride())
+
+
+def test_steps_are_plain_again_and_nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[None] = []
+    reset = torch.compiler.reset
+    monkeypatch.setattr(torch.compiler, "reset", lambda: (resets.append(None), reset()))
+    one = learner_of()
+    assert one.accelerate(None)
+    assert not resets
+    one.accelerate(COMPILED)
+    module = weakref.ref(one._fast)  # type: ignore[arg-type]
+    resets.clear()
+    assert one.accelerate(None)
+    assert len(resets) == 1
+    gc.collect()
+    assert module() is None
+    assert step(one, batch_for(2)).isfinite().all()
 
 
 def test_the_probe_tells_what_it_takes_and_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:

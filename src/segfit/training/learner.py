@@ -77,7 +77,7 @@ class Learner:
         # Samples that are normalised together stay together; of a plug-in's network that is not known.
         together = spec.norm == "batch" or spec.plugin is not None
         self.divides_exactly = not together
-        self.at_once = configuration.batch_size
+        self.at_once = self._batch_size = configuration.batch_size
         self._buffers = KeptBuffers(self.network)
         self._fast: LossOfBatch | None = None  # see `accelerate`
         self._changing = False  # the weights, which a step does at its end
@@ -91,13 +91,16 @@ class Learner:
         name = self._recipe.precision
         return torch.autocast(self.device.type, _PRECISION[name], enabled=name != "fp32", cache_enabled=cache_enabled)
 
-    def accelerate(self, how: Acceleration | None, tell: Callable[[Problem], None]) -> bool:
+    def accelerate(self, how: Acceleration | None, tell: Callable[[Problem], None] = lambda _: None) -> bool:
         """Have steps run so from now on, which takes up to minutes; what is not possible here is told and left out.
 
-        Returns whether it is possible.
+        None has them plain again, and frees what they held. Returns whether it is possible.
         """
-        if how is None or how == Acceleration():
-            return True
+        if self._fast is not None:
+            self._fast = None
+            torch.compiler.reset()  # which keeps the graphs of what was compiled
+        if how is None or how == Acceleration() or self.at_once < self._batch_size:
+            return True  # parts are computed plainly
         image = self.to_device(torch.zeros((self.at_once, self._channels, *self._patch)))
         labels = torch.zeros((self.at_once, 1, *self._patch), dtype=torch.int16, device=self.device)
         whole = loss_in_one(self.network, self.loss).train()
@@ -205,7 +208,7 @@ class Learner:
     def divide(self) -> None:
         """Have half as many samples go through the network at once from now on; the gradient stays the batch's."""
         self.at_once = (self.at_once + 1) // 2
-        self._fast = None
+        self.accelerate(None)
         self._optimizer.zero_grad(set_to_none=True)
         gc.collect()
         if self.device.type == "cuda":

@@ -432,6 +432,7 @@ class _Training:
 
     def finish(self, *, keep_state: bool) -> TrainingResult:
         """Write weights and result, and remove the states or leave the last one."""
+        self._learner.accelerate(None)
         weights = self._learner.weights()
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             raise DivergedError(f"the weights of {self.job.configuration.name} are not finite", "nothing was written")

@@ -85,6 +85,7 @@ def probe_step(
         possible = learner.accelerate(acceleration, tell)
         setup = perf_counter() - started
         seconds = _median_seconds(step, device, steps) if possible else inf
+        learner.accelerate(None)
         state = sum(tensor.nbytes for tensor in learner.tensors().values()) / 2**30
         return StepCost(seconds, memory.peak_gb(), state, setup)
 
