@@ -273,6 +273,11 @@ def test_cases_go_to_a_gpu_when_all_fit_into_half_of_what_is_left(
             ours.after_step(batches)
             assert (batches.sampler is not plain) == kept
         assert batches.sampler.draw(3, 1)[1] == plain.draw(3, 1)[1]
+        assert ours.give_back() == kept
+        assert batches.sampler is plain
+        assert not ours.give_back()
+        ours.after_step(batches)
+        assert batches.sampler is plain  # for good
         on_a_processor = DeviceCases(cases, plain, torch.device("cpu"), spared=0)
         batches.sampler = plain
         for _ in range(20):

@@ -36,6 +36,7 @@ class DeviceCases:
         self._cases, self._sampler, self._device, self._spared = cases, sampler, device, spared
         self._bytes = sum(prod(case.shape) for case in cases) * sampler.bytes_per_voxel
         self._steps_left = _SETTLED if device.type == "cuda" else 0
+        self._batches: Batches | None = None  # that are cut from the GPU's memory
 
     def after_step(self, batches: Batches) -> None:
         """Be told of every step; have the batches cut from the GPU's memory once it is known that there is room."""
@@ -47,7 +48,14 @@ class DeviceCases:
         free, _ = torch.cuda.mem_get_info(self._device)
         if self._bytes <= _SHARE * (free - self._spared):
             cases = [DeviceCase(case, self._device) for case in self._cases]
-            batches.sampler = self._sampler.on_device(cases, self._device)
+            batches.sampler, self._batches = self._sampler.on_device(cases, self._device), batches
+
+    def give_back(self) -> bool:
+        """Give the memory of the GPU back, for good, where steps need it; return whether there was any."""
+        if self._batches is None:
+            return False
+        self._batches.sampler, self._batches = self._sampler, None
+        return True
 
 
 class DeviceCase:

@@ -269,6 +269,8 @@ class _Training:
             try:
                 return learner.step(batch, learning_rate=rate, rng=stream(self.job.seed, "augmentation", self._step))
             except (RuntimeError, MemoryError) as error:
+                if is_memory_shortage(error) and self._on_device.give_back():
+                    continue
                 if not (is_memory_shortage(error) and learner.can_divide()):
                     raise
             learner.divide()  # not before: the error held what the step had made
