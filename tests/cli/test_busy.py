@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from segfit.cli import machine, main, projects
 from segfit.cli.main import run
 from segfit.dataset.phantom import make_phantom
 from segfit.execution.workers import WorkerPool
+from segfit.options import parse_seconds
 from segfit.project import Project
 
 _SET_BY_USERS = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
@@ -31,10 +33,15 @@ needs_affinity = pytest.mark.skipif(
 )
 
 
-def fresh(*command: str, **environment: str) -> str:
-    """Run Python with nothing said about threads but what is given; return what it printed."""
+def started(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with nothing said about threads but what is given."""
     kept = {name: value for name, value in os.environ.items() if name not in _SET_BY_USERS}
-    done = subprocess.run([sys.executable, *command], env=kept | environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *command], env=kept | environment, capture_output=True, text=True)
+
+
+def fresh(*command: str, **environment: str) -> str:
+    """Run Python as `started` does, to its end; return what it printed."""
+    done = started(*command, **environment)
     assert done.returncode in (0, 3), done.stderr  # however little it learned there
     return done.stdout
 
@@ -198,16 +205,23 @@ main()
 @pytest.mark.slow
 @pytest.mark.parametrize("limited", ["memory", "processors"])
 def test_a_timed_run_within_limits(limited: str, tmp_path: Path) -> None:
-    """With 2 GiB of memory, and on one processor: there is a model, and training took the time it had."""
+    """With 2 GiB of memory, and on one processor: there is a model, and training took the time it had.
+
+    Where 30 s are too short on a machine with much other work, the time that the refusal names suffices.
+    """
     data = make_phantom(tmp_path / "Dataset001_Volumes", cases=5, test_cases=2, shape=(12, 24, 24))
     out = tmp_path / "p"
-    fresh("-c", _LIMITED, limited, "run", str(data), "--out", str(out), "--device", "cpu", "--time", "30s", "--json")
+    command = ("-c", _LIMITED, limited, "run", str(data), "--out", str(out), "--device", "cpu", "--json", "--time")
+    refused = re.search(r"works here is --time (\w+)", started(*command, "30s").stderr)
+    budget = parse_seconds(refused[1]) if refused else 30.0
+    assert budget <= 600
+    fresh(*command, f"{budget:g}s")
     run = json.loads((out / "plan.json").read_text())["run"]
     [trained] = [json.loads(path.read_text()) for path in out.glob("runs/*/fold-*/*/training.json")]
     own_steps = trained["steps"] - trained["first_step"]
     assert trained["seconds"] <= 1.1 * run["seconds_per_training"] or own_steps == 100  # those it goes on for
-    assert run["seconds_per_training"] < 30
-    assert run["forecast"]["train"]["seconds"] <= 30
+    assert run["seconds_per_training"] < budget
+    assert run["forecast"]["train"]["seconds"] <= budget
     assert trained["steps"] >= 100
     if limited == "memory":
         assert trained["peak_memory_gb"] < 2
