@@ -1,4 +1,4 @@
-"""Code of other packages, found by their entry points: losses, networks, augmentations, trackers.
+"""Code of other packages, found by their entry points: losses, networks, augmentations, trackers, executors.
 
 A package declares them in its pyproject.toml::
 
@@ -21,7 +21,7 @@ from segfit.errors import InputError, SegfitError, reason_of
 
 __all__ = ["PluginKind", "PluginName", "guarded", "load_plugin", "package_of", "package_version"]
 
-PluginKind = Literal["losses", "networks", "augmentations", "trackers"]
+PluginKind = Literal["losses", "networks", "augmentations", "trackers", "executors"]
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*:\w[\w.-]*$", max_length=200)]
 """``PACKAGE:NAME``."""
 

@@ -1,9 +1,10 @@
-"""The verbs about projects: ``info``, ``status``, ``clean`` and ``demo``."""
+"""The verbs about projects: ``info``, ``status``, ``stop``, ``clean`` and ``demo``."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from time import perf_counter
 from typing import Annotated
 
@@ -32,7 +33,7 @@ _PROMISED_SECONDS = 300  # what the demo takes at most on a machine that does no
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
-    for verb in (info, status, clean, demo):
+    for verb in (info, status, stop, clean, demo):
         add_verb(app, PROJECTS, verb)
 
 
@@ -67,25 +68,57 @@ def info(
 
 
 def status(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
-    """Say how far a project is."""
+    """Say how far a project is, and the tasks that were submitted for it."""
     _print_status(project_folder(dataset, out), as_json=as_json)
 
 
-def _print_status(path: Path, *, as_json: bool) -> None:
+def stop(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Have all that is at work in a project save its state and end.
+
+    Here, on other machines that see the folder, and on a cluster, where what waits is taken from the queue. The
+    commands that are stopped end with exit code 143; given again they go on where they were.
+    """
+    from segfit.cli.console import console_progress
+    from segfit.project.folder import ProjectFolder
     from segfit.project.status import status_of
+    from segfit.project.stop import StopFile
+    from segfit.project.submitted import cancel_tasks
+
+    folder = ProjectFolder(status_of(project_folder(dataset, out)).project)
+    StopFile(folder.stop).ask()
+    titles = cancel_tasks(folder, console_progress())
+    if as_json:
+        print_json({"cancelled": titles})
+        return
+    say(f"{folder.root}: what is at work stops")
+    for title in titles:
+        say(f"cancelled: {title}")
+
+
+def _print_status(path: Path, *, as_json: bool) -> None:
+    from segfit.cli.submitting import print_tasks
+    from segfit.project.folder import ProjectFolder
+    from segfit.project.status import status_of
+    from segfit.project.submitted import tasks_of
 
     found = status_of(path)
+    tasks = tasks_of(ProjectFolder(path))
     if as_json:
-        print_json({"kind": "project", **found.model_dump(mode="json")})
+        told = [item.model_dump(mode="json") for item in tasks]
+        print_json({"kind": "project", **found.model_dump(mode="json"), "tasks": told})
         return
     say(f"project {found.project}\ndataset {found.dataset}, preset {found.preset}\n")
     table(("stage", "state", "found"), found.rows(), sys.stdout)
     say("")
+    if tasks:
+        print_tasks(tasks)
+        say("")
     if found.headline:
         say(found.headline)
     if found.model is not None:
         say(f"model {found.model}")
-    say(f"next: {found.next_step}")
+    at_work = any(item.is_at_work for item in tasks)
+    say(f"next: {f'segfit stop {quote(str(path))} ends these tasks' if at_work else found.next_step}")
 
 
 def clean(

@@ -67,14 +67,43 @@ def add_to(app: typer.Typer) -> None:
 
 
 @with_settings(*_TRAINING)
-def run(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> int:
+def run(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    *,
+    given: list[str],
+    executor: Annotated[
+        str | None, typer.Option("--executor", metavar="slurm|PACKAGE:NAME", help="Have it done by a cluster.")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", metavar="FILE", help="YAML file with options of the cluster.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --executor would submit.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until the cluster is done; Ctrl-C ends its tasks.")
+    ] = False,
+    planned: Annotated[bool, typer.Option("--planned", hidden=True)] = False,  # given by the task that plans
+    as_json: AsJson = False,
+) -> int:
     """Do everything, from the check to the report.
 
-    The exit code is 3 if the run ended and its model should not be used.
+    The exit code is 3 if the run ended and its model should not be used. With --executor it is submitted to a cluster
+    as tasks, and the command ends; segfit status says how far they are, segfit stop ends them.
     """
-    project = open_project(dataset, out, given)
-    with _telling_of_states(project):
-        project.run()
+    project: Project | None = None
+    if executor is not None:
+        from segfit.cli.submitting import run_by_tasks
+
+        ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
+        project = run_by_tasks(dataset, out, given, executor, cluster, **ways)
+        if project is None:
+            return 0
+    elif cluster is not None or dry_run or wait or planned:
+        raise InputError("--cluster, --dry-run and --wait are for a run on a cluster", "give --executor slurm too")
+    else:
+        project = open_project(dataset, out, given)
+        with _telling_of_states(project):
+            project.run()
     return print_outcome(project, as_json=as_json)
 
 

@@ -21,6 +21,7 @@ my-project/
     validation-<key>/    predictions of the fold's validation cases, summary.json
   stages.jsonl       what each stage used
   stop               touched by whoever wants what is at work here to stop
+  tasks/             what was submitted to a cluster and what it said, see `segfit.project.submission`
   .locks/            one for each result that is being made
 
 A key is a hash of what a result was made from, see `segfit.project.stages`; the record of that stands beside or in it.
@@ -77,6 +78,7 @@ class ProjectFolder:
         self.runs = root / "runs"
         self.stages = root / "stages.jsonl"
         self.locks = root / ".locks"
+        self.tasks = root / "tasks"
         self.stop = root / "stop"
 
     def remove_leftovers(self) -> None:

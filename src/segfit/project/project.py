@@ -73,7 +73,7 @@ class Project(Preparation):
             dataset = before.dataset  # under the path it is known by, so that nothing looks changed
         opened = dataset if isinstance(dataset, Dataset) else _opened(dataset, skip_incomplete=skip)
         moved = before is not None and before.dataset != opened.root
-        if before is not None and moved and not cls(root, opened, _self_contained(options))._holds_results_of_dataset():
+        if before is not None and moved and not cls(root, opened, _self_contained(options)).holds_results_of_dataset():
             raise InputError(
                 f"{root} is a project on {before.dataset}, not on {opened.root}", "choose another folder with --out"
             )
@@ -112,7 +112,7 @@ class Project(Preparation):
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()
 
-    def _holds_results_of_dataset(self) -> bool:
+    def holds_results_of_dataset(self) -> bool:
         """Whether the project was checked on this very dataset, wherever that was then."""
         record = record_of(self.folder.check)
         return record is not None and record.made_of.get("dataset") == self._check_key(self.hashes).made_of["dataset"]

@@ -21,7 +21,7 @@ from segfit.training.events import last_event
 from segfit.training.result import EVENTS, RESULT, STATE
 from segfit.words import count, dice, listing
 
-__all__ = ["ProjectStatus", "StageStatus", "status_of"]
+__all__ = ["ProjectStatus", "StageStatus", "share_of", "status_of"]
 
 _State = Literal["done", "begun", "open"]
 
@@ -124,10 +124,11 @@ def _trained(folder: ProjectFolder, plan: Plan | None) -> list[float]:
     """Return how much of each training of the run is done, 0 to 1."""
     if plan is None or plan.run is None:
         return []
-    return [_share(folder.runs / name / f"fold-{fold}") for name in plan.run.configurations for fold in plan.run.folds]
+    run = plan.run
+    return [share_of(folder.runs / name / f"fold-{fold}") for name in run.configurations for fold in run.folds]
 
 
-def _share(fold: Path) -> float:
+def share_of(fold: Path) -> float:
     """Return how much of a training is done, by the log of the one that is furthest."""
     if any(not _goes_on(path) for path in fold.glob(f"*/{RESULT}")):
         return 1.0

@@ -1,0 +1,138 @@
+"""Commands done as jobs of a scheduler: what a job is, what a scheduler does, and which there are.
+
+A scheduler of another package is an entry point of the group `segfit.executors` whose attribute `open_scheduler` is
+called as that of `segfit.execution.slurm`; it is asked for as ``PACKAGE:NAME``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from segfit.errors import InputError, reason_of
+
+__all__ = ["Job", "JobTask", "Scheduler", "State", "TaskState", "open_scheduler", "read_cluster_file"]
+
+State = Literal["waiting", "running", "done", "ended", "unknown"]
+"""Of a task: done if it succeeded, ended if it did not or that is forgotten, unknown where nobody answers."""
+
+_LARGEST_FILE = 1 << 16  # bytes of a cluster file
+
+
+@dataclass(frozen=True, slots=True)
+class JobTask:
+    """What one process after the other does on one machine.
+
+    Parameters
+    ----------
+    title : what it is, for people
+    commands : programs with their arguments, each begun when the one before has succeeded. They go on where they were
+        when they are begun again
+    """
+
+    title: str
+    commands: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Tasks that may be done side by side.
+
+    Parameters
+    ----------
+    name : of letters, digits, and - and _
+    tasks : at least one
+    after : ids of tasks that have to succeed before
+    """
+
+    name: str
+    tasks: tuple[JobTask, ...]
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """How a task stands."""
+
+    state: State
+    where: str = ""  # the machine
+    detail: str = ""  # in the scheduler's words
+
+
+class Scheduler(Protocol):
+    """Has commands done by a cluster. What it refuses is an `InputError`, what it cannot do now a `StageError`.
+
+    A task whose machine fails, that is pre-empted, or whose time ends is begun again by it.
+    """
+
+    def script(self, job: Job) -> str:
+        """Return what is submitted for a job, to be read by people."""
+
+    def submit(self, job: Job) -> list[str]:
+        """Submit a job; return the ids of its tasks, of letters, digits, and . _ and -."""
+
+    def states(self, ids: Sequence[str]) -> dict[str, TaskState]:
+        """Return how tasks stand; those that the scheduler has forgotten are left out."""
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """End tasks, or take them from the queue; those that have ended stay as they are."""
+
+    def log(self, task: str) -> Path:
+        """Return the file that the output of a task goes to."""
+
+
+def open_scheduler(name: str, options: Mapping[str, str], folder: Path) -> Scheduler:
+    """Return the scheduler of a name.
+
+    Parameters
+    ----------
+    name : "slurm", or ``PACKAGE:NAME`` of an entry point
+    options : of a cluster file; raises `InputError` for one that it does not know
+    folder : where its jobs begin and write their logs; seen under this path by all machines
+    """
+    if name == "slurm":
+        from segfit.execution.slurm import Slurm
+
+        return Slurm(options, folder)
+    if ":" not in name:
+        raise InputError(f"{name} does not do tasks", "give --executor slurm, or PACKAGE:NAME of one that is installed")
+    from segfit.plugins import guarded, load_plugin
+
+    opened = getattr(load_plugin("executors", name), "open_scheduler", None)
+    if opened is None:
+        raise InputError(f"{name} does work on cases, and no tasks", "give --executor slurm")
+    scheduler: Scheduler = guarded("executors", name, opened)(options, folder)
+    return scheduler
+
+
+def read_cluster_file(path: Path) -> dict[str, str]:
+    """Return the options in a YAML file, ``name: value`` each, as they are written there.
+
+    YAML would take ``time: 12:00:00`` for a number; names may be written with ``-`` or ``_``.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise InputError(f"{path} needs PyYAML, which is not installed", "pip install 'segfit[cluster]'") from None
+    try:
+        with path.open("rb") as handle:
+            content = handle.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise InputError(f"{path} is no file of options: it has more than {_LARGEST_FILE} bytes")
+        found = yaml.compose(content.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "give a YAML file of options") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path} is not valid YAML ({reason_of(error)})", "write NAME: VALUE, a line each") from None
+    options: dict[str, str] = {}
+    for key, value in [] if found is None else found.value if isinstance(found, yaml.MappingNode) else [(found, found)]:
+        if not (isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)) or key is value:
+            line = key.start_mark.line + 1
+            raise InputError(f"{path} has something else than NAME: VALUE in line {line}", "write one option a line")
+        name = key.value.replace("-", "_")
+        if name in options:
+            raise InputError(f"{path} has the option {name} twice", "leave one out")
+        options[name] = value.value
+    return options

@@ -1,0 +1,187 @@
+"""A run as tasks of a scheduler: planning first, then every training, then selection, model and report.
+
+What is trained is known once it was planned on a machine of the cluster; so the task that plans submits the others, and
+nobody waits for it. The same call submits what is missing, and nothing twice.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segfit.errors import StageError
+from segfit.execution.scheduler import Job, JobTask, Scheduler, open_scheduler, read_cluster_file
+from segfit.planning.plan import Plan
+from segfit.project.decide import require_possible
+from segfit.project.folder import ProjectFolder
+from segfit.project.project import Project
+from segfit.project.submitted import CLUSTER_FILE, LOCK, Submitted, at_work, note
+from segfit.project.trainings import Training, is_begun, trainings_of
+
+__all__ = ["Cluster", "scripts_of", "submit"]
+
+_PLANNING = "check, plan and preprocessing"
+_LAST = "selection, model and report"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where tasks are done.
+
+    Parameters
+    ----------
+    executor : name of its scheduler, as in `open_scheduler`
+    file : a YAML file of its options; None: as it does by itself
+    """
+
+    executor: str
+    file: Path | None
+
+    def opened(self, folder: ProjectFolder) -> Scheduler:
+        """Return the scheduler; raise `InputError` for a file or an option that it does not take."""
+        options = {} if self.file is None else read_cluster_file(self.file)
+        return open_scheduler(self.executor, options, folder.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A task to be done."""
+
+    of: str  # hash of what it is done for
+    task: JobTask
+    training: Training | None = None
+
+    @property
+    def is_second_stage(self) -> bool:
+        return self.training is not None and self.training.is_second_stage
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Tasks that may be done side by side, when those of the steps before have succeeded."""
+
+    name: str
+    wanted: Sequence[_Wanted]
+
+
+def scripts_of(project: Project, cluster: Cluster, *, planned: bool = False) -> list[str]:
+    """Return what `submit` would submit if nothing of it were at work; nothing is submitted.
+
+    Before it is planned that is planning alone. Where ids are not known yet, names of steps stand.
+    """
+    require_possible(project.options)
+    scheduler, scripts, after = cluster.opened(project.folder), list[str](), list[str]()
+    for step in _steps(project, cluster, planned=planned):
+        scripts.append(scheduler.script(_job(project, step, step.wanted, after)))
+        after.append(step.name.upper())
+    return scripts
+
+
+def submit(project: Project, cluster: Cluster, *, planned: bool = False) -> int:
+    """Submit what is missing of the run and not at work; return how many tasks that are.
+
+    If it is interrupted or a job is refused, nothing is left of what it submitted.
+
+    Parameters
+    ----------
+    planned : what is trained was just decided where it will be trained
+    """
+    require_possible(project.options)
+    folder, submitted, after = project.folder, list[str](), list[str]()
+    scheduler = cluster.opened(folder)
+    with project.locks.held(LOCK):
+        known = at_work(folder, cluster.executor, scheduler)
+        _keep(cluster.file, folder.tasks)
+        try:
+            for step in _steps(project, cluster, planned=planned):
+                there = {key: known[key] for item in step.wanted if (key := (item.task.title, item.of)) in known}
+                if submitted and there:  # they wait for others than those that are submitted now
+                    scheduler.cancel(list(there.values()))
+                    there = {}
+                if missing := [item for item in step.wanted if (item.task.title, item.of) not in there]:
+                    _begin(missing)
+                    ids = scheduler.submit(_job(project, step, missing, after))
+                    submitted += ids
+                    note(folder, [_line(cluster, *pair) for pair in zip(ids, missing, strict=True)])
+                    after += ids
+                after += there.values()
+        except BaseException:
+            scheduler.cancel(submitted)
+            raise
+    return len(submitted)
+
+
+def _steps(project: Project, cluster: Cluster, *, planned: bool) -> list[_Step]:
+    """Return what is to be done now, in order."""
+    options, plan = project.options.content_hash(), _known_plan(project)
+    if plan is None or not (planned or is_begun(project, plan)):
+        if planned:
+            raise StageError(f"{project.folder.root} has no plan for its data and options", "rerun the command")
+        return [_Step("plan", [_planning(project, cluster, options)])]
+    with project.looking(plan):
+        left = [item for item in trainings_of(project) if not item.is_done()]
+    if not left and project.findings().selected is not None and project.folder.report.exists():
+        return []
+    wanted = [_Wanted(project.plan_key.hash, _training(project, item), item) for item in left]
+    last = _Wanted(options, JobTask(_LAST, (_segfit("run", project),)))
+    steps = (
+        _Step("train", [item for item in wanted if not item.is_second_stage]),
+        _Step("cascade", [item for item in wanted if item.is_second_stage]),
+        _Step("select", [last]),
+    )
+    return [step for step in steps if step.wanted]
+
+
+def _planning(project: Project, cluster: Cluster, options: str) -> _Wanted:
+    given = [] if cluster.file is None else ["--cluster", str(project.folder.tasks / CLUSTER_FILE)]
+    commands = (
+        _segfit("plan", project, "--probe"),
+        _segfit("preprocess", project),
+        _segfit("run", project, "--executor", cluster.executor, *given, "--planned"),
+    )
+    return _Wanted(options, JobTask(_PLANNING, commands))
+
+
+def _training(project: Project, item: Training) -> JobTask:
+    return JobTask(item.title, (_segfit("train", project, "--folds", str(item.fold), "--configurations", item.name),))
+
+
+def _known_plan(project: Project) -> Plan | None:
+    """Return what is planned for the data and options, if it says what is trained; no image is opened to know it."""
+    if not project.folder.plan.exists() or not project.holds_results_of_dataset():
+        return None
+    project.check()
+    plan = None if project.known_fingerprint() is None else project.known_plan()
+    return None if plan is None or plan.run is None else plan
+
+
+def _segfit(verb: str, project: Project, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "segfit", verb, str(project.folder.root), *arguments)
+
+
+def _job(project: Project, step: _Step, wanted: Sequence[_Wanted], after: Sequence[str]) -> Job:
+    name = re.sub(r"[^\w-]+", "-", f"{project.folder.root.name}-{step.name}", flags=re.ASCII)
+    return Job(name, tuple(item.task for item in wanted), tuple(after))
+
+
+def _keep(file: Path | None, folder: Path) -> None:
+    """Keep the options where the task that submits the others finds them."""
+    folder.mkdir(exist_ok=True)
+    if file is not None and file.resolve() != (folder / CLUSTER_FILE).resolve():
+        shutil.copyfile(file, folder / CLUSTER_FILE)
+
+
+def _begin(wanted: Sequence[_Wanted]) -> None:
+    """Have trainings count as begun, so that machines which differ a little from the one that planned keep its plan."""
+    for item in wanted:
+        if item.training is not None:
+            item.training.folder.mkdir(parents=True, exist_ok=True)
+
+
+def _line(cluster: Cluster, task: str, item: _Wanted) -> Submitted:
+    training = None if item.training is None else (item.training.name, item.training.fold)
+    return Submitted(id=task, title=item.task.title, of=item.of, executor=cluster.executor, training=training)
