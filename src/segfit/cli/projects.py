@@ -117,7 +117,7 @@ def _print_status(path: Path, *, as_json: bool) -> None:
         say(found.headline)
     if found.model is not None:
         say(f"model {found.model}")
-    at_work = any(item.is_at_work for item in tasks)
+    at_work = any(item.state in ("waiting", "running") for item in tasks)
     say(f"next: {f'segfit stop {quote(str(path))} ends these tasks' if at_work else found.next_step}")
 
 

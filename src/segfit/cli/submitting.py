@@ -74,9 +74,11 @@ def print_tasks(tasks: Sequence[TaskStatus]) -> None:
     ]
     table(("task", "id", "state", "machine", "reached"), rows, sys.stdout)
     for item in tasks:
-        if item.detail and item.state in ("ended", "unknown"):
+        if item.detail and item.state == "ended":
             log = f"; see {item.log}" if item.log.exists() else ""
             say(wrapped(f"{item.title}: {item.detail}{log}", sys.stdout, "  "))
+    for problem in dict.fromkeys(item.detail for item in tasks if item.state == "unknown"):
+        say(wrapped(f"unknown: {problem}", sys.stdout, "  "))
 
 
 def _awaited(folder: ProjectFolder) -> list[TaskStatus]:

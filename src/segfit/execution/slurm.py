@@ -85,7 +85,7 @@ run() {{  # a command, which is stopped before the time of this job ends, and th
         # not where it is cancelled or pre-empted: that is COMPLETING
         [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
     fi
-    [ $code = 0 ] || exit $code
+    [ $code = 0 ] || [ $code = 3 ] || exit $code  # 3: it is done, and says that its model is not to be trusted
 }}
 """
 
@@ -152,7 +152,7 @@ class Slurm:
             if task in ids:
                 words = state.lower().replace("_", " ")
                 detail = words if reason in ("None", "") else f"{words}: {reason}"
-                kind = next((kind for kind, names in _STATES.items() if state in names), "running")
+                kind: State = next((kind for kind, names in _STATES.items() if state in names), "running")
                 found[task] = TaskState(kind, where, detail)
         return found
 

@@ -130,7 +130,7 @@ def _status(folder: ProjectFolder, item: Submitted, state: TaskState, log: Path)
     return TaskStatus(
         id=item.id,
         title=item.title,
-        state="done" if state.state == "ended" and reached == 1 else state.state,
+        state="done" if state.state in ("ended", "unknown") and reached == 1 else state.state,
         where=state.where,
         reached=reached,
         detail=state.detail,
