@@ -10,7 +10,7 @@ In ``tasks/``:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +62,8 @@ class TaskStatus(Record):
 def tasks_of(folder: ProjectFolder) -> list[TaskStatus]:
     """Return how the tasks stand that were submitted, each title once: as it was submitted last."""
     found: list[TaskStatus] = []
-    for executor, items in _latest(folder).items():
+    latest = {item.title: item for item in _submitted(folder)}
+    for executor, items in _by_executor(latest.values()).items():
         scheduler = open_scheduler(executor, {}, folder.tasks)
         try:
             states, other = scheduler.states([item.id for item in items]), TaskState("ended")
@@ -74,10 +75,10 @@ def tasks_of(folder: ProjectFolder) -> list[TaskStatus]:
 
 def cancel_tasks(folder: ProjectFolder, progress: Progress) -> list[str]:
     """End what is at work, each task with its state saved, and take what waits from the queue; return its titles."""
-    latest, titles = _latest(folder), list[str]()
-    if latest:
+    titles: list[str] = []
+    if _submitted(folder):
         with Locks(folder, progress).held(LOCK):
-            for executor, items in _latest(folder).items():  # others may have submitted meanwhile
+            for executor, items in _by_executor(_submitted(folder)).items():
                 scheduler = open_scheduler(executor, {}, folder.tasks)
                 left = _left(scheduler, items)
                 scheduler.cancel([item.id for item in left])
@@ -103,10 +104,9 @@ def _left(scheduler: Scheduler, items: list[Submitted]) -> list[Submitted]:
     return [item for item in items if item.id in states and states[item.id].state not in ("done", "ended")]
 
 
-def _latest(folder: ProjectFolder) -> dict[str, list[Submitted]]:
-    """Return what was submitted last under each title, by executor."""
+def _by_executor(items: Iterable[Submitted]) -> dict[str, list[Submitted]]:
     found: dict[str, list[Submitted]] = {}
-    for item in {item.title: item for item in _submitted(folder)}.values():
+    for item in items:
         found.setdefault(item.executor, []).append(item)
     return found
 
