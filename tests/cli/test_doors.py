@@ -21,7 +21,7 @@ from segfit.options import LabelUse, Preset
 from segfit.project import Project
 
 PIPELINE = ["run", "check", "fingerprint", "plan", "preprocess", "train", "select", "predict", "evaluate", "report"]
-PROJECTS = ["info", "status", "clean", "demo", "doctor"]
+PROJECTS = ["info", "status", "stop", "clean", "demo", "doctor"]
 MODELS = ["import", "export", "verify"]
 REPORTING = [*PIPELINE, *PROJECTS, *MODELS]
 

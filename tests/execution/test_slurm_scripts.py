@@ -233,7 +233,7 @@ def started(folder: Path, commands: Path, *parts: tuple[str, ...], starts: int =
     """Start the script of a job as SLURM does."""
     script = folder / "job.sh"
     script.write_text(Slurm({}, folder).script(Job("p", (JobTask("one", parts),))))
-    own = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": str(starts)}
+    own = {"told": "yes", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": str(starts)}
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(["bash", str(script)], env=os.environ | own, stdout=log, stderr=log)
 
@@ -257,12 +257,25 @@ def test_a_command_is_told_and_begun_again(
     tmp_path: Path, commands: Path, number: int, state: str, starts: int, again: bool
 ) -> None:
     answer(commands, "squeue", state)
-    process = started(tmp_path, commands, (sys.executable, "-c", STOPS), ("touch", "next"), starts=starts)
+    process = started(
+        tmp_path, commands, (sys.executable, "-c", STOPS), ("touch", str(tmp_path / "next")), starts=starts
+    )
     wait_for(lambda: "begun" in (tmp_path / "log").read_text())
     process.send_signal(number)
     assert process.wait(_PATIENCE_S) == 143
     assert "saved" in (tmp_path / "log").read_text()
     assert told_to(commands, "scontrol") == (["requeue 9"] if again else [])
+    assert not (tmp_path / "next").exists()
+
+
+def test_what_follows_a_command_that_was_told_waits_for_the_next_start(tmp_path: Path, commands: Path) -> None:
+    answer(commands, "squeue", "RUNNING")
+    done = STOPS.replace("exit(143)", "exit(0)")
+    process = started(tmp_path, commands, (sys.executable, "-c", done), ("touch", str(tmp_path / "next")))
+    wait_for(lambda: "begun" in (tmp_path / "log").read_text())
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(_PATIENCE_S) == 143
+    assert told_to(commands, "scontrol") == ["requeue 9"]
     assert not (tmp_path / "next").exists()
 
 

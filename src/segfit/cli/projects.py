@@ -68,15 +68,15 @@ def info(
 
 
 def status(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
-    """Say how far a project is, and the tasks that were submitted for it."""
+    """Say how far a project and its tasks are."""
     _print_status(project_folder(dataset, out), as_json=as_json)
 
 
 def stop(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
-    """Have all that is at work in a project save its state and end.
+    """Stop all that is at work in a project.
 
-    Here, on other machines that see the folder, and on a cluster, where what waits is taken from the queue. The
-    commands that are stopped end with exit code 143; given again they go on where they were.
+    On any machine that sees the folder, and on a cluster, where what waits is taken from the queue. States are saved:
+    the commands that are stopped end with exit code 143, and given again they go on where they were.
     """
     from segfit.cli.console import console_progress
     from segfit.project.folder import ProjectFolder

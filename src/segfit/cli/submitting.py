@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["print_tasks", "run_by_tasks"]
 
-_LOOK_S = 5.0  # between two looks at what a scheduler does
+_LOOK_S = 10.0  # between two looks at what a scheduler does
 
 
 def run_by_tasks(
@@ -75,7 +75,7 @@ def print_tasks(tasks: Sequence[TaskStatus]) -> None:
     table(("task", "id", "state", "machine", "reached"), rows, sys.stdout)
     for item in tasks:
         if item.detail and item.state == "ended":
-            log = f"; see {item.log}" if item.log.exists() else ""
+            log = f"; see {item.log}" if item.log.exists() else f", and left no {item.log}"
             say(wrapped(f"{item.title}: {item.detail}{log}", sys.stdout, "  "))
     for problem in dict.fromkeys(item.detail for item in tasks if item.state == "unknown"):
         say(wrapped(f"unknown: {problem}", sys.stdout, "  "))

@@ -73,18 +73,24 @@ _STATES: dict[State, tuple[str, ...]] = {
 _ID = re.compile(r"[0-9]+_[0-9]+", re.ASCII)
 
 _RUN = f"""\
-run() {{  # a command, which is stopped before the time of this job ends, and then begun again by another start of it
-    "$@" &
-    trap 'told=yes' TERM
-    trap 'told=yes; kill -TERM $!' USR1
-    wait $!; code=$?
-    while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
-    starts=${{SLURM_RESTART_COUNT:-0}}
-    if {{ [ $code = 143 ] && [ "$told" ] && [ "$starts" -lt {_MOST_STARTS} ]; }} ||
-        {{ [ $code = 137 ] && [ "$starts" -lt {_MOST_KILLS} ]; }}; then
-        # not where it is cancelled or pre-empted: that is COMPLETING
-        [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
+told=  # yes: SLURM has said that this job ends
+again() {{  # have this task begun again, but not for ever, nor where SLURM ends it (cancelled, pre-empted): COMPLETING
+    [ "${{SLURM_RESTART_COUNT:-0}}" -lt "$1" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] &&
+        scontrol requeue "$SLURM_JOB_ID"
+}}
+run() {{  # a command, which saves its state and ends with 143 when it is told to stop
+    code=143
+    if [ -z "$told" ]; then
+        "$@" &
+        trap 'told=yes' TERM
+        trap 'told=yes; kill -TERM $!' USR1
+        wait $!; code=$?
+        while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
     fi
+    case $code$told in
+    143yes) again {_MOST_STARTS} ;;
+    137*) again {_MOST_KILLS} ;;  # killed
+    esac
     [ $code = 0 ] || [ $code = 3 ] || exit $code  # 3: it is done, and says that its model is not to be trusted
 }}
 """
