@@ -128,7 +128,7 @@ def test_other_schedulers_are_asked_for_by_package(tmp_path: Path, plugin_packag
     with pytest.raises(InputError, match="PACKAGE:NAME"):
         open_scheduler("pbs", {}, tmp_path)
     plugin_package("cases = object()", executors=["cases"])
-    with pytest.raises(InputError, match="no tasks"):
+    with pytest.raises(InputError, match="does no tasks"):
         open_scheduler("own-things:cases", {}, tmp_path)
 
 

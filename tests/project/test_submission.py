@@ -68,11 +68,8 @@ class Toy:
         return self.folder / f"{task}.log"
 
 
-open_scheduler = Toy
-
-
 class toy:
-    open_scheduler = Toy
+    open_tasks = Toy
 """
 SETTINGS = ["planning.configurations=3d_fullres", "training.precision=fp32", "training.channels_last=true"]
 _PATIENCE_S = 600.0

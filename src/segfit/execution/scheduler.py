@@ -1,23 +1,26 @@
 """Commands done as jobs of a scheduler: what a job is, what a scheduler does, and which there are.
 
-A scheduler of another package is an entry point of the group `segfit.executors` whose attribute `open_scheduler` is
-called as that of `segfit.execution.slurm`; it is asked for as ``PACKAGE:NAME``.
+An executor that does tasks is a module, or any object, with a function ``open_tasks(options, folder)`` that returns a
+`Scheduler`. One of another package is an entry point of the group `segfit.executors`, asked for as ``PACKAGE:NAME``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
 
 from segfit.errors import InputError, reason_of
+from segfit.plugins import guarded, load_plugin
 
 __all__ = ["Job", "JobTask", "Scheduler", "State", "TaskState", "open_scheduler", "read_cluster_file"]
 
 State = Literal["waiting", "running", "done", "ended", "unknown"]
 """Of a task: done if it succeeded, ended if it did not or that is forgotten, unknown where nobody answers."""
 
+_OWN: Mapping[str, str] = {"slurm": "segfit.execution.slurm"}  # modules that are imported when they are asked for
 _LARGEST_FILE = 1 << 16  # bytes of a cluster file
 
 
@@ -92,18 +95,15 @@ def open_scheduler(name: str, options: Mapping[str, str], folder: Path) -> Sched
     options : of a cluster file; raises `InputError` for one that it does not know
     folder : where its jobs begin and write their logs; seen under this path by all machines
     """
-    if name == "slurm":
-        from segfit.execution.slurm import Slurm
-
-        return Slurm(options, folder)
+    if name in _OWN:
+        scheduler: Scheduler = import_module(_OWN[name]).open_tasks(options, folder)
+        return scheduler
     if ":" not in name:
         raise InputError(f"{name} does not do tasks", "give --executor slurm, or PACKAGE:NAME of one that is installed")
-    from segfit.plugins import guarded, load_plugin
-
-    opened = getattr(load_plugin("executors", name), "open_scheduler", None)
-    if opened is None:
-        raise InputError(f"{name} does work on cases, and no tasks", "give --executor slurm")
-    scheduler: Scheduler = guarded("executors", name, opened)(options, folder)
+    make = getattr(load_plugin("executors", name), "open_tasks", None)
+    if make is None:
+        raise InputError(f"the executor {name} does no tasks", "give --executor slurm")
+    scheduler = guarded("executors", name, make)(options, folder)
     return scheduler
 
 

@@ -17,7 +17,7 @@ from segfit.errors import InputError, StageError, nearest
 from segfit.execution.processors import affinity, available_workers
 from segfit.execution.scheduler import Job, JobTask, State, TaskState
 
-__all__ = ["Slurm"]
+__all__ = ["Slurm", "open_tasks"]
 
 _OPTIONS = (
     "account",
@@ -170,6 +170,11 @@ class Slurm:
     def log(self, task: str) -> Path:
         """Return the file that the output of a task goes to."""
         return self._folder / f"{task}.log"
+
+
+def open_tasks(options: Mapping[str, str], folder: Path) -> Slurm:
+    """Return the SLURM that tasks are submitted to; raise `InputError` for an option that it does not know."""
+    return Slurm(options, folder)
 
 
 def _case(number: int, task: JobTask) -> list[str]:
