@@ -199,6 +199,23 @@ def test_two_configurations_are_compared_with_their_ensemble(tmp_path: Path, vol
     assert stages(project).count("validate") == 4
 
 
+def test_trainings_that_are_validated_one_by_one_are_what_is_selected_from(
+    tmp_path: Path, volumes: Path, tiny: list[str]
+) -> None:
+    settings = [*tiny, "planning.configurations=3d_fullres,2d", "training.precision=fp32"]
+    settings += ["training.channels_last=true"]
+    project = Project.create(tmp_path / "p", volumes, settings=settings)
+    for number, name in enumerate(("3d_fullres", "2d"), 1):
+        project.train(configurations=[name], validate=True)
+        assert stages(project).count("validate") == number
+    selection = project.select()
+    project.train(validate=True)
+    assert stages(project).count("validate") == 2
+    assert not list(project.folder.runs.rglob("*.npy"))
+    together = Project.create(tmp_path / "q", volumes, settings=settings)
+    assert together.select() == selection
+
+
 @pytest.mark.parametrize("cases", [1, 3])
 def test_few_cases(tmp_path: Path, cases: int, tiny: list[str]) -> None:
     data = make_phantom(tmp_path / "Dataset003_Few", cases=cases, test_cases=0, shape=(12, 24, 24))

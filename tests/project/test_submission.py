@@ -221,7 +221,12 @@ def test_a_task_that_failed_is_submitted_beside_those_at_work(
     assert submit(project, CLUSTER, planned=True) == 3
     listed.ended.append("1_1")
     assert submit(project, CLUSTER) == 2
-    assert [task.commands[0][-3] for task in listed.jobs[2].tasks] == ["1"]
+    (task,) = listed.jobs[2].tasks
+    assert task.commands[0][3:] == (
+        "train",
+        str(project.folder.root),
+        *("--folds", "1", "--configurations", "3d_fullres", "--validate"),
+    )
     assert listed.jobs[3].after == ("3_0", "1_0")
     assert "2_0" in listed.ended
 

@@ -275,6 +275,9 @@ def train(
         str | None,
         typer.Option("--configurations", metavar="NAME,...", help="Those of the run to train; default: all."),
     ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Predict their validation cases too, which select does otherwise.")
+    ] = False,
     *,
     given: list[str],
     as_json: AsJson = False,
@@ -289,7 +292,7 @@ def train(
     names = None if configurations is None else [name.strip() for name in configurations.split(",")]
     project = open_project(dataset, out, given)
     with _telling_of_states(project):
-        results = project.train(folds=numbers, configurations=names)
+        results = project.train(folds=numbers, configurations=names, validate=validate)
     done = list(zip(trainings_asked(project, numbers, names), results, strict=True))
     if as_json:
         print_json([{"fold": item.fold, **result.model_dump(mode="json")} for item, result in done])

@@ -125,16 +125,22 @@ class Project(Preparation):
         self.stop_file.ask()
 
     def train(
-        self, *, folds: Sequence[int] | None = None, configurations: Sequence[str] | None = None
+        self,
+        *,
+        folds: Sequence[int] | None = None,
+        configurations: Sequence[str] | None = None,
+        validate: bool = False,
     ) -> list[TrainingResult]:
         """Train the run's folds and configurations, all or those that are named; return the trainings' results.
 
-        Raises `InputError` for a fold or configuration that the run does not have.
+        With `validate` their validation cases are predicted too, which `select` does otherwise. Raises `InputError` for
+        a fold or configuration that the run does not have.
         """
-        from segfit.project import trainings
+        from segfit.project import select_and_export, trainings
 
+        train = select_and_export.train_and_validate if validate else trainings.train_all
         with self.at_work():
-            return trainings.train_all(self, folds, configurations)
+            return train(self, folds, configurations)
 
     def select(self, *, complete: bool = False, so_far: bool = False) -> Selection:
         """Validate, choose the best configuration or ensemble and its post-processing, and write the model.

@@ -33,8 +33,10 @@ from segfit.project.stages import STAGES
 from segfit.project.trainings import (
     Validation,
     held_weights,
+    results_of,
     summaries_of,
     train_all,
+    trainings_asked,
     trainings_of,
     validate_all,
     validations_of,
@@ -57,6 +59,7 @@ __all__ = [
     "predictions_of",
     "select_model",
     "selected",
+    "train_and_validate",
 ]
 
 
@@ -87,6 +90,23 @@ def select_model(project: Preparation, results: Sequence[TrainingResult] | None 
     project.documents.publish(folder.validation_summary, project.folder.validation_summary)
     _hand_over(project, found)
     return found
+
+
+def train_and_validate(
+    project: Preparation, folds: Sequence[int] | None, configurations: Sequence[str] | None
+) -> list[TrainingResult]:
+    """Train as `train_all`, then predict and score the validation cases, unless a selection from them is done."""
+    results = train_all(project, folds, configurations)
+    items = trainings_asked(project, folds, configurations)
+    validations = validations_of(project, results, whole=project.validates_all, trainings=items)
+
+    def is_selected() -> bool:
+        trainings = trainings_of(project)
+        there = results_of(trainings)
+        return len(there) == len(trainings) and selected(project, there) is not None
+
+    validate_all(project, validations, unless=is_selected)
+    return results
 
 
 def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selected | None:

@@ -342,13 +342,17 @@ class Validation:
         return f"validating {self.training.name}, fold {self.training.fold}"
 
 
-def validations_of(project: Preparation, results: Sequence[TrainingResult], *, whole: bool) -> list[Validation]:
-    """Return the validations of the run, of the `whole` folds or of the part that there is time for."""
-    plan = project.size()
-    return [
-        _validation_of(project, plan, item, result, whole=whole)
-        for item, result in zip(trainings_of(project), results, strict=True)
-    ]
+def validations_of(
+    project: Preparation,
+    results: Sequence[TrainingResult],
+    *,
+    whole: bool,
+    trainings: Sequence[Training] | None = None,
+) -> list[Validation]:
+    """Return the validations of trainings, by default all of the run, of `whole` folds or what there is time for."""
+    items = trainings_of(project) if trainings is None else trainings
+    pairs = zip(items, results, strict=True)
+    return [_validation_of(project, project.size(), *pair, whole=whole) for pair in pairs]
 
 
 def _validation_of(
