@@ -147,7 +147,8 @@ def _planning(project: Project, cluster: Cluster, options: str) -> _Wanted:
 
 
 def _training(project: Project, item: Training) -> JobTask:
-    return JobTask(item.title, (_segfit("train", project, "--folds", str(item.fold), "--configurations", item.name),))
+    asked = ("--folds", str(item.fold), "--configurations", item.name, "--validate")
+    return JobTask(item.title, (_segfit("train", project, *asked),))
 
 
 def _known_plan(project: Project) -> Plan | None:
