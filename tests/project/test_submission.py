@@ -250,6 +250,23 @@ def test_lines_of_strangers_reach_no_command(tmp_path: Path, volumes: Path, tiny
     assert [item.id for item in tasks_of(project.folder)] == ["1_0"]
 
 
+def test_where_the_scheduler_is_not_there_the_state_is_unknown(
+    tmp_path: Path, volumes: Path, tiny: list[str], listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project.create(tmp_path / "p", volumes, settings=tiny)
+    submit(project, CLUSTER)
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = project.folder.tasks / "submitted.jsonl"
+    line = json.loads(path.read_text())
+    with path.open("a") as handle:
+        handle.write(json.dumps({**line, "title": "another", "executor": "nobody:grid"}) + "\n")
+    found = [(item.state, item.is_at_work, bool(item.detail)) for item in tasks_of(project.folder)]
+    assert found == 2 * [("unknown", True, True)]
+    assert run(["status", str(tmp_path / "p")]) == 0
+    assert run(["stop", str(tmp_path / "p")]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -10,7 +10,7 @@ In ``tasks/``:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -64,12 +64,14 @@ def tasks_of(folder: ProjectFolder) -> list[TaskStatus]:
     found: list[TaskStatus] = []
     latest = {item.title: item for item in _submitted(folder)}
     for executor, items in _by_executor(latest.values()).items():
-        scheduler = open_scheduler(executor, {}, folder.tasks)
+        log: Callable[[str], Path] = folder.tasks.joinpath
         try:
+            scheduler = open_scheduler(executor, {}, folder.tasks)
+            log = scheduler.log
             states, other = scheduler.states([item.id for item in items]), TaskState("ended")
         except SegfitError as error:
             states, other = {}, TaskState("unknown", detail=error.problem)
-        found += [_status(folder, item, states.get(item.id, other), scheduler.log(item.id)) for item in items]
+        found += [_status(folder, item, states.get(item.id, other), log(item.id)) for item in items]
     return found
 
 
