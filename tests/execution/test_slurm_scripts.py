@@ -62,10 +62,10 @@ def test_a_script_says_what_its_job_needs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"partitions": "gpu"}, "partitions, which is not known (did you mean 'partition'?)"),
+        ({"partitions": "gpu"}, "partitions is not known (did you mean 'partition'?)"),
         ({"dependency": "afterok:1"}, "dependency of sbatch is set by segfit itself"),
-        ({"wrap": "rm"}, "wrap, which is not known"),
-        ({"partition": "a b"}, "partition in the cluster file is 'a b'"),
+        ({"wrap": "rm"}, "wrap is not known"),
+        ({"partition": "a b"}, "partition is 'a b'"),
         ({"partition": "a\n#SBATCH --uid=0"}, "expected one word"),
         ({"comment": "$(id)"}, "expected one word"),
         ({"tasks_at_once": "0"}, "expected a number from 1"),
@@ -233,7 +233,7 @@ def started(folder: Path, commands: Path, *parts: tuple[str, ...], starts: int =
     """Start the script of a job as SLURM does."""
     script = folder / "job.sh"
     script.write_text(Slurm({}, folder).script(Job("p", (JobTask("one", parts),))))
-    own = {"told": "yes", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": str(starts)}
+    own = {"told": "x", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": str(starts)}
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(["bash", str(script)], env=os.environ | own, stdout=log, stderr=log)
 

@@ -275,7 +275,6 @@ def test_where_the_scheduler_is_not_there_the_state_is_unknown(
         (["--cluster", "c.yaml"], "give --executor slurm"),
         (["--executor", "pbs"], "pbs does not do tasks"),
         (["--executor", "nobody:pbs"], "install the package nobody"),
-        (["--executor", "slurm", "--cluster", "none.yaml"], "none.yaml cannot be read"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(
@@ -283,6 +282,19 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
 ) -> None:
     assert run(["run", str(volumes), "--out", str(tmp_path / "p"), *arguments]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_option_that_is_not_known_is_told_with_its_file(
+    tmp_path: Path, volumes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("yaml")
+    file = tmp_path / "c.yaml"
+    file.write_text("partitoin: gpu\n")
+    given = ["run", str(volumes), "--out", str(tmp_path / "p"), "--executor", "slurm", "--cluster", str(file)]
+    assert run(given) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "c.yaml: the option partitoin is not known (did you mean 'partition'?)" in told
     assert not (tmp_path / "p").exists()
 
 

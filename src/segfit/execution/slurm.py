@@ -73,7 +73,7 @@ _STATES: dict[State, tuple[str, ...]] = {
 _ID = re.compile(r"[0-9]+_[0-9]+", re.ASCII)
 
 _RUN = f"""\
-told=  # yes: SLURM has said that this job ends
+told=  # an x for each time that SLURM has said that this job ends
 again() {{  # have this task begun again, but not for ever, nor where SLURM ends it (cancelled, pre-empted): COMPLETING
     [ "${{SLURM_RESTART_COUNT:-0}}" -lt "$1" ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] &&
         scontrol requeue "$SLURM_JOB_ID"
@@ -82,13 +82,13 @@ run() {{  # a command, which saves its state and ends with 143 when it is told t
     code=143
     if [ -z "$told" ]; then
         "$@" &
-        trap 'told=yes' TERM
-        trap 'told=yes; kill -TERM $!' USR1
-        wait $!; code=$?
-        while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
+        trap 'told=x$told' TERM
+        trap '[ "$told" ] || kill -TERM $!; told=x$told' USR1  # a second one would not wait for its state
+        before=none
+        until [ "$before" = "$told" ]; do before=$told; wait $!; code=$?; done  # a signal ends one wait
     fi
     case $code$told in
-    143yes) again {_MOST_STARTS} ;;
+    143x*) again {_MOST_STARTS} ;;
     137*) again {_MOST_KILLS} ;;  # killed
     esac
     [ $code = 0 ] || [ $code = 3 ] || exit $code  # 3: it is done, and says that its model is not to be trusted
@@ -111,10 +111,10 @@ class Slurm:
             if name in _OWN:
                 raise InputError(f"the option {name} of sbatch is set by segfit itself", "leave it out")
             if name not in known:
-                raise InputError(f"the cluster file has the option {name}, which is not known{nearest(name, known)}")
+                raise InputError(f"the option {name} is not known{nearest(name, known)}", "correct or remove it")
             if not _VALUE.fullmatch(value) or (name == _AT_ONCE and not (value.isdigit() and int(value))):
                 expected = "a number from 1" if name == _AT_ONCE else "one word without quotes"
-                raise InputError(f"the option {name} in the cluster file is {value!r}, expected {expected}")
+                raise InputError(f"the option {name} is {value!r}, expected {expected}", "correct it")
         self._options, self._folder = dict(options), folder
         if strange := sorted(set(str(folder)) & set('"\\%\n')):
             raise InputError(f"{folder} has {strange[0]!r} in its name, which SLURM would misread", "rename the folder")

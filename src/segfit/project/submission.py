@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segfit.errors import StageError
+from segfit.errors import InputError, StageError
 from segfit.execution.scheduler import Job, JobTask, Scheduler, open_scheduler, read_cluster_file
 from segfit.planning.plan import Plan
 from segfit.project.decide import require_possible
@@ -43,8 +43,13 @@ class Cluster:
 
     def opened(self, folder: ProjectFolder) -> Scheduler:
         """Return the scheduler; raise `InputError` for a file or an option that it does not take."""
-        options = {} if self.file is None else read_cluster_file(self.file)
-        return open_scheduler(self.executor, options, folder.tasks)
+        if self.file is None:
+            return open_scheduler(self.executor, {}, folder.tasks)
+        options = read_cluster_file(self.file)
+        try:
+            return open_scheduler(self.executor, options, folder.tasks)
+        except InputError as error:
+            raise InputError(f"{self.file}: {error.problem}", error.action) from None
 
 
 @dataclass(frozen=True, slots=True)
