@@ -91,7 +91,7 @@ def test_an_engine_from_outside_does_a_run(
     out = tmp_path / "far"
     command = ["run", str(volumes), "--out", str(out), *given, "--executor", toy]
     assert run([*command, "--dry-run"]) == 0
-    assert capsys.readouterr().out.split() == ["far-plan"]
+    assert capsys.readouterr().out.split() == ["far-plan", "far-train", "far-select"]
     assert not (out / "tasks").exists()
     code = run([*command, "--wait"])
     assert code in (0, 3), capsys.readouterr()
@@ -181,10 +181,10 @@ def test_a_plan_of_another_machine_is_made_where_it_is_trained(
     tmp_path: Path, volumes: Path, tiny: list[str], listed: Listed
 ) -> None:
     project = sized(tmp_path / "p", volumes, tiny)
-    assert [script.split()[0] for script in scripts_of(project, CLUSTER)] == ["p-plan"]
+    assert scripts_of(project, CLUSTER) == ["p-plan after ", "p-train after ", "p-select after TRAIN"]
     assert not list(project.folder.runs.glob("*"))
     submit(project, CLUSTER, planned=True)
-    assert [script.split()[0] for script in scripts_of(project, CLUSTER)] == ["p-train", "p-select"]
+    assert scripts_of(project, CLUSTER) == ["p-train after ", "p-select after TRAIN"]
     project.hardware  # noqa: B018 - looked at
     elsewhere = Project.open(tmp_path / "p")
     elsewhere._resolved["hardware"] = type(project.hardware)(

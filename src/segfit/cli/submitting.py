@@ -45,7 +45,7 @@ def run_by_tasks(
     cluster.opened(ProjectFolder(project_folder(dataset, out).absolute()))  # what is wrong is told before all else
     project = open_project(dataset, out, settings)
     if dry_run:
-        scripts = scripts_of(project, cluster, planned=planned)
+        scripts = scripts_of(project, cluster)
         if as_json:
             print_json({"scripts": scripts})
         else:

@@ -26,6 +26,7 @@ __all__ = ["Cluster", "scripts_of", "submit"]
 
 _PLANNING = "check, plan and preprocessing"
 _LAST = "selection, model and report"
+_PLAN, _TRAIN, _CASCADE, _SELECT = "plan", "train", "cascade", "select"  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,20 @@ class _Step:
     wanted: Sequence[_Wanted]
 
 
-def scripts_of(project: Project, cluster: Cluster, *, planned: bool = False) -> list[str]:
+def scripts_of(project: Project, cluster: Cluster) -> list[str]:
     """Return what `submit` would submit if nothing of it were at work; nothing is submitted.
 
-    Before it is planned that is planning alone. Where ids are not known yet, names of steps stand.
+    Where ids are not known yet, names of steps stand. Before it is planned, the scripts after that of planning are
+    those of one training for all, and of what follows: planning decides which trainings there are, and submits them.
     """
     require_possible(project.options)
     scheduler, scripts, after = cluster.opened(project.folder), list[str](), list[str]()
-    for step in _steps(project, cluster, planned=planned):
+    steps = _steps(project, cluster, planned=False)
+    if [step.name for step in steps] == [_PLAN]:
+        scripts.append(scheduler.script(_job(project, steps[0], steps[0].wanted, after)))
+        each = JobTask("each training", (_train(project, "FOLD", "CONFIGURATION"),))
+        steps = [_Step(_TRAIN, [_Wanted("", each)]), _Step(_SELECT, [_last(project)])]
+    for step in steps:
         scripts.append(scheduler.script(_job(project, step, step.wanted, after)))
         after.append(step.name.upper())
     return scripts
@@ -122,38 +129,41 @@ def submit(project: Project, cluster: Cluster, *, planned: bool = False) -> int:
 
 def _steps(project: Project, cluster: Cluster, *, planned: bool) -> list[_Step]:
     """Return what is to be done now, in order."""
-    options, plan = project.options.content_hash(), _known_plan(project)
+    plan = _known_plan(project)
     if plan is None or not (planned or is_begun(project, plan)):
         if planned:
             raise StageError(f"{project.folder.root} has no plan for its data and options", "rerun the command")
-        return [_Step("plan", [_planning(project, cluster, options)])]
+        return [_Step(_PLAN, [_planning(project, cluster)])]
     with project.looking(plan):
         left = [item for item in trainings_of(project) if not item.is_done()]
     if not left and project.findings().selected is not None and project.folder.report.exists():
         return []
-    wanted = [_Wanted(project.plan_key.hash, _training(project, item), item) for item in left]
-    last = _Wanted(options, JobTask(_LAST, (_segfit("run", project),)))
+    of = project.plan_key.hash
+    wanted = [_Wanted(of, JobTask(item.title, (_train(project, str(item.fold), item.name),)), item) for item in left]
     steps = (
-        _Step("train", [item for item in wanted if not item.is_second_stage]),
-        _Step("cascade", [item for item in wanted if item.is_second_stage]),
-        _Step("select", [last]),
+        _Step(_TRAIN, [item for item in wanted if not item.is_second_stage]),
+        _Step(_CASCADE, [item for item in wanted if item.is_second_stage]),
+        _Step(_SELECT, [_last(project)]),
     )
     return [step for step in steps if step.wanted]
 
 
-def _planning(project: Project, cluster: Cluster, options: str) -> _Wanted:
+def _planning(project: Project, cluster: Cluster) -> _Wanted:
     given = [] if cluster.file is None else ["--cluster", str(project.folder.tasks / CLUSTER_FILE)]
     commands = (
         _segfit("plan", project, "--probe"),
         _segfit("preprocess", project),
         _segfit("run", project, "--executor", cluster.executor, *given, "--planned"),
     )
-    return _Wanted(options, JobTask(_PLANNING, commands))
+    return _Wanted(project.options.content_hash(), JobTask(_PLANNING, commands))
 
 
-def _training(project: Project, item: Training) -> JobTask:
-    asked = ("--folds", str(item.fold), "--configurations", item.name, "--validate")
-    return JobTask(item.title, (_segfit("train", project, *asked),))
+def _train(project: Project, fold: str, configuration: str) -> tuple[str, ...]:
+    return _segfit("train", project, "--folds", fold, "--configurations", configuration, "--validate")
+
+
+def _last(project: Project) -> _Wanted:
+    return _Wanted(project.options.content_hash(), JobTask(_LAST, (_segfit("run", project),)))
 
 
 def _known_plan(project: Project) -> Plan | None:
