@@ -303,10 +303,14 @@ def test_stop_ends_what_was_submitted(
 ) -> None:
     project = Project.create(tmp_path / "p", volumes, settings=tiny)
     submit(project, CLUSTER)
+    assert run(["status", str(tmp_path / "p")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: segfit stop {tmp_path}/p")
     assert run(["stop", str(tmp_path / "p"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"cancelled": ["check, plan and preprocessing"]}
     assert listed.ended == ["1_0"]
     assert project.folder.stop.exists()
+    assert run(["status", str(tmp_path / "p")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: segfit run {tmp_path}/p --executor slurm"
     assert run(["stop", str(tmp_path)]) == 2
 
 

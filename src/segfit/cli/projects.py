@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from shlex import quote
 from time import perf_counter
 from typing import Annotated
 
@@ -96,7 +95,7 @@ def stop(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = Fal
 
 
 def _print_status(path: Path, *, as_json: bool) -> None:
-    from segfit.cli.submitting import print_tasks
+    from segfit.cli.submitting import next_with_tasks, print_tasks
     from segfit.project.folder import ProjectFolder
     from segfit.project.status import status_of
     from segfit.project.submitted import tasks_of
@@ -117,8 +116,7 @@ def _print_status(path: Path, *, as_json: bool) -> None:
         say(found.headline)
     if found.model is not None:
         say(f"model {found.model}")
-    at_work = any(item.state in ("waiting", "running") for item in tasks)
-    say(f"next: {f'segfit stop {quote(str(path))} ends these tasks' if at_work else found.next_step}")
+    say(f"next: {next_with_tasks(found.next_step, tasks, ProjectFolder(path))}")
 
 
 def clean(

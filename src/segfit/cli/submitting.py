@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from segfit.project.folder import ProjectFolder
     from segfit.project.submitted import TaskStatus
 
-__all__ = ["print_tasks", "run_by_tasks"]
+__all__ = ["next_with_tasks", "print_tasks", "run_by_tasks"]
 
 _LOOK_S = 10.0  # between two looks at what a scheduler does
 
@@ -79,6 +79,18 @@ def print_tasks(tasks: Sequence[TaskStatus]) -> None:
             say(wrapped(f"{item.title}: {item.detail}{log}", sys.stdout, "  "))
     for problem in dict.fromkeys(item.detail for item in tasks if item.state == "unknown"):
         say(wrapped(f"unknown: {problem}", sys.stdout, "  "))
+
+
+def next_with_tasks(command: str, tasks: Sequence[TaskStatus], folder: ProjectFolder) -> str:
+    """Return the command to give next where tasks were submitted, instead of one that would run here."""
+    from segfit.project.submitted import CLUSTER_FILE
+
+    root, file = quote(str(folder.root)), folder.tasks / CLUSTER_FILE
+    if any(item.state in ("waiting", "running") for item in tasks):
+        return f"segfit stop {root} ends these tasks"
+    if tasks and command == f"segfit run {root}" and tasks[-1].executor == "slurm":  # others come from a file
+        return f"{command} --executor slurm{f' --cluster {quote(str(file))}' if file.exists() else ''}"
+    return command
 
 
 def _awaited(folder: ProjectFolder) -> list[TaskStatus]:
