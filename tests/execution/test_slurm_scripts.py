@@ -176,7 +176,9 @@ def test_states_are_those_of_the_tasks_asked_for(tmp_path: Path, commands: Path)
     }
     assert told_to(commands, "squeue")[0].endswith("--jobs=41,42,43,50")
     answer(commands, "squeue", "slurm_load_jobs error: Invalid job id specified", 1, stream=2)
-    assert Slurm({}, tmp_path).states(["41_0"]) == {}
+    (tmp_path / "41_1.done").touch()
+    found = Slurm({}, tmp_path).states(["41_0", "41_1"])
+    assert {task: item.state for task, item in found.items()} == {"41_1": "done"}
     with pytest.raises(InputError, match="no task"):
         Slurm({}, tmp_path).cancel(["--user=me"])
     assert told_to(commands, "scancel") == []
@@ -233,9 +235,15 @@ def started(folder: Path, commands: Path, *parts: tuple[str, ...], starts: int =
     """Start the script of a job as SLURM does."""
     script = folder / "job.sh"
     script.write_text(Slurm({}, folder).script(Job("p", (JobTask("one", parts),))))
-    own = {"told": "x", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": str(starts)}
+    own = {
+        "told": "x",
+        "SLURM_ARRAY_TASK_ID": "0",
+        "SLURM_JOB_ID": "9",
+        "SLURM_ARRAY_JOB_ID": "8",
+        "SLURM_RESTART_COUNT": str(starts),
+    }
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen(["bash", str(script)], env=os.environ | own, stdout=log, stderr=log)
+        return subprocess.Popen(["bash", str(script)], cwd=folder, env=os.environ | own, stdout=log, stderr=log)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -298,4 +306,4 @@ def test_a_command_that_is_killed_is_begun_again_a_few_times(
     process = started(tmp_path, commands, ("sh", "-c", code), ("touch", str(after)), starts=starts)
     assert process.wait(_PATIENCE_S) == ends
     assert told_to(commands, "scontrol") == (["requeue 9"] if again else [])
-    assert after.exists() == (ends == 0)
+    assert after.exists() == (tmp_path / "8_0.done").exists() == (ends == 0)

@@ -73,6 +73,7 @@ def test_slurm_does_tasks_in_order_and_again(tmp_path: Path) -> None:
     assert [slurm.states(ids)[one].state for one in (good, bad, after)] == ["done", "ended", "done"]
     assert "two  words" in slurm.log(good).read_text()
     assert not (tmp_path / "never").exists()
+    assert {path.stem for path in tmp_path.glob("*.done")} == {good, after}
     (hopeless,) = slurm.submit(Job("hopeless", (JobTask("hopeless", (killed,)),)))
     slurm.cancel([hopeless, good])
     wait_for(lambda: all(item.state == "ended" for item in slurm.states([hopeless]).values()))  # one may be forgotten

@@ -136,7 +136,8 @@ class Slurm:
             facts |= {"dependency": f"afterok:{':'.join(job.after)}", "kill-on-invalid-dep": "yes"}
         lines = [f"#SBATCH --{name}{'' if value == 'true' else f'={value}'}" for name, value in facts.items()]
         cases = [line for number, task in enumerate(job.tasks) for line in _case(number, task)]
-        return "\n".join(["#!/bin/bash", *lines, "", _RUN, "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
+        end = 'touch "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.done"  # SLURM soon forgets it'
+        return "\n".join(["#!/bin/bash", *lines, "", _RUN, "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", end, ""])
 
     def submit(self, job: Job) -> list[str]:
         """Submit a job; return the ids of its tasks."""
@@ -147,12 +148,12 @@ class Slurm:
         return [f"{number}_{index}" for index in range(len(job.tasks))]
 
     def states(self, ids: Sequence[str]) -> dict[str, TaskState]:
-        """Return how tasks stand; those that ended minutes ago are forgotten."""
+        """Return how tasks stand; of those that ended minutes ago the ones that succeeded are known."""
         if not ids:
             return {}
         jobs = ",".join(sorted({task.partition("_")[0] for task in _checked(ids)}))
         told = _told_by(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r", f"--jobs={jobs}"])
-        found: dict[str, TaskState] = {}
+        found = {task: TaskState("done") for task in ids if (self._folder / f"{task}.done").exists()}
         for line in told.splitlines():
             task, state, where, reason = line.strip().split("|", 3)
             if task in ids:

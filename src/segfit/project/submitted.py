@@ -5,6 +5,7 @@ In ``tasks/``:
   submitted.jsonl    what was submitted, a line each
   cluster.yaml       the options it was submitted with
   <id>.log           what a task said
+  <id>.done          of SLURM: it has succeeded
 """
 
 from __future__ import annotations
