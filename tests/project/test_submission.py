@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,7 @@ def toy(plugin_package: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="needs setsid, which Linux has")
 def test_an_engine_from_outside_does_a_run(
     tmp_path: Path, volumes: Path, tiny: list[str], toy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
