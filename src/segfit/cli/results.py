@@ -53,6 +53,10 @@ _Images = Annotated[
     list[Path] | None,
     typer.Argument(metavar="DATASET|IMAGES", help="Dataset or project; with --model: images."),
 ]
+_Models = Annotated[
+    list[Path] | None,
+    typer.Option("--model", "-m", metavar="MODEL", help="Model of segfit or nnU-Net. Repeat to average several."),
+]
 _Inputs = Annotated[
     list[Path] | None, typer.Option("--input", "-i", metavar="IMAGES", help="The same as IMAGES. Repeatable.")
 ]
@@ -75,10 +79,7 @@ _PreviousStage = Annotated[
 def predict(
     paths: _Images = None,
     out: Out = None,
-    model: Annotated[
-        list[Path] | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Model of segfit or nnU-Net. Repeat to average several."),
-    ] = None,
+    model: _Models = None,
     checkpoint: Checkpoint = None,
     inputs: _Inputs = None,
     output: _Labels = None,

@@ -76,8 +76,7 @@ def read_nnunet_model(
         ending = str(dataset["file_ending"])
     except KeyError as error:
         raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing from dataset.json") from None
-    name = first.configuration
-    configuration = _as_trained(read_configurations(plans, dataset, [name])[name], first.weights)
+    configuration = _as_trained(read_configurations(plans, dataset, [name := first.configuration])[name], first.weights)
     weights = {weights_name(name, fold): trained.of(configuration.network) for fold, trained in read.items()}
     first_stage = _first_stage(path, configuration, names, file, trainer)
     if first_stage is not None:
