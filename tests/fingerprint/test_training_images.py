@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from segfit.dataset.layouts import open_dataset
 from segfit.execution.execution import Execution
@@ -134,6 +136,31 @@ def test_what_is_unlike_among_the_training_images_may_be_unlike() -> None:
 
 def test_the_summary_survives_its_file(volumes: TrainingImages) -> None:
     assert TrainingImages.model_validate_json(volumes.model_dump_json()) == volumes
+
+
+def test_a_damaged_summary_is_refused_or_can_be_compared_with(
+    volumes: TrainingImages, pictures: TrainingImages
+) -> None:
+    """Of every list, and of one inside each, an entry is left out or there twice; every number is 0 or negative."""
+    for good, image in ((volumes, measured(ct(0))), (pictures, measured(rgb(0)))):
+        content, refused = good.model_dump(mode="json"), 0
+        places = [(name,) for name in content] + [(name, 0) for name in content if isinstance(content[name], list)]
+        for *parents, last in (*places, ("quantiles", 3, 0)):
+            for change in (lambda v: v[1:], lambda v: [*v, v[-1]], lambda _: [], lambda _: 0, lambda _: -1):
+                damaged = copy.deepcopy(content)
+                inner: Any = damaged
+                for key in parents:
+                    inner = inner[key]
+                if not isinstance(inner[last], list | int | float):
+                    continue
+                try:
+                    inner[last] = change(inner[last])
+                    known = TrainingImages.model_validate(damaged)
+                except (ValidationError, TypeError):  # a number has no entries
+                    refused += 1
+                else:
+                    known.differences(image)
+        assert refused > 60
 
 
 def test_sizes_alone_can_be_compared() -> None:

@@ -134,6 +134,9 @@ class ModelManifest(Document):
         ndims = {member.configuration.preprocessing.image_ndim for member in self.members}
         if len(ndims) > 1 or (self.spacing_mm is not None and {len(self.spacing_mm)} != ndims):
             raise ValueError("members and spacing_mm must be of images with the same axes")
+        known = self.training_images
+        if known is not None and ({len(known.spacing_mm.low)} != ndims or known.channel_names != self.channel_names):
+            raise ValueError("training_images must have the axes and channels of the model")
         first = {} if self.previous_stage is None else {"previous_stage": self.previous_stage}
         for where, member in (first | {f"members.{number}": one for number, one in enumerate(self.members)}).items():
             try:

@@ -12,9 +12,9 @@ from segfit.fingerprint.fingerprint import ChannelIntensities, ImageFingerprint,
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.image import Image
 
-__all__ = ["BLOCKS", "measure_image", "oriented_crop"]
+__all__ = ["BLOCKS", "SHARES", "measure_image", "oriented_crop"]
 
-_SHARES = (0.005, 0.05, 0.15, 0.25, 0.35, 0.5, 0.65, 0.75, 0.85, 0.95, 0.995)
+SHARES = (0.005, 0.05, 0.15, 0.25, 0.35, 0.5, 0.65, 0.75, 0.85, 0.95, 0.995)  # of the quantiles
 BLOCKS = 6  # per axis, of the layout
 _SAMPLED = {2: 512, 3: 64}  # voxels per axis that are looked at, at most about twice as many
 
@@ -49,7 +49,7 @@ def measure_image(image: Image, axes: AxisMap, cropped: NDArray[Any]) -> ImageFi
 def _quantiles(channel: NDArray[Any]) -> tuple[float, ...]:
     """Return the quantiles of the voxels that are not 0, which often is the padding around an image."""
     values = channel[channel != 0]
-    found = np.quantile(values, _SHARES) if values.size else np.zeros(len(_SHARES))
+    found = np.quantile(values, SHARES) if values.size else np.zeros(len(SHARES))
     return tuple(float(f"{value:.6g}") for value in found)
 
 

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from segfit.errors import Problem
 from segfit.files import GrownRecord
-from segfit.fingerprint.appearance import BLOCKS
+from segfit.fingerprint.appearance import BLOCKS, SHARES
 from segfit.fingerprint.fingerprint import ImageFingerprint, Orientation, Unit, unit_of
 from segfit.words import listing, numbers
 
@@ -92,8 +93,25 @@ class TrainingImages(GrownRecord):
     farthest: tuple[float, ...] = ()  # by channel: highest and lowest voxels beyond the quantiles
     layout: tuple[float, ...] = ()  # the mean
     turns_alike: float = 0.0  # by how much another order of axes fits a case better, at most
-    num_cases: int = 1
+    num_cases: int = Field(1, ge=1)
     unit: Unit = "mm"  # of spacings and extents
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingImages:
+        axes, channels = len(self.spacing_mm.low), len(self.channel_names)
+        sizes = (*self.spacing_mm, *self.extent_mm, *self.shape)
+        if not all(len(size) == axes and min(size, default=0) > 0 for size in sizes):
+            raise ValueError("spacing_mm, extent_mm and shape must have numbers above 0, one per axis")
+        if self.layout and len(self.layout) != BLOCKS**axes:
+            raise ValueError(f"layout must have {BLOCKS**axes} numbers")
+        if (self.widths is None) is bool(self.quantiles):
+            raise ValueError("quantiles and widths must both be there, or none")
+        by_channel = (self.most_apart, self.shapes_most_apart, self.farthest, *(self.widths or ()))
+        if self.widths is not None and not all(len(values) == channels for values in (*by_channel, *self.quantiles)):
+            raise ValueError(f"what is known of grey values must have {channels} entries, one per channel")
+        if any(len(values) != len(SHARES) for case in self.quantiles for values in case):
+            raise ValueError(f"quantiles must have {len(SHARES)} numbers for each case and channel")
+        return self
 
     @classmethod
     def of(

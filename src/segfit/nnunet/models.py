@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from segfit.bundle.bundle import Bundle, Member, ModelManifest, weights_name
-from segfit.errors import InputError
+from segfit.errors import InputError, reason_of
 from segfit.files import first_fault, read_json
 from segfit.fingerprint.fingerprint import ImageFingerprint
 from segfit.fingerprint.training_images import TrainingImages
@@ -194,7 +194,8 @@ def _training_images(path: Path, channel_names: tuple[str, ...]) -> TrainingImag
         ]
         return TrainingImages.of(images, "stored", channel_names)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error})", "copy the model folder again, or remove that file") from None
+        reason = first_fault(error) if isinstance(error, ValidationError) else reason_of(error)
+        raise InputError(f"{path} is damaged ({reason})", "copy the model folder again, or remove that file") from None
 
 
 def folds_of(path: Path, checkpoint: str = _FILES["final"]) -> list[str]:
