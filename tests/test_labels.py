@@ -119,8 +119,11 @@ def test_values_below_zero_and_unknown_ones() -> None:
         ({"background": 0, "a": 1, "b": 1}, None, 'labels "a" and "b" share the value 1'),
         (REGIONS, None, "one value for each of the 3 regions, got nothing"),
         (REGIONS, [1, 2], "one value for each of the 3 regions, got 2 values"),
-        (REGIONS, [1, 2, "x"], "must list declared label values, got 'x'"),
-        (REGIONS, [1, 2, 7], "must list declared label values, got 7"),
+        (REGIONS, [1, 2, "x"], "must list declared label values other than 0, got 'x'"),
+        (REGIONS, [1, 2, 0], "must list declared label values other than 0, got 0"),
+        ({"background": 0, " ": 1}, None, "1 has no name"),
+        ({"background": 0, "": 2}, None, "2 has no name"),
+        (REGIONS, [1, 2, 7], "must list declared label values other than 0, got 7"),
     ],
 )
 def test_broken_declarations_are_explained(labels: Any, order: Any, message: str) -> None:

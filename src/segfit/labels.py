@@ -74,6 +74,8 @@ class LabelScheme(Record):
             if "background" in labels:
                 action = 'write 0 for "background"; where the label files have another value there, change them too'
             raise InputError('"labels" must contain "background": 0', action)
+        if nameless := [value for name, value in labels.items() if not name.strip()]:
+            raise InputError(f'in "labels", {nameless[0]!r} has no name', "give it one")
         declared = {name: _values(name, value) for name, value in labels.items() if name != "ignore"}
         if all(set(values) == {0} for values in declared.values()):
             raise InputError('"labels" must declare at least one class besides "background"')
@@ -352,8 +354,8 @@ def _region_order(declared: Mapping[str, Sequence[int]], order: Sequence[int] | 
     if order is None or len(order) != regions:
         got = "nothing" if order is None else count(len(order), "value")
         raise InputError(f'"regions_class_order" must list one value for each of the {regions} regions, got {got}')
-    known = {value for values in declared.values() for value in values}
+    known = {value for values in declared.values() for value in values} - {0}
     unknown = [value for value in order if not isinstance(value, int) or isinstance(value, bool) or value not in known]
     if unknown:
-        raise InputError(f'"regions_class_order" must list declared label values, got {unknown[0]!r}')
+        raise InputError(f'"regions_class_order" must list declared label values other than 0, got {unknown[0]!r}')
     return tuple(order)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -292,7 +293,18 @@ def test_mistakes_are_told(model: Model, tmp_path: Path) -> None:
         model.predict((array[1:], Grid((11, 17, 15), (1, 1, 1))))
     with pytest.raises(InputError, match="is missing"):
         model.predict(tmp_path / "absent.nii.gz")
-    for nothing in ([], (), None, 3, [1.0, 2.0], [None], {"image": array}, (good, (1, 1, 1))):
+    for geometry in (AFFINE.T, np.diag([1.0, 1, 1, 0]), AFFINE * 1j, np.full((4, 4), "x")):
+        with pytest.raises(InputError, match="geometry of the image is unusable"):
+            model.predict((array, geometry))
+    with pytest.raises(InputError, match="voxel size"):
+        model.predict(array, True)
+    with pytest.raises(InputError, match="masked voxels"):
+        model.predict((np.ma.masked_less(array, 90), AFFINE))
+    with pytest.raises(InputError, match="is text or a Path"):
+        model.predict((array, AFFINE)).save(None)
+    tensor = torch.from_numpy(array)
+    empty: tuple[Any, ...] = (np.float32(3), tensor.to_sparse(), tensor.to("meta"), list(array))
+    for nothing in (*empty, [], (), None, 3, [1.0, 2.0], [None], {"image": array}, (good, (1, 1, 1))):
         with pytest.raises(InputError):
             model.predict(nothing)
     with pytest.raises(InputError, match="not the second stage"):
@@ -343,7 +355,7 @@ def test_images_unlike_those_of_the_training_are_told_or_refused(
     measured = [
         measure_image(image, axes, crop) for image in images for axes, _, crop in [oriented_crop(image, "stored")]
     ]
-    known = TrainingImages.of(measured, "stored", ("CT",))
+    known = TrainingImages.of(measured, "stored", ("channel 0",))
     model = make_model(member(configuration()), training_images=known)
     assert model.predict(images[0]).warnings == model.predict(Image(voxels(seed=9)[None], grid)).warnings == ()
     array = voxels(seed=9)
@@ -393,6 +405,8 @@ def test_arrays_tensors_and_spacings_of_every_kind(
         np.testing.assert_array_equal(found.labels, expected.labels)
         assert (found.grid.spacing_mm, found.warnings) == ((1.0, 2.0), ())
     assert model.predict(array, 1.5).grid.spacing_mm == (1.5, 1.5)
+    mask = model.predict(array > 100, 1)
+    np.testing.assert_array_equal(mask.labels, model.predict((array > 100).astype(np.uint8), 1).labels)
     assert model.predict(torch.from_numpy(array).bfloat16(), 1).labels.shape == array.shape
     with pytest.raises(InputError, match="but was given"):
         model.predict((array, (1.0, 2.0)), (2.0, 1.0))
@@ -445,15 +459,19 @@ def test_load_model(model: Model, tmp_path: Path) -> None:
         load_model(folder, "cpu", tile_step=0.0)
     for option, values in {
         "mirror": ("x", 1, "off"),
-        "tile_step": ("a", -1, np.nan),
+        "tile_step": ("a", -1, np.nan, True),
         "precision": ("int8", 16, "FP32"),
-        "folds": (1, 0, "7"),
+        "folds": (1, 0, "7", "10", {0}),
     }.items():
         for value in values:
             with pytest.raises(InputError, match=option.removesuffix("s")):
                 load_model(folder, "cpu", **{option: value})
+    assert len(load_model(folder, "cpu", folds=[1, 1, "1"]).predictors[0].networks) == 1
     with pytest.raises(InputError, match="is not a model: it has neither"):
         load_model(tmp_path, "cpu")
+    for path in (None, 3, b"model", {folder}):
+        with pytest.raises(InputError, match="path of the model"):
+            load_model(path, "cpu")
 
 
 def test_weights_of_another_network_are_refused(

@@ -20,14 +20,14 @@ from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
 from segfit.execution.memory import free_memory_gb
-from segfit.files import write_arrays
+from segfit.files import path_of, write_arrays
 from segfit.fingerprint.appearance import measure_image, oriented_crop
 from segfit.fingerprint.training_images import Range, impossible_size
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
-from segfit.inference.open_model import open_model
+from segfit.inference.open_model import fold_names, open_model
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Array, Source, as_spacing, read_previous_stage, read_source, source_files
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
@@ -76,13 +76,13 @@ class Prediction:
 
     def save(self, path: str | Path) -> None:
         """Write the label map to `path` in the format of its ending, on the grid of the input."""
-        write_labels(Path(path), self.label_map)
+        write_labels(path_of(path, "label map"), self.label_map)
 
     def save_probabilities(self, path: str | Path) -> None:
         """Write the probabilities as compressed ``.npz`` with the key ``probabilities``."""
         if self.probabilities is None:
             raise InputError("this prediction has no probabilities", "predict with probabilities=True")
-        write_arrays(Path(path), {"probabilities": self.probabilities})
+        write_arrays(path_of(path, "probabilities"), {"probabilities": self.probabilities})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -377,24 +377,22 @@ class Model:
 def _require_options(mirror: Any, tile_step: Any, precision: Any) -> None:
     if mirror is not None and not isinstance(mirror, bool):
         raise InputError(f"mirror is True, False or None, got {mirror!r}")
-    if tile_step is not None and not (isinstance(tile_step, int | float) and SMALLEST_TILE_STEP <= tile_step <= 1):
+    is_number = isinstance(tile_step, int | float) and not isinstance(tile_step, bool)
+    if tile_step is not None and not (is_number and SMALLEST_TILE_STEP <= tile_step <= 1):
         raise InputError(f"tile_step is a share of the patch from {SMALLEST_TILE_STEP} to 1, got {tile_step!r}")
     if precision is not None and precision not in get_args(Precision):
         raise InputError(f"precision is {', '.join(get_args(Precision))} or None, got {precision!r}")
 
 
 def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | None) -> list[str]:
-    if folds is None:
-        return list(member.weights)
-    if not isinstance(folds, Sequence) or not folds:
-        raise InputError("folds must name at least one fold", "leave it out to use all")
-    for fold in folds:
-        if str(fold) not in member.weights:
+    names = fold_names(folds) or list(member.weights)
+    for fold in names:
+        if fold not in member.weights:
             raise InputError(
                 f"{bundle.source} has no fold {fold} of {member.configuration.name}",
                 f"it has {', '.join(member.weights)}",
             )
-    return [str(fold) for fold in folds]
+    return names
 
 
 def _load_network(bundle: Bundle, member: Member, fold: str) -> UNet | PluginNetwork:

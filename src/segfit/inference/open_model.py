@@ -14,7 +14,7 @@ from segfit.nnunet.results import is_results, read_results
 from segfit.progress import LOGGED, Progress
 from segfit.words import listing
 
-__all__ = ["is_model", "open_model"]
+__all__ = ["fold_names", "is_model", "open_model"]
 
 _PROJECT = "project.json"
 
@@ -22,6 +22,15 @@ _PROJECT = "project.json"
 def is_model(path: Path) -> bool:
     """Return whether `open_model` would try to open a file or folder that is no project."""
     return (path / MANIFEST).is_file() or is_nnunet_model(path) or is_results(path)
+
+
+def fold_names(folds: Sequence[int | str] | None) -> list[str] | None:
+    """Return folds that a caller chose by their names, each once; None: all. `InputError` for what lists none."""
+    if folds is None:
+        return None
+    if isinstance(folds, str) or not isinstance(folds, Sequence) or not folds:
+        raise InputError(f"folds must list at least one fold, got {folds!r}", "give [0], or leave it out to use all")
+    return list(dict.fromkeys(str(fold) for fold in folds))
 
 
 def open_model(
@@ -44,9 +53,10 @@ def open_model(
 
     Raises `InputError` if one is no model, is damaged, or does not fit the others.
     """
-    paths = [path] if isinstance(path, str | Path) else list(path)
+    paths = path if isinstance(path, list | tuple) else [path]
     if not paths:
         raise InputError("no model is given", "give at least one")
+    folds = fold_names(folds)
     opened = [
         _opened(path_of(one, "model"), folds, verify=verify, checkpoint=checkpoint, trainer=trainer) for one in paths
     ]

@@ -110,7 +110,7 @@ def as_spacing(value: Any) -> tuple[float, ...] | None:
         found = np.atleast_1d(np.asarray(value, dtype=np.float64)) if not isinstance(value, str) else np.zeros(0)
     except (TypeError, ValueError):
         found = np.zeros(0)
-    if found.ndim != 1 or found.size not in (1, 2, 3) or not (np.isfinite(found).all() and (found > 0).all()):
+    if isinstance(value, bool) or found.ndim != 1 or found.size not in (1, 2, 3) or not _is_positive(found):
         raise InputError(
             f"a voxel size is one positive number in mm, or one for each axis in array order, got {value!r}",
             "give for example (3.0, 0.8, 0.8)",
@@ -118,18 +118,27 @@ def as_spacing(value: Any) -> tuple[float, ...] | None:
     return tuple(found.tolist())
 
 
+def _is_positive(values: NDArray[np.float64]) -> bool:
+    return bool(np.isfinite(values).all() and (values > 0).all())
+
+
 def _as_array(value: Any) -> NDArray[Any]:
     """Return an array or tensor as an array; `InputError` for anything else."""
     if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            raise InputError("the image is a sparse, quantized or empty tensor", "give one that holds all its voxels")
         value = value.detach().cpu()
-        return np.asarray(value.float() if value.dtype is torch.bfloat16 else value)
+        return np.asarray(value.float() if value.dtype.is_floating_point and value.itemsize < 4 else value)
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise InputError("the image has masked voxels", "give image.filled(0), or another value that stands for them")
     if not isinstance(value, np.ndarray):
-        what = "no image was given" if value is None or value == [] else f"a {type(value).__name__} is no image"
+        nothing = value is None or (isinstance(value, list | tuple) and not value)
+        what = "no image was given" if nothing else f"an image was expected, got a value of type {type(value).__name__}"
         action = (
             "give a file, a list of files (one per channel), an Image, or an array or tensor with its spacing in mm"
         )
         raise InputError(what, action)
-    return value
+    return np.asarray(value).astype(np.uint8) if value.dtype == bool else np.asarray(value)
 
 
 def _from_array(array: NDArray[Any], geometry: Any, ndim: int, channels: int) -> Image:
@@ -168,10 +177,12 @@ def _grid(shape: tuple[int, ...], geometry: Any) -> Grid:
     if geometry is None:
         return Grid(shape, (1.0,) * len(shape), spacing_known=False)
     if np.shape(geometry) == (4, 4):
-        affine = np.asarray(geometry, dtype=np.float64)
         try:
+            affine = np.array(geometry).astype(np.float64, casting="same_kind")
+            if not np.array_equal(affine[3], (0, 0, 0, 1)):
+                raise ValueError(f"the last row of an affine is (0, 0, 0, 1), got {numbers(affine[3])}")
             return Grid(shape, tuple(np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()), affine)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(f"the geometry of the image is unusable: {error}") from None
     return _sized(Grid(shape, (1.0,) * len(shape), spacing_known=False), as_spacing(geometry))
 

@@ -8,7 +8,8 @@ What plans, dataset and checkpoint say is followed, or refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -72,11 +73,14 @@ def read_nnunet_model(
     first = read[names[0]]
     _require_known_trainer(path, trainer or first.trainer)
     try:
-        labels = LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
-        ending = str(dataset["file_ending"])
+        with _told_of(path / "dataset.json"):
+            labels = LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
+            channels, ending = channel_names_of(dataset), str(dataset["file_ending"])
     except KeyError as error:
         raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing from dataset.json") from None
-    configuration = _as_trained(read_configurations(plans, dataset, [name := first.configuration])[name], first.weights)
+    name = first.configuration
+    with _told_of(path / "plans.json"):
+        configuration = _as_trained(read_configurations(plans, dataset, [name])[name], first.weights)
     weights = {weights_name(name, fold): trained.of(configuration.network) for fold, trained in read.items()}
     first_stage = _first_stage(path, configuration, names, file, trainer)
     if first_stage is not None:
@@ -92,9 +96,9 @@ def read_nnunet_model(
         manifest = ModelManifest(
             name=f"{plans.get('dataset_name', path.parent.name)} {path.name}",
             labels=labels,
-            channel_names=channel_names_of(dataset),
+            channel_names=channels,
             file_ending=ending,
-            training_images=_training_images(path / "dataset_fingerprint.json", channel_names_of(dataset)),
+            training_images=_training_images(path / "dataset_fingerprint.json", channels),
             members=(member,),
             previous_stage=None if first_stage is None else first_stage.manifest.members[0],
             postprocessing=read_postprocessing(path / f"crossval_results_folds_{'_'.join(names)}", labels),
@@ -103,6 +107,15 @@ def read_nnunet_model(
     except ValidationError as error:
         raise InputError(f"{path} cannot be used, {first_fault(error)}") from None
     return Bundle(manifest, path, weights)
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Name the file in an `InputError` about what it holds."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error.problem}", error.action or "copy the model again") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +137,8 @@ class _Trained:
         if not all(type(axis) is int for axis in axes):
             raise InputError(f"{path} is damaged: it mirrors the axes {axes!r}", "copy it again")
         for name, value in weights.items():
+            if not isinstance(name, str):
+                raise InputError(f"{path} is damaged: its weights have the name {name!r}", "copy it again")
             if (named := foreign_name(value)) is not None:
                 raise InputError(f"{path} cannot be read safely ({name} is {named}, which is code)", EXPORT_WEIGHTS)
             if not hasattr(value, "shape"):
@@ -135,10 +150,8 @@ class _Trained:
         """Return the weights under our names; `InputError` if they are not those of the network."""
         from segfit.nnunet.weights import from_nnunet
 
-        try:
+        with _told_of(self.path):
             return from_nnunet(self.weights, network)
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from None
 
 
 def _part(content: Mapping[str, Any], key: str, kind: type | UnionType, path: Path) -> Any:
