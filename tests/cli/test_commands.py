@@ -174,6 +174,9 @@ def test_predict_a_folder_files_and_evaluate(
     assert [Path(path).name for path in written] == ["phantom_ts_000.nii.gz", "phantom_ts_001.nii.gz"]
     one = images / "phantom_ts_001_0000.nii.gz"
     assert run(["predict", *model, "-i", str(one), "-o", str(tmp_path / "one"), "--probabilities"]) == 0
+    capsys.readouterr()
+    assert run(["predict", *model, "-i", str(one), "-o", str(tmp_path / "one"), "--json"]) == 0
+    assert "left_as_is" in [item["code"] for item in json.loads(capsys.readouterr().out)["warnings"]]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["phantom_ts_001.nii.gz", "phantom_ts_001.npz"]
     folder = str(tmp_path / "scan.zarr")  # a folder that is one image
     write_labels(

@@ -689,6 +689,17 @@ def test_predict_folder_goes_on_after_a_bad_case(model: Model, tmp_path: Path) -
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case0.nii.gz", "case2.nii.gz"]
 
 
+def test_what_lies_in_the_place_of_an_output_is_told(model: Model, tmp_path: Path) -> None:
+    cases = [write_case(tmp_path / "in", name, voxels(seed=i)) for i, name in enumerate("ab")]
+    (tmp_path / "out" / "a.nii.gz").mkdir(parents=True)
+    with pytest.raises(DatasetError) as caught:
+        predict_folder(model, cases, tmp_path / "out")
+    assert [(problem.case, problem.code) for problem in caught.value.problems] == [("a", "file_system")]
+    assert (tmp_path / "out" / "b.nii.gz").is_file()
+    with pytest.raises(InputError, match="is no folder"):
+        predict_folder(model, cases, tmp_path / "out" / "b.nii.gz")
+
+
 def test_predict_folder_refuses_a_lossy_ending(model: Model, tmp_path: Path) -> None:
     cases = [write_case(tmp_path / "in", f"case{i}", voxels(seed=i)) for i in range(5)]
     with pytest.raises(InputError, match="changes label values"):

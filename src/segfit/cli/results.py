@@ -27,7 +27,7 @@ from segfit.cli.common import (
 )
 from segfit.cli.console import console_execution, console_progress, say, score_table
 from segfit.cli.help_pages import PIPELINE, add_verb
-from segfit.errors import DatasetError, InputError
+from segfit.errors import DatasetError, InputError, warning
 from segfit.progress import KeptWarnings, Progress
 from segfit.words import count
 
@@ -148,11 +148,15 @@ def _predict(
 ) -> list[Path]:
     """Predict cases, and draw what was predicted, also where some could not be; `options` of `predict_folder`."""
     from segfit.images.formats import label_ending
-    from segfit.inference.predict_folder import predict_folder
+    from segfit.inference.predict_folder import is_written, predict_folder
     from segfit.report.pictures import draw_overlays, legend
 
     ending = ending or label_ending(model.file_ending)
     files, folder = [output / f"{case.id}{ending}" for case in cases], output / "overlays"
+    there = 0 if options["overwrite"] else sum(map(is_written, files))
+    if there:  # perhaps by another model
+        problem = f"{there} of {count(len(files), 'label file')} in {output} {'was' if there == 1 else 'were'} there"
+        execution.progress.warn(warning("left_as_is", f"{problem} and left as is", "predict anew with --overwrite"))
     failed: DatasetError | None = None
     try:
         predict_folder(model, cases, output, ending=ending, execution=execution, **options)

@@ -20,9 +20,14 @@ from segfit.inference.to_input_grid import LogitField
 from segfit.progress import SILENT, KeptWarnings, tasks_only
 from segfit.words import count
 
-__all__ = ["predict_folder"]
+__all__ = ["is_written", "predict_folder"]
 
 _WRITES_WAITING = 2  # predictions that may wait for their writer, so that memory stays bounded
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a label map is there, and no folder in its place."""
+    return path.is_dir() if path.suffix == ".zarr" else path.is_file()
 
 
 def predict_folder(
@@ -51,6 +56,8 @@ def predict_folder(
     """
     if previous_stage is not None and not model.takes_previous_stage:
         raise InputError(f"{model.name} is not the second stage of a cascade", "leave previous_stage out")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is no folder", "give another one for the label files")
     ending = ending or label_ending(model.file_ending)
     paths = {case.id: output / f"{case.id}{ending}" for case in cases}
     inputs = {path.resolve() for case in cases for path in case.images}
@@ -61,7 +68,7 @@ def predict_folder(
     waiting = [
         case
         for case in cases
-        if overwrite or not paths[case.id].exists() or (save_probabilities and not probabilities[case.id].is_file())
+        if overwrite or not is_written(paths[case.id]) or (save_probabilities and not probabilities[case.id].is_file())
     ]
 
     def prepare(case: Case) -> Prepared:
