@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -45,8 +46,10 @@ __all__ = [
     "path_of",
     "read_arrays",
     "read_json",
+    "read_text",
     "remove_leftovers",
     "replace_folder",
+    "require_regular",
     "require_there",
     "write_arrays",
     "write_bytes",
@@ -148,6 +151,19 @@ def require_there(path: Path, what: str) -> None:
         raise InputError(f"{path} does not exist", f"correct the path of the {what}")
 
 
+def require_regular(path: Path) -> None:
+    """Raise `OSError` for a pipe, which might wait for ever, and for a device, which might not end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return a file's UTF-8 text, with a byte order mark or without; `OSError` as `require_regular` too."""
+    require_regular(path)
+    return path.read_text(encoding="utf-8-sig")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file in UTF-8, with a byte order mark or without.
 
@@ -155,7 +171,7 @@ def read_json(path: Path) -> Any:
     last would be lost without a word.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(read_text(path), object_pairs_hook=_object)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except OSError as error:

@@ -320,7 +320,12 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "region order holds lists": (
         declare(labels=WHOLE_AND_CORE, regions_class_order=[[1], 2]),
-        *("dataset", 'in dataset.json, "regions_class_order" must list declared label values other than 0, got [1]', "c", FATAL),
+        *(
+            "dataset",
+            'in dataset.json, "regions_class_order" must list declared label values other than 0, got [1]',
+            "c",
+            FATAL,
+        ),
     ),
     "large region over small one": (
         declare(labels={"background": 0, "core": [2], "whole": [1, 2]}, regions_class_order=[2, 1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from itertools import product
@@ -10,8 +11,10 @@ from typing import Literal
 
 import hypothesis.strategies as st
 import pytest
+from dataset_builder import build
 from hypothesis import given, settings
 
+from segfit.dataset.layouts import inspect_dataset, open_dataset
 from segfit.dataset.manifest import Case
 from segfit.dataset.splits import (
     Fold,
@@ -23,6 +26,7 @@ from segfit.dataset.splits import (
     make_splits,
     nnunet_splits,
     read_splits,
+    splits_problems,
     with_copies,
 )
 from segfit.errors import InputError
@@ -273,6 +277,31 @@ def test_doubtful_folds_are_told() -> None:
     assert unused.problem.endswith(" c03, c04, c05 and 3 more")
     assert faults_of(splits, cases[:4])[1].problem.endswith(" c03")
     assert faults_of(nnunet_splits(names(9)), [case(name) for name in names(9)]) == ()
+
+
+def test_the_check_tells_of_a_file_of_doubtful_folds(tmp_path: Path) -> None:
+    root = build(tmp_path)
+    folds = [{"train": ["a", "a", "b"], "val": ["c", "d"]}, {"train": ["a", "b", "c"], "val": ["c"]}]
+    write_json(root / "splits_final.json", folds)
+    problems = splits_problems(None, open_dataset(root))
+    assert [(item.code, item.fatal) for item in problems] == [
+        ("twice_in_a_fold", False),
+        ("group_on_both_sides", False),
+        ("in_no_fold", False),
+    ]
+    assert all(str(root / "splits_final.json") in item.action for item in problems)
+    assert splits_problems("balanced", open_dataset(root)) == ()
+
+
+@pytest.mark.parametrize("name", ["splits_final.json", "dataset.json", "cases.csv", "cases.json"])
+def test_a_pipe_in_the_place_of_a_declaration_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    root = build(tmp_path)
+    (root / name).unlink(missing_ok=True)
+    os.mkfifo(root / name)
+    found, problems = inspect_dataset(root)
+    if found is not None:
+        problems += splits_problems(None, found)
+    assert any(item.fatal and f"{name} cannot be read (it is a pipe" in item.problem for item in problems)
 
 
 def test_a_seal_breaks_when_folds_change(tmp_path: Path) -> None:

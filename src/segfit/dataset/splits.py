@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -154,14 +154,16 @@ def asked_splits(asked: _Way | None, dataset: Dataset) -> _Way | None:
 
 
 def splits_problems(asked: _Way | None, dataset: Dataset) -> tuple[Problem, ...]:
-    """Return why a file of folds, if one is asked for as in `asked_splits`, cannot be used with the training cases."""
+    """Return why a file of folds that is asked for, as in `asked_splits`, cannot be used, or what is doubtful in it."""
     way = asked_splits(asked, dataset)
+    if not (isinstance(way, Path) and dataset.training):
+        return ()
     try:
-        if isinstance(way, Path) and dataset.training:
-            make_splits(way, dataset.training, {})
+        splits = make_splits(way, dataset.training, {})
     except InputError as error:
         return (Problem("dataset", error.problem, f"{error.action}, or give --splits balanced"),)
-    return ()
+    faults, action = faults_of(splits, dataset.training), f"correct {way}, or give --splits balanced"
+    return tuple(replace(item, case="dataset", action=action) for item in faults)
 
 
 def make_splits(way: _Way, cases: Sequence[Case], classes: Mapping[str, Collection[int]]) -> Splits:
@@ -321,7 +323,8 @@ def covering(cases: Sequence[str], classes: Mapping[str, Collection[int]], count
 def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[Problem, ...]:
     """Return what makes validation with these folds doubtful, as warnings; none for `balanced_splits`.
 
-    That is groups (and cases) that a fold both trains on and validates with, and cases in no fold.
+    That is groups (and cases) that a fold both trains on and validates with, cases that it lists twice, and cases in no
+    fold.
     """
     faults: list[Problem] = []
     groups = {case.id: _group_of(case) for case in cases}
@@ -331,6 +334,9 @@ def faults_of(splits: Splits, cases: Sequence[Case]) -> tuple[Problem, ...]:
             names = listing([name for _, name in shared], 4)
             problem = f"fold {number} trains and validates on {names}: its Dice will be too high"
             faults.append(warning("group_on_both_sides", problem))
+        twice = [case for part in (fold.train, fold.validation) for case, times in Counter(part).items() if times > 1]
+        if twice:
+            faults.append(warning("twice_in_a_fold", f"fold {number} lists {listing(twice, 4)} twice: it counts more"))
     used = {case for fold in splits.folds for case in (*fold.train, *fold.validation)}
     left = sorted(set(groups) - used)
     if left:

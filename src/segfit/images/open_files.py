@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BufferedReader
 from pathlib import Path
 from typing import Self
+
+from segfit.files import require_regular
 
 __all__ = ["OpenFiles", "opened", "shared"]
 
@@ -56,9 +56,7 @@ class OpenFiles:
 
 
 def _open(path: Path) -> BufferedReader:
-    """Open a regular file; `OSError` for a pipe, which might wait for ever, and for a device, which might not end."""
-    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-        raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file", str(path))
+    require_regular(path)
     return path.open("rb")
 
 

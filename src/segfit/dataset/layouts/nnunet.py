@@ -50,7 +50,7 @@ _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 
 def recognises(path: Path, _: Mapping[str, Any]) -> bool:
     """Whether a folder has a ``dataset.json``; asked last, because other layouts have one too."""
-    return (path / "dataset.json").is_file()
+    return (path / "dataset.json").exists()
 
 
 def read(root: Path, declared: Mapping[str, Any], problems: list[Problem]) -> Dataset | None:
@@ -90,7 +90,7 @@ def _read_declaration(root: Path, problems: list[Problem]) -> Mapping[str, Any] 
         fail(f"the folder {root} does not exist", "correct the path")
     elif not root.is_dir():
         fail(f"{root} is a file", "give the folder of the dataset, or a table of cases (.csv, .json)")
-    elif not (root / "dataset.json").is_file():
+    elif not (root / "dataset.json").exists():
         inside = sorted(path.parent.name for path in root.glob("*/dataset.json"))
         action = f"give one of the folders inside that has one: {', '.join(inside[:5])}" if inside else _EXPECTED
         fail(f"{root} holds no dataset.json", action)

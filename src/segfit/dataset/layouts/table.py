@@ -40,7 +40,7 @@ from segfit.dataset.layouts.names import composed, fault_of_name, likely_partner
 from segfit.dataset.layouts.paired import masks_of, scheme_of
 from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import DatasetError, InputError, Problem
-from segfit.files import read_json
+from segfit.files import read_json, read_text
 from segfit.images.formats import is_image_folder, known_ending, split_ending
 from segfit.images.image import absence
 from segfit.labels import LabelScheme
@@ -233,9 +233,14 @@ def _weight_problems(path: Path, cases: Sequence[Case]) -> list[Problem]:
 
 def _table(path: Path) -> Path | None:
     if path.is_dir():
-        return next((path / name for name in _FILES if (path / name).is_file()), None)
+        return next((path / name for name in _FILES if _is_there(path / name)), None)
     is_table = path.suffix.lower() in (".csv", ".tsv", ".json") and path.name != "dataset.json"
-    return path if is_table and path.is_file() else None
+    return path if is_table and _is_there(path) else None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything but a folder; what is no file is refused when it is read."""
+    return path.exists() and not path.is_dir()
 
 
 def _rows(path: Path, problems: list[Problem]) -> tuple[list[_Row], Mapping[str, Any] | None]:
@@ -265,7 +270,11 @@ def _text(value: object) -> str:
 def _csv_rows(path: Path, problems: list[Problem]) -> list[_Row]:
     """Return the rows of a CSV table; none, with a problem, where they cannot be told for certain."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
+    except OSError as error:
+        problem = f"{path.name} cannot be read ({error.strerror})"
+        problems.append(Problem(WHOLE, problem, "restore it or its permissions"))
+        return []
     except UnicodeDecodeError:
         problems.append(Problem(WHOLE, f"{path.name} is not UTF-8 text", "save it as CSV in UTF-8"))
         return []
