@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from dataset_builder import SHAPE, a_label, build, edit, write_volume
+from PIL import Image as Picture
 
 from segfit.dataset.case_checks import UNDECLARED, check_case
 from segfit.dataset.checks import check_dataset, require_usable
@@ -284,9 +287,7 @@ def tiff_dataset(root: Path, shapes: list[tuple[int, ...]], channels: int = 1) -
 
 def test_flat_and_deep_images_do_not_mix(tmp_path: Path) -> None:
     problems = check_dataset(tiff_dataset(tmp_path, [(4, 5)] * 4 + [(3, 4, 5)]))
-    assert [(item.problem, item.fatal) for item in problems] == [
-        ("4 cases are 2D and 1 are 3D (first 3D case: e)", FATAL)
-    ]
+    assert [(item.problem, item.fatal) for item in problems] == [("4 cases are 2D and 1 3D (first 3D case: e)", FATAL)]
 
 
 def test_channels_are_counted_in_the_files(tmp_path: Path) -> None:
@@ -411,3 +412,41 @@ def test_one_mask_saved_as_black_and_white_among_others(tmp_path: Path) -> None:
     assert found.problem == "b.nii.gz holds 0 and 255 where 0 and 1 are declared"
     masks_of(root, {"b": 1})
     assert check_dataset(open_dataset(root)) == ()
+
+
+def _pictures(folder: Path, cases: int = 6) -> tuple[Path, Path]:
+    """Write noisy pictures with a disc of another size in each, in paired folders; return the folders."""
+    images, labels = folder / "images", folder / "labels"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    for number in range(cases):
+        noise = np.random.default_rng(number).integers(1, 200, (30, 32), dtype=np.uint8)
+        disc = (np.indices((30, 32)) - 15) ** 2
+        Picture.fromarray(noise).save(images / f"c{number}.png")
+        Picture.fromarray((disc.sum(axis=0) < 40 + 9 * number).astype(np.uint8)).save(labels / f"c{number}.png")
+    return images, labels
+
+
+def test_labels_that_are_copies_of_another_or_of_the_image_are_told(tmp_path: Path) -> None:
+    images, labels = _pictures(tmp_path)
+    assert check_dataset(tmp_path) == ()
+    shutil.copy(labels / "c1.png", labels / "c4.png")
+    shutil.copy(labels / "c2.png", images / "c2.png")
+    found = {(item.case, item.code, item.other, item.fatal): item.problem for item in check_dataset(tmp_path)}
+    assert list(found) == [("c4", "same_label", "c1", False), ("c2", "", "", True)]
+    assert "c2.png" in found["c2", "", "", True]
+    shutil.copy(images / "c1.png", images / "c4.png")  # the whole case twice is told as that alone
+    assert [item.code for item in check_dataset(tmp_path) if item.case == "c4"] == ["copy"]
+
+
+def test_values_of_a_single_case_are_told_where_no_class_is_named(tmp_path: Path) -> None:
+    _, labels = _pictures(tmp_path)
+    mask = np.array(Picture.open(labels / "c3.png"))
+    mask[14:16, 14:16] = 255
+    Picture.fromarray(mask).save(labels / "c3.png")
+    (told,) = check_dataset(tmp_path)
+    assert (told.case, told.code, told.fatal) == ("dataset", "stray_values", False)
+    assert "255" in told.problem
+    assert "c3" in told.problem
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "disc": 1, "white": 255}}))
+    assert check_dataset(tmp_path) == ()

@@ -272,7 +272,7 @@ CORPUS: dict[str, tuple[Spoil, str, str, str, bool]] = {
     ),
     "2D among 3D": (
         a_flat_case,
-        *("dataset", "1 cases are 2D and 4 are 3D (first 2D case: e)", "make one dataset of each", FATAL),
+        *("dataset", "1 case is 2D and 4 3D (first 2D case: e)", "make one dataset of each", FATAL),
     ),
     "channels without numbers": (
         declare(channel_names={"T1": "0", "T2": "1"}),

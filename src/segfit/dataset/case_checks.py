@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segfit.dataset.annotation import MergedMasks, count_values, merged_masks
 from segfit.dataset.contents import FileHashes
@@ -31,6 +33,8 @@ __all__ = ["UNDECLARED", "CaseVoxels", "Finding", "Look", "check_case"]
 
 UNDECLARED = "undeclared-values"  # the code of problems with label values that mean nothing
 
+_SAMPLED = 16  # voxels per axis, at most about twice as many, in which an image may be its own label map
+_FEWEST_LABELLED = 30  # voxels that two cases hardly have alike by chance (assumption)
 _WHITE = 255  # in masks that were saved as black and white
 _SHOWN_VALUES, _SHOWN_DECLARED = 8, 64  # label values written out in a message
 
@@ -52,6 +56,7 @@ class Finding:
     mask_voxels: Mapping[int, int] = field(default_factory=dict)  # as of `MergedMasks`
     lost_voxels: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the same
     likeness: Likeness | None = None  # of the first image, where it has one
+    label_digest: tuple[int, ...] | None = None  # of the voxels of the annotation; None: little is labelled
 
     @property
     def ndim(self) -> int | None:
@@ -101,6 +106,8 @@ class _Seen:
     colours: Mapping[int, str] | None = None
     areas: int | None = None
     masks: MergedMasks | None = None
+    samples: list[tuple[Path, int, NDArray[Any]]] = field(default_factory=list)  # file, its channel, some voxels
+    label_digest: tuple[int, ...] | None = None
     images: list[Image] = field(default_factory=list)
     label: Image | None = None
 
@@ -168,6 +175,7 @@ def check_case(
         mask_voxels={} if seen.masks is None else seen.masks.voxels,
         lost_voxels={} if seen.masks is None else seen.masks.lost,
         likeness=seen.likeness,
+        label_digest=seen.label_digest,
     )
 
 
@@ -182,6 +190,8 @@ def _check_image(seen: _Seen, path: Path, files: OpenFiles) -> Image | None:
     seen.channels += image.array.shape[0]
     seen.digest.update(repr(image.array.shape).encode())
     seen.digest.update(np.ascontiguousarray(image.array).data)
+    if case.label_files:
+        seen.samples += [(path, number, _sample(channel)) for number, channel in enumerate(image.array)]
     colours = find_format(path).channel_kind is not None
     seen.problems += [replace(item, case=case.id) for item in voxel_problems(image.array, path.name, colours=colours)]
     seen.told(path, image, files)
@@ -216,6 +226,37 @@ def _check_label(seen: _Seen, labels: LabelScheme, files: OpenFiles) -> None:
         seen.told(last, label, files)
     if seen.grid is not None:
         seen.problems += _check_label_grid(case, last, seen.grid, label)
+    if len(seen.label_values) > 1:
+        seen.label_digest = _digest(label.array[0])
+        if seen.label_digest is not None:
+            seen.problems += _check_swapped(seen, last, label, files)
+
+
+def _check_swapped(seen: _Seen, path: Path, label: Image, files: OpenFiles) -> list[Problem]:
+    """Return a problem if an image has the voxels of its own label map: one was saved in the place of the other."""
+    own, case = _sample(label.array[0]), seen.case
+    for image, channel, sample in seen.samples:
+        if np.array_equal(sample, own):
+            voxels = read_image(image, case.spacing_mm, files).array[channel]
+            if np.array_equal(voxels, label.array[0]):
+                problem = f"the image {image.name} and the label {path.name} hold the same voxels"
+                return [Problem(case.id, problem, "put back the one that was replaced by the other")]
+    return []
+
+
+def _sample(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a few voxels, spread evenly."""
+    return array[tuple(slice(None, None, max(1, n // _SAMPLED)) for n in array.shape)].copy()
+
+
+def _digest(labels: NDArray[Any]) -> tuple[int, ...] | None:
+    """Return numbers that only equal label maps share, whatever their types; None where little is labelled."""
+    labelled, checksum = int(np.count_nonzero(labels)), 0
+    if labelled < _FEWEST_LABELLED:
+        return None
+    for part in labels:
+        checksum = crc32(np.ascontiguousarray(part, dtype=np.int32).data, checksum)
+    return *labels.shape, checksum, labelled, int(labels.sum(dtype=np.int64))
 
 
 def _stored_values(case: Case, label: Image, labels: LabelScheme) -> frozenset[int]:

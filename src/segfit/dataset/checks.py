@@ -102,6 +102,7 @@ def check_dataset(
     whole = (
         *used,
         *_check_overlaps(dataset, training),
+        *(() if used else _check_strays(dataset, training)),
         *_check_whole(dataset, training, explained=explained),
         *_check_same(dataset, findings),
         *_told_once(dataset, findings),
@@ -196,7 +197,8 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding], *, explained: bo
     if len(kinds) > 1:
         rare = kinds.most_common()[-1][0]
         cases = [case.id for case, finding in zip(dataset.training, findings, strict=True) if finding.ndim == rare]
-        problem = f"{kinds[2]} cases are 2D and {kinds[3]} are 3D (first {rare}D case: {cases[0]})"
+        shares = [f"{count(kinds[2], 'case')} {'is' if kinds[2] == 1 else 'are'} 2D", f"{kinds[3]} 3D"]
+        problem = f"{' and '.join(shares)} (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make one dataset of each"))
     problems += _check_spacings(dataset, findings) + _check_places(dataset, findings) + _check_depths(dataset, findings)
     labelled = [(case, one) for case, one in zip(dataset.training, findings, strict=True) if one.colours]
@@ -369,9 +371,44 @@ def _check_copies(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem
     return problems
 
 
+def _check_labels_alike(dataset: Dataset, findings: Sequence[Finding], copied: set[str]) -> list[Problem]:
+    """Return a warning for every case whose annotation is that of an earlier one with another image."""
+    first: dict[tuple[int, ...], str] = {}
+    problems: list[Problem] = []
+    for case, finding in zip((*dataset.training, *dataset.test), findings, strict=True):
+        other = case.id if finding.label_digest is None else first.setdefault(finding.label_digest, case.id)
+        if other != case.id and case.id not in copied:
+            problem = f"its label holds the same voxels as that of case {other}, whose image is another"
+            action = "put the right label in its place, unless both are labelled alike on purpose"
+            problems.append(Problem(case.id, problem, action, fatal=False, code="same_label", other=other))
+    return problems
+
+
+def _check_strays(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
+    """Return a warning if values that no file names occur in one case alone: each becomes a class of its own."""
+    held = {
+        case.id: finding.label_values - {0}
+        for case, finding in zip(dataset.training, findings, strict=True)
+        if finding.label_values is not None
+    }
+    if not dataset.labels.is_unnamed or len(held) < MIN_CASES:
+        return []
+    times = Counter(value for values in held.values() for value in values)
+    alone = {name: [value for value in values if times[value] == 1] for name, values in held.items()}
+    strays = sorted(value for values in alone.values() for value in values)
+    if not strays or len(strays) == len(times) or max(map(len, held.values())) == 1:  # masks are told elsewhere
+        return []
+    where = listing([name for name, values in alone.items() if values])
+    values = listing([str(value) for value in strays])
+    problem = f"no class is named, and {values} occur{'s' * (len(strays) == 1)} in a single case each ({where})"
+    action = 'correct them if they are mistakes; else name the classes: {"labels": {"background": 0, NAME: VALUE, ...}}'
+    return [Problem("dataset", problem, f"{action} in dataset.json", fatal=False, code="stray_values")]
+
+
 def _check_same(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
     """Return warnings about images that are there twice, and about cases that look like visits of one patient."""
     problems = _check_copies(dataset, findings)
+    problems += _check_labels_alike(dataset, findings, {problem.case for problem in problems})
     visits: dict[str, list[str]] = {}
     for case in dataset.training:
         match = _VISIT.fullmatch(case.id)

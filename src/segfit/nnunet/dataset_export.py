@@ -38,7 +38,7 @@ def export_nnunet(dataset: Dataset, folder: Path | str, *, execution: Execution 
     """
     target = Path(folder).expanduser().absolute()
     if target.exists():
-        raise InputError(f"{target} exists already", "remove it or choose another folder")
+        raise InputError(f"{target} exists already", "choose another folder")
     if not dataset.training:
         raise InputError(f"dataset {dataset.name} has no training case", "add images with labels")
     ending = _ENDINGS.get(split_ending(dataset.training[0].images[0])[1].lower(), ".nii.gz")
