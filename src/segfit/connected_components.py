@@ -61,14 +61,14 @@ def keep_largest(labels: NDArray[_Label], values: Sequence[int]) -> NDArray[_Lab
     return result
 
 
-def label_boxes(labels: NDArray[Any]) -> SlicesByValue:
-    """Return the bounding box of every value from 1 to the highest in `labels` (*spatial), integer, in one pass.
+def label_boxes(labels: NDArray[Any], highest: int = 0) -> SlicesByValue:
+    """Return the bounding box of every value from 1 to `highest` in `labels` (*spatial), integer, in one pass.
 
-    It is None for values that do not occur.
+    It is None for values that do not occur. 0 is for the highest value there is.
     """
     from scipy import ndimage
 
-    return ndimage.find_objects(labels)
+    return ndimage.find_objects(labels, highest)
 
 
 def strays(

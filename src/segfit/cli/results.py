@@ -1,4 +1,4 @@
-"""The last verbs of the pipeline: ``predict``, ``evaluate`` and ``report``."""
+"""The last verbs of the pipeline: ``predict`` and ``report``, and ``evaluate`` of `segfit.cli.scores`."""
 
 from __future__ import annotations
 
@@ -15,25 +15,21 @@ from segfit.cli.common import (
     Checkpoint,
     DatasetArgument,
     Device,
-    Labels,
-    LabelUseName,
     Out,
     Workers,
-    dataset_of,
     let_cublas_repeat,
     open_project,
-    print_json,
     print_result,
 )
-from segfit.cli.console import console_execution, console_progress, say, score_table
+from segfit.cli.console import console_execution, console_progress, say
 from segfit.cli.help_pages import PIPELINE, add_verb
+from segfit.cli.scores import evaluate
 from segfit.errors import DatasetError, InputError, warning
 from segfit.progress import KeptWarnings, Progress
 from segfit.words import count
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Case
-    from segfit.evaluation.summary import Summary
     from segfit.execution.execution import Execution
     from segfit.inference.model import Model
     from segfit.labels import LabelScheme
@@ -187,80 +183,6 @@ def _cases(paths: list[Path], model: Model, progress: Progress) -> Sequence[Case
     if len(paths) == 1 and paths[0].is_dir():
         return find_cases(paths[0], model.image_ending, channels, progress=progress)
     return cases_from_files(paths, channels)
-
-
-def evaluate(
-    dataset: DatasetArgument = None,
-    out: Out = None,
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", "-p", metavar="FOLDER", help="Folder of predictions.")
-    ] = None,
-    references: Annotated[
-        Path | None, typer.Option("--references", "-r", metavar="FOLDER", help="Folder of reference labels.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Model whose labels are meant.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all metrics to this JSON file.")
-    ] = None,
-    save: Annotated[Path | None, typer.Option("--save", hidden=True)] = None,
-    labels: Labels = None,
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score label files against references.
-
-    DATASET or --model says what the labels mean, --labels what the values of the references are. Without -p and -r: the
-    test predictions of the dataset's project; nothing is trained for that.
-    """
-    summary: Summary | None
-    if predictions is None and references is None:
-        if labels is not None:
-            raise InputError("--labels is for --predictions and --references", "a project knows its own: leave it out")
-        summary = open_project(dataset, out, [], make=False).evaluate()
-        if summary is None:
-            raise InputError("the dataset has no labelled test images", "give --predictions and --references")
-    else:
-        from segfit.evaluation.evaluate import evaluate_folder
-
-        if predictions is None or references is None:
-            raise InputError("evaluate needs --predictions and --references")
-        scheme, ending, use = _meaning(dataset, model, labels)
-        summary = evaluate_folder(
-            predictions, references, scheme, ending=ending, require_all=False, label_use=use,
-            execution=console_execution(workers),
-        )  # fmt: skip
-    target = output or save
-    if target is not None:
-        summary.save(target)
-    if as_json:
-        print_json(summary.model_dump(mode="json"))
-        return
-    rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
-    rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
-    score_table(rows, first="Dice")
-    if summary.mean_dice is not None:
-        say(f"mean Dice {summary.mean_dice:.4f} over {count(len(summary.cases), 'case')}")
-
-
-def _meaning(
-    dataset: Path | None, model: Path | None, use: LabelUseName | None
-) -> tuple[LabelScheme, str, LabelUseName]:
-    """Return labels and file ending of a dataset or a model, and what label values are: `use`, or as was told there."""
-    if model is not None:
-        from segfit.inference.open_model import open_model
-
-        manifest = open_model(model, verify=False).manifest
-        return manifest.labels, manifest.file_ending, use or "classes"
-    if dataset is None:
-        raise InputError("give the dataset or --model, so that the labels have a meaning")
-    from segfit.dataset.layouts import open_dataset
-
-    place, asked = dataset_of(dataset)
-    asked = asked.model_copy(update={"labels": use or asked.labels})
-    opened = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
-    return opened.labels, opened.file_ending, asked.labels
 
 
 def report(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from segfit.dataset.annotation import count_values
 from segfit.dataset.layouts.names import composed
+from segfit.dataset.layouts.table import rows_beside, spacings_of
 from segfit.dataset.object_numbers import FEWEST_OBJECTS
 from segfit.errors import DatasetError, InputError, Problem, warning
+from segfit.evaluation.cohorts import column_of, groups_of, with_estimates
+from segfit.evaluation.measures import TOLERANCE_MM, TOLERANCE_PX, MeasureKind, Measures, Unit, measure
 from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_histogram
 from segfit.evaluation.pairs import LabelFile, Pair, Placed
 from segfit.evaluation.summary import Summary, summarize
@@ -35,15 +38,19 @@ _TOLD = {
 }
 
 
-def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution = LOCAL) -> Summary:
+def evaluate(
+    pairs: Sequence[Pair], scheme: LabelScheme, *, measures: Measures | None = None, execution: Execution = LOCAL
+) -> Summary:
     """Evaluate every pair, in parallel over cases; the summary lists them in the order of `pairs`.
+
+    With `measures` more than overlap is measured.
 
     Raises `DatasetError` naming every case whose label maps cannot be compared. Values that were not declared count as
     no class, and a warning says where they are, as of files that do not lie alike in space.
     """
     kept = KeptWarnings(execution.progress)
     results = replace(execution, progress=kept).map(
-        partial(_evaluate_pair, scheme),
+        partial(_evaluate_pair, scheme, measures),
         pairs,
         description="evaluating",
         name=lambda pair: pair.case,
@@ -53,6 +60,14 @@ def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution
     problems = [found[pair.case].problem for pair in pairs]
     if any(problems):
         raise DatasetError([problem for problem in problems if problem is not None], "nothing was evaluated")
+    _tell(found, kept)
+    measured, unit = _as_measured(measures, found, kept)
+    summary = summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.classes)
+    return summary.model_copy(update={"warnings": tuple(kept.warnings), "measures": measured, "unit": unit})
+
+
+def _tell(found: Mapping[str, _Evaluated], kept: KeptWarnings) -> None:
+    """Warn of values that no class has, and of files that do not lie alike in space."""
     for role in ("prediction", "reference"):
         strange = {case: one.undeclared[role] for case, one in sorted(found.items()) if role in one.undeclared}
         if strange:
@@ -66,8 +81,22 @@ def evaluate(pairs: Sequence[Pair], scheme: LabelScheme, *, execution: Execution
     for placed, words in _TOLD.items():
         if cases := sorted(case for case, one in found.items() if one.placed == placed):
             kept.warn(warning(placed, words.format(listing(cases))))
-    summary = summarize([pair.with_metrics(found[pair.case].metrics) for pair in pairs], scheme.classes)
-    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
+
+
+def _as_measured(
+    asked: Measures | None, found: Mapping[str, _Evaluated], kept: KeptWarnings
+) -> tuple[Measures | None, Unit | None]:
+    """Return what was measured with the tolerance that held, and the unit of distances; None where there are none."""
+    if asked is None or "surface" not in asked.kinds:
+        return asked, None
+    without = sorted(case for case, one in found.items() if not one.sizes_known)
+    if not without:
+        return asked.within(TOLERANCE_MM), "mm"
+    if len(without) == len(found):
+        return asked.within(TOLERANCE_PX), "px"
+    problem = f"distances of {listing(without)} are in pixels, those of the others in mm, and means are of both"
+    kept.warn(warning("mixed_units", problem, "give their pixel_mm in cases.csv beside the references"))
+    return asked, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +107,17 @@ class _Evaluated:
     undeclared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     placed: Placed = "alike"
     problem: Problem | None = None
+    sizes_known: bool = True
 
 
-def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
+def _evaluate_pair(scheme: LabelScheme, measures: Measures | None, pair: Pair) -> _Evaluated:
     try:
         prediction, reference, placed = pair.compared()
         counts = joint_histogram(prediction, reference, scheme)
+        metrics = metrics_from_histogram(counts, scheme.classes)
+        sizes = pair.sizes(prediction.shape) if measures is not None else None
+        if measures is not None and sizes is not None:
+            metrics = measure(prediction, reference, scheme, metrics, sizes, measures)
     except InputError as error:
         return _Evaluated({}, problem=problem_of(pair.case, error))
     undeclared: dict[str, tuple[int, ...]] = {}
@@ -91,7 +125,7 @@ def _evaluate_pair(scheme: LabelScheme, pair: Pair) -> _Evaluated:
         undeclared["prediction"] = _undeclared(pair.load_prediction, prediction, scheme)
     if counts[-1].any():
         undeclared["reference"] = _undeclared(pair.load_reference, reference, scheme)
-    return _Evaluated(metrics_from_histogram(counts, scheme.classes), undeclared, placed)
+    return _Evaluated(metrics, undeclared, placed, sizes_known=sizes is None or sizes.known)
 
 
 def _undeclared(load: object, inner: NDArray[Any], scheme: LabelScheme) -> tuple[int, ...]:
@@ -109,6 +143,11 @@ def evaluate_folder(
     ending: str,
     require_all: bool = True,
     label_use: LabelUse = "classes",
+    metrics: Sequence[MeasureKind] = (),
+    tolerance: float | None = None,
+    matched_iou: float = 0.5,
+    table: Path | str | None = None,
+    by: str = "",
     execution: Execution = LOCAL,
 ) -> Summary:
     """Evaluate every label file of a folder against the file of the same name in another folder.
@@ -121,6 +160,13 @@ def evaluate_folder(
     require_all : whether every reference must have a prediction
     label_use : what the values of references are; where they number objects, `scheme` is that of the one class, or of
         interior and boundary, that predictions have
+    metrics : what to measure beside overlap: "surface" (surface Dice, HD95, average distance), "centreline" (centreline
+        Dice, needs scikit-image), "objects" (sensitivity to objects, false ones, panoptic quality)
+    tolerance : of surface Dice; 1 mm by default, 2 pixels for images that do not say how large theirs are
+    matched_iou : IoU above which an object was found
+    table : folder with a table of the cases, `cases.csv`, for `pixel_mm` of pictures, `group` (over which intervals of
+        means are taken; names of cases may say it too) and `by`; default: that of the references, or the one above it
+    by : column of the table by whose values means are told too
 
     Pairs are compared in space: predictions that store the same volume in another order of axes are turned, and told.
     Raises `InputError` if nothing is there, naming the files that lack their counterpart, or the cases whose label maps
@@ -128,6 +174,7 @@ def evaluate_folder(
     that differ are then a warning.
     """
     kept = KeptWarnings(execution.progress)
+    measures = Measures.asked(metrics, tolerance, matched_iou)
     if not isinstance(scheme, LabelScheme):
         raise InputError(f"what labels mean is told by a LabelScheme, got {scheme!r}", "give dataset.labels")
     if label_use not in get_args(LabelUse):
@@ -139,8 +186,24 @@ def evaluate_folder(
         raise InputError(f"{problem} {len(scheme.classes)}", action)
     if not isinstance(ending, str):
         raise InputError(f"the ending of label files is text, got {ending!r}", 'give for example ".nii.gz"')
-    predicted = _files(path_of(predictions, "predictions"), ending)
-    expected = _files(path_of(references, "references"), ending)
+    predictions, references = path_of(predictions, "predictions"), path_of(references, "references")
+    beside = references if table is None else path_of(table, "table")
+    rows, sizes = rows_beside(beside), spacings_of(beside)
+    pairs = [
+        Pair.of_files(name, prediction, reference, scheme, label_use, sizes.get(name))
+        for name, prediction, reference in _counterparts(predictions, references, ending, require_all, kept)
+    ]
+    values = column_of(rows, by) if by else None
+    summary = evaluate(pairs, scheme, measures=measures, execution=replace(execution, progress=kept))
+    summary = with_estimates(summary, groups_of([pair.case for pair in pairs], rows), by, values)
+    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
+
+
+def _counterparts(
+    predictions: Path, references: Path, ending: str, require_all: bool, kept: KeptWarnings
+) -> list[tuple[str, Path, Path]]:
+    """Return the name of every prediction, its file and that of its reference; names compose accents."""
+    predicted, expected = _files(predictions, ending), _files(references, ending)
     if not predicted:
         raise InputError(f"{predictions} has no prediction that ends in {ending}", "give the folder of label files")
     unknown = sorted(set(predicted) - set(expected))
@@ -155,9 +218,7 @@ def evaluate_folder(
         of = f"{listing(missing)} of {count(len(expected), 'reference')}"
         problem = f"{of} {verbs[0]} no prediction and {verbs[1]} not counted"
         kept.warn(warning("no_prediction", problem))
-    pairs = [Pair.of_files(name, predicted[name], expected[name], scheme, label_use) for name in sorted(predicted)]
-    summary = evaluate(pairs, scheme, execution=replace(execution, progress=kept))
-    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
+    return [(name, predicted[name], expected[name]) for name in sorted(predicted)]
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:

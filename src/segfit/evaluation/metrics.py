@@ -6,14 +6,14 @@ however many classes there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import InputError
-from segfit.files import Record
+from segfit.files import GrownRecord
 from segfit.labels import LabelClass, LabelScheme
 
 __all__ = ["Metrics", "case_metrics", "joint_histogram", "metrics_from_histogram"]
@@ -22,8 +22,13 @@ __all__ = ["Metrics", "case_metrics", "joint_histogram", "metrics_from_histogram
 _BLOCK = 1 << 18
 
 
-class Metrics(Record):
-    """Agreement in one class of one case, in voxels. `dice` and `iou` are None where both masks are empty."""
+class Metrics(GrownRecord):
+    """Agreement in one class of one case, in voxels. `dice` and `iou` are None where both masks are empty.
+
+    `measures` are those of `segfit.evaluation.measures`, by name, as far as they were asked for.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"measures"})
 
     tp: int
     fp: int
@@ -33,6 +38,7 @@ class Metrics(Record):
     n_ref: int
     dice: float | None
     iou: float | None
+    measures: dict[str, float | None] = {}
 
     @classmethod
     def from_counts(cls, tp: int, fp: int, fn: int, tn: int) -> Metrics:
@@ -48,6 +54,15 @@ class Metrics(Record):
             dice=2 * tp / (union + tp) if union else None,
             iou=tp / union if union else None,
         )
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """Dice, IoU and whatever else was measured, by name."""
+        return {"dice": self.dice, "iou": self.iou, **self.measures}
+
+    def with_measures(self, measures: Mapping[str, float | None]) -> Metrics:
+        """Return them with more that was measured."""
+        return self.model_copy(update={"measures": dict(measures)})
 
 
 def case_metrics(prediction: NDArray[Any], reference: NDArray[Any], scheme: LabelScheme) -> dict[str, Metrics]:

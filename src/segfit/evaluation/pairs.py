@@ -13,6 +13,7 @@ from segfit.dataset.annotation import read_labels
 from segfit.dataset.manifest import Case
 from segfit.dataset.object_numbers import as_classes
 from segfit.errors import InputError
+from segfit.evaluation.measures import Sizes
 from segfit.evaluation.metrics import Metrics
 from segfit.evaluation.summary import CaseMetrics
 from segfit.geometry import Grid
@@ -104,6 +105,7 @@ class Pair:
     load_prediction, load_reference : return the integer label maps, of equal shape; those that are `Stored` may be
         loaded by other processes
     prediction_file, reference_file : where they come from, for the summary; empty for computed ones
+    spacing_mm : voxel size of files that do not say it
     """
 
     case: str
@@ -111,6 +113,7 @@ class Pair:
     load_reference: Callable[[], NDArray[Any]]
     prediction_file: str = ""
     reference_file: str = ""
+    spacing_mm: tuple[float, ...] | None = None
 
     @classmethod
     def of_files(
@@ -120,6 +123,7 @@ class Pair:
         reference: Path,
         scheme: LabelScheme | None = None,
         label_use: LabelUse = "classes",
+        spacing_mm: tuple[float, ...] | None = None,
     ) -> Pair:
         """Return the pair of two label files; without `scheme` their values are taken as inner ones.
 
@@ -132,6 +136,7 @@ class Pair:
             LabelFile(reference, scheme, label_use),
             prediction.as_posix(),
             reference.as_posix(),
+            spacing_mm,
         )
 
     @classmethod
@@ -146,6 +151,7 @@ class Pair:
             reference or _Annotation(case, scheme, prediction),
             prediction.as_posix(),
             ", ".join(path.as_posix() for path in case.label_files),
+            case.spacing_mm,
         )
 
     def predicted_bytes(self) -> int:
@@ -178,6 +184,13 @@ class Pair:
                 "predict on the grid of the reference",
             )
         return prediction, reference, placed
+
+    def sizes(self, shape: tuple[int, ...]) -> Sizes:
+        """Return the voxel size of label maps of a shape, as the file of one of them or a table says it."""
+        files = [load.path for load in (self.load_reference, self.load_prediction) if isinstance(load, LabelFile)]
+        grids = [grid for path in files if (grid := read_grid(path, self.spacing_mm)).shape == shape]
+        known = [grid.spacing_mm for grid in grids if grid.spacing_known]
+        return Sizes(spacing=known[0] if known else (1.0,) * len(shape), known=bool(known))
 
     def with_metrics(self, metrics: dict[str, Metrics]) -> CaseMetrics:
         """Return the record of this pair and its metrics."""

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import AliasChoices, Field
 
 from segfit.errors import InputError
+from segfit.evaluation.measures import Measures, Unit
 from segfit.evaluation.metrics import Metrics
-from segfit.files import Document, Record, Warned
+from segfit.evaluation.statistics import Estimate
+from segfit.files import Document, GrownRecord, Record, Warned
 from segfit.labels import LabelClass
 from segfit.notebook import html_table
 from segfit.words import count, dice, listing
 
-__all__ = ["CaseMetrics", "MeanMetrics", "Summary", "summarize"]
+__all__ = ["CaseMetrics", "Estimates", "MeanMetrics", "Slice", "Summary", "summarize"]
+
+Estimates = dict[str, dict[str, Estimate]]
+"""By class and measure."""
 
 # Field of our records -> key of nnU-Net.
 _NNUNET_KEYS = {
@@ -47,8 +52,10 @@ class CaseMetrics(Record):
         return math.fsum(dice) / len(dice) if dice else None
 
 
-class MeanMetrics(Record):
+class MeanMetrics(GrownRecord):
     """Means of `Metrics` over cases or classes; None where no value exists."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"measures"})
 
     tp: float | None
     fp: float | None
@@ -58,6 +65,15 @@ class MeanMetrics(Record):
     n_ref: float | None
     dice: float | None
     iou: float | None
+    measures: dict[str, float | None] = {}
+
+
+class Slice(Record):
+    """The cases of which a table says the same: their means, and the classes in which they clearly fall behind."""
+
+    value: str
+    estimates: Estimates
+    behind: tuple[str, ...] = ()
 
 
 class Summary(Document):
@@ -66,7 +82,9 @@ class Summary(Document):
     `mean` has one entry per class: the mean over the cases that have a value. `foreground_mean` follows
     nnU-Net: the plain mean over the classes, so its Dice is None (NaN there) as soon as one class has a value
     in no case. `mean_dice` is the mean over the classes that have a value; segfit selects by it.
-    `warnings` say what to know about the comparison.
+    `warnings` say what to know about the comparison; `measures` what was asked for beside overlap, and `unit` in what
+    distances are: None without any, or where it is not the same for all cases. `estimates` are means with intervals
+    over groups of cases, and `slices` those by the values of the column `by`, where these were asked for.
     """
 
     SHARED = True
@@ -76,6 +94,11 @@ class Summary(Document):
     foreground_mean: MeanMetrics
     mean_dice: float | None
     warnings: tuple[Warned, ...] = ()
+    measures: Measures | None = None
+    unit: Unit | None = None
+    estimates: Estimates = {}
+    by: str = ""
+    slices: tuple[Slice, ...] = ()
 
     def __repr__(self) -> str:
         means = ", ".join(f"{name} {dice(one.dice)}" for name, one in self.mean.items())
@@ -94,6 +117,12 @@ class Summary(Document):
         """Return the summary of some of the cases, for example of one fold."""
         wanted = set(case_ids)
         return summarize([case for case in self.cases if case.case in wanted], self.classes)
+
+    def values(self, name: str) -> dict[str, dict[str, float | None]]:
+        """Return what was measured of a class by measure and case."""
+        each = {case.case: case.metrics[name].values for case in self.cases}
+        keys = dict.fromkeys(key for values in each.values() for key in values)
+        return {key: {case: values.get(key) for case, values in each.items()} for key in keys}
 
     def to_nnunet(self) -> dict[str, Any]:
         """Return the content of nnU-Net's ``summary.json``: keys sorted, NaN for missing values."""
@@ -134,13 +163,16 @@ def summarize(cases: Sequence[CaseMetrics], classes: Sequence[LabelClass]) -> Su
 
 def _mean(items: Sequence[Metrics | MeanMetrics], *, skip_missing: bool = True) -> MeanMetrics:
     """Average each value over those that exist; without `skip_missing` one missing value makes the mean missing."""
-    means: dict[str, float | None] = {}
-    for key in _NNUNET_KEYS:
-        values = [getattr(item, key) for item in items]
+
+    def mean(values: Sequence[float | None]) -> float | None:
         present = [value for value in values if value is not None]
         complete = len(present) == len(values)
-        means[key] = float(np.mean(present)) if present and (skip_missing or complete) else None
-    return MeanMetrics(**means)
+        return float(np.mean(present)) if present and (skip_missing or complete) else None
+
+    means = {key: mean([getattr(item, key) for item in items]) for key in _NNUNET_KEYS}
+    names = dict.fromkeys(name for item in items for name in item.measures)
+    measures = {name: mean([item.measures.get(name) for item in items]) for name in names}
+    return MeanMetrics(**means, measures=measures)
 
 
 def _nnunet_values(metrics: Metrics | MeanMetrics) -> dict[str, float]:

@@ -26,6 +26,7 @@ from segfit.selection.select import Selection
 from segfit.selection.verdict import Verdict
 
 if TYPE_CHECKING:
+    from segfit.evaluation.measures import MeasureKind
     from segfit.project.findings import Findings
     from segfit.training.result import TrainingResult
 
@@ -170,13 +171,27 @@ class Project(Preparation):
             trainings.require_trained(self)
             return select_and_export.predict_test(self)
 
-    def evaluate(self) -> Summary | None:
-        """Score the predictions of the test images, made as by `predict`; None if there are none with labels."""
+    def evaluate(
+        self,
+        *,
+        metrics: Sequence[MeasureKind] = (),
+        tolerance: float | None = None,
+        matched_iou: float = 0.5,
+        by: str = "",
+    ) -> Summary | None:
+        """Score the predictions of the test images, made as by `predict`; None if there are none with labels.
+
+        Parameters are those of `segfit.evaluate`. What they ask for, and intervals of means with it, is not kept.
+        """
+        from segfit.evaluation.measures import Measures
         from segfit.project import select_and_export, trainings
 
+        measures = Measures.asked(metrics, tolerance, matched_iou)
         with self.at_work():
             trainings.require_trained(self)
-            return select_and_export.evaluate_test(self)
+            kept = select_and_export.evaluate_test(self)
+            asked = kept is not None and (measures.kinds or by)
+            return select_and_export.measure_test(self, measures, by) if asked else kept
 
     def findings(self) -> Findings:
         """Return what counts of what the stages left, without making anything."""

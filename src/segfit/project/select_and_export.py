@@ -13,9 +13,12 @@ from itertools import combinations
 from pathlib import Path
 
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, open_bundle, weights_name, write_bundle
+from segfit.dataset.layouts.table import rows_beside
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError, StageError
+from segfit.evaluation.cohorts import column_of, groups_of, with_estimates
 from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.measures import Measures
 from segfit.evaluation.pairs import Pair
 from segfit.evaluation.summary import Summary, summarize
 from segfit.files import hash_file, replace_folder
@@ -247,13 +250,30 @@ def evaluate_test(project: Preparation) -> Summary | None:
     path, key = metrics_of(project, item)
 
     def make() -> Summary:
-        labels = project.dataset.labels
-        pairs = [Pair.of_case(case, item.folder / f"{case.id}{item.ending}", labels) for case in cases]
-        return evaluate(pairs, labels, execution=project.execution)
+        return evaluate(
+            _test_pairs(project, item), project.dataset.labels, measures=Measures(), execution=project.execution
+        )
 
     found = project.documents.get(Summary, path, key, make)
     project.documents.publish(path, top)
     return found
+
+
+def measure_test(project: Preparation, measures: Measures, by: str) -> Summary:
+    """Measure more of the same predictions, with intervals of means over groups; nothing of it is kept."""
+    item = _predicted(project)
+    pairs = _test_pairs(project, item)
+    rows = rows_beside(project.dataset.root)
+    values = column_of(rows, by) if by else None
+    groups = groups_of([pair.case for pair in pairs], rows)
+    found = evaluate(pairs, project.dataset.labels, measures=measures, execution=project.execution)
+    return with_estimates(found, groups, by, values)
+
+
+def _test_pairs(project: Preparation, item: Predictions) -> list[Pair]:
+    """Return the predictions of the test images that have labels, with these."""
+    cases = [case for case in item.cases if case.label_files]
+    return [Pair.of_case(case, item.folder / f"{case.id}{item.ending}", project.dataset.labels) for case in cases]
 
 
 def _candidates(

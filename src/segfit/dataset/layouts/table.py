@@ -46,7 +46,7 @@ from segfit.images.image import absence
 from segfit.labels import LabelScheme
 from segfit.words import count, listing
 
-__all__ = ["names_images", "read", "recognises", "spacings_of", "with_facts"]
+__all__ = ["names_images", "read", "recognises", "rows_beside", "spacings_of", "with_facts"]
 
 _FILES = ("cases.csv", "cases.json")
 _SIZES = ("pixel_mm", "spacing_mm")
@@ -176,15 +176,28 @@ def spacings_of(folder: Path) -> dict[str, tuple[float, ...]]:
 
     Empty without a table of cases. Raises `DatasetError` for one that is not understood.
     """
-    path = _table(folder) or _table(folder.absolute().parent)
-    problems: list[Problem] = []
-    rows = [] if path is None else _rows(path, problems)[0]
-    if path is None or (rows and not any("case" in row for row in rows)):
-        return {}
-    facts = _facts_by_case(path, rows, problems)
+    path, rows, problems = _beside(folder)
+    facts = {} if path is None else _facts_by_case(path, rows, problems)
     if problems:
         raise DatasetError(problems)
     return {name: one["spacing_mm"] for name, one in facts.items() if one["spacing_mm"]}
+
+
+def rows_beside(folder: Path) -> dict[str, _Row]:
+    """Return all columns of cases by name, from the table that `spacings_of` reads; errors as there."""
+    path, rows, problems = _beside(folder)
+    named = [] if path is None else [(_name(path, number, row, problems), row) for number, row in enumerate(rows, 1)]
+    if problems:
+        raise DatasetError(problems)
+    return {composed(name): row for name, row in named if name is not None}
+
+
+def _beside(folder: Path) -> tuple[Path | None, list[_Row], list[Problem]]:
+    """Return the table of cases in a folder or in the one above it, and its rows; None without one."""
+    path = _table(folder) or _table(folder.absolute().parent)
+    problems: list[Problem] = []
+    rows = [] if path is None else _rows(path, problems)[0]
+    return (None, [], []) if rows and not any("case" in row for row in rows) else (path, rows, problems)
 
 
 def _facts_by_case(path: Path, rows: Sequence[_Row], problems: list[Problem]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,237 @@
+"""The verb ``evaluate``: label files against references, by groups of cases, and two sets of them compared."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from segfit.cli.common import (
+    AsJson,
+    DatasetArgument,
+    Labels,
+    LabelUseName,
+    Out,
+    Workers,
+    dataset_of,
+    open_project,
+    print_json,
+)
+from segfit.cli.console import console_execution, say, score_table, table
+from segfit.errors import InputError
+from segfit.words import count, dice, listing
+
+if TYPE_CHECKING:
+    from segfit.evaluation.cohorts import Comparison
+    from segfit.evaluation.statistics import Estimate
+    from segfit.evaluation.summary import Estimates, Summary
+    from segfit.labels import LabelScheme
+
+__all__ = ["evaluate"]
+
+_ALL = ("surface", "centreline", "objects")  # as `segfit.evaluation.measures.MeasureKind`, which imports longer
+
+
+def evaluate(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", "-p", metavar="FOLDER", help="Folder of predictions.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option("--references", "-r", metavar="FOLDER", help="Folder of reference labels.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Model whose labels are meant.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all metrics to this .json or .csv.")
+    ] = None,
+    form: Annotated[
+        Literal["segfit", "nnunet"],
+        typer.Option("--format", metavar="segfit|nnunet", help="Of FILE; nnunet: its summary.json."),
+    ] = "segfit",
+    save: Annotated[Path | None, typer.Option("--save", hidden=True)] = None,
+    labels: Labels = None,
+    metrics: Annotated[
+        str, typer.Option("--metrics", metavar="KIND,...", help="More: surface, centreline, objects or all.")
+    ] = "",
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", metavar="MM", help="Of surface Dice; default: 1 mm, or 2 pixels.")
+    ] = None,
+    match_iou: Annotated[
+        float, typer.Option("--match-iou", metavar="IOU", help="Above it an object was found; default: 0.5.")
+    ] = 0.5,
+    by: Annotated[
+        str, typer.Option("--by", metavar="COLUMN", help="Means for every value of a column of cases.csv too.")
+    ] = "",
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A B", help="Two folders of predictions, or what -o wrote of them."),
+    ] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score label files against references.
+
+    DATASET or --model says what the labels mean, --labels what the values of the references are. Without -p and -r: the
+    test predictions of the dataset's project; nothing is trained for that.
+    """
+    from segfit.evaluation.score_files import require_writable, write_scores
+
+    target = output or save
+    if target is not None:
+        require_writable(target, form)
+    elif form != "segfit":
+        raise InputError("--format is of the file that is written", "give -o summary.json")
+    asked = _Asked(dataset, model, references, labels, _kinds(metrics), tolerance, match_iou, by, workers)
+    if compare is not None:
+        if predictions is not None or by or target is not None:
+            raise InputError("--compare goes with --references alone", "leave out -p, --by and -o; --json tells all")
+        _print_comparison(asked.compared(compare), as_json=as_json)
+        return
+    if predictions is None and references is None:
+        if labels is not None:
+            raise InputError("--labels is for --predictions and --references", "a project knows its own: leave it out")
+        found = open_project(dataset, out, [], make=False).evaluate(
+            metrics=asked.kinds, tolerance=tolerance, matched_iou=match_iou, by=by
+        )
+        if found is None:
+            raise InputError("the dataset has no labelled test images", "give --predictions and --references")
+        summary = found
+    else:
+        summary = asked.summary(predictions)
+    if target is not None:
+        write_scores(summary, target, form)
+    _print_json_or_tables(summary, as_json=as_json)
+
+
+def _kinds(text: str) -> tuple[Any, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    return _ALL if names == ("all",) else names
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What folders of predictions are compared with, and how."""
+
+    dataset: Path | None
+    model: Path | None
+    references: Path | None
+    labels: LabelUseName | None
+    kinds: tuple[Any, ...]
+    tolerance: float | None
+    match_iou: float
+    by: str
+    workers: int | None
+
+    def summary(self, predictions: Path | None) -> Summary:
+        """Score a folder."""
+        from segfit.evaluation.evaluate import evaluate_folder
+
+        if predictions is None or self.references is None:
+            raise InputError("evaluate needs --predictions and --references")
+        scheme, ending, use, table_folder = _meaning(self.dataset, self.model, self.labels)
+        return evaluate_folder(
+            predictions, self.references, scheme, ending=ending, require_all=False, label_use=use, metrics=self.kinds,
+            tolerance=self.tolerance, matched_iou=self.match_iou, table=table_folder, by=self.by,
+            execution=console_execution(self.workers),
+        )  # fmt: skip
+
+    def compared(self, paths: tuple[Path, Path]) -> Comparison:
+        """Compare two sets of predictions, each a folder or the JSON file of its metrics."""
+        from segfit.dataset.layouts.table import rows_beside
+        from segfit.evaluation.cohorts import compare, groups_of
+        from segfit.evaluation.summary import Summary
+
+        first, second = (self.summary(path) if path.is_dir() else Summary.load(path) for path in paths)
+        _, _, _, folder = _meaning(self.dataset, self.model, self.labels) if self.dataset else (None, None, None, None)
+        place = folder or self.references
+        rows = {} if place is None else rows_beside(place)
+        names = [path.stem for path in paths]
+        if names[0] == names[1]:
+            names = [str(path) for path in paths]
+        return compare(first, second, groups_of([case.case for case in first.cases], rows), (names[0], names[1]))
+
+
+def _meaning(
+    dataset: Path | None, model: Path | None, use: LabelUseName | None
+) -> tuple[LabelScheme, str, LabelUseName, Path | None]:
+    """Return labels and file ending of a dataset or a model, what label values are, and where a table of cases lies.
+
+    Label values are `use`, or as was told there.
+    """
+    if model is not None:
+        from segfit.inference.open_model import open_model
+
+        manifest = open_model(model, verify=False).manifest
+        return manifest.labels, manifest.file_ending, use or "classes", None
+    if dataset is None:
+        raise InputError("give the dataset or --model, so that the labels have a meaning")
+    from segfit.dataset.layouts import open_dataset
+
+    place, asked = dataset_of(dataset)
+    asked = asked.model_copy(update={"labels": use or asked.labels})
+    opened = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
+    return opened.labels, opened.file_ending, asked.labels, opened.root
+
+
+def _print_json_or_tables(summary: Summary, *, as_json: bool) -> None:
+    if as_json:
+        print_json(summary.model_dump(mode="json"))
+        return
+    rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
+    rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
+    score_table(rows, first="Dice")
+    named = partial(_name, unit=summary.unit)
+    _print_estimates("mean", summary.estimates, named)
+    for one in summary.slices:
+        _print_estimates(f"{summary.by} {one.value or 'not told'}", one.estimates, named, ("dice",))
+    for one in summary.slices:
+        if one.behind:
+            say(f"{summary.by} {one.value or 'not told'} clearly falls behind in {listing(one.behind)}")
+    if summary.mean_dice is not None:
+        say(f"mean Dice {summary.mean_dice:.4f} over {count(len(summary.cases), 'case')}")
+
+
+def _name(key: str, unit: str | None) -> str:
+    words = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "surface_dice": "surface Dice"}
+    words["centreline_dice"] = "centreline Dice"
+    text = words.get(key, key.replace("_", " "))
+    return f"{text} ({unit})" if unit and key in ("hd95", "average_surface_distance") else text
+
+
+def _print_estimates(title: str, estimates: Estimates, named: Callable[[str], str], only: Sequence[str] = ()) -> None:
+    """Print means with their intervals: a row per measure, a column per class."""
+    if not estimates:
+        return
+    keys = only or list(dict.fromkeys(key for values in estimates.values() for key in values))
+    one = next(iter(estimates.values()))["dice"]
+    say(f"\n{title}, 95 % interval over {count(one.groups, 'group')}:")
+    rows = [(named(key), *(_cell(values.get(key)) for values in estimates.values())) for key in keys]
+    table(("", *estimates), rows, sys.stdout, numbers=True)
+
+
+def _cell(found: Estimate | None) -> str:
+    if found is None or found.mean is None:
+        return dice(None)
+    if found.low is None or found.high is None:
+        return dice(found.mean)
+    return f"{dice(found.mean)} ({dice(found.low)} to {dice(found.high)})"
+
+
+def _print_comparison(found: Comparison, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.model_dump(mode="json") | {"sentence": found.sentence})
+        return
+    _print_estimates(
+        f"{found.first} minus {found.second}",
+        {name: dict(values) for name, values in found.classes.items()},
+        partial(_name, unit=None),
+    )
+    say(found.sentence)
