@@ -15,7 +15,7 @@ from tiny_runs import SET, UNTRUSTED
 
 from segfit.cli.main import run
 from segfit.geometry import Grid
-from segfit.images.formats import write_labels
+from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
 from segfit.selection.verdict import Verdict
 
@@ -224,6 +224,48 @@ def test_predict_draws_overlays_and_says_what_looks_black(
     assert (tmp_path / "b" / "phantom_ts_000.tif").read_bytes() == before
 
 
+def test_evaluate_measures_more_tells_groups_apart_and_compares(
+    project: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = dataset / "labelsTr"
+    named = [str(dataset), "-r", str(references)]
+    for number, path in enumerate(sorted(references.glob("*.nii.gz"))):
+        labels = read_label(path)
+        for folder, moved in (("same", 0), ("moved", 1 + number % 2)):
+            write_labels(tmp_path / folder / path.name, LabelMap(np.roll(labels.array[0], moved, 2), labels.grid))
+    asked = ["-p", str(tmp_path / "moved"), "--metrics", "all", "--tolerance", "9", "--match-iou", "0.1", "--json"]
+    assert run(["evaluate", *named, *asked]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["measures"] == {"kinds": ["surface", "centreline", "objects"], "tolerance": 9.0, "matched_iou": 0.1}
+    assert told["unit"] == "mm"
+    assert told["mean"]["organ"]["measures"]["surface_dice"] == 1.0
+    assert told["estimates"]["organ"]["hd95"]["cases"] == 5
+    assert run(["evaluate", *named, "--compare", str(tmp_path / "moved"), str(tmp_path / "same"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["first"], told["second"], told["mean_dice"]["cases"]) == ("moved", "same", 5)
+    assert told["mean_dice"]["high"] < 0
+    for name in ("moved", "same"):
+        assert run(["evaluate", *named, "-p", str(tmp_path / name), "-o", str(tmp_path / f"{name}.json")]) == 0
+    capsys.readouterr()
+    files = [str(tmp_path / f"{name}.json") for name in ("moved", "same")]
+    assert run(["evaluate", "--compare", *files, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+    assert run(["evaluate", "--compare", *files]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == told["sentence"]
+    assert (
+        run(["evaluate", *named, "-p", str(tmp_path / "same"), "-o", str(tmp_path / "n.json"), "--format", "nnunet"])
+        == 0
+    )
+    assert json.loads((tmp_path / "n.json").read_text())["foreground_mean"]["Dice"] == 1.0
+    capsys.readouterr()
+    assert run(["evaluate", str(project), "--metrics", "surface", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    kept = json.loads((project / "predictions" / "summary.json").read_text())
+    assert told["mean"]["organ"]["dice"] == kept["mean"]["organ"]["dice"]
+    assert "hd95" in told["mean"]["organ"]["measures"]
+    assert "hd95" not in kept["mean"]["organ"]["measures"]
+
+
 def test_info(project: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["info", str(project / "model")]) == 0
     assert "Segments organ, lesion" in capsys.readouterr().out
@@ -270,6 +312,10 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "DATASET", "--overwrite", "--folds", "0"], "--model"),
         (["predict", "DATASET"], "train first: segfit run "),
         (["evaluate", "DATASET"], "train first: segfit run "),
+        (["evaluate", "DATASET", "--format", "nnunet"], "--format is of the file"),
+        (["evaluate", "DATASET", "-o", "scores.xlsx"], "ends in .json or .csv"),
+        (["evaluate", "DATASET", "-p", "a", "-r", "b", "--metrics", "surfaces"], "did you mean 'surface'?"),
+        (["evaluate", "DATASET", "--compare", ".", ".", "--by", "site"], "leave out -p, --by and -o"),
         (["status", "DATASET"], "is not a segfit project"),
         (["verify", "DATASET"], "neither a model nor a project"),
         (["export", "DATASET", "--to", "dicom", "-o", "x"], "'dicom' is not"),

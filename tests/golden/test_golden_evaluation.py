@@ -13,6 +13,7 @@ import pytest
 from segfit.connected_components import PostprocessingStep, apply_steps
 from segfit.evaluation.evaluate import evaluate_folder
 from segfit.evaluation.pairs import Pair
+from segfit.evaluation.score_files import write_scores
 from segfit.images.formats import read_label
 from segfit.labels import LabelClass, LabelScheme
 from segfit.selection.postprocess import decide_postprocessing
@@ -59,6 +60,31 @@ def test_summaries_equal_the_reference(path: Path) -> None:
         assert_same_scores(one["metrics"], other["metrics"])
         for key in ("prediction_file", "reference_file"):
             assert Path(one[key]).name == Path(other[key]).name
+
+
+@pytest.mark.golden_each("evaluation/metrics/*.json")
+def test_a_summary_file_is_laid_out_like_the_references(path: Path, tmp_path: Path) -> None:
+    """The same lines but for the last digits of ratios and the folders of the files."""
+    theirs = json.loads(path.read_text())
+    references = Path(theirs["metric_per_case"][0]["reference_file"]).parent.name
+    ignore = int(references.rpartition("_")[2]) if "ignore" in references else None
+    scheme = scheme_of(list(theirs["mean"]), ignore)
+    found = evaluate_folder(path.with_name("pred"), path.with_name(references), scheme, ending=".nii.gz")
+    write_scores(found, tmp_path / "summary.json", "nnunet")
+    lines = [text.read_text().splitlines() for text in (tmp_path / "summary.json", path)]
+    assert len(lines[0]) == len(lines[1])
+    for ours, other in zip(*lines, strict=True):
+        key, _, value = other.partition(": ")
+        assert ours.startswith(key)
+        if "_file" in key:
+            assert Path(ours.split('"')[-2]).name == Path(value.strip('",')).name
+        elif value and value[0] not in "{[":
+            assert float(ours.partition(": ")[2].rstrip(",")) == pytest.approx(
+                float(value.rstrip(",")), rel=1e-12, abs=0, nan_ok=True
+            )
+            assert ("." in ours) == ("." in other)
+        else:
+            assert ours == other
 
 
 @pytest.mark.golden_each("evaluation/postprocessing/*/")

@@ -135,7 +135,7 @@ class _Asked:
         from segfit.evaluation.evaluate import evaluate_folder
 
         if predictions is None or self.references is None:
-            raise InputError("evaluate needs --predictions and --references")
+            raise InputError("evaluate needs --predictions and --references, --compare of folders --references")
         scheme, ending, use, table_folder = _meaning(self.dataset, self.model, self.labels)
         return evaluate_folder(
             predictions, self.references, scheme, ending=ending, require_all=False, label_use=use, metrics=self.kinds,
@@ -150,9 +150,8 @@ class _Asked:
         from segfit.evaluation.summary import Summary
 
         first, second = (self.summary(path) if path.is_dir() else Summary.load(path) for path in paths)
-        _, _, _, folder = _meaning(self.dataset, self.model, self.labels) if self.dataset else (None, None, None, None)
-        place = folder or self.references
-        rows = {} if place is None else rows_beside(place)
+        places = [place for place in (self.references, self.dataset and dataset_of(self.dataset)[0]) if place]
+        rows = next((rows for place in places if (rows := rows_beside(place))), {})
         names = [path.stem for path in paths]
         if names[0] == names[1]:
             names = [str(path) for path in paths]

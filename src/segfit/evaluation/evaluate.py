@@ -54,7 +54,7 @@ def evaluate(
         pairs,
         description="evaluating",
         name=lambda pair: pair.case,
-        size=Pair.predicted_bytes,
+        size=lambda pair: pair.predicted_bytes() * (2 if measures is not None and measures.kinds else 1),
     )
     found = {pair.case: one for pair, one in results}
     problems = [found[pair.case].problem for pair in pairs]
@@ -164,8 +164,8 @@ def evaluate_folder(
         Dice, needs scikit-image), "objects" (sensitivity to objects, false ones, panoptic quality)
     tolerance : of surface Dice; 1 mm by default, 2 pixels for images that do not say how large theirs are
     matched_iou : IoU above which an object was found
-    table : folder with a table of the cases, `cases.csv`, for `pixel_mm` of pictures, `group` (over which intervals of
-        means are taken; names of cases may say it too) and `by`; default: that of the references, or the one above it
+    table : where a table of the cases, `cases.csv`, lies if none is beside the references or in the folder above: for
+        `pixel_mm` of pictures, `group` (over which intervals of means are taken; names of cases may say it too), `by`
     by : column of the table by whose values means are told too
 
     Pairs are compared in space: predictions that store the same volume in another order of axes are turned, and told.
@@ -187,8 +187,11 @@ def evaluate_folder(
     if not isinstance(ending, str):
         raise InputError(f"the ending of label files is text, got {ending!r}", 'give for example ".nii.gz"')
     predictions, references = path_of(predictions, "predictions"), path_of(references, "references")
-    beside = references if table is None else path_of(table, "table")
-    rows, sizes = rows_beside(beside), spacings_of(beside)
+    rows, place = rows_beside(references), references
+    if not rows and table is not None:
+        place = path_of(table, "table")
+        rows = rows_beside(place)
+    sizes = spacings_of(place) if "surface" in metrics else {}
     pairs = [
         Pair.of_files(name, prediction, reference, scheme, label_use, sizes.get(name))
         for name, prediction, reference in _counterparts(predictions, references, ending, require_all, kept)

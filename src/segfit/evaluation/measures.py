@@ -103,13 +103,13 @@ def measure(
             ignored = None if scheme.ignore_value is None else reference[box] == scheme.ignore_value
             if ignored is not None:
                 masks[0] &= ~ignored
-            if "objects" in asked.kinds:
-                values |= object_measures(masks[0], masks[1], asked.matched_iou)
             if one.n_pred and one.n_ref:
                 if "surface" in asked.kinds:
                     values |= surface_measures(masks[0], masks[1], spacing, tolerance, ignored)
                 if "centreline" in asked.kinds:
                     values["centreline_dice"] = _centreline_dice(masks[0], masks[1])
+            if "objects" in asked.kinds:
+                values |= object_measures(masks[0], masks[1], asked.matched_iou)
         found[class_.name] = one.with_measures(values)
     return found
 
