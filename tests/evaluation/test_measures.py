@@ -159,6 +159,12 @@ def test_surfaces_are_symmetric_and_those_of_a_mask_and_itself_are_one(masks: tu
     assert first == pytest.approx(second)
 
 
+def test_threads_change_nothing() -> None:
+    one, other = np.random.default_rng(3).random((2, 30, 31, 32)) < 0.01
+    alone = surface_measures(one, other, (2.0, 1.0, 0.5), 1.0)
+    assert surface_measures(one, other, (2.0, 1.0, 0.5), 1.0, threads=3) == alone
+
+
 def test_cropping_changes_nothing() -> None:
     small = np.random.default_rng(0).integers(0, 2, (2, 6, 7, 8)).astype(np.uint8)
     large = np.pad(small, ((0, 0), (9, 4), (3, 8), (2, 2)))

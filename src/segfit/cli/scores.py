@@ -37,43 +37,51 @@ __all__ = ["evaluate"]
 _ALL = ("surface", "centreline", "objects")  # as `segfit.evaluation.measures.MeasureKind`, which imports longer
 
 
+_Predictions = Annotated[
+    Path | None, typer.Option("--predictions", "-p", metavar="FOLDER", help="Folder of predictions.")
+]
+_References = Annotated[
+    Path | None, typer.Option("--references", "-r", metavar="FOLDER", help="Folder of reference labels.")
+]
+_Model = Annotated[Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Model whose labels are meant.")]
+_Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all metrics to this .json or .csv.")
+]
+_Form = Annotated[
+    Literal["segfit", "nnunet"],
+    typer.Option("--format", metavar="segfit|nnunet", help="Of FILE; nnunet: its summary.json."),
+]
+_Metrics = Annotated[
+    str, typer.Option("--metrics", metavar="KIND,...", help="More: surface, centreline, objects or all.")
+]
+_Tolerance = Annotated[
+    float | None, typer.Option("--tolerance", metavar="MM", help="Of surface Dice; default: 1 mm, or 2 pixels.")
+]
+_MatchIou = Annotated[
+    float, typer.Option("--match-iou", metavar="IOU", help="Above it an object was found; default: 0.5.")
+]
+_By = Annotated[str, typer.Option("--by", metavar="COLUMN", help="Means for every value of a column of cases.csv too.")]
+_Compare = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option("--compare", metavar="A B", help="Two folders of predictions, or what -o wrote of them."),
+]
+
+
 def evaluate(
     dataset: DatasetArgument = None,
     out: Out = None,
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", "-p", metavar="FOLDER", help="Folder of predictions.")
-    ] = None,
-    references: Annotated[
-        Path | None, typer.Option("--references", "-r", metavar="FOLDER", help="Folder of reference labels.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Model whose labels are meant.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all metrics to this .json or .csv.")
-    ] = None,
-    form: Annotated[
-        Literal["segfit", "nnunet"],
-        typer.Option("--format", metavar="segfit|nnunet", help="Of FILE; nnunet: its summary.json."),
-    ] = "segfit",
+    predictions: _Predictions = None,
+    references: _References = None,
+    model: _Model = None,
+    output: _Output = None,
+    form: _Form = "segfit",
     save: Annotated[Path | None, typer.Option("--save", hidden=True)] = None,
     labels: Labels = None,
-    metrics: Annotated[
-        str, typer.Option("--metrics", metavar="KIND,...", help="More: surface, centreline, objects or all.")
-    ] = "",
-    tolerance: Annotated[
-        float | None, typer.Option("--tolerance", metavar="MM", help="Of surface Dice; default: 1 mm, or 2 pixels.")
-    ] = None,
-    match_iou: Annotated[
-        float, typer.Option("--match-iou", metavar="IOU", help="Above it an object was found; default: 0.5.")
-    ] = 0.5,
-    by: Annotated[
-        str, typer.Option("--by", metavar="COLUMN", help="Means for every value of a column of cases.csv too.")
-    ] = "",
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Two folders of predictions, or what -o wrote of them."),
-    ] = None,
+    metrics: _Metrics = "",
+    tolerance: _Tolerance = None,
+    match_iou: _MatchIou = 0.5,
+    by: _By = "",
+    compare: _Compare = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:

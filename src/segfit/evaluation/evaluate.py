@@ -16,11 +16,12 @@ from segfit.dataset.layouts.table import rows_beside, spacings_of
 from segfit.dataset.object_numbers import FEWEST_OBJECTS
 from segfit.errors import DatasetError, InputError, Problem, warning
 from segfit.evaluation.cohorts import column_of, groups_of, with_estimates
-from segfit.evaluation.measures import TOLERANCE_MM, TOLERANCE_PX, MeasureKind, Measures, Unit, measure
+from segfit.evaluation.measures import TOLERANCE_MM, TOLERANCE_PX, MeasureKind, Measures, Sizes, Unit, measure
 from segfit.evaluation.metrics import Metrics, joint_histogram, metrics_from_histogram
 from segfit.evaluation.pairs import LabelFile, Pair, Placed
 from segfit.evaluation.summary import Summary, summarize
 from segfit.execution.execution import LOCAL, Execution
+from segfit.execution.processors import available_workers
 from segfit.files import path_of
 from segfit.images.formats import ENDINGS, full_name, known_ending, read_label
 from segfit.images.image import problem_of
@@ -49,8 +50,9 @@ def evaluate(
     no class, and a warning says where they are, as of files that do not lie alike in space.
     """
     kept = KeptWarnings(execution.progress)
+    threads = max(1, (execution.workers or available_workers()) // max(1, len(pairs)))
     results = replace(execution, progress=kept).map(
-        partial(_evaluate_pair, scheme, measures),
+        partial(_evaluate_pair, scheme, measures, threads),
         pairs,
         description="evaluating",
         name=lambda pair: pair.case,
@@ -87,7 +89,7 @@ def _as_measured(
     asked: Measures | None, found: Mapping[str, _Evaluated], kept: KeptWarnings
 ) -> tuple[Measures | None, Unit | None]:
     """Return what was measured with the tolerance that held, and the unit of distances; None where there are none."""
-    if asked is None or "surface" not in asked.kinds:
+    if asked is None or not asked.needs_sizes:
         return asked, None
     without = sorted(case for case, one in found.items() if not one.sizes_known)
     if not without:
@@ -110,14 +112,15 @@ class _Evaluated:
     sizes_known: bool = True
 
 
-def _evaluate_pair(scheme: LabelScheme, measures: Measures | None, pair: Pair) -> _Evaluated:
+def _evaluate_pair(scheme: LabelScheme, measures: Measures | None, threads: int, pair: Pair) -> _Evaluated:
     try:
         prediction, reference, placed = pair.compared()
         counts = joint_histogram(prediction, reference, scheme)
         metrics = metrics_from_histogram(counts, scheme.classes)
-        sizes = pair.sizes(prediction.shape) if measures is not None else None
-        if measures is not None and sizes is not None:
-            metrics = measure(prediction, reference, scheme, metrics, sizes, measures)
+        needed = measures is not None and measures.needs_sizes
+        sizes = pair.sizes(prediction.shape) if needed else Sizes.unknown(prediction.shape)
+        if measures is not None:
+            metrics = measure(prediction, reference, scheme, metrics, sizes, measures, threads)
     except InputError as error:
         return _Evaluated({}, problem=problem_of(pair.case, error))
     undeclared: dict[str, tuple[int, ...]] = {}
@@ -125,7 +128,7 @@ def _evaluate_pair(scheme: LabelScheme, measures: Measures | None, pair: Pair) -
         undeclared["prediction"] = _undeclared(pair.load_prediction, prediction, scheme)
     if counts[-1].any():
         undeclared["reference"] = _undeclared(pair.load_reference, reference, scheme)
-    return _Evaluated(metrics, undeclared, placed, sizes_known=sizes is None or sizes.known)
+    return _Evaluated(metrics, undeclared, placed, sizes_known=sizes.known)
 
 
 def _undeclared(load: object, inner: NDArray[Any], scheme: LabelScheme) -> tuple[int, ...]:
@@ -175,6 +178,27 @@ def evaluate_folder(
     """
     kept = KeptWarnings(execution.progress)
     measures = Measures.asked(metrics, tolerance, matched_iou)
+    _require_fitting(scheme, label_use)
+    if not isinstance(ending, str):
+        raise InputError(f"the ending of label files is text, got {ending!r}", 'give for example ".nii.gz"')
+    predictions, references = path_of(predictions, "predictions"), path_of(references, "references")
+    rows, place = rows_beside(references), references
+    if not rows and table is not None:
+        place = path_of(table, "table")
+        rows = rows_beside(place)
+    sizes = spacings_of(place) if measures.needs_sizes else {}
+    pairs = [
+        Pair.of_files(name, prediction, reference, scheme, label_use, sizes.get(name))
+        for name, prediction, reference in _counterparts(predictions, references, ending, require_all, kept)
+    ]
+    values = column_of(rows, by) if by else None
+    summary = evaluate(pairs, scheme, measures=measures, execution=replace(execution, progress=kept))
+    summary = with_estimates(summary, groups_of([pair.case for pair in pairs], rows), by, values)
+    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
+
+
+def _require_fitting(scheme: LabelScheme, label_use: LabelUse) -> None:
+    """Refuse what is no scheme, or none of what references are taken as."""
     if not isinstance(scheme, LabelScheme):
         raise InputError(f"what labels mean is told by a LabelScheme, got {scheme!r}", "give dataset.labels")
     if label_use not in get_args(LabelUse):
@@ -184,22 +208,6 @@ def evaluate_folder(
         problem = f"{label_use} makes {count(wanted, 'class', 'classes')} of the references, predictions have"
         action = "give the labels, or the model, that the predictions are of"
         raise InputError(f"{problem} {len(scheme.classes)}", action)
-    if not isinstance(ending, str):
-        raise InputError(f"the ending of label files is text, got {ending!r}", 'give for example ".nii.gz"')
-    predictions, references = path_of(predictions, "predictions"), path_of(references, "references")
-    rows, place = rows_beside(references), references
-    if not rows and table is not None:
-        place = path_of(table, "table")
-        rows = rows_beside(place)
-    sizes = spacings_of(place) if "surface" in metrics else {}
-    pairs = [
-        Pair.of_files(name, prediction, reference, scheme, label_use, sizes.get(name))
-        for name, prediction, reference in _counterparts(predictions, references, ending, require_all, kept)
-    ]
-    values = column_of(rows, by) if by else None
-    summary = evaluate(pairs, scheme, measures=measures, execution=replace(execution, progress=kept))
-    summary = with_estimates(summary, groups_of([pair.case for pair in pairs], rows), by, values)
-    return summary.model_copy(update={"warnings": tuple(kept.warnings)})
 
 
 def _counterparts(

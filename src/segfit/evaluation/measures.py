@@ -54,6 +54,11 @@ class Measures(Record):
         except ValidationError as error:
             raise InputError(f"measures: {first_fault(error)}", "tolerance > 0, 0 <= IoU of a match < 1") from None
 
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether the voxel size bears on them."""
+        return "surface" in self.kinds
+
     def within(self, tolerance: float) -> Self:
         """Return them with a tolerance where none is set."""
         return self.model_copy(update={"tolerance": self.tolerance or tolerance})
@@ -64,6 +69,11 @@ class Sizes(Record):
 
     spacing: tuple[float, ...]
     known: bool = True
+
+    @classmethod
+    def unknown(cls, shape: Sequence[int]) -> Self:
+        """Return those of an image that does not say any: all measures are in voxels."""
+        return cls(spacing=(1.0,) * len(shape), known=False)
 
     @property
     def tolerance(self) -> float:
@@ -78,8 +88,12 @@ def measure(
     metrics: Mapping[str, Metrics],
     sizes: Sizes,
     asked: Measures,
+    threads: int = 1,
 ) -> dict[str, Metrics]:
-    """Return the metrics of two label maps with what was asked for; voxels to be ignored count in no mask."""
+    """Return the metrics of two label maps with what was asked for; voxels to be ignored count in no mask.
+
+    More `threads` change no value.
+    """
     if not asked.kinds:
         return {name: one.with_measures(_overlap(one)) for name, one in metrics.items()}
     spacing = sizes.spacing
@@ -105,7 +119,7 @@ def measure(
                 masks[0] &= ~ignored
             if one.n_pred and one.n_ref:
                 if "surface" in asked.kinds:
-                    values |= surface_measures(masks[0], masks[1], spacing, tolerance, ignored)
+                    values |= surface_measures(masks[0], masks[1], spacing, tolerance, ignored, threads)
                 if "centreline" in asked.kinds:
                     values["centreline_dice"] = _centreline_dice(masks[0], masks[1])
             if "objects" in asked.kinds:

@@ -190,7 +190,7 @@ class Pair:
         files = [load.path for load in (self.load_reference, self.load_prediction) if isinstance(load, LabelFile)]
         grids = [grid for path in files if (grid := read_grid(path, self.spacing_mm)).shape == shape]
         known = [grid.spacing_mm for grid in grids if grid.spacing_known]
-        return Sizes(spacing=known[0] if known else (1.0,) * len(shape), known=bool(known))
+        return Sizes(spacing=known[0]) if known else Sizes.unknown(shape)
 
     def with_metrics(self, metrics: dict[str, Metrics]) -> CaseMetrics:
         """Return the record of this pair and its metrics."""
