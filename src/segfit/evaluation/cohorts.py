@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from segfit.dataset.name_groups import groups_from_names
 from segfit.errors import InputError, nearest
@@ -81,7 +81,7 @@ def with_estimates(
         for value, cases in sorted(members.items()):
             others = [case.case for case in summary.cases if case.case not in set(cases)]
             own = _estimates(summary.subset(cases), groups)
-            rest = _estimates(summary.subset(others), groups) if others else {}
+            rest = _estimates(summary.subset(others), groups, ("dice",)) if others else {}
             slices.append(Slice(value=value, estimates=own, behind=tuple(_behind(own, rest))))
         update["slices"] = tuple(slices)
     return summary.model_copy(update=update)
@@ -103,10 +103,11 @@ def compare(first: Summary, second: Summary, groups: Mapping[str, str], names: t
     return Comparison(first=names[0], second=names[1], mean_dice=difference(means[0], means[1], groups), classes=found)
 
 
-def _estimates(summary: Summary, groups: Mapping[str, str]) -> Estimates:
+def _estimates(summary: Summary, groups: Mapping[str, str], only: Collection[str] = ()) -> Estimates:
+    values = {class_.name: summary.values(class_.name) for class_ in summary.classes}
     return {
-        class_.name: {key: estimate(values, groups) for key, values in summary.values(class_.name).items()}
-        for class_ in summary.classes
+        name: {key: estimate(by_case, groups) for key, by_case in of_class.items() if not only or key in only}
+        for name, of_class in values.items()
     }
 
 
