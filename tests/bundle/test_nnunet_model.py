@@ -129,6 +129,32 @@ def test_damaged_folders_are_refused(folder: Path) -> None:
         read_nnunet_model(folder)
 
 
+def test_faults_of_plans_and_dataset_are_told_with_their_file(folder: Path) -> None:
+    for name, place, value in (
+        ("plans.json", ("configurations", "3d_fullres", "patch_size"), "x"),
+        ("dataset.json", ("regions_class_order",), [1, 2, 0]),
+        ("dataset.json", ("labels",), {"background": 0, " ": 1}),
+    ):
+        whole = (folder / name).read_text()
+        content = json.loads(whole)
+        inner = content
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(InputError) as caught:
+            read_nnunet_model(folder)
+        assert str(folder / name) in caught.value.problem
+        assert caught.value.action
+        (folder / name).write_text(whole)
+    checkpoint = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(checkpoint, weights_only=False)
+    content["network_weights"][3] = torch.zeros(1)
+    torch.save(content, checkpoint)
+    with pytest.raises(InputError, match=r"fold_0/checkpoint_final\.pth is damaged: its weights have the name 3"):
+        read_nnunet_model(folder)
+
+
 def test_numpy_scalars_are_let_in(tmp_path: Path, folder: Path) -> None:
     checkpoint = folder / "fold_0" / "checkpoint_final.pth"
     content = torch.load(checkpoint, weights_only=False)

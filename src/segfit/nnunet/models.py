@@ -72,7 +72,7 @@ def read_nnunet_model(
     read = {fold: _Trained.read(path / f"{_FOLD}{fold}" / file) for fold in names}
     first = read[names[0]]
     _require_known_trainer(path, trainer or first.trainer)
-    labels, channels, ending = _declared(path / "dataset.json", dataset)
+    labels, channels, ending = _declared(path, dataset)
     name = first.configuration
     with _told_of(path / "plans.json"):
         configuration = _as_trained(read_configurations(plans, dataset, [name])[name], first.weights)
@@ -104,6 +104,16 @@ def read_nnunet_model(
     return Bundle(manifest, path, weights)
 
 
+def _declared(path: Path, dataset: Mapping[str, Any]) -> tuple[LabelScheme, tuple[str, ...], str]:
+    """Return labels, channel names and file ending that ``dataset.json`` declares."""
+    try:
+        with _told_of(path / "dataset.json"):
+            labels = LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
+            return labels, channel_names_of(dataset), str(dataset["file_ending"])
+    except KeyError as error:
+        raise InputError(f"{path} is not a model of nnU-Net v2: {error} is missing from dataset.json") from None
+
+
 @contextmanager
 def _told_of(path: Path) -> Iterator[None]:
     """Name the file in an `InputError` about what it holds."""
@@ -111,16 +121,6 @@ def _told_of(path: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{path}: {error.problem}", error.action or "copy the model again") from None
-
-
-def _declared(path: Path, dataset: Mapping[str, Any]) -> tuple[LabelScheme, tuple[str, ...], str]:
-    """Return labels, names of the channels and file ending."""
-    try:
-        with _told_of(path):
-            labels = LabelScheme.from_declaration(dataset["labels"], dataset.get("regions_class_order"))
-            return labels, channel_names_of(dataset), str(dataset["file_ending"])
-    except KeyError as error:
-        raise InputError(f"{path.parent} is not a model of nnU-Net v2: {error} is missing from {path.name}") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
