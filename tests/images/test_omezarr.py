@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -325,6 +326,16 @@ def test_a_pickle_among_the_chunks_is_never_opened(tmp_path: Path) -> None:
         omezarr.read(path)
     assert raised.value.problem == "holds values of type |O"
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", [".zattrs", ".zgroup", "0/.zarray", "chunk"])
+def test_a_pipe_in_the_place_of_a_part_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path / "a.zarr", numbered(4, 6, 8))
+    part = next(iter(chunk_files(path).values())) if name == "chunk" else path / name
+    part.unlink()
+    os.mkfifo(part)
+    with pytest.raises(FileError, match="it is a pipe"):
+        omezarr.read(path)
 
 
 def test_a_second_copy_of_the_metadata_is_not_followed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.files import new_folder
+from segfit.files import new_folder, require_regular
 from segfit.geometry import Grid
 from segfit.images.image import (
     FileError,
@@ -39,6 +39,7 @@ __all__ = ["files", "read", "read_grid", "remarks", "translated", "write"]
 _VERSION = "0.4"  # of what is written: the one that most programs read
 _CHUNK_VOXELS = (64, 256, 256)  # of what is written; 4 MiB of uint8
 _MOST_CHUNKS = 10**6  # of a part that is read; each takes a tenth of a millisecond and more (assumption)
+_METADATA = (".zgroup", ".zattrs", ".zarray", "zarr.json")
 _CODECS = {
     *("adler32", "blosc", "bytes", "bz2", "crc32", "crc32c", "delta", "endian", "fixedscaleoffset", "fletcher32"),
     *("gzip", "lz4", "lzma", "packbits", "quantize", "sharding_indexed", "shuffle", "transpose", "zlib", "zstd"),
@@ -55,7 +56,7 @@ def read(path: Path, region: Sequence[slice] | None = None) -> Image:
     `region` (one slice per spatial axis) reads the chunks it touches and no others. Raises `FileError` for folders that
     are no OME-Zarr image, several time points, damaged chunks, and where zarr is not installed.
     """
-    level = _open(path)
+    level, whole = _open(path), region is None
     region = [slice(None)] * level.grid.ndim if region is None else list(region)
     index: list[int | slice] = [0] * level.array.ndim
     for axis, part in zip(level.spatial, region, strict=True):
@@ -64,6 +65,9 @@ def read(path: Path, region: Sequence[slice] | None = None) -> Image:
         index[level.channel] = slice(None)
     with reading(path):
         _require_bounds(path, level.array, index)
+        for chunk in (path / level.array.path).rglob("*") if whole else ():
+            if chunk.exists():
+                require_regular(chunk)
         voxels = np.asarray(level.array[tuple(index)])
     kept = [axis for axis, part in enumerate(index) if isinstance(part, slice)]  # in the order of the file
     wanted = [*([] if level.channel is None else [level.channel]), *level.spatial]
@@ -192,6 +196,9 @@ def _open(path: Path) -> _Level:
             raise FileNotFoundError(path)
         if path.is_file():
             raise foreign(path, "a folder, as OME-Zarr is")
+        for name in _METADATA:
+            if (path / name).exists():
+                require_regular(path / name)
         try:
             group = zarr.open_group(str(path), mode="r", use_consolidated=False)  # what is checked is what is read
         except (FileNotFoundError, NotADirectoryError):
@@ -212,8 +219,9 @@ def _open(path: Path) -> _Level:
 def _require_numbers(path: Path, name: str) -> None:
     """Raise `FileError` unless an array holds numbers, packed by known codecs; asked before its codecs are made."""
     for file in (path / name / ".zarray", path / name / "zarr.json"):
-        if not file.is_file():
+        if not file.exists():
             continue
+        require_regular(file)
         metadata = json.loads(file.read_bytes())
         metadata = metadata if isinstance(metadata, dict) else {}
         dtype = metadata.get("dtype", metadata.get("data_type", "|b1"))
