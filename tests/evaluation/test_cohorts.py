@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from segfit.errors import InputError
+from segfit.errors import DatasetError, InputError
 from segfit.evaluation.cohorts import column_of, compare, groups_of, with_estimates
 from segfit.evaluation.evaluate import evaluate_folder
 from segfit.evaluation.metrics import Metrics
@@ -170,6 +170,13 @@ def test_a_table_tells_the_size_of_pixels(folders: tuple[Path, Path]) -> None:
     table.write_text("case,pixel_mm\nc0,0.75\n")
     mixed = evaluate_folder(*folders, ONE, ending=".png", metrics=["surface"])
     assert (mixed.unit, [item.code for item in mixed.warnings]) == (None, ["mixed_units"])
+
+
+def test_a_table_that_contradicts_itself_is_refused(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "cases.csv").write_text("case,site\nc0,a\nc0,b\nc1,a\nc1,a\n")
+    with pytest.raises(DatasetError) as caught:
+        evaluate_folder(*folders, ONE, ending=".png", by="site")
+    assert [problem.case for problem in caught.value.problems] == ["c0"]
 
 
 def test_files_of_metrics(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def _print_estimates(title: str, estimates: Estimates, named: Callable[[str], st
         return
     keys = only or list(dict.fromkeys(key for values in estimates.values() for key in values))
     one = next(iter(estimates.values()))["dice"]
-    say(f"\n{title}, 95 % interval over {count(one.groups, 'group')}:")
+    how = "too few groups for an interval" if one.low is None else f"95 % interval over {count(one.groups, 'group')}"
+    say(f"\n{title}, {how}:")
     rows = [(named(key), *(_cell(values.get(key)) for values in estimates.values())) for key in keys]
     table(("", *estimates), rows, sys.stdout, numbers=True)
 

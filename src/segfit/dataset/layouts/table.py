@@ -186,10 +186,20 @@ def spacings_of(folder: Path) -> dict[str, tuple[float, ...]]:
 def rows_beside(folder: Path) -> dict[str, _Row]:
     """Return all columns of cases by name, from the table that `spacings_of` reads; errors as there."""
     path, rows, problems = _beside(folder)
-    named = [] if path is None else [(_name(path, number, row, problems), row) for number, row in enumerate(rows, 1)]
+    found: dict[str, _Row] = {}
+    for number, row in enumerate(rows, 1):
+        assert path is not None
+        name = _name(path, number, row, problems)
+        if name is not None and found.setdefault(composed(name), row) != row:
+            problems.append(_listed_twice(path, name))
     if problems:
         raise DatasetError(problems)
-    return {composed(name): row for name, row in named if name is not None}
+    return found
+
+
+def _listed_twice(path: Path, name: str) -> Problem:
+    problem = f"is listed twice in {path.name} with different values"
+    return Problem(name, problem, "correct or remove one of the rows")
 
 
 def _beside(folder: Path) -> tuple[Path | None, list[_Row], list[Problem]]:
@@ -210,8 +220,7 @@ def _facts_by_case(path: Path, rows: Sequence[_Row], problems: list[Problem]) ->
         name = composed(name)
         found = _facts(path, name, row, problems)
         if facts.setdefault(name, found) != found:
-            problem = f"is listed twice in {path.name} with different values"
-            problems.append(Problem(name, problem, "correct or remove one of the rows"))
+            problems.append(_listed_twice(path, name))
     return facts
 
 
