@@ -118,7 +118,7 @@ def whole_steps(
         stalls.append(stall)
         return learner.step(batch, learning_rate=RATE, rng=stream(0, "augmentation", batch.step))
 
-    with training_on(configuration, device), batches:
+    with training_on(configuration, recipe, device), batches:
         result = timed(steps, step, device, limit_s)
     return result | {"data_wait_s": fmean(stall.seconds() for stall in stalls[-result["steps"] :])}
 
@@ -149,7 +149,7 @@ def ready_steps(
     def step() -> torch.Tensor:
         return learner.step(batch, learning_rate=RATE, rng=stream(0, "augmentation", 0))
 
-    with training_on(configuration, device):
+    with training_on(configuration, recipe, device):
         return timed(steps, step, device, limit_s)
 
 

@@ -135,12 +135,12 @@ def test_a_stopped_run_leaves_the_model_and_its_state_and_goes_on(
     project = Project.create(out, pictures, settings=more, execution=Execution(progress=progress))
     with pytest.raises(StoppedError):
         project.run()
-    assert [path.name for path in out.glob("runs/*/fold-0/*/state/*")] == ["step-000000004.safetensors"]
+    assert [path.name for path in out.glob("runs/*/fold-0/*/state/*")] == ["step-000000007.safetensors"]  # it goes on from before the cool-down, step 3
     assert (out / "model/model.json").read_bytes() == before
     assert load_model(out / "model").name
     progress.react = lambda: None
     project.run()  # the file that is there stops nothing any more
-    assert "resuming from step 4" in progress.told
+    assert "resuming from step 7" in progress.told
     (first,), (second,) = (list(folder.glob("model/*.safetensors")) for folder in (whole, out))
     assert first.read_bytes() == second.read_bytes()
 

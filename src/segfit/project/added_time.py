@@ -17,8 +17,12 @@ __all__ = ["with_added_time"]
 _ADDED = re.compile(r"time_s=\+(\d+(?:\.\d+)?)")
 
 
-def with_added_time(folder: ProjectFolder, settings: Sequence[str]) -> tuple[list[str], float | None]:
+def with_added_time(
+    folder: ProjectFolder, before: ProjectFile | None, settings: Sequence[str]
+) -> tuple[list[str], float | None]:
     """Return settings with the sum in the place of a time that is added, and what is gone on with: the time before.
+
+    `before` is what the project's file says; None where there is no project yet.
 
     That is None where nothing is added. The same addition made again before its run is trained adds nothing more: it
     is the same command, which goes on where it was. A change of other options leaves an addition as it is.
@@ -26,7 +30,6 @@ def with_added_time(folder: ProjectFolder, settings: Sequence[str]) -> tuple[lis
     Raises `InputError` where there is no run by time to add to.
     """
     require_settings(settings)
-    before = load(ProjectFile, folder.project)
     matches = {setting: match for setting in settings if (match := _ADDED.fullmatch(setting))}
     if not matches:
         timed = any(setting.partition("=")[0] in ("time_s", "training.steps") for setting in settings)

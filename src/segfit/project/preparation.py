@@ -114,15 +114,17 @@ class Preparation:
 
     def end_addition(self) -> None:
         """Take the time that was added for trained: the same addition made again adds once more."""
+        if self.time_before is None:
+            return
         file = load(ProjectFile, self.folder.project)
-        if self.time_before is not None and file is not None and file.options == self.asked:
+        if file is not None and file.options == self.asked:
             with self.locks.held("options"), told_of_files("options"):
                 file.model_copy(update={"time_before_s": None}).save(self.folder.project)
         self.time_before = None
 
     def change(self, settings: Sequence[str]) -> None:
         """Change the options of the project by ``key=value`` settings."""
-        settings, self.time_before = with_added_time(self.folder, settings)
+        settings, self.time_before = with_added_time(self.folder, load(ProjectFile, self.folder.project), settings)
         asked = self.asked.with_settings(settings)
         self._adopt(resolved(self.folder.root, asked, self._opened, settings))
         self.save_options()

@@ -67,7 +67,7 @@ class Project(Preparation):
         if not isinstance(options, Options | None):
             raise InputError(f"options are an Options, got {options!r}", "give settings as KEY=VALUE texts")
         before = load(ProjectFile, ProjectFolder(root).project)
-        settings, time_before = with_added_time(ProjectFolder(root), settings)
+        settings, time_before = with_added_time(ProjectFolder(root), before, settings)
         options = (options or (before.options if before is not None else Options())).with_settings(settings)
         skip = options.dataset.skip_incomplete
         if before is not None and not isinstance(dataset, Dataset) and _same_place(dataset, before.dataset):
