@@ -18,7 +18,6 @@ from segfit.files import hash_file, remove_leftovers
 from segfit.networks.unet import build_network
 from segfit.progress import SILENT, Progress, Task
 from segfit.records import store
-from segfit.training.batch import Batch
 from segfit.training.budget import Clock
 from segfit.training.checkpoint import Checkpoints, State, write_tensors
 from segfit.training.device_cases import DeviceCases
@@ -26,7 +25,7 @@ from segfit.training.divergence import Guard
 from segfit.training.events import EventLog
 from segfit.training.interruption import Interruption
 from segfit.training.job import TrainingJob
-from segfit.training.learner import Learner, is_memory_shortage, training_on
+from segfit.training.learner import Learner, training_on
 from segfit.training.loss_history import LossHistory, StepFacts
 from segfit.training.online_validation import CaseValidation
 from segfit.training.pace import Pace
@@ -42,8 +41,9 @@ from segfit.training.result import (
     remove_foreign_result,
     result_key,
 )
-from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory, stream
+from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory
 from segfit.training.schedule import cooldown_start, learning_rate
+from segfit.training.shortage import learn
 from segfit.training.starting_state import state_to_start_from
 from segfit.training.threads import ThreadChoice, kept_threads, thread_numbers
 from segfit.training.trackers import Trackers
@@ -244,7 +244,7 @@ class _Training:
         stall.end(read=True)
         torch.set_num_threads(self._threads.number)
         self._checkpoint_safe = False
-        values = self._learn(batch, rate)
+        values = learn(self._learner, batch, rate, self.job.seed, self._on_device, self._events, self.progress)
         self._step += 1
         self._checkpoint_safe = True
         facts = StepFacts(self._step, self._clock.seconds(), share, rate, batch.cases, stall.seconds)
@@ -258,39 +258,6 @@ class _Training:
             self._losses.settle(self._events)
             self._validate()
         self._guard.keep(self._share(), self._losses, self._state)
-
-    def _learn(self, batch: Batch, rate: float) -> Tensor:
-        """Do a step, again with fewer samples at once where memory does not suffice: same samples, same augmentation.
-
-        It stays so for the steps that follow.
-        """
-        learner = self._learner
-        while True:
-            try:
-                return learner.step(batch, learning_rate=rate, rng=stream(self.job.seed, "augmentation", self._step))
-            except (RuntimeError, MemoryError) as error:
-                if is_memory_shortage(error) and self._on_device.give_back():
-                    continue
-                if not (is_memory_shortage(error) and learner.can_divide()):
-                    raise
-            learner.divide()  # not before: the error held what the step had made
-            batch_size, at_once = self.job.configuration.batch_size, learner.at_once
-            self._events.write(
-                "out_of_memory",
-                step=self._step + 1,
-                batch=batch_size,
-                samples_at_once=at_once,
-                exact=learner.divides_exactly,
-            )
-            told = "with the same gradient" if learner.divides_exactly else "which are normalised by themselves"
-            self.progress.warn(
-                warning(
-                    "out_of_memory",
-                    f"step {self._step + 1} ran out of memory on {self.device}: from now on {at_once} of the "
-                    f"{batch_size} samples of a batch are computed at once, {told}",
-                    "a step takes about a third longer; free memory there, or plan again with a smaller --memory",
-                )
-            )
 
     def _report(self, task: Task) -> None:
         used = self.job.budget.used(self._done, self._clock.seconds())
