@@ -161,6 +161,20 @@ def test_a_folder_that_another_host_fills_stays(tmp_path: Path) -> None:
     assert folder.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not told")
+def test_a_process_is_dead_before_its_parent_knows() -> None:
+    code = "from segfit.owner import Owner; print(Owner.own().name, flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout is not None
+        owner = Owner.of_name(process.stdout.readline())
+        assert owner is not None
+        assert not owner.is_dead()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert owner.is_dead()
+
+
 def test_a_process_is_dead_whose_number_another_one_has(tmp_path: Path) -> None:
     own = Owner.own()
     assert Owner.of_name(f"{own.name}-x.json") == own

@@ -34,7 +34,7 @@ class Owner:
     @classmethod
     def own(cls) -> Self:
         """Return this process."""
-        return cls(_own_host(), os.getpid(), _start_of(os.getpid()))
+        return cls(_own_host(), os.getpid(), _start_in(_told_of(os.getpid())))
 
     @classmethod
     def of_name(cls, text: str) -> Self | None:
@@ -53,7 +53,7 @@ class Owner:
         return self.host == _own_host()
 
     def is_dead(self) -> bool:
-        """Whether it has certainly ended; of processes of other hosts that is not known."""
+        """Whether it has certainly ended, be it that its parent does not know; not known of those of other hosts."""
         if not self.is_here or os.name != "posix":  # elsewhere asking would end it
             return False
         try:
@@ -62,7 +62,8 @@ class Owner:
             return True
         except PermissionError:  # of another user
             pass
-        return 0 not in (self.started, now := _start_of(self.pid)) and now != self.started
+        told = _told_of(self.pid)
+        return told[:1] == [b"Z"] or (0 not in (self.started, now := _start_in(told)) and now != self.started)
 
 
 def _own_host() -> str:
@@ -73,7 +74,12 @@ def _own_host() -> str:
     return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
-def _start_of(pid: int) -> int:
-    with suppress(OSError, ValueError, IndexError):  # Linux alone tells it
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    return 0
+def _told_of(pid: int) -> list[bytes]:
+    """Return what the system tells of a process, its state first; [] where it tells nothing."""
+    with suppress(OSError):  # Linux alone tells it
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return []
+
+
+def _start_in(told: list[bytes]) -> int:
+    return int(told[19]) if len(told) > 19 else 0

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Condition
 from typing import Any
@@ -26,7 +28,7 @@ from segfit.preprocessing import dataset as dataset_module
 from segfit.preprocessing import store as store_module
 from segfit.preprocessing.dataset import preprocess_dataset, verify_store
 from segfit.preprocessing.pipeline import Preprocessed, preprocess
-from segfit.preprocessing.store import CaseStore
+from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import SILENT, KeptWarnings
 from segfit.specs import Normalization, PreprocessingSpec, ResamplingSpec
 
@@ -104,6 +106,22 @@ def test_a_patch_touches_few_chunks() -> None:
     assert store_module._block_shape((10, 300, 300), slicewise=False) == (10, 32, 64)
     assert store_module._block_shape((200, 300, 300), slicewise=True) == (1, 128, 256)
     assert store_module._block_shape((3, 1), slicewise=False) == (3, 1)
+
+
+def test_a_case_goes_to_other_processes_as_its_place(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path)
+    store.add("a", _preprocessed())
+    case = replace(store.open("a"), previous=tmp_path / "before.b2nd")
+    sent = pickle.dumps(case)
+    assert len(sent) < 1000
+    assert len(sent) < sum(rows.nbytes for rows in case.locations.values())
+    there: StoredCase = pickle.loads(sent)
+    assert (there.id, there.shape, there.previous) == (case.id, case.shape, case.previous)
+    np.testing.assert_array_equal(there.image(), case.image())
+    assert there.locations.keys() == case.locations.keys()
+    store.discard("a")
+    with pytest.raises(StageError, match="holds no preprocessed case a"):
+        pickle.loads(sent)
 
 
 def test_many_threads_may_read_one_case(tmp_path: Path) -> None:

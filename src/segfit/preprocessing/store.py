@@ -22,7 +22,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -144,6 +144,9 @@ class StoredCase:
         """Spatial shape."""
         return self.properties.shape
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self.folder, self.previous)  # not with all locations
+
     def image(self, region: Region | None = None) -> NDArray[np.float32]:
         """Return the image, (c, *spatial) float32, or a spatial region of it."""
         return self._read(self.folder / "image.b2nd", (slice(None), *(region or self._whole)))
@@ -167,6 +170,10 @@ class StoredCase:
             stored = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
             result: NDArray[Any] = stored[region]
         return result
+
+
+def _opened(folder: Path, previous: Path | None) -> StoredCase:
+    return replace(CaseStore(folder.parent).open(folder.name), previous=previous)
 
 
 class CaseStore:
