@@ -28,7 +28,7 @@ from segfit.inference.predictor import Predictor
 from segfit.labels import Exchange, LabelScheme
 from segfit.progress import SILENT, Progress
 from segfit.specs import AugmentationSpec, TrainingSpec
-from segfit.training import budget, checkpoint, loop, online_validation
+from segfit.training import budget, checkpoint, loop, online_validation, team
 from segfit.training.batch import Batch
 from segfit.training.budget import TimeBudget
 from segfit.training.device_cases import DeviceCases
@@ -336,8 +336,8 @@ def test_without_validation_cases_there_is_no_curve(tmp_path: Path) -> None:
 
 def test_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "inline")
-    monkeypatch.setattr(loop, "_MEMORY_SHARE", 0)
-    monkeypatch.setattr(loop, "Batches", lambda *args, **kwargs: Batches(*args, **kwargs | {"threads": 2}))
+    monkeypatch.setattr(team, "_MEMORY_SHARE", 0)
+    monkeypatch.setattr(team, "Batches", lambda *args, **kwargs: Batches(*args, **kwargs | {"threads": 2}))
     train(tmp_path / "threads")
     assert_same_weights(tmp_path / "inline", tmp_path / "threads")
 

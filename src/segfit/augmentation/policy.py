@@ -10,7 +10,7 @@ every step changes all channels at once, by parameters of their own that came th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import radians
 from typing import Any
 
@@ -37,7 +37,16 @@ from segfit.labels import Exchange
 from segfit.plugins import guarded, load_plugin
 from segfit.specs import AugmentationSpec
 
-__all__ = ["Parameters", "apply", "draw", "draw_matrices", "exchanged", "loaded_augmentation", "turned"]
+__all__ = [
+    "Parameters",
+    "apply",
+    "draw",
+    "draw_matrices",
+    "exchanged",
+    "loaded_augmentation",
+    "of_samples",
+    "turned",
+]
 
 Array = NDArray[np.float64]
 _Whole = tuple[Tensor, Tensor] | None
@@ -117,6 +126,17 @@ def draw_matrices(spec: AugmentationSpec, ndim: int, batch: int, rng: np.random.
 def turned(matrix: Array) -> NDArray[np.int64]:
     """Return which samples are turned or scaled: of the others no more than the patch is seen."""
     return np.flatnonzero((matrix != np.eye(matrix.shape[1])).any((1, 2)))
+
+
+def of_samples(parameters: Parameters, rows: slice) -> Parameters:
+    """Return the parameters of some samples of the batch."""
+
+    def taken(whole: Parameters | Extras) -> dict[str, Any]:
+        values = {one.name: getattr(whole, one.name) for one in fields(whole)}
+        return {name: value[rows] for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    extras = parameters.extras
+    return replace(parameters, **taken(parameters), extras=None if extras is None else replace(extras, **taken(extras)))
 
 
 def _balanced(rng: np.random.Generator, limits: tuple[float, float], shape: tuple[int, ...]) -> Array:

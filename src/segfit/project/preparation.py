@@ -43,6 +43,7 @@ from segfit.specs import Configuration
 
 if TYPE_CHECKING:
     from segfit.training.initial import InitialWeights
+    from segfit.training.team import Team
 
 __all__ = ["Preparation"]
 
@@ -74,6 +75,7 @@ class Preparation:
         self._former: ProjectFile | None = None  # what was saved before the options of this session are accepted
         self._is_withdrawn = False  # the options of this session were refused, and are saved again if it goes on
         self.validates_all = False  # predict all validation cases, also those that a run had no time for
+        self.team: Team | None = None  # of processes that train with this one
         self.overrun = False  # take more time rather than refuse a budget that is too short
 
     def _adopt(self, options: Options) -> None:

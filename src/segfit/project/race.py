@@ -259,6 +259,7 @@ class _Runner:
             title=f"trying {candidate.words}",
             keep_state=True,
             progress=project.progress,
+            team=project.team,
         )
 
     def _predict(self) -> Summary:

@@ -296,6 +296,7 @@ def train_one(project: Preparation, item: Training) -> TrainingResult:
             title=item.title,
             trackers=project.options.training.trackers,
             progress=project.progress,
+            team=project.team,
         )
     initial = project.run_plan().initial
     if initial is not None and (words := before_and_after(result, initial.kept)):

@@ -21,5 +21,5 @@ class Batch:
     image: Tensor
     labels: Tensor
     step: int = 0
-    cases: tuple[str, ...] = ()  # id of the case of every sample
+    cases: tuple[str, ...] = ()  # id of the case of every sample, of other processes' too
     whole: tuple[Tensor, Tensor] | None = None  # image and labels of the turned samples, of the sample patch

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segfit.augmentation.policy import apply, draw, loaded_augmentation
+from segfit.augmentation.policy import apply, draw, loaded_augmentation, of_samples
 from segfit.augmentation.previous_stage import change, draw_changes, label_channels
 from segfit.device import deterministic_kernels
 from segfit.errors import MemoryShortageError, Problem
@@ -25,6 +25,7 @@ from segfit.networks.unet import PluginNetwork, UNet, build_network
 from segfit.specs import Acceleration, Configuration, TrainingSpec
 from segfit.training.acceleration import LossOfBatch, accelerated, loss_in_one
 from segfit.training.batch import Batch
+from segfit.training.distributed import ALONE, Ranks
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
 from segfit.training.parts import KeptBuffers, backward_in_parts
@@ -43,7 +44,8 @@ class Learner:
     """A network in training on one device.
 
     Everything random comes from `seed` (initial weights) or from the generator given to `step` (augmentation).
-    `at_once` samples go through the network together: the batch, until `divide`.
+    `at_once` samples go through the network together: the batch, until `divide`. Where several processes share a batch
+    they have the same weights, and each is given its samples.
     """
 
     def __init__(
@@ -54,15 +56,17 @@ class Learner:
         device: torch.device,
         *,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         spec = configuration.network
+        self._ranks = ranks.for_batch(configuration.batch_size)
         self._patch, self._channels = configuration.patch_size, spec.in_channels
         self._recipe = recipe
         seen = labels.foreground_values if configuration.previous_stage is not None else ()
         self._previous_values = torch.tensor(seen, dtype=torch.int16, device=device)  # of a cascade's first stage
         self.beside = SideStream(device)
         self.device = device
-        self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides, recipe)
+        self.loss = SegmentationLoss(labels, configuration.batch_dice, spec.strides, recipe, self._ranks)
         self._plugins = [loaded_augmentation(name) for name in recipe.augmentation.plugins]
         self.network: UNet | PluginNetwork = build_network(
             spec, deep_supervision=recipe.deep_supervision, generator=torch.Generator().manual_seed(seed)
@@ -99,8 +103,9 @@ class Learner:
         if self._fast is not None:
             self._fast = None
             torch.compiler.reset()  # which keeps the graphs of what was compiled
-        if how is None or how == Acceleration() or self.at_once < self._batch_size:
-            return True  # parts are computed plainly
+        # Parts are computed plainly; what several processes tell each other is in no graph.
+        if how is None or how == Acceleration() or self.at_once < self._batch_size or self._ranks.size > 1:
+            return True
         image = self.to_device(torch.zeros((self.at_once, self._channels, *self._patch)))
         labels = torch.zeros((self.at_once, 1, *self._patch), dtype=torch.int16, device=self.device)
         whole = loss_in_one(self.network, self.loss).train()
@@ -135,10 +140,12 @@ class Learner:
     def _augmented(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Return a raw batch as the network and the loss see it, on the device."""
         image, labels, whole = batch.image, batch.labels, batch.whole
-        parameters = draw(self._recipe.augmentation, self._patch, image.shape[0], image.shape[1], rng)
+        samples, channels = self._ranks.samples or image.shape[0], image.shape[1]
+        parameters = draw(self._recipe.augmentation, self._patch, samples, channels, rng)
+        parameters = of_samples(parameters, self._ranks.rows)
         image, labels = apply(parameters, *self._sent(image, labels), whole and self._sent(*whole))
         for augment in self._plugins:
-            image, labels = augment(image, labels, rng)
+            image, labels = augment(image, labels, self._ranks.own(rng))
         if len(self._previous_values):
             image, labels = self._with_previous_stage(image, labels, rng)
         return replace(batch, image=image, labels=labels, whole=None)
@@ -149,8 +156,9 @@ class Learner:
     def _with_previous_stage(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Move what the previous stage predicted, augmented, from the labels to the image, a channel per label."""
         channels = label_channels(labels[:, 1], self._previous_values)
-        drawn = draw_changes(self._recipe.augmentation, len(image), len(self._previous_values), rng)
-        for sample, changes in zip(channels, drawn, strict=True):
+        whole = self._ranks.samples or len(image)
+        drawn = draw_changes(self._recipe.augmentation, whole, len(self._previous_values), rng)
+        for sample, changes in zip(channels, drawn[self._ranks.rows], strict=True):
             change(sample, changes)
         return torch.cat((image, channels.to(image.dtype)), 1), labels[:, :1]
 
@@ -162,6 +170,7 @@ class Learner:
         self._buffers.keep()
         try:
             loss = self._backward(batch, groups)
+            self._ranks.sum_gradients(self.network.parameters())
         except BaseException:
             self._buffers.put_back()
             raise
@@ -202,8 +211,12 @@ class Learner:
         return loss
 
     def can_divide(self) -> bool:
-        """Whether a step that failed can be done again with fewer samples at once: it has changed no weight."""
-        return self.at_once > 1 and not self._changing
+        """Whether a step that failed can be done again with fewer samples at once."""
+        return self.at_once > 1 and self.can_repeat()
+
+    def can_repeat(self) -> bool:
+        """Whether a step that failed can be done again: it has changed no weight, and no other process took part."""
+        return not self._changing and self._ranks.size == 1
 
     def divide(self) -> None:
         """Have half as many samples go through the network at once from now on; the gradient stays the batch's."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from segfit.errors import DivergedError, StageError, StoppedError, warning
-from segfit.execution.memory import free_memory_gb
 from segfit.execution.processors import available_workers
 from segfit.files import hash_file, remove_leftovers
 from segfit.networks.unet import build_network
@@ -25,7 +24,7 @@ from segfit.training.divergence import Guard
 from segfit.training.events import EventLog
 from segfit.training.interruption import Interruption
 from segfit.training.job import TrainingJob
-from segfit.training.learner import Learner, training_on
+from segfit.training.learner import training_on
 from segfit.training.loss_history import LossHistory, StepFacts
 from segfit.training.online_validation import CaseValidation
 from segfit.training.pace import Pace
@@ -41,18 +40,17 @@ from segfit.training.result import (
     remove_foreign_result,
     result_key,
 )
-from segfit.training.sampler import Batches, PatchSampler, TrainingCase, keep_in_memory
+from segfit.training.sampler import Batches, TrainingCase
 from segfit.training.schedule import cooldown_start, learning_rate
 from segfit.training.shortage import learn
 from segfit.training.starting_state import state_to_start_from
+from segfit.training.team import Step, Team, batches_of, learner_of, sampler_of
 from segfit.training.threads import ThreadChoice, kept_threads, thread_numbers
 from segfit.training.trackers import Trackers
 
 __all__ = ["train_fold"]
 
 _PLANNED_AT = 0.05  # share of a time budget after which the time of a step is known well enough
-_MEMORY_SHARE = 0.5  # of the free RAM, for keeping cases (assumption)
-_MOST_READERS = 4  # threads reading ahead for a GPU (assumption)
 _MOST_SKIPPED_CASES = 20  # in the result
 
 
@@ -69,6 +67,7 @@ def train_fold(
     trackers: Sequence[str] = (),
     keep_state: bool = False,
     progress: Progress = SILENT,
+    team: Team | None = None,
 ) -> TrainingResult:
     """Train one model, or go on with its training, or return the result of a finished one.
 
@@ -81,6 +80,7 @@ def train_fold(
     title : what the progress calls it
     trackers : that follow its events, see `segfit.training.trackers`
     keep_state : leave the last state beside the weights, for another training to start from
+    team : of processes that train with this one, which need the cases where this one has them; None: it is alone
 
     A training whose learning rate falls in a part of its budget only leaves the state from before that: given more
     seconds it goes on from there, and what it had reached counts until it is done. One that diverges goes back to its
@@ -99,9 +99,12 @@ def train_fold(
         return finished
     remove_foreign_result(folder, identity)
     remove_leftovers(folder)
+    team = team or Team()
     try:
         with training_on(configuration, job.recipe, device), kept_threads():
-            training = _Training(job, identity, train, validation, folder, device, expected_seconds_per_step, progress)
+            training = _Training(
+                job, identity, train, validation, folder, device, expected_seconds_per_step, progress, team
+            )
             training.run(title or f"training {configuration.name}", checkpoint_seconds, trackers)
             return training.finish(keep_state=keep_state)
     except OSError as error:  # a full disk and the like
@@ -123,23 +126,20 @@ class _Training:
     device: torch.device
     expected_seconds: float | None
     progress: Progress
+    team: Team
 
     def __post_init__(self) -> None:
         job, device = self.job, self.device
         configuration, recipe, labels = job.configuration, job.recipe, job.labels
         self._memory = PeakMemory(device)
-        self._learner = Learner(configuration, recipe, labels, device, seed=job.seed)
+        self._learner = learner_of(job, device, self.team.ranks)
         self._checkpoints = Checkpoints(self.folder / STATE, self.identity)
         self._before_cooldown = Checkpoints(self.folder / BEFORE_COOLDOWN, self.identity)
         self._cools_from = cooldown_start(recipe.falling, recipe.warmup_share, recipe.cooldown_share)
         self._cooling = False  # whether the cool-down has begun
         self._is_longer = False  # whether it goes on with another budget than it began with
         self._begun_with: dict[str, Tensor] | None = None  # weights of a model, until it is known what they reach
-        channels, room_gb = configuration.image_channels, free_memory_gb() * _MEMORY_SHARE
-        kept = keep_in_memory(self.train, channels=channels, limit_gb=room_gb)
-        self._sampler = PatchSampler.for_training(
-            kept, configuration, recipe, labels, seed=job.seed, weights=job.weights
-        )
+        self._sampler = sampler_of(job, self.train, self.team.ranks)
         self._validation = CaseValidation(self._learner, configuration, recipe, labels, self.validation)
         self._on_device = DeviceCases(self.train, self._sampler, device, spared=self._validation.most_bytes())
         self._events: EventLog  # opened when it is known where to go on
@@ -159,8 +159,6 @@ class _Training:
         """Train to the end of the budget."""
         self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
-        # On a CPU threads that read ahead would compete with those that train.
-        reader_threads = 0 if self.device.type == "cpu" else min(_MOST_READERS, available_workers())
         known = self._step if self._done else 0
         with (
             Trackers(trackers, self.folder, title, known, self.progress) as followers,
@@ -168,16 +166,12 @@ class _Training:
                 self.folder / EVENTS, step=known, share=self._share_at if self._is_longer else None, follower=followers
             ) as self._events,
             self.progress.task(title, self.job.budget.total) as task,
-            Batches(
-                self._sampler,
-                start=self._step,
-                threads=reader_threads,
-                pin_memory=self.device.type == "cuda",
-                reading=self._learner.beside.working,
-            ) as batches,
+            batches_of(self._sampler, self._learner, start=self._step) as batches,
             Interruption() as interruption,
             self._memory,
+            self.team.training(self.job, self.train, self.device),
         ):
+            self.team.go_on_from(self._state())
             self._clock.start()
             self._learner.accelerate(self.job.acceleration, self.progress.warn)
             self._guard.keep(self._share(), self._losses, self._state)
@@ -192,7 +186,8 @@ class _Training:
                         self._save()
                         saved = perf_counter()
             except (KeyboardInterrupt, SystemExit, StoppedError):
-                if self._checkpoint_safe and self._guard.is_healthy(self._losses):
+                # What others were to add to the last step may be missing.
+                if self._checkpoint_safe and not self.team.is_parted and self._guard.is_healthy(self._losses):
                     self._save()
                 raise
             self._plan(at_end=True)
@@ -243,8 +238,9 @@ class _Training:
         batch = next(batches)
         stall.end(read=True)
         torch.set_num_threads(self._threads.number)
-        self._checkpoint_safe = False
-        values = learn(self._learner, batch, rate, self.job.seed, self._on_device, self._events, self.progress)
+        with self.team.step(Step(self._step, rate, self._threads.number)):
+            self._checkpoint_safe = False
+            values = learn(self._learner, batch, rate, self.job.seed, self._on_device, self._events, self.progress)
         self._step += 1
         self._checkpoint_safe = True
         facts = StepFacts(self._step, self._clock.seconds(), share, rate, batch.cases, stall.seconds)
@@ -339,7 +335,9 @@ class _Training:
     def _go_back(self, trouble: str, batches: Batches) -> None:
         """Go on from the last good state with a lower learning rate, and let an interruption do the same."""
         diverged_at = self._step
-        self._restore(self._guard.go_back(trouble, self._losses))
+        good = self._guard.go_back(trouble, self._losses)
+        self._restore(good)
+        self.team.go_on_from(good)
         batches.go_back(self._step)
         self._events.go_back(self._step)
         self._events.write(

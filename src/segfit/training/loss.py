@@ -1,7 +1,8 @@
 """The loss: a sum of terms, for exclusive labels and for overlapping regions, with deep supervision.
 
 Dice, cross-entropy and its worst share (top-k) are those of nnU-Net 2.8.1; docs/decisions/losses.md says where the
-others come from. Every term weighs 1. Everything is computed in float32 whatever the logits come in.
+others come from. Every term weighs 1. Everything is computed in float32 whatever the logits come in. Where several
+processes share a batch each of them gets the loss of all of it, and derives its part.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from segfit.networks.outputs import class_masks
 from segfit.plugins import guarded, load_plugin
 from segfit.specs import TrainingSpec
 from segfit.training.batch import Batch
+from segfit.training.distributed import ALONE, Ranks
 
 __all__ = ["Compared", "SegmentationLoss", "deep_supervision_weights", "shrink_target", "soft_centre_line"]
 
@@ -50,6 +52,7 @@ class SegmentationLoss:
     batch_dice : pool the sums of Dice and its kin over the batch
     strides : of the network, one entry per stage
     recipe : the terms and their parameters
+    ranks : the processes that share a batch
 
     Attributes
     ----------
@@ -63,8 +66,10 @@ class SegmentationLoss:
         batch_dice: bool,
         strides: Sequence[Sequence[int]],
         recipe: TrainingSpec | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         recipe = recipe or TrainingSpec()
+        self._ranks = ranks
         self.scheme = scheme
         self.batch_dice = batch_dice
         self.weights = tuple(weight for weight in deep_supervision_weights(len(strides) - 1) if weight > 0)
@@ -76,7 +81,7 @@ class SegmentationLoss:
             "topk": partial(self._worst_entropy, recipe.topk_share),
             "focal": partial(self._focal_entropy, recipe.focal_exponent),
         }
-        self._terms = [known[name] if name in known else _plugin_term(name) for name in recipe.loss.split("+")]
+        self._terms = [known[name] if name in known else _plugin_term(name, ranks) for name in recipe.loss.split("+")]
 
     @property
     def num_heads(self) -> int:
@@ -115,10 +120,13 @@ class SegmentationLoss:
         """
         if self.scheme.has_regions:
             if seen.valid is None:  # not the mean of the entropies, whose last digit differs
-                return F.binary_cross_entropy_with_logits(seen.logits, seen.truth.to(seen.logits.dtype))
+                entropy = F.binary_cross_entropy_with_logits(seen.logits, seen.truth.to(seen.logits.dtype))
+                return self._ranks.mean(entropy)
             return self._mean(self._entropies(seen), seen.valid)
         entropy = self._entropies(seen).sum()
-        return entropy / (seen.target.numel() if seen.valid is None else seen.valid.sum().clamp(min=1))
+        if seen.valid is None:
+            return self._ranks.mean(entropy / seen.target.numel())
+        return self._ranks.total(entropy) / self._ranks.total(seen.valid.sum()).clamp(min=1)
 
     def _entropies(self, seen: Compared) -> Tensor:
         """Return the cross-entropy of every voxel `(b, 1 or regions, *spatial)`, 0 where labels are ignored."""
@@ -133,11 +141,13 @@ class SegmentationLoss:
 
     def _mean(self, values: Tensor, valid: Tensor | None) -> Tensor:
         """Return the mean of what counts, as `_entropy` takes it."""
-        return values.mean() if valid is None else values.sum() / valid.sum().clamp(min=_TINY)
+        if valid is None:
+            return self._ranks.mean(values.mean())
+        return self._ranks.total(values.sum()) / self._ranks.total(valid.sum()).clamp(min=_TINY)
 
     def _worst_entropy(self, share: float, seen: Compared) -> Tensor:
         """Mean cross-entropy of the worst voxels of the batch (and their regions); ignored ones count, as 0."""
-        values = self._entropies(seen).flatten()
+        values = self._ranks.gathered(self._entropies(seen)).flatten()
         return values.topk(max(1, int(values.numel() * share)), sorted=False).values.mean()
 
     def _focal_entropy(self, exponent: float, seen: Compared) -> Tensor:
@@ -148,13 +158,17 @@ class SegmentationLoss:
     def _dice(self, seen: Compared) -> Tensor:
         """Return minus the mean soft Dice."""
         common, predicted, true = self._sums(seen)
-        return -((2 * common + _SMOOTH) / (predicted + true + _SMOOTH).clamp(min=_TINY)).mean()
+        return -self._mean_of_batch((2 * common + _SMOOTH) / (predicted + true + _SMOOTH).clamp(min=_TINY))
 
     def _tversky(self, alpha: float, beta: float, seen: Compared) -> Tensor:
         """Return minus the mean Tversky index; with `alpha` and `beta` 0.5 it is Dice."""
         common, predicted, true = self._sums(seen)
         wrong = alpha * (predicted - common) + beta * (true - common)
-        return -((common + _SMOOTH / 2) / (common + wrong + _SMOOTH / 2)).mean()
+        return -self._mean_of_batch((common + _SMOOTH / 2) / (common + wrong + _SMOOTH / 2))
+
+    def _mean_of_batch(self, scores: Tensor) -> Tensor:
+        """Return the mean of scores by class, and by sample unless pooled."""
+        return scores.mean() if self.batch_dice else self._ranks.mean(scores.mean())
 
     def _sums(self, seen: Compared) -> tuple[Tensor, Tensor, Tensor]:
         """Return what is predicted and true, predicted, true: by class, and by sample unless pooled."""
@@ -162,7 +176,10 @@ class SegmentationLoss:
         common = torch.where(seen.truth, shares, 0.0).sum(space)
         predicted = (shares if valid is None else torch.where(valid, shares, 0.0)).sum(space)
         true = seen.truth.sum(space)
-        return (common.sum(0), predicted.sum(0), true.sum(0)) if self.batch_dice else (common, predicted, true)
+        if not self.batch_dice:
+            return common, predicted, true
+        common, predicted, true = self._ranks.totals(common.sum(0), predicted.sum(0), true.sum(0))
+        return common, predicted, true
 
     def _centre_lines(self, steps: int, seen: Compared) -> Tensor:
         """Return minus the mean soft clDice: how much of each centre line lies in the other's mask."""
@@ -171,15 +188,21 @@ class SegmentationLoss:
         space = (0, *range(2, shares.ndim)) if self.batch_dice else tuple(range(2, shares.ndim))
 
         def covered(line: Tensor, mask: Tensor) -> Tensor:
-            return ((line * mask).sum(space) + _SMOOTH_LINES) / (line.sum(space) + _SMOOTH_LINES)
+            common, whole = (line * mask).sum(space), line.sum(space)
+            if self.batch_dice:
+                common, whole = self._ranks.totals(common, whole)
+            return (common + _SMOOTH_LINES) / (whole + _SMOOTH_LINES)
 
         precision = covered(soft_centre_line(shares, steps), masks)
         sensitivity = covered(soft_centre_line(masks, steps), shares)
-        return -(2 * precision * sensitivity / (precision + sensitivity)).mean()
+        return -self._mean_of_batch(2 * precision * sensitivity / (precision + sensitivity))
 
 
-def _plugin_term(name: str) -> Callable[[Compared], Tensor]:
-    """Return the term of a plug-in, which takes a `Compared` and gives a number that the network is to make small."""
+def _plugin_term(name: str, ranks: Ranks) -> Callable[[Compared], Tensor]:
+    """Return the term of a plug-in, which takes a `Compared` and gives a number that the network is to make small.
+
+    Where several processes share a batch each asks it for its samples, and the mean counts.
+    """
     function = guarded("losses", name, load_plugin("losses", name))
 
     def term(seen: Compared) -> Tensor:
@@ -188,7 +211,7 @@ def _plugin_term(name: str) -> Callable[[Compared], Tensor]:
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             problem = f"the plug-in {name} (segfit.losses) must give a tensor without axes, it gave {got}"
             raise InputError(problem, "mend it, or leave it out")
-        return result
+        return ranks.mean(result)
 
     return term
 

@@ -152,6 +152,7 @@ class PatchSampler:
     previous_stage : also read what the previous stage of a cascade predicted
     augmentation : what will be done to the batches, by the stream of their step; when absent, all samples are cut out
         whole
+    rows : the samples of every batch that are read; which are forced is told by their place in the whole batch
     """
 
     def __init__(
@@ -169,7 +170,9 @@ class PatchSampler:
         weights: Sequence[float] | None = None,
         previous_stage: bool = False,
         augmentation: AugmentationSpec | None = None,
+        rows: slice = slice(None),
     ) -> None:
+        self._rows = rows
         self._cases = tuple(cases)
         self._shares = None if weights is None else _shares(weights)
         slice_axis = (1,) * (len(cases[0].shape) - len(patch))
@@ -196,6 +199,7 @@ class PatchSampler:
         *,
         seed: int,
         weights: Sequence[float] | None = None,
+        rows: slice = slice(None),
     ) -> PatchSampler:
         """Return what draws for the training of a configuration."""
         return cls(
@@ -211,6 +215,7 @@ class PatchSampler:
             weights=weights,
             previous_stage=configuration.previous_stage is not None,
             augmentation=recipe.augmentation,
+            rows=rows,
         )
 
     @property
@@ -255,14 +260,18 @@ class PatchSampler:
         return voxel
 
     def batch(self, step: int, *, pin_memory: bool = False) -> Batch:
-        """Read the batch of one step; `pin_memory` has arrays of the host where a GPU can fetch them by itself."""
+        """Read the batch of one step, or this one's part of it; its cases are those of the whole batch.
+
+        `pin_memory` has arrays of the host where a GPU can fetch them by itself.
+        """
         samples = len(self._forced)
         drawn = [self.draw(step, sample) for sample in range(samples)]
         cases = tuple(case.id for case, _ in drawn)
+        drawn = drawn[self._rows]
         if self._augmentation is None:
             return Batch(*self._read(drawn, self._cut, pin_memory), step, cases)
         rng = stream(self._seed, "augmentation", step)
-        which = turned(draw_matrices(self._augmentation, self._axes, samples, rng))
+        which = turned(draw_matrices(self._augmentation, self._axes, samples, rng)[self._rows])
         whole = self._read([drawn[sample] for sample in which], self._cut, pin_memory)
         margin = [cut // 2 - seen // 2 for cut, seen in zip(self._cut, self._seen, strict=True)]
         cropped: list[_Box | None] = [

@@ -32,9 +32,11 @@ def learn(
         try:
             return learner.step(batch, learning_rate=learning_rate, rng=stream(seed, "augmentation", batch.step))
         except (RuntimeError, MemoryError) as error:
-            if is_memory_shortage(error) and on_device.give_back():
+            if not (is_memory_shortage(error) and learner.can_repeat()):
+                raise
+            if on_device.give_back():
                 continue
-            if not (is_memory_shortage(error) and learner.can_divide()):
+            if not learner.can_divide():
                 raise
         learner.divide()  # not before: the error held what the step had made
         _tell(learner, batch, events, progress)
