@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 import typer
 
 from segfit.cli.console import console_execution, say, table
+from segfit.cli.devices import TEAM, let_cublas_repeat
 from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ __all__ = [
     "dataset_facts",
     "dataset_of",
     "is_project",
-    "let_cublas_repeat",
     "open_project",
     "print_json",
     "print_result",
@@ -262,12 +262,8 @@ def open_project(
         project = Project.create(folder, dataset, settings=settings, execution=execution)
     if project.options.training.deterministic:
         let_cublas_repeat()
+    project.team = TEAM.get()
     return project
-
-
-def let_cublas_repeat() -> None:
-    """Set what cuBLAS needs for it in the environment, before it is first used; what the user set stays."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def project_folder(dataset: Path | None, out: Path | None) -> Path:

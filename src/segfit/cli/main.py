@@ -17,6 +17,7 @@ import typer
 from segfit.cli import machine, models, projects, results, stages
 from segfit.cli.common import print_json
 from segfit.cli.console import problem_table, say, wrapped
+from segfit.cli.devices import with_team
 from segfit.cli.help_pages import GroupedHelp
 from segfit.errors import DatasetError, InputError, SegfitError, StoppedError
 from segfit.execution.processors import affinity, available_workers
@@ -134,7 +135,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code; nothing a user does wrong ends in a traceback."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        result = app(given or ["--help"], prog_name="segfit", standalone_mode=False)
+        result = with_team(lambda: app(given or ["--help"], prog_name="segfit", standalone_mode=False))
     except DatasetError as error:
         _tell(f"{count(len(error.problems), 'problem')}; {error.outcome}")
         problem_table(error.problems)

@@ -17,11 +17,11 @@ from segfit.cli.common import (
     Device,
     Out,
     Workers,
-    let_cublas_repeat,
     open_project,
     print_result,
 )
 from segfit.cli.console import console_execution, console_progress, say
+from segfit.cli.devices import let_cublas_repeat
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.scores import evaluate
 from segfit.errors import DatasetError, InputError, warning

@@ -23,6 +23,7 @@ from segfit.cli.common import (
     with_settings,
 )
 from segfit.cli.console import problem_table, say, score_table, table, text_width, wrapped
+from segfit.cli.devices import on_devices
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
 from segfit.errors import InputError, StoppedError
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "print_outcome"]
 
+_Devices = Annotated[
+    int | None, typer.Option("--devices", metavar="N", min=1, help="Devices of this machine that train together.")
+]
 _UNTRUSTED = 3  # exit code of a run whose model should not be used
 _MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "labels", "groups", "settings")
 _TRAINING = (
@@ -72,6 +76,7 @@ def run(
     out: Out = None,
     *,
     given: list[str],
+    devices: _Devices = None,
     executor: Annotated[
         str | None, typer.Option("--executor", metavar="slurm|PACKAGE:NAME", help="Have it done by a cluster.")
     ] = None,
@@ -92,6 +97,8 @@ def run(
     """
     project: Project | None = None
     if executor is not None:
+        if devices is not None:
+            raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
         from segfit.cli.submitting import run_by_tasks
 
         ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
@@ -101,9 +108,10 @@ def run(
     elif cluster is not None or dry_run or wait or planned:
         raise InputError("--cluster, --dry-run and --wait are for a run on a cluster", "give --executor slurm too")
     else:
-        project = open_project(dataset, out, given)
-        with _telling_of_states(project):
-            project.run()
+        with on_devices(devices):
+            project = open_project(dataset, out, given)
+            with _telling_of_states(project):
+                project.run()
     return print_outcome(project, as_json=as_json)
 
 
@@ -280,6 +288,7 @@ def train(
     ] = False,
     *,
     given: list[str],
+    devices: _Devices = None,
     as_json: AsJson = False,
 ) -> None:
     """Train what fits the time; goes on if stopped.
@@ -290,9 +299,10 @@ def train(
 
     numbers = _numbers(folds)
     names = None if configurations is None else [name.strip() for name in configurations.split(",")]
-    project = open_project(dataset, out, given)
-    with _telling_of_states(project):
-        results = project.train(folds=numbers, configurations=names, validate=validate)
+    with on_devices(devices):
+        project = open_project(dataset, out, given)
+        with _telling_of_states(project):
+            results = project.train(folds=numbers, configurations=names, validate=validate)
     done = list(zip(trainings_asked(project, numbers, names), results, strict=True))
     if as_json:
         print_json([{"fold": item.fold, **result.model_dump(mode="json")} for item, result in done])
