@@ -135,7 +135,9 @@ def test_a_stopped_run_leaves_the_model_and_its_state_and_goes_on(
     project = Project.create(out, pictures, settings=more, execution=Execution(progress=progress))
     with pytest.raises(StoppedError):
         project.run()
-    assert [path.name for path in out.glob("runs/*/fold-0/*/state/*")] == ["step-000000007.safetensors"]  # it goes on from before the cool-down, step 3
+    assert [path.name for path in out.glob("runs/*/fold-0/*/state/*")] == [
+        "step-000000007.safetensors"
+    ]  # it goes on from before the cool-down, step 3
     assert (out / "model/model.json").read_bytes() == before
     assert load_model(out / "model").name
     progress.react = lambda: None
