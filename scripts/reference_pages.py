@@ -53,7 +53,7 @@ _STAGES = (
     "report",
     "run",
 )
-_METHODS = {"Project": _STAGES, "Execution": ()}
+_METHODS = {"Project": _STAGES, "Execution": ("by",)}
 """Those that are shown; of other classes all public ones."""
 
 

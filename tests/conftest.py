@@ -109,7 +109,7 @@ class Elsewhere(Executor):
     @property
     def modules(self) -> set[str]:
         """The modules whose functions were called."""
-        return {getattr(function, "func", function).__module__ for function in self.functions}
+        return {getattr(one.work, "func", one.work).__module__ for one in self.functions}
 
 
 @pytest.fixture

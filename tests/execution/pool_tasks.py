@@ -85,7 +85,10 @@ def note_and_die(folder: Path, case: str) -> NoReturn:
     raise AssertionError("unreachable")
 
 
-def wait_for(condition: Callable[[], bool], patience_s: float = 60.0) -> None:
+PATIENCE_S = 60.0
+
+
+def wait_for(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
     """Wait until something holds, however busy the machine is; fail if it never does."""
     end = time.monotonic() + patience_s
     while not condition():
@@ -151,6 +154,29 @@ def tidy(folder: Path, seconds: float) -> None:
         time.sleep(seconds)
     finally:
         unfinished.unlink()
+
+
+def hold_until(path: Path, number: int) -> int:
+    """End when there is a file."""
+    wait_for_file(path)
+    return number
+
+
+def count_beside(folder: Path, most: int, number: int) -> int:
+    """Return how many of these were seen in work at once; the first ones wait until there are as many as expected."""
+
+    def seen() -> int:
+        return len(list(folder.glob("working-*")))
+
+    mark = folder / f"working-{number}"
+    mark.touch()
+    if not (folder / "enough").exists():
+        wait_for(lambda: seen() >= most or (folder / "enough").exists())
+        time.sleep(0.2)  # time for others to start that should not
+    found = seen()
+    (folder / "enough").touch()
+    mark.unlink()
+    return found
 
 
 def hold_alive(folder: str, number: int) -> None:

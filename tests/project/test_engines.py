@@ -28,6 +28,7 @@ def test_a_project_is_the_same_whoever_does_its_cases(
         "segfit.fingerprint.measure",
         "segfit.preprocessing.dataset",
         "segfit.evaluation.evaluate",
+        "segfit.inference.predict_folder",
         "segfit.selection.postprocess",
     }
     assert far.check() == here.check()

@@ -257,7 +257,7 @@ def test_touching_the_stop_file_ends_a_command_with_a_code_to_resume_on(
     out = tmp_path / "stopped"
     settings = [part for setting in tiny for part in ("--set", setting)]
     progress = _Counting((out / "stop").touch)
-    monkeypatch.setattr("segfit.cli.common.console_execution", lambda *_: Execution(progress=progress))
+    monkeypatch.setattr("segfit.cli.common.console_progress", lambda *_: progress)
     arguments = ["train", str(pictures), "--out", str(out), *settings]
     assert run(arguments) == 143
     assert f"segfit select {out} --so-far" in capsys.readouterr().err

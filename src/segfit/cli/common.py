@@ -6,14 +6,15 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
-from segfit.cli.console import console_execution, say, table
+from segfit.cli.console import console_execution, console_progress, say, table
 from segfit.cli.devices import TEAM, let_cublas_repeat
 from segfit.errors import InputError, nearest
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "Checkpoint",
+    "Cluster",
     "DatasetArgument",
     "Device",
+    "Executor",
     "LabelUseName",
     "Labels",
     "Out",
@@ -39,10 +42,12 @@ __all__ = [
     "dataset_of",
     "is_project",
     "open_project",
+    "opened_executor",
     "print_json",
     "print_result",
     "print_states",
     "project_folder",
+    "with_executor",
     "with_settings",
 ]
 
@@ -144,6 +149,41 @@ _SETTINGS: dict[str, Any] = {
 """Options of the command line that set options of a project, by the names of `_settings_from`."""
 
 
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        "--executor", metavar="pool|dask|slurm|PACKAGE:NAME", help="Who does the work; default: this machine."
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", metavar="tcp://HOST:PORT|local:N|FILE", help="Where the executor does it; FILE: a YAML file."
+    ),
+]
+
+
+@contextmanager
+def opened_executor(executor: str | None, cluster: str | None) -> Iterator[Execution]:
+    """Open what --executor and --cluster say of the work on cases."""
+    from segfit.execution.engines import POOL
+    from segfit.execution.execution import Execution
+
+    with Execution.by(executor or POOL, cluster, progress=console_progress()) as execution:
+        yield execution
+
+
+def with_executor(verb: Callable[..., _Exit]) -> Callable[..., _Exit]:
+    """Give a verb the options --executor and --cluster, in the place of its parameter `execution`, which they open."""
+
+    @wraps(verb)
+    def called(executor: str | None = None, cluster: str | None = None, **arguments: Any) -> _Exit:
+        with opened_executor(executor, cluster) as execution:
+            return verb(**arguments, execution=execution)
+
+    return _taking(called, {"executor": Executor, "cluster": Cluster}, "execution")
+
+
 def with_settings(*names: str) -> Callable[[Callable[..., _Exit]], Callable[..., _Exit]]:
     """Give a verb the options of these names, in the place of its parameter `given`.
 
@@ -151,23 +191,28 @@ def with_settings(*names: str) -> Callable[[Callable[..., _Exit]], Callable[...,
     """
 
     def decorate(verb: Callable[..., _Exit]) -> Callable[..., _Exit]:
-        signature = inspect.signature(verb, eval_str=True)
-        options = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SETTINGS[name])
-            for name in names
-        ]
-        own = signature.parameters.values()
-        shown = [one for parameter in own for one in (options if parameter.name == "given" else [parameter])]
-
         @wraps(verb)
         def called(**arguments: Any) -> _Exit:
             given = _settings_from(**{name: arguments.pop(name) for name in names})
             return verb(**arguments, given=given)
 
-        called.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-        return called
+        return _taking(called, {name: _SETTINGS[name] for name in names}, "given")
 
     return decorate
+
+
+def _taking(called: Callable[..., _Exit], options: Mapping[str, Any], place: str) -> Callable[..., _Exit]:
+    """Return a function whose signature has parameters for these options in the place of one of its parameters."""
+    signature = inspect.signature(called, eval_str=True, locals={"Execution": Any})  # which is imported later
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in options.items()
+    ]
+    own = signature.parameters.values()
+    shown = [one for parameter in own for one in (added if parameter.name == place else [parameter])]
+    called.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return called
 
 
 def _settings_from(

@@ -19,8 +19,9 @@ from segfit.cli.common import (
     Workers,
     open_project,
     print_result,
+    with_executor,
 )
-from segfit.cli.console import console_execution, console_progress, say
+from segfit.cli.console import say
 from segfit.cli.devices import let_cublas_repeat
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.scores import evaluate
@@ -72,6 +73,7 @@ _PreviousStage = Annotated[
 ]
 
 
+@with_executor
 def predict(
     paths: _Images = None,
     out: Out = None,
@@ -92,6 +94,8 @@ def predict(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     workers: Workers = None,
+    *,
+    execution: Execution,
     as_json: AsJson = False,
 ) -> None:
     """Segment images with a model.
@@ -101,8 +105,8 @@ def predict(
     of its project; nothing is trained for that.
     """
     given = [*(paths or []), *(inputs or [])]
-    kept = KeptWarnings(console_progress())
-    execution = replace(console_execution(workers), progress=kept)
+    kept = KeptWarnings(execution.progress)
+    execution = replace(execution, workers=workers, progress=kept)
     if not model:
         foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
         if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or not mirror:
@@ -118,12 +122,12 @@ def predict(
         if deterministic:
             let_cublas_repeat()
         loaded = load_model(
-            model, device or "auto", numbers, checkpoint=checkpoint, mirror=None if mirror else False,
-            tile_step=tile_step, deterministic=deterministic,
+            model, device or "auto" if execution.is_here else "cpu", numbers,  # elsewhere workers have it on their own
+            checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step, deterministic=deterministic,
         )  # fmt: skip
         found = _predict(
-            loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays,
-            overwrite=overwrite, save_probabilities=probabilities, previous_stage=previous_stage,
+            loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
+            save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
         )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):

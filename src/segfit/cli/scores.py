@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,8 +21,9 @@ from segfit.cli.common import (
     dataset_of,
     open_project,
     print_json,
+    with_executor,
 )
-from segfit.cli.console import console_execution, say, score_table, table
+from segfit.cli.console import say, score_table, table
 from segfit.errors import InputError
 from segfit.words import count, dice, listing
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from segfit.evaluation.cohorts import Comparison
     from segfit.evaluation.statistics import Estimate
     from segfit.evaluation.summary import Estimates, Summary
+    from segfit.execution.execution import Execution
     from segfit.labels import LabelScheme
 
 __all__ = ["evaluate"]
@@ -67,6 +69,7 @@ _Compare = Annotated[
 ]
 
 
+@with_executor
 def evaluate(
     dataset: DatasetArgument = None,
     out: Out = None,
@@ -83,6 +86,8 @@ def evaluate(
     by: _By = "",
     compare: _Compare = None,
     workers: Workers = None,
+    *,
+    execution: Execution,
     as_json: AsJson = False,
 ) -> None:
     """Score label files against references.
@@ -97,7 +102,10 @@ def evaluate(
         require_writable(target, form)
     elif form != "segfit":
         raise InputError("--format is of the file that is written", "give -o summary.json")
-    asked = _Asked(dataset, model, references, labels, _kinds(metrics), tolerance, match_iou, by, workers)
+    asked = _Asked(
+        dataset, model, references, labels, _kinds(metrics), tolerance, match_iou, by,
+        replace(execution, workers=workers),
+    )  # fmt: skip
     if compare is not None:
         if predictions is not None or by or target is not None:
             raise InputError("--compare goes with --references alone", "leave out -p, --by and -o; --json tells all")
@@ -106,7 +114,7 @@ def evaluate(
     if predictions is None and references is None:
         if labels is not None:
             raise InputError("--labels is for --predictions and --references", "a project knows its own: leave it out")
-        found = open_project(dataset, out, [], make=False).evaluate(
+        found = open_project(dataset, out, [], execution, make=False).evaluate(
             metrics=asked.kinds, tolerance=tolerance, matched_iou=match_iou, by=by
         )
         if found is None:
@@ -136,7 +144,7 @@ class _Asked:
     tolerance: float | None
     match_iou: float
     by: str
-    workers: int | None
+    execution: Execution
 
     def summary(self, predictions: Path | None) -> Summary:
         """Score a folder."""
@@ -148,7 +156,7 @@ class _Asked:
         return evaluate_folder(
             predictions, self.references, scheme, ending=ending, require_all=False, label_use=use, metrics=self.kinds,
             tolerance=self.tolerance, matched_iou=self.match_iou, table=table_folder, by=self.by,
-            execution=console_execution(self.workers),
+            execution=self.execution,
         )  # fmt: skip
 
     def compared(self, paths: tuple[Path, Path]) -> Comparison:

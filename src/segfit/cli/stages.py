@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +15,16 @@ import typer
 
 from segfit.cli.common import (
     AsJson,
+    Cluster,
     DatasetArgument,
+    Executor,
     Out,
     dataset_facts,
     is_project,
     open_project,
+    opened_executor,
     print_json,
+    with_executor,
     with_settings,
 )
 from segfit.cli.console import problem_table, say, score_table, table, text_width, wrapped
@@ -32,6 +37,7 @@ from segfit.words import by_axis, count, dice
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
     from segfit.evaluation.summary import Summary
+    from segfit.execution.execution import Execution
     from segfit.project import Project
     from segfit.project.findings import Findings
     from segfit.selection.verdict import Verdict
@@ -77,13 +83,9 @@ def run(
     *,
     given: list[str],
     devices: _Devices = None,
-    executor: Annotated[
-        str | None, typer.Option("--executor", metavar="slurm|PACKAGE:NAME", help="Have it done by a cluster.")
-    ] = None,
-    cluster: Annotated[
-        Path | None, typer.Option("--cluster", metavar="FILE", help="YAML file with options of the cluster.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --executor would submit.")] = False,
+    executor: Executor = None,
+    cluster: Cluster = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --executor slurm would submit.")] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Stay until the cluster is done; Ctrl-C ends its tasks.")
     ] = False,
@@ -92,24 +94,27 @@ def run(
 ) -> int:
     """Do everything, from the check to the report.
 
-    The exit code is 3 if the run ended and its model should not be used. With --executor it is submitted to a cluster
+    The exit code is 3 if the run ended and its model should not be used. With --executor slurm it is submitted
     as tasks, and the command ends; segfit status says how far they are, segfit stop ends them.
     """
-    project: Project | None = None
-    if executor is not None:
-        if devices is not None:
-            raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
-        from segfit.cli.submitting import run_by_tasks
+    from segfit.cli.submitting import run_by_tasks
+    from segfit.execution.engines import does_cases
 
+    if executor is not None and devices is not None:
+        raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
+
+    project: Project | None
+    if executor is not None and not does_cases(executor):
         ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
-        project = run_by_tasks(dataset, out, given, executor, cluster, **ways)
+        file = None if cluster is None else Path(cluster)
+        project = run_by_tasks(dataset, out, given, executor, file, **ways)
         if project is None:
             return 0
-    elif cluster is not None or dry_run or wait or planned:
-        raise InputError("--cluster, --dry-run and --wait are for a run on a cluster", "give --executor slurm too")
+    elif dry_run or wait or planned:
+        raise InputError("--dry-run and --wait are for a run that is submitted", "give --executor slurm too")
     else:
-        with on_devices(devices):
-            project = open_project(dataset, out, given)
+        with opened_executor(executor, cluster) as execution, on_devices(devices):
+            project = open_project(dataset, out, given, execution)
             with _telling_of_states(project):
                 project.run()
     return print_outcome(project, as_json=as_json)
@@ -128,12 +133,14 @@ def _telling_of_states(project: Project) -> Iterator[None]:
 
 
 @with_settings("skip_incomplete", "resample_labels", "labels", "groups", "workers")
-def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> int:
+@with_executor
+def check(
+    dataset: DatasetArgument = None, out: Out = None, *, given: list[str], execution: Execution, as_json: AsJson = False
+) -> int:
     """Read every file and list all problems.
 
     Says first what was understood. The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
     """
-    from segfit.cli.console import console_execution
     from segfit.dataset.checks import checked_dataset
     from segfit.dataset.layouts import describe
     from segfit.dataset.splits import splits_problems
@@ -141,12 +148,12 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
     from segfit.planning.folds import grouped
 
     if dataset is None or out is not None or is_project(dataset):
-        project = open_project(dataset, out, given)
+        project = open_project(dataset, out, given, execution)
         problems = project.check()
         found: Dataset | None = project.dataset
     else:
         asked = Options().with_settings(given)
-        found, problems = checked_dataset(dataset, asked.dataset, execution=console_execution(asked.workers))
+        found, problems = checked_dataset(dataset, asked.dataset, execution=replace(execution, workers=asked.workers))
         if found is not None:
             found = grouped(found, asked)
             problems += splits_problems(None, found)
@@ -169,9 +176,12 @@ def check(dataset: DatasetArgument = None, out: Out = None, *, given: list[str],
 
 
 @with_settings(*_MEASURING)
-def fingerprint(dataset: DatasetArgument = None, out: Out = None, *, given: list[str], as_json: AsJson = False) -> None:
+@with_executor
+def fingerprint(
+    dataset: DatasetArgument = None, out: Out = None, *, given: list[str], execution: Execution, as_json: AsJson = False
+) -> None:
     """Measure sizes, spacings, labels, intensities."""
-    project = open_project(dataset, out, given)
+    project = open_project(dataset, out, given, execution)
     result = project.fingerprint()
     if as_json:
         print_json(result.model_dump(mode="json"))
@@ -251,16 +261,18 @@ def _print_comparison(first: Path, second: Path, *, as_json: bool) -> None:
 
 
 @with_settings(*_MEASURING)
+@with_executor
 def preprocess(
     dataset: DatasetArgument = None,
     out: Out = None,
     *,
     given: list[str],
+    execution: Execution,
     verify: Annotated[bool, typer.Option("--verify", hidden=True)] = False,  # older name of segfit verify
     as_json: AsJson = False,
 ) -> int:
     """Crop, normalise and resample all cases."""
-    project = open_project(dataset, out, given)
+    project = open_project(dataset, out, given, execution)
     if verify:
         return print_verified(verify_cases(project.folder.root, project.execution), as_json=as_json)
     stored = project.preprocess()
@@ -273,6 +285,7 @@ def preprocess(
 
 
 @with_settings(*_TRAINING)
+@with_executor
 def train(
     dataset: DatasetArgument = None,
     out: Out = None,
@@ -289,6 +302,7 @@ def train(
     *,
     given: list[str],
     devices: _Devices = None,
+    execution: Execution,
     as_json: AsJson = False,
 ) -> None:
     """Train what fits the time; goes on if stopped.
@@ -300,7 +314,7 @@ def train(
     numbers = _numbers(folds)
     names = None if configurations is None else [name.strip() for name in configurations.split(",")]
     with on_devices(devices):
-        project = open_project(dataset, out, given)
+        project = open_project(dataset, out, given, execution)
         with _telling_of_states(project):
             results = project.train(folds=numbers, configurations=names, validate=validate)
     done = list(zip(trainings_asked(project, numbers, names), results, strict=True))
@@ -323,6 +337,7 @@ def _numbers(folds: str | None) -> list[int] | None:
 
 
 @with_settings("skip_incomplete", "resample_labels", "labels", "settings")
+@with_executor
 def select(
     dataset: DatasetArgument = None,
     out: Out = None,
@@ -331,12 +346,13 @@ def select(
     ] = False,
     *,
     given: list[str],
+    execution: Execution,
     as_json: AsJson = False,
 ) -> None:
     """Validate all cases, compare, choose, write the model."""
     from segfit.bundle.bundle import open_bundle
 
-    project = open_project(dataset, out, given)
+    project = open_project(dataset, out, given, execution)
     selection = project.select(complete=not so_far, so_far=so_far)
     if as_json:
         print_json(selection.model_dump(mode="json"))

@@ -122,6 +122,7 @@ def checked_dataset(
     if dataset is None:
         return None, problems
     dataset = dataset.taken(options)
+    execution.require_shared([dataset.root])
     problems = check_dataset(dataset, execution=execution)
     if options.skip_incomplete:
         dataset, problems = leave_out(dataset, problems)

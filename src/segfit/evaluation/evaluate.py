@@ -50,7 +50,9 @@ def evaluate(
     no class, and a warning says where they are, as of files that do not lie alike in space.
     """
     kept = KeptWarnings(execution.progress)
-    threads = max(1, (execution.workers or available_workers()) // max(1, len(pairs)))
+    threads = 1  # of a worker elsewhere, which may have one processor
+    if execution.is_here:
+        threads = max(1, (execution.workers or available_workers()) // max(1, len(pairs)))
     results = replace(execution, progress=kept).map(
         partial(_evaluate_pair, scheme, measures, threads),
         pairs,
@@ -187,10 +189,11 @@ def evaluate_folder(
         place = path_of(table, "table")
         rows = rows_beside(place)
     sizes = spacings_of(place) if measures.needs_sizes else {}
-    pairs = [
-        Pair.of_files(name, prediction, reference, scheme, label_use, sizes.get(name))
-        for name, prediction, reference in _counterparts(predictions, references, ending, require_all, kept)
-    ]
+    if not execution.is_here:  # workers may be in another folder
+        predictions, references = predictions.absolute(), references.absolute()
+    files = _counterparts(predictions, references, ending, require_all, kept)
+    execution.require_shared(files[0][1:])
+    pairs = [Pair.of_files(*found, scheme, label_use, sizes.get(found[0])) for found in files]
     values = column_of(rows, by) if by else None
     summary = evaluate(pairs, scheme, measures=measures, execution=replace(execution, progress=kept))
     summary = with_estimates(summary, groups_of([pair.case for pair in pairs], rows), by, values)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TypeVar
+from math import inf
+from pathlib import Path
+from typing import Self, TypeVar
 
 from segfit.errors import CasesFailedError, InputError
+from segfit.execution.engines import POOL, CaseWork, ClusterExecutor, open_executor
 from segfit.execution.memory import free_memory_gb
 from segfit.execution.pool import open_pool
 from segfit.execution.processors import available_workers
@@ -27,8 +29,8 @@ _LOOK_S = 60.0  # no wait is longer
 Engine = Callable[[int, Sequence[int], Progress], AbstractContextManager[Executor]]
 """Opens an executor of so many workers for items that take so many bytes each, which warns by the progress.
 
-Functions, items and results are small and picklable; they may run wherever the same files have the same paths. The
-name of a function is that of its case. Where a worker is lost, the future of its case fails with `LostCaseError`.
+What it is handed are `CaseWork`, small and picklable as their results are; they may run wherever the same files have
+the same paths. Where a worker is lost, the future of its case fails with `LostCaseError`.
 """
 
 
@@ -41,23 +43,58 @@ class Execution:
     workers : cases in work at once; None: as many as this process may use processors
     memory_gb : memory that the cases in work may take together; None: what is free when the work begins
     progress : where it is reported; by default bars in a notebook, elsewhere messages go to the logger "segfit"
-    engine : called with the number of workers, the bytes that each item takes and the progress, opens the
-        `concurrent.futures.Executor` that does the work; by default threads and processes of this machine
+    engine : a `concurrent.futures.Executor` that is open, or what opens one for each piece of work, called with the
+        number of workers, the bytes that each item takes and the progress; by default threads and processes of this
+        machine. See `Execution.by` for executors with a name
     """
 
     workers: int | None = None
     memory_gb: float | None = None
     progress: Progress = field(default_factory=suitable_progress)
-    engine: Engine = open_pool
+    engine: Engine | Executor = open_pool
 
     def __post_init__(self) -> None:
         if self.workers is not None and not (type(self.workers) is int and self.workers >= 1):
             raise InputError(f"work needs one worker or more, got {self.workers!r}", "set workers to 1 or more")
 
+    @classmethod
+    @contextmanager
+    def by(
+        cls, executor: str, cluster: str | None = None, *, workers: int | None = None, progress: Progress | None = None
+    ) -> Iterator[Self]:
+        """Open an executor by its name, and yield the execution that has all work on cases done by it.
+
+        Parameters
+        ----------
+        executor : pool, dask, or PACKAGE:NAME, which another package has as an entry point of `segfit.executors`
+        cluster : where or how: of dask ``tcp://HOST:PORT``, ``local:N``, or a YAML file of which a cluster is made
+        """
+        progress = suitable_progress() if progress is None else progress
+        if executor == POOL:
+            if cluster is not None:
+                problem = f"the executor {POOL} is this machine and has no cluster"
+                raise InputError(problem, "leave out --cluster, or give --executor dask")
+            yield cls(workers=workers, progress=progress)
+            return
+        with open_executor(executor, cluster, workers, progress) as opened:
+            yield cls(workers=workers, progress=progress, engine=opened)
+
     @property
     def memory_bytes(self) -> float:
-        """Bytes that the cases in work may take together, from now on."""
+        """Bytes that the cases in work may take together from now on, on a cluster that any case may take."""
+        if self.memory_gb is None and isinstance(self.engine, ClusterExecutor):
+            return self.engine.memory_bytes
         return (free_memory_gb() if self.memory_gb is None else self.memory_gb) * 2**30
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process and those that it starts do the work."""
+        return self.engine is open_pool
+
+    def require_shared(self, inputs: Sequence[Path], outputs: Sequence[Path] = ()) -> None:
+        """Raise `InputError` if workers elsewhere do not see these files and folders; of outputs those to be made."""
+        if isinstance(self.engine, ClusterExecutor):
+            self.engine.require_shared(inputs, outputs)
 
     def map(
         self,
@@ -68,6 +105,7 @@ class Execution:
         name: Callable[[_Item], str] = str,
         size: Callable[[_Item], int] | None = None,
         largest_first: bool = False,
+        device: str | None = None,
         lost: Callable[[_Item, LostCaseError], _Result] | None = None,
     ) -> Iterator[tuple[_Item, _Result]]:
         """Yield ``(item, work(item))`` as the items finish, in any order.
@@ -81,6 +119,7 @@ class Execution:
         size : bytes that an item's work is predicted to take. It says that the engine may do it: `work`, the items and
             the results must be small and picklable. Without it, or if one is 0, threads of this process do it
         largest_first : begin with the items of the largest size, so that no worker is left alone with one at the end
+        device : where the networks of the work run, if it has any
         lost : makes the result of an item that was lost with its worker
         """
         waiting = [(item, 0 if size is None else size(item)) for item in items]
@@ -90,7 +129,9 @@ class Execution:
         with (
             self._opened([taken for _, taken in waiting]) as executor,
             self.progress.task(description, total) as task,
-            closing(self._finished(executor, work, name, waiting)) as finished,
+            closing(
+                self._finished(executor, [CaseWork(work, item, name(item), taken, device) for item, taken in waiting])
+            ) as finished,
         ):
             for item, future in finished:
                 error = future.exception()
@@ -110,58 +151,58 @@ class Execution:
     def kept_open(self, sizes: Sequence[int]) -> Iterator[Execution]:
         """Open the executor that suits items of these sizes, and yield an execution that does them in parts with it."""
         with self._opened(sizes) as executor:
-            yield replace(self, engine=lambda *_: nullcontext(executor))
+            yield replace(self, engine=executor)
 
     def _opened(self, sizes: Sequence[int]) -> AbstractContextManager[Executor]:
         workers = min(self.workers or available_workers(), max(1, len(sizes)))
         if not sizes or not all(sizes):
             return ThreadPoolExecutor(workers, thread_name_prefix="segfit")
-        return self.engine(workers, sizes, self.progress)
+        return (
+            nullcontext(self.engine)
+            if isinstance(self.engine, Executor)
+            else self.engine(workers, sizes, self.progress)
+        )
 
     def _finished(
-        self,
-        executor: Executor,
-        work: Callable[[_Item], _Result],
-        name: Callable[[_Item], str],
-        items: Sequence[tuple[_Item, int]],
+        self, executor: Executor, works: Sequence[CaseWork[_Item, _Result]]
     ) -> Generator[tuple[_Item, Future[_Result]], None, None]:
-        """Have items with their sizes done, and yield each with its future when that is finished.
+        """Have works done, and yield the item of each with its future when that is finished.
 
-        One whose thread ran out of memory is tried again alone, as `WorkerPool` does it for processes.
+        One whose thread ran out of memory, or that other cases may have been lost with, is tried again alone, as
+        `WorkerPool` does it for processes.
         """
-
-        def submitted(item: _Item) -> Future[_Result]:
-            call = partial(work, item)
-            call.__name__ = name(item)  # type: ignore[attr-defined]  # by which an engine may call it
-            return executor.submit(call)
-
-        most = 2 * (self.workers or available_workers())  # so that nobody waits for the next item
-        memory = self.memory_bytes
-        waiting, again = list(reversed(items)), list[_Item]()
-        running: dict[Future[_Result], tuple[_Item, int]] = {}
+        memory = inf if isinstance(executor, ClusterExecutor) else self.memory_bytes
+        waiting, again = list(reversed(works)), list[CaseWork[_Item, _Result]]()
+        running: dict[Future[_Result], CaseWork[_Item, _Result]] = {}
         try:
             while waiting or running:
-                in_work = sum(taken for _, taken in running.values())
-                while waiting and len(running) < most and (not running or in_work + waiting[-1][1] <= memory):
-                    item, taken = waiting.pop()
-                    running[submitted(item)] = item, taken
-                    in_work += taken
+                most, in_work = self._most(executor), sum(one.num_bytes for one in running.values())
+                while waiting and len(running) < most and (not running or in_work + waiting[-1].num_bytes <= memory):
+                    work = waiting.pop()
+                    running[executor.submit(work)] = work
+                    in_work += work.num_bytes
                 for future in wait(running, _LOOK_S, FIRST_COMPLETED).done:
-                    item, _ = running.pop(future)
-                    if isinstance(future.exception(), MemoryError):
-                        again.append(item)
+                    work, error = running.pop(future), future.exception()
+                    if isinstance(error, MemoryError) or (isinstance(error, LostCaseError) and not error.was_alone):
+                        again.append(work)
                     else:
-                        yield item, future
-            for item in again:
-                future = submitted(item)
-                running[future] = item, 0
+                        yield work.item, future
+            for work in again:
+                future = executor.submit(work)
+                running[future] = work
                 while not future.done():
                     wait(running, _LOOK_S)
                 del running[future]
-                yield item, future
+                yield work.item, future
         finally:
             for future in running:
                 future.cancel()
+
+    def _most(self, executor: Executor) -> int:
+        """Return how many works may be handed over now: enough that nobody waits for the next."""
+        if isinstance(executor, ClusterExecutor):
+            return min(2 * executor.slots, self.workers or 2 * executor.slots)
+        return 2 * (self.workers or available_workers())
 
 
 LOCAL = Execution()

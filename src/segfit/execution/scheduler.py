@@ -15,12 +15,12 @@ from typing import Literal, Protocol
 from segfit.errors import InputError, reason_of
 from segfit.plugins import guarded, load_plugin
 
-__all__ = ["Job", "JobTask", "Scheduler", "State", "TaskState", "open_scheduler", "read_cluster_file"]
+__all__ = ["SCHEDULERS", "Job", "JobTask", "Scheduler", "State", "TaskState", "open_scheduler", "read_cluster_file"]
 
 State = Literal["waiting", "running", "done", "ended", "unknown"]
 """Of a task: done if it succeeded, ended if it did not or that is forgotten, unknown where nobody answers."""
 
-_OWN: Mapping[str, str] = {"slurm": "segfit.execution.slurm"}  # modules that are imported when they are asked for
+SCHEDULERS: Mapping[str, str] = {"slurm": "segfit.execution.slurm"}  # modules that are imported when they are asked for
 _LARGEST_FILE = 1 << 16  # bytes of a cluster file
 
 
@@ -95,8 +95,8 @@ def open_scheduler(name: str, options: Mapping[str, str], folder: Path) -> Sched
     options : of a cluster file; raises `InputError` for one that it does not know
     folder : where its jobs begin and write their logs; seen under this path by all machines
     """
-    if name in _OWN:
-        scheduler: Scheduler = import_module(_OWN[name]).open_tasks(options, folder)
+    if name in SCHEDULERS:
+        scheduler: Scheduler = import_module(SCHEDULERS[name]).open_tasks(options, folder)
         return scheduler
     if ":" not in name:
         raise InputError(f"{name} does not do tasks", "give --executor slurm, or PACKAGE:NAME of one that is installed")

@@ -46,13 +46,14 @@ _BLAS_THREADS = (
 class LostCaseError(StageError):
     """A case whose worker ended, hung or ran out of memory at every attempt.
 
-    `reason` follows the word "worker", as in "killed by signal 9 (Killed) at 5.1 GB".
+    `reason` follows the word "worker", as in "killed by signal 9 (Killed) at 5.1 GB". One that had others beside it at
+    every attempt, so that they may be the cause, was not alone.
     """
 
-    def __init__(self, case: str, reason: str) -> None:
+    def __init__(self, case: str, reason: str, was_alone: bool = True) -> None:
         super().__init__(f"case {case}: worker {reason}")
-        self.case, self.reason = case, reason
-        self.args = (case, reason)
+        self.case, self.reason, self.was_alone = case, reason, was_alone
+        self.args = (case, reason, was_alone)
 
 
 class _EndedError(Exception):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previ
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.words import count, listing, numbers, printable
 
-__all__ = ["Model", "Prediction", "Prepared", "load_model"]
+__all__ = ["Model", "ModelSource", "Prediction", "Prepared", "load_model"]
 
 Spacing = float | Sequence[float] | NDArray[np.floating[Any]]
 
@@ -101,6 +101,32 @@ class Prepared:
     image: Image | None = None
 
 
+class ModelSource(NamedTuple):
+    """What a model was loaded from and how, as in `load_model`."""
+
+    paths: tuple[Path, ...]
+    device: str
+    folds: tuple[int | str, ...] | None
+    checkpoint: str | None
+    mirror: bool | None
+    tile_step: float | None
+    precision: Precision | None
+    deterministic: bool
+
+    def load(self) -> Model:
+        """Load it again."""
+        return load_model(
+            self.paths,
+            self.device,
+            self.folds,
+            checkpoint=self.checkpoint,
+            mirror=self.mirror,
+            tile_step=self.tile_step,
+            precision=self.precision,
+            deterministic=self.deterministic,
+        )
+
+
 def load_model(
     path: str | Path | Sequence[str | Path],
     device: str = "auto",
@@ -128,7 +154,7 @@ def load_model(
     Raises `InputError` if one is no model, is damaged, lacks a fold, or does not fit the others.
     """
     bundle = open_model(path, folds, checkpoint=checkpoint)
-    return Model(
+    model = Model(
         bundle,
         resolve_device(device),
         folds,
@@ -137,6 +163,10 @@ def load_model(
         precision=precision,
         deterministic=deterministic,
     )
+    paths = tuple(path_of(one, "model").absolute() for one in (path if isinstance(path, list | tuple) else [path]))
+    chosen = None if folds is None else tuple(folds)
+    model.source = ModelSource(paths, device, chosen, checkpoint, mirror, tile_step, precision, deterministic)
+    return model
 
 
 class Model:
@@ -160,6 +190,7 @@ class Model:
                 raise InputError(problem, "install it if you trust it: its code would run")
         self.manifest: ModelManifest = bundle.manifest
         self.device = device
+        self.source: ModelSource | None = None  # of one that lies in a folder
 
         def predictor(member: Member) -> Predictor:
             return Predictor(

@@ -26,7 +26,7 @@ from segfit.resampling import new_shape
 from segfit.specs import PreprocessingSpec
 from segfit.words import count
 
-__all__ = ["preprocess_dataset", "preprocessing_in_parts", "verify_store"]
+__all__ = ["largest_grid", "preprocess_dataset", "preprocessing_in_parts", "verify_store"]
 
 _WORKING_COPIES = 6  # arrays of a case's size that preprocessing holds at its peak
 
@@ -153,20 +153,27 @@ def _known_cases(spec: PreprocessingSpec, measured: Fingerprint | None) -> dict[
 
 def _predicted_bytes(case: Case, spec: PreprocessingSpec, known: CaseFingerprint | None = None) -> int:
     """Return the memory that preprocessing a case takes, about; its header is read where its shape is not `known`."""
+    return max(1, largest_grid(case, spec, known) * len(spec.normalization) * 4 * _WORKING_COPIES)
+
+
+def largest_grid(case: Case, spec: PreprocessingSpec, known: CaseFingerprint | None = None) -> int:
+    """Return the voxels of a case as it is or as it is preprocessed, whichever are more.
+
+    0 where that cannot be told: whoever reads the case names it.
+    """
     if known is None:
         try:
             grid = read_grid(case.images[0], case.spacing_mm)
         except InputError:
-            return 1  # named by whoever reads it
+            return 0
         axes = canonical_map(grid) if spec.orientation == "canonical" else AxisMap.identity(grid.ndim)
         shape, spacing = tuple(grid.shape[axis] for axis in axes.order), axes.permute(grid.spacing_mm)
     else:
         shape, spacing = known.shape, known.spacing_mm
     if len(shape) != spec.image_ndim:
-        return 1  # refused later, with the case's name
+        return 0
     shape, spacing = tuple(shape[axis] for axis in spec.transpose), tuple(spacing[axis] for axis in spec.transpose)
-    voxels = max(prod(shape), prod(new_shape(shape, spacing, spec.spacing_mm)))
-    return voxels * len(spec.normalization) * 4 * _WORKING_COPIES
+    return max(prod(shape), prod(new_shape(shape, spacing, spec.spacing_mm)))
 
 
 def verify_store(store: CaseStore, *, execution: Execution = LOCAL) -> tuple[DamagedCase, ...]:

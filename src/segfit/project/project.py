@@ -82,6 +82,7 @@ class Project(Preparation):
             raise InputError(f"{root} is a file", "choose a folder with --out")
         if before is None and root.exists() and _holds_something(root):
             raise InputError(f"{root} is not empty and not a segfit project", "choose another folder with --out")
+        execution.require_shared([opened.root], [root])
         options = resolved(root, options, opened, settings)
         project = cls(root, opened, options, execution=execution)
         if before is not None and moved:

@@ -225,12 +225,14 @@ def _predicted(project: Preparation) -> Predictions:
     def do() -> None:
         remove_damaged(item.folder, item.key)
         with project.stage_log.of("predict") as use:
+            execution, device = project.execution, project.options.device
+            if execution.is_here:  # one reads ahead: each holds a case beside the networks
+                execution = replace(execution, workers=1)
             with project.locks.held("model"):  # other commands may have another one handed over
                 _hand_over(project, chosen)
-                repeated = bool(project.options.training.deterministic)
-                model = load_model(project.folder.model, project.options.device, deterministic=repeated)
-            one = replace(project.execution, workers=1)  # reads ahead: each holds a case beside the networks
-            predict_folder(model, item.cases, item.folder, ending=item.ending, execution=one)
+                repeated, here = bool(project.options.training.deterministic), device if execution.is_here else "cpu"
+                model = load_model(project.folder.model, here, deterministic=repeated)
+            predict_folder(model, item.cases, item.folder, ending=item.ending, device=device, execution=execution)
             seal(item.folder, item.key, item.names, use())
 
     project.locks.share([Task("predict", lambda: is_sealed(item.folder, item.key), do)])
