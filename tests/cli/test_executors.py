@@ -89,20 +89,18 @@ def test_an_executor_of_another_package_checks_preprocesses_and_predicts(
     for name, given in (("labels", []), ("far labels", by)):
         out = tmp_path / name
         told = _json(
-            capsys, "predict", dataset / "imagesTs", "--model", project / "model", "-o", out, "--probabilities", *given
-        )
+            capsys, "predict", dataset / "imagesTs", "--model", project / "model", "-o", out, "--probabilities",
+            "--overlays", "--deterministic", *given,
+        )  # fmt: skip
         assert len(told["predictions"]) == 2
-        predicted.append({path.name: path.read_bytes() for path in out.iterdir()})
+        predicted.append({path.name: path.read_bytes() for path in out.rglob("*.*")})
     assert predicted[0] == predicted[1]
+    assert len(predicted[0]) == 6
     done = _done()
     assert [(module, device) for module, *_, device in done] == [("segfit.inference.predict_folder", "auto")] * 2
 
-    scores = [
-        _json(
-            capsys, "evaluate", "-p", tmp_path / "labels", "-r", dataset / "labelsTs", "-m", project / "model", *given
-        )
-        for given in ([], by)
-    ]
+    pair = ["-p", tmp_path / "labels", "-r", dataset / "labelsTs", "-m", project / "model"]
+    scores = [_json(capsys, "evaluate", *pair, "--metrics", "surface,objects", *given) for given in ([], by)]
     assert scores[0] == scores[1]
     assert {module for module, *_ in _done()} == {"segfit.evaluation.evaluate"}
     assert set(sys.modules["own_things"].asked) == {("somewhere", None)}

@@ -117,15 +117,15 @@ def test_a_predicted_case_is_the_same_wherever_it_is_done(
     tiny = ["--set", "training.steps=2", "--set", "planning.base_features=4", "--set", "planning.folds=0",
             "--set", "planning.configurations=2d"]  # fmt: skip
     assert run(["run", "data", "--out", "p", *tiny]) in (0, 3)
-    by = ["--executor", "dask", "--cluster", pair.address]
+    by, cpu = ["--executor", "dask", "--cluster", pair.address], ["--device", "cpu", "--overlays"]
     for folder, given in (("here", []), ("far", by)):
-        assert run(["predict", "data/imagesTs", "--model", "p/model", "-o", folder, "--device", "cpu", *given]) == 0
-    names = [path.name for path in Path("here").iterdir()]
-    assert len(names) == 1
+        assert run(["predict", "data/imagesTs", "--model", "p", "-m", "p/model", "-o", folder, *cpu, *given]) == 0
+    names = [str(path.relative_to("here")) for path in Path("here").rglob("*.*")]
+    assert len(names) == 2
     assert [Path("here", name).read_bytes() for name in names] == [Path("far", name).read_bytes() for name in names]
     files = [Path(folder) / "scores.json" for folder in ("here", "far")]
     for file, given in zip(files, ([], by), strict=True):
-        arguments = ["-p", "far", "-r", "data/labelsTs", "--model", "p/model", "-o", str(file)]
+        arguments = ["-p", "far", "-r", "data/labelsTs", "--model", "p/model", "--metrics", "surface", "-o", str(file)]
         assert run(["evaluate", *arguments, *given]) == 0
     here, far = (Summary.load(file) for file in files)
     assert here.mean == far.mean

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -13,9 +14,15 @@ import pytest
 
 from segfit.bundle.bundle import open_bundle
 from segfit.cli.main import run
+from segfit.dataset.layouts import cases_from_files
 from segfit.errors import InputError
+from segfit.execution.execution import Execution
 from segfit.inference.model import load_model
 from segfit.inference.open_model import is_model, open_model
+from segfit.inference.predict_folder import predict_folder
+
+if TYPE_CHECKING:
+    from conftest import Elsewhere
 
 pytestmark = pytest.mark.golden("inference/models/Dataset601_TinyBlobs")
 
@@ -132,6 +139,30 @@ def test_checkpoints(results: Path, image: Path, tmp_path: Path) -> None:
     assert run(["import", str(model), "-o", str(tmp_path / "model"), "--checkpoint", "best"]) == 0
     with pytest.raises(InputError, match="only models of nnU-Net have a checkpoint"):
         open_model(tmp_path / "model", checkpoint="best")
+
+
+def test_workers_elsewhere_load_them_as_they_were_asked_for(
+    results: Path, image: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in results.glob("*/fold_*/checkpoint_final.pth"):
+        file.rename(file.with_name("checkpoint_best.pth"))
+    monkeypatch.chdir(results.parent)
+    model = load_model(
+        [f"{results.name}/{name}" for name in NAMES], "cpu", [1], checkpoint="best", mirror=False, tile_step=0.7,
+        precision="fp32", deterministic=True,
+    )  # fmt: skip
+    assert model.source is not None
+    assert model.source.paths == tuple(results / name for name in NAMES)
+    assert model.source.load().source == model.source
+    cases, files = cases_from_files([image], len(model.channel_names)), []
+    for execution in (Execution(), Execution(engine=elsewhere)):
+        folder = Path(f"labels{len(files)}")
+        (path,) = predict_folder(model, cases, folder, save_probabilities=True, execution=execution)
+        assert path.parent == folder
+        files.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    assert len(files[0]) == 2
+    assert files[0] == files[1]
+    assert [(one.device, one.num_bytes > 1) for one in elsewhere.functions] == [("cpu", True)]
 
 
 def test_what_cannot_be_told_or_averaged_is_refused(results: Path, golden: Path, tmp_path: Path) -> None:
