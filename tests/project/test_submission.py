@@ -274,7 +274,7 @@ def test_where_the_scheduler_is_not_there_the_state_is_unknown(
     [
         (["--dry-run"], "give --executor slurm"),
         (["--wait"], "give --executor slurm"),
-        (["--cluster", "c.yaml"], "leave out --cluster"),
+        (["--cluster", "c.yaml"], "give --executor slurm"),
         (["--executor", "pbs"], "got 'pbs'"),
         (["--executor", "nobody:pbs"], "install the package nobody"),
     ],

@@ -30,7 +30,6 @@ __all__ = [
     "Cluster",
     "DatasetArgument",
     "Device",
-    "Executor",
     "LabelUseName",
     "Labels",
     "Out",
@@ -152,7 +151,7 @@ _SETTINGS: dict[str, Any] = {
 Executor = Annotated[
     str | None,
     typer.Option(
-        "--executor", metavar="pool|dask|slurm|PACKAGE:NAME", help="Who does the work; default: this machine."
+        "--executor", metavar="pool|dask|PACKAGE:NAME", help="Who does the work on cases; default: this machine."
     ),
 ]
 Cluster = Annotated[

@@ -17,7 +17,6 @@ from segfit.cli.common import (
     AsJson,
     Cluster,
     DatasetArgument,
-    Executor,
     Out,
     dataset_facts,
     is_project,
@@ -76,6 +75,16 @@ def add_to(app: typer.Typer) -> None:
         add_verb(app, PIPELINE, verb)
 
 
+_RunExecutor = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        metavar="pool|dask|slurm|PACKAGE:NAME",
+        help="Who does the work on cases, or, slurm, all of it; default: this machine.",
+    ),
+]
+
+
 @with_settings(*_TRAINING)
 def run(
     dataset: DatasetArgument = None,
@@ -83,7 +92,7 @@ def run(
     *,
     given: list[str],
     devices: _Devices = None,
-    executor: Executor = None,
+    executor: _RunExecutor = None,
     cluster: Cluster = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --executor slurm would submit.")] = False,
     wait: Annotated[
@@ -112,6 +121,8 @@ def run(
             return 0
     elif dry_run or wait or planned:
         raise InputError("--dry-run and --wait are for a run that is submitted", "give --executor slurm too")
+    elif executor is None and cluster is not None:
+        raise InputError("--cluster is of an executor, and none is given", "give --executor slurm, or dask, too")
     else:
         with opened_executor(executor, cluster) as execution, on_devices(devices):
             project = open_project(dataset, out, given, execution)
