@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segfit.words import name_in_words, value_in_words
+from segfit.text import name_in_words, value_in_words
 
 
 @pytest.mark.parametrize(

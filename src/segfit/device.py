@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segfit.errors import InputError
 from segfit.execution.memory import free_memory_gb
 from segfit.execution.processors import available_workers
-from segfit.words import count
+from segfit.text import count
 
 if TYPE_CHECKING:
     import torch

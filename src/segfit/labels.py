@@ -17,7 +17,7 @@ from pydantic import model_validator
 
 from segfit.errors import InputError
 from segfit.files import Record
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["Exchange", "LabelClass", "LabelScheme", "smallest_dtype"]
 

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from segfit.progress import LOGGED, Logged, Meter, Progress, Task
-from segfit.words import duration, printable
+from segfit.text import duration, printable
 
 __all__ = ["NotebookProgress", "html_table", "in_notebook", "suitable_progress"]
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from segfit.errors import Problem
-from segfit.words import printable
+from segfit.text import printable
 
 __all__ = [
     "LOGGED",

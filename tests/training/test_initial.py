@@ -19,6 +19,7 @@ from segfit.labels import LabelScheme
 from segfit.networks.transfer import Transfer
 from segfit.networks.unet import build_network
 from segfit.progress import Progress
+from segfit.text import dice
 from segfit.training.budget import TimeBudget
 from segfit.training.events import read_events
 from segfit.training.initial import InitialWeights
@@ -26,7 +27,6 @@ from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.online_validation import CaseValidation, ValidationSchedule
 from segfit.training.result import EVENTS, WEIGHTS, before_and_after
-from segfit.words import dice
 
 CPU = torch.device("cpu")
 STILL = 1e-30  # a rate that changes no float32

@@ -36,7 +36,7 @@ from segfit.images.formats import ENDINGS, described
 from segfit.labels import Exchange, LabelScheme
 from segfit.options import SMALLEST_TILE_STEP
 from segfit.specs import Configuration, Millimetres
-from segfit.words import extent, printable, value_in_words
+from segfit.text import extent, printable, value_in_words
 
 if TYPE_CHECKING:
     from torch import Tensor

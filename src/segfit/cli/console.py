@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from segfit.errors import Problem
 from segfit.progress import Meter, Progress, Task
-from segfit.words import dice, duration, listing, printable
+from segfit.text import dice, duration, listing, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -52,7 +52,7 @@ def _diagnosis(device: str) -> list[tuple[str, str, str]]:
 
 def _machine(device: str) -> list[tuple[str, str, str]]:
     from segfit.device import measure_hardware
-    from segfit.words import duration
+    from segfit.text import duration
 
     machine = measure_hardware(device)
     memory = machine.free_memory_gb

@@ -21,7 +21,7 @@ from segfit.cli.devices import with_team
 from segfit.cli.help_pages import GroupedHelp
 from segfit.errors import DatasetError, InputError, SegfitError, StoppedError
 from segfit.execution.processors import affinity, available_workers
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["app", "main"]
 

@@ -131,7 +131,7 @@ def clean(
     asked for again.
     """
     from segfit.project.upkeep import remove, unneeded
-    from segfit.words import gigabytes
+    from segfit.text import gigabytes
 
     project = open_project(None, project_folder(dataset, out), [])
     items = unneeded(project)
@@ -163,7 +163,7 @@ def demo(
     Phantoms with two classes; takes less than five minutes on a CPU that is not busy.
     """
     from segfit.dataset.phantom import make_phantom
-    from segfit.words import duration
+    from segfit.text import duration
 
     started = perf_counter()
     data = out / "Dataset000_Phantom"

@@ -27,7 +27,7 @@ from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.scores import evaluate
 from segfit.errors import DatasetError, InputError, warning
 from segfit.progress import KeptWarnings, Progress
-from segfit.words import count
+from segfit.text import count
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Case

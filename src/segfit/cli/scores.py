@@ -25,7 +25,7 @@ from segfit.cli.common import (
 )
 from segfit.cli.console import say, score_table, table
 from segfit.errors import InputError
-from segfit.words import count, dice, listing
+from segfit.text import count, dice, listing
 
 if TYPE_CHECKING:
     from segfit.evaluation.cohorts import Comparison

@@ -31,7 +31,7 @@ from segfit.cli.devices import on_devices
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
 from segfit.errors import InputError, StoppedError
-from segfit.words import by_axis, count, dice
+from segfit.text import by_axis, count, dice
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset

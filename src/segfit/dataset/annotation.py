@@ -20,7 +20,7 @@ from segfit.images.formats import read_label, read_layers
 from segfit.images.image import FileError, Image
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["LABEL_BYTES_PER_VOXEL", "MergedMasks", "as_seen", "count_values", "merged_masks", "read_labels"]
 

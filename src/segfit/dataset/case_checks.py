@@ -27,7 +27,7 @@ from segfit.images.image import Image, Remark, problem_of
 from segfit.images.image_checks import grid_problems, header_remarks, voxel_problems
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["UNDECLARED", "CaseVoxels", "Finding", "Look", "check_case"]
 

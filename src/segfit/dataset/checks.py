@@ -28,7 +28,7 @@ from segfit.images.formats import find_format, num_voxels
 from segfit.images.image import Remark
 from segfit.labels import LabelScheme
 from segfit.options import DatasetOptions
-from segfit.words import count, listing, numbers
+from segfit.text import count, listing, numbers
 
 __all__ = ["COPY", "MIN_CASES", "OBJECTS", "OVERLAP", "check_dataset", "checked_dataset", "require_usable"]
 

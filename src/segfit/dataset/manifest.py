@@ -14,7 +14,7 @@ from segfit.files import Record
 from segfit.images.formats import known_ending
 from segfit.labels import LabelScheme
 from segfit.options import DatasetOptions, LabelUse
-from segfit.words import count, listing
+from segfit.text import count, listing
 
 __all__ = ["Case", "Dataset", "Mask"]
 

@@ -28,7 +28,7 @@ from segfit.dataset.manifest import Case, Dataset
 from segfit.errors import InputError, Problem, nearest, warning
 from segfit.files import Document, Record, content_hash, read_json
 from segfit.images.formats import known_ending
-from segfit.words import listing
+from segfit.text import listing
 
 __all__ = [
     "MAX_FOLDS",

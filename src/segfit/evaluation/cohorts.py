@@ -10,7 +10,7 @@ from segfit.errors import InputError, nearest
 from segfit.evaluation.statistics import Difference, difference, estimate
 from segfit.evaluation.summary import Estimates, Slice, Summary
 from segfit.files import Record
-from segfit.words import count, listing
+from segfit.text import count, listing
 
 __all__ = ["Comparison", "column_of", "compare", "groups_of", "with_estimates"]
 

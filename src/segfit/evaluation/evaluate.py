@@ -28,7 +28,7 @@ from segfit.images.image import problem_of
 from segfit.labels import LabelScheme
 from segfit.options import LabelUse
 from segfit.progress import KeptWarnings
-from segfit.words import count, listing
+from segfit.text import count, listing
 
 __all__ = ["evaluate", "evaluate_folder"]
 

@@ -17,7 +17,7 @@ from segfit.evaluation.statistics import Estimate
 from segfit.files import Document, GrownRecord, Record, Warned
 from segfit.labels import LabelClass
 from segfit.notebook import html_table
-from segfit.words import count, dice, listing
+from segfit.text import count, dice, listing
 
 __all__ = ["CaseMetrics", "Estimates", "MeanMetrics", "Slice", "Summary", "summarize"]
 

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 from segfit.errors import Problem, StageError, warning
 from segfit.execution.memory import process_bytes
 from segfit.execution.worker_main import GRACE_S, Answer
-from segfit.words import gigabytes
+from segfit.text import gigabytes
 
 __all__ = ["LostCaseError", "WorkerPool"]
 

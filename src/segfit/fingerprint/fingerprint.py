@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from segfit.files import Document, GrownRecord, Record
 from segfit.specs import IntensityStatistics
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["CaseFingerprint", "ChannelIntensities", "Fingerprint", "ImageFingerprint", "Orientation", "Unit", "unit_of"]
 

@@ -26,7 +26,7 @@ from segfit.fingerprint.intensities import ChannelDistribution, Mixture
 from segfit.images.formats import num_voxels, read_case, stacked
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["look_to_measure", "measure"]
 

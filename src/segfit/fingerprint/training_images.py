@@ -19,7 +19,7 @@ from segfit.errors import Problem
 from segfit.files import GrownRecord
 from segfit.fingerprint.appearance import BLOCKS, SHARES
 from segfit.fingerprint.fingerprint import ImageFingerprint, Orientation, Unit, unit_of
-from segfit.words import listing, numbers
+from segfit.text import listing, numbers
 
 __all__ = ["Range", "TrainingImages", "impossible_size"]
 

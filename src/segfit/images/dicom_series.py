@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from segfit.geometry import Grid
 from segfit.images.dicom_pixels import rescaling
 from segfit.images.image import FileError, reading
-from segfit.words import count
-from segfit.words import numbers as shown
+from segfit.text import count
+from segfit.text import numbers as shown
 
 __all__ = ["place_slices"]
 

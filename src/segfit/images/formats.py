@@ -17,7 +17,7 @@ from segfit.images import dicom, metaimage, mgh, nifti, nrrd, omezarr, png_jpeg,
 from segfit.images.image import FileError, Image, LabelMap, Remark, Segment
 from segfit.images.open_files import OpenFiles, shared
 from segfit.labels import smallest_dtype
-from segfit.words import numbers
+from segfit.text import numbers
 
 __all__ = [
     "ENDINGS",

@@ -18,7 +18,7 @@ from segfit.execution.memory import free_bytes
 from segfit.geometry import AxisMap, Grid
 from segfit.images.open_files import OpenFiles, opened
 from segfit.labels import LabelScheme
-from segfit.words import by_axis, gigabytes
+from segfit.text import by_axis, gigabytes
 
 __all__ = [
     "CASE_FAILURES",

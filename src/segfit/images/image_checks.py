@@ -13,7 +13,7 @@ from segfit.errors import Problem
 from segfit.geometry import Grid
 from segfit.images import omezarr
 from segfit.images.image import Remark
-from segfit.words import count, numbers
+from segfit.text import count, numbers
 
 __all__ = ["grid_problems", "header_remarks", "voxel_problems"]
 

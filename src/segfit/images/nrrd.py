@@ -25,7 +25,7 @@ from segfit.geometry import Grid, is_invertible
 from segfit.images.image import COPY_AGAIN, FileError, Image, Segment, foreign, mm_per_unit, reading
 from segfit.images.open_files import OpenFiles, opened
 from segfit.images.raw_voxels import COMPRESSION_LEVEL, Encoding, Payload, TextHeader, numbers, whole_numbers
-from segfit.words import numbers as shown
+from segfit.text import numbers as shown
 
 __all__ = ["companions", "read", "read_grid", "segments", "write"]
 

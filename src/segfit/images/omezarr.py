@@ -32,7 +32,7 @@ from segfit.images.image import (
     require_memory,
 )
 from segfit.images.open_files import OpenFiles
-from segfit.words import numbers
+from segfit.text import numbers
 
 __all__ = ["files", "read", "read_grid", "remarks", "translated", "write"]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segfit.images.image import COPY_AGAIN, FileError, require_memory
 from segfit.images.open_files import OpenFiles, opened
-from segfit.words import count as amount
+from segfit.text import count as amount
 
 __all__ = ["COMPRESSION_LEVEL", "Encoding", "Payload", "TextHeader", "numbers", "whole_numbers"]
 

@@ -37,7 +37,7 @@ from segfit.options import SMALLEST_TILE_STEP
 from segfit.plugins import package_version
 from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previous_stage
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
-from segfit.words import count, listing, numbers, printable
+from segfit.text import count, listing, numbers, printable
 
 __all__ = ["Model", "ModelSource", "Prediction", "Prepared", "load_model"]
 

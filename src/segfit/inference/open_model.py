@@ -12,7 +12,7 @@ from segfit.files import path_of, require_there
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.nnunet.results import is_results, read_results
 from segfit.progress import LOGGED, Progress
-from segfit.words import listing
+from segfit.text import listing
 
 __all__ = ["fold_names", "is_model", "open_model"]
 

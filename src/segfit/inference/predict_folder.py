@@ -25,7 +25,7 @@ from segfit.inference.model import Model, ModelSource, Prepared
 from segfit.inference.to_input_grid import LogitField
 from segfit.preprocessing.dataset import largest_grid
 from segfit.progress import SILENT, KeptWarnings, tasks_only
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["is_written", "predict_folder"]
 

@@ -18,7 +18,7 @@ from segfit.images.image import Image
 from segfit.images.image_checks import grid_problems, header_remarks, voxel_problems
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
-from segfit.words import by_axis, count, numbers
+from segfit.text import by_axis, count, numbers
 
 __all__ = ["Array", "Geometry", "Source", "as_spacing", "read_previous_stage", "read_source", "source_files"]
 

@@ -28,7 +28,7 @@ from segfit.nnunet.plans_reader import channel_names_of, read_configurations
 from segfit.nnunet.postprocessing import read_postprocessing
 from segfit.nnunet.trainers import TRAINERS
 from segfit.specs import Configuration, NetworkSpec
-from segfit.words import listing, printable
+from segfit.text import listing, printable
 
 if TYPE_CHECKING:
     from torch import Tensor

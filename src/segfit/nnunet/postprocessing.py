@@ -10,7 +10,7 @@ from segfit.errors import InputError
 from segfit.files import read_json
 from segfit.labels import LabelScheme
 from segfit.nnunet.checkpoint import foreign_name, read_pickle
-from segfit.words import listing, printable
+from segfit.text import listing, printable
 
 __all__ = ["read_postprocessing"]
 

@@ -21,7 +21,7 @@ from segfit.errors import InputError, reason_of
 from segfit.files import read_json
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.nnunet.postprocessing import read_postprocessing
-from segfit.words import gigabytes, listing
+from segfit.text import gigabytes, listing
 
 __all__ = ["is_results", "read_results"]
 

@@ -20,7 +20,7 @@ from segfit.planning.resampling import preprocessing_of
 from segfit.planning.topology import kernels_for
 from segfit.planning.trace import Asked
 from segfit.specs import Configuration, NetworkSpec, Normalization
-from segfit.words import by_axis
+from segfit.text import by_axis
 
 __all__ = ["configuration", "stride_inputs"]
 

@@ -12,7 +12,7 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.labels import LabelScheme
 from segfit.planning.mirroring import value_names
 from segfit.specs import Normalization
-from segfit.words import listing
+from segfit.text import listing
 
 __all__ = ["data_warnings"]
 

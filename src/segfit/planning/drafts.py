@@ -21,7 +21,7 @@ from segfit.planning.presets import rules_of_kind
 from segfit.planning.spacing import axis_order, coarse_axis, median_shape, target_spacing
 from segfit.planning.topology import SMALLEST_MAP
 from segfit.planning.trace import Asked, Trace
-from segfit.words import by_axis
+from segfit.text import by_axis
 
 __all__ = ["Draft", "Images", "chosen", "drafts", "fixed_patch"]
 

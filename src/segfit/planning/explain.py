@@ -10,7 +10,7 @@ from typing import Any
 
 from segfit.planning.plan import Decision, Outcome, Plan, RunSpec
 from segfit.planning.rules import CHANGES, SET, TABLE
-from segfit.words import duration, gigabytes, listing, name_in_words, value_in_words
+from segfit.text import duration, gigabytes, listing, name_in_words, value_in_words
 
 __all__ = [
     "GENERAL",

@@ -15,7 +15,7 @@ from segfit.errors import InputError
 from segfit.feature_maps import feature_map_elements
 from segfit.planning.presets import Rules
 from segfit.planning.topology import SMALLEST_MAP, Topology, topology
-from segfit.words import by_axis
+from segfit.text import by_axis
 
 __all__ = [
     "LOWRES_SHARE",

@@ -10,7 +10,7 @@ from segfit.files import Document, Record, Warned
 from segfit.fingerprint.fingerprint import Unit
 from segfit.notebook import html_table
 from segfit.specs import Acceleration, Configuration, TrainingSpec
-from segfit.words import by_axis, listing
+from segfit.text import by_axis, listing
 
 __all__ = [
     "Decision",

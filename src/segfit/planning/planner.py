@@ -28,7 +28,7 @@ from segfit.planning.recipe import decide_common_recipe, decide_flips, flips_of,
 from segfit.planning.rules import REPLAYED
 from segfit.planning.trace import Asked, Replay, Trace, as_json, decisions_of
 from segfit.specs import Configuration, Normalization, TrainingSpec
-from segfit.words import listing
+from segfit.text import listing
 
 __all__ = ["derive"]
 

@@ -25,7 +25,7 @@ from segfit.planning.patch import LOWRES_SHARE, SMALLEST_BATCH
 from segfit.planning.presets import AUTO_LARGE_GB, AUTO_MEDIUM_GB, AUTO_MOST_GB, RULES
 from segfit.planning.spacing import ANISOTROPY
 from segfit.planning.topology import SMALLEST_MAP
-from segfit.words import listing
+from segfit.text import listing
 
 __all__ = ["CHANGES", "REPLAYED", "SET", "TABLE", "Rule"]
 

@@ -15,7 +15,7 @@ from segfit.planning.recipe import geometry_values, patch_ratio, recipe_values
 from segfit.planning.rules import SET
 from segfit.planning.trace import as_json
 from segfit.specs import Configuration, TrainingSpec
-from segfit.words import value_in_words
+from segfit.text import value_in_words
 
 __all__ = ["with_run"]
 

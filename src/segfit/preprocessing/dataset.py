@@ -24,7 +24,7 @@ from segfit.preprocessing.pipeline import TooLargeError, preprocess
 from segfit.preprocessing.store import CaseStore, DamagedCase, compressed, legible_name
 from segfit.resampling import new_shape
 from segfit.specs import PreprocessingSpec
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["largest_grid", "preprocess_dataset", "preprocessing_in_parts", "verify_store"]
 

@@ -26,7 +26,7 @@ from segfit.preprocessing.locations import class_locations
 from segfit.preprocessing.normalize import normalize
 from segfit.resampling import new_shape, resample_image, resample_labels
 from segfit.specs import PreprocessingSpec
-from segfit.words import count, extent, gigabytes
+from segfit.text import count, extent, gigabytes
 
 __all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "preprocess", "with_previous_stage"]
 

@@ -10,7 +10,7 @@ from segfit.options import require_settings
 from segfit.planning.plan import Plan
 from segfit.project.documents import load
 from segfit.project.folder import ProjectFile, ProjectFolder
-from segfit.words import duration
+from segfit.text import duration
 
 __all__ = ["with_added_time"]
 

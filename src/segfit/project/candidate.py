@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from segfit.files import Record
 from segfit.fingerprint.fingerprint import Unit
 from segfit.specs import Acceleration, Configuration, TrainingSpec
+from segfit.text import by_axis
 from segfit.training.probe import StepCost, TileCost
 from segfit.training.schedule import cooldown_start
-from segfit.words import by_axis
 
 __all__ = ["CASE_SECONDS", "SLACK", "Candidate", "ValidationCost", "Workload", "configuration_words"]
 

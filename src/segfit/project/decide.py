@@ -41,7 +41,7 @@ from segfit.project.sampled_labels import sampled_labels
 from segfit.project.sizing import Sizer
 from segfit.project.taken_from_model import taken_from_model
 from segfit.specs import Acceleration, Configuration, TrainingSpec
-from segfit.words import duration
+from segfit.text import duration
 
 __all__ = ["DEFAULT_SECONDS", "decide_run", "require_possible"]
 

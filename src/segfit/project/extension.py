@@ -17,10 +17,10 @@ from segfit.options import CASCADE
 from segfit.planning.plan import Extension, Plan, RunSpec
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import is_begun, training_of
+from segfit.text import duration
 from segfit.training.result import WEIGHTS
 from segfit.training.schedule import cooldown_start
 from segfit.training.starting_state import state_before_cooldown
-from segfit.words import duration
 
 __all__ = ["Earlier", "earlier_run", "require_extended"]
 

@@ -24,7 +24,7 @@ from segfit.progress import messages_only
 from segfit.project.candidate import CASE_SECONDS, Candidate, ValidationCost, Workload
 from segfit.resampling import new_shape
 from segfit.specs import Configuration, PreprocessingSpec
-from segfit.words import duration, gigabytes, listing
+from segfit.text import duration, gigabytes, listing
 
 __all__ = [
     "PreprocessingCost",

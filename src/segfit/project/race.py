@@ -28,11 +28,11 @@ from segfit.project.preparation import Preparation
 from segfit.project.stages import STAGES
 from segfit.project.validation import validate_fold
 from segfit.records import Key
+from segfit.text import duration
 from segfit.training.budget import TimeBudget
 from segfit.training.job import TrainingJob
 from segfit.training.loop import train_fold
 from segfit.training.result import RESULT, WEIGHTS, TrainingResult
-from segfit.words import duration
 
 __all__ = ["Outcome", "exclude", "race", "remove_losers", "taken_up"]
 

@@ -44,9 +44,9 @@ from segfit.project.acceleration import fastest_acceleration
 from segfit.project.candidate import SLACK, Candidate, ValidationCost, Workload, configuration_words
 from segfit.project.forecast import CASE_SECONDS_PER_MEGAVOXEL
 from segfit.specs import Acceleration, AugmentationSpec, Configuration, TrainingSpec
+from segfit.text import duration, listing
 from segfit.training.probe import StepCost, best_threads, memory_limited, probe_forward, probe_step
 from segfit.training.threads import kept_threads
-from segfit.words import duration, listing
 
 __all__ = ["Sizer"]
 

@@ -26,7 +26,7 @@ from segfit.planning.plan import Plan
 from segfit.planning.taken_over import NETWORK_OPTIONS, name_here, network_values, values_of, with_values
 from segfit.project.folder import ProjectFolder
 from segfit.specs import Configuration, NetworkSpec
-from segfit.words import count
+from segfit.text import count
 
 if TYPE_CHECKING:
     from segfit.training.initial import InitialWeights

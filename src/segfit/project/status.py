@@ -17,9 +17,9 @@ from segfit.planning.plan import Plan
 from segfit.project.folder import CheckFile, ProjectFile, ProjectFolder
 from segfit.records import RECORD_FILE
 from segfit.selection.select import Selection
+from segfit.text import count, dice, listing
 from segfit.training.events import last_event
 from segfit.training.result import EVENTS, RESULT, STATE
-from segfit.words import count, dice, listing
 
 __all__ = ["ProjectStatus", "StageStatus", "share_of", "status_of"]
 

@@ -16,7 +16,7 @@ from segfit.files import write_text
 from segfit.report import results, sections
 from segfit.report.data import ReportData, choose_examples
 from segfit.selection.verdict import Verdict
-from segfit.words import count, dice, duration, listing
+from segfit.text import count, dice, duration, listing
 
 __all__ = ["render", "write_report"]
 

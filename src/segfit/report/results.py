@@ -13,7 +13,7 @@ from segfit.evaluation.summary import Summary
 from segfit.planning.plan import StageForecast
 from segfit.report import figures, overlays
 from segfit.report.data import ReportData, StageUse, TrainingCurve
-from segfit.words import count, dice, duration, gigabytes, number
+from segfit.text import count, dice, duration, gigabytes, number
 
 __all__ = ["dice_by_case", "examples", "found", "resources", "training"]
 

@@ -16,7 +16,7 @@ from segfit.planning.explain import GENERAL, grouped, words_of
 from segfit.planning.plan import Decision, Plan
 from segfit.report import figures
 from segfit.specs import Configuration, TrainingSpec
-from segfit.words import duration, extent, gigabytes, listing, number, plain
+from segfit.text import duration, extent, gigabytes, listing, number, plain
 
 __all__ = ["asked", "derived", "measured"]
 

@@ -22,7 +22,7 @@ from segfit.evaluation.pairs import Pair, predicted_bytes
 from segfit.evaluation.summary import Summary, summarize
 from segfit.execution.execution import LOCAL, Execution
 from segfit.labels import LabelScheme
-from segfit.words import count
+from segfit.text import count
 
 __all__ = [
     "EnsembleMember",

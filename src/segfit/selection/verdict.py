@@ -12,8 +12,8 @@ from segfit.files import Record
 from segfit.planning.budget import TOLERABLE_STEPS, WANTED_STEPS
 from segfit.planning.plan import Initial, RunSpec, candidate_words
 from segfit.selection.evidence import LOST_LOSS, Evidence
+from segfit.text import count, dice, duration, listing
 from segfit.training.result import TrainingResult
-from segfit.words import count, dice, duration, listing
 
 __all__ = ["Finding", "Verdict", "judge"]
 

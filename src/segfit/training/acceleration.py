@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from segfit.errors import Problem, reason_of, warning
 from segfit.specs import Acceleration
+from segfit.text import listing
 from segfit.training.batch import Batch
-from segfit.words import listing
 
 __all__ = ["LossOfBatch", "accelerated", "loss_in_one"]
 

@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from segfit.errors import InputError, StageError, StoppedError, reason_of
 from segfit.owner import Owner
-from segfit.words import count, listing
+from segfit.text import count, listing
 
 __all__ = ["ALONE", "PartedError", "Ranks"]
 

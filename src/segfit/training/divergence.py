@@ -10,9 +10,9 @@ from typing import Any
 
 from segfit.errors import DivergedError
 from segfit.specs import TrainingSpec
+from segfit.text import listing
 from segfit.training.checkpoint import State
 from segfit.training.loss_history import LossHistory
-from segfit.words import listing
 
 __all__ = ["Guard"]
 

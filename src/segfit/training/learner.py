@@ -23,6 +23,7 @@ from segfit.errors import MemoryShortageError, Problem
 from segfit.labels import LabelScheme
 from segfit.networks.unet import PluginNetwork, UNet, build_network
 from segfit.specs import Acceleration, Configuration, TrainingSpec
+from segfit.text import extent
 from segfit.training.acceleration import LossOfBatch, accelerated, loss_in_one
 from segfit.training.batch import Batch
 from segfit.training.distributed import ALONE, Ranks
@@ -32,7 +33,6 @@ from segfit.training.parts import KeptBuffers, backward_in_parts
 from segfit.training.side_by_side import SideBySide
 from segfit.training.side_stream import SideStream
 from segfit.training.threads import kept_threads
-from segfit.words import extent
 
 __all__ = ["Learner", "is_memory_shortage", "training_on"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
+from segfit.text import count, duration
 from segfit.training.budget import TimeBudget
-from segfit.words import count, duration
 
 __all__ = ["Pace"]
 

@@ -18,11 +18,11 @@ from segfit.execution.processors import available_workers
 from segfit.inference.predictor import default_batch
 from segfit.labels import LabelScheme
 from segfit.specs import Acceleration, Configuration, TrainingSpec
+from segfit.text import gigabytes
 from segfit.training.batch import Batch
 from segfit.training.learner import Learner, training_on
 from segfit.training.sampler import stream
 from segfit.training.threads import kept_threads
-from segfit.words import gigabytes
 
 __all__ = [
     "PeakMemory",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from segfit.files import Document, Record, hash_file
 from segfit.records import Key, Results, record_of
+from segfit.text import count, dice
 from segfit.training.budget import TimeBudget
-from segfit.words import count, dice
 
 __all__ = [
     "BEFORE_COOLDOWN",

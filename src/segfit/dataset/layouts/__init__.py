@@ -21,7 +21,7 @@ from segfit.dataset.manifest import Dataset
 from segfit.errors import DatasetError, Problem
 from segfit.files import path_of
 from segfit.images.formats import described
-from segfit.words import count, listing
+from segfit.text import count, listing
 
 __all__ = [
     "LAYOUTS",

@@ -33,7 +33,7 @@ from segfit.images.formats import (
 from segfit.images.image import FileError, Segment, problem_of
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
-from segfit.words import count as counted
+from segfit.text import count as counted
 
 __all__ = [
     "CHANNEL_NUMBER",

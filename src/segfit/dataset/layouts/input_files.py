@@ -14,7 +14,7 @@ from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem, warning
 from segfit.images.formats import ENDINGS, described, is_image_folder, known_ending, split_ending
 from segfit.progress import LOGGED, Progress
-from segfit.words import count, listing
+from segfit.text import count, listing
 
 __all__ = ["cases_from_files", "find_cases"]
 

@@ -36,7 +36,7 @@ from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
 from segfit.images.formats import ENDINGS, FOLDER, described, full_name, known_ending
 from segfit.images.image import absence
-from segfit.words import count
+from segfit.text import count
 
 __all__ = ["compare_sizes", "read", "recognises"]
 

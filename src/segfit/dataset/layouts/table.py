@@ -44,7 +44,7 @@ from segfit.files import read_json, read_text
 from segfit.images.formats import is_image_folder, known_ending, split_ending
 from segfit.images.image import absence
 from segfit.labels import LabelScheme
-from segfit.words import count, listing
+from segfit.text import count, listing
 
 __all__ = ["names_images", "read", "recognises", "rows_beside", "spacings_of", "with_facts"]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segfit.words import count, dice, duration, extent, gigabytes, listing, number, numbers, plain, printable
+from segfit.text import count, dice, duration, extent, gigabytes, listing, number, numbers, plain, printable
 
 
 @pytest.mark.parametrize(
