@@ -38,6 +38,10 @@ def _one(_: object) -> int:
     return 1
 
 
+def _threads(_: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.endswith("_THREADS")}
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "Dataset001_Volumes"
@@ -135,8 +139,11 @@ def test_a_predicted_case_is_the_same_wherever_it_is_done(
 def test_a_poisonous_case_is_named_and_the_others_are_done(tmp_path: Path) -> None:
     work = partial(pool_tasks.die_if, tmp_path)
     done: dict[str, str] = {}
-    before = _listening()
+    before, threads = _listening(), _threads("")
     with Execution.by("dask", "local:2", progress=SILENT) as execution:
+        assert _threads("") == threads  # a training of this command has those that it would have
+        its = dict(execution.map(_threads, "a", description="x", size=_one))["a"]
+        assert its["OMP_NUM_THREADS"] == threads.get("OMP_NUM_THREADS", "1")
         assert execution.engine.slots == 2  # type: ignore[union-attr]
         results = execution.map(work, "abcd", description="x", name=lambda case: f"case-{case}", size=_one)
         with pytest.raises(CasesFailedError) as caught:

@@ -102,7 +102,7 @@ def _local(workers: int) -> Iterator[Any]:
     configured: dict[str, Any] = {f"distributed.{place}.http.routes": [] for place in ("scheduler", "worker")}
     configured["distributed.deploy.lost-worker-timeout"] = "1 day"  # one that takes 15 s to start again is not given up
     with (
-        dask.config.set(configured),
+        dask.config.set(configured | _own_threads()),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -117,9 +117,23 @@ def _local(workers: int) -> Iterator[Any]:
         yield cluster
 
 
+def _own_threads() -> dict[str, Any]:
+    """Return the configuration by which workers set their numbers of threads themselves.
+
+    By default dask sets them in the environment of who starts workers, and a training there would have one thread.
+    """
+    import dask
+
+    place = "distributed.nanny"
+    first, later = (dict(dask.config.get(f"{place}.{key}")) for key in ("pre-spawn-environ", "environ"))
+    threads = {name: first.pop(name) for name in list(first) if name.endswith("_THREADS")}
+    return {f"{place}.pre-spawn-environ": first, f"{place}.environ": threads | later}
+
+
 @contextmanager
 def _of_file(path: Path) -> Iterator[Any]:
     """Make the cluster that a file describes."""
+    import dask
     from distributed import LocalCluster
     from distributed.deploy.cluster import Cluster
 
@@ -133,6 +147,7 @@ def _of_file(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: {asked.made_by} of {asked.module} is no cluster of dask", "name a class of clusters")
     given = (_HERE if issubclass(make, LocalCluster) else {}) | asked.kwargs
     with ExitStack() as stack:
+        stack.enter_context(dask.config.set(_own_threads()))
         try:
             cluster = stack.enter_context(make(*asked.args, **given))
             if asked.workers is not None:
