@@ -223,17 +223,17 @@ def test_workers_that_come_are_used_also_after_all_have_gone(tmp_path: Path) -> 
 
 
 def test_without_workers_or_scheduler_the_work_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_where, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(dask_where, "_PATIENCE_S", 1.0)
     with DaskProcesses(tmp_path) as cluster:
         with pytest.raises(InputError, match="has no worker"), _open(cluster):
             pass
         cluster.start()
         monkeypatch.setattr(dask_where, "_PATIENCE_S", 60.0)
         with _open(cluster) as execution:
-            execution.engine._patience_s = 3.0  # type: ignore[union-attr]
+            execution.engine._patience_s = 1.0  # type: ignore[union-attr]
             work = execution.map(partial(pool_tasks.hold_alive, str(tmp_path)), range(3), description="x", size=_one)
             threading.Timer(1.0, cluster.kill, [0]).start()
-            with pytest.raises(StageError, match="has had no worker for its cases for 3 s"):
+            with pytest.raises(StageError, match="has had no worker for its cases for 1 s"):
                 list(work)
         cluster.start()
         with _open(cluster) as execution:
