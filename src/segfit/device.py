@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from segfit.errors import InputError
@@ -75,7 +76,8 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Have torch use only kernels that give the same bits again, in the whole process; afterwards all is as it was.
+    """Have torch use only kernels that give the same bits again, in the whole process; when all who want it are
+    done, all is as it was.
 
     Without `wanted` nothing is changed. Raises `InputError` where there is no such kernel, and on CUDA where the
     environment lacks `CUBLAS_WORKSPACE_CONFIG`, which has to be set before matrices are first multiplied there.
@@ -83,15 +85,8 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    import torch
-
-    memory: Any = torch.utils.deterministic
-    before = torch.get_deterministic_debug_mode()
-    benchmark, fill = torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
+    _SWITCHES.use()
     try:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-        memory.fill_uninitialized_memory = False  # it is for finding what reads too early
         yield
     except RuntimeError as error:
         text = str(error)
@@ -107,9 +102,40 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
             ) from None
         raise
     finally:
-        torch.set_deterministic_debug_mode(before)
-        torch.backends.cudnn.benchmark = benchmark
-        memory.fill_uninitialized_memory = fill
+        _SWITCHES.give_back()
+
+
+class _Switches:
+    """Torch's switches, the whole process's: the first thread sets them, the last one has them as they were."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = Lock(), 0, (0, False, False)
+
+    def use(self) -> None:
+        import torch
+
+        memory: Any = torch.utils.deterministic
+        with self._lock:
+            if not self._users:
+                mode = torch.get_deterministic_debug_mode()
+                self._before = mode, torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
+                torch.use_deterministic_algorithms(True)
+                torch.backends.cudnn.benchmark = False
+                memory.fill_uninitialized_memory = False  # it is for finding what reads too early
+            self._users += 1
+
+    def give_back(self) -> None:
+        import torch
+
+        memory: Any = torch.utils.deterministic
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                mode, torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory = self._before
+                torch.set_deterministic_debug_mode(mode)
+
+
+_SWITCHES = _Switches()
 
 
 def measure_hardware(name: str = "auto") -> Hardware:

@@ -10,6 +10,7 @@ import shutil
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_network_and_loss_are_compiled_as_one_graph_and_steps_are_the_same(
     batch = batch_for(ndim, 2 if labels is not SCHEME else 1)
     with torch.compiler.set_stance("fail_on_recompile"):  # what was compiled is what is run
         values = [(step(plain, batch), step(fast, batch)) for _ in range(2)]
-    tolerance = {"rtol": 2e-2, "atol": 2e-3} if recipe.get("precision") == "bf16" else {"rtol": 1e-5, "atol": 1e-6}
+    tolerance = {"rtol": 2e-2, "atol": 2e-3} if recipe.get("precision") == "bf16" else {"rtol": 1e-4, "atol": 1e-5}
     for expected, found in values:
         torch.testing.assert_close(found, expected, **tolerance)
     assert fast.tensors().keys() == plain.tensors().keys()
@@ -95,8 +96,15 @@ def test_network_and_loss_are_compiled_as_one_graph_and_steps_are_the_same(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="the compiler needs one for C++")
-def test_the_compiler_itself_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceleration, "_BACKEND", "inductor")
+def test_the_compiler_itself_gives_the_same() -> None:
+    process = get_context("spawn").Process(target=compare_compiled_steps)  # without what other tests have imported
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def compare_compiled_steps() -> None:
+    acceleration._BACKEND = "inductor"
     plain, fast = (learner_of() for _ in range(2))
     told: list[Problem] = []
     assert fast.accelerate(COMPILED, told.append), told

@@ -130,6 +130,16 @@ def test_all_is_as_before_whatever_happens() -> None:
         torch.use_deterministic_algorithms(False)
 
 
+def test_uses_that_overlap_end_with_the_last_one() -> None:
+    first, second = deterministic_kernels(True), deterministic_kernels(True)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.are_deterministic_algorithms_enabled()
+    second.__exit__(None, None, None)
+    assert_as_before()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
