@@ -88,10 +88,8 @@ def _unpacked(path: Path) -> Iterator[Path]:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(_USED)]
             size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(place).free
             if size > free:
-                needed = f"{gigabytes(size / 2**30)} of the {gigabytes(free / 2**30)} free in {place}"
-                raise InputError(
-                    f"{path} takes {needed} to unpack", "make room, or unpack it elsewhere and give the folder"
-                )
+                problem = f"{path} takes {gigabytes(size / 2**30)}, and {place} has {gigabytes(free / 2**30)} free"
+                raise InputError(problem, "make room, or unpack it elsewhere and give the folder")
             for entry in entries:
                 archive.extract(entry, place)  # never outside of it
             datasets = [folder for folder in Path(place).iterdir() if _models(folder)]
