@@ -82,7 +82,7 @@ def test_a_command_starts_the_others_itself(tmp_path: Path, dataset: Path, capfd
         "precision=fp32",
         "optimizer=sgd",
         "channels_last=false",
-        "steps=10",
+        "steps=3",
     ]
     command = ["train", str(dataset), *SET, *(part for value in plain for part in ("--set", f"training.{value}"))]
     assert run([*command, "--out", str(tmp_path / "two"), "--devices", "2"]) == 0
@@ -92,8 +92,8 @@ def test_a_command_starts_the_others_itself(tmp_path: Path, dataset: Path, capfd
     (one,), (two,) = (list(tmp_path.glob(f"{name}/runs/*/fold-0/*/{WEIGHTS}")) for name in ("one", "two"))
     assert one.parent.name == two.parent.name  # the same training, by whatever number
     first, second = load_file(one), load_file(two)
-    # The last digits of a matrix product depend on its size and the library for it; ten steps enlarge them.
-    assert max((second[name] - tensor).abs().max().item() for name, tensor in first.items()) < 1e-3
+    # Three steps: more enlarge the last digits, which depend on the library for matrices; test_team.py does ten.
+    assert max((second[name] - tensor).abs().max().item() for name, tensor in first.items()) < 1e-5
     capfd.readouterr()
     token = TEAM.set(Team())
     try:
