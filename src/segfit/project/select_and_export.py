@@ -167,7 +167,12 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
         candidates = _candidates(project, summaries, validations)
         folds = {item.training.fold: item.cases for item in validations}
         pairs_of = partial(_pairs, project, validations)
-        selection = select(candidates, project.dataset.labels, folds, pairs_of, execution=project.execution)
+        cases = {case.id: {"group": case.group or ""} for case in project.dataset.training}
+        groups = groups_of([name for names in folds.values() for name in names], cases)
+        rule = project.options.selection_rule
+        selection = select(
+            candidates, project.dataset.labels, folds, pairs_of, rule=rule, groups=groups, execution=project.execution
+        )
         winner = next(item for item in candidates if item.members == selection.winner)
         summary = project.results.store(winner.summary, _selections(project).validation_summary, key, use())
         selection = project.results.store(selection, _selections(project).selection, key, use())
@@ -282,9 +287,14 @@ def _candidates(
     project: Preparation, summaries: Mapping[str, Mapping[int, Summary]], validations: Sequence[Validation]
 ) -> list[Candidate]:
     """Return every configuration and every pair of them with cross-validated metrics."""
-    classes = project.dataset.labels.classes
+    classes, configurations = project.dataset.labels.classes, project.plan().configurations
+    networks = {name: 1 if configurations[name].previous_stage is None else 2 for name in summaries}
     singles = [
-        Candidate((name,), summarize([case for summary in folds.values() for case in summary.cases], classes))
+        Candidate(
+            (name,),
+            summarize([case for summary in folds.values() for case in summary.cases], classes),
+            networks[name],
+        )
         for name, folds in summaries.items()
     ]
     if len(singles) < 2:
@@ -292,7 +302,8 @@ def _candidates(
     members = [_member(validations, name) for name in summaries]
     references = _pairs(project, validations, singles[0])
     scored = evaluate_ensembles(members, references, project.dataset.labels, execution=project.execution)
-    return [*singles, *(Candidate(names, scored[names]) for names in combinations(summaries, 2))]
+    couples = combinations(summaries, 2)
+    return [*singles, *(Candidate(names, scored[names], sum(networks[name] for name in names)) for names in couples)]
 
 
 def _member(validations: Sequence[Validation], name: str) -> EnsembleMember:
