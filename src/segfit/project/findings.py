@@ -32,19 +32,6 @@ class Findings:
     predicted: Path | None = None  # folder of the predictions that `test` scores
     verdict: Verdict | None = None  # on the selected model
 
-    @property
-    def validated(self) -> dict[str, Path]:
-        """Where the prediction of each validation case by the first configuration of the winner lies: its folder."""
-        if self.selected is None:
-            return {}
-        first = self.selected.selection.winner[0]
-        return {
-            case: item.folder
-            for item in self.selected.validations
-            if item.training.name == first
-            for case in item.cases
-        }
-
 
 def find(project: Preparation) -> Findings:
     """Look up what there is."""

@@ -120,8 +120,10 @@ def select(
     rule: SelectionRule = "nnunet",
     groups: Mapping[str, str] | None = None,
     execution: Execution = LOCAL,
-) -> Selection:
+) -> tuple[Selection, Summary]:
     """Choose the winner and decide its post-processing, by the rule "beyond-chance" also by size and for holes.
+
+    Returns what was chosen, and the metrics of the winner after its post-processing.
 
     Parameters
     ----------
@@ -135,7 +137,7 @@ def select(
     decision = decide_postprocessing(pairs, scheme, execution=execution)
     if rule == "beyond-chance":
         decision = decide_sizes_and_holes(decision, pairs, scheme, groups or {}, execution=execution)
-    return Selection(
+    selection = Selection(
         candidates=tuple(_dice(candidate, folds) for candidate in candidates),
         winner=choice.winner.members,
         reason=choice.reason,
@@ -145,6 +147,7 @@ def select(
         dice_after_steps=decision.after.mean_dice,
         folds=tuple(sorted(folds)),
     )
+    return selection, decision.after
 
 
 def _dice(candidate: Candidate, folds: Mapping[int, Sequence[str]]) -> CandidateDice:
