@@ -38,9 +38,7 @@ def test_scores_pictures_and_model_are_of_one_prediction(
 
     def largest(pairs: Sequence[Pair], labels: LabelScheme, **_: Any) -> PostprocessingDecision:
         step = PostprocessingStep.largest_of("all", labels.foreground_values)
-        cleaned = [
-            replace(one, load_prediction=lambda one=one: apply_steps(one.load_prediction(), [step])) for one in pairs
-        ]
+        cleaned = [replace(pair, load_prediction=partial(after_step, pair, step)) for pair in pairs]
         before, after = (evaluate(items, labels, execution=Execution(workers=1)) for items in (pairs, cleaned))
         return PostprocessingDecision((step,), before, after)
 

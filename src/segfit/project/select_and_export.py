@@ -13,7 +13,7 @@ from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, open_bundle, w
 from segfit.dataset.layouts.table import rows_beside
 from segfit.dataset.manifest import Case
 from segfit.errors import InputError
-from segfit.evaluation.cohorts import column_of, groups_of, with_estimates
+from segfit.evaluation.cohorts import column_of, groups_of, slices_behind, with_estimates
 from segfit.evaluation.evaluate import evaluate
 from segfit.evaluation.measures import Measures
 from segfit.evaluation.pairs import Pair
@@ -182,8 +182,7 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
     with project.stage_log.of("select") as use:
         candidates = candidates_of(project, summaries, validations)
         folds = {item.training.fold: item.cases for item in validations}
-        cases = {case.id: {"group": case.group or ""} for case in project.dataset.training}
-        groups = groups_of([name for names in folds.values() for name in names], cases)
+        groups = _groups(project, [name for names in folds.values() for name in names])
         rule = project.options.selection_rule
         selection, summary = select(
             candidates,
@@ -359,6 +358,8 @@ def evidence_of(
     project: Preparation, chosen: Selected, fingerprint: Fingerprint, test: Summary | None = None
 ) -> Evidence:
     """Return what a verdict on the selected model is made from."""
+    rows = rows_beside(project.dataset.root)
+    groups = _groups(project, [case.case for case in chosen.summary.cases])
     return Evidence(
         validation=chosen.summary,
         selection=chosen.selection,
@@ -367,7 +368,13 @@ def evidence_of(
         fingerprint=fingerprint,
         num_folds=len(project.splits().folds),
         test=test,
+        behind=slices_behind(chosen.summary, groups, rows),
     )
+
+
+def _groups(project: Preparation, cases: Sequence[str]) -> dict[str, str]:
+    """Return the group of each training case by the dataset, else as the names say it."""
+    return groups_of(cases, {case.id: {"group": case.group or ""} for case in project.dataset.training})
 
 
 def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
