@@ -17,6 +17,7 @@ from segfit.evaluation.evaluate import evaluate
 from segfit.evaluation.pairs import Pair
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import Execution
+from segfit.inference.model import load_model
 from segfit.labels import LabelScheme
 from segfit.project import Project
 from segfit.selection import select as select_module
@@ -60,6 +61,15 @@ def test_scores_pictures_and_model_are_of_one_prediction(
     assert selection.dice_after_steps == found.summary.mean_dice
     manifest = open_bundle(project.folder.model).manifest
     assert manifest.dice == {name: one.dice for name, one in found.summary.mean.items()}
+    cases = len(found.summary.cases)
+    assert {name: margin["volume"].groups for name, margin in manifest.margins.items()} == dict.fromkeys(
+        manifest.dice, cases
+    )
+    (predicted, *_) = project.dataset.test
+    measured = load_model(project.folder.model).predict(list(predicted.images)).measurements
+    assert [(item.name, item.kind, item.confidence) for item in measured] == [
+        (name, "volume", None) for name in manifest.dice
+    ]
     assert found.own is not None
     next(found.own.glob("*.nii.gz")).write_bytes(b"damaged")
     assert Project.open(tmp_path / "p").select() == selection

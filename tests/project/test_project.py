@@ -99,13 +99,8 @@ def test_the_model_in_process_gives_what_the_project_wrote(finished: Project) ->
 
 
 def test_validation_from_stored_arrays_equals_prediction_from_files(finished: Project) -> None:
-    """The validation skips reading and preprocessing; without post-processing the model must agree voxel for voxel."""
-    bundle = open_bundle(finished.folder.model)
-    bare = type(bundle)(bundle.manifest.model_copy(update={"postprocessing": ()}), bundle.source)
-    from segfit.device import resolve_device
-    from segfit.inference.model import Model
-
-    model = Model(bare, resolve_device("cpu"))
+    """The validation skips reading and preprocessing; the model must agree voxel for voxel."""
+    model = segfit.load_model(finished.folder.model, device="cpu")
     for name in finished.splits().folds[0].validation:
         path = finished.findings().validated[name] / f"{name}.nii.gz"
         found = model.predict(finished.dataset.case(name).images[0]).labels

@@ -32,6 +32,11 @@ class Findings:
     predicted: Path | None = None  # folder of the predictions that `test` scores
     verdict: Verdict | None = None  # on the selected model
 
+    @property
+    def validated(self) -> dict[str, Path]:
+        """In which folder what the selected model makes of each validation case lies."""
+        return {} if self.selected is None else self.selected.validated()
+
 
 def find(project: Preparation) -> Findings:
     """Look up what there is."""

@@ -75,11 +75,11 @@ def report_data(
     records : the stage log
     """
     plan, chosen, test = found.plan, found.selected, found.test
-    validation, validated = (None, {}) if chosen is None else (chosen.summary, chosen.validated())
+    validation = None if chosen is None else chosen.summary
     predicted = {} if found.predicted is None else {case.id: found.predicted for case in dataset.test}
     view = partial(_view, dataset.labels, folder.cache, hashes)
     overlays = (
-        *_overlays(dataset, "validation", validation, dataset.training, validated, view),
+        *_overlays(dataset, "validation", validation, dataset.training, found.validated, view),
         *_overlays(dataset, "test", test, dataset.test, predicted, view),
     )
     run = plan.run if plan is not None else None

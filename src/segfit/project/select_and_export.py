@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib import metadata
@@ -15,6 +15,7 @@ from segfit.dataset.manifest import Case
 from segfit.errors import InputError
 from segfit.evaluation.cohorts import column_of, groups_of, slices_behind, with_estimates
 from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.measurement import Margins
 from segfit.evaluation.measures import Measures
 from segfit.evaluation.pairs import Pair
 from segfit.evaluation.summary import Summary
@@ -44,6 +45,7 @@ from segfit.project.trainings import (
 from segfit.project.validation import PROBABILITIES, SUMMARY
 from segfit.records import Key, is_damaged, is_sealed, remove_damaged, seal
 from segfit.selection.evidence import Evidence
+from segfit.selection.margins import margins_of
 from segfit.selection.select import Selection, select
 from segfit.selection.verdict import judge
 from segfit.training.result import WEIGHTS, TrainingResult
@@ -193,11 +195,33 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
             groups=groups,
             execution=project.execution,
         )
+        selection = selection.model_copy(update={"margins": _margins(project, validations, selection, summary, groups)})
         write_predictions(project, validations, selection, _selections(project).validated(key.hash), key)
         summary = project.results.store(summary, _selections(project).validation_summary, key, use())
         selection = project.results.store(selection, _selections(project).selection, key, use())
     _remove_probabilities(validations)
     return Selected(selection, summary, key, tuple(validations), tuple(results), _own_folder(project, selection, key))
+
+
+def _margins(
+    project: Preparation,
+    validations: Sequence[Validation],
+    selection: Selection,
+    summary: Summary,
+    groups: Mapping[str, str],
+) -> Margins:
+    fingerprint = project.fingerprint()
+    spacings = {case.case: case.spacing_mm[-2:] for case in fingerprint.cases}
+    return margins_of(
+        summary,
+        selection.steps,
+        pairs_of(project, validations, selection.winner),
+        project.dataset.labels,
+        groups,
+        pictures=fingerprint.ndim == 2,
+        spacing_of=spacings.__getitem__,
+        execution=project.execution,
+    )
 
 
 def _own_folder(project: Preparation, selection: Selection, key: Key) -> Path | None:
@@ -402,6 +426,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         members=members,
         previous_stage=previous,
         postprocessing=selection.steps,
+        margins=selection.margins,
         dice=dice,
         verdict=judge(evidence_of(project, chosen, fingerprint)).facts(),
         selection={

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, StageError
+from segfit.evaluation.measurement import Margins
 from segfit.evaluation.pairs import Pair
 from segfit.evaluation.statistics import Difference, difference
 from segfit.evaluation.summary import Summary
@@ -71,6 +72,7 @@ class Selection(Document):
     dice_before_steps: float | None
     dice_after_steps: float | None
     folds: tuple[int, ...]
+    margins: Margins = {}  # of measurements of predictions
 
 
 def select_winner(
