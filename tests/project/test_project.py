@@ -107,6 +107,17 @@ def test_validation_from_stored_arrays_equals_prediction_from_files(finished: Pr
         np.testing.assert_array_equal(found, read_label(path).array[0])
 
 
+def test_the_methods_of_a_paper_say_what_was_done(finished: Project) -> None:
+    paragraph, _, *references = finished.methods().splitlines()
+    configuration = finished.plan().configurations["3d_fullres"]
+    patch = "x".join(map(str, configuration.patch_size))
+    for said in ("6 steps", f"patches of {patch} voxels", "4 to ", "Muon [3]", "[1]", "[2]"):
+        assert said in paragraph
+    assert [line[:3] for line in references] == ["[1]", "[2]", "[3]"]
+    assert "10.1038/s41592-020-01008-z" in references[0]
+    assert "[4]" not in paragraph
+
+
 def test_references_are_read_from_the_dataset_where_the_store_was_emptied(finished: Project, tmp_path: Path) -> None:
     root = tmp_path / "p"
     shutil.copytree(finished.folder.root, root)
