@@ -82,6 +82,7 @@ Loss = Annotated[str, AfterValidator(_loss)]
 SMALLEST_TILE_STEP = 0.05  # share of the patch; below, a voxel of a volume is seen 8000 times
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 LabelUse = Literal["classes", "exclusive", "objects-as-foreground", "objects-as-boundary"]
+SelectionRule = Literal["beyond-chance", "nnunet"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
 LOGITS_NAMES = AliasChoices("resample_logits", "resample_scores")
 """The name of how logits are resampled, and the one that older documents have."""
@@ -329,6 +330,16 @@ class InferenceOptions(Settable):
     mirror: bool | None = Field(None, description="test-time mirroring")
 
 
+class SelectionOptions(Settable):
+    """How the model is chosen among what was trained."""
+
+    rule: SelectionRule | None = Field(
+        None,
+        description="beyond-chance: what costs more must win by more than chance; nnunet: the highest mean Dice wins;"
+        " unset: nnunet for stock and resenc-*",
+    )
+
+
 class Options(Settable):
     """Everything a user can ask for. A value or name that is none of it raises `InputError`."""
 
@@ -343,6 +354,12 @@ class Options(Settable):
     training: TrainingOptions = TrainingOptions()
     augmentation: AugmentationOptions = AugmentationOptions()
     inference: InferenceOptions = InferenceOptions()
+    selection: SelectionOptions = SelectionOptions()
+
+    @property
+    def selection_rule(self) -> SelectionRule:
+        """How the model is chosen."""
+        return self.selection.rule or ("beyond-chance" if self.preset == "auto" else "nnunet")
 
     def with_settings(self, settings: Sequence[str]) -> Options:
         """Return a copy with ``key=value`` settings applied; values are JSON, words, or comma-separated lists.

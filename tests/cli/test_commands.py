@@ -244,6 +244,11 @@ def test_evaluate_measures_more_tells_groups_apart_and_compares(
     told = json.loads(capsys.readouterr().out)
     assert (told["first"], told["second"], told["mean_dice"]["cases"]) == ("moved", "same", 5)
     assert told["mean_dice"]["high"] < 0
+    people = ["-p", str(tmp_path / "moved"), "--observer", str(tmp_path / "same")]
+    assert run(["evaluate", *named, *people, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["observer"]["mean_dice"] == told["mean_dice"]
+    assert run(["evaluate", *named, *people]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the second observer is better than the model by ")
     for name in ("moved", "same"):
         assert run(["evaluate", *named, "-p", str(tmp_path / name), "-o", str(tmp_path / f"{name}.json")]) == 0
     capsys.readouterr()
@@ -315,7 +320,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "DATASET", "--format", "nnunet"], "--format is of the file"),
         (["evaluate", "DATASET", "-o", "scores.xlsx"], "ends in .json or .csv"),
         (["evaluate", "DATASET", "-p", "a", "-r", "b", "--metrics", "surfaces"], "did you mean 'surface'?"),
-        (["evaluate", "DATASET", "--compare", ".", ".", "--by", "site"], "leave out -p, --by and -o"),
+        (["evaluate", "DATASET", "--compare", ".", ".", "--by", "site"], "leave out -p, --by, --observer and -o"),
+        (["evaluate", "DATASET", "--observer", "b"], "give both"),
         (["status", "DATASET"], "is not a segfit project"),
         (["verify", "DATASET"], "neither a model nor a project"),
         (["export", "DATASET", "--to", "dicom", "-o", "x"], "'dicom' is not"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
 from segfit.errors import DatasetError, InputError
-from segfit.evaluation.cohorts import column_of, compare, groups_of, with_estimates
+from segfit.evaluation.cohorts import column_of, compare, groups_of, slices_behind, with_estimates
 from segfit.evaluation.evaluate import evaluate_folder
 from segfit.evaluation.metrics import Metrics
 from segfit.evaluation.score_files import write_scores
@@ -124,6 +124,20 @@ def test_slices_and_the_one_that_falls_behind() -> None:
     assert Summary.model_validate(found.model_dump()) == found
     alone = with_estimates(summary_of(dice), {}, "site", dict.fromkeys(dice, "all"))
     assert alone.slices[0].behind == ()
+
+
+def test_cohorts_of_any_column_of_a_table() -> None:
+    dice: dict[str, float | None] = {f"good{i}": 0.9 + i / 200 for i in range(6)}
+    dice |= {f"poor{i}": 0.5 + i / 200 for i in range(6)}
+    rows = {
+        name: {"case": name, "group": name, "site": name[:4], "age": str(number), "sex": "fm"[number % 2]}
+        for number, name in enumerate([*dice, "more"])
+    }
+    (found,) = slices_behind(summary_of(dice), {}, rows)
+    assert (found.column, found.value, found.cases, found.classes) == ("site", "poor", 6, ("a",))
+    assert (found.dice, found.others) == pytest.approx((0.5125, 0.9125))
+    assert slices_behind(summary_of(dice), {}, {}) == ()
+    assert slices_behind(summary_of(dict.fromkeys(dice, 0.9)), {}, rows) == ()
 
 
 def test_groups_and_columns_of_a_table() -> None:

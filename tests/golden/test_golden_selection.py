@@ -89,7 +89,7 @@ def test_the_best_configuration_and_its_postprocessing(folder: Path, scheme: Lab
     candidates = [Candidate(members, evaluate(found, scheme)) for members, found in pairs.items()]
     splits = json.loads((folder / "splits_final.json").read_text())
     folds = {fold: splits[fold]["val"] for fold in FOLDS}
-    selection = select(candidates, scheme, folds, lambda winner: pairs[winner.members])
+    selection, _ = select(candidates, scheme, folds, lambda winner: pairs[winner.members])
 
     for scores, key in zip(selection.candidates, ("2d", "3d_fullres", "ensemble"), strict=True):
         assert scores.mean_dice == pytest.approx(all_results(folder)[key], abs=1e-6)

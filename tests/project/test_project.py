@@ -99,17 +99,23 @@ def test_the_model_in_process_gives_what_the_project_wrote(finished: Project) ->
 
 
 def test_validation_from_stored_arrays_equals_prediction_from_files(finished: Project) -> None:
-    """The validation skips reading and preprocessing; without post-processing the model must agree voxel for voxel."""
-    bundle = open_bundle(finished.folder.model)
-    bare = type(bundle)(bundle.manifest.model_copy(update={"postprocessing": ()}), bundle.source)
-    from segfit.device import resolve_device
-    from segfit.inference.model import Model
-
-    model = Model(bare, resolve_device("cpu"))
+    """The validation skips reading and preprocessing; the model must agree voxel for voxel."""
+    model = segfit.load_model(finished.folder.model, device="cpu")
     for name in finished.splits().folds[0].validation:
         path = finished.findings().validated[name] / f"{name}.nii.gz"
         found = model.predict(finished.dataset.case(name).images[0]).labels
         np.testing.assert_array_equal(found, read_label(path).array[0])
+
+
+def test_the_methods_of_a_paper_say_what_was_done(finished: Project) -> None:
+    paragraph, _, *references = finished.methods().splitlines()
+    configuration = finished.plan().configurations["3d_fullres"]
+    patch = "x".join(map(str, configuration.patch_size))
+    for said in ("6 steps", f"patches of {patch} voxels", "4 to ", "Muon [3]", "[1]", "[2]"):
+        assert said in paragraph
+    assert [line[:3] for line in references] == ["[1]", "[2]", "[3]"]
+    assert "10.1038/s41592-020-01008-z" in references[0]
+    assert "[4]" not in paragraph
 
 
 def test_references_are_read_from_the_dataset_where_the_store_was_emptied(finished: Project, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_document_tells_scores_folds_and_steps(tmp_path: Path) -> None:
         asked.append(winner.name)
         return [Pair("x", lambda: prediction, lambda: labels)]
 
-    selection = select(candidates, ONE, {1: ["y", "z"], 0: ["x"]}, pairs_of, execution=Execution(workers=1))
+    selection, summary = select(candidates, ONE, {1: ["y", "z"], 0: ["x"]}, pairs_of, execution=Execution(workers=1))
     assert asked == ["3d"]
     assert selection.winner == ("3d",)
     assert selection.folds == (0, 1)
@@ -78,9 +78,53 @@ def test_the_document_tells_scores_folds_and_steps(tmp_path: Path) -> None:
     assert second.per_class == pytest.approx({"a": 0.8})
     assert second.per_fold == pytest.approx({0: 0.8, 1: 0.8})
     assert [step.values for step in selection.steps] == [(1,)]
-    assert (selection.dice_before_steps, selection.dice_after_steps) == (0.8, 1.0)
+    assert (selection.dice_before_steps, selection.dice_after_steps, summary.mean_dice) == (0.8, 1.0, 1.0)
     selection.save(tmp_path / "selection.json")
     assert Selection.load(tmp_path / "selection.json") == selection
     old = (tmp_path / "selection.json").read_text().replace('"per_class"', '"per_target"')
     (tmp_path / "selection.json").write_text(old)
     assert Selection.load(tmp_path / "selection.json") == selection
+
+
+def many(name: str, percents: dict[str, int], networks: int = 0) -> Candidate:
+    cases = [
+        CaseMetrics(
+            case=case,
+            prediction_file="",
+            reference_file="",
+            metrics={"a": Metrics.from_counts(tp=value, fp=2 * (100 - value), fn=0, tn=9)},
+        )
+        for case, value in percents.items()
+    ]
+    return Candidate(tuple(name.split("+")), summarize(cases, ONE.classes), networks)
+
+
+CASES = [f"c{index}" for index in range(8)]
+SAME = dict.fromkeys(CASES, 80)
+
+
+@pytest.mark.parametrize(
+    ("better", "expected"),
+    [
+        ({"c0": 84}, "2d"),  # one case of eight: chance
+        (dict.fromkeys(CASES, 82), "2d + 3d"),  # every case
+    ],
+)
+def test_what_costs_more_must_win_by_more_than_chance(better: dict[str, int], expected: str) -> None:
+    candidates = [many("2d", SAME), many("2d+3d", SAME | better)]
+    assert select_winner(candidates, "beyond-chance").winner.name == expected
+    assert select_winner(candidates, "nnunet").winner.name == "2d + 3d"
+
+
+def test_too_few_groups_take_the_cheaper() -> None:
+    candidates = [many("2d", SAME), many("2d+3d", dict.fromkeys(CASES, 82))]
+    groups = {case: f"g{index % 4}" for index, case in enumerate(CASES)}
+    assert select_winner(candidates, "beyond-chance", groups).winner.name == "2d"
+
+
+def test_of_equal_cost_the_best_is_taken_and_a_cascade_costs_two() -> None:
+    best = SAME | {"c0": 84}
+    assert select_winner([many("2d", SAME), many("3d", best)], "beyond-chance").winner.name == "3d"
+    assert select_winner([many("3d", SAME), many("cascade", best, 2)], "beyond-chance").winner.name == "3d"
+    three = [many("2d", SAME | {"c1": 70}), many("3d", SAME), many("2d+3d", best)]
+    assert select_winner(three, "beyond-chance").winner.name == "3d"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from segfit.evaluation.cohorts import Behind
 from segfit.evaluation.metrics import Metrics
 from segfit.evaluation.summary import CaseMetrics, Summary, summarize
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
@@ -297,6 +298,17 @@ def test_test_cases_below_the_validation() -> None:
     assert codes(worse) == [("test_worse", "doubtful")]
     assert worse.findings[0].numbers == pytest.approx({"validation": 0.89, "test": 0.65, "cases": 5})
     assert judge(evidence(test=summary({"RV": [0.6] * 2, "LV": [0.7] * 2}))).level == "good"
+
+
+@pytest.mark.parametrize(("dice", "level"), [(0.7, "doubtful"), (0.85, "remark")])
+def test_a_kind_of_cases_that_falls_behind(dice: float, level: str) -> None:
+    behind = Behind(column="site", value="St. Elsewhere", cases=6, classes=("RV",), dice=dice, others=0.9)
+    verdict = judge(replace(evidence(), behind=(behind,)))
+    finding = found(verdict, "falls_behind")
+    assert (finding.level, finding.cohort, finding.classes) == (level, "site=St. Elsewhere", ("RV",))
+    assert finding.numbers == {"dice": dice, "others": 0.9, "cases": 6}
+    assert "St. Elsewhere" in finding.action
+    assert "St. Elsewhere" not in str(verdict.facts())  # what the model's bundle tells
 
 
 def test_part_of_the_cases_is_a_remark() -> None:

@@ -20,6 +20,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
+from segfit.evaluation.measurement import Margins
 from segfit.files import (
     Document,
     Record,
@@ -90,6 +91,7 @@ class ModelManifest(Document):
         None  # predicts the labels that second stages of a cascade take; None: they are given
     )
     postprocessing: tuple[PostprocessingStep, ...] = ()
+    margins: Margins = {}  # of measurements of predictions, by class
     # Cross-validated mean by class; None where it is undefined; "scores" is its old name.
     dice: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = Field(
         {}, validation_alias=AliasChoices("dice", "scores")

@@ -129,6 +129,14 @@ _SETTINGS: dict[str, Any] = {
         Literal["names", "none"] | None,
         typer.Option("--groups", metavar="names|none", help="Groups that the names of cases say; default: if clear."),
     ],
+    "rule": Annotated[
+        Literal["beyond-chance", "nnunet"] | None,
+        typer.Option(
+            "--rule",
+            metavar="beyond-chance|nnunet",
+            help="How the model is chosen: what costs more must win by more than chance, or the best mean Dice.",
+        ),
+    ],
     "memory": Annotated[float | None, typer.Option("--memory", metavar="GB", help="Memory target of a training.")],
     "device": Device,
     "deterministic": Annotated[
@@ -225,6 +233,7 @@ def _settings_from(
     resample_labels: bool | None = None,
     labels: str | None = None,
     groups: str | None = None,
+    rule: str | None = None,
     memory: float | None = None,
     device: str | None = None,
     seed: int | None = None,
@@ -266,6 +275,7 @@ def _settings_from(
         ("seed", seed),
         ("workers", workers),
         ("dataset.groups", groups),
+        ("selection.rule", rule),
     ):
         if value is not None:
             given.append(f"{key}={value}")

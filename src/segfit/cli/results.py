@@ -18,6 +18,7 @@ from segfit.cli.common import (
     Out,
     Workers,
     open_project,
+    print_json,
     print_result,
     with_executor,
 )
@@ -189,7 +190,19 @@ def _cases(paths: list[Path], model: Model, progress: Progress) -> Sequence[Case
     return cases_from_files(paths, channels)
 
 
-def report(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
+def report(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="Print a paragraph on methods with references, for a paper.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Write the report from what there is."""
-    path = open_project(dataset, out, []).report()
+    project = open_project(dataset, out, [])
+    if methods:
+        text = project.methods()
+        print_json({"methods": text}) if as_json else say(text)
+        return
+    path = project.report()
     print_result({"report": str(path)}, [path], as_json=as_json)

@@ -67,6 +67,10 @@ _Compare = Annotated[
     tuple[Path, Path] | None,
     typer.Option("--compare", metavar="A B", help="Two folders of predictions, or what -o wrote of them."),
 ]
+_Observer = Annotated[
+    Path | None,
+    typer.Option("--observer", metavar="FOLDER", help="Labels of a second person: where the predictions stand."),
+]
 
 
 @with_executor
@@ -85,6 +89,7 @@ def evaluate(
     match_iou: _MatchIou = 0.5,
     by: _By = "",
     compare: _Compare = None,
+    observer: _Observer = None,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -107,10 +112,13 @@ def evaluate(
         replace(execution, workers=workers),
     )  # fmt: skip
     if compare is not None:
-        if predictions is not None or by or target is not None:
-            raise InputError("--compare goes with --references alone", "leave out -p, --by and -o; --json tells all")
+        if predictions is not None or by or target is not None or observer is not None:
+            problem = "leave out -p, --by, --observer and -o; --json tells all"
+            raise InputError("--compare goes with --references alone", problem)
         _print_comparison(asked.compared(compare), as_json=as_json)
         return
+    if observer is not None and references is None:
+        raise InputError("--observer goes with --predictions and --references", "give both")
     if predictions is None and references is None:
         if labels is not None:
             raise InputError("--labels is for --predictions and --references", "a project knows its own: leave it out")
@@ -122,9 +130,10 @@ def evaluate(
         summary = found
     else:
         summary = asked.summary(predictions)
+    between = None if observer is None else asked.beside(summary, observer)
     if target is not None:
         write_scores(summary, target, form)
-    _print_json_or_tables(summary, as_json=as_json)
+    _print_json_or_tables(summary, between, as_json=as_json)
 
 
 def _kinds(text: str) -> tuple[Any, ...]:
@@ -161,17 +170,25 @@ class _Asked:
 
     def compared(self, paths: tuple[Path, Path]) -> Comparison:
         """Compare two sets of predictions, each a folder or the JSON file of its metrics."""
-        from segfit.dataset.layouts.table import rows_beside
-        from segfit.evaluation.cohorts import compare, groups_of
         from segfit.evaluation.summary import Summary
 
         first, second = (self.summary(path) if path.is_dir() else Summary.load(path) for path in paths)
-        places = [place for place in (self.references, self.dataset and dataset_of(self.dataset)[0]) if place]
-        rows = next((rows for place in places if (rows := rows_beside(place))), {})
         names = [path.stem for path in paths]
         if names[0] == names[1]:
             names = [str(path) for path in paths]
-        return compare(first, second, groups_of([case.case for case in first.cases], rows), (names[0], names[1]))
+        return self._comparison(first, second, (names[0], names[1]))
+
+    def beside(self, summary: Summary, observer: Path) -> Comparison:
+        """Compare predictions with the labels of a second person, both against the references."""
+        return self._comparison(summary, self.summary(observer), ("the model", "the second observer"))
+
+    def _comparison(self, first: Summary, second: Summary, names: tuple[str, str]) -> Comparison:
+        from segfit.dataset.layouts.table import rows_beside
+        from segfit.evaluation.cohorts import compare, groups_of
+
+        places = [place for place in (self.references, self.dataset and dataset_of(self.dataset)[0]) if place]
+        rows = next((rows for place in places if (rows := rows_beside(place))), {})
+        return compare(first, second, groups_of([case.case for case in first.cases], rows), names)
 
 
 def _meaning(
@@ -196,9 +213,10 @@ def _meaning(
     return opened.labels, opened.file_ending, asked.labels, opened.root
 
 
-def _print_json_or_tables(summary: Summary, *, as_json: bool) -> None:
+def _print_json_or_tables(summary: Summary, between: Comparison | None, *, as_json: bool) -> None:
     if as_json:
-        print_json(summary.model_dump(mode="json"))
+        told = summary.model_dump(mode="json")
+        print_json(told if between is None else told | {"observer": _facts(between)})
         return
     rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
     rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
@@ -212,6 +230,12 @@ def _print_json_or_tables(summary: Summary, *, as_json: bool) -> None:
             say(f"{summary.by} {one.value or 'not told'} clearly falls behind in {listing(one.behind)}")
     if summary.mean_dice is not None:
         say(f"mean Dice {summary.mean_dice:.4f} over {count(len(summary.cases), 'case')}")
+    if between is not None:
+        say(between.sentence)
+
+
+def _facts(found: Comparison) -> dict[str, Any]:
+    return found.model_dump(mode="json") | {"sentence": found.sentence}
 
 
 def _name(key: str, unit: str | None) -> str:
@@ -243,7 +267,7 @@ def _cell(found: Estimate | None) -> str:
 
 def _print_comparison(found: Comparison, *, as_json: bool) -> None:
     if as_json:
-        print_json(found.model_dump(mode="json") | {"sentence": found.sentence})
+        print_json(_facts(found))
         return
     _print_estimates(
         f"{found.first} minus {found.second}",

@@ -85,7 +85,7 @@ _RunExecutor = Annotated[
 ]
 
 
-@with_settings(*_TRAINING)
+@with_settings(*_TRAINING[:-1], "rule", "settings")
 def run(
     dataset: DatasetArgument = None,
     out: Out = None,
@@ -347,7 +347,7 @@ def _numbers(folds: str | None) -> list[int] | None:
         raise InputError(f"--folds takes numbers such as 0,1, not {folds!r}", "give the folds to train") from None
 
 
-@with_settings("skip_incomplete", "resample_labels", "labels", "settings")
+@with_settings("skip_incomplete", "resample_labels", "labels", "rule", "settings")
 @with_executor
 def select(
     dataset: DatasetArgument = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from statistics import fmean
 
 from segfit.dataset.name_groups import groups_from_names
 from segfit.errors import InputError, nearest
@@ -12,7 +13,22 @@ from segfit.evaluation.summary import Estimates, Slice, Summary
 from segfit.files import Record
 from segfit.text import count, listing
 
-__all__ = ["Comparison", "column_of", "compare", "groups_of", "with_estimates"]
+__all__ = ["Behind", "Comparison", "column_of", "compare", "groups_of", "slices_behind", "with_estimates"]
+
+_NOT_OF_COHORTS = frozenset({"case", "group", "weight", "image", "label", "fold"})
+_MOST_VALUES = 12
+"""A column with more is a measurement or a name, not a kind of case."""
+
+
+class Behind(Record):
+    """Cases of which a column of a table says the same and that clearly fall behind all others in some classes."""
+
+    column: str
+    value: str
+    cases: int
+    classes: tuple[str, ...]
+    dice: float  # mean over these classes, of these cases
+    others: float  # the same of all other cases
 
 
 class Comparison(Record):
@@ -85,6 +101,29 @@ def with_estimates(
             slices.append(Slice(value=value, estimates=own, behind=tuple(_behind(own, rest))))
         update["slices"] = tuple(slices)
     return summary.model_copy(update=update)
+
+
+def slices_behind(
+    summary: Summary, groups: Mapping[str, str], rows: Mapping[str, Mapping[str, str]]
+) -> tuple[Behind, ...]:
+    """Return the cohorts that clearly fall behind, of every column of a table of cases that tells kinds of cases."""
+    columns = dict.fromkeys(key for row in rows.values() for key in row if key not in _NOT_OF_COHORTS)
+    found = []
+    for column in columns:
+        values = {case.case: rows.get(case.case, {}).get(column, "").strip() for case in summary.cases}
+        if not 2 <= len(set(values.values())) <= _MOST_VALUES:
+            continue
+        for item in with_estimates(summary, groups, column, values).slices:
+            if item.behind and item.value:
+                found.append(_behind_others(summary, column, item, values))
+    return tuple(found)
+
+
+def _behind_others(summary: Summary, column: str, item: Slice, values: Mapping[str, str]) -> Behind:
+    own = summary.subset(case for case, value in values.items() if value == item.value)
+    rest = summary.subset(case for case, value in values.items() if value != item.value)
+    dice, others = (fmean(one.mean[name].dice or 0.0 for name in item.behind) for one in (own, rest))
+    return Behind(column=column, value=item.value, cases=len(own.cases), classes=item.behind, dice=dice, others=others)
 
 
 def compare(first: Summary, second: Summary, groups: Mapping[str, str], names: tuple[str, str]) -> Comparison:

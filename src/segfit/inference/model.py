@@ -6,7 +6,7 @@ Prediction happens in this process and writes nothing by itself; many cases: `se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -19,6 +19,7 @@ from segfit.bundle.bundle import Bundle, Member, ModelManifest
 from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
+from segfit.evaluation.measurement import Margins, Measurement, measure
 from segfit.execution.memory import free_memory_gb
 from segfit.files import path_of, write_arrays
 from segfit.fingerprint.appearance import measure_image, oriented_crop
@@ -53,11 +54,13 @@ class Prediction:
     label_map : on the grid of the input, in the order of its file
     probabilities : (num_outputs, *labels.shape) float32 if they were asked for, before post-processing
     warnings : what the user should know about this result
+    margins : by what factors measurements may be off, as the model has them
     """
 
     label_map: LabelMap
     probabilities: NDArray[np.float32] | None = None
     warnings: tuple[Problem, ...] = ()
+    margins: Margins = field(default_factory=dict)
 
     @property
     def labels(self) -> NDArray[np.integer[Any]]:
@@ -68,6 +71,17 @@ class Prediction:
     def grid(self) -> Grid:
         """Geometry of the input."""
         return self.label_map.grid
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        """Volume (area in pictures) of every class, and diameter and circumference where it is convex in pictures.
+
+        With the interval that holds the true one in 95 % of new cases like those of the training, or in 90 %; without
+        one where the model was validated on too few groups of cases (9 and 19 are needed).
+        """
+        scheme = self.label_map.scheme
+        assert scheme is not None  # predictions know what they mean
+        return measure(scheme.to_inner(self.labels), self.grid, scheme.classes, self.margins)
 
     def __repr__(self) -> str:
         probabilities = "" if self.probabilities is None else ", with probabilities"
@@ -402,7 +416,7 @@ class Model:
         inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
         kept = merged_probabilities(fields, self.labels) if probabilities else None
         found = LabelMap(self.labels.to_stored(inner), prepared.grid, self.labels, prepared.source)
-        return Prediction(found, kept, (*prepared.warnings, *warnings))
+        return Prediction(found, kept, (*prepared.warnings, *warnings), self.manifest.margins)
 
 
 def _require_options(mirror: Any, tile_step: Any, precision: Any) -> None:

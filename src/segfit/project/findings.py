@@ -34,16 +34,8 @@ class Findings:
 
     @property
     def validated(self) -> dict[str, Path]:
-        """Where the prediction of each validation case by the first configuration of the winner lies: its folder."""
-        if self.selected is None:
-            return {}
-        first = self.selected.selection.winner[0]
-        return {
-            case: item.folder
-            for item in self.selected.validations
-            if item.training.name == first
-            for case in item.cases
-        }
+        """In which folder what the selected model makes of each validation case lies."""
+        return {} if self.selected is None else self.selected.validated()
 
 
 def find(project: Preparation) -> Findings:

@@ -12,6 +12,7 @@ my-project/
     plan.json        what is decided for these options, and what is trained
     race/            what was tried before, see `segfit.project.race`
     selection.json   validation.json
+    validated-<key>/ what the selected model makes of validation cases, if several networks or post-processing do
     so-far/          the same, of trainings that had not ended
     predictions-<key>/   of the dataset's test images; summary.json if they have labels
   runs/<configuration>/fold-<k>/<key>/
@@ -119,6 +120,10 @@ class PlanFolder:
     def so_far(self) -> PlanFolder:
         """Where what was selected of unfinished trainings lies."""
         return PlanFolder(self.root / "so-far")
+
+    def validated(self, key: str) -> Path:
+        """Folder of what the model selected under a key makes of validation cases."""
+        return self.root / f"validated-{key}"
 
     def predictions(self, key: str) -> Path:
         """Folder of the predictions that count under a key."""

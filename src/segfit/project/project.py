@@ -224,6 +224,18 @@ class Project(Preparation):
             write_report(data, self.folder.report)
         return self.folder.report
 
+    def methods(self) -> str:
+        """Return a paragraph on methods, with references, for a paper; `InputError` before there is a model."""
+        from segfit.report.methods import methods_of
+
+        found = self.findings()
+        if found.selected is None or found.plan is None or found.fingerprint is None:
+            raise InputError(
+                "there is no model yet to tell the methods of", f"run it first: segfit run {self.folder.root}"
+            )
+        chosen = found.selected
+        return methods_of(found.plan, found.fingerprint, self.dataset.labels, chosen.selection, chosen.results)
+
     def run(self, *, time: str | float | None = None, overrun: bool = False) -> Summary | None:
         """Run all stages; return the metrics of the test images, None if there are no labels for them.
 

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
 from importlib import metadata
-from itertools import combinations
 from pathlib import Path
 
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, open_bundle, weights_name, write_bundle
 from segfit.dataset.layouts.table import rows_beside
 from segfit.dataset.manifest import Case
-from segfit.errors import InputError, StageError
-from segfit.evaluation.cohorts import column_of, groups_of, with_estimates
+from segfit.errors import InputError
+from segfit.evaluation.cohorts import column_of, groups_of, slices_behind, with_estimates
 from segfit.evaluation.evaluate import evaluate
+from segfit.evaluation.measurement import Margins
 from segfit.evaluation.measures import Measures
 from segfit.evaluation.pairs import Pair
-from segfit.evaluation.summary import Summary, summarize
+from segfit.evaluation.summary import Summary
 from segfit.files import hash_file, replace_folder
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.training_images import TrainingImages
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.plugins import package_of, package_version
-from segfit.preprocessing.store import StoredAnnotation
 from segfit.project.folder import PlanFolder
+from segfit.project.out_of_fold import candidates_of, has_own_predictions, pairs_of, write_predictions
 from segfit.project.preparation import Preparation
 from segfit.project.sharing import Task
 from segfit.project.stage_log import told_of_files
@@ -44,11 +42,11 @@ from segfit.project.trainings import (
     validate_all,
     validations_of,
 )
-from segfit.project.validation import PROBABILITIES, SUMMARY, probabilities_path, validation_pairs
+from segfit.project.validation import PROBABILITIES, SUMMARY
 from segfit.records import Key, is_damaged, is_sealed, remove_damaged, seal
-from segfit.selection.ensemble import EnsembleMember, StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.evidence import Evidence
-from segfit.selection.select import Candidate, Selection, select
+from segfit.selection.margins import margins_of
+from segfit.selection.select import Selection, select
 from segfit.selection.verdict import judge
 from segfit.training.result import WEIGHTS, TrainingResult
 
@@ -71,10 +69,21 @@ class Selected:
     """What was handed over, and what it was chosen from."""
 
     selection: Selection
-    summary: Summary  # of the winner
+    summary: Summary  # of the winner after its post-processing
     key: Key
     validations: tuple[Validation, ...]
     results: tuple[TrainingResult, ...]
+    own: Path | None  # its predictions of the validation cases; None where those of the validations are they
+
+    def validated(self) -> dict[str, Path]:
+        """Return in which folder the prediction of each validation case lies that `summary` scores."""
+        first = self.selection.winner[0]
+        return {
+            case: self.own or item.folder
+            for item in self.validations
+            if item.training.name == first
+            for case in item.cases
+        }
 
 
 def select_model(project: Preparation, results: Sequence[TrainingResult] | None = None) -> Selected:
@@ -87,7 +96,7 @@ def select_model(project: Preparation, results: Sequence[TrainingResult] | None 
     known = selected(project, results)
     found = known or _select(project, results)
     looked_at = () if known is None else found.validations  # what was just made is whole
-    project.once(f"validations {found.key.hash}", lambda: _mend(project, looked_at))
+    project.once(f"validations {found.key.hash}", lambda: _mend(project, found, looked_at))
     folder = _selections(project)
     project.documents.publish(folder.selection, project.folder.selection)
     project.documents.publish(folder.validation_summary, project.folder.validation_summary)
@@ -121,7 +130,8 @@ def selected(project: Preparation, results: Sequence[TrainingResult]) -> Selecte
         selection = project.results.recall(Selection, folder.selection, key)
         summary = project.results.recall(Summary, folder.validation_summary, key)
         if selection is not None and summary is not None:
-            return Selected(selection, summary, key, tuple(validations), tuple(results))
+            own = _own_folder(project, selection, key)
+            return Selected(selection, summary, key, tuple(validations), tuple(results), own)
     return None
 
 
@@ -131,12 +141,20 @@ def _selections(project: Preparation) -> PlanFolder:
     return folder.so_far if project.run_plan().unfinished else folder
 
 
-def _mend(project: Preparation, validations: Sequence[Validation]) -> None:
+def _mend(project: Preparation, found: Selected, looked_at: Sequence[Validation]) -> None:
     """Predict again, for who looks at them, validation cases whose predictions were damaged after they were scored."""
-    damaged = [item for item in validations if is_damaged(item.folder, item.key)]
-    if damaged:
-        validate_all(project, damaged, unless=lambda: False)
-        _remove_probabilities(damaged)
+    damaged = [item for item in looked_at if is_damaged(item.folder, item.key)]
+    own = found.own
+    if own is not None and not is_sealed(own, found.key):
+        damaged = list(found.validations)
+    if not damaged:
+        return
+    validate_all(project, damaged, unless=lambda: False)
+    if own is not None and not is_sealed(own, found.key):
+        with project.locks.held("select"):
+            remove_damaged(own, found.key)
+            write_predictions(project, found.validations, found.selection, own, found.key)
+    _remove_probabilities(damaged)
 
 
 def _remove_probabilities(validations: Sequence[Validation]) -> None:
@@ -164,15 +182,50 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
     key = _selection_key(project, validations)
     summaries = summaries_of(validations)
     with project.stage_log.of("select") as use:
-        candidates = _candidates(project, summaries, validations)
+        candidates = candidates_of(project, summaries, validations)
         folds = {item.training.fold: item.cases for item in validations}
-        pairs_of = partial(_pairs, project, validations)
-        selection = select(candidates, project.dataset.labels, folds, pairs_of, execution=project.execution)
-        winner = next(item for item in candidates if item.members == selection.winner)
-        summary = project.results.store(winner.summary, _selections(project).validation_summary, key, use())
+        groups = _groups(project, [name for names in folds.values() for name in names])
+        rule = project.options.selection_rule
+        selection, summary = select(
+            candidates,
+            project.dataset.labels,
+            folds,
+            lambda winner: pairs_of(project, validations, winner.members),
+            rule=rule,
+            groups=groups,
+            execution=project.execution,
+        )
+        selection = selection.model_copy(update={"margins": _margins(project, validations, selection, summary, groups)})
+        write_predictions(project, validations, selection, _selections(project).validated(key.hash), key)
+        summary = project.results.store(summary, _selections(project).validation_summary, key, use())
         selection = project.results.store(selection, _selections(project).selection, key, use())
     _remove_probabilities(validations)
-    return Selected(selection, summary, key, tuple(validations), tuple(results))
+    return Selected(selection, summary, key, tuple(validations), tuple(results), _own_folder(project, selection, key))
+
+
+def _margins(
+    project: Preparation,
+    validations: Sequence[Validation],
+    selection: Selection,
+    summary: Summary,
+    groups: Mapping[str, str],
+) -> Margins:
+    fingerprint = project.fingerprint()
+    spacings = {case.case: case.spacing_mm[-2:] for case in fingerprint.cases}
+    return margins_of(
+        summary,
+        selection.steps,
+        pairs_of(project, validations, selection.winner),
+        project.dataset.labels,
+        groups,
+        pictures=fingerprint.ndim == 2,
+        spacing_of=spacings.__getitem__,
+        execution=project.execution,
+    )
+
+
+def _own_folder(project: Preparation, selection: Selection, key: Key) -> Path | None:
+    return _selections(project).validated(key.hash) if has_own_predictions(selection) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,58 +331,6 @@ def _test_pairs(project: Preparation, item: Predictions) -> list[Pair]:
     return [Pair.of_case(case, item.folder / f"{case.id}{item.ending}", project.dataset.labels) for case in cases]
 
 
-def _candidates(
-    project: Preparation, summaries: Mapping[str, Mapping[int, Summary]], validations: Sequence[Validation]
-) -> list[Candidate]:
-    """Return every configuration and every pair of them with cross-validated metrics."""
-    classes = project.dataset.labels.classes
-    singles = [
-        Candidate((name,), summarize([case for summary in folds.values() for case in summary.cases], classes))
-        for name, folds in summaries.items()
-    ]
-    if len(singles) < 2:
-        return singles
-    members = [_member(validations, name) for name in summaries]
-    references = _pairs(project, validations, singles[0])
-    scored = evaluate_ensembles(members, references, project.dataset.labels, execution=project.execution)
-    return [*singles, *(Candidate(names, scored[names]) for names in combinations(summaries, 2))]
-
-
-def _member(validations: Sequence[Validation], name: str) -> EnsembleMember:
-    """Return a configuration with its validation probabilities, read slab by slab."""
-    found = {
-        case: StoredProbabilities(probabilities_path(item.folder, case))
-        for item in validations
-        if item.training.name == name
-        for case in item.cases
-    }
-    return EnsembleMember(name, found)
-
-
-def _pairs(project: Preparation, validations: Sequence[Validation], candidate: Candidate) -> list[Pair]:
-    """Return the validation predictions of a candidate with their references."""
-    first = [
-        pair
-        for item in validations
-        if item.training.name == candidate.members[0]
-        for pair in validation_pairs(project.dataset, item.folder, _references(project, item))
-    ]
-    if len(candidate.members) == 1:
-        return first
-    members = [_member(validations, name) for name in candidate.members]
-    return merged_pairs(members, first, project.dataset.labels)
-
-
-def _references(project: Preparation, item: Validation) -> dict[str, StoredAnnotation | None]:
-    """Return the annotations of validation cases; None for one that has to be read from the dataset."""
-    keys = project.case_keys(project.plan().configurations[item.training.name])
-    found: dict[str, StoredAnnotation | None] = dict.fromkeys(item.cases)
-    for case in item.cases:
-        with suppress(StageError):  # the store may have been emptied since
-            found[case] = project.stored(keys[case]).annotation
-    return found
-
-
 def _model_key(project: Preparation, chosen: Selected) -> Key:
     return STAGES["model"].key(
         project.options,
@@ -381,6 +382,8 @@ def evidence_of(
     project: Preparation, chosen: Selected, fingerprint: Fingerprint, test: Summary | None = None
 ) -> Evidence:
     """Return what a verdict on the selected model is made from."""
+    rows = rows_beside(project.dataset.root)
+    groups = _groups(project, [case.case for case in chosen.summary.cases])
     return Evidence(
         validation=chosen.summary,
         selection=chosen.selection,
@@ -389,7 +392,13 @@ def evidence_of(
         fingerprint=fingerprint,
         num_folds=len(project.splits().folds),
         test=test,
+        behind=slices_behind(chosen.summary, groups, rows),
     )
+
+
+def _groups(project: Preparation, cases: Sequence[str]) -> dict[str, str]:
+    """Return the group of each training case by the dataset, else as the names say it."""
+    return groups_of(cases, {case.id: {"group": case.group or ""} for case in project.dataset.training})
 
 
 def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
@@ -400,7 +409,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         for item in trainings_of(project)
         if item.name in (*selection.winner, *before)
     }
-    dice = next(item for item in selection.candidates if item.members == selection.winner).per_class
+    dice = {name: one.dice for name, one in chosen.summary.mean.items()}
     dataset, fingerprint = project.dataset, project.fingerprint()
     members = tuple(_manifest_member(project, name) for name in selection.winner)
     previous = next((_manifest_member(project, name) for name in before if name), None)
@@ -417,6 +426,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         members=members,
         previous_stage=previous,
         postprocessing=selection.steps,
+        margins=selection.margins,
         dice=dice,
         verdict=judge(evidence_of(project, chosen, fingerprint)).facts(),
         selection={

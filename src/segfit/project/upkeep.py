@@ -130,6 +130,11 @@ def _unneeded(project: Preparation) -> list[Unneeded]:
         needed = {item.folder for item in found.selected.validations}
         own = [path for item in found.trainings for path in _folders(item.folder, "validation-*")]
         items += [(path, "validation of an earlier state") for path in own if path not in needed]
+        items += [
+            (path, "predictions of an earlier selection")
+            for path in _folders(project.plan_folder.root, "validated-*")
+            if path != found.selected.own
+        ]
         items += [(path / PROBABILITIES, "left by a selection") for path in needed if (path / PROBABILITIES).is_dir()]
     cases = {key for item in found.plan.configurations.values() for key in project.case_keys(item).values()}
     old = sorted(set(project.store.keys()) - cases)

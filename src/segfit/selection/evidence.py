@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from segfit.evaluation.cohorts import Behind
 from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan, RunSpec
@@ -28,6 +29,7 @@ class Evidence:
     trainings : results of all trainings of the run
     num_folds : all folds there are, trained or not
     test : metrics of the test cases, if they have labels
+    behind : validation cases of one kind that clearly fall behind the others
     """
 
     validation: Summary
@@ -37,6 +39,7 @@ class Evidence:
     fingerprint: Fingerprint
     num_folds: int
     test: Summary | None = None
+    behind: tuple[Behind, ...] = ()
 
     @property
     def run(self) -> RunSpec:

@@ -9,12 +9,17 @@ from pydantic import AliasChoices, Field
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, StageError
+from segfit.evaluation.measurement import Margins
 from segfit.evaluation.pairs import Pair
+from segfit.evaluation.statistics import Difference, difference
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import Document, Record
 from segfit.labels import LabelScheme
+from segfit.options import SelectionRule
 from segfit.selection.postprocess import decide_postprocessing
+from segfit.selection.sizes_and_holes import decide_sizes_and_holes
+from segfit.text import count
 
 __all__ = ["Candidate", "CandidateDice", "Choice", "Selection", "select", "select_winner"]
 
@@ -25,6 +30,12 @@ class Candidate:
 
     members: tuple[str, ...]  # names of configurations
     summary: Summary
+    networks: int = 0  # that predict a case, both of a cascade; 0: as many as members
+
+    @property
+    def cost(self) -> int:
+        """Networks that predict a case, in each fold."""
+        return self.networks or len(self.members)
 
     @property
     def name(self) -> str:
@@ -61,11 +72,16 @@ class Selection(Document):
     dice_before_steps: float | None
     dice_after_steps: float | None
     folds: tuple[int, ...]
+    margins: Margins = {}  # of measurements of predictions
 
 
-def select_winner(candidates: Sequence[Candidate]) -> Choice:
-    """Choose the candidate with the highest mean Dice.
+def select_winner(
+    candidates: Sequence[Candidate], rule: SelectionRule = "nnunet", groups: Mapping[str, str] | None = None
+) -> Choice:
+    """Choose the candidate with the highest mean Dice, by the rule "beyond-chance" only if no cheaper one is as good.
 
+    Cheaper is what fewer networks predict. It is as good where the 95 % interval of the mean difference of cases, over
+    `groups` (by case; others are their own), does not lie above 0, or cannot be told from so few.
     Ties go to the first in order, single configurations before ensembles. A candidate without a value is skipped with
     a note. Raises `InputError` without candidates or if they were scored on different cases, `StageError` if none of
     them has a value.
@@ -88,7 +104,13 @@ def select_winner(candidates: Sequence[Candidate]) -> Choice:
     if not valid:
         raise StageError("no candidate has a Dice in any case: the references of all validation cases are empty")
     ranked = sorted(valid, key=lambda item: -item[0])  # stable: ties stay in order
-    return Choice(ranked[0][1], _reason(ranked), notes)
+    best = ranked[0][1]
+    for cost in sorted({item.cost for _, item in ranked if item.cost < best.cost} if rule == "beyond-chance" else ()):
+        cheaper = next(entry for entry in ranked if entry[1].cost == cost)
+        gain = difference(_by_case(best), _by_case(cheaper[1]), groups or {})
+        if gain.low is None or gain.low <= 0:
+            return Choice(cheaper[1], _as_good(ranked[0], cheaper, gain), notes)
+    return Choice(best, _reason(ranked), notes)
 
 
 def select(
@@ -97,19 +119,27 @@ def select(
     folds: Mapping[int, Sequence[str]],
     pairs_of: Callable[[Candidate], Sequence[Pair]],
     *,
+    rule: SelectionRule = "nnunet",
+    groups: Mapping[str, str] | None = None,
     execution: Execution = LOCAL,
-) -> Selection:
-    """Choose the winner and decide its post-processing.
+) -> tuple[Selection, Summary]:
+    """Choose the winner and decide its post-processing, by the rule "beyond-chance" also by size and for holes.
+
+    Returns what was chosen, and the metrics of the winner after its post-processing.
 
     Parameters
     ----------
     candidates : every trained configuration, and ensembles of them
     folds : validation cases by fold
     pairs_of : returns the validation predictions of the winner with their references
+    rule, groups : as in `select_winner`
     """
-    choice = select_winner(candidates)
-    decision = decide_postprocessing(pairs_of(choice.winner), scheme, execution=execution)
-    return Selection(
+    choice = select_winner(candidates, rule, groups)
+    pairs = pairs_of(choice.winner)
+    decision = decide_postprocessing(pairs, scheme, execution=execution)
+    if rule == "beyond-chance":
+        decision = decide_sizes_and_holes(decision, pairs, scheme, groups or {}, execution=execution)
+    selection = Selection(
         candidates=tuple(_dice(candidate, folds) for candidate in candidates),
         winner=choice.winner.members,
         reason=choice.reason,
@@ -119,6 +149,7 @@ def select(
         dice_after_steps=decision.after.mean_dice,
         folds=tuple(sorted(folds)),
     )
+    return selection, decision.after
 
 
 def _dice(candidate: Candidate, folds: Mapping[int, Sequence[str]]) -> CandidateDice:
@@ -128,6 +159,22 @@ def _dice(candidate: Candidate, folds: Mapping[int, Sequence[str]]) -> Candidate
         mean_dice=summary.mean_dice,
         per_class={name: one.dice for name, one in summary.mean.items()},
         per_fold={fold: summary.subset(cases).mean_dice for fold, cases in sorted(folds.items())},
+    )
+
+
+def _by_case(candidate: Candidate) -> dict[str, float | None]:
+    return {case.case: case.mean_dice for case in candidate.summary.cases}
+
+
+def _as_good(best: tuple[float, Candidate], cheaper: tuple[float, Candidate], gain: Difference) -> str:
+    """Say in one sentence why a cheaper candidate was taken."""
+    where = f"over {count(gain.cases, 'case')}"
+    if gain.low is not None and gain.high is not None:
+        where = f"95 % interval of the difference {gain.low:+.4f} to {gain.high:+.4f} {where}"
+    many = f"{cheaper[1].cost} instead of {count(best[1].cost, 'network')}"
+    return (
+        f"{cheaper[1].name} is taken ({cheaper[0]:.4f}, {many}): {best[1].name} ({best[0]:.4f}) is not better by more "
+        f"than chance in cross-validation ({where})."
     )
 
 

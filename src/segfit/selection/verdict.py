@@ -7,6 +7,7 @@ from math import ceil
 from statistics import fmean
 from typing import Any, Literal
 
+from segfit.evaluation.cohorts import Behind
 from segfit.evaluation.summary import Summary
 from segfit.files import Record
 from segfit.planning.budget import TOLERABLE_STEPS, WANTED_STEPS
@@ -55,6 +56,7 @@ _Code = Literal[
     "few_cases",
     "slow_machine",
     "test_worse",
+    "falls_behind",
     "few_validated",
     "not_validated",
     "unfinished",
@@ -75,13 +77,14 @@ class Finding(Record):
     classes: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()
     numbers: dict[str, float] = {}
+    cohort: str = ""  # what a table says of the cases that it is about
     text: str  # what was found, one sentence that names no case
     action: str = ""  # what to do and what it costs; names no case but those of `cases`
 
     @property
     def names_cases(self) -> bool:
-        """Whether the action names cases."""
-        return any(case in self.action for case in self.cases)
+        """Whether the action names cases, or where they come from."""
+        return bool(self.cohort) or any(case in self.action for case in self.cases)
 
 
 class Verdict(Record):
@@ -298,6 +301,7 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
         )
     if evidence.test is not None:
         yield from _tested(evidence.validation, evidence.test)
+    yield from _cohorts(evidence.behind)
     if evidence.run.initial is not None:
         yield _seen_before(evidence.run.initial)
     if validated < max(total, _FEW_VALIDATED):
@@ -344,6 +348,21 @@ def _tested(validation: Summary, test: Summary) -> Iterator[Finding]:
             text=f"The test Dice ({dice(after)}) is clearly below the cross-validated one ({dice(before)}).",
             action="The test images probably differ from the training images: compare them, and train with cases like "
             "those the model is for.",
+        )
+
+
+def _cohorts(found: Sequence[Behind]) -> Iterator[Finding]:
+    """Say on which kinds of cases the model clearly does worse; what the table calls them is in the action alone."""
+    for item in found:
+        yield Finding(
+            code="falls_behind",
+            level="doubtful" if item.others - item.dice > _MUCH_WORSE else "remark",
+            classes=item.classes,
+            numbers={"dice": item.dice, "others": item.others, "cases": item.cases},
+            cohort=f"{item.column}={item.value}",
+            text=f"{count(item.cases, 'case')} of one {item.column} clearly fall behind in {listing(item.classes)}: "
+            f"Dice {dice(item.dice)}, of the others {dice(item.others)}.",
+            action=f"Look at the images and labels with {item.column}={item.value}, and train with more like them.",
         )
 
 
