@@ -356,11 +356,7 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
         if (previous := member.configuration.previous_stage) is not None:
             source = "which is predicted first" if first is not None else "which must be given (--previous-stage)"
             yield f"\n{_markdown(member.configuration.name)} also sees the labels of {_markdown(previous)}, {source}."
-    if manifest.speeds:
-        yield "\n## Speeds\n\n| --speed | what is done differently | time | mean Dice |\n| --- | --- | --- | --- |"
-        for name, speed in manifest.speeds.items():
-            mean = sum(speed.dice.values()) / len(speed.dice) if speed.dice else 0.0
-            yield f"| {name} | {speed.words} | {speed.time:.2f} | {mean:.3f} |"
+    yield from _speed_lines(manifest)
     sections = {"Training": manifest.training, "Selection": manifest.selection, "Origin": manifest.provenance}
     for title, facts in sections.items():
         if facts:
@@ -369,3 +365,11 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
                 f"- {_markdown(key.replace('_', ' '))}: {_markdown(value_in_words(value, key))}"
                 for key, value in facts.items()
             )
+
+
+def _speed_lines(manifest: ModelManifest) -> Iterator[str]:
+    if manifest.speeds:
+        yield "\n## Speeds\n\n| --speed | what is done differently | time | mean Dice |\n| --- | --- | --- | --- |"
+    for name, speed in manifest.speeds.items():
+        mean = sum(speed.dice.values()) / max(1, len(speed.dice))
+        yield f"| {name} | {speed.words} | {speed.time:.2f} | {mean:.3f} |"

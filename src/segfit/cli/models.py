@@ -157,10 +157,8 @@ def tune(
     model, data, folds, groups = _tuned_on(path, dataset, splits)
     found = tune(model, data, folds, groups, device=device or "auto", progress=console_execution(None).progress)
     with_speeds(model, found.speeds)
-    names = {name: speed.words for name, speed in found.speeds.items()}
     if as_json:
-        tried = [one.model_dump(mode="json") for one in found.tried]
-        print_json({"model": str(model), "cases": found.cases, "groups": found.groups, "tried": tried, "speeds": names})
+        print_json({"model": str(model), **found.facts()})
         return
     rows = [
         (one.words, f"{one.time:.2f}", dice(fmean(one.dice.values())), f"{min(one.least.values(), default=0):+.4f}")
@@ -168,8 +166,8 @@ def tune(
     ]
     table(("way to predict", "time", "mean Dice", "change at least"), rows, sys.stdout, numbers=True)
     say(f"on {count(found.cases, 'case')}; ways whose change may be below -{LOSS:g} in a class are not used")
-    for name, words in names.items():
-        say(f"--speed {name}: {words}")
+    for name, speed in found.speeds.items():
+        say(f"--speed {name}: {speed.words}")
 
 
 def _tuned_on(path: Path, dataset: Path | None, splits: Path | None) -> tuple[Path, Dataset, Splits, dict[str, str]]:

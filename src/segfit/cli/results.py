@@ -65,6 +65,13 @@ _Folds = Annotated[
 _TileStep = Annotated[
     float | None, typer.Option("--tile-step", metavar="SHARE", help="Step of the window as a share of it.")
 ]
+_Mirror = Annotated[
+    bool | None, typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model.")
+]
+_Probabilities = Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")]
+_Overlays = Annotated[
+    bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
+]
 _Speed = Annotated[
     Literal["fast", "balanced", "accurate"] | None,
     typer.Option("--speed", metavar="fast|balanced|accurate", help="A way that segfit tune found to lose nothing."),
@@ -96,11 +103,9 @@ def predict(
     device: Device = None,
     deterministic: _Deterministic = False,
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
+    probabilities: _Probabilities = False,
     previous_stage: _PreviousStage = None,
-    overlays: Annotated[
-        bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
-    ] = False,
+    overlays: _Overlays = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     workers: Workers = None,
     *,
@@ -118,7 +123,7 @@ def predict(
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
         foreign = (inputs, output, checkpoint, folds, tile_step, speed, device, ending, previous_stage, workers)
-        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or mirror is False:
+        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or mirror is not None:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
         found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"

@@ -47,6 +47,12 @@ class Tuning:
     cases: int
     groups: int
 
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        tried = [one.model_dump(mode="json") for one in self.tried]
+        names = {name: speed.words for name, speed in self.speeds.items()}
+        return {"cases": self.cases, "groups": self.groups, "tried": tried, "speeds": names}
+
 
 def tune(
     path: Path,
