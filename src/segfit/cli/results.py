@@ -72,6 +72,8 @@ _Probabilities = Annotated[bool, typer.Option("--probabilities", help="Write pro
 _Overlays = Annotated[
     bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
 ]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")]
+_Ending = Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")]
 _Speed = Annotated[
     Literal["fast", "balanced", "accurate"] | None,
     typer.Option("--speed", metavar="fast|balanced|accurate", help="A way that segfit tune found to lose nothing."),
@@ -102,11 +104,11 @@ def predict(
     speed: _Speed = None,
     device: Device = None,
     deterministic: _Deterministic = False,
-    ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
+    ending: _Ending = None,
     probabilities: _Probabilities = False,
     previous_stage: _PreviousStage = None,
     overlays: _Overlays = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    overwrite: _Overwrite = False,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -146,8 +148,11 @@ def predict(
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
         say(f"label files look black in most viewers; {remedy}", sys.stderr)
-    facts = {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
-    print_result(facts, found, as_json=as_json)
+    print_result(_facts(found, kept), found, as_json=as_json)
+
+
+def _facts(found: Sequence[Path], kept: KeptWarnings) -> dict[str, Any]:
+    return {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
 
 
 def _predict(

@@ -111,12 +111,11 @@ def tune(
             tried.append(speed)
             if not _passes(speed, LOSS):
                 lost.append(way)
-    speeds: dict[SpeedName, Speed] = {
-        "fast": _cheapest(tried, LOSS),
-        "balanced": _cheapest(tried, LOSS / 4),
-        "accurate": tried[0],
-    }
-    return Tuning(tuple(tried), speeds, len(ids), num_groups)
+    return Tuning(tuple(tried), _chosen(tried), len(ids), num_groups)
+
+
+def _chosen(tried: Sequence[Speed]) -> dict[SpeedName, Speed]:
+    return {"fast": _cheapest(tried, LOSS), "balanced": _cheapest(tried, LOSS / 4), "accurate": tried[0]}
 
 
 def _cases_by_fold(manifest: ModelManifest, dataset: Dataset, splits: Splits) -> dict[int, list[Case]]:
