@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
+from segfit.bundle.speeds import Speed, SpeedName
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.evaluation.measurement import Margins
@@ -91,6 +92,7 @@ class ModelManifest(Document):
         None  # predicts the labels that second stages of a cascade take; None: they are given
     )
     postprocessing: tuple[PostprocessingStep, ...] = ()
+    speeds: dict[SpeedName, Speed] = {}  # ways to predict that were measured; none: it was not tuned
     margins: Margins = {}  # of measurements of predictions, by class
     # Cross-validated mean by class; None where it is undefined; "scores" is its old name.
     dice: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = Field(
@@ -239,10 +241,19 @@ def write_bundle(
         for name, content in weights.items():
             write_bytes(partial / name, content.read_bytes() if isinstance(content, Path) else _serialize(content))
         checksums = {name: hash_file(partial / name) for name in sorted(weights)}
-        manifest = manifest.model_copy(update={"checksums": checksums})
-        manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump(mode="json"))})
-        write_text(partial / _CARD, card(manifest))
-        manifest.save(partial / MANIFEST)
+        manifest = _write_manifest(partial, manifest.model_copy(update={"checksums": checksums}))
+    return manifest
+
+
+def with_speeds(folder: Path, speeds: Mapping[SpeedName, Speed]) -> ModelManifest:
+    """Write into a bundle how it may be predicted with; return its manifest."""
+    return _write_manifest(folder, open_bundle(folder).manifest.model_copy(update={"speeds": dict(speeds)}))
+
+
+def _write_manifest(folder: Path, manifest: ModelManifest) -> ModelManifest:
+    manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump(mode="json"))})
+    write_text(folder / _CARD, card(manifest))
+    manifest.save(folder / MANIFEST)
     return manifest
 
 
@@ -345,6 +356,7 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
         if (previous := member.configuration.previous_stage) is not None:
             source = "which is predicted first" if first is not None else "which must be given (--previous-stage)"
             yield f"\n{_markdown(member.configuration.name)} also sees the labels of {_markdown(previous)}, {source}."
+    yield from _speed_lines(manifest)
     sections = {"Training": manifest.training, "Selection": manifest.selection, "Origin": manifest.provenance}
     for title, facts in sections.items():
         if facts:
@@ -353,3 +365,11 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
                 f"- {_markdown(key.replace('_', ' '))}: {_markdown(value_in_words(value, key))}"
                 for key, value in facts.items()
             )
+
+
+def _speed_lines(manifest: ModelManifest) -> Iterator[str]:
+    if manifest.speeds:
+        yield "\n## Speeds\n\n| --speed | what is done differently | time | mean Dice |\n| --- | --- | --- | --- |"
+    for name, speed in manifest.speeds.items():
+        mean = sum(speed.dice.values()) / max(1, len(speed.dice))
+        yield f"| {name} | {speed.words} | {speed.time:.2f} | {mean:.3f} |"

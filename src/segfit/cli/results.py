@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -65,6 +65,19 @@ _Folds = Annotated[
 _TileStep = Annotated[
     float | None, typer.Option("--tile-step", metavar="SHARE", help="Step of the window as a share of it.")
 ]
+_Mirror = Annotated[
+    bool | None, typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model.")
+]
+_Probabilities = Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")]
+_Overlays = Annotated[
+    bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
+]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")]
+_Ending = Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")]
+_Speed = Annotated[
+    Literal["fast", "balanced", "accurate"] | None,
+    typer.Option("--speed", metavar="fast|balanced|accurate", help="A way that segfit tune found to lose nothing."),
+]
 _Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Only kernels that repeat themselves to the bit.")
 ]
@@ -83,17 +96,19 @@ def predict(
     inputs: _Inputs = None,
     output: _Labels = None,
     folds: _Folds = None,
-    mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored views.")] = True,
+    mirror: Annotated[
+        bool | None,
+        typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model says."),
+    ] = None,
     tile_step: _TileStep = None,
+    speed: _Speed = None,
     device: Device = None,
     deterministic: _Deterministic = False,
-    ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
+    ending: _Ending = None,
+    probabilities: _Probabilities = False,
     previous_stage: _PreviousStage = None,
-    overlays: Annotated[
-        bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    overlays: _Overlays = False,
+    overwrite: _Overwrite = False,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -109,8 +124,8 @@ def predict(
     kept = KeptWarnings(execution.progress)
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
-        foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
-        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or not mirror:
+        foreign = (inputs, output, checkpoint, folds, tile_step, speed, device, ending, previous_stage, workers)
+        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or mirror is not None:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
         found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"
@@ -124,7 +139,7 @@ def predict(
             let_cublas_repeat()
         loaded = load_model(
             model, device or "auto" if execution.is_here else "cpu", numbers,  # elsewhere workers have it on their own
-            checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step, deterministic=deterministic,
+            checkpoint=checkpoint, mirror=mirror, tile_step=tile_step, speed=speed, deterministic=deterministic,
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
@@ -133,8 +148,11 @@ def predict(
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
         say(f"label files look black in most viewers; {remedy}", sys.stderr)
-    facts = {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
-    print_result(facts, found, as_json=as_json)
+    print_result(_facts(found, kept), found, as_json=as_json)
+
+
+def _facts(found: Sequence[Path], kept: KeptWarnings) -> dict[str, Any]:
+    return {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
 
 
 def _predict(

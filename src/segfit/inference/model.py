@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from segfit.bundle.bundle import Bundle, Member, ModelManifest
+from segfit.bundle.speeds import Speed, SpeedName
 from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
@@ -150,6 +151,7 @@ def load_model(
     mirror: bool | None = None,
     tile_step: float | None = None,
     precision: Precision | None = None,
+    speed: SpeedName | None = None,
     deterministic: bool = False,
 ) -> Model:
     """Load a model of segfit or of nnU-Net v2, or several as one that averages their probabilities.
@@ -162,12 +164,19 @@ def load_model(
     checkpoint : of nnU-Net's models: best, final, latest or a file name; None: final
     mirror : False switches test-time mirroring off (2^axes times faster); None: as the model says
     tile_step, precision : None: as the model says
+    speed : fast, balanced or accurate: a way to predict that `segfit tune` found to lose nothing; what is given with
+        `mirror`, `tile_step` and `precision` comes before it
     deterministic : use only kernels that give the same bits again; on CUDA the environment variable
         CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set before
 
     Raises `InputError` if one is no model, is damaged, lacks a fold, or does not fit the others.
     """
     bundle = open_model(path, folds, checkpoint=checkpoint)
+    if speed is not None:
+        way = _speed_of(bundle, speed)
+        mirror = way.mirror if mirror is None else mirror
+        tile_step = way.tile_step if tile_step is None else tile_step
+        precision = way.precision if precision is None else precision
     model = Model(
         bundle,
         resolve_device(device),
@@ -181,6 +190,16 @@ def load_model(
     chosen = None if folds is None else tuple(folds)
     model.source = ModelSource(paths, device, chosen, checkpoint, mirror, tile_step, precision, deterministic)
     return model
+
+
+def _speed_of(bundle: Bundle, name: SpeedName) -> Speed:
+    speeds = bundle.manifest.speeds
+    if name not in get_args(SpeedName):
+        raise InputError(f"speed is {', '.join(get_args(SpeedName))} or None, got {name!r}")
+    if name not in speeds:
+        problem = f"{bundle.source} was not tuned: what faster ways to predict lose is not known"
+        raise InputError(problem, f"measure it with segfit tune {bundle.source}, or leave the speed out")
+    return speeds[name]
 
 
 class Model:
