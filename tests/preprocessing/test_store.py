@@ -121,7 +121,7 @@ def test_a_case_goes_to_other_processes_as_its_place(tmp_path: Path) -> None:
     np.testing.assert_array_equal(there.image(), case.image())
     assert there.locations.keys() == case.locations.keys()
     store.discard("a")
-    with pytest.raises(StageError, match="holds no preprocessed case a"):
+    with pytest.raises(StageError):
         pickle.loads(sent)
 
 
@@ -161,7 +161,7 @@ def test_what_a_killed_process_leaves_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "no-record").mkdir()
     (tmp_path / "no-record" / "image.b2nd").write_bytes(b"half")
     assert not store.has("no-record")
-    with pytest.raises(StageError, match="holds no preprocessed case no-record"):
+    with pytest.raises(StageError):
         store.open("no-record")
     store.add("no-record", case)  # replaces the ruin
     assert store.verify("no-record")
@@ -188,8 +188,9 @@ def test_unreadable_chunk_is_one_clear_error(tmp_path: Path) -> None:
     store.add("key", _preprocessed((10, 12, 14)))
     stored = store.open("key")
     (tmp_path / "key" / "image.b2nd").write_bytes(b"nothing of use")
-    with pytest.raises(StageError, match="the preprocessed case case cannot be read"):
+    with pytest.raises(StageError) as raised:
         stored.image()
+    assert isinstance(raised.value.__cause__, OSError | RuntimeError | ValueError)
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +199,10 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(store_module.os, "fsync", full)
     store = CaseStore(tmp_path)
-    with pytest.raises(StageError, match="the disk is full"):
+    with pytest.raises(StageError) as raised:
         store.add("key", _preprocessed((10, 12, 14)))
+    assert isinstance(raised.value.__cause__, OSError)
+    assert raised.value.__cause__.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
 
@@ -355,8 +358,9 @@ def test_what_changes_while_it_is_read_is_not_stored(tmp_path: Path, monkeypatch
     store = CaseStore(tmp_path / "cases")
     with monkeypatch.context() as patched:
         patched.setattr(dataset_module, "read_labels", meanwhile)
-        with pytest.raises(InputError, match="case c0: its files changed"):
+        with pytest.raises(InputError) as raised:
             preprocess_dataset(cases, _SPEC, _SCHEME, store, execution=Execution(workers=1))
+    assert raised.type is InputError  # no `DatasetError`, of files that cannot be used
     cases[0].images[0].write_bytes(before)
     assert not CaseStore(store.root).has(CaseStore(store.root).key(cases[0], _SPEC, _SCHEME))
 
@@ -366,8 +370,9 @@ def test_missing_file_is_named_and_finished_cases_stay(tmp_path: Path) -> None:
     store = CaseStore(tmp_path / "cases")
     keys = preprocess_dataset(cases[:1], _SPEC, _SCHEME, store)
     cases[1].images[0].unlink()
-    with pytest.raises(InputError, match=r"c1_0000\.nii\.gz"):
+    with pytest.raises(InputError) as raised:
         preprocess_dataset(cases, _SPEC, _SCHEME, store)
+    assert cases[1].images[0].name in raised.value.problem
     assert store.has(keys["c0"])
 
 
@@ -410,6 +415,7 @@ def test_memory_that_compression_lacks_is_called_so(tmp_path: Path, monkeypatch:
         raise RuntimeError("Error while getting the cframe")
 
     monkeypatch.setattr(blosc2, "asarray", refuse)
-    with pytest.raises(MemoryError, match="to compress: Error while getting the cframe"):
+    with pytest.raises(MemoryError) as raised:
         CaseStore(tmp_path).add("key", _preprocessed((4, 5, 6)))
+    assert isinstance(raised.value.__cause__, RuntimeError)
     assert list(tmp_path.iterdir()) == []
