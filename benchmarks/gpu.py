@@ -159,7 +159,7 @@ def prepared(arguments: argparse.Namespace) -> dict[str, Any]:
     told: list[Problem] = []
 
     def how(switch: dict[str, bool]) -> Callable[[Learner], object]:
-        return lambda learner: learner.accelerate(specs.Acceleration(**switch), told.append)
+        return lambda learner: learner.gradients.accelerate(specs.Acceleration(**switch), told.append)
 
     found = variants(arguments, {name: ({}, how(switch)) for name, switch in PREPARED.items()})
     return found | {"problems": [str(problem) for problem in told]}

@@ -1,16 +1,16 @@
 """A result and what it was made from: it counts under its key, and as long as its files are what was written.
 
-A document holds its record in itself, under ``record``. The files of a folder have ``record.json`` beside them, written
-last.
+A document holds its record in itself, under ``record``, that of files beside it too. The files of a folder without a
+document have ``record.json`` beside them. Both are written last.
 """
 
 from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,16 +28,20 @@ __all__ = [
     "Results",
     "Use",
     "damaged_files",
+    "faults",
     "is_damaged",
     "is_sealed",
     "record_of",
     "remove_damaged",
     "seal",
     "store",
+    "stored",
+    "write",
 ]
 
 RECORD = "record"
 RECORD_FILE = "record.json"
+_OTHER = "is not what was written"
 
 
 class Key(Record):
@@ -67,11 +71,26 @@ class ResultRecord(Record):
     key: str
     stage: str
     made_of: dict[str, Any]
-    files: dict[str, str] = {}  # SHA-256 by name, in a folder
+    files: dict[str, str] = {}  # SHA-256 by name, of those in the folder
     made: str  # date and time, UTC
     use: Use | None = None
     versions: dict[str, str]
     seal: str = ""  # hash of all this and of the document that it stands in
+
+    @classmethod
+    def of(
+        cls, key: str, stage: str, made_of: Mapping[str, Any], *, files: Mapping[str, str], use: Use | None = None
+    ) -> ResultRecord:
+        """Return the record of what was made just now, without its seal."""
+        return cls(
+            key=key,
+            stage=stage,
+            made_of=dict(made_of),
+            files=dict(files),
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+            use=use,
+            versions=_versions(),
+        )
 
     def sealed(self, document: Any) -> ResultRecord:
         """Return the record with its seal; `document` without its record, empty in a folder."""
@@ -86,9 +105,25 @@ _Value = TypeVar("_Value")
 
 def store(document: _Document, path: Path, key: Key, use: Use | None = None) -> _Document:
     """Write a document with its record, both or neither; return it as it will be read."""
+    return write(document, path, ResultRecord.of(key.hash, key.stage, key.made_of, files={}, use=use))
+
+
+def write(document: _Document, path: Path, record: ResultRecord) -> _Document:
+    """Write a document with this record, both or neither; return it as it will be read."""
     raw = document.model_dump(mode="json")
-    write_json(path, raw | {RECORD: _record(key, {}, use).sealed(raw).model_dump(mode="json")})
+    write_json(path, raw | {RECORD: record.sealed(raw).model_dump(mode="json")})
     return type(document).of_json(raw, path)
+
+
+def stored(kind: type[_Document], path: Path) -> tuple[_Document, ResultRecord] | None:
+    """Return a document and its record; None if they are damaged or of another version."""
+    found = _read(path)
+    if found is None or found[1] != found[1].sealed(found[0]):
+        return None
+    try:
+        return kind.of_json(found[0], path), found[1]
+    except InputError:
+        return None
 
 
 class Results:
@@ -99,13 +134,14 @@ class Results:
 
     def recall(self, kind: type[_Document], path: Path, key: Key | None = None) -> _Document | None:
         """Return a document if it counts, under this key if one is given; None if not there, another, or damaged."""
-        found = self.read(path, partial(_document, kind), kind)
-        return None if found is None or (key is not None and found[1] != key.hash) else found[0]
+        found = self.read(path, partial(stored, kind), kind)
+        return None if found is None or (key is not None and found[1].key != key.hash) else found[0]
 
     def store(self, document: _Document, path: Path, key: Key, use: Use | None = None) -> _Document:
         """Write a document with its record, both or neither; return it as it will be read."""
-        result = store(document, path, key, use)
-        self._known[path, type(document)] = _looks(path), (result, key.hash)
+        record = ResultRecord.of(key.hash, key.stage, key.made_of, files={}, use=use)
+        result = write(document, path, record)
+        self._known[path, type(document)] = _looks(path), (result, record)
         return result
 
     def read(self, path: Path, read: Callable[[Path], _Value], what: object = None) -> _Value | None:
@@ -128,17 +164,6 @@ def _looks(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _document(kind: type[_Document], path: Path) -> tuple[_Document, str] | None:
-    """Return a document and the key that it counts under; None if it is damaged or of another version."""
-    found = _read(path)
-    if found is None or found[1] != found[1].sealed(found[0]):
-        return None
-    try:
-        return kind.of_json(found[0], path), found[1].key
-    except InputError:
-        return None
-
-
 def record_of(path: Path) -> ResultRecord | None:
     """Return the record of a document, or of a folder; None if there is none."""
     if path.is_dir():
@@ -150,7 +175,8 @@ def record_of(path: Path) -> ResultRecord | None:
 def seal(folder: Path, key: Key, names: Sequence[str], use: Use | None = None) -> None:
     """Write the record of the files of a folder: from now on they are a result."""
     files = {name: _digest(folder / name) for name in sorted(names)}
-    write_json(folder / RECORD_FILE, {RECORD: _record(key, files, use).sealed({}).model_dump(mode="json")})
+    record = ResultRecord.of(key.hash, key.stage, key.made_of, files=files, use=use)
+    write_json(folder / RECORD_FILE, {RECORD: record.sealed({}).model_dump(mode="json")})
 
 
 def is_sealed(folder: Path, key: Key) -> bool:
@@ -159,11 +185,22 @@ def is_sealed(folder: Path, key: Key) -> bool:
     return record is not None and record.key == key.hash and not damaged_files(folder, record)
 
 
-def damaged_files(folder: Path, record: ResultRecord) -> list[str]:
-    """Return the names of the files of a folder that are not what was written."""
-    if record != record.sealed({}):
-        return [RECORD_FILE]
-    return [name for name, digest in record.files.items() if _digest(folder / name) != digest]
+def damaged_files(folder: Path, record: ResultRecord) -> dict[str, str]:
+    """Return what is wrong with the files of a folder that are not what was written, by name."""
+    return faults(folder, record.files) if record == record.sealed({}) else {RECORD_FILE: _OTHER}
+
+
+def faults(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """Return what is wrong with those files that do not have the SHA-256 given, by name."""
+    found = {}
+    for name, digest in files.items():
+        try:
+            now, fault = _hash(folder / name), _OTHER
+        except OSError as error:
+            now, fault = "", f"cannot be read ({error.strerror})"
+        if now != digest:
+            found[name] = fault
+    return found
 
 
 def remove_damaged(folder: Path, key: Key) -> None:
@@ -180,11 +217,15 @@ def is_damaged(folder: Path, key: Key) -> bool:
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of all files in a folder; empty where that cannot be read."""
     try:
-        if path.is_dir():
-            return content_hash({str(one.relative_to(path)): hash_file(one) for one in _files(path)})
-        return hash_file(path)
+        return _hash(path)
     except OSError:
         return ""
+
+
+def _hash(path: Path) -> str:
+    if path.is_dir():
+        return content_hash({str(one.relative_to(path)): hash_file(one) for one in _files(path)})
+    return hash_file(path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -200,14 +241,7 @@ def _read(path: Path) -> tuple[Any, ResultRecord] | None:
         return None
 
 
-def _record(key: Key, files: dict[str, str], use: Use | None) -> ResultRecord:
-    return ResultRecord(
-        key=key.hash,
-        stage=key.stage,
-        made_of=key.made_of,
-        files=files,
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
-        use=use,
-        versions={name: metadata.version(name) for name in ("segfit", "torch", "numpy")}
-        | {"python": platform.python_version()},
-    )
+@cache
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("segfit", "torch", "numpy")}
+    return packages | {"python": platform.python_version()}

@@ -84,11 +84,12 @@ def _with_faults(good: Dataset) -> Dataset:
     cut = root / "cut.nii.gz"
     assert plain.label is not None
     cut.write_bytes(plain.label.read_bytes()[:-20])
+    channels = dict(zip(("T1", "T2"), plain.images, strict=True))
     faulty = (
-        plain.model_copy(update={"id": "nan", "images": (_save(root / "nan.nii.gz", spoilt), plain.images[1])}),
+        plain.model_copy(update={"id": "nan", "channels": channels | {"T1": _save(root / "nan.nii.gz", spoilt)}}),
         plain.model_copy(update={"id": "cut", "label": cut}),
-        plain.model_copy(update={"id": "alone", "images": plain.images[:1]}),
-        plain.model_copy(update={"id": "gone", "images": (root / "gone.nii.gz", plain.images[1])}),
+        plain.model_copy(update={"id": "alone", "channels": channels | {"T2": None}}),
+        plain.model_copy(update={"id": "gone", "channels": channels | {"T1": root / "gone.nii.gz"}}),
         plain.model_copy(update={"id": "undeclared", "label": _save(root / "u.nii.gz", np.full(_SHAPE, 9, np.uint8))}),
     )
     return good.model_copy(update={"training": (*good.training, *faulty)})
@@ -164,7 +165,7 @@ def test_what_changes_while_it_is_read_is_told_and_not_measured(
     image, label = (good.root / f"{name}{part}{ending}" for part in ("", "_label"))
     for path in (image, label):
         write_labels(path, LabelMap(np.ones(_SHAPE, np.uint8), Grid(_SHAPE, (1.0, 1.0, 1.0))))
-    case = plain.model_copy(update={"id": name, "images": (image,), "label": label})
+    case = plain.model_copy(update={"id": name, "channels": {"T1": image}, "label": label})
     one = good.model_copy(update={"training": (case,), "test": (), "channel_names": ("T1",)})
     read = case_checks.read_label
 

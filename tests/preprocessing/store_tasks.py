@@ -52,14 +52,14 @@ def fill_at(folder: Path, root: Path, moment: float) -> dict[str, str]:
     return fill(folder, root)
 
 
-def fill_with_small_files(folder: Path, root: Path, most: int) -> str:
-    """Return what is told where no file may have more than `most` bytes."""
+def fill_with_small_files(folder: Path, root: Path, most: int) -> int | None:
+    """Return why that fails, an error number, where no file may have more than `most` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     try:
         fill(folder, root)
     except StageError as error:
-        return str(error)
-    return ""
+        return error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+    return None
 
 
 def kill_at_random_moments(folder: Path, root: Path, kills: int) -> None:

@@ -16,7 +16,7 @@ from segfit.errors import MemoryShortageError, warning
 from segfit.options import Options, TrainingOptions
 from segfit.planning.plan import Plan
 from segfit.progress import SILENT
-from segfit.project import Project, decide, sizing, trainings
+from segfit.project import Project, decide, measuring, trainings
 from segfit.project.acceleration import asked_acceleration, fastest_acceleration
 from segfit.project.candidate import Workload
 from segfit.project.sizing import Sizer
@@ -87,8 +87,8 @@ def _pretend(monkeypatch: pytest.MonkeyPatch) -> list[Acceleration | None]:
             return StepCost(inf, 1.0)
         return StepCost(0.6 if acceleration == COMPILED else 1.0, 1.0)
 
-    monkeypatch.setattr(sizing, "probe_step", step)
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.01, 0.5))
+    monkeypatch.setattr(measuring, "probe_step", step)
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.01, 0.5))
     return tried
 
 
@@ -103,11 +103,11 @@ def test_it_is_measured_on_a_gpu_with_what_is_trained(
         project.fingerprint(), project.dataset.labels, project.options, torch.device("cuda"), Workload(5, 1, 0), SILENT,
         budget=1.0, shares=1,
     )  # fmt: skip
-    monkeypatch.setattr(sizer, "available_gb", lambda: inf)
-    monkeypatch.setattr(sizing, "memory_limited", lambda *_: torch.no_grad())
-    candidate = sizer.measure(plan.configurations["3d_fullres"], plan.training["3d_fullres"])
+    monkeypatch.setattr(sizer.measurer, "available_gb", lambda: inf)
+    monkeypatch.setattr(measuring, "memory_limited", lambda *_: torch.no_grad())
+    candidate = sizer.measurer.measure(plan.configurations["3d_fullres"], plan.training["3d_fullres"])
     tried.clear()
-    found = sizer.accelerated(candidate, 9000.0)
+    found = sizer.measurer.accelerated(candidate, 9000.0)
     assert (found.acceleration, found.step.seconds_per_step) == (COMPILED, 0.6)
     assert tried == [PLAIN, COMPILED, BOTH]
 
@@ -121,7 +121,7 @@ def test_trainings_of_their_length_are_measured_for(
         _device=torch.device(device),
         _options=Options().with_settings([] if steps is None else [f"training.steps={steps}"]),
         _project=Project.create(tmp_path / "p", volumes),
-        _sizer=SimpleNamespace(accelerated=lambda _, its_seconds: asked.append(its_seconds)),
+        _sizer=SimpleNamespace(measurer=SimpleNamespace(accelerated=lambda _, its_seconds: asked.append(its_seconds))),
     )
     candidates: Any = [SimpleNamespace(step=StepCost(2.0, 1.0))] * 2
     decide._Decision._accelerated(decision, candidates, (0, 1, 2), 300.0)

@@ -22,7 +22,7 @@ from segfit.inference.model import Model
 from segfit.inference.predict_folder import predict_folder
 from segfit.inference.predictor import Predictor
 from segfit.networks.unet import build_network
-from segfit.project import Project, sizing
+from segfit.project import Project, measuring
 from segfit.project.select_and_export import _write_model
 from segfit.project.trainings import Training
 from segfit.project.validation import next_stage_path
@@ -233,8 +233,8 @@ def test_a_cascade_is_trained_where_the_time_suffices(
     settings: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.01, 0.5, 0.001))
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.5))
+    monkeypatch.setattr(measuring, "probe_step", lambda *_, **__: StepCost(0.01, 0.5, 0.001))
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.001, 0.5))
     left_out = [item for item in settings if asked or not item.startswith("planning.configurations")]
     rest = [item for item in left_out if not item.startswith("training.steps")]
     project = Project.create(tmp_path / "p", volumes, settings=[*rest, f"preset={preset}", f"time_s={time_s}"])

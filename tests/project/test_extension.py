@@ -18,7 +18,7 @@ from torch import Tensor
 from segfit.bundle.bundle import open_bundle
 from segfit.errors import InputError, MemoryShortageError
 from segfit.planning.plan import Extension, Plan, RunSpec
-from segfit.project import Project, decide, race, sizing, trainings
+from segfit.project import Project, decide, measuring, race, sizing, trainings
 from segfit.project.candidate import SLACK, Candidate
 from segfit.project.folder import ProjectFile
 from segfit.project.trainings import trainings_of
@@ -89,9 +89,9 @@ def before_cooldown_of(project: Project) -> State:
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(seconds, 0.1, 0.001))
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
-    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
+    monkeypatch.setattr(measuring, "probe_step", lambda *_, **__: StepCost(seconds, 0.1, 0.001))
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(measuring, "best_threads", lambda *_: 1)
 
 
 def again(project: Project, *settings: str) -> Project:
@@ -245,7 +245,9 @@ def test_the_same_time_never_trains_longer(begun: Project, monkeypatch: pytest.M
 def test_a_coarser_spacing_stays(begun: Project, data_of_discs: Path, tmp_path: Path) -> None:
     settings = ["time_s=60", "training.precision=fp32", "planning.base_features=4", "planning.batch_size=2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sizing, "probe_step", lambda item, *_, **__: StepCost(2e-6 * 2 * prod(item.patch_size), 0.1, 0.0))
+        patch.setattr(
+            measuring, "probe_step", lambda item, *_, **__: StepCost(2e-6 * 2 * prod(item.patch_size), 0.1, 0.0)
+        )
         project = Project.create(tmp_path / "discs", data_of_discs, settings=settings)
         [first] = project.train()
         before = project.plan()
@@ -271,16 +273,16 @@ def test_a_network_that_gets_enough_steps_is_decided_anew(begun: Project, monkey
 
 def test_a_network_that_no_longer_fits_is_decided_anew(begun: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     begun.train()
-    measure = sizing.Sizer.measure
+    measure = measuring.Measurer.measure
     calls = []
 
-    def first_fails(self: sizing.Sizer, *values: Any) -> Candidate:
+    def first_fails(self: measuring.Measurer, *values: Any) -> Candidate:
         calls.append(values)
         if len(calls) == 1:
             raise MemoryShortageError("too large")
         return measure(self, *values)
 
-    monkeypatch.setattr(sizing.Sizer, "measure", first_fails)
+    monkeypatch.setattr(measuring.Measurer, "measure", first_fails)
     assert run_of(again(begun, "time_s=60")).extends is None
     assert len(calls) > 1
 

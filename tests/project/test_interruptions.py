@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def test_kill_9_in_three_stages_changes_nothing(tmp_path: Path, volumes: Path) -
     assert (out / name).read_bytes() == (whole.folder.root / name).read_bytes()
     for path in (whole.folder.predictions).glob("*.nii.gz"):
         assert (out / "predictions" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "commands"), [("locks", 1), ("leases", 2)])
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path, pictures: Path, how: str, commands: int) -> None:
+    script, seed = Path(__file__).with_name("run_tasks.py"), 7
+    arguments = [str(pictures), str(tmp_path), "6", how, str(commands), str(seed)]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kills, attempts, _ = (int(number) for number in re.findall(r"\d+", done.stdout))
+    assert 6 <= kills <= attempts
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path, volumes: Path) -> None:

@@ -16,7 +16,7 @@ from segfit.images.formats import read_case, read_grid, read_label
 from segfit.images.image import Image
 from segfit.options import Options
 from segfit.planning.plan import Plan
-from segfit.project import Project, preparation, sizing
+from segfit.project import Project, measuring, preparation, sizing
 from segfit.project.candidate import Candidate
 from segfit.project.folder import ProjectFile
 from segfit.specs import Configuration
@@ -315,8 +315,8 @@ def test_options_of_a_session_are_kept_that_goes_on_after_a_refusal(
 
 def test_time_sizes_the_run(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a machine that takes a tenth of a second for a step, however slow or busy this one is.
-    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.1, 1.0, 0.001))
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.01, 0.5))
+    monkeypatch.setattr(measuring, "probe_step", lambda *_, **__: StepCost(0.1, 1.0, 0.001))
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.01, 0.5))
     project = Project.create(tmp_path / "p", volumes)
     project.plan(time="1h")
     plan = project.size()

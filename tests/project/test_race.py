@@ -11,7 +11,7 @@ import pytest
 
 from segfit.errors import DivergedError, StageError
 from segfit.planning.plan import Plan
-from segfit.project import Project, decide, race, sizing, trainings
+from segfit.project import Project, decide, measuring, race, trainings
 from segfit.project.candidate import Candidate
 from segfit.specs import Configuration
 from segfit.training.job import TrainingJob
@@ -22,9 +22,9 @@ from segfit.training.result import TrainingResult
 @pytest.fixture
 def raced(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project whose planned network is too slow for its budget, so that it tries two; rounds take a second."""
-    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.03, 0.1, 0.001))
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
-    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
+    monkeypatch.setattr(measuring, "probe_step", lambda *_, **__: StepCost(0.03, 0.1, 0.001))
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(measuring, "best_threads", lambda *_: 1)
     monkeypatch.setattr(race, "_SHORTEST_SECONDS", 0.5)
     monkeypatch.setattr(race, "_FEWEST_ROUND_STEPS", 1)
     monkeypatch.setattr(race, "_MOST_ROUND_STEPS", 30)
@@ -205,7 +205,7 @@ def test_a_race_that_was_killed_goes_on(raced: Project, monkeypatch: pytest.Monk
     assert raced.plan().run is None
 
     monkeypatch.setattr(
-        sizing, "probe_step", lambda *_, **__: StepCost(0.5, 0.1, 0.001)
+        measuring, "probe_step", lambda *_, **__: StepCost(0.5, 0.1, 0.001)
     )  # it would decide otherwise now
     again = Project.open(raced.folder.root)
     plan = again.size()
@@ -217,9 +217,9 @@ def test_a_race_that_was_killed_goes_on(raced: Project, monkeypatch: pytest.Monk
 
 
 def test_there_is_no_race_without_time_for_one(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizing, "probe_step", lambda *_, **__: StepCost(0.1, 0.1, 0.001))
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
-    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
+    monkeypatch.setattr(measuring, "probe_step", lambda *_, **__: StepCost(0.1, 0.1, 0.001))
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(measuring, "best_threads", lambda *_: 1)
     project = Project.create(tmp_path / "p", volumes, settings=["time_s=40"])
     run = project.size().run
     assert run is not None
@@ -231,9 +231,9 @@ def test_large_structures_are_tried_at_a_coarser_spacing(
 ) -> None:
     seen: list[tuple[Candidate, ...]] = []
     monkeypatch.setattr(decide, "race", lambda _, entrants, *__, **___: seen.append(tuple(entrants)))
-    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
-    monkeypatch.setattr(sizing, "probe_step", lambda item, *_, **__: StepCost(2e-6 * _voxels(item), 0.1, 0.001))
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(measuring, "best_threads", lambda *_: 1)
+    monkeypatch.setattr(measuring, "probe_step", lambda item, *_, **__: StepCost(2e-6 * _voxels(item), 0.1, 0.001))
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.001, 0.1))
     project = Project.create(tmp_path / "p", data_of_discs, settings=["time_s=60", "training.precision=fp32"])
     plan = project.size()
     [(coarse, fine)] = seen
@@ -255,11 +255,11 @@ def test_a_patch_that_was_guessed_far_too_small_grows(
     tmp_path: Path, data_of_discs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Half a second for every step, as on a device that small patches leave idle, but a quarter of it for large ones.
-    monkeypatch.setattr(sizing, "best_threads", lambda *_: 1)
+    monkeypatch.setattr(measuring, "best_threads", lambda *_: 1)
     monkeypatch.setattr(
-        sizing, "probe_step", lambda item, *_, **__: StepCost(0.5 if _voxels(item) < 2**16 else 0.125, 0.1, 0.001)
+        measuring, "probe_step", lambda item, *_, **__: StepCost(0.5 if _voxels(item) < 2**16 else 0.125, 0.1, 0.001)
     )
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.001, 0.1))
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.001, 0.1))
     monkeypatch.setattr(decide, "race", lambda *_, **__: None)
     project = Project.create(tmp_path / "p", data_of_discs, settings=["time_s=900", "training.precision=fp32"])
     plan = project.plan()

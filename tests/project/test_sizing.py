@@ -14,7 +14,7 @@ import torch
 from segfit.dataset.phantom import make_phantom
 from segfit.errors import InputError, MemoryShortageError
 from segfit.progress import SILENT
-from segfit.project import Project, sizing
+from segfit.project import Project, measuring
 from segfit.project.candidate import SLACK, Workload
 from segfit.project.sizing import Sizer
 from segfit.specs import Configuration
@@ -38,8 +38,8 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, room: int) -> list[int]:
             raise MemoryShortageError("too large")
         return StepCost(0.01, 1.0, 0.001)
 
-    monkeypatch.setattr(sizing, "probe_step", step)
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.01, 0.5))
+    monkeypatch.setattr(measuring, "probe_step", step)
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.01, 0.5))
     return tried
 
 
@@ -94,8 +94,8 @@ def test_deep_stages_are_narrowed_where_they_cost_more_than_guessed(
         voxels = configuration.batch_size * prod(configuration.patch_size)
         return StepCost(1e-7 * voxels * widths[0] * (deep_cost if max(widths) > 128 else 1.0), 1.0, 0.001)
 
-    monkeypatch.setattr(sizing, "probe_step", step)
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.01, 0.5))
+    monkeypatch.setattr(measuring, "probe_step", step)
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.01, 0.5))
     data = make_phantom(tmp_path / "Dataset001_Large", cases=5, shape=(64, 64, 64))
     settings = ["training.precision=fp32", "training.channels_last=false", "planning.batch_size=2"]
     project = Project.create(tmp_path / "p", data, settings=settings)
@@ -121,8 +121,8 @@ def test_a_narrower_network_keeps_the_depth_that_its_patch_allows(
         voxels = configuration.batch_size * prod(configuration.patch_size)
         return StepCost(1e-7 * voxels * configuration.network.features[0], 1.0, 0.001)
 
-    monkeypatch.setattr(sizing, "probe_step", step)
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.0, 0.5))
+    monkeypatch.setattr(measuring, "probe_step", step)
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.0, 0.5))
     data = make_phantom(tmp_path / "Dataset001_Wide", cases=2, shape=(1, 256, 256), kind="picture")
     settings = ["training.precision=fp32", "training.channels_last=false"]
     project = Project.create(tmp_path / "p", data, settings=settings)
@@ -219,8 +219,8 @@ class _Cycle:
 
 
 def _on_a_card(tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch, card: FakeCard) -> Sizer:
-    monkeypatch.setattr(sizing, "probe_step", card.step)
-    monkeypatch.setattr(sizing, "probe_forward", lambda *_: TileCost(0.01, 0.5))
+    monkeypatch.setattr(measuring, "probe_step", card.step)
+    monkeypatch.setattr(measuring, "probe_forward", lambda *_: TileCost(0.01, 0.5))
     project = _project(tmp_path, volumes)
     return Sizer(
         project.fingerprint(), project.dataset.labels, project.options, torch.device("cuda", 0), Workload(5, 1, 0),
@@ -237,7 +237,7 @@ def test_no_probe_on_a_gpu_shrinks_the_limit_of_the_next(
     project = Project.open(tmp_path / "p")
     plan = project.plan()
     large = plan.configurations["3d_fullres"].model_copy(update={"batch_size": 1, "patch_size": (192, 192, 192)})
-    found = sizer.fitting(large, plan.training["3d_fullres"])
+    found = sizer.measurer.fitting(large, plan.training["3d_fullres"])
     room = 0.9 * (card.total - others)
     assert len(card.limits) > 3
     assert card.limits == pytest.approx([room] * len(card.limits), rel=1e-6)
@@ -254,7 +254,7 @@ def test_what_is_in_use_on_a_gpu_is_no_room_but_counts_as_held(
     card = FakeCard(monkeypatch)
     sizer = _on_a_card(tmp_path, volumes, monkeypatch, card)
     card.allocated, card.reserved = 4 * 2**30, 10 * 2**30  # 6 GiB are kept without use
-    assert sizer.available_gb() == pytest.approx(4 + 0.9 * 20)
+    assert sizer.measurer.available_gb() == pytest.approx(4 + 0.9 * 20)
 
 
 def test_others_are_measured_only_while_that_leaves_time_for_what_was_found(
@@ -268,7 +268,7 @@ def test_others_are_measured_only_while_that_leaves_time_for_what_was_found(
         budget=60.0, shares=1,
     )  # fmt: skip
     slow, fast = (
-        sizer.measure(plan.configurations["3d_fullres"], plan.training["3d_fullres"]).model_copy(
+        sizer.measurer.measure(plan.configurations["3d_fullres"], plan.training["3d_fullres"]).model_copy(
             update={"step": StepCost(step, 1.0, 0.001)}
         )
         for step in (0.2 / SLACK, 0.05 / SLACK)  # 20 and 5 seconds for a hundred steps
@@ -290,8 +290,8 @@ def test_nothing_that_is_measured_decides_on_the_arithmetic_of_what_repeats_itse
     fast: bool, chosen: tuple[str, bool], tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(monkeypatch, 10**9)
-    hardware = sizing.measure_hardware("cpu")
-    monkeypatch.setattr(sizing, "measure_hardware", lambda _: replace(hardware, fast_bf16=fast))
+    hardware = measuring.measure_hardware("cpu")
+    monkeypatch.setattr(measuring, "measure_hardware", lambda _: replace(hardware, fast_bf16=fast))
     asked = ["training.steps=5", "planning.base_features=4", "planning.folds=0", "training.deterministic=true"]
     plan = Project.create(tmp_path / "p", volumes, settings=asked).size()
     recipe = plan.training["3d_fullres"]

@@ -132,7 +132,7 @@ def train(
 def _in_parts(*given: Any) -> Learner:
     """A learner whose steps ran out of memory before."""
     learner = learner_of(*given)
-    learner.at_once = 1
+    learner.gradients.at_once = 1
     return learner
 
 

@@ -25,7 +25,7 @@ from training_fakes import SCHEME, tiny_configuration, tiny_recipe
 from segfit.errors import Problem
 from segfit.labels import LabelScheme
 from segfit.specs import Acceleration
-from segfit.training import acceleration, learner
+from segfit.training import acceleration, gradients
 from segfit.training.batch import Batch
 from segfit.training.events import read_events
 from segfit.training.learner import Learner
@@ -77,7 +77,7 @@ def test_network_and_loss_are_compiled_as_one_graph_and_steps_are_the_same(
     plain, fast = (learner_of(ndim, labels=labels, network=network, **recipe) for _ in range(2))
     told: list[Problem] = []
     before = {name: tensor.clone() for name, tensor in fast.tensors().items()}
-    assert fast.accelerate(COMPILED, told.append)  # a break of the graph would fail
+    assert fast.gradients.accelerate(COMPILED, told.append)  # a break of the graph would fail
     assert told == []
     torch.testing.assert_close(fast.tensors(), before, rtol=0, atol=0)
     batch = batch_for(ndim, 2 if labels is not SCHEME else 1)
@@ -107,7 +107,7 @@ def compare_compiled_steps() -> None:
     acceleration._BACKEND = "inductor"
     plain, fast = (learner_of() for _ in range(2))
     told: list[Problem] = []
-    assert fast.accelerate(COMPILED, told.append), told
+    assert fast.gradients.accelerate(COMPILED, told.append), told
     batch = batch_for(2)
     for _ in range(3):
         torch.testing.assert_close(step(fast, batch), step(plain, batch), rtol=1e-4, atol=1e-5)
@@ -145,7 +145,7 @@ def test_what_fails_on_the_way_back_changes_nothing(monkeypatch: pytest.MonkeyPa
     one = learner_of(network={"norm": "batch"})
     before = {name: tensor.clone() for name, tensor in one.tensors().items()}
     told: list[Problem] = []
-    assert not one.accelerate(COMPILED, told.append)
+    assert not one.gradients.accelerate(COMPILED, told.append)
     assert len(told) == 1
     torch.testing.assert_close(one.tensors(), before, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in one.network.parameters())
@@ -171,7 +171,7 @@ def test_without_memory_it_goes_on_plain_and_in_parts(tmp_path: Path, monkeypatc
         calls += 1
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(learner, "accelerated", lambda *_: short)
+    monkeypatch.setattr(gradients, "accelerated", lambda *_: short)
     watcher = Watcher()
     with room_for(1):
         train(tmp_path, acceleration=COMPILED, progress=watcher)
@@ -181,10 +181,10 @@ def test_without_memory_it_goes_on_plain_and_in_parts(tmp_path: Path, monkeypatc
 
 
 def test_nothing_is_made_faster_for_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "accelerated", lambda *_: pytest.fail("it was compiled in vain"))
+    monkeypatch.setattr(gradients, "accelerated", lambda *_: pytest.fail("it was compiled in vain"))
     one = learner_of()
-    one.divide()
-    assert one.accelerate(COMPILED)
+    one.gradients.divide()
+    assert one.gradients.accelerate(COMPILED)
 
 
 def test_a_graph_is_made_of_network_and_loss_with_a_batch_as_steps_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_graph_is_made_of_network_and_loss_with_a_batch_as_steps_have_it(monke
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
     recipe = {"precision": "bf16", "channels_last": True}
     plain, fast = (learner_of(3, **recipe) for _ in range(2))
-    assert fast.accelerate(GRAPH, lambda item: pytest.fail(str(item)))
+    assert fast.gradients.accelerate(GRAPH, lambda item: pytest.fail(str(item)))
     batch = batch_for(3)
     torch.testing.assert_close(step(fast, batch), step(plain, batch), rtol=1e-2, atol=1e-3)
     assert len(run) == 2  # tried once, then the step
@@ -224,12 +224,12 @@ def test_steps_are_plain_again_and_nothing_is_held(monkeypatch: pytest.MonkeyPat
     reset = torch.compiler.reset
     monkeypatch.setattr(torch.compiler, "reset", lambda: (resets.append(None), reset()))
     one = learner_of()
-    assert one.accelerate(None)
+    assert one.gradients.accelerate(None)
     assert not resets
-    one.accelerate(COMPILED)
-    module = weakref.ref(one._fast)  # type: ignore[arg-type]
+    one.gradients.accelerate(COMPILED)
+    module = weakref.ref(one.gradients._fast)  # type: ignore[arg-type]
     resets.clear()
-    assert one.accelerate(None)
+    assert one.gradients.accelerate(None)
     assert len(resets) == 1
     gc.collect()
     assert module() is None
@@ -260,7 +260,7 @@ def test_on_a_card_steps_are_the_same(how: Acceleration, recipe: Any, monkeypatc
     plain, fast = (
         Learner(tiny_configuration(3), tiny_recipe(augmentation={}, **recipe), SCHEME, card, seed=0) for _ in range(2)
     )
-    assert fast.accelerate(how, lambda item: pytest.fail(str(item)))
+    assert fast.gradients.accelerate(how, lambda item: pytest.fail(str(item)))
     batch = batch_for(3)
     for _ in range(5):
         torch.testing.assert_close(step(fast, batch), step(plain, batch), rtol=2e-2, atol=2e-3)

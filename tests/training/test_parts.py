@@ -107,8 +107,8 @@ def test_a_step_in_parts_is_the_step(recipe: dict[str, Any]) -> None:
     for divisions in (0, 1, 2):
         learner = Learner(configuration, tiny_recipe(**recipe), SCHEME, CPU, seed=0)
         for _ in range(divisions):
-            learner.divide()
-        assert learner.at_once == 4 // 2**divisions
+            learner.gradients.divide()
+        assert learner.gradients.at_once == 4 // 2**divisions
         values = learner.step(batch, learning_rate=1e-3, rng=np.random.default_rng(0))
         found.append((values, learner.weights()))
     for values, weights in found[1:]:
@@ -157,7 +157,7 @@ def test_what_runs_out_of_memory_later_goes_on_in_parts_and_so_when_resumed(tmp_
     step = Learner.step
 
     def watched(self: Learner, *arguments: Any, **named: Any) -> Tensor:
-        seen.append(self.at_once)
+        seen.append(self.gradients.at_once)
         return step(self, *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -195,7 +195,7 @@ def test_a_process_killed_after_it_ran_out_of_memory_goes_on_in_parts(
     step = Learner.step
 
     def watched(self: Learner, *arguments: Any, **named: Any) -> Tensor:
-        seen.add(self.at_once)
+        seen.add(self.gradients.at_once)
         return step(self, *arguments, **named)
 
     monkeypatch.setattr(Learner, "step", watched)
@@ -234,7 +234,7 @@ def test_an_attempt_that_failed_leaves_no_trace(backward: bool) -> None:
     plain = tiny_configuration()
     configuration = plain.model_copy(update={"network": plain.network.model_copy(update={"norm": "batch"})})
     learner = Learner(configuration, tiny_recipe(weight_average=0.9), SCHEME, CPU, seed=0)
-    assert not learner.divides_exactly
+    assert not learner.gradients.divides_exactly
     image = torch.randn((2, 1, 20, 20), generator=torch.Generator().manual_seed(1))
     batch = Batch(image, (image > 0.5).to(torch.int16))
 
@@ -247,7 +247,7 @@ def test_an_attempt_that_failed_leaves_no_trace(backward: bool) -> None:
     with room_for(1, backward=backward), pytest.raises(torch.OutOfMemoryError):
         step()
     torch.testing.assert_close(learner.tensors(), before, rtol=0, atol=0)
-    learner.divide()
+    learner.gradients.divide()
     with room_for(1):
         step()
     after = learner.tensors()
@@ -259,14 +259,14 @@ def test_samples_at_once_are_those_of_the_smaller_state() -> None:
     configuration = tiny_configuration().model_copy(update={"batch_size": 8})
     divided, fresh = (Learner(configuration, tiny_recipe(), SCHEME, CPU, seed=0) for _ in range(2))
     whole = divided.facts()
-    divided.divide()
+    divided.gradients.divide()
     fresh.restore(divided.tensors(), divided.facts())
-    assert fresh.at_once == 4
+    assert fresh.gradients.at_once == 4
     fresh.restore(divided.tensors(), whole)  # of an earlier step: there is no more room for that
-    assert fresh.at_once == 4
+    assert fresh.gradients.at_once == 4
     del whole["at_once"]  # saved by an earlier version
     fresh.restore(divided.tensors(), whole)
-    assert fresh.at_once == 4
+    assert fresh.gradients.at_once == 4
 
 
 def test_a_plug_in_that_leaves_out_at_random_leaves_out_the_same_in_both_passes() -> None:

@@ -187,9 +187,9 @@ def test_a_step_is_not_repeated_and_not_accelerated_where_others_take_part(tmp_p
     assert steps.call_count == 1
     assert not kept.asked
     told: list[Problem] = []
-    assert not alone.accelerate(Acceleration(graph=True), told.append)  # a CPU has no graphs
+    assert not alone.gradients.accelerate(Acceleration(graph=True), told.append)  # a CPU has no graphs
     assert len(told) == 1
-    assert one.accelerate(Acceleration(graph=True), told.append)
+    assert one.gradients.accelerate(Acceleration(graph=True), told.append)
     assert len(told) == 1
 
 

@@ -69,8 +69,10 @@ class FileHashes:
         return content_hash(self._images(case, None))
 
     def _images(self, case: Case, files: OpenFiles | None) -> dict[str, Any]:
+        missing = [number for number, path in enumerate(case.channels.values()) if path is None]
         return {
             "images": [self.image(path, files) for path in case.images],
+            **({"missing": missing} if missing else {}),
             "spacing": [self.file(path, files) if path.is_file() else None for path in _beside(case)],
             **self._told("further_spacing", _further(case, case.images), files),
             **({"spacing_mm": case.spacing_mm} if case.spacing_mm else {}),

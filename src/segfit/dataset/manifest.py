@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from segfit.errors import Problem
 from segfit.files import Record
@@ -16,7 +16,7 @@ from segfit.labels import LabelScheme
 from segfit.options import DatasetOptions, LabelUse
 from segfit.text import count, listing
 
-__all__ = ["Case", "Dataset", "Mask"]
+__all__ = ["Case", "Dataset", "Mask", "by_number"]
 
 
 class Mask(Record):
@@ -29,10 +29,14 @@ class Mask(Record):
 
 
 class Case(Record):
-    """One case: its channel files in channel order and, if there is one, its annotation.
+    """One case: the files of its channels, by name in channel order, and, if there is one, its annotation.
 
-    That is one label file, or one mask per class: those are merged in their order, later ones over earlier. What
-    `segfit.dataset.annotation.read_labels` makes of them is what all stages see.
+    A file that holds all channels stands under each of their names, a channel without a file under its name as None.
+    Names are numbers from 0 where nobody has told them: of files given as `images` instead, and of files that hold
+    several channels beside others (`Dataset.named`).
+
+    The annotation is one label file, or one mask per class: those are merged in their order, later ones over earlier.
+    What `segfit.dataset.annotation.read_labels` makes of them is what all stages see.
 
     Cases of one `group` (a patient, a specimen) belong together when the data are split; `site` says where a case
     comes from; `weight` says how often it is drawn in training, relative to the others. `spacing_mm` is the voxel size
@@ -41,7 +45,7 @@ class Case(Record):
     """
 
     id: str
-    images: tuple[Path, ...]
+    channels: dict[str, Path | None]
     label: Path | None = None
     masks: tuple[Mask, ...] = ()
     group: str | None = None
@@ -50,6 +54,19 @@ class Case(Record):
     spacing_mm: tuple[float, ...] | None = None
     resample_label: bool = False  # onto the grid of the image, where it lies on another
     label_use: LabelUse = "classes"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbered(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "images" not in given:
+            return given
+        rest = {name: value for name, value in given.items() if name != "images"}
+        return {"channels": by_number(dict(enumerate(given["images"]))), **rest}
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The image files that are there, in channel order, each once."""
+        return tuple(dict.fromkeys(path for path in self.channels.values() if path is not None))
 
     @property
     def numbers_objects(self) -> bool:
@@ -60,6 +77,11 @@ class Case(Record):
     def label_files(self) -> tuple[Path, ...]:
         """The files of the annotation; none in a case without."""
         return tuple(dict.fromkeys(mask.path for mask in self.masks)) if self.label is None else (self.label,)
+
+
+def by_number(files: Mapping[int, Path], expected: int = 0) -> dict[str, Path | None]:
+    """Return `Case.channels` of files with channel numbers; None for those of the `expected` that are not there."""
+    return {str(number): files.get(number) for number in sorted({*range(expected), *files})}
 
 
 class Dataset(Record):
@@ -90,6 +112,20 @@ class Dataset(Record):
         endings = (known_ending(path) for case in self.training for path in case.images)
         found = Counter(ending for ending in endings if ending)  # the check tells of others
         return found.most_common(1)[0][0] if found else self.file_ending
+
+    def named(self) -> Dataset:
+        """Return the dataset with the channels of its cases under their names, as far as these can be told."""
+
+        def named(case: Case) -> Case:
+            files = list(case.channels.values())
+            if len(files) == 1:
+                files *= len(self.channel_names)
+            if len(files) != len(self.channel_names):
+                return case
+            return case.model_copy(update={"channels": dict(zip(self.channel_names, files, strict=True))})
+
+        changes = {"training": tuple(map(named, self.training)), "test": tuple(map(named, self.test))}
+        return self.model_copy(update=changes)
 
     def taken(self, options: DatasetOptions) -> Dataset:
         """Return the dataset as it was opened with its labels taken as the options say.

@@ -163,7 +163,10 @@ def _predict_elsewhere(
     problems: list[Problem] = []
     earlier = None if job.previous_stage is None else job.previous_stage.absolute()
     job = replace(job, output=job.output.absolute(), previous_stage=earlier)
-    cases = [case.model_copy(update={"images": tuple(path.absolute() for path in case.images)}) for case in cases]
+    cases = [
+        case.model_copy(update={"channels": {name: path and path.absolute() for name, path in case.channels.items()}})
+        for case in cases
+    ]
     execution.require_shared([*source.paths, *cases[0].images], [job.output])
     for _, (warnings, problem) in execution.map(
         partial(_predict_case, source, job, token_hex(8)),

@@ -14,7 +14,7 @@ from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem, StageError, warning
 from segfit.execution.execution import LOCAL, Execution
-from segfit.files import remove_leftovers
+from segfit.files import content_hash, remove_leftovers
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid
@@ -42,17 +42,18 @@ def preprocess_dataset(
 ) -> dict[str, str]:
     """Preprocess every case that is not in the store yet, and return the key of each case by its id.
 
-    Cases that are there are verified byte for byte; damaged ones are made anew. As many cases are in work at once as
-    fit into free memory. A case without label file is stored without labels. Raises `StageError` if a case cannot be
-    stored; what was finished before stays. Cases that cannot be used or do not fit into memory do not stop the others:
-    one `DatasetError` or `StageError` names them at the end. Headers of cases that were `measured` are not read to
-    know how large they are.
+    Cases that are there are verified byte for byte; damaged ones are made anew, and those of an earlier version, which
+    is noted. As many cases are in work at once as fit into free memory. A case without label file is stored without
+    labels. Raises `StageError` if a case cannot be stored; what was finished before stays. Cases that cannot be used or
+    do not fit into memory do not stop the others: one `DatasetError` or `StageError` names them at the end. Headers of
+    cases that were `measured` are not read to know how large they are.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(store.root)
     keys: dict[str, str] = {}
     too_large: list[str] = []
     unusable: list[Problem] = []
+    outdated = 0
     known = _known_cases(spec, measured)
     try:
         for (case, _), done in execution.map(
@@ -71,11 +72,14 @@ def preprocess_dataset(
                 continue
             keys[case.id] = done.key
             store.hashes.learn(done.hashes)
+            outdated += done.was_outdated
             if done.was_damaged:
                 problem = "its preprocessed arrays were damaged on disk and were made anew"
                 execution.progress.warn(warning("damaged_case", problem, case=case.id))
     finally:
         store.hashes.save()
+    if outdated:
+        execution.progress.note(f"{count(outdated, 'case')} stored by an earlier version of segfit: preprocessed anew")
     if unusable:
         others = len(cases) - len(unusable) - len(too_large)
         outcome = f"{others or 'none'} of {count(len(cases), 'case')} done"
@@ -101,6 +105,7 @@ class _Done:
     key: str
     hashes: FileHashes  # of the case's files
     was_damaged: bool = False
+    was_outdated: bool = False
     too_large: str = ""  # why it was not made
     unusable: Problem | None = None  # the same
 
@@ -111,11 +116,12 @@ def _preprocess_case(
     """See that a case is in the store at `root`."""
     case, hashes = item
     store, content = CaseStore(root, hashes), hashes.case(case)
-    key = store.key(case, spec, scheme)
+    made_of = store.made_of(case, spec, scheme)
+    key = content_hash(made_of)
     was_there = (root / key).exists()
     if was_there and store.verify(key):
         return _Done(key, hashes)
-    was_damaged = was_there and not store.is_outdated(key)
+    was_outdated = was_there and store.is_outdated(key)
     if was_there:
         store.discard(key)
     try:
@@ -140,8 +146,9 @@ def _preprocess_case(
         return _Done(key, hashes, too_large=str(error))
     except InputError as error:
         return _Done(key, hashes, unusable=problem_of(case.id, error))
-    store.add(key, done, annotation=annotation, slicewise=spec.image_ndim == 3 and spec.spacing_mm[0] is None)
-    return _Done(key, hashes, was_damaged)
+    slicewise = spec.image_ndim == 3 and spec.spacing_mm[0] is None
+    store.add(key, done, made_of=made_of, annotation=annotation, slicewise=slicewise)
+    return _Done(key, hashes, was_damaged=was_there and not was_outdated, was_outdated=was_outdated)
 
 
 def _known_cases(spec: PreprocessingSpec, measured: Fingerprint | None) -> dict[str, CaseFingerprint]:

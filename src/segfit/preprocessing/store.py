@@ -6,7 +6,7 @@ A case is a folder named after the content it was made from::
                  labels.b2nd      (*spatial) int16, if there is a label
                  annotation.b2nd  (*stored) the labels on the grid of the image, for who scores predictions
                  locations.npy    (n, axes) int32, the classes one after the other
-                 case.json        properties, the SHA-256 of the other files, and a hash of all that
+                 case.json        properties, with the record of it and of the other files (`segfit.records`)
     <root>/hashes.json            hashes of source files by path, size and time
 
 It is written under a hidden name and renamed when complete, so that killed and competing processes do no harm: a
@@ -35,16 +35,15 @@ from segfit.dataset.manifest import Case
 from segfit.errors import InputError, StageError
 from segfit.files import (
     Document,
-    Record,
     content_hash,
     flush_to_disk,
-    hash_file,
     partial_folder,
     read_json,
 )
 from segfit.labels import LabelScheme
 from segfit.preprocessing.locations import Region
 from segfit.preprocessing.pipeline import CaseProperties, Preprocessed
+from segfit.records import RECORD, ResultRecord, faults, stored, write
 from segfit.specs import PreprocessingSpec
 
 __all__ = ["CaseStore", "DamagedCase", "StoredAnnotation", "StoredCase", "compressed", "legible_name"]
@@ -56,26 +55,15 @@ _ANNOTATION = "annotation.b2nd"
 _ANNOTATION_BYTES = 8  # per voxel, of a label map that is read and compared
 
 
-class _StoredFile(Record):
-    size: int
-    sha256: str
-
-
 class _CaseFile(Document):
     """case.json. A new schema has cases stored anew, under their keys, and trainings on them stay."""
 
-    SCHEMA: ClassVar[int] = 2
-    schema_version: int = 2
-    key: str  # the name of the folder: content in the wrong place is damage too
+    SCHEMA: ClassVar[int] = 3
+    schema_version: int = 3
     properties: CaseProperties
     channels: int
     location_counts: dict[str, int]  # rows of locations.npy per class, in order
-    files: dict[str, _StoredFile]
-    seal: str = ""  # hash of everything above
-
-    def sealed(self) -> _CaseFile:
-        """Return the record with its seal."""
-        return self.model_copy(update={"seal": content_hash(self.model_dump(mode="json", exclude={"seal"}))})
+    sizes: dict[str, int]  # bytes of the other files: what was cut short is found without reading it
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +171,19 @@ class CaseStore:
         self.root = root
         self.hashes = FileHashes(root / "hashes.json") if hashes is None else hashes
 
+    def made_of(self, case: Case, spec: PreprocessingSpec, scheme: LabelScheme) -> dict[str, Any]:
+        """Return what a preprocessed case is made of: its files, the preprocessing, and the labels' meaning."""
+        return {
+            "version": _VERSION,
+            "case": case.id,
+            "files": self.hashes.case(case),
+            "spec": spec.model_dump(mode="json", exclude={"resample_logits"}),  # applies to predictions only
+            "labels": scheme.model_dump(mode="json"),
+        }
+
     def key(self, case: Case, spec: PreprocessingSpec, scheme: LabelScheme) -> str:
-        """Return what names a preprocessed case: a hash of its files, the preprocessing, and the labels' meaning."""
-        return content_hash(
-            {
-                "version": _VERSION,
-                "case": case.id,
-                "files": self.hashes.case(case),
-                "spec": spec.model_dump(mode="json", exclude={"resample_logits"}),  # applies to predictions only
-                "labels": scheme.model_dump(mode="json"),
-            }
-        )
+        """Return what names a preprocessed case: a hash of what it is made of."""
+        return content_hash(self.made_of(case, spec, scheme))
 
     def has(self, key: str) -> bool:
         """Return whether a complete case is there; its content is not read, see `verify`."""
@@ -205,24 +195,18 @@ class CaseStore:
 
     def damage(self, key: str) -> DamagedCase | None:
         """Read every byte of a case and return what is wrong with it, if anything is."""
-        folder = self.root / key
-        record = self._load(key)
-        if record is None:
+        folder, found = self.root / key, self._load(key)
+        if found is None:
             return DamagedCase(legible_name(folder), folder, "it is incomplete, another case, or case.json is damaged")
-        for name, file in record.files.items():
-            try:
-                same = hash_file(folder / name) == file.sha256
-            except OSError as error:
-                return DamagedCase(record.properties.case, folder, f"{name} cannot be read ({error.strerror})")
-            if not same:
-                return DamagedCase(record.properties.case, folder, f"{name} is not what was written")
-        return None
+        problems = [f"{name} {fault}" for name, fault in faults(folder, found[1].files).items()]
+        return DamagedCase(found[0].properties.case, folder, problems[0]) if problems else None
 
     def is_outdated(self, key: str) -> bool:
         """Return whether a case was stored by an earlier version, which did not keep all that is needed now."""
         try:
-            return _CaseFile.load(self.root / key / "case.json").schema_version < _CaseFile.SCHEMA
-        except InputError:
+            raw = read_json(self.root / key / "case.json")
+            return bool(raw["schema_version"] < _CaseFile.SCHEMA) and RECORD not in raw
+        except (InputError, KeyError, TypeError):
             return False
 
     def keys(self) -> list[str]:
@@ -233,26 +217,34 @@ class CaseStore:
 
     def open(self, key: str) -> StoredCase:
         """Open a case; raise `StageError` if it is not there."""
-        record = self._load(key)
-        if record is None:
+        found = self._load(key)
+        if found is None:
             raise StageError(f"{self.root} holds no preprocessed case {key}", "run the preprocessing again")
-        folder = self.root / key
-        counts = record.location_counts
-        rows = np.zeros((0, len(record.properties.shape)), dtype=np.int32)
+        (case, record), folder = found, self.root / key
+        counts, properties = case.location_counts, case.properties
+        rows = np.zeros((0, len(properties.shape)), dtype=np.int32)
         if any(counts.values()):  # an empty file cannot be mapped
-            with _damage_is_told(record.properties.case):
+            with _damage_is_told(properties.case):
                 rows = np.asarray(np.load(folder / "locations.npy", mmap_mode="r"))
         parts = np.split(rows, np.cumsum(list(counts.values()))[:-1]) if counts else []
         locations = dict(zip(counts, parts, strict=True))
-        file, name = record.files.get(_ANNOTATION), record.properties.case
-        annotation = None
-        if file is not None:
-            annotation = StoredAnnotation(name, folder / _ANNOTATION, file.sha256, prod(record.properties.stored_shape))
+        annotation, digest = None, record.files.get(_ANNOTATION)
+        if digest is not None:
+            voxels = prod(properties.stored_shape)
+            annotation = StoredAnnotation(properties.case, folder / _ANNOTATION, digest, voxels)
         has_labels = "labels.b2nd" in record.files
-        return StoredCase(folder, record.properties, record.channels, has_labels, annotation, locations)
+        return StoredCase(folder, properties, case.channels, has_labels, annotation, locations)
 
-    def add(self, key: str, case: Preprocessed, *, annotation: bytes | None = None, slicewise: bool = False) -> None:
-        """Write a case; one that is already there is kept.
+    def add(
+        self,
+        key: str,
+        case: Preprocessed,
+        *,
+        made_of: Mapping[str, Any] | None = None,
+        annotation: bytes | None = None,
+        slicewise: bool = False,
+    ) -> None:
+        """Write a case with its record, `made_of` this; one that is already there is kept.
 
         `annotation` is what `compressed` makes of the labels on the grid of the image. `slicewise` lays the arrays out
         for reading single slices along axis 0. Raises `StageError` if the disk is full or not writable; nothing is left
@@ -262,7 +254,8 @@ class CaseStore:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             partial = partial_folder(self.root)
-            _write_case(partial, key, case, annotation, slicewise=slicewise)
+            record = ResultRecord.of(key, "preprocess", made_of or {}, files={})
+            _write_case(partial, record, case, annotation, slicewise=slicewise)
             self._move_in(partial, key)
         except OSError as error:
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
@@ -288,17 +281,16 @@ class CaseStore:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _load(self, key: str) -> _CaseFile | None:
+    def _load(self, key: str) -> tuple[_CaseFile, ResultRecord] | None:
         folder = self.root / key
-        if not (folder / "case.json").exists():
-            return None
         try:
-            record = _CaseFile.load(folder / "case.json")
-            complete = all((folder / name).stat().st_size == file.size for name, file in record.files.items())
-        except (InputError, OSError):
+            found = stored(_CaseFile, folder / "case.json")
+            if found is None or found[1].key != key:  # content in the wrong place is damage too
+                return None
+            complete = all((folder / name).stat().st_size == size for name, size in found[0].sizes.items())
+        except OSError:
             return None
-        present = record.schema_version == _CaseFile.SCHEMA
-        return record if present and complete and record.key == key and record == record.sealed() else None
+        return found if complete else None
 
     def _move_in(self, partial: Path, key: str) -> None:
         """Rename a complete folder to its place, unless another process was first."""
@@ -315,7 +307,9 @@ class CaseStore:
                 return
 
 
-def _write_case(folder: Path, key: str, case: Preprocessed, annotation: bytes | None, *, slicewise: bool) -> None:
+def _write_case(
+    folder: Path, record: ResultRecord, case: Preprocessed, annotation: bytes | None, *, slicewise: bool
+) -> None:
     axes = len(case.properties.shape)
     arrays = {"image.b2nd": compressed(case.image, axes, slicewise=slicewise)}
     if case.labels is not None:
@@ -325,22 +319,19 @@ def _write_case(folder: Path, key: str, case: Preprocessed, annotation: bytes | 
     rows = io.BytesIO()
     np.save(rows, np.concatenate([np.zeros((0, axes), np.int32), *case.locations.values()]), allow_pickle=False)
     arrays["locations.npy"] = rows.getvalue()
-    record = _CaseFile(
-        key=key,
+    document = _CaseFile(
         properties=case.properties,
         channels=case.image.shape[0],
         location_counts={name: len(found) for name, found in case.locations.items()},
-        files={
-            name: _StoredFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-            for name, content in arrays.items()
-        },
+        sizes={name: len(content) for name, content in arrays.items()},
     )
     for name, content in arrays.items():
         with (folder / name).open("wb") as handle:
             handle.write(content)
             handle.flush()
             flush_to_disk(handle.fileno())
-    record.sealed().save(folder / "case.json")
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in arrays.items()}
+    write(document, folder / "case.json", record.model_copy(update={"files": digests}))
     _flush_folder(folder)
 
 

@@ -220,7 +220,7 @@ class _Decision:
             return None
         plan, names = found.plan, found.run.configurations
         try:
-            candidates = [sizer.measure(plan.configurations[name], plan.training[name]) for name in names]
+            candidates = [sizer.measurer.measure(plan.configurations[name], plan.training[name]) for name in names]
         except MemoryShortageError:
             project.progress.note("the network of the earlier run no longer fits into memory")
             return None
@@ -312,7 +312,7 @@ class _Decision:
             return kept, self._earlier.run.folds if steps is None and asked is None else self._folds
         if steps is not None:
             names = self._names if self._all_asked else self._names[:1]
-            return [self._sizer.planned(*self._planned(name)) for name in names], self._folds
+            return [self._sizer.measurer.planned(*self._planned(name)) for name in names], self._folds
         if entrants:
             chosen = list(entrants)
         else:
@@ -341,7 +341,11 @@ class _Decision:
     def _best(self, name: str, seconds: float) -> Candidate:
         """Return the version of a configuration that is trained for so long: one with a network that came is kept."""
         given = self._project.start is not None
-        return self._sizer.planned(*self._planned(name)) if given else self._sizer.best(*self._planned(name), seconds)
+        return (
+            self._sizer.measurer.planned(*self._planned(name))
+            if given
+            else self._sizer.best(*self._planned(name), seconds)
+        )
 
     def _planned(self, name: str) -> tuple[Configuration, TrainingSpec]:
         return self._plan.configurations[name], self._plan.training[name]
@@ -353,7 +357,7 @@ class _Decision:
         steps, share = self._options.training.steps, left / (len(folds) * len(chosen))
         lengths = [share if steps is None else steps * item.step.seconds_per_step for item in chosen]
         with self._project.stage_log.of("size"):
-            return [self._sizer.accelerated(*pair) for pair in zip(chosen, lengths, strict=True)]
+            return [self._sizer.measurer.accelerated(*pair) for pair in zip(chosen, lengths, strict=True)]
 
     def _lengths(
         self, chosen: Sequence[Candidate], folds: tuple[int, ...], left: float, *, raced: bool
@@ -415,7 +419,7 @@ class _Decision:
         forecast = {
             "size": StageForecast(
                 seconds=round(sizing, 1),
-                **{"memory_gb" if on_cpu else "device_memory_gb": round(sizer.peak_gb, 3)},
+                **{"memory_gb" if on_cpu else "device_memory_gb": round(sizer.measurer.peak_gb, 3)},
             ),
             **({} if outcome is None else {"race": StageForecast(seconds=round(outcome.seconds, 1))}),
             "preprocess": forecast_preprocessing(

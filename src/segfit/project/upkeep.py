@@ -60,7 +60,7 @@ def _damage_of_folder(folder: Path) -> list[Damage]:
     record = record_of(folder)
     if record is None:
         return [Damage(folder / RECORD_FILE, "it cannot be read")]
-    return [Damage(folder / name, "it is not what was written") for name in damaged_files(folder, record)]
+    return [Damage(folder / name, f"it {fault}") for name, fault in damaged_files(folder, record).items()]
 
 
 def _damage_of_document(path: Path) -> str | None:

@@ -6,9 +6,8 @@ scale stays 1 and it only leaves out the optimiser's step, on a GPU without the 
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,24 +18,22 @@ from torch import Tensor, nn
 from segfit.augmentation.policy import apply, draw, loaded_augmentation, of_samples
 from segfit.augmentation.previous_stage import change, draw_changes, label_channels
 from segfit.device import deterministic_kernels
-from segfit.errors import MemoryShortageError, Problem
+from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
 from segfit.networks.unet import PluginNetwork, UNet, build_network
-from segfit.specs import Acceleration, Configuration, TrainingSpec
+from segfit.specs import Configuration, TrainingSpec
 from segfit.text import extent
-from segfit.training.acceleration import LossOfBatch, accelerated, loss_in_one
 from segfit.training.batch import Batch
 from segfit.training.distributed import ALONE, Ranks
+from segfit.training.gradients import Gradients
 from segfit.training.loss import SegmentationLoss
 from segfit.training.muon import Muon, kernels_of
-from segfit.training.parts import KeptBuffers, backward_in_parts
 from segfit.training.side_by_side import SideBySide
 from segfit.training.side_stream import SideStream
 from segfit.training.threads import kept_threads
 
 __all__ = ["Learner", "is_memory_shortage", "training_on"]
 
-_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ADAM_BETA2 = 0.999  # torch's default
 
 
@@ -44,8 +41,7 @@ class Learner:
     """A network in training on one device.
 
     Everything random comes from `seed` (initial weights) or from the generator given to `step` (augmentation).
-    `at_once` samples go through the network together: the batch, until `divide`. Where several processes share a batch
-    they have the same weights, and each is given its samples.
+    Where several processes share a batch they have the same weights, and each is given its samples.
     """
 
     def __init__(
@@ -60,7 +56,7 @@ class Learner:
     ) -> None:
         spec = configuration.network
         self._ranks = ranks.for_batch(configuration.batch_size)
-        self._patch, self._channels = configuration.patch_size, spec.in_channels
+        self._patch = configuration.patch_size
         self._recipe = recipe
         seen = labels.foreground_values if configuration.previous_stage is not None else ()
         self._previous_values = torch.tensor(seen, dtype=torch.int16, device=device)  # of a cascade's first stage
@@ -73,50 +69,12 @@ class Learner:
         )
         self.network.num_heads = self.loss.num_heads
         self.network.to(device)
-        self._format = torch.preserve_format
-        if recipe.channels_last:
-            self._format = torch.channels_last if spec.ndim == 2 else torch.channels_last_3d
-            self.network.to(memory_format=self._format)  # type: ignore[call-overload] # missing in torch's types
-        least = 2 if spec.ndim == 3 and recipe.precision == "fp32" else 1
-        # Samples that are normalised together stay together; of a plug-in's network that is not known.
-        together = spec.norm == "batch" or spec.plugin is not None
-        self.divides_exactly = not together
-        self.at_once = self._batch_size = configuration.batch_size
-        self._buffers = KeptBuffers(self.network)
-        self._fast: LossOfBatch | None = None  # see `accelerate`
+        alone = self._ranks.size == 1
+        self.gradients = Gradients(self.network, self.loss, configuration, recipe, device, alone=alone)
         self._changing = False  # the weights, which a step does at its end
-        self._side_by_side = SideBySide(device, least=configuration.batch_size if together else least)
-        self._optimizer = _optimizer(recipe, self.network, device, self._side_by_side)
+        self._optimizer = _optimizer(recipe, self.network, device, self.gradients.side_by_side)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if recipe.precision == "fp16" else 1.0)
         self._average = _WeightAverage(self.network, recipe.weight_average) if recipe.weight_average > 0 else None
-
-    def precision(self, *, cache_enabled: bool = True) -> AbstractContextManager[Any]:
-        """Return the context of the forward pass."""
-        name = self._recipe.precision
-        return torch.autocast(self.device.type, _PRECISION[name], enabled=name != "fp32", cache_enabled=cache_enabled)
-
-    def accelerate(self, how: Acceleration | None, tell: Callable[[Problem], None] = lambda _: None) -> bool:
-        """Have steps run so from now on, which takes up to minutes; what is not possible here is told and left out.
-
-        None has them plain again, and frees what they held. Returns whether it is possible.
-        """
-        if self._fast is not None:
-            self._fast = None
-            torch.compiler.reset()  # which keeps the graphs of what was compiled
-        # Parts are computed plainly; what several processes tell each other is in no graph.
-        if how is None or how == Acceleration() or self.at_once < self._batch_size or self._ranks.size > 1:
-            return True
-        image = self.to_device(torch.zeros((self.at_once, self._channels, *self._patch)))
-        labels = torch.zeros((self.at_once, 1, *self._patch), dtype=torch.int16, device=self.device)
-        whole = loss_in_one(self.network, self.loss).train()
-        self._buffers.keep()
-        self._fast = accelerated(whole, how, image, labels, self.precision, tell)
-        self._buffers.put_back()
-        return self._fast is not None
-
-    def to_device(self, image: Tensor) -> Tensor:
-        """Return an image batch ``(b, c, *spatial)`` on the device, in the memory format of the network."""
-        return image.to(self.device, non_blocking=True, memory_format=self._format)
 
     def step(self, batch: Batch, *, learning_rate: float, rng: np.random.Generator) -> Tensor:
         """Augment a raw batch, on any device, and learn from it once.
@@ -127,9 +85,7 @@ class Learner:
         Returns the loss and the norm of the gradient before clipping, float32 on the device. With a norm that is not
         finite the weights stayed as they were.
         """
-        samples = batch.image.shape[0]
-        alone = samples > self.at_once or self._fast is not None
-        groups = self._side_by_side.arrange(1 if alone else samples)
+        groups = self.gradients.groups(len(batch.image))
         # Further threads would wait, or spin, while the groups work.
         with kept_threads(torch.get_num_threads() // groups):
             with self.beside.working():
@@ -167,13 +123,9 @@ class Learner:
             group["lr"] = learning_rate
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        self._buffers.keep()
-        try:
-            loss = self._backward(batch, groups)
+        with self.gradients.repeatable():
+            loss = self.gradients.backward(batch, groups, self._scaler.scale)
             self._ranks.sum_gradients(self.network.parameters())
-        except BaseException:
-            self._buffers.put_back()
-            raise
         self._changing = True
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._recipe.gradient_clip)
@@ -184,48 +136,13 @@ class Learner:
         self._changing = False
         return torch.stack((loss.detach().float(), norm.float()))
 
-    def _backward(self, batch: Batch, groups: int) -> Tensor:
-        """Set the gradients for an augmented batch; return the loss."""
-        if self.at_once < len(batch.image):
-            parts = [self.to_device(part) for part in torch.split(batch.image, self.at_once)]
-            return backward_in_parts(
-                self.network,
-                parts,
-                lambda outputs: self.loss(outputs, batch),
-                self._scaler.scale,
-                self.precision,
-                self._buffers,
-            )
-        if groups > 1:
-            parts = [self.to_device(part) for part in batch.image.chunk(groups)]
-            return self._side_by_side.backward(
-                self.network, parts, lambda outputs: self.loss(outputs, batch), self._scaler.scale, self.precision
-            )
-        image = self.to_device(batch.image)
-        with self.precision():
-            if self._fast is None:
-                loss = self.loss(self.network(image), batch)
-            else:
-                loss = self._fast(image, batch.labels.contiguous())
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss
-
     def can_divide(self) -> bool:
         """Whether a step that failed can be done again with fewer samples at once."""
-        return self.at_once > 1 and self.can_repeat()
+        return self.gradients.at_once > 1 and self.can_repeat()
 
     def can_repeat(self) -> bool:
         """Whether a step that failed can be done again: it has changed no weight, and no other process took part."""
         return not self._changing and self._ranks.size == 1
-
-    def divide(self) -> None:
-        """Have half as many samples go through the network at once from now on; the gradient stays the batch's."""
-        self.at_once = (self.at_once + 1) // 2
-        self.accelerate(None)
-        self._optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     @contextmanager
     def evaluating(self) -> Iterator[UNet | PluginNetwork]:
@@ -283,7 +200,7 @@ class Learner:
     def facts(self) -> dict[str, Any]:
         """Return the JSON-able rest of the state."""
         averaged = self._average.updates if self._average else 0
-        return {"scaler": self._scaler.state_dict(), "averaged": averaged, "at_once": self.at_once}
+        return {"scaler": self._scaler.state_dict(), "averaged": averaged, "at_once": self.gradients.at_once}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take over a state made by `tensors` and `facts`."""
@@ -301,7 +218,8 @@ class Learner:
             )
         self._optimizer.load_state_dict({"state": slots, "param_groups": self._optimizer.state_dict()["param_groups"]})
         self._scaler.load_state_dict(facts["scaler"])
-        self.at_once = min(self.at_once, facts.get("at_once", self.at_once))
+        at_once = self.gradients.at_once
+        self.gradients.at_once = min(at_once, facts.get("at_once", at_once))
         if self._average is not None:
             self._average.restore(_under("average/", tensors), facts["averaged"])
 

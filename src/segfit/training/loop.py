@@ -173,7 +173,7 @@ class _Training:
         ):
             self.team.go_on_from(self._state())
             self._clock.start()
-            self._learner.accelerate(self.job.acceleration, self.progress.warn)
+            self._learner.gradients.accelerate(self.job.acceleration, self.progress.warn)
             self._guard.keep(self._share(), self._losses, self._state)
             saved = perf_counter()
             self._report(task)
@@ -399,7 +399,7 @@ class _Training:
 
     def finish(self, *, keep_state: bool) -> TrainingResult:
         """Write weights and result, and remove the states or leave the last one."""
-        self._learner.accelerate(None)
+        self._learner.gradients.accelerate(None)
         weights = self._learner.weights()
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             raise DivergedError(f"the weights of {self.job.configuration.name} are not finite", "nothing was written")

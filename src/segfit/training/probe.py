@@ -82,10 +82,10 @@ def probe_step(
     with training_on(configuration, recipe, device), PeakMemory(device, _SAMPLED_S) as memory:
         learner, step = _learning(configuration, recipe, labels, device)
         started = perf_counter()
-        possible = learner.accelerate(acceleration, tell)
+        possible = learner.gradients.accelerate(acceleration, tell)
         setup = perf_counter() - started
         seconds = _median_seconds(step, device, steps) if possible else inf
-        learner.accelerate(None)
+        learner.gradients.accelerate(None)
         state = sum(tensor.nbytes for tensor in learner.tensors().values()) / 2**30
         return StepCost(seconds, memory.peak_gb(), state, setup)
 
@@ -140,8 +140,10 @@ def probe_forward(
     with training_on(configuration, recipe, device), PeakMemory(device, _SAMPLED_S) as memory:
         learner = Learner(configuration, recipe, labels, device, seed=0)
         batch = default_batch(configuration, device)
-        tile = learner.to_device(torch.zeros((batch, configuration.network.in_channels, *configuration.patch_size)))
-        with learner.evaluating() as network, learner.precision():
+        tile = learner.gradients.to_device(
+            torch.zeros((batch, configuration.network.in_channels, *configuration.patch_size))
+        )
+        with learner.evaluating() as network, learner.gradients.precision():
             seconds = _median_seconds(lambda _: network(tile), device, 3)
         return TileCost(seconds / batch, memory.peak_gb())
 

@@ -38,12 +38,13 @@ def learn(
                 continue
             if not learner.can_divide():
                 raise
-        learner.divide()  # not before: the error held what the step had made
+        learner.gradients.divide()  # not before: the error held what the step had made
         _tell(learner, batch, events, progress)
 
 
 def _tell(learner: Learner, batch: Batch, events: EventLog, progress: Progress) -> None:
-    step, samples, at_once, exact = batch.step + 1, len(batch.image), learner.at_once, learner.divides_exactly
+    step, samples = batch.step + 1, len(batch.image)
+    at_once, exact = learner.gradients.at_once, learner.gradients.divides_exactly
     events.write("out_of_memory", step=step, batch=samples, samples_at_once=at_once, exact=exact)
     told = "with the same gradient" if exact else "which are normalised by themselves"
     progress.warn(

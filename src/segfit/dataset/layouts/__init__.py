@@ -101,6 +101,7 @@ def inspect_dataset(path: Path | str) -> tuple[Dataset | None, tuple[Problem, ..
     if dataset is not None:
         dataset = with_segments(dataset, problems)
         problems += name_problems(dataset) + shared_files(dataset)
+        dataset = dataset.named()
     if (dataset is None or not dataset.training) and not any(problem.fatal for problem in problems):
         problems.append(Problem(WHOLE, f"{root} has no training case", "add images with labels"))
     told = tuple(problems)

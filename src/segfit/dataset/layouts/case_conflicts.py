@@ -33,7 +33,7 @@ def shared_files(dataset: Dataset) -> list[Problem]:
     problems: list[Problem] = []
     labelled: dict[Path, Case] = {}
     for case in (*dataset.training, *dataset.test):
-        images = [_resolved(path) for path in case.images]
+        images = [_resolved(path) for path in case.channels.values() if path is not None]
         labels = [_resolved(path) for path in case.label_files]
         twice = next((path for number, path in enumerate(images) if path in images[:number]), None)
         if twice is not None:

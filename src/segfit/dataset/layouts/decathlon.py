@@ -24,7 +24,7 @@ from segfit.dataset.layouts.common import (
     visible_files,
 )
 from segfit.dataset.layouts.nnunet import compare_sizes
-from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.manifest import Case, Dataset, by_number
 from segfit.errors import InputError, Problem
 from segfit.images.formats import split_ending
 from segfit.images.image import absence
@@ -94,7 +94,7 @@ def _training(root: Path, listed: object, channels: int, problems: list[Problem]
             action = "add it or remove the case from the list"
             problems.append(Problem(name, f"its label {paths[1]} is missing", action))
         if images:
-            cases[name] = Case(id=name, images=images, label=label if is_there(label) else None)
+            cases[name] = Case(id=name, channels=images, label=label if is_there(label) else None)
     return tuple(cases.values())
 
 
@@ -108,18 +108,18 @@ def _test(root: Path, listed: object, channels: int, problems: list[Problem]) ->
         name, images, wrong = _images(root / path, channels)
         problems += [Problem(p.case, f"test case left out: {p.problem}", p.action, fatal=False) for p in wrong]
         if not wrong:
-            cases.append(Case(id=name, images=images))
+            cases.append(Case(id=name, channels=images))
     return tuple(cases)
 
 
-def _images(path: Path, channels: int) -> tuple[str, tuple[Path, ...], list[Problem]]:
+def _images(path: Path, channels: int) -> tuple[str, dict[str, Path | None], list[Problem]]:
     """Return case id and image files of a listed path: the file itself, or one file per channel in its place."""
     try:
         name, ending = split_ending(path)
     except InputError as error:
-        return path.name, (), [Problem(path.name, str(error).partition(": ")[2], "correct dataset.json")]
+        return path.name, {}, [Problem(path.name, str(error).partition(": ")[2], "correct dataset.json")]
     if is_there(path):
-        return name, (path,), []
+        return name, by_number({0: path}), []
     numbered: dict[int, Path] = {}
     for other in visible_files(path.parent):
         match = CHANNEL_NUMBER.fullmatch(other.name.removesuffix(ending))
@@ -127,5 +127,5 @@ def _images(path: Path, channels: int) -> tuple[str, tuple[Path, ...], list[Prob
             numbered[int(match[2])] = other
     if not numbered:
         problem, action = absence(path, "add it or remove the case from the list")
-        return name, (), [Problem(name, f"the listed file {path.parent.name}/{path.name} {problem}", action)]
-    return name, tuple(file for _, file in sorted(numbered.items())), channel_problems(name, numbered, channels)
+        return name, {}, [Problem(name, f"the listed file {path.parent.name}/{path.name} {problem}", action)]
+    return name, by_number(numbered, channels), channel_problems(name, numbered, channels)

@@ -10,7 +10,7 @@ from pathlib import Path
 from segfit.dataset.layouts.common import CHANNEL_NUMBER, channel_problems, endings_found, visible_files
 from segfit.dataset.layouts.names import composed
 from segfit.dataset.layouts.table import spacings_of
-from segfit.dataset.manifest import Case
+from segfit.dataset.manifest import Case, by_number
 from segfit.errors import DatasetError, InputError, Problem, warning
 from segfit.images.formats import ENDINGS, described, is_image_folder, known_ending, split_ending
 from segfit.progress import LOGGED, Progress
@@ -109,7 +109,7 @@ def cases_from_files(paths: Iterable[Path | str], channels: int) -> tuple[Case, 
     return tuple(
         Case(
             id=name,
-            images=tuple(path for _, path in sorted(group.files.items())),
+            channels=by_number(group.files),
             spacing_mm=spacings[folder].get(composed(name)),
         )
         for (folder, name), group in sorted(groups.items(), key=lambda item: item[0][1])

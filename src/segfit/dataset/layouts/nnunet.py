@@ -31,7 +31,7 @@ from segfit.dataset.layouts.common import (
     visible_files,
 )
 from segfit.dataset.layouts.names import composed, likely_partners
-from segfit.dataset.manifest import Case, Dataset
+from segfit.dataset.manifest import Case, Dataset, by_number
 from segfit.errors import InputError, Problem, nearest
 from segfit.files import read_json
 from segfit.images.formats import ENDINGS, FOLDER, described, full_name, known_ending
@@ -199,7 +199,7 @@ def _folder_cases(
             elif inside := sorted(path for one in numbered.values() for path in one.glob("labels/*") if path.is_dir()):
                 action = f"copy {inside[0].relative_to(root)} to labelsTr/{wanted}"
             problems.append(Problem(name, f"its label labelsTr/{wanted} is missing", action))
-        cases.append(_case(name, numbered, label))
+        cases.append(Case(id=name, channels=by_number(numbered, expected), label=label))
     for label_name in sorted(set(known) - used):
         if label_name.endswith(label_ending):
             name = label_name[: -len(label_ending)]
@@ -254,7 +254,7 @@ def _test_cases(
         problems += [Problem(p.case, f"test case left out: {p.problem}", p.action, fatal=False) for p in wrong]
         label = root / "labelsTs" / f"{name}{label_ending}"
         if not wrong:
-            cases.append(_case(name, numbered, label if label.exists() else None))
+            cases.append(Case(id=name, channels=by_number(numbered), label=label if label.exists() else None))
     return tuple(cases)
 
 
@@ -271,10 +271,6 @@ def _expected_files(files: Mapping[str, Mapping[int, Path]], channels: tuple[str
     if channels is not None and not ENDINGS[ending.lower()].multichannel:
         return len(channels)
     return Counter(max(numbered) + 1 for numbered in files.values()).most_common(1)[0][0] if files else 1
-
-
-def _case(name: str, numbered: Mapping[int, Path], label: Path | None) -> Case:
-    return Case(id=name, images=tuple(path for _, path in sorted(numbered.items())), label=label)
 
 
 def _listed_cases(
@@ -304,6 +300,6 @@ def _listed_cases(
                 f"lists {count(len(numbered), 'image file')}, dataset.json names {count(len(channels), 'channel')}"
             )
             problems.append(Problem(name, problem, "list one file per channel"))
-        present = {number: path for number, path in numbered.items() if is_there(path)}
-        cases.append(_case(name, present, paths[-1] if is_there(paths[-1]) else None))
+        files = {str(number): path if is_there(path) else None for number, path in numbered.items()}
+        cases.append(Case(id=name, channels=files, label=paths[-1] if is_there(paths[-1]) else None))
     return tuple(cases)

@@ -36,7 +36,7 @@ from segfit.dataset.layouts.common import (
     visible_files,
 )
 from segfit.dataset.layouts.names import composed, likely_partners
-from segfit.dataset.manifest import Case, Dataset, Mask
+from segfit.dataset.manifest import Case, Dataset, Mask, by_number
 from segfit.errors import Problem
 from segfit.images.formats import known_ending, split_ending
 from segfit.labels import LabelScheme
@@ -96,9 +96,9 @@ def read(root: Path, raw: Mapping[str, Any], problems: list[Problem]) -> Dataset
             if name in partners:
                 action = f"rename {partners[name]} to it"
             problems.append(Problem(name, f"its label {labels.name}/{name} is missing", action))
-        paths = tuple(path for _, path in sorted(files.items()))
+        paths = by_number(files, expected)
         masks = masks_of(name, label, scheme, problems) if isinstance(label, dict) else ()
-        cases.append(Case(id=name, images=paths, label=None if isinstance(label, dict) else label, masks=masks))
+        cases.append(Case(id=name, channels=paths, label=None if isinstance(label, dict) else label, masks=masks))
     for name in sorted(set(annotated) - set(numbered) - set(partners.values())):
         problem = f"has a label in {labels.name} but no image in {images.name}"
         problems.append(Problem(name, problem, "add the image; the label is ignored without it", fatal=False))

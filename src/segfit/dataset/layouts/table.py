@@ -109,7 +109,7 @@ def read(root: Path, declared: Mapping[str, Any], problems: list[Problem]) -> Da
         file_ending=ending,
         num_training=len(cases),
         training=cases,
-        test=tuple(case for case in test.values() if len(case.images) == len(channels)),
+        test=tuple(case for case in test.values() if None not in case.channels.values()),
     )
 
 
@@ -377,7 +377,7 @@ def _case(
             return None
         return found
 
-    images = tuple(found for channel in channels if (found := file(channel, needed=True)) is not None)
+    images = {channel: file(channel, needed=True) for channel in channels}
     files = {
         column.removeprefix(_MASK): found
         for column in row
@@ -389,7 +389,7 @@ def _case(
     masks = masks_of(name, files, scheme, wrong)
     facts = _facts(path, name, row, wrong)
     problems += wrong if labelled else [Problem(p.case, f"test case: {p.problem}", p.action, False) for p in wrong]
-    return Case(id=name, images=images, label=label, masks=masks, **facts)
+    return Case(id=name, channels=images, label=label, masks=masks, **facts)
 
 
 def _channel_names(columns: Sequence[str], cases: Sequence[Case]) -> tuple[str, ...]:
