@@ -28,7 +28,7 @@ _MOST_CASES = 100  # whose intensities are kept
 _FEWEST_CASES = 3  # that show how much images differ
 _FEWEST_ALIKE = 5  # cases that show bits and a common scale where all have the same
 _ENOUGH_CASES = 20  # that show scales and offsets of values which networks do not see
-_SAME_WIDTH = 1.1  # factor within which fewer show them, too: chance does not make them so alike
+_SAME_WIDTH = 1.2  # factor within which fewer show them, too: chance does not make them so alike
 _LEAST_WIDTH_OF_FEW = log(512)  # of such values in fewer: other files may have eight bits more, used to twice the part
 _LEAST_OFFSET_OF_FEW = 5.0  # the same for where grey values lie, in widths of their own usual range
 _BYTE = 255  # the largest value of eight bits
@@ -154,7 +154,7 @@ class TrainingImages(GrownRecord):
         ----------
         absolute : by channel, whether networks see its values as they are (HU) and not scaled image by image; empty:
             none
-        bits : of a value of the image; None: unknown
+        bits : of a value of the image; None: no unsigned integers
         """
         impossible = impossible_size(image.spacing_mm, self.spacing_mm, self._unit(image), self.unit)
         if impossible or self.widths is None or not _has_quantiles(image):
@@ -200,7 +200,7 @@ class TrainingImages(GrownRecord):
         """Return a problem if values need more than eight bits where none does, or have eight where all need more."""
         known, own = np.array(self.quantiles), np.array([channel.quantiles for channel in image.channels])
         wide = known[:, :, -1].max(axis=1) > _BYTE
-        more, fewer = not wide.any() and own.max() > _BYTE, wide.all() and bits == 8
+        more, fewer = bits is not None and not wide.any() and own.max() > _BYTE, wide.all() and bits == 8
         if len(known) < _FEWEST_ALIKE or min(known.min(), own.min()) < 0 or not (more or fewer):
             return []
         held = "more than 8 bits" if more else "8 bits"
