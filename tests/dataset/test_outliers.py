@@ -94,6 +94,15 @@ def test_constant_channels_and_empty_labels_are_sketched() -> None:
     assert list(odd_scales([empty] * 9)) == list(exchanged_classes([empty] * 9)) == []
 
 
+def test_cases_of_other_axes_and_channels_are_left_out() -> None:
+    image, labels = volume(50)
+    flat = sketch([image[8]], labels[8], AxisMap.identity(2))
+    several = sketch([image, image], labels, AxisMap.identity(3))
+    odd = sketch([image], np.choose(labels, [0, 2, 1]), AxisMap.identity(3))
+    assert list(exchanged_classes([flat, several, *sketches(9), odd])) == [(11, 1, 2)]
+    assert list(exchanged_classes([flat, several])) == list(exchanged_classes([])) == []
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     "name",

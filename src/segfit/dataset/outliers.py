@@ -5,6 +5,7 @@ Told only where the others leave no doubt: no case of six published datasets is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
@@ -88,7 +89,14 @@ def odd_scales(cases: Sequence[CaseSketch | None]) -> Iterator[tuple[int, int, f
 
 def exchanged_classes(cases: Sequence[CaseSketch | None]) -> Iterator[tuple[int, int, int]]:
     """Yield the number of each case in which two classes look like each other in all other cases, and the two."""
-    held = [case.classes if case is not None else {} for case in cases]
+    lengths = Counter(len(facts) for case in cases if case is not None for facts in case.classes.values())
+    usual_length = lengths.most_common(1)[0][0] if lengths else 0  # others have other axes or channels
+    held = [
+        {value: facts for value, facts in case.classes.items() if len(facts) == usual_length}
+        if case is not None
+        else {}
+        for case in cases
+    ]
     usual: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     for value in sorted({value for classes in held for value in classes}):
         facts = np.array([classes[value] for classes in held if value in classes])
