@@ -45,6 +45,11 @@ def rgb(seed: int) -> np.ndarray:
     return colours.clip(1, 255).astype(np.uint8)
 
 
+def deep(seed: int) -> np.ndarray:
+    """The same in 16 bits."""
+    return rgb(seed).astype(np.uint16) * np.uint16(257)
+
+
 def measured(array: np.ndarray, spacing: tuple[float, ...] | None = None) -> ImageFingerprint:
     grid = Grid(array.shape[1:], spacing or (SPACING if array.ndim == 4 else (1.0, 1.0)))
     image = Image(array, grid)
@@ -119,14 +124,14 @@ def test_channels_in_another_order_are_told_as_that_alone(pictures: TrainingImag
 
 def test_more_bits_per_value_are_told_as_other_values_not_as_another_order(pictures: TrainingImages) -> None:
     for absolute in (True, False):
-        assert codes(pictures, 257.0 * rgb(60), absolute=absolute) == [("bits", False)]
-    assert codes(pictures, rgb(60) / 255) == [("intensity_range", False)]
+        assert codes(pictures, deep(60), absolute=absolute) == [("bits", False)]
+    assert codes(pictures, 257.0 * rgb(60)) == codes(pictures, rgb(60) / 255) == [("intensity_range", False)]
 
 
 def test_eight_bits_are_told_where_all_have_more() -> None:
-    known = TrainingImages.of([measured(257.0 * rgb(seed)) for seed in range(8)], "stored", ("R", "G", "B"))
+    known = TrainingImages.of([measured(deep(seed)) for seed in range(8)], "stored", ("R", "G", "B"))
     assert codes(known, rgb(60), absolute=False) == [("bits", False)]
-    assert codes(known, 257.0 * rgb(60), absolute=False) == []
+    assert codes(known, deep(60), absolute=False) == []
 
 
 def test_few_images_do_not_show_the_scale_of_values_that_networks_see_image_by_image() -> None:
