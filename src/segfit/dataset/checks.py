@@ -106,7 +106,6 @@ def check_dataset(
         *(() if used else _check_strays(dataset, training)),
         *_check_whole(dataset, training, explained=explained),
         *_check_same(dataset, findings),
-        *_check_outliers(dataset, training),
         *_told_once(dataset, findings),
     )
     return (*problems, *whole, *content)
@@ -204,6 +203,7 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding], *, explained: bo
         problem = f"{' and '.join(shares)} (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make one dataset of each"))
     problems += _check_spacings(dataset, findings) + _check_places(dataset, findings) + _check_depths(dataset, findings)
+    problems += _check_outliers(dataset, findings)
     labelled = [(case, one) for case, one in zip(dataset.training, findings, strict=True) if one.colours]
     problems += palette_problems([(case.id, case.label_files[-1].name, one.colours or {}) for case, one in labelled])
     stored = dataset.labels.stored_values
