@@ -485,6 +485,17 @@ def test_check_says_what_it_understood(dataset: Path, tmp_path: Path, capsys: py
     assert json.loads(capsys.readouterr().out)["classes"] == {"label 1": [1], "label 2": [2]}
 
 
+def test_skipping_is_offered_only_where_a_case_is_left(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = broken_pair(dataset, tmp_path)
+    for label in (broken / "labelsTr").iterdir():
+        label.write_bytes(b"damaged")
+    assert run(["check", str(broken)]) == 2
+    assert "--skip-incomplete" not in capsys.readouterr().out
+    assert run(["check", str(broken), "--skip-incomplete"]) == 2
+
+
 def test_incomplete_cases_can_be_skipped(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = broken_pair(dataset, tmp_path)
     assert run(["check", str(broken)]) == 2

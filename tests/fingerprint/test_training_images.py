@@ -21,6 +21,7 @@ from segfit.geometry import Grid
 from segfit.images.image import Image
 
 SPACING = (3.0, 1.0, 1.0)
+TOLD = [("intensity_range", False)]
 
 
 def ct(seed: int, shape: tuple[int, ...] = (24, 40, 36)) -> np.ndarray:
@@ -44,6 +45,11 @@ def rgb(seed: int) -> np.ndarray:
     return colours.clip(1, 255).astype(np.uint8)
 
 
+def deep(seed: int) -> np.ndarray:
+    """The same in 16 bits."""
+    return rgb(seed).astype(np.uint16) * np.uint16(257)
+
+
 def measured(array: np.ndarray, spacing: tuple[float, ...] | None = None) -> ImageFingerprint:
     grid = Grid(array.shape[1:], spacing or (SPACING if array.ndim == 4 else (1.0, 1.0)))
     image = Image(array, grid)
@@ -61,8 +67,12 @@ def pictures() -> TrainingImages:
     return TrainingImages.of([measured(rgb(seed)) for seed in range(8)], "stored", ("R", "G", "B"))
 
 
-def codes(known: TrainingImages, array: np.ndarray, spacing: tuple[float, ...] | None = None) -> list[tuple[str, bool]]:
-    return [(item.code, item.fatal) for item in known.differences(measured(array, spacing))]
+def codes(
+    known: TrainingImages, array: np.ndarray, spacing: tuple[float, ...] | None = None, *, absolute: bool = True
+) -> list[tuple[str, bool]]:
+    seen, unsigned = [absolute] * len(known.channel_names), array.dtype.kind == "u"
+    bits = 8 * array.dtype.itemsize if unsigned else None
+    return [(item.code, item.fatal) for item in known.differences(measured(array, spacing), absolute=seen, bits=bits)]
 
 
 def one_value(array: np.ndarray, value: float) -> np.ndarray:
@@ -113,8 +123,29 @@ def test_channels_in_another_order_are_told_as_that_alone(pictures: TrainingImag
 
 
 def test_more_bits_per_value_are_told_as_other_values_not_as_another_order(pictures: TrainingImages) -> None:
-    for factor in (257.0, 1 / 255):
-        assert codes(pictures, factor * rgb(60)) == [("intensity_range", False)]
+    for absolute in (True, False):
+        assert codes(pictures, deep(60), absolute=absolute) == [("bits", False)]
+    assert codes(pictures, 257.0 * rgb(60)) == codes(pictures, rgb(60) / 255) == [("intensity_range", False)]
+
+
+def test_eight_bits_are_told_where_all_have_more() -> None:
+    known = TrainingImages.of([measured(deep(seed)) for seed in range(8)], "stored", ("R", "G", "B"))
+    assert codes(known, rgb(60), absolute=False) == [("bits", False)]
+    assert codes(known, deep(60), absolute=False) == []
+
+
+def test_few_images_do_not_show_the_scale_of_values_that_networks_see_image_by_image() -> None:
+    scales = [1 + seed % 3 / 5 for seed in range(20)]
+    for number, same, expected in ((8, False, []), (8, True, TOLD), (20, False, TOLD)):
+        images = [ct(seed) * (1 if same else scales[seed]) for seed in range(number)]
+        known = TrainingImages.of([measured(image) for image in images], "stored", ("MRI",))
+        for change in (lambda image: 100 * image, lambda image: image + 1024):
+            assert codes(known, change(ct(50)), absolute=False) == expected
+        for change in (lambda image: 1000 * image, lambda image: image + 1e5):
+            assert codes(known, change(ct(50)), absolute=False) == TOLD
+        assert codes(known, one_value(ct(50), 1e30), absolute=False) == [("extreme_values", False)]
+        assert codes(known, ct(50)[:, :, ::-1], absolute=False) == [("axes", False)]
+        assert codes(known, ct(50), (3000.0, 1000.0, 1000.0), absolute=False) == [("voxel_size", True)]
 
 
 def test_a_histogram_of_another_shape_is_told(pictures: TrainingImages) -> None:
@@ -199,3 +230,15 @@ def test_cases_left_out_of_real_datasets_raise_hardly_any_alarm(data: Path, name
         others = TrainingImages.of(cases[:index] + cases[index + 1 :], "canonical", fingerprint.channel_names)
         alarms += [index] * bool(others.differences(cases[index]))
     assert len(alarms) < 0.02 * len(chosen)
+    for number in (5, 8, 10):
+        assert _alarms_of_few(fingerprint, number) < 0.02
+
+
+def _alarms_of_few(fingerprint: Fingerprint, number: int) -> float:
+    """Return the share of cases that are unlike a few others, of random subsets."""
+    rng, told = np.random.default_rng(number), []
+    for _ in range(20):
+        few, others = np.split(rng.permutation(len(fingerprint.cases)), [number])
+        known = TrainingImages.of([fingerprint.cases[i] for i in few], "canonical", fingerprint.channel_names)
+        told += [bool(known.differences(fingerprint.cases[i])) for i in others[:15]]
+    return sum(told) / len(told)

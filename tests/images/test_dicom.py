@@ -389,6 +389,119 @@ def test_series_that_are_no_volume_are_explained(tmp_path: Path, change: Any, pr
         assert caught.value.path in (folder, *folder.iterdir())
 
 
+def enhanced(slices: list[FileDataset], *, shared: bool = True, order: Sequence[int] = (3, 0, 4, 1, 2)) -> FileDataset:
+    """Return one file of frames, of which what all have in common is said once or by frame."""
+    whole = slice_of(0)
+    groups = []
+    for number in order:
+        one, group = slices[number], Dataset()
+        place, plane, sizes, values = Dataset(), Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient, plane.ImageOrientationPatient = (
+            one.ImagePositionPatient,
+            one.ImageOrientationPatient,
+        )
+        sizes.PixelSpacing, sizes.SliceThickness = one.PixelSpacing, 2.5
+        values.RescaleSlope, values.RescaleIntercept = one.RescaleSlope, one.RescaleIntercept
+        group.PlanePositionSequence, group.PlaneOrientationSequence = [place], [plane]
+        group.PixelMeasuresSequence, group.PixelValueTransformationSequence = [sizes], [values]
+        groups.append(group)
+    common = Dataset()
+    if shared:
+        for name in ("PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence"):
+            setattr(common, name, groups[0][name].value)
+            for group in groups:
+                delattr(group, name)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(whole, name)
+    whole.NumberOfFrames, whole.PixelData = len(groups), b"".join(slices[number].PixelData for number in order)
+    whole.SharedFunctionalGroupsSequence, whole.PerFrameFunctionalGroupsSequence = [common], groups
+    return whole
+
+
+def in_one_file(
+    change: Callable[[list[FileDataset]], Any] = lambda slices: None,
+    *,
+    order: Sequence[int] | None = None,
+    shared: bool = True,
+) -> Callable[[list[FileDataset]], None]:
+    def merge(slices: list[FileDataset]) -> None:
+        change(slices)
+        slices[:] = [enhanced(slices, shared=shared, order=range(len(slices)) if order is None else order)]
+
+    return merge
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("order", [(3, 0, 4, 1, 2), (0,)])
+def test_frames_of_one_file_are_the_volume_that_slices_would_be(
+    tmp_path: Path, order: tuple[int, ...], *, shared: bool
+) -> None:
+    def only(slices: list[FileDataset]) -> None:
+        slices[:] = [slices[number] for number in sorted(order)]
+        for dataset in slices:
+            dataset.SliceThickness = 2.5
+
+    expected = dicom.read(make(tmp_path / "slices", only))
+    folder = make(tmp_path / "frames", in_one_file(order=order, shared=shared))
+    found = dicom.read(folder)
+    assert found.array.dtype == expected.array.dtype
+    assert np.array_equal(found.array, expected.array)
+    assert not found.grid.mismatch(expected.grid)
+    assert dicom.read_grid(folder).shape == expected.grid.shape
+    assert dicom.num_voxels(folder) == expected.array.size
+
+
+def test_compressed_frames_are_read_one_by_one(tmp_path: Path) -> None:
+    folder = make(tmp_path / "frames", in_one_file(order=(3, 0, 4, 1, 2)))
+    (file,) = folder.iterdir()
+    plain = dicom.read(folder)
+    dataset = pydicom.dcmread(file)
+    dataset.compress(pydicom.uid.RLELossless)
+    dataset.save_as(file)
+    assert np.array_equal(dicom.read(folder).array, plain.array)
+
+
+def of_masks(slices: list[FileDataset]) -> None:
+    in_one_file()(slices)
+    slices[0].Modality = "SEG"
+
+
+def one_frame_less(slices: list[FileDataset]) -> None:
+    in_one_file()(slices)
+    slices[0].NumberOfFrames = 4
+
+
+def of_fewer_bytes(slices: list[FileDataset]) -> None:
+    in_one_file()(slices)
+    slices[0].PixelData = slices[0].PixelData[:-48]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "action"),
+    [
+        (in_one_file(missing), "has uneven distances between slices: 5 mm after slice 2 of 4 (IM99 frame 2)", "add"),
+        (in_one_file(tilted), "has slices that are shifted against each other", "straighten"),
+        (in_one_file(order=(0, 1, 1, 2)), "has 1 slice at the position of another", "convert each volume in it"),
+        (in_one_file(scout, shared=False), "mixes orientations: IM99 frame ", "keep the slices of one volume"),
+        (of_masks, "has 5 frames", "convert it to NIfTI"),
+        (one_frame_less, "has 4 frames, of which 5 are described", "export the series again"),
+    ],
+)  # fmt: skip
+def test_frames_that_are_no_volume_are_explained(tmp_path: Path, change: Any, problem: str, action: str) -> None:
+    folder = make(tmp_path / "s", change)
+    for read in (dicom.read, dicom.read_grid):
+        with pytest.raises(FileError) as caught:
+            read(folder)
+        assert caught.value.problem.startswith(problem)
+        assert caught.value.action.startswith(action)
+
+
+def test_frames_without_their_pixels_are_told(tmp_path: Path) -> None:
+    with pytest.raises(FileError) as caught:
+        dicom.read(make(tmp_path / "s", of_fewer_bytes))
+    assert caught.value.problem.startswith("is truncated (192 of 240 bytes")
+
+
 def test_mixed_series_are_listed(tmp_path: Path) -> None:
     with pytest.raises(FileError) as caught:
         dicom.read_grid(make(tmp_path / "s", mixed))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
@@ -311,7 +312,8 @@ def open_project(
     if dataset is None or is_project(dataset):
         project = Project.open(folder, settings=settings, execution=execution)
     elif not make and not is_project(folder):
-        raise InputError(f"{folder} is not a project on {dataset}", f"train first: segfit run {dataset} --out {folder}")
+        command = f"segfit run {quote(str(dataset))} --out {quote(str(folder))}"
+        raise InputError(f"{folder} is not a project on {dataset}", f"train first: {command}")
     else:
         project = Project.create(folder, dataset, settings=settings, execution=execution)
     if project.options.training.deterministic:

@@ -153,7 +153,7 @@ def check(
     Says first what was understood. The exit code is 2 if the dataset cannot be used. Without --out nothing is written.
     """
     from segfit.dataset.checks import checked_dataset
-    from segfit.dataset.layouts import describe
+    from segfit.dataset.layouts import describe, leave_out
     from segfit.dataset.splits import splits_problems
     from segfit.options import Options
     from segfit.planning.folds import grouped
@@ -181,7 +181,7 @@ def check(
             f"{count(fatal, 'error')}, {count(len(problems) - fatal, 'warning')}" if problems else "no problem found"
         )
         say(f"{counts}: the dataset {'cannot be used as it is' if fatal else 'can be used'}")
-        if fatal and all(problem.case != "dataset" for problem in problems if problem.fatal):
+        if fatal and found is not None and not any(problem.fatal for problem in leave_out(found, problems)[1]):
             say("--skip-incomplete leaves out the cases with errors")
     return 2 if fatal else 0
 

@@ -20,8 +20,9 @@ from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.likeness import Likeness, likeness
 from segfit.dataset.manifest import Case
 from segfit.dataset.object_numbers import as_classes, count_areas
+from segfit.dataset.outliers import CaseSketch, sketch
 from segfit.errors import InputError, Problem
-from segfit.geometry import Grid
+from segfit.geometry import Grid, canonical_map
 from segfit.images.formats import check, find_format, read_image, read_label
 from segfit.images.image import Image, Remark, problem_of
 from segfit.images.image_checks import grid_problems, header_remarks, voxel_problems
@@ -33,7 +34,7 @@ __all__ = ["UNDECLARED", "CaseVoxels", "Finding", "Look", "check_case"]
 
 UNDECLARED = "undeclared-values"  # the code of problems with label values that mean nothing
 
-_SAMPLED = 16  # voxels per axis, at most about twice as many, in which an image may be its own label map
+_SAMPLED = {2: 128, 3: 32}  # voxels per axis, at most about twice as many, that images and labels are compared by
 _FEWEST_LABELLED = 30  # voxels that two cases hardly have alike by chance (assumption)
 _WHITE = 255  # in masks that were saved as black and white
 _SHOWN_VALUES, _SHOWN_DECLARED = 8, 64  # label values written out in a message
@@ -57,6 +58,7 @@ class Finding:
     lost_voxels: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the same
     likeness: Likeness | None = None  # of the first image, where it has one
     label_digest: tuple[int, ...] | None = None  # of the voxels of the annotation; None: little is labelled
+    sketch: CaseSketch | None = None  # None: no label could be read, or it does not fit
 
     @property
     def ndim(self) -> int | None:
@@ -108,6 +110,7 @@ class _Seen:
     masks: MergedMasks | None = None
     samples: list[tuple[Path, int, NDArray[Any]]] = field(default_factory=list)  # file, its channel, some voxels
     label_digest: tuple[int, ...] | None = None
+    sketch: CaseSketch | None = None
     images: list[Image] = field(default_factory=list)
     label: Image | None = None
 
@@ -176,6 +179,7 @@ def check_case(
         lost_voxels={} if seen.masks is None else seen.masks.lost,
         likeness=seen.likeness,
         label_digest=seen.label_digest,
+        sketch=seen.sketch,
     )
 
 
@@ -226,6 +230,9 @@ def _check_label(seen: _Seen, labels: LabelScheme, files: OpenFiles) -> None:
         seen.told(last, label, files)
     if seen.grid is not None:
         seen.problems += _check_label_grid(case, last, seen.grid, label)
+    if seen.grid is not None and seen.readable and seen.grid.shape == label.grid.shape:
+        channels = [sample for _, _, sample in seen.samples]
+        seen.sketch = sketch(channels, _sample(label.array[0]), canonical_map(seen.grid))
     if len(seen.label_values) > 1:
         seen.label_digest = _digest(label.array[0])
         if seen.label_digest is not None:
@@ -246,7 +253,8 @@ def _check_swapped(seen: _Seen, path: Path, label: Image, files: OpenFiles) -> l
 
 def _sample(array: NDArray[Any]) -> NDArray[Any]:
     """Return a few voxels, spread evenly."""
-    return array[tuple(slice(None, None, max(1, n // _SAMPLED)) for n in array.shape)].copy()
+    most = _SAMPLED[array.ndim]
+    return array[tuple(slice(None, None, max(1, n // most)) for n in array.shape)].copy()
 
 
 def _digest(labels: NDArray[Any]) -> tuple[int, ...] | None:

@@ -20,6 +20,7 @@ from segfit.dataset.layouts.common import MOST_CLASSES
 from segfit.dataset.likeness import copies
 from segfit.dataset.manifest import Case, Dataset
 from segfit.dataset.object_numbers import FEWEST_OBJECTS, object_numbers
+from segfit.dataset.outliers import exchanged_classes, odd_scales
 from segfit.dataset.palettes import palette_problems
 from segfit.errors import DatasetError, Problem
 from segfit.execution.execution import LOCAL, Execution
@@ -202,6 +203,7 @@ def _check_whole(dataset: Dataset, findings: Sequence[Finding], *, explained: bo
         problem = f"{' and '.join(shares)} (first {rare}D case: {cases[0]})"
         problems.append(Problem("dataset", problem, "make one dataset of each"))
     problems += _check_spacings(dataset, findings) + _check_places(dataset, findings) + _check_depths(dataset, findings)
+    problems += _check_outliers(dataset, findings)
     labelled = [(case, one) for case, one in zip(dataset.training, findings, strict=True) if one.colours]
     problems += palette_problems([(case.id, case.label_files[-1].name, one.colours or {}) for case, one in labelled])
     stored = dataset.labels.stored_values
@@ -294,6 +296,27 @@ def _check_overlaps(dataset: Dataset, findings: Sequence[Finding]) -> list[Probl
         if share > _MOST_LOST:
             action = f"{action}; if it is right, give --labels exclusive (from {_MOST_LOST:.0%} on)"
         problems.append(Problem("dataset", problem, action, fatal=share > _MOST_LOST, code=OVERLAP))
+    return problems
+
+
+def _check_outliers(dataset: Dataset, findings: Sequence[Finding]) -> list[Problem]:
+    """Return warnings about cases whose values spread unlike those of all others, or with two classes exchanged."""
+    cases, sketches = dataset.training, [one.sketch for one in findings]
+    problems: list[Problem] = []
+    for number, channel, factor in odd_scales(sketches):
+        name = dataset.channel_names[channel] if channel < len(dataset.channel_names) else str(channel)
+        times = f"{factor:.3g} times as widely as" if factor > 1 else f"{1 / factor:.3g} times less widely than"
+        problem = f"the values of {name} spread {times} is usual in the other cases"
+        action = "check the unit of its values (rescaling, bits)"
+        problems.append(Problem(cases[number].id, problem, action, fatal=False, code="odd_scale"))
+    scheme = dataset.labels
+    single = [class_ for class_ in scheme.labels if len(class_.values) == 1]
+    names = {scheme.stored_values[class_.values[0]]: f'"{class_.name}"' for class_ in single}
+    for number, one, two in exchanged_classes(sketches):
+        pair = [names.get(value, f"value {value}") for value in (one, two)]
+        problem = f"{pair[0]} lies, and looks, as {pair[1]} does in the other cases, and the other way round"
+        action = "exchange the two classes in its label if they are mixed up"
+        problems.append(Problem(cases[number].id, problem, action, fatal=False, code="exchanged_classes"))
     return problems
 
 

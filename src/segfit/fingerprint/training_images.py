@@ -1,14 +1,15 @@
 """What the training images of a model have in common, and what sets an image to predict apart from them.
 
 How much is much is learned from the training images: each is compared with all others, and an image differs if it does
-so clearly more than any of them. Datasets of unlike images so allow much, those of like ones little.
+so clearly more than any of them. Datasets of unlike images so allow much, those of like ones little. Few images do not
+show what else there is: they allow more (docs/decisions/preprocessing.md has the rule and how often it is wrong).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
-from math import exp, log
+from math import log
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -25,6 +26,12 @@ __all__ = ["Range", "TrainingImages", "impossible_size"]
 
 _MOST_CASES = 100  # whose intensities are kept
 _FEWEST_CASES = 3  # that show how much images differ
+_FEWEST_ALIKE = 5  # cases that show bits and a common scale where all have the same
+_ENOUGH_CASES = 20  # that show scales and offsets of values which networks do not see
+_SAME_WIDTH = 1.2  # factor within which fewer show them, too: chance does not make them so alike
+_LEAST_WIDTH_OF_FEW = log(512)  # of such values in fewer: other files may have eight bits more, used to twice the part
+_LEAST_OFFSET_OF_FEW = 5.0  # the same for where grey values lie, in widths of their own usual range
+_BYTE = 255  # the largest value of eight bits
 # All that follow are assumptions; false alarms among the cases of six datasets are below 2 % (tests/fingerprint).
 _LEAST_INTENSITY = 0.2  # difference of grey values that is told at least, in widths of the usual range
 _LEAST_WIDTH = log(4)  # the same of the width of the range, as the logarithm of a factor
@@ -138,10 +145,24 @@ class TrainingImages(GrownRecord):
             **facts,
         )
 
-    def differences(self, image: ImageFingerprint) -> list[Problem]:
-        """Return in what an image differs from all of them; fatal: it cannot be of their kind."""
+    def differences(
+        self, image: ImageFingerprint, *, absolute: Sequence[bool] = (), bits: int | None = None
+    ) -> list[Problem]:
+        """Return in what an image differs from all of them; fatal: it cannot be of their kind.
+
+        Parameters
+        ----------
+        absolute : by channel, whether networks see its values as they are (HU) and not scaled image by image; empty:
+            none
+        bits : of a value of the image; None: no unsigned integers
+        """
         impossible = impossible_size(image.spacing_mm, self.spacing_mm, self._unit(image), self.unit)
-        return impossible or [*self._sizes(image), *self._turn(image), *self._intensities(image)]
+        if impossible or self.widths is None or not _has_quantiles(image):
+            return impossible or [*self._sizes(image), *self._turn(image)]
+        low, high, number = np.array(self.widths.low), np.array(self.widths.high), len(self.quantiles)
+        fixed = (number >= _FEWEST_ALIKE) & (high < _SAME_WIDTH * low) | (number >= _ENOUGH_CASES)
+        values = self._bits(image, bits) or self._intensities(image, fixed | np.array(absolute or [False] * len(low)))
+        return [*self._sizes(image), *self._turn(image), *values]
 
     def _sizes(self, image: ImageFingerprint) -> Iterator[Problem]:
         spacing, shape = np.array(image.spacing_mm), np.array(image.shape_after_crop, dtype=np.float64)
@@ -175,9 +196,22 @@ class TrainingImages(GrownRecord):
                 problem = "bright and dark parts lie as in the training images only if the axes are turned or flipped"
                 yield Problem("", problem, "check the order and direction of its axes", fatal=False, code="axes")
 
-    def _intensities(self, image: ImageFingerprint) -> Iterator[Problem]:
-        if self.widths is None or not _has_quantiles(image):
-            return
+    def _bits(self, image: ImageFingerprint, bits: int | None) -> list[Problem]:
+        """Return a problem if values need more than eight bits where none does, or have eight where all need more."""
+        known, own = np.array(self.quantiles), np.array([channel.quantiles for channel in image.channels])
+        wide = known[:, :, -1].max(axis=1) > _BYTE
+        more, fewer = bits is not None and not wide.any() and own.max() > _BYTE, wide.all() and bits == 8
+        if len(known) < _FEWEST_ALIKE or min(known.min(), own.min()) < 0 or not (more or fewer):
+            return []
+        held = "more than 8 bits" if more else "8 bits"
+        usual = f"{known[:, :, 0].min():.4g} to {known[:, :, -1].max():.4g}"
+        problem = f"values of {held}, unlike those of every training image: {own.min():.4g} to {own.max():.4g}"
+        action = f"training images have {usual}: save it with as many bits per value"
+        return [Problem("", problem, action, fatal=False, code="bits")]
+
+    def _intensities(self, image: ImageFingerprint, strict: NDArray[np.bool_]) -> Iterator[Problem]:
+        """Yield in what values differ; of channels that are not `strict`, scale and offset tell little."""
+        assert self.widths is not None
         known, own = np.array(self.quantiles), np.array([channel.quantiles for channel in image.channels])
         scale, slack = _scale(known), 2 + 10 / len(known)
         better, order, apart_then = _ordered_better(own, known, scale)
@@ -189,9 +223,11 @@ class TrainingImages(GrownRecord):
         apart = _apart(own[None], known, scale).min(axis=1)[0]
         shapes = _apart(_shape(own[None]), _shape(known), np.ones(len(scale))).min(axis=1)[0]
         widths = _width(own)
-        allowed = exp(max(_LEAST_WIDTH, 2 * self.widths_differ))
+        allowed = np.exp(np.maximum(np.where(strict, _LEAST_WIDTH, _LEAST_WIDTH_OF_FEW), 2 * self.widths_differ))
         scaled = (widths > allowed * np.array(self.widths.high)) | (widths * allowed < self.widths.low)
-        unlike = scaled | (apart > np.maximum(_LEAST_INTENSITY, slack * np.array(self.most_apart)))
+        far = apart > np.maximum(_LEAST_INTENSITY, slack * np.array(self.most_apart))
+        offset = _apart((own / widths[:, None])[None], known / _width(known)[..., None], np.ones(len(scale)))
+        unlike = scaled | np.where(strict, far, far & (offset.min(axis=1)[0] > _LEAST_OFFSET_OF_FEW))
         if unlike.any():
             first, middle = int(np.flatnonzero(unlike)[0]), known.shape[2] // 2
             usual = f"{known[:, first, 0].min():.4g} to {known[:, first, -1].max():.4g}"
@@ -202,7 +238,7 @@ class TrainingImages(GrownRecord):
                 f"training images have {usual}, median {medians}: check the unit of its values (HU, rescaling, bits)"
             )
             yield Problem("", problem, action, fatal=False, code="intensity_range")
-        odd = ~unlike & (shapes > np.maximum(_LEAST_SHAPE, slack * np.array(self.shapes_most_apart)))
+        odd = ~unlike & (shapes > np.maximum(_LEAST_SHAPE, (2 + 60 / len(known)) * np.array(self.shapes_most_apart)))
         if odd.any():
             problem = f"the histogram of {self._named(odd)} is shaped unlike that of every training image"
             yield Problem("", problem, "check that it was made in the same way", fatal=False, code="histogram")

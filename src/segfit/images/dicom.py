@@ -1,4 +1,4 @@
-"""DICOM series (extra ``dicom``): the folder of one series of slices is one volume.
+"""DICOM series (extra ``dicom``): the folder of one series of slices, or of one file of frames, is one volume.
 
 The slices lie directly in the folder, or in a folder below it, the only one with slices. They are known by their
 content, not by their names; other files, hidden ones and the index of a medium (``DICOMDIR``) are left aside. Files
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.geometry import Grid
+from segfit.images.dicom_frames import GROUPS, as_slices
 from segfit.images.dicom_pixels import EXPORT_AGAIN, rescaling, stored_values
 from segfit.images.dicom_series import place_slices
 from segfit.images.image import FileError, Image, absence, optional_package, reading, require_memory
@@ -35,7 +36,9 @@ _PLACING = (
     *("PatientID", "FrameOfReferenceUID", "RescaleSlope", "RescaleIntercept"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing"),
     *("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices"),
+    *GROUPS,
 )
+_SHARED_BY_FRAMES = (*(name for name in _PLACING if name not in ("NumberOfFrames", *GROUPS)), "BitsAllocated")
 _DEEPEST = 5  # folders that a series may lie below that of its case: patient, study and series make three (assumption)
 _SHOWN_FOLDERS = 5
 _SLICE_NAME = re.compile(r".+\.(dcm|dicom|ima)", re.IGNORECASE)
@@ -62,7 +65,7 @@ def read(path: Path, files: OpenFiles | None = None) -> Image:
     """Read the series in a folder as (1, z, y, x), z along the normal of the slices.
 
     The dtype is the files', float32 where they rescale their values. Raises `FileError` for anything but one series of
-    parallel slices at even distances, for colours, multi-frame files and compressions that no installed decoder knows,
+    parallel slices at even distances, for colours, frames without places, compressions that no installed decoder knows,
     and where pydicom is not installed.
     """
     pydicom = _package(path)
@@ -100,7 +103,8 @@ def num_voxels(path: Path, files: OpenFiles | None = None) -> int:
         folder = _slices_folder(path, files)
         first = _header(_package(path), next(_dicom_files(folder, files)), files)
         if "Rows" in first and "Columns" in first:
-            return len(_visible_files(folder)) * int(first.Rows) * int(first.Columns)
+            frames = int(first.get("NumberOfFrames", 1) or 1)
+            return len(_visible_files(folder)) * frames * int(first.Rows) * int(first.Columns)
         return prod(read_grid(path, files).shape)
 
 
@@ -171,7 +175,8 @@ def _datasets(pydicom: Any, path: Path, files: OpenFiles, *, headers_only: bool)
         with reading(file):
             dataset = _header(pydicom, file, files) if headers_only else pydicom.dcmread(files.at_start(file))
         if _is_picture(dataset):
-            datasets.append(dataset)
+            with reading(file):
+                datasets += as_slices(file, dataset, _SHARED_BY_FRAMES)
         elif _should_be_picture(dataset):
             raise FileError(file, "is truncated or damaged (an image without rows and columns)", EXPORT_AGAIN)
     _require_no_damaged_slice(folder, files)

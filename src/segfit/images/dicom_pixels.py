@@ -27,8 +27,9 @@ def rescaling(dataset: Any) -> tuple[float, float]:
 
 def stored_values(file: Path, dataset: Any) -> NDArray[Any]:
     """Return the values (y, x) of one slice, looked up where it has a table of values, but not rescaled."""
-    from pydicom.pixels import apply_modality_lut, get_decoder
+    from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
 
+    frame, dataset = getattr(dataset, "index", None), getattr(dataset, "whole", dataset)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
         problem = "has no TransferSyntaxUID, which says how its pixels are stored"
@@ -44,7 +45,8 @@ def stored_values(file: Path, dataset: Any) -> NDArray[Any]:
             'pip install "segfit[dicom]", or decompress the series with a DICOM converter',
         )
     _cut_to_size(file, dataset, compressed=syntax.is_compressed)
-    pixels: NDArray[Any] = dataset.pixel_array
+    several = frame is not None and int(dataset.get("NumberOfFrames", 1) or 1) > 1
+    pixels: NDArray[Any] = pixel_array(dataset, index=frame) if several else dataset.pixel_array
     return apply_modality_lut(pixels, dataset) if dataset.get("ModalityLUTSequence") else pixels
 
 
@@ -61,8 +63,10 @@ def _cut_to_size(file: Path, dataset: Any, *, compressed: bool) -> None:
     if compressed or bits < 8:
         return
     row = int(dataset.Columns) * bits // 8
-    expected = int(dataset.Rows) * row
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    expected = frames * int(dataset.Rows) * row
     sizes = f"{dataset.Rows} rows of {dataset.Columns} pixels of {bits} bits"
+    sizes += f" in {frames} frames" * (frames > 1)
     if len(stored) < expected:
         raise FileError(file, f"is truncated ({len(stored)} of {expected} bytes of pixels: {sizes})", EXPORT_AGAIN)
     if len(stored) >= expected + row:

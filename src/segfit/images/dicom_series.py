@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.geometry import Grid
+from segfit.images.dicom_frames import frame_name
 from segfit.images.dicom_pixels import rescaling
 from segfit.images.image import FileError, reading
 from segfit.text import count
@@ -128,7 +129,7 @@ def _require_same(folder: Path, datasets: Sequence[Any]) -> None:
     for name, what in _SHARED.items():
         other = next((d for d in datasets if d.get(name) != first.get(name)), None)
         if other is not None:
-            before, here = Path(first.filename).name, Path(other.filename).name
+            before, here = frame_name(first), frame_name(other)
             problem = f"mixes {what}: {name} is not the same in {here} and {before}"
             raise FileError(folder, problem, "keep the slices of one volume in the folder")
     for name in ("RescaleSlope", "RescaleIntercept"):
@@ -137,7 +138,7 @@ def _require_same(folder: Path, datasets: Sequence[Any]) -> None:
             problem = f"has no {name}, which other slices of its series have"
             raise FileError(Path(without.filename), problem, "export the series again")
     for dataset in datasets[1:]:
-        before, here = Path(first.filename).name, Path(dataset.filename).name
+        before, here = frame_name(first), frame_name(dataset)
         size, expected = ((int(d.Rows), int(d.Columns)) for d in (dataset, first))
         if size != expected:
             problem = f"mixes sizes: {here} has {size} rows and columns, {before} {expected}"
@@ -179,7 +180,7 @@ def _slice_distance(
 ) -> float:
     """Return the distance between slices in mm from their positions, ascending along the normal."""
     along = positions @ normal
-    names = [Path(dataset.filename).name for dataset in slices]
+    names = [frame_name(dataset) for dataset in slices]
     if len(along) == 1:
         with reading(Path(slices[0].filename)):
             stated = slices[0].get("SpacingBetweenSlices") or slices[0].get("SliceThickness") or 1.0
@@ -193,7 +194,9 @@ def _slice_distance(
             folder,
             f"has {count(len(twice), 'slice')} at the position of another (copies, times or echoes), "
             f"such as {second} and {first}",
-            "keep one slice per position, or give each time point its own folder",
+            "convert each volume in it to NIfTI with a DICOM converter"
+            if slices[twice[0]].filename == slices[twice[0] + 1].filename
+            else "keep one slice per position, or give each time point its own folder",
         )
     tolerance = min(max(_DISTANCE_TOLERANCE * usual, _ROUNDING_MM), _LARGEST_TOLERANCE * usual)
     uneven = np.flatnonzero(abs(distances - usual) > tolerance)

@@ -385,7 +385,12 @@ class Model:
             found = impossible_size(image.grid.spacing_mm, Range(*usual))
         else:
             axes, _, cropped = oriented_crop(image, known.orientation)
-            found = known.differences(measure_image(image, axes, cropped))
+            kind, size = image.array.dtype.kind, image.array.dtype.itemsize
+            found = known.differences(
+                measure_image(image, axes, cropped),
+                absolute=_absolute(self.manifest.members),
+                bits=8 * size if kind == "u" else None,
+            )
         for item in found:
             if item.fatal:
                 raise InputError(f"{name}: {item.problem}", item.action)
@@ -436,6 +441,12 @@ class Model:
         kept = merged_probabilities(fields, self.labels) if probabilities else None
         found = LabelMap(self.labels.to_stored(inner), prepared.grid, self.labels, prepared.source)
         return Prediction(found, kept, (*prepared.warnings, *warnings), self.manifest.margins)
+
+
+def _absolute(members: Sequence[Member]) -> list[bool]:
+    """Return by channel whether a network sees values as they are, and not scaled image by image."""
+    schemes = zip(*(member.configuration.preprocessing.normalization for member in members), strict=True)
+    return [any(how.scheme not in ("zscore", "rescale_to_0_1") for how in channel) for channel in schemes]
 
 
 def _require_options(mirror: Any, tile_step: Any, precision: Any) -> None:

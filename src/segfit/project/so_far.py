@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 from segfit.bundle.bundle import MANIFEST, open_bundle, weights_name
 from segfit.errors import InputError
@@ -46,7 +47,7 @@ def select_so_far(project: Preparation) -> Selection:
     reached = {} if plan is None or plan.run is None else _reached(project, plan)
     if plan is None or plan.run is None or not reached:
         root = project.folder.root
-        raise InputError(f"{root} has no saved state of a training yet", f"train first: segfit run --out {root}")
+        raise InputError(f"{root} has no saved state of a training yet", f"train first: segfit run {quote(str(root))}")
     narrowed = plan.model_copy(update={"run": _narrowed(plan.run, reached)})
     with project.looking(narrowed):
         for item in trainings_of(project):

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from segfit.dataset.splits import Fold
@@ -195,7 +196,7 @@ def require_trained(project: Preparation) -> None:
             if len(results_of(wanted)) == len(wanted):
                 return
     raise InputError(
-        f"{root} has no finished training for its data and options", f"train first: segfit run --out {root}"
+        f"{root} has no finished training for its data and options", f"train first: segfit run {quote(str(root))}"
     )
 
 

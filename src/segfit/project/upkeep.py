@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from segfit.bundle.bundle import open_bundle
 from segfit.errors import InputError
@@ -104,7 +105,7 @@ def _unneeded(project: Preparation) -> list[Unneeded]:
     if found.plan is None or found.plan.run is None or not is_begun(project, found.plan):
         raise InputError(
             f"nothing was trained in {folder.root} with its present options yet",
-            f"run it first (segfit run --out {folder.root}), or ask for the options whose results are to stay",
+            f"run it first (segfit run {quote(str(folder.root))}), or ask for the options whose results are to stay",
         )
     kept = {project.plan_folder.root, *(item.folder for item in found.trainings)}
     if found.plan.run.start is not None:
