@@ -1,4 +1,4 @@
-"""Building blocks of the U-Nets: normalisation, the convolution unit, the residual block.
+"""Building blocks of the U-Nets: normalisation, the convolution unit, the residual block, the block of MedNeXt.
 
 All of them take `(b, c, *spatial)` with two or three spatial axes and keep the memory format of their input, so that a
 network whose weights and input are channels-last stays so from end to end.
@@ -13,13 +13,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-__all__ = ["NORMS", "SLOPE", "TRANSPOSED_CONVOLUTION", "BatchNorm", "ConvUnit", "Head", "InstanceNorm", "ResidualBlock"]
+__all__ = [
+    "CONVOLUTION",
+    "NORMS",
+    "SLOPE",
+    "TRANSPOSED_CONVOLUTION",
+    "BatchNorm",
+    "ConvUnit",
+    "Head",
+    "InstanceNorm",
+    "MedNeXtBlock",
+    "ResidualBlock",
+]
 
 SLOPE = 0.01  # of the leaky rectifier
 _EPS = 1e-5  # added to the variance
 _MOMENTUM = 0.1  # of running statistics
 
-_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
@@ -141,7 +152,7 @@ class ConvUnit(nn.Module):
     ) -> None:
         super().__init__()
         self.activate = activate
-        self.conv = _CONVOLUTION[len(kernel)](
+        self.conv = CONVOLUTION[len(kernel)](
             in_channels,
             out_channels,
             tuple(kernel),
@@ -189,6 +200,46 @@ class ResidualBlock(nn.Module):
         if any(step != 1 for step in self.stride):
             x = _averaged(x, self.stride)
         return F.leaky_relu(main + self.shortcut(x), SLOPE, inplace=True)
+
+
+class MedNeXtBlock(nn.Module):
+    """The block of MedNeXt (Roy et al., MICCAI 2023): first every channel by itself, then all of them.
+
+    A depthwise convolution and a normalisation, a 1x1 convolution to `expansion` times the channels, GELU, and one to
+    those that come out. What went in is added; where size or channels change, by a 1x1 convolution. A stride divides
+    the size, or multiplies it where the block goes `up`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        stride: Sequence[int] | None = None,
+        *,
+        expansion: int,
+        up: bool = False,
+        norm: Literal["instance", "batch"] = "instance",
+    ) -> None:
+        super().__init__()
+        ndim, ones = len(kernel), (1,) * len(kernel)
+        stride = tuple(stride or ones)
+        sizes: dict[str, Any] = {"stride": stride}
+        if up:
+            sizes["output_padding"] = tuple(step - 1 for step in stride)  # to exactly as many times the size
+        resizing, mixing = (TRANSPOSED_CONVOLUTION if up else CONVOLUTION)[ndim], CONVOLUTION[ndim]
+        padding = tuple((k - 1) // 2 for k in kernel)
+        self.conv = resizing(in_channels, in_channels, tuple(kernel), padding=padding, groups=in_channels, **sizes)
+        self.norm = NORMS[norm](in_channels)
+        self.expand = mixing(in_channels, expansion * in_channels, ones)
+        self.compress = mixing(expansion * in_channels, out_channels, ones)
+        same = in_channels == out_channels and stride == ones
+        self.shortcut: nn.Module = nn.Identity() if same else resizing(in_channels, out_channels, ones, **sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial)`, divided or multiplied by the stride."""
+        result: Tensor = self.compress(F.gelu(self.expand(self.norm(self.conv(x))))) + self.shortcut(x)
+        return result
 
 
 def _averaged(x: Tensor, stride: tuple[int, ...]) -> Tensor:
