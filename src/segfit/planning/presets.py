@@ -106,8 +106,8 @@ _MEDNEXT = Rules(
     decoder_convs=2,
     max_features_3d=512,
 )
-"""Blocks and features of MedNeXt-S. Its elements are the plain network's times 7.9 / 6.65, the bytes of one that are kept
-for the backward pass in float32."""
+"""Blocks and features of MedNeXt-S. Its elements are the plain network's by 7.9 / 6.65: so many bytes of each are
+kept for the backward pass in float32."""
 
 
 def rules_of_kind(rules: Rules, kind: NetworkKind) -> Rules:
