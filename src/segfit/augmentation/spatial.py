@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = ["OUTSIDE", "affine_matrices", "centre_crop", "warp", "warp_together"]
 
 OUTSIDE = -1  # label of voxels outside the image (and, from preprocessing, outside the non-zero mask)
+_MIXED = -2  # stands for the label of voxels near which there are several
 _AT_ONCE = 2**17  # voxels, of all channels, that are interpolated at once on a processor
 
 
@@ -72,14 +73,15 @@ def warp(image: Tensor, labels: Tensor, matrix: NDArray[np.float64], patch: Sequ
     box = _reach(matrix, full, patch)
     image, labels = _cut(image, box, 0), _cut(labels, box, OUTSIDE)
     strides = [prod(image.shape[axis + 1 :]) for axis in range(1, len(patch) + 1)]
-    values, classes, mixed = image.flatten(1), labels.flatten(1), _mixed(labels, strides)
+    values, classes = image.flatten(1), labels.flatten(1)
+    plain = classes.masked_fill(_mixed(labels, strides), _MIXED)
     new_image, new_labels = image.new_empty((len(image), *patch)), labels.new_empty((len(labels), *patch))
     rows = max(1, _AT_ONCE // (prod(patch[1:]) * len(image)))
     for start in range(0, patch[0], rows):
         part = slice(start, min(start + rows, patch[0]))
         lowest, fractions = _locate(matrix, full, box, patch, part, strides, image.device)
         new_image[:, part] = _interpolated(values, lowest, fractions, strides).view_as(new_image[:, part])
-        new_labels[:, part] = _winners(classes, mixed, lowest, fractions, strides).view_as(new_labels[:, part])
+        new_labels[:, part] = _winners(classes, plain, lowest, fractions, strides).view_as(new_labels[:, part])
     return new_image, new_labels
 
 
@@ -131,41 +133,41 @@ def _locate(
     """
     offsets = [torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2 for size in patch]
     offsets[0] = offsets[0][part]
-    lowest: Tensor | int = 0
+    lowest = torch.zeros(prod(len(offset) for offset in offsets), dtype=torch.int32, device=device)
     fractions: list[Tensor] = []
-    for row, size, (start, _), stride in zip(matrix, full, box, strides, strict=True):
+    for row, size, stride in zip(matrix, full, strides, strict=True):
         position = torch.full((1,) * len(patch), (size - 1) / 2, device=device)
         for axis, (factor, offset) in enumerate(zip(row, offsets, strict=True)):
             position = position + float(factor) * offset.view(-1, *(1,) * (len(patch) - 1 - axis))
         position = position.flatten().clamp_(0, size - 1)
         lower = position.floor().clamp_(max=size - 2)
         fractions.append(position.sub_(lower))
-        lowest = lowest + (lower.int() - start) * stride
-    assert isinstance(lowest, Tensor)
-    return lowest, fractions
+        lowest.add_(lower.int(), alpha=stride)
+    return lowest.sub_(sum(start * stride for (start, _), stride in zip(box, strides, strict=True))), fractions
 
 
 def _interpolated(values: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
     """Return the values `(c, voxels)` between those of an image `(c, all of its voxels)`."""
-    result = values.new_zeros(len(values), len(lowest))
-    for step, weight in _corners(fractions, strides):
-        result.addcmul_(values.index_select(1, lowest + step), weight)
-    return result
+    if not strides:
+        return values.index_select(1, lowest)
+    low = _interpolated(values, lowest, fractions[1:], strides[1:])
+    return low.lerp_(_interpolated(values, lowest + strides[0], fractions[1:], strides[1:]), fractions[0])
 
 
 def _winners(
-    classes: Tensor, mixed: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]
+    classes: Tensor, plain: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]
 ) -> Tensor:
     """Return the labels `(k, voxels)` with the largest interpolated shares; the nearest voxel's label wins ties.
 
-    Shares are looked at only where neighbours differ, and other labels than the nearest only where that one has less
-    than half: so that few voxels are looked at, whatever the number of labels.
+    Shares are looked at only where neighbours differ, which `plain` tells, and other labels than the nearest only where
+    that one has less than half: so that few voxels are looked at, whatever the number of labels.
     """
+    result = plain.index_select(1, lowest)
+    channel, voxel = (result == _MIXED).nonzero(as_tuple=True)
+    fractions = [f.index_select(0, voxel) for f in fractions]
+    lowest, classes = lowest.index_select(0, voxel) + channel * classes.shape[1], classes.flatten()
     closest = lowest + sum((f > 0.5) * stride for f, stride in zip(fractions, strides, strict=True))
-    nearest = classes.index_select(1, closest)
-    channel, voxel = mixed.index_select(1, lowest).nonzero(as_tuple=True)
-    fractions, label = [f[voxel] for f in fractions], nearest[channel, voxel]
-    lowest, classes = lowest[voxel] + channel * classes.shape[1], classes.flatten()
+    label = classes.index_select(0, closest)
     share = torch.zeros_like(fractions[0])
     for step, weight in _corners(fractions, strides):
         share += (classes.index_select(0, lowest + step) == label) * weight
@@ -177,8 +179,8 @@ def _winners(
     largest, winner = shares.max(0)
     found = neighbours.gather(0, winner[None])[0]
     label[unsure] = torch.where(largest > share, found, label[unsure])
-    nearest[channel, voxel] = label
-    return nearest
+    result[channel, voxel] = label
+    return result
 
 
 def _corners(fractions: Sequence[Tensor], strides: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
