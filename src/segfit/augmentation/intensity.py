@@ -89,7 +89,8 @@ def change_contrast(channels: Tensor, factor: Amount) -> Tensor:
     """Stretch each channel about its mean, within the range it has."""
     low, high = _range(channels)
     mean = channels.mean(_space(channels), keepdim=True)
-    return (channels - mean).mul_(factor).add_(mean).clamp_(low, high)
+    changed = (channels - mean).mul_(factor).add_(mean)
+    return torch.maximum(torch.minimum(changed, high, out=changed), low, out=changed)  # clamp takes four times as long
 
 
 def lower_resolution(channels: Tensor, scale: float, axes: Sequence[int]) -> Tensor:

@@ -71,18 +71,35 @@ def warp(image: Tensor, labels: Tensor, matrix: NDArray[np.float64], patch: Sequ
     """
     full = tuple(size + 2 for size in image.shape[1:])
     box = _reach(matrix, full, patch)
-    image, labels = _cut(image, box, 0), _cut(labels, box, OUTSIDE)
-    strides = [prod(image.shape[axis + 1 :]) for axis in range(1, len(patch) + 1)]
-    values, classes = image.flatten(1), labels.flatten(1)
+    labels = _cut(labels, box, OUTSIDE)
+    strides = [prod(labels.shape[axis + 1 :]) for axis in range(1, len(patch) + 1)]
+    classes = labels.flatten(1)
     plain = classes.masked_fill(_mixed(labels, strides), _MIXED)
-    new_image, new_labels = image.new_empty((len(image), *patch)), labels.new_empty((len(labels), *patch))
-    rows = max(1, _AT_ONCE // (prod(patch[1:]) * len(image)))
+    plane = len(patch) == 2  # for which torch has a fast interpolation, other than for volumes
+    if plane:
+        whole = torch.from_numpy(matrix).to(image.device, torch.float32)
+        values, new_image = image, _of_planes(image.unsqueeze(0), whole.unsqueeze(0), patch).squeeze(0)
+    else:
+        values, new_image = _cut(image, box, 0).flatten(1), image.new_empty((len(image), *patch))
+    new_labels = labels.new_empty((len(labels), *patch))
+    rows = max(1, _AT_ONCE // (prod(patch[1:]) * max(len(image), len(labels))))
     for start in range(0, patch[0], rows):
         part = slice(start, min(start + rows, patch[0]))
         lowest, fractions = _locate(matrix, full, box, patch, part, strides, image.device)
-        new_image[:, part] = _interpolated(values, lowest, fractions, strides).view_as(new_image[:, part])
+        if not plane:
+            new_image[:, part] = _interpolated(values, lowest, fractions, strides).view_as(new_image[:, part])
         new_labels[:, part] = _winners(classes, plain, lowest, fractions, strides).view_as(new_labels[:, part])
     return new_image, new_labels
+
+
+def _of_planes(image: Tensor, matrix: Tensor, patch: Sequence[int]) -> Tensor:
+    """Return the images `(b, c, *patch)` of `(b, c, *spatial)` with two axes, by matrices `(b, 2, 2)`."""
+    rows, columns = (torch.arange(size, device=image.device, dtype=torch.float32) - (size - 1) / 2 for size in patch)
+    grid = [
+        (by_row.view(-1, 1, 1) * rows.unsqueeze(1) + by_column.view(-1, 1, 1) * columns).mul_(2 / size)
+        for (by_row, by_column), size in zip((row.unbind(1) for row in matrix.unbind(1)), image.shape[2:], strict=True)
+    ]
+    return F.grid_sample(image, torch.stack(grid[::-1], dim=-1).to(image.dtype), align_corners=False)
 
 
 def _reach(matrix: NDArray[np.float64], full: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]:
@@ -210,18 +227,23 @@ def warp_together(image: Tensor, labels: Tensor, matrix: Tensor, patch: Sequence
     image (b, c, *patch), labels (b, k, *patch)
     """
     ndim = len(patch)
-    image, labels = F.pad(image, (1, 1) * ndim), F.pad(labels, (1, 1) * ndim, value=OUTSIDE)
-    strides = [prod(image.shape[axis + 1 :]) for axis in range(2, ndim + 2)]
-    lowest, fractions = _locate_together(matrix, image.shape[2:], patch, strides)
+    labels = F.pad(labels, (1, 1) * ndim, value=OUTSIDE)
+    strides = [prod(labels.shape[axis + 1 :]) for axis in range(2, ndim + 2)]
+    lowest, fractions = _locate_together(matrix, labels.shape[2:], patch, strides)
     steps, weights = zip(*_corners(fractions, strides), strict=True)
-    values, classes = image.flatten(2), labels.flatten(2)
-    result = values.new_zeros((*values.shape[:2], lowest.shape[1]))
-    for step, weight in zip(steps, weights, strict=True):
-        result.addcmul_(_taken(values, lowest + step), weight.unsqueeze(1))
+    classes = labels.flatten(2)
+    if ndim == 2:
+        result = _of_planes(image, matrix, patch)
+    else:
+        values = F.pad(image, (1, 1) * ndim).flatten(2)
+        flat = values.new_zeros((*values.shape[:2], lowest.shape[1]))
+        for step, weight in zip(steps, weights, strict=True):
+            flat.addcmul_(_taken(values, lowest + step), weight.unsqueeze(1))
+        result = flat.view(*flat.shape[:2], *patch)
     closest = lowest + sum((f > 0.5) * stride for f, stride in zip(fractions, strides, strict=True))
     neighbours = torch.stack([_taken(classes, lowest + step) for step in steps])
     label = _largest(_taken(classes, closest), neighbours, torch.stack(weights).unsqueeze(2))
-    return result.view(*result.shape[:2], *patch), label.view(*label.shape[:2], *patch)
+    return result, label.view(*label.shape[:2], *patch)
 
 
 def _locate_together(
