@@ -87,11 +87,13 @@ class _Normalize(torch.autograd.Function):
 class BatchNorm(nn.Module):
     """Affine batch normalisation as PyTorch's: eps 1e-5, running statistics that a step moves by a tenth.
 
-    A step whose statistics are not finite leaves them as they were, as such a step leaves the weights.
+    A step whose statistics are not finite leaves them as they were, as such a step leaves the weights. Where several
+    processes share a batch, `pooled` sums a tensor over them, and its gradient: statistics are those of all samples.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.pooled: Callable[[Tensor], Tensor] | None = None
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -104,11 +106,29 @@ class BatchNorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=_EPS)
         mean, var = self.running_mean.clone(), self.running_var.clone()
-        result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=_EPS)
+        if self.pooled is None:
+            result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=_EPS)
+        else:
+            result = self._over_processes(x, mean, var, self.pooled)
         finite = mean.isfinite().all() & var.isfinite().all()
         self.running_mean.copy_(torch.where(finite, mean, self.running_mean))
         self.running_var.copy_(torch.where(finite, var, self.running_var))
         return result
+
+    def _over_processes(
+        self, x: Tensor, running_mean: Tensor, running_var: Tensor, pooled: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Do what `F.batch_norm` does, with the samples of all processes."""
+        space, shape = (0, *range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))
+        own = x.to(torch.promote_types(x.dtype, torch.float32))
+        total = pooled(torch.cat((own.sum(space), own.new_full((1,), x.numel() // x.shape[1]))))
+        mean, number = total[:-1] / total[-1].detach(), total[-1].detach()
+        centred = own - mean.view(shape)
+        squares = pooled(centred.square().sum(space))
+        running_mean.lerp_(mean.detach(), _MOMENTUM)
+        running_var.lerp_(squares.detach() / (number - 1), _MOMENTUM)
+        scale = (squares / number + _EPS).rsqrt() * self.weight
+        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(x.dtype)
 
 
 NORMS: dict[Literal["instance", "batch"], Callable[[int], nn.Module]] = {"instance": InstanceNorm, "batch": BatchNorm}

@@ -21,6 +21,7 @@ from segfit.augmentation.previous_stage import change, draw_changes, label_chann
 from segfit.device import deterministic_kernels
 from segfit.errors import MemoryShortageError, Problem
 from segfit.labels import LabelScheme
+from segfit.networks.blocks import BatchNorm
 from segfit.networks.unet import PluginNetwork, UNet, build_network
 from segfit.specs import Acceleration, Configuration, TrainingSpec
 from segfit.text import extent
@@ -72,6 +73,10 @@ class Learner:
             spec, deep_supervision=recipe.deep_supervision, generator=torch.Generator().manual_seed(seed)
         )
         self.network.num_heads = self.loss.num_heads
+        if ranks.size > 1:
+            for module in self.network.modules():
+                if isinstance(module, BatchNorm):
+                    module.pooled = self._ranks.pooled
         self.network.to(device)
         self._format = torch.preserve_format
         if recipe.channels_last:
