@@ -82,13 +82,21 @@ def warp(image: Tensor, labels: Tensor, matrix: NDArray[np.float64], patch: Sequ
     else:
         values, new_image = _cut(image, box, 0).flatten(1), image.new_empty((len(image), *patch))
     new_labels = labels.new_empty((len(labels), *patch))
+    mixed: list[tuple[Tensor, ...]] = []
     rows = max(1, _AT_ONCE // (prod(patch[1:]) * max(len(image), len(labels))))
     for start in range(0, patch[0], rows):
         part = slice(start, min(start + rows, patch[0]))
         lowest, fractions = _locate(matrix, full, box, patch, part, strides, image.device)
         if not plane:
             new_image[:, part] = _interpolated(values, lowest, fractions, strides).view_as(new_image[:, part])
-        new_labels[:, part] = _winners(classes, plain, lowest, fractions, strides).view_as(new_labels[:, part])
+        found = plain.index_select(1, lowest)
+        new_labels[:, part] = found.view_as(new_labels[:, part])
+        channel, voxel = (found == _MIXED).nonzero(as_tuple=True)
+        place = channel * prod(patch) + (voxel + start * prod(patch[1:]))
+        lowest = lowest.index_select(0, voxel) + channel * classes.shape[1]
+        mixed.append((place, lowest, *(share.index_select(0, voxel) for share in fractions)))
+    place, lowest, *fractions = map(torch.cat, zip(*mixed, strict=True))
+    new_labels.view(-1).index_copy_(0, place, _winners(classes.flatten(), lowest, fractions, strides))
     return new_image, new_labels
 
 
@@ -171,33 +179,25 @@ def _interpolated(values: Tensor, lowest: Tensor, fractions: Sequence[Tensor], s
     return low.lerp_(_interpolated(values, lowest + strides[0], fractions[1:], strides[1:]), fractions[0])
 
 
-def _winners(
-    classes: Tensor, plain: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]
-) -> Tensor:
-    """Return the labels `(k, voxels)` with the largest interpolated shares; the nearest voxel's label wins ties.
+def _winners(classes: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+    """Return of labels the ones `(voxels,)` with the largest interpolated shares; the nearest voxel's wins ties.
 
-    Shares are looked at only where neighbours differ, which `plain` tells, and other labels than the nearest only where
-    that one has less than half: so that few voxels are looked at, whatever the number of labels.
+    Other labels than the nearest are looked at only where that one has less than half: so that few voxels are looked
+    at, whatever the number of labels.
     """
-    result = plain.index_select(1, lowest)
-    channel, voxel = (result == _MIXED).nonzero(as_tuple=True)
-    fractions = [f.index_select(0, voxel) for f in fractions]
-    lowest, classes = lowest.index_select(0, voxel) + channel * classes.shape[1], classes.flatten()
-    closest = lowest + sum((f > 0.5) * stride for f, stride in zip(fractions, strides, strict=True))
-    label = classes.index_select(0, closest)
+    label = classes.index_select(0, lowest + sum((f > 0.5) * n for f, n in zip(fractions, strides, strict=True)))
     share = torch.zeros_like(fractions[0])
     for step, weight in _corners(fractions, strides):
-        share += (classes.index_select(0, lowest + step) == label) * weight
+        share += torch.where(classes.index_select(0, lowest + step) == label, weight, 0)
     unsure = (share < 0.5).nonzero(as_tuple=True)[0]
     lowest, share = lowest[unsure], share[unsure]
     steps, weights = zip(*_corners([f[unsure] for f in fractions], strides), strict=True)
-    neighbours = torch.stack([classes.index_select(0, lowest + step) for step in steps])
-    shares = torch.stack([((neighbours == other) * torch.stack(weights)).sum(0) for other in neighbours])
+    neighbours, each = torch.stack([classes.index_select(0, lowest + step) for step in steps]), torch.stack(weights)
+    shares = torch.stack([torch.where(neighbours == other, each, 0).sum(0) for other in neighbours])
     largest, winner = shares.max(0)
     found = neighbours.gather(0, winner[None])[0]
     label[unsure] = torch.where(largest > share, found, label[unsure])
-    result[channel, voxel] = label
-    return result
+    return label
 
 
 def _corners(fractions: Sequence[Tensor], strides: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
