@@ -150,7 +150,8 @@ def change_gamma(channels: Tensor, gamma: Amount, *, inverted: bool = False) -> 
 def _length(centred: Tensor) -> Tensor:
     """Return the standard deviation of each channel, whose mean is 0: several times faster here than torch's own."""
     voxels = centred[0].numel()
-    return torch.linalg.vector_norm(centred, dim=_space(centred), keepdim=True) / sqrt(max(1, voxels - 1))
+    length: Tensor = torch.linalg.vector_norm(centred, dim=_space(centred), keepdim=True)
+    return length / sqrt(max(1, voxels - 1))
 
 
 def _space(channels: Tensor) -> tuple[int, ...]:
