@@ -76,8 +76,12 @@ class Sizer:
         *,
         budget: float,
         shares: int,
+        processes: int = 1,
     ) -> None:
-        """`budget` is all the time there is in seconds, divided among `shares` trainings that were asked for."""
+        """`budget` is all the time there is in seconds, divided among `shares` trainings that were asked for.
+
+        Where each of several `processes` has a GPU of its own, the steps that are measured are of one's samples.
+        """
         self._fingerprint = fingerprint
         self._labels = labels
         self._options = options
@@ -85,6 +89,7 @@ class Sizer:
         self._workload = workload
         self._progress = progress
         self._budget, self._shares = budget, shares
+        self._devices = processes if device.type == "cuda" else 1  # on a CPU they share the cores
         self._arithmetic: dict[int, tuple[TrainingSpec, float]] = {}  # by axes: a recipe, seconds per voxel
         self._threads: int | None = None  # that are fastest beside what else runs; None: not yet known
         self.peak_gb = 0.0  # of everything that was measured
@@ -108,7 +113,9 @@ class Sizer:
             memory_limited(self._device, self.available_gb()),
             kept_threads(self._threads),
         ):
-            step = probe_step(configuration, recipe, self._labels, self._device)
+            samples = -(-configuration.batch_size // self._devices)
+            own = configuration.model_copy(update={"batch_size": samples})
+            step = probe_step(own, recipe, self._labels, self._device)
             task.advance(1, "steps of training")
             tile = probe_forward(configuration, recipe, self._labels, self._device)
             task.advance(1, "tiles of prediction")
@@ -254,7 +261,7 @@ class Sizer:
             costs = [least if item == best and least < inf else seconds(item) for item in tried]
             least = min(costs)
             best = tried[costs.index(least)]
-        result = best, least / (small.batch_size * prod(small.patch_size))
+        result = best, least / (small.batch_size * prod(small.patch_size) * self._devices)
         self._arithmetic[configuration.ndim] = result
         return result
 
