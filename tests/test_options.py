@@ -89,7 +89,7 @@ def test_a_loss_is_a_sum_of_terms_in_any_order() -> None:
             r"did you mean 'planning.2d.patch_size'\?\); known under planning.2d: target_spacing_mm",
         ),
         ("planning.4d.kind=plain", "unknown option 'planning.4d.kind'"),
-        ("planning.kind=vnet", "option planning.kind: .*'plain' or 'residual', got 'vnet'"),
+        ("planning.kind=vnet", "option planning.kind: .*'residual' or 'mednext', got 'vnet'"),
         ("planning.resample_image.order=7", "option planning.resample_image.order: Input should be 0, 1 or 3, got 7"),
         (
             "planning.2d.resample_label.order=3",

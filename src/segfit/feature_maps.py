@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Literal
 
+from segfit.options import NetworkKind
 from segfit.specs import NetworkSpec
 
 __all__ = ["feature_map_elements", "network_elements"]
@@ -26,11 +26,12 @@ def network_elements(network: NetworkSpec, patch: Sequence[int], heads: int) -> 
         encoder_convs=network.encoder_convs,
         decoder_convs=network.decoder_convs,
         heads=heads,
+        expansion=network.expansion,
     )
 
 
 def feature_map_elements(
-    kind: Literal["plain", "residual"],
+    kind: NetworkKind,
     patch: Sequence[int],
     *,
     features: Sequence[int],
@@ -39,6 +40,7 @@ def feature_map_elements(
     decoder_convs: Sequence[int],
     heads: int,
     deep_supervision: bool = False,
+    expansion: int = 2,
 ) -> int:
     """Return the number of feature-map elements of one sample, an exact integer.
 
@@ -49,6 +51,7 @@ def feature_map_elements(
     decoder_convs : per decoder level, lowest resolution first
     heads : channels of the segmentation output; nnU-Net's planner puts the number of declared labels here
     deep_supervision : count every head instead of the top one; nnU-Net's planner counts the top one
+    expansion : of features within the blocks of a MedNeXt
     """
     stages = len(features)
     sizes: list[tuple[int, ...]] = []
@@ -59,7 +62,9 @@ def feature_map_elements(
     voxels = [prod(size) for size in sizes]
     maps = [f * v for f, v in zip(features, voxels, strict=True)]
 
-    if kind == "plain":
+    if kind == "mednext":
+        total = _mednext_elements(features, voxels, encoder_convs, decoder_convs, expansion)
+    elif kind == "plain":
         total = sum(n * m for n, m in zip(encoder_convs, maps, strict=True))
     else:
         total = features[0] * prod(patch) + sum(2 * n * m for n, m in zip(encoder_convs, maps, strict=True))
@@ -69,7 +74,29 @@ def feature_map_elements(
             if current != previous:  # the first block of the stage adapts its skip path
                 total += maps[stage]
             previous = current
-    total += sum((decoder_convs[stages - 2 - stage] + 1) * maps[stage] for stage in range(stages - 1))
+    if kind != "mednext":
+        total += sum((decoder_convs[stages - 2 - stage] + 1) * maps[stage] for stage in range(stages - 1))
     if stages > 1:
         total += heads * sum(voxels[: stages - 1] if deep_supervision else voxels[:1])
+    return total
+
+
+def _mednext_elements(
+    features: Sequence[int],
+    voxels: Sequence[int],
+    encoder_convs: Sequence[int],
+    decoder_convs: Sequence[int],
+    expansion: int,
+) -> int:
+    """Return the elements of stem and blocks; a block that changes the resolution has a convolution for its shortcut.
+
+    Stages are taken to differ from the one before in features or size.
+    """
+    stages = len(features)
+    total = features[0] * voxels[0]
+    for stage, count in enumerate(encoder_convs):
+        blocks = count + (decoder_convs[stages - 2 - stage] if stage < stages - 1 else 0)
+        total += blocks * (2 + expansion) * features[stage] * voxels[stage]
+        neighbours = [near for near in (stage - 1, stage + 1) if 0 <= near < stages]  # from above, and from below
+        total += sum(((1 + expansion) * features[near] + 2 * features[stage]) * voxels[stage] for near in neighbours)
     return total

@@ -84,6 +84,7 @@ NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_
 LabelUse = Literal["classes", "exclusive", "objects-as-foreground", "objects-as-boundary"]
 SelectionRule = Literal["beyond-chance", "nnunet"]
 Preset = Literal["auto", "stock", "resenc-m", "resenc-l", "resenc-xl"]
+NetworkKind = Literal["plain", "residual", "mednext"]
 LOGITS_NAMES = AliasChoices("resample_logits", "resample_scores")
 """The name of how logits are resampled, and the one that older documents have."""
 LOGITS_NAME_IN_KEYS = "resample_scores"
@@ -150,10 +151,11 @@ class ConfigurationOptions(Settable):
     target_spacing_mm: tuple[float, ...] | None = Field(None, description="target spacing, array order z,y,x")
     patch_size: tuple[int, ...] | None = Field(None, description="patch size in voxels, array order")
     batch_size: int | None = Field(None, ge=1, le=2**31, description="batch size")
-    kind: Literal["plain", "residual"] | None = Field(None, description="plain U-Net, or residual encoder")
+    kind: NetworkKind | None = Field(None, description="plain U-Net, residual encoder, or MedNeXt")
     network: PluginName | None = Field(None, description="network of a plug-in, PACKAGE:NAME, in place of the U-Net")
     norm: Literal["instance", "batch"] | None = Field(None, description="normalisation between layers")
     base_features: int | None = Field(None, ge=2, description="features of the first network stage")
+    expansion: int | None = Field(None, ge=1, le=64, description="of features within the blocks of a MedNeXt")
     features: tuple[int, ...] | None = Field(None, description="features per network stage, full resolution first")
     strides: tuple[tuple[int, ...], ...] | None = Field(None, description="strides per stage, [[1,1,1],[2,2,2],...]")
     kernels: tuple[tuple[int, ...], ...] | None = Field(None, description="kernel sizes per stage, [[1,3,3],...]")

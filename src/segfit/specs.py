@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from segfit.files import GrownRecord, Record
 from segfit.labels import Exchange
-from segfit.options import LOGITS_NAME_IN_KEYS, LOGITS_NAMES, Loss, NormalizationScheme
+from segfit.options import LOGITS_NAME_IN_KEYS, LOGITS_NAMES, Loss, NetworkKind, NormalizationScheme
 from segfit.plugins import PluginName
 
 __all__ = [
@@ -110,13 +110,13 @@ class PreprocessingSpec(Record):
 
 
 class NetworkSpec(GrownRecord):
-    """A U-Net, plain or with a residual encoder. Lists run from full resolution to the bottleneck.
+    """A U-Net, plain, with a residual encoder, or a MedNeXt. Lists run from full resolution to the bottleneck.
 
     `decoder_convs[0]` belongs to the lowest resolution, as in nnU-Net. `strides[0]` is all ones.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"norm", "plugin"})
-    kind: Literal["plain", "residual"]
+    LATER: ClassVar[frozenset[str]] = frozenset({"norm", "plugin", "expansion"})
+    kind: NetworkKind
     norm: Literal["instance", "batch"] = "instance"
     plugin: PluginName | None = None  # builds the network, guided by this topology, in place of the U-Net
     ndim: Literal[2, 3]
@@ -125,8 +125,9 @@ class NetworkSpec(GrownRecord):
     features: tuple[_Channels, ...] = Field(min_length=2, max_length=_MOST_STAGES)
     strides: tuple[tuple[_Stride, ...], ...]
     kernels: tuple[tuple[_Kernel, ...], ...]
-    encoder_convs: tuple[_Layers, ...]  # convolutions (plain) or residual blocks (residual) per stage
-    decoder_convs: tuple[_Layers, ...]
+    encoder_convs: tuple[_Layers, ...]  # convolutions (plain) or blocks (others) per stage
+    decoder_convs: tuple[_Layers, ...]  # convolutions, MedNeXt: blocks
+    expansion: _Layers = 2  # MedNeXt: features within a block to those of its input
 
     @property
     def num_stages(self) -> int:

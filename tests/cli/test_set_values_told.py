@@ -50,7 +50,7 @@ def test_the_plan_says_what_was_set(dataset: Path, tmp_path: Path, capsys: pytes
     [
         ("planning.nonsense=1", "known under planning: target_spacing_mm, patch_size, batch_size, kind"),
         ("planning.resample_image.order=7", "Input should be 0, 1 or 3, got 7"),
-        ("planning.kind=transformer", "Input should be 'plain' or 'residual', got 'transformer'"),
+        ("planning.kind=transformer", "Input should be 'plain', 'residual' or 'mednext', got 'transformer'"),
         ("planning.3d_fullres.features=[8,16]", "planning.3d_fullres.features does not fit 3d_fullres"),
         ("planning.3d_lowres.batch_size=4", "planning.3d_lowres has values, but this plan has no configuration"),
     ],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from typing import Any
 
 import pytest
 from planning_fakes import STATISTICS, case, fingerprint, scheme
 
 from segfit.errors import InputError
+from segfit.feature_maps import network_elements
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.options import Options
 from segfit.planning.augmentation import STRENGTHS
@@ -20,9 +22,9 @@ from segfit.specs import AugmentationSpec, ResamplingSpec, TrainingSpec
 _LABELS = scheme("liver", "tumour")
 
 
-def _large() -> Fingerprint:
+def _large(preset: str = "stock") -> Fingerprint:
     cases = [case((432, 512, 512), (1, 0.75, 0.75))] * 131
-    return fingerprint(cases, channels=("CT", "MRI"))
+    return fingerprint(cases, channels=("CT", "MRI"), orientation="canonical" if preset == "auto" else "stored")
 
 
 def _small() -> Fingerprint:
@@ -31,7 +33,7 @@ def _small() -> Fingerprint:
 
 def _plan(*settings: str, data: Fingerprint | None = None, preset: str = "stock") -> Plan:
     options = Options().with_settings([f"preset={preset}", *(f"planning.{setting}" for setting in settings)])
-    return derive(_large() if data is None else data, _LABELS, options)
+    return derive(_large(preset) if data is None else data, _LABELS, options)
 
 
 def _decision(plan: Plan, key: str) -> Decision:
@@ -83,7 +85,7 @@ _SAMPLES = {
 def test_every_option_of_a_configuration_is_tried() -> None:
     prefix = "planning.3d_fullres."
     keys = {key.removeprefix(prefix) for key in Options.known_keys() if key.startswith(prefix)}
-    assert set(_SAMPLES) == keys - {"resample_label.order_separate_axis"}  # 0 is all it may be
+    assert set(_SAMPLES) == keys - {"resample_label.order_separate_axis", "expansion"}  # may be 0 only; of a MedNeXt
 
 
 @pytest.mark.parametrize("option", _SAMPLES)
@@ -149,6 +151,47 @@ def test_another_kind_of_network_brings_its_blocks_and_its_memory() -> None:
     assert only.configurations["2d"].network == plan.configurations["2d"].network
     assert only.configurations["3d_fullres"] == _plan().configurations["3d_fullres"]
     assert only.changes == ("2d: kind residual set by you instead of plain",)
+
+
+def test_a_mednext_is_planned_with_its_blocks_and_recipe() -> None:
+    plan, auto = _plan("kind=mednext", preset="auto"), _plan(preset="auto")
+    full = plan.configurations["3d_fullres"]
+    stages = full.network.num_stages
+    assert (full.network.kind, full.network.expansion) == ("mednext", 2)
+    assert full.network.features == tuple(min(512, 32 << stage) for stage in range(stages))
+    assert (full.network.encoder_convs, full.network.decoder_convs) == ((2,) * stages, (2,) * (stages - 1))
+    assert full.memory_estimate == network_elements(full.network, full.patch_size, _LABELS.num_declared)
+    recipe = plan.training["3d_fullres"]
+    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum, recipe.weight_decay) == ("adamw", 1e-3, 0.9, 3e-5)
+    assert recipe.augmentation.mirror_axes == auto.training["3d_fullres"].augmentation.mirror_axes
+    assert plan.changes[-1] == "kind mednext set by you instead of plain"
+    assert _decision(plan, "3d_fullres.training").rule == "recipe_mednext"
+    assert _decision(plan, "3d_fullres.network.encoder_convs").rule == "encoder_mednext"
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert "expansion" not in full.network.model_dump()  # as published
+    own = _plan("kind=mednext", "2d.expansion=4", preset="auto").configurations
+    assert (own["2d"].network.expansion, own["3d_fullres"]) == (4, full)
+    assert prod(own["2d"].patch_size) * own["2d"].batch_size < prod(plan.configurations["2d"].patch_size) * 12
+
+
+def test_the_users_optimiser_is_not_given_what_mednext_was_published_with() -> None:
+    options = Options().with_settings(["planning.kind=mednext", "training.optimizer=sgd"])
+    recipe = derive(_large("auto"), _LABELS, options).training["3d_fullres"]
+    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("sgd", 1e-2, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "key"),
+    [
+        ("stock", ["kind=mednext"], "planning.kind"),
+        ("resenc-m", ["2d.kind=mednext"], "planning.2d.kind"),
+        ("auto", ["expansion=3"], "planning.expansion"),
+        ("auto", ["kind=residual", "3d_fullres.expansion=3"], "planning.3d_fullres.expansion"),
+    ],
+)
+def test_a_mednext_is_refused_where_it_fits_nothing(preset: str, settings: list[str], key: str) -> None:
+    with pytest.raises(InputError, match=rf"^{key} "):
+        _plan(*settings, preset=preset)
 
 
 def test_strides_bring_features_kernels_and_convolutions() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,24 @@ def test_no_probe_on_a_gpu_shrinks_the_limit_of_the_next(
     assert found.memory_gb == pytest.approx(room / 2**30)
     used = 4096 * prod(found.configuration.patch_size)
     assert 0.8 * room < used <= room
+
+
+@pytest.mark.parametrize(("kind", "samples"), [("cuda", 3), ("cpu", 5)])
+def test_of_several_devices_each_is_measured_with_its_samples(
+    kind: str, samples: int, tmp_path: Path, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = _pretend(monkeypatch, 10**9)
+    project = _project(tmp_path, volumes, "planning.batch_size=5")
+    sizer = Sizer(
+        project.fingerprint(), project.dataset.labels, project.options, torch.device(kind), Workload(5, 1, 0), SILENT,
+        budget=1.0, shares=1, processes=2,
+    )  # fmt: skip
+    monkeypatch.setattr(sizer, "available_gb", lambda: inf)
+    monkeypatch.setattr(sizing, "memory_limited", lambda *_: nullcontext())
+    planned, recipe = project.plan().configurations["3d_fullres"], project.plan().training["3d_fullres"]
+    found = sizer.measure(planned, recipe)
+    assert tried == [samples * prod(planned.patch_size)]
+    assert found.configuration == planned
 
 
 def test_what_is_in_use_on_a_gpu_is_no_room_but_counts_as_held(

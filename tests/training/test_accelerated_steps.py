@@ -69,6 +69,7 @@ def step(one: Learner, batch: Batch) -> Tensor:
         (2, REGIONS, {"norm": "batch", "kind": "residual"}, {"loss": "tversky+topk", "precision": "bf16"}),
         (3, IGNORING, {"kind": "residual"}, {"loss": "cldice+focal", "channels_last": True}),
         (2, IGNORING, {}, {"deep_supervision": False, "optimizer": "muon"}),
+        (3, SCHEME, {"kind": "mednext"}, {"channels_last": True}),
     ],
 )
 def test_network_and_loss_are_compiled_as_one_graph_and_steps_are_the_same(

@@ -130,6 +130,11 @@ def test_no_step_waits_in_two_dimensions_or_half_precision(precision: str) -> No
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+def test_no_step_of_a_mednext_waits() -> None:
+    assert watched_step(kind="mednext").calls["convolution"] > 0
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_step_takes_as_many_calls_whatever_batch_and_channels() -> None:
     small, large = watched_step(samples=2, channels=1), watched_step(samples=7, channels=4)
     assert large.calls - small.calls == Counter()

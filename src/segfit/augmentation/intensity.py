@@ -7,6 +7,7 @@ of nnU-Net 2.8.1. Pure functions of their arguments, which never make the host w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def make_noise(shape: Sequence[int], std: float, seed: int, device: torch.device
     The same seed gives other numbers on another kind of device.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    return torch.randn(tuple(shape), generator=generator, device=device) * std
+    return torch.randn(tuple(shape), generator=generator, device=device).mul_(std)
 
 
 def blur_kernels(sigma: Array) -> list[Array]:
@@ -88,7 +89,8 @@ def change_contrast(channels: Tensor, factor: Amount) -> Tensor:
     """Stretch each channel about its mean, within the range it has."""
     low, high = _range(channels)
     mean = channels.mean(_space(channels), keepdim=True)
-    return torch.clamp((channels - mean) * factor + mean, low, high)
+    changed = (channels - mean).mul_(factor).add_(mean)
+    return torch.maximum(torch.minimum(changed, high, out=changed), low, out=changed)  # clamp takes four times as long
 
 
 def lower_resolution(channels: Tensor, scale: float, axes: Sequence[int]) -> Tensor:
@@ -136,15 +138,20 @@ def change_gamma(channels: Tensor, gamma: Amount, *, inverted: bool = False) -> 
 
     Mean and standard deviation stay as they were. With `inverted` the power acts on the negative.
     """
-    channels = -channels if inverted else channels
-    space = _space(channels)
-    std, mean = torch.std_mean(channels, space, keepdim=True)
     low, high = _range(channels)
-    extent = high - low
-    changed = ((channels - low) / extent.clamp(min=_TINY)).pow_(gamma) * extent + low
-    new_std, new_mean = torch.std_mean(changed, space, keepdim=True)
-    changed = (changed - new_mean) * (std / new_std.clamp(min=_TINY)) + mean
-    return -changed if inverted else changed
+    extent, mean = high - low, channels.mean(_space(channels), keepdim=True)
+    std = _length(channels - mean)
+    changed = (high - channels if inverted else channels - low).div_(extent.clamp(min=_TINY)).pow_(gamma)
+    changed.sub_(changed.mean(_space(channels), keepdim=True))
+    stretched = std * extent / (_length(changed) * extent).clamp(min=_TINY)
+    return changed.mul_(-stretched if inverted else stretched).add_(mean)
+
+
+def _length(centred: Tensor) -> Tensor:
+    """Return the standard deviation of each channel, whose mean is 0: several times faster here than torch's own."""
+    voxels = centred[0].numel()
+    length: Tensor = torch.linalg.vector_norm(centred, dim=_space(centred), keepdim=True)
+    return length / sqrt(max(1, voxels - 1))
 
 
 def _space(channels: Tensor) -> tuple[int, ...]:

@@ -190,23 +190,16 @@ def _one_by_one(
         if sample in place:
             both = (image[sample], labels[sample]) if whole is None else [part[place[sample]] for part in whole]
             moved = warp(_flat(p, both[0]), _flat(p, both[1]), p.matrix[sample], p.patch[-p.matrix.shape[1] :])
-            new_image[sample] = moved[0].view(new_image.shape[1:])
-            new_labels[sample] = moved[1].view(new_labels.shape[1:])
+            values, classes = moved[0].view(new_image.shape[1:]), moved[1].view(new_labels.shape[1:])
         else:
-            new_image[sample] = centre_crop(image[sample], p.patch)
-            new_labels[sample] = centre_crop(labels[sample], p.patch)
+            values, classes = centre_crop(image[sample], p.patch), centre_crop(labels[sample], p.patch)
         if p.noise_std[sample] > 0:
-            noise = make_noise(new_image.shape[1:], p.noise_std[sample], int(p.noise_seed[sample]), image.device)
-            new_image[sample] += noise
-        for channel in range(image.shape[1]):
-            values = new_image[sample, channel : channel + 1]
-            result = _changes_of_one(p, sample, channel).apply(values)
-            if result is not values:
-                values.copy_(result)
+            values = make_noise(values.shape, p.noise_std[sample], int(p.noise_seed[sample]), image.device).add_(values)
         flipped = [1 + int(axis) for axis in np.flatnonzero(p.flip[sample])]
-        if flipped:
-            new_image[sample] = new_image[sample].flip(flipped)
-            new_labels[sample] = new_labels[sample].flip(flipped)
+        for channel in range(image.shape[1]):
+            changed = _changes_of_one(p, sample, channel).apply(values[channel : channel + 1])
+            new_image[sample, channel : channel + 1] = changed.flip(flipped) if flipped else changed
+        new_labels[sample] = classes.flip(flipped) if flipped else classes
         if p.exchange is not None and p.flip[sample, p.exchange.axis]:
             new_labels[sample] = exchanged(new_labels[sample], p.exchange.pairs)
     if p.extras is not None:

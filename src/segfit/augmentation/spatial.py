@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = ["OUTSIDE", "affine_matrices", "centre_crop", "warp", "warp_together"]
 
 OUTSIDE = -1  # label of voxels outside the image (and, from preprocessing, outside the non-zero mask)
+_MIXED = -2  # stands for the label of voxels near which there are several
 _AT_ONCE = 2**17  # voxels, of all channels, that are interpolated at once on a processor
 
 
@@ -70,17 +71,43 @@ def warp(image: Tensor, labels: Tensor, matrix: NDArray[np.float64], patch: Sequ
     """
     full = tuple(size + 2 for size in image.shape[1:])
     box = _reach(matrix, full, patch)
-    image, labels = _cut(image, box, 0), _cut(labels, box, OUTSIDE)
-    strides = [prod(image.shape[axis + 1 :]) for axis in range(1, len(patch) + 1)]
-    values, classes, mixed = image.flatten(1), labels.flatten(1), _mixed(labels, strides)
-    new_image, new_labels = image.new_empty((len(image), *patch)), labels.new_empty((len(labels), *patch))
-    rows = max(1, _AT_ONCE // (prod(patch[1:]) * len(image)))
+    labels = _cut(labels, box, OUTSIDE)
+    strides = [prod(labels.shape[axis + 1 :]) for axis in range(1, len(patch) + 1)]
+    classes = labels.flatten(1)
+    plain = classes.masked_fill(_mixed(labels, strides), _MIXED)
+    plane = len(patch) == 2  # for which torch has a fast interpolation, other than for volumes
+    if plane:
+        whole = torch.from_numpy(matrix).to(image.device, torch.float32)
+        values, new_image = image, _of_planes(image.unsqueeze(0), whole.unsqueeze(0), patch).squeeze(0)
+    else:
+        values, new_image = _cut(image, box, 0).flatten(1), image.new_empty((len(image), *patch))
+    new_labels = labels.new_empty((len(labels), *patch))
+    mixed: list[tuple[Tensor, ...]] = []
+    rows = max(1, _AT_ONCE // (prod(patch[1:]) * max(len(image), len(labels))))
     for start in range(0, patch[0], rows):
         part = slice(start, min(start + rows, patch[0]))
         lowest, fractions = _locate(matrix, full, box, patch, part, strides, image.device)
-        new_image[:, part] = _interpolated(values, lowest, fractions, strides).view_as(new_image[:, part])
-        new_labels[:, part] = _winners(classes, mixed, lowest, fractions, strides).view_as(new_labels[:, part])
+        if not plane:
+            new_image[:, part] = _interpolated(values, lowest, fractions, strides).view_as(new_image[:, part])
+        found = plain.index_select(1, lowest)
+        new_labels[:, part] = found.view_as(new_labels[:, part])
+        channel, voxel = (found == _MIXED).nonzero(as_tuple=True)
+        place = channel * prod(patch) + (voxel + start * prod(patch[1:]))
+        lowest = lowest.index_select(0, voxel) + channel * classes.shape[1]
+        mixed.append((place, lowest, *(share.index_select(0, voxel) for share in fractions)))
+    place, lowest, *fractions = map(torch.cat, zip(*mixed, strict=True))
+    new_labels.view(-1).index_copy_(0, place, _winners(classes.flatten(), lowest, fractions, strides))
     return new_image, new_labels
+
+
+def _of_planes(image: Tensor, matrix: Tensor, patch: Sequence[int]) -> Tensor:
+    """Return the images `(b, c, *patch)` of `(b, c, *spatial)` with two axes, by matrices `(b, 2, 2)`."""
+    rows, columns = (torch.arange(size, device=image.device, dtype=torch.float32) - (size - 1) / 2 for size in patch)
+    grid = [
+        (by_row.view(-1, 1, 1) * rows.unsqueeze(1) + by_column.view(-1, 1, 1) * columns).mul_(2 / size)
+        for (by_row, by_column), size in zip((row.unbind(1) for row in matrix.unbind(1)), image.shape[2:], strict=True)
+    ]
+    return F.grid_sample(image, torch.stack(grid[::-1], dim=-1).to(image.dtype), align_corners=False)
 
 
 def _reach(matrix: NDArray[np.float64], full: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]:
@@ -131,54 +158,46 @@ def _locate(
     """
     offsets = [torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2 for size in patch]
     offsets[0] = offsets[0][part]
-    lowest: Tensor | int = 0
+    lowest = torch.zeros(prod(len(offset) for offset in offsets), dtype=torch.int32, device=device)
     fractions: list[Tensor] = []
-    for row, size, (start, _), stride in zip(matrix, full, box, strides, strict=True):
+    for row, size, stride in zip(matrix, full, strides, strict=True):
         position = torch.full((1,) * len(patch), (size - 1) / 2, device=device)
         for axis, (factor, offset) in enumerate(zip(row, offsets, strict=True)):
             position = position + float(factor) * offset.view(-1, *(1,) * (len(patch) - 1 - axis))
         position = position.flatten().clamp_(0, size - 1)
         lower = position.floor().clamp_(max=size - 2)
         fractions.append(position.sub_(lower))
-        lowest = lowest + (lower.int() - start) * stride
-    assert isinstance(lowest, Tensor)
-    return lowest, fractions
+        lowest.add_(lower.int(), alpha=stride)
+    return lowest.sub_(sum(start * stride for (start, _), stride in zip(box, strides, strict=True))), fractions
 
 
 def _interpolated(values: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
     """Return the values `(c, voxels)` between those of an image `(c, all of its voxels)`."""
-    result = values.new_zeros(len(values), len(lowest))
-    for step, weight in _corners(fractions, strides):
-        result.addcmul_(values.index_select(1, lowest + step), weight)
-    return result
+    if not strides:
+        return values.index_select(1, lowest)
+    low = _interpolated(values, lowest, fractions[1:], strides[1:])
+    return low.lerp_(_interpolated(values, lowest + strides[0], fractions[1:], strides[1:]), fractions[0])
 
 
-def _winners(
-    classes: Tensor, mixed: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]
-) -> Tensor:
-    """Return the labels `(k, voxels)` with the largest interpolated shares; the nearest voxel's label wins ties.
+def _winners(classes: Tensor, lowest: Tensor, fractions: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+    """Return of labels the ones `(voxels,)` with the largest interpolated shares; the nearest voxel's wins ties.
 
-    Shares are looked at only where neighbours differ, and other labels than the nearest only where that one has less
-    than half: so that few voxels are looked at, whatever the number of labels.
+    Other labels than the nearest are looked at only where that one has less than half: so that few voxels are looked
+    at, whatever the number of labels.
     """
-    closest = lowest + sum((f > 0.5) * stride for f, stride in zip(fractions, strides, strict=True))
-    nearest = classes.index_select(1, closest)
-    channel, voxel = mixed.index_select(1, lowest).nonzero(as_tuple=True)
-    fractions, label = [f[voxel] for f in fractions], nearest[channel, voxel]
-    lowest, classes = lowest[voxel] + channel * classes.shape[1], classes.flatten()
+    label = classes.index_select(0, lowest + sum((f > 0.5) * n for f, n in zip(fractions, strides, strict=True)))
     share = torch.zeros_like(fractions[0])
     for step, weight in _corners(fractions, strides):
-        share += (classes.index_select(0, lowest + step) == label) * weight
+        share += torch.where(classes.index_select(0, lowest + step) == label, weight, 0)
     unsure = (share < 0.5).nonzero(as_tuple=True)[0]
     lowest, share = lowest[unsure], share[unsure]
     steps, weights = zip(*_corners([f[unsure] for f in fractions], strides), strict=True)
-    neighbours = torch.stack([classes.index_select(0, lowest + step) for step in steps])
-    shares = torch.stack([((neighbours == other) * torch.stack(weights)).sum(0) for other in neighbours])
+    neighbours, each = torch.stack([classes.index_select(0, lowest + step) for step in steps]), torch.stack(weights)
+    shares = torch.stack([torch.where(neighbours == other, each, 0).sum(0) for other in neighbours])
     largest, winner = shares.max(0)
     found = neighbours.gather(0, winner[None])[0]
     label[unsure] = torch.where(largest > share, found, label[unsure])
-    nearest[channel, voxel] = label
-    return nearest
+    return label
 
 
 def _corners(fractions: Sequence[Tensor], strides: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
@@ -208,18 +227,23 @@ def warp_together(image: Tensor, labels: Tensor, matrix: Tensor, patch: Sequence
     image (b, c, *patch), labels (b, k, *patch)
     """
     ndim = len(patch)
-    image, labels = F.pad(image, (1, 1) * ndim), F.pad(labels, (1, 1) * ndim, value=OUTSIDE)
-    strides = [prod(image.shape[axis + 1 :]) for axis in range(2, ndim + 2)]
-    lowest, fractions = _locate_together(matrix, image.shape[2:], patch, strides)
+    labels = F.pad(labels, (1, 1) * ndim, value=OUTSIDE)
+    strides = [prod(labels.shape[axis + 1 :]) for axis in range(2, ndim + 2)]
+    lowest, fractions = _locate_together(matrix, labels.shape[2:], patch, strides)
     steps, weights = zip(*_corners(fractions, strides), strict=True)
-    values, classes = image.flatten(2), labels.flatten(2)
-    result = values.new_zeros((*values.shape[:2], lowest.shape[1]))
-    for step, weight in zip(steps, weights, strict=True):
-        result.addcmul_(_taken(values, lowest + step), weight.unsqueeze(1))
+    classes = labels.flatten(2)
+    if ndim == 2:
+        result = _of_planes(image, matrix, patch)
+    else:
+        values = F.pad(image, (1, 1) * ndim).flatten(2)
+        flat = values.new_zeros((*values.shape[:2], lowest.shape[1]))
+        for step, weight in zip(steps, weights, strict=True):
+            flat.addcmul_(_taken(values, lowest + step), weight.unsqueeze(1))
+        result = flat.view(*flat.shape[:2], *patch)
     closest = lowest + sum((f > 0.5) * stride for f, stride in zip(fractions, strides, strict=True))
     neighbours = torch.stack([_taken(classes, lowest + step) for step in steps])
     label = _largest(_taken(classes, closest), neighbours, torch.stack(weights).unsqueeze(2))
-    return result.view(*result.shape[:2], *patch), label.view(*label.shape[:2], *patch)
+    return result, label.view(*label.shape[:2], *patch)
 
 
 def _locate_together(

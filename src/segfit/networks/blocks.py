@@ -1,4 +1,4 @@
-"""Building blocks of the U-Nets: normalisation, the convolution unit, the residual block.
+"""Building blocks of the U-Nets: normalisation, the convolution unit, the residual block, the block of MedNeXt.
 
 All of them take `(b, c, *spatial)` with two or three spatial axes and keep the memory format of their input, so that a
 network whose weights and input are channels-last stays so from end to end.
@@ -13,13 +13,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-__all__ = ["NORMS", "SLOPE", "TRANSPOSED_CONVOLUTION", "BatchNorm", "ConvUnit", "Head", "InstanceNorm", "ResidualBlock"]
+__all__ = [
+    "CONVOLUTION",
+    "NORMS",
+    "SLOPE",
+    "TRANSPOSED_CONVOLUTION",
+    "BatchNorm",
+    "ConvUnit",
+    "Head",
+    "InstanceNorm",
+    "MedNeXtBlock",
+    "ResidualBlock",
+]
 
 SLOPE = 0.01  # of the leaky rectifier
 _EPS = 1e-5  # added to the variance
 _MOMENTUM = 0.1  # of running statistics
 
-_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
@@ -76,11 +87,13 @@ class _Normalize(torch.autograd.Function):
 class BatchNorm(nn.Module):
     """Affine batch normalisation as PyTorch's: eps 1e-5, running statistics that a step moves by a tenth.
 
-    A step whose statistics are not finite leaves them as they were, as such a step leaves the weights.
+    A step whose statistics are not finite leaves them as they were, as such a step leaves the weights. Where several
+    processes share a batch, `pooled` sums a tensor over them, and its gradient: statistics are those of all samples.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.pooled: Callable[[Tensor], Tensor] | None = None
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -93,11 +106,29 @@ class BatchNorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=_EPS)
         mean, var = self.running_mean.clone(), self.running_var.clone()
-        result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=_EPS)
+        if self.pooled is None:
+            result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=_EPS)
+        else:
+            result = self._over_processes(x, mean, var, self.pooled)
         finite = mean.isfinite().all() & var.isfinite().all()
         self.running_mean.copy_(torch.where(finite, mean, self.running_mean))
         self.running_var.copy_(torch.where(finite, var, self.running_var))
         return result
+
+    def _over_processes(
+        self, x: Tensor, running_mean: Tensor, running_var: Tensor, pooled: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Do what `F.batch_norm` does, with the samples of all processes."""
+        space, shape = (0, *range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))
+        own = x.to(torch.promote_types(x.dtype, torch.float32))
+        total = pooled(torch.cat((own.sum(space), own.new_full((1,), x.numel() // x.shape[1]))))
+        mean, number = total[:-1] / total[-1].detach(), total[-1].detach()
+        centred = own - mean.view(shape)
+        squares = pooled(centred.square().sum(space))
+        running_mean.lerp_(mean.detach(), _MOMENTUM)
+        running_var.lerp_(squares.detach() / (number - 1), _MOMENTUM)
+        scale = (squares / number + _EPS).rsqrt() * self.weight
+        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(x.dtype)
 
 
 NORMS: dict[Literal["instance", "batch"], Callable[[int], nn.Module]] = {"instance": InstanceNorm, "batch": BatchNorm}
@@ -141,7 +172,7 @@ class ConvUnit(nn.Module):
     ) -> None:
         super().__init__()
         self.activate = activate
-        self.conv = _CONVOLUTION[len(kernel)](
+        self.conv = CONVOLUTION[len(kernel)](
             in_channels,
             out_channels,
             tuple(kernel),
@@ -189,6 +220,46 @@ class ResidualBlock(nn.Module):
         if any(step != 1 for step in self.stride):
             x = _averaged(x, self.stride)
         return F.leaky_relu(main + self.shortcut(x), SLOPE, inplace=True)
+
+
+class MedNeXtBlock(nn.Module):
+    """The block of MedNeXt (Roy et al., MICCAI 2023): first every channel by itself, then all of them.
+
+    A depthwise convolution and a normalisation, a 1x1 convolution to `expansion` times the channels, GELU, and one to
+    those that come out. What went in is added; where size or channels change, by a 1x1 convolution. A stride divides
+    the size, or multiplies it where the block goes `up`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        stride: Sequence[int] | None = None,
+        *,
+        expansion: int,
+        up: bool = False,
+        norm: Literal["instance", "batch"] = "instance",
+    ) -> None:
+        super().__init__()
+        ndim, ones = len(kernel), (1,) * len(kernel)
+        stride = tuple(stride or ones)
+        sizes: dict[str, Any] = {"stride": stride}
+        if up:
+            sizes["output_padding"] = tuple(step - 1 for step in stride)  # to exactly as many times the size
+        resizing, mixing = (TRANSPOSED_CONVOLUTION if up else CONVOLUTION)[ndim], CONVOLUTION[ndim]
+        padding = tuple((k - 1) // 2 for k in kernel)
+        self.conv = resizing(in_channels, in_channels, tuple(kernel), padding=padding, groups=in_channels, **sizes)
+        self.norm = NORMS[norm](in_channels)
+        self.expand = mixing(in_channels, expansion * in_channels, ones)
+        self.compress = mixing(expansion * in_channels, out_channels, ones)
+        same = in_channels == out_channels and stride == ones
+        self.shortcut: nn.Module = nn.Identity() if same else resizing(in_channels, out_channels, ones, **sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial)`, divided or multiplied by the stride."""
+        result: Tensor = self.compress(F.gelu(self.expand(self.norm(self.conv(x))))) + self.shortcut(x)
+        return result
 
 
 def _averaged(x: Tensor, stride: tuple[int, ...]) -> Tensor:

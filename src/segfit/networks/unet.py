@@ -1,19 +1,31 @@
-"""The U-Net, plain or with a residual encoder, in two or three dimensions.
+"""The U-Net, plain, with a residual encoder, or of MedNeXt's blocks, in two or three dimensions.
 
-Topology and initialisation are those of nnU-Net (2.8.1, PlainConvUNet and ResidualEncoderUNet). The
-parameters come in nnU-Net's order too: encoder, decoder convolutions, upsampling, heads.
+Topology and initialisation of the first two are those of nnU-Net (2.8.1, PlainConvUNet and ResidualEncoderUNet). The
+parameters come in nnU-Net's order too: encoder, decoder convolutions, upsampling, heads. MedNeXt is that of Roy et al.
+(MICCAI 2023): blocks change the resolution, skips are added, weights start as PyTorch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
 from segfit.errors import InputError
-from segfit.networks.blocks import SLOPE, TRANSPOSED_CONVOLUTION, BatchNorm, ConvUnit, Head, InstanceNorm, ResidualBlock
+from segfit.networks.blocks import (
+    CONVOLUTION,
+    SLOPE,
+    TRANSPOSED_CONVOLUTION,
+    BatchNorm,
+    ConvUnit,
+    Head,
+    InstanceNorm,
+    MedNeXtBlock,
+    ResidualBlock,
+)
 from segfit.plugins import guarded, load_plugin
 from segfit.specs import NetworkSpec
 
@@ -36,25 +48,17 @@ class UNet(nn.Module):
         self.spec = spec
         self.deep_supervision = deep_supervision
         self.num_heads = spec.num_stages - 1
-        residual = spec.kind == "residual"
-        width = spec.features[0] if residual else spec.in_channels
-        self.stem: nn.Module = (
-            ConvUnit(spec.in_channels, width, spec.kernels[0], norm=spec.norm) if residual else nn.Identity()
-        )
+        self.stem, width = _stem(spec)
         self.encoder = nn.ModuleList(_encoder(spec, width))
         self.decoder = nn.ModuleList()
         self.upsample = nn.ModuleList()
         self.heads = nn.ModuleList()
-        for level, convs in enumerate(spec.decoder_convs):
+        for level in range(spec.num_stages - 1):
             stage = spec.num_stages - 2 - level  # the encoder stage of the same resolution
-            width, kernel, stride = spec.features[stage], spec.kernels[stage], spec.strides[stage + 1]
-            widths = (2 * width, *(width,) * convs)
-            units = [ConvUnit(a, b, kernel, norm=spec.norm) for a, b in pairwise(widths)]
-            self.decoder.append(nn.Sequential(*units))
-            self.upsample.append(
-                TRANSPOSED_CONVOLUTION[spec.ndim](spec.features[stage + 1], width, stride, stride=stride)
-            )
-            self.heads.append(Head(width, spec.num_outputs, spec.ndim))
+            upsample, units = _decoder(spec, stage, spec.decoder_convs[level])
+            self.decoder.append(units)
+            self.upsample.append(upsample)
+            self.heads.append(Head(spec.features[stage], spec.num_outputs, spec.ndim))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return logits `(b, num_outputs, *spatial)`, or with deep supervision a list, full resolution first.
@@ -70,25 +74,60 @@ class UNet(nn.Module):
         outputs: list[Tensor] = []
         wanted = self.num_heads if self.deep_supervision else 1
         for upsample, convs, head in zip(self.upsample, self.decoder, self.heads, strict=True):
-            x = convs(torch.cat((upsample(x), skips[-1]), dim=1))
+            x = upsample(x)
+            x = convs(x + skips[-1] if self.spec.kind == "mednext" else torch.cat((x, skips[-1]), dim=1))
             if len(skips) <= wanted:
                 outputs.append(head(x))
             skips.pop()
         return outputs[::-1] if self.deep_supervision else outputs[0]
 
 
+def _stem(spec: NetworkSpec) -> tuple[nn.Module, int]:
+    """Return what comes before the first stage, and how many channels go there."""
+    width = spec.features[0]
+    if spec.kind == "plain":
+        return nn.Identity(), spec.in_channels
+    if spec.kind == "residual":
+        return ConvUnit(spec.in_channels, width, spec.kernels[0], norm=spec.norm), width
+    return CONVOLUTION[spec.ndim](spec.in_channels, width, (1,) * spec.ndim), width
+
+
 def _encoder(spec: NetworkSpec, width: int) -> Iterator[nn.Sequential]:
-    """Yield the stages; `width` channels come in. The first unit of a stage carries its stride."""
-    ones = (1,) * spec.ndim
+    """Yield the stages; `width` channels come in. The first unit of a stage carries its stride.
+
+    With MedNeXt's blocks that unit is there beside those that are counted, where there is anything to change.
+    """
     for features, kernel, stride, count in zip(
         spec.features, spec.kernels, spec.strides, spec.encoder_convs, strict=True
     ):
-        widths = (width, *(features,) * count)
-        strides = (stride, *(ones,) * (count - 1))
-        block = ResidualBlock if spec.kind == "residual" else ConvUnit
-        units = zip(widths, widths[1:], strides, strict=False)
-        yield nn.Sequential(*(block(a, b, kernel, s, norm=spec.norm) for a, b, s in units))
+        ones = (1,) * spec.ndim
+        widths, strides = [width, *(features,) * count], [stride, *(ones,) * (count - 1)]
+        if spec.kind == "mednext" and (width, stride) != (features, ones):
+            widths, strides = [*widths, features], [*strides, ones]
+        yield nn.Sequential(
+            *(_unit(spec, a, b, kernel, s) for (a, b), s in zip(pairwise(widths), strides, strict=True))
+        )
         width = features
+
+
+def _unit(spec: NetworkSpec, a: int, b: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Module:
+    if spec.kind == "mednext":
+        return MedNeXtBlock(a, b, kernel, stride, expansion=spec.expansion, norm=spec.norm)
+    return (ResidualBlock if spec.kind == "residual" else ConvUnit)(a, b, kernel, stride, norm=spec.norm)
+
+
+def _decoder(spec: NetworkSpec, stage: int, count: int) -> tuple[nn.Module, nn.Sequential]:
+    """Return what brings the next lower resolution to that of a stage, and the units after the two have met."""
+    deeper, width, kernel, stride = spec.features[stage + 1], spec.features[stage], spec.kernels[stage], spec.strides
+    if spec.kind == "mednext":
+        blocks = (_unit(spec, width, width, kernel, stride[0]) for _ in range(count))
+        up = MedNeXtBlock(
+            deeper, width, spec.kernels[stage + 1], stride[stage + 1], expansion=spec.expansion, up=True, norm=spec.norm
+        )
+        return up, nn.Sequential(*blocks)
+    units = (ConvUnit(a, b, kernel, norm=spec.norm) for a, b in pairwise((2 * width, *(width,) * count)))
+    transposed = TRANSPOSED_CONVOLUTION[spec.ndim]
+    return transposed(deeper, width, stride[stage + 1], stride=stride[stage + 1]), nn.Sequential(*units)
 
 
 class PluginNetwork(nn.Module):
@@ -154,11 +193,15 @@ def _initialize(network: UNet, generator: torch.Generator | None) -> None:
     """Kaiming normal weights and zero biases; normalisations start as identity, residual blocks as their shortcut.
 
     As in nnU-Net, the fan-in of a transposed convolution is taken from the second axis of its weight, which is
-    its number of output channels.
+    its number of output channels. Weights of a MedNeXt are uniform, as PyTorch's: its shortcuts have no normalisation.
     """
+    uniform = network.spec.kind == "mednext"
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d | Head):
-            nn.init.kaiming_normal_(module.weight, a=SLOPE, generator=generator)
+            if uniform:
+                nn.init.kaiming_uniform_(module.weight, a=sqrt(5), generator=generator)
+            else:
+                nn.init.kaiming_normal_(module.weight, a=SLOPE, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, InstanceNorm | BatchNorm):

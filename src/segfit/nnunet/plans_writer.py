@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from segfit.errors import InputError
-from segfit.options import NormalizationScheme
+from segfit.options import NetworkKind, NormalizationScheme
 from segfit.specs import Configuration, NetworkSpec, ResamplingSpec
 
 __all__ = ["NETWORK_CLASSES", "RESAMPLING_FUNCTIONS", "SCHEME_CLASSES", "configuration_entry", "nnunet_layers"]
@@ -18,7 +18,7 @@ SCHEME_CLASSES: dict[NormalizationScheme, str] = {
     "rgb_to_0_1": "RGBTo01Normalization",
 }
 """nnU-Net's class for each normalisation."""
-NETWORK_CLASSES: dict[Literal["plain", "residual"], tuple[str, str]] = {
+NETWORK_CLASSES: dict[NetworkKind, tuple[str, str]] = {
     "plain": ("PlainConvUNet", "n_conv_per_stage"),
     "residual": ("ResidualEncoderUNet", "n_blocks_per_stage"),
 }
@@ -38,8 +38,9 @@ def configuration_entry(item: Configuration, identifier: str, *, reoriented: boo
     `InputError` for a configuration on canonical axes, which nnU-Net does not have unless its reader has `reoriented`.
     """
     preprocessing, network = item.preprocessing, item.network
-    if network.plugin is not None:
-        raise InputError(f"configuration {item.name} has the network {network.plugin}, which nnU-Net does not know")
+    if network.plugin is not None or network.kind not in NETWORK_CLASSES:
+        found = network.plugin or network.kind
+        raise InputError(f"configuration {item.name} has the network {found}, which nnU-Net does not know")
     if preprocessing.orientation != "stored" and not reoriented and item.preprocessing.image_ndim == 3:
         raise InputError(
             f"configuration {item.name} sees canonical axes, which nnU-Net does not know",

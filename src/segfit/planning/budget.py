@@ -206,7 +206,7 @@ def short_recipe(recipe: TrainingSpec, options: Options) -> TrainingSpec:
     """
     asked = options.training.values
     values: dict[str, Any] = {"momentum": _SHORT_MOMENTUM, "cooldown_share": _COOLDOWN_SHARE}
-    if recipe.optimizer == "adamw":
+    if "optimizer" in asked and recipe.optimizer == "adamw":
         return recipe
     if "optimizer" in asked:
         values["learning_rate"] = round(recipe.learning_rate * (1 - _SHORT_MOMENTUM) / (1 - recipe.momentum), 6)

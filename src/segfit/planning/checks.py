@@ -40,8 +40,10 @@ def check_request(fingerprint: Fingerprint, options: Options) -> None:
             "measure it anew",
         )
     _check_values("planning", asked, options, ndim, (2, 3) if ndim == 3 else (2,))
+    _check_kind("planning", asked, options.preset)
     for name, own in asked.by_configuration.items():
         _check_values(f"planning.{name}", own, options, ndim, (2,) if name == "2d" else (3,))
+        _check_kind(f"planning.{name}", asked.of(name), options.preset)
 
 
 def _check_values(
@@ -71,6 +73,16 @@ def _check_values(
             "nothing in training, and a network that never saw a flipped image is worse on it",
             "leave one of them out",
         )
+
+
+def _check_kind(prefix: str, asked: ConfigurationOptions, preset: str) -> None:
+    if asked.kind == "mednext" and preset != "auto":
+        raise InputError(
+            f"{prefix}.kind is mednext, which no preset of nnU-Net has, and the preset is {preset}",
+            "use preset auto",
+        )
+    if asked.expansion is not None and asked.kind != "mednext":
+        raise InputError(f"{prefix}.expansion is of MedNeXt's blocks", f"set {prefix}.kind=mednext, or leave it out")
 
 
 def _check_length(key: str, values: Sequence[float], lengths: tuple[int, ...]) -> None:

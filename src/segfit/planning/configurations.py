@@ -204,6 +204,7 @@ def _network(name: str, this: Draft, asked: Asked, in_channels: int, num_outputs
             ndim=2 if ndim == 2 else 3,
             in_channels=in_channels,
             num_outputs=num_outputs,
+            expansion=rules.expansion,
             **(layers | wanted),
         )
     except ValueError as error:
@@ -239,7 +240,7 @@ def _check_network(wanted: Mapping[str, Any], asked: Asked, ndim: int) -> None:
 
 
 def _network_decisions(name: str, this: Draft, asked: Asked, network: NetworkSpec) -> None:
-    rules, stages, residual = this.budget.rules, network.num_stages, network.kind == "residual"
+    rules, stages = this.budget.rules, network.num_stages
     asked.note("base_features", network.features[0])
     asked.note("network", network.plugin)
     for leaf in ("kind", "norm", *_NETWORK):
@@ -260,9 +261,12 @@ def _network_decisions(name: str, this: Draft, asked: Asked, network: NetworkSpe
     cap = rules.max_features_2d if network.ndim == 2 else rules.max_features_3d
     bound = "cap" if network.features[-1] == cap else "stages"
     decide("features", "features", bound, "base_features", base_features=rules.base_features, cap=cap, stages=stages)
-    blocks: dict[str, Any] = {"blocks": rules.encoder_convs} if residual else {}
+    blocks: dict[str, Any] = {"blocks": rules.encoder_convs} if network.kind == "residual" else {}
     decide("encoder_convs", f"encoder_{network.kind}", stages=stages, **blocks)
     decide("decoder_convs", f"decoder_{network.kind}", stages=stages)
+    if network.kind == "mednext":
+        asked.note("expansion", network.expansion)
+        decide("expansion", "expansion")
 
 
 def stride_inputs(spacing: tuple[float, ...], patch: tuple[int, ...], network: NetworkSpec) -> dict[str, Any]:

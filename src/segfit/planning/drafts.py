@@ -126,6 +126,8 @@ def _budget(budget: MemoryBudget, values: ConfigurationOptions) -> MemoryBudget:
     rules = budget.rules if values.kind is None else rules_of_kind(budget.rules, values.kind)
     if values.base_features is not None:
         rules = replace(rules, base_features=values.base_features)
+    if values.expansion is not None:
+        rules = replace(rules, expansion=values.expansion)
     return budget if rules is budget.rules else replace(budget, rules=rules)
 
 

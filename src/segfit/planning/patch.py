@@ -69,6 +69,7 @@ class MemoryBudget:
             encoder_convs=encoder,
             decoder_convs=decoder,
             heads=self.heads,
+            expansion=self.rules.expansion,
         )
 
     def most_voxels(self, ndim: int) -> float:
@@ -83,7 +84,7 @@ class MemoryBudget:
 
     def exceeded(self, ndim: int, estimate: int) -> bool:
         """Whether the patch is still too large. The plain network's 2D patches may fill the memory at batch size 2."""
-        if self.rules.kind == "residual":
+        if self.rules.kind != "plain":
             return estimate > self.elements(ndim)
         return estimate / nnunet_batch(ndim) * SMALLEST_BATCH > self.elements(ndim)
 

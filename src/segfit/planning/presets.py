@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from segfit.device import Hardware
 from segfit.fingerprint.fingerprint import Fingerprint
-from segfit.options import Options
+from segfit.options import NetworkKind, Options
 from segfit.planning.trace import Trace
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What distinguishes one planner of nnU-Net from another.
+    """What distinguishes one planner of nnU-Net from another, or one kind of network.
 
     `elements_2d` and `elements_3d` are the feature-map elements of one sample (`segfit.feature_maps`) that fill
     `memory_gb` at nnU-Net's usual batch size; they scale linearly with the memory target.
@@ -34,7 +34,7 @@ class Rules:
     name: str
     planner: str  # nnU-Net's class
     plans_name: str  # nnU-Net's plans identifier
-    kind: Literal["plain", "residual"]
+    kind: NetworkKind
     memory_gb: float
     elements_2d: float
     elements_3d: float
@@ -44,6 +44,7 @@ class Rules:
     base_features: int = 32
     max_features_2d: int = 512
     max_features_3d: int = 320
+    expansion: int = 2  # MedNeXt only
 
     def features(self, ndim: int, stages: int) -> tuple[int, ...]:
         """Return the features per stage: doubled from stage to stage up to the cap."""
@@ -51,7 +52,7 @@ class Rules:
         return tuple([min(cap, self.base_features << stage) for stage in range(stages)])
 
     def convs(self, stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return convolutions (plain) or blocks (residual) per encoder stage, and convolutions per decoder level."""
+        """Return convolutions (plain) or blocks (others) per encoder stage, and the like per decoder level."""
         last = len(self.encoder_convs) - 1
         encoder = tuple([self.encoder_convs[min(stage, last)] for stage in range(stages)])
         return encoder, (self.decoder_convs,) * (stages - 1)
@@ -92,7 +93,24 @@ RULES: dict[str, Rules] = {
 """The planners of nnU-Net 2.8.1 by preset."""
 
 
-def rules_of_kind(rules: Rules, kind: Literal["plain", "residual"]) -> Rules:
+_MEDNEXT = Rules(
+    name="mednext",
+    planner="",
+    plans_name="",
+    kind="mednext",
+    memory_gb=8,
+    elements_2d=100e6,
+    elements_3d=665e6,
+    coverage=0.05,
+    encoder_convs=(2,),
+    decoder_convs=2,
+    max_features_3d=512,
+)
+"""Blocks and features of MedNeXt-S. Its elements are the plain network's by 7.9 / 6.65: so many bytes of each are
+kept for the backward pass in float32."""
+
+
+def rules_of_kind(rules: Rules, kind: NetworkKind) -> Rules:
     """Return the rules for the other kind of network: its convolutions, and what of it fills the memory.
 
     The share of the dataset in a batch stays; the default planner's rules become those of nnU-Net's
@@ -100,7 +118,7 @@ def rules_of_kind(rules: Rules, kind: Literal["plain", "residual"]) -> Rules:
     """
     if kind == rules.kind:
         return rules
-    other = RULES["resenc-m" if kind == "residual" else "stock"]
+    other = _MEDNEXT if kind == "mednext" else RULES["resenc-m" if kind == "residual" else "stock"]
     return replace(other, name=rules.name, planner=rules.planner, plans_name=rules.plans_name, coverage=rules.coverage)
 
 

@@ -45,6 +45,8 @@ _PREVIOUS = {
 _NO_INTENSITY = {*_BY_PATCH, "exchange"}  # the exchange of labels is a decision of its own
 _ADAMW = {"learning_rate": 3e-4, "momentum": 0.9, "weight_decay": 5e-2}
 """What AdamW starts from where the user names it and nothing else; published for nnU-Net's transformers."""
+_MEDNEXT = {"optimizer": "adamw", "learning_rate": 1e-3, "momentum": 0.9}
+"""What MedNeXt was published with; weight decay stays nnU-Net's."""
 
 
 _FEWEST_SIZES = 10
@@ -157,7 +159,8 @@ def recipe_of(
             f"training.deep_supervision does not fit {item.name} ({reason})",
             f"it needs a U-Net of {_FEWEST_SUPERVISED_STAGES} stages or more",
         )
-    recipe = TrainingSpec(deep_supervision=supervised, augmentation=augmentation)
+    published = _MEDNEXT if _is_published(item, options) else {}
+    recipe = TrainingSpec(deep_supervision=supervised, augmentation=augmentation, **published)
     recipe = recipe.model_copy(update=_asked_training(options))
     seen = item.preprocessing.transpose[-item.ndim :]
     asked.note("mirror_axes", sorted(seen[axis] for axis in augmentation.mirror_axes))
@@ -168,6 +171,11 @@ def recipe_of(
     if not recipe.deep_supervision and options.training.deep_supervision is None and plugin is None:
         asked.trace.differ("unsupervised", name=item.name, stages=item.network.num_stages)
     return recipe
+
+
+def _is_published(item: Configuration, options: Options) -> bool:
+    """Whether the recipe is MedNeXt's: with its blocks, and no optimiser of the user's."""
+    return item.network.kind == "mednext" and item.network.plugin is None and options.training.optimizer is None
 
 
 def decide_common_recipe(
@@ -260,7 +268,7 @@ def _recipe_decisions(
     trace.decide(
         f"{name}.training",
         recipe_values(recipe),
-        "recipe",
+        "recipe_mednext" if _is_published(item, options) else "recipe",
         "",
         *(f"training.{key}" for key in training if key != "deep_supervision"),
     )

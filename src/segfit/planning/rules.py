@@ -33,6 +33,7 @@ SET = "set by you"
 """How a value is called that the user set."""
 _NNUNET = "nnU-Net 2.8.1"
 _PLANNER = f"{_NNUNET} planning rules"
+_MEDNEXT = "MedNeXt (Roy et al., MICCAI 2023)"
 _TRAINING = f"{_NNUNET} training"
 _SEGFIT = "segfit, preset auto"
 _BUDGET = "segfit, docs/decisions/time-budget.md"
@@ -89,10 +90,12 @@ def _spacing(says: str, **bounds: str) -> Rule:
     )
 
 
-def _network(says: str, option: str, changes: str = "another preset", **bounds: str) -> Rule:
+def _network(
+    says: str, option: str, changes: str = "another preset", *, source: str = f"{_PLANNER}, network", **bounds: str
+) -> Rule:
     return Rule(
         says=says,
-        source=f"{_PLANNER}, network",
+        source=source,
         changes=f"{changes}, or the option planning.{option}",
         bounds=bounds or {"": "preset"},
     )
@@ -326,6 +329,9 @@ TABLE: dict[str, Rule] = {
         },
     ),
     "kind": _network("the preset's network: plain convolutions, or a residual encoder", "kind"),
+    "expansion": _network(
+        "twice as many features within a block, as MedNeXt-S", "expansion", "nothing in the data", source=_MEDNEXT
+    ),
     "plugin": _network("the network that is planned, not that of another package", "network", "nothing in the data"),
     "norm": _network("every sample by itself, as nnU-Net's planners have it", "norm", "nothing in the data"),
     "strides": _network(
@@ -359,6 +365,14 @@ TABLE: dict[str, Rule] = {
     "encoder_residual": _network(
         "residual blocks per stage: {blocks}, the last number for all further stages", "encoder_convs"
     ),
+    "encoder_mednext": _network(
+        "two blocks per stage, as MedNeXt-S, beside those that halve the size", "encoder_convs", source=_MEDNEXT
+    ),
+    "decoder_mednext": _network(
+        "two blocks per decoder level, as MedNeXt-S, beside those that double the size, lowest resolution first",
+        "decoder_convs",
+        source=_MEDNEXT,
+    ),
     "decoder_plain": _network("two convolutions per decoder level, lowest resolution first", "decoder_convs"),
     "decoder_residual": _network(
         "one convolution per decoder level beside a residual encoder, lowest resolution first", "decoder_convs"
@@ -391,6 +405,12 @@ TABLE: dict[str, Rule] = {
         f"where there is a 3d_lowres, a patch sees little of the image and {_POOLED}; else {_EACH}",
         {"lowres": "a lower resolution exists", "no_lowres": "no lower resolution exists"},
         "memory",
+    ),
+    "recipe_mednext": Rule(
+        says="AdamW at the rate that MedNeXt was published with; all else is nnU-Net's recipe",
+        source=_MEDNEXT,
+        changes="the options training.*, or a time budget",
+        bounds={"": "kind of network"},
     ),
     "recipe": Rule(
         says="the training recipe of nnU-Net",

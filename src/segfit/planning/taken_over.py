@@ -12,7 +12,10 @@ from segfit.specs import Configuration, NetworkSpec
 
 __all__ = ["NETWORK_OPTIONS", "name_here", "network_values", "told_as_taken_over", "values_of", "with_values"]
 
-NETWORK_OPTIONS = ("kind", "base_features", "features", "strides", "kernels", "encoder_convs", "decoder_convs")
+NETWORK_OPTIONS = (
+    *("kind", "base_features", "features", "strides", "kernels", "encoder_convs", "decoder_convs"),
+    "expansion",
+)
 """Options that say what network is trained."""
 _TAKEN = "taken over"
 
@@ -24,7 +27,8 @@ def name_here(ndim: int) -> ConfigurationName:
 
 def network_values(spec: NetworkSpec) -> dict[str, Any]:
     """Return the options that give a network."""
-    return {leaf: getattr(spec, leaf) for leaf in NETWORK_OPTIONS if leaf != "base_features"}
+    without = {"base_features"} if spec.kind == "mednext" else {"base_features", "expansion"}
+    return {leaf: getattr(spec, leaf) for leaf in NETWORK_OPTIONS if leaf not in without}
 
 
 def values_of(item: Configuration) -> dict[str, Any]:
@@ -80,6 +84,8 @@ def with_values(planning: PlanningOptions, name: ConfigurationName, values: dict
         for leaf, value in values.items()
         if isinstance(value, dict) or leaf not in general
     }
+    if (own.kind or general.get("kind")) not in (None, "mednext"):
+        taken.pop("expansion", None)  # it belongs to the network that is not taken over
     merged = taken | own.model_dump(exclude_none=True, exclude_defaults=True)
     found = dict(planning.by_configuration) | {name: ConfigurationOptions.model_validate(merged)}
     return planning.model_copy(update={"by_configuration": found})

@@ -124,6 +124,7 @@ class _Decision:
             project.progress,
             budget=self._budget,
             shares=self._shares,
+            processes=1 if project.team is None else project.team.ranks.size,
         )
 
     def decide(self) -> Plan:
@@ -352,8 +353,11 @@ class _Decision:
 
     def _accelerated(self, chosen: Sequence[Candidate], folds: Sequence[int], left: float) -> list[Candidate]:
         """Return the candidates with what makes their steps faster on this device in trainings of their length."""
-        if self._device.type != "cuda":
-            return list(chosen)  # compiling takes minutes and gains nothing (docs/decisions/acceleration.md)
+        team = self._project.team
+        if self._device.type != "cuda" or (team is not None and team.ranks.size > 1):
+            # Several processes have none of it. On a CPU compiling takes minutes and gains nothing
+            # (docs/decisions/acceleration.md).
+            return list(chosen)
         steps, share = self._options.training.steps, left / (len(folds) * len(chosen))
         lengths = [share if steps is None else steps * item.step.seconds_per_step for item in chosen]
         with self._project.stage_log.of("size"):

@@ -42,8 +42,11 @@ class Measurer:
         options: Options,
         device: torch.device,
         progress: Progress,
+        processes: int = 1,
     ) -> None:
+        """Where each of several `processes` has a GPU of its own, the steps that are measured are of one's samples."""
         self._fingerprint = fingerprint
+        self._devices = processes if device.type == "cuda" else 1  # on a CPU they share the cores
         self._labels = labels
         self._options = options
         self._device = device
@@ -71,7 +74,9 @@ class Measurer:
             memory_limited(self._device, self.available_gb()),
             kept_threads(self._threads),
         ):
-            step = probe_step(configuration, recipe, self._labels, self._device)
+            samples = -(-configuration.batch_size // self._devices)
+            own = configuration.model_copy(update={"batch_size": samples})
+            step = probe_step(own, recipe, self._labels, self._device)
             task.advance(1, "steps of training")
             tile = probe_forward(configuration, recipe, self._labels, self._device)
             task.advance(1, "tiles of prediction")
@@ -213,7 +218,7 @@ class Measurer:
             costs = [least if item == best and least < inf else seconds(item) for item in tried]
             least = min(costs)
             best = tried[costs.index(least)]
-        result = best, least / (small.batch_size * prod(small.patch_size))
+        result = best, least / (small.batch_size * prod(small.patch_size) * self._devices)
         self._arithmetic[configuration.ndim] = result
         return result
 

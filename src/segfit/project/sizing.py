@@ -65,12 +65,13 @@ class Sizer:
         *,
         budget: float,
         shares: int,
+        processes: int = 1,
     ) -> None:
         """`budget` is all the time there is in seconds, divided among `shares` trainings that were asked for."""
         self._options = options
         self._workload = workload
         self._budget, self._shares = budget, shares
-        self.measurer = Measurer(fingerprint, labels, options, device, progress)
+        self.measurer = Measurer(fingerprint, labels, options, device, progress, processes)
 
     def best(self, planned: Configuration, recipe: TrainingSpec, seconds: float) -> Candidate:
         """Return the largest version of a configuration that still gets enough steps in `seconds`.

@@ -112,6 +112,10 @@ class Ranks:
         """Return the totals of several tensors of one shape, in one message."""
         return values if self.size == 1 else self.total(torch.stack([one.to(values[0]) for one in values])).unbind(0)
 
+    def pooled(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over all processes for what all of them go on computing with, as layers do."""
+        return values if self.size == 1 else _Pooled.apply(values, self)  # type: ignore[no-untyped-call]
+
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean over the samples of all processes of what is a mean over the own ones."""
         if self.size == 1:
@@ -194,3 +198,20 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+class _Pooled(torch.autograd.Function):
+    """The sum over all processes; what each derives of it is summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        result = values.clone(memory_format=torch.contiguous_format)
+        ranks.sum_up(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        result = gradient.clone(memory_format=torch.contiguous_format)
+        ctx.ranks.sum_up(result)
+        return result, None

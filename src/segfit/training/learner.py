@@ -20,6 +20,7 @@ from segfit.augmentation.previous_stage import change, draw_changes, label_chann
 from segfit.device import deterministic_kernels
 from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
+from segfit.networks.blocks import BatchNorm
 from segfit.networks.unet import PluginNetwork, UNet, build_network
 from segfit.specs import Configuration, TrainingSpec
 from segfit.text import extent
@@ -68,6 +69,10 @@ class Learner:
             spec, deep_supervision=recipe.deep_supervision, generator=torch.Generator().manual_seed(seed)
         )
         self.network.num_heads = self.loss.num_heads
+        if ranks.size > 1:
+            for module in self.network.modules():
+                if isinstance(module, BatchNorm):
+                    module.pooled = self._ranks.pooled
         self.network.to(device)
         alone = self._ranks.size == 1
         self.gradients = Gradients(self.network, self.loss, configuration, recipe, device, alone=alone)

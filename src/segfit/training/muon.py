@@ -32,7 +32,7 @@ _Alike = list[tuple[Tensor, Tensor]]
 def kernels_of(network: nn.Module) -> dict[Tensor, int]:
     """Return the convolution kernels of a network, each with the axis that counts its outputs; heads are no kernels."""
     return {
-        module.weight: 0 if isinstance(module, _CONVOLUTIONS) else 1
+        module.weight: 1 if isinstance(module, _TRANSPOSED) and module.groups == 1 else 0
         for module in network.modules()
         if isinstance(module, _CONVOLUTIONS + _TRANSPOSED)
     }
