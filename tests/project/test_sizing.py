@@ -259,10 +259,10 @@ def test_of_several_devices_each_is_measured_with_its_samples(
         project.fingerprint(), project.dataset.labels, project.options, torch.device(kind), Workload(5, 1, 0), SILENT,
         budget=1.0, shares=1, processes=2,
     )  # fmt: skip
-    monkeypatch.setattr(sizer, "available_gb", lambda: inf)
-    monkeypatch.setattr(sizing, "memory_limited", lambda *_: nullcontext())
+    monkeypatch.setattr(sizer.measurer, "available_gb", lambda: inf)
+    monkeypatch.setattr(measuring, "memory_limited", lambda *_: nullcontext())
     planned, recipe = project.plan().configurations["3d_fullres"], project.plan().training["3d_fullres"]
-    found = sizer.measure(planned, recipe)
+    found = sizer.measurer.measure(planned, recipe)
     assert tried == [samples * prod(planned.patch_size)]
     assert found.configuration == planned
 
