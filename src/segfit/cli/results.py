@@ -17,6 +17,7 @@ from segfit.cli.common import (
     Device,
     Out,
     Workers,
+    local_copies,
     open_project,
     print_result,
     with_executor,
@@ -125,10 +126,11 @@ def predict(
             model, device or "auto" if execution.is_here else "cpu", numbers,  # elsewhere workers have it on their own
             checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step, deterministic=deterministic,
         )  # fmt: skip
-        found = _predict(
-            loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-            save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
-        )  # fmt: skip
+        with local_copies(given, execution, output) as places:
+            found = _predict(
+                loaded, _cases(places, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
+                save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
+            )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
         say(f"label files look black in most viewers; {remedy}", sys.stderr)
@@ -176,7 +178,7 @@ def _look_black(files: Sequence[Path], labels: LabelScheme) -> bool:
     return bool(files) and find_format(files[0]).same_depth and max(labels.stored_values) < _VISIBLE
 
 
-def _cases(paths: list[Path], model: Model, progress: Progress) -> Sequence[Case]:
+def _cases(paths: Sequence[Path], model: Model, progress: Progress) -> Sequence[Case]:
     """Return the cases of a folder, or of image files and series."""
     from segfit.dataset.layouts import cases_from_files, find_cases
 

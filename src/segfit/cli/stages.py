@@ -20,6 +20,7 @@ from segfit.cli.common import (
     Out,
     dataset_facts,
     is_project,
+    local_copies,
     open_project,
     opened_executor,
     print_json,
@@ -164,7 +165,9 @@ def check(
         found: Dataset | None = project.dataset
     else:
         asked = Options().with_settings(given)
-        found, problems = checked_dataset(dataset, asked.dataset, execution=replace(execution, workers=asked.workers))
+        execution = replace(execution, workers=asked.workers)
+        with local_copies([dataset], execution) as (place,):
+            found, problems = checked_dataset(place, asked.dataset, execution=execution)
         if found is not None:
             found = grouped(found, asked)
             problems += splits_problems(None, found)
