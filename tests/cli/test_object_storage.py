@@ -205,9 +205,7 @@ def test_any_storage_of_fsspec_will_do_and_a_table_brings_its_folder(
         f"{path.name[:-7]},imagesTr/{path.name[:-7]}_0000.nii.gz,labelsTr/{path.name}"
         for path in sorted((dataset / "labelsTr").iterdir())
     ]
-    fsspec.filesystem("memory").pipe(
-        f"/data/{dataset.name}/cases.csv", "\n".join(["case,image,label", *rows]).encode()
-    )
+    fsspec.filesystem("memory").pipe(f"/data/{dataset.name}/cases.csv", "\n".join(["case,image,label", *rows]).encode())
     project = Project.create(tmp_path / "p", f"{memory}/cases.csv", execution=QUIET)
     assert project.dataset.root == tmp_path / "p" / "dataset" / dataset.name / "cases.csv"
     assert not any(item.fatal for item in project.check())

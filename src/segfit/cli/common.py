@@ -63,7 +63,9 @@ LabelUseName = Literal["classes", "exclusive", "objects-as-foreground", "objects
 
 DatasetArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="DATASET", help="Dataset, its URL as s3://BUCKET/FOLDER, or the project made of it.", show_default=False),
+    typer.Argument(
+        metavar="DATASET", help="Dataset, its URL (s3://...), or the project made of it.", show_default=False
+    ),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="PROJECT", help="Project folder; default: segfit-DATASET here.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +76,7 @@ def add_to(app: typer.Typer) -> None:
         add_verb(app, PIPELINE, verb)
 
 
-_RunExecutor = Annotated[
+_WholeExecutor = Annotated[
     str | None,
     typer.Option(
         "--executor",
@@ -84,6 +84,9 @@ _RunExecutor = Annotated[
         help="Who does the work on cases, or, slurm, all of it; default: this machine.",
     ),
 ]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what --executor slurm would submit.")]
+_Wait = Annotated[bool, typer.Option("--wait", help="Stay until the cluster is done; Ctrl-C ends its tasks.")]
+_Planned = Annotated[bool, typer.Option("--planned", hidden=True)]  # given by the task that plans
 
 
 @with_settings(*_TRAINING)
@@ -93,13 +96,11 @@ def run(
     *,
     given: list[str],
     devices: _Devices = None,
-    executor: _RunExecutor = None,
+    executor: _WholeExecutor = None,
     cluster: Cluster = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --executor slurm would submit.")] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Stay until the cluster is done; Ctrl-C ends its tasks.")
-    ] = False,
-    planned: Annotated[bool, typer.Option("--planned", hidden=True)] = False,  # given by the task that plans
+    dry_run: _DryRun = False,
+    wait: _Wait = False,
+    planned: _Planned = False,
     as_json: AsJson = False,
 ) -> int:
     """Do everything, from the check to the report.
@@ -108,28 +109,34 @@ def run(
     as tasks, and the command ends; segfit status says how far they are, segfit stop ends them.
     """
     from segfit.cli.submitting import run_by_tasks
-    from segfit.execution.engines import does_cases
 
     if executor is not None and devices is not None:
         raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
-
     project: Project | None
-    if executor is not None and not does_cases(executor):
+    if _does_tasks(executor, cluster, of_tasks=dry_run or wait or planned):
         ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
-        file = None if cluster is None else Path(cluster)
-        project = run_by_tasks(dataset, out, given, executor, file, **ways)
+        project = run_by_tasks(dataset, out, given, str(executor), cluster, None, **ways)
         if project is None:
             return 0
-    elif dry_run or wait or planned:
-        raise InputError("--dry-run and --wait are for a run that is submitted", "give --executor slurm too")
-    elif executor is None and cluster is not None:
-        raise InputError("--cluster is of an executor, and none is given", "give --executor slurm, or dask, too")
     else:
         with opened_executor(executor, cluster) as execution, on_devices(devices):
             project = open_project(dataset, out, given, execution)
             with _telling_of_states(project):
                 project.run()
     return print_outcome(project, as_json=as_json)
+
+
+def _does_tasks(executor: str | None, cluster: str | None, *, of_tasks: bool) -> bool:
+    """Whether an executor does whole commands; raise `InputError` for options that are of no executor that is given."""
+    from segfit.execution.engines import does_cases
+
+    if executor is not None and not does_cases(executor):
+        return True
+    if of_tasks:
+        raise InputError("--dry-run and --wait are for work that is submitted", "give --executor slurm too")
+    if executor is None and cluster is not None:
+        raise InputError("--cluster is of an executor, and none is given", "give --executor slurm, or dask, too")
+    return False
 
 
 @contextmanager
@@ -299,7 +306,6 @@ def preprocess(
 
 
 @with_settings(*_TRAINING)
-@with_executor
 def train(
     dataset: DatasetArgument = None,
     out: Out = None,
@@ -313,39 +319,70 @@ def train(
     validate: Annotated[
         bool, typer.Option("--validate", help="Predict their validation cases too, which select does otherwise.")
     ] = False,
+    trained: Annotated[bool, typer.Option("--trained", hidden=True)] = False,  # given by tasks that wait for others
     *,
     given: list[str],
     devices: _Devices = None,
-    execution: Execution,
+    executor: _WholeExecutor = None,
+    cluster: Cluster = None,
+    dry_run: _DryRun = False,
+    wait: _Wait = False,
+    planned: _Planned = False,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Train what fits the time; goes on if stopped.
 
-    With --folds and --configurations several commands part the run's trainings among them.
+    With --folds and --configurations several commands part the run's trainings among them; with --executor slurm each
+    training is a task, and its validation.
     """
-    from segfit.project.trainings import trainings_asked
+    from segfit.cli.submitting import run_by_tasks
+    from segfit.project.submission import Trainings
 
-    numbers = _numbers(folds)
-    names = None if configurations is None else [name.strip() for name in configurations.split(",")]
-    with on_devices(devices):
-        project = open_project(dataset, out, given, execution)
-        with _telling_of_states(project):
-            results = project.train(folds=numbers, configurations=names, validate=validate)
-    done = list(zip(trainings_asked(project, numbers, names), results, strict=True))
+    only = Trainings(
+        _numbers(folds), None if configurations is None else tuple(map(str.strip, configurations.split(",")))
+    )
+    project: Project | None
+    if _does_tasks(executor, cluster, of_tasks=dry_run or wait or planned):
+        if devices is not None:
+            raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
+        ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
+        project = run_by_tasks(dataset, out, given, str(executor), cluster, only, **ways)
+        if project is None:
+            return 0
+    else:
+        with opened_executor(executor, cluster) as execution, on_devices(devices):
+            project = open_project(dataset, out, given, execution)
+            if trained:
+                return _look_for_trained(project, only.configurations)
+            with _telling_of_states(project):
+                project.train(folds=only.folds, configurations=only.configurations, validate=validate)
+    done = [(item, result) for item in only.of(project) if (result := item.result()) is not None]
     if as_json:
         print_json([{"fold": item.fold, **result.model_dump(mode="json")} for item, result in done])
-        return
+        return 0
     rows = [
         (item.name, str(item.fold), str(result.steps), f"{result.seconds:.0f}", dice(result.dice))
         for item, result in done
     ]
     table(("configuration", "fold", "steps", "seconds", "Dice of some cases"), rows, sys.stdout, numbers=True)
+    return 0
 
 
-def _numbers(folds: str | None) -> list[int] | None:
+def _look_for_trained(project: Project, configurations: Sequence[str] | None) -> int:
+    """Return 0 if nobody is at work on trainings that a task waits for, else what has it begun again later."""
+    from segfit.execution.scheduler import AGAIN_LATER
+    from segfit.project.submission import awaited
+
+    titles = awaited(project, configurations)
+    for title in titles:
+        say(f"{title} is at work yet: this begins again later")
+    return AGAIN_LATER if titles else 0
+
+
+def _numbers(folds: str | None) -> tuple[int, ...] | None:
     """Return the folds that an option names."""
     try:
-        return None if folds is None else [int(fold) for fold in folds.split(",")]
+        return None if folds is None else tuple(int(fold) for fold in folds.split(","))
     except ValueError:
         raise InputError(f"--folds takes numbers such as 0,1, not {folds!r}", "give the folds to train") from None
 

@@ -54,7 +54,9 @@ def url_of(place: Any) -> str | None:
         if Path(text).exists():
             return None
     if _SECRET.fullmatch(found[2]):
-        problem = f"the {found[1]}:// URL holds credentials, which would be kept in files and seen in lists of processes"
+        problem = (
+            f"the {found[1]}:// URL holds credentials, which would be kept in files and seen in lists of processes"
+        )
         raise InputError(problem, "leave them out, and set them in the environment")
     return f"{found[1]}://{found[2].rstrip('/')}"
 
@@ -147,7 +149,9 @@ def _opened(url: str) -> tuple[Any, str]:
         action = "pip install 'segfit[s3]'" if protocol in ("s3", "s3a") else "install what fsspec needs for it"
         raise InputError(f"{protocol}:// needs a package that is not installed", action) from None
     except ValueError as error:
-        raise InputError(f"{url} cannot be read ({reason_of(error)})", "give a folder, or a URL as s3://BUCKET/FOLDER") from None
+        raise InputError(
+            f"{url} cannot be read ({reason_of(error)})", "give a folder, or a URL as s3://BUCKET/FOLDER"
+        ) from None
     return storage, str(place)
 
 
@@ -196,7 +200,9 @@ def _is_here(path: Path, entry: tuple[int, str, int]) -> bool:
 def _require_room(url: str, folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if wanted > free:
-        problem = f"{gigabytes(wanted / 2**30)} of {url} are to be fetched, and {folder} has {gigabytes(free / 2**30)} left"
+        problem = (
+            f"{gigabytes(wanted / 2**30)} of {url} are to be fetched, and {folder} has {gigabytes(free / 2**30)} left"
+        )
         raise InputError(problem, "free space, or choose another folder with --out")
 
 
@@ -211,7 +217,7 @@ def _told(absent: str, failed: str) -> Iterator[None]:
     except PermissionError as error:
         action = "set credentials that may read it in the environment"
         raise InputError(f"{failed}: access is denied ({reason_of(error)})", action) from None
-    except Exception as error:  # botocore's, aiohttp's and whatever other libraries raise
+    except Exception as error:  # noqa: BLE001 - botocore's, aiohttp's and whatever other libraries raise
         if "Credentials" in type(error).__name__:
             action = "set them in the environment (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
             raise InputError(f"{failed}: no credentials were found", action) from None

@@ -74,21 +74,27 @@ class Locks:
         """Do every task that no other command is doing, and wait for those that others do."""
         left, told = list(tasks), set[str]()
         while left:
-            left = [task for task in left if not task.is_done()]
-            taken = next((task for task in left if self._taken(task.name)), None)
-            if taken is None:
-                for task in left:
+            others = [task for task in left if not self._done_now(task)]
+            if len(others) == len(left):
+                for task in others:
                     if task.name not in told:
                         self._progress.note(f"waiting for another segfit in this project: {task.name}")
                         told.add(task.name)
-                sleep(_LOOK_S if left else 0.0)
-                continue
-            try:
-                if not taken.is_done():
-                    taken.do()
-                left.remove(taken)
-            finally:
-                self._release(taken.name)
+                sleep(_LOOK_S)
+            left = others
+
+    def _done_now(self, task: Task) -> bool:
+        """Do a task unless it is done, or another command is doing it; return False in this case."""
+        if task.is_done():
+            return True
+        if not self._taken(task.name):
+            return False
+        try:
+            if not task.is_done():
+                task.do()
+        finally:
+            self._release(task.name)
+        return True
 
     @contextmanager
     def joined(self, work: str) -> Iterator[float]:
