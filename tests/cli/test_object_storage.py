@@ -158,8 +158,8 @@ def test_what_fails_is_one_sentence(
     elif fault == "credentials":
         use(monkeypatch, server, **NO_CREDENTIALS)
     elif fault == "denied":
-        use(monkeypatch, server)
-        monkeypatch.setattr("s3fs.S3FileSystem._find", denied)
+        refusing = SimpleNamespace(invalidate_cache=lambda: None, find=denied)
+        monkeypatch.setattr(object_storage, "_opened", lambda _: (refusing, "data/set"))
     else:
         listed = object_storage._listed
         monkeypatch.setattr(object_storage, "_listed", lambda *given: after(listed(*given), storage, url))
@@ -177,7 +177,7 @@ def test_what_fails_is_one_sentence(
         assert run(["check", url, "--out", str(tmp_path / "p")]) == 0
 
 
-async def denied(*_: Any, **__: Any) -> None:
+def denied(*_: Any, **__: Any) -> None:
     raise PermissionError("Access Denied")
 
 

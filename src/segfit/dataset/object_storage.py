@@ -29,6 +29,8 @@ ORIGIN = "origin.json"
 """In the folder of a copy: where it came from, and what was fetched."""
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+([^/].*)", re.DOTALL)  # of two slashes a path has made one
 _SECRET = re.compile(r"[^/]*:[^/]*@.*|.*[?&](X-Amz-|sig=|Signature=).*", re.DOTALL)
+_S3 = ("s3", "s3a")
+_CONNECT_S = 10  # tried five times, instead of 60 s each
 _TABLES = (".csv", ".json")  # name files beside them
 _AT_ONCE = 16  # small files wait for answers more than for bytes
 _BLOCK = 8 << 20  # bytes
@@ -143,10 +145,11 @@ def _opened(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]
+    options: dict[str, Any] = {"config_kwargs": {"connect_timeout": _CONNECT_S}} if protocol in _S3 else {}
     try:
-        storage, place = url_to_fs(url)
+        storage, place = url_to_fs(url, **options)
     except ImportError:
-        action = "pip install 'segfit[s3]'" if protocol in ("s3", "s3a") else "install what fsspec needs for it"
+        action = "pip install 'segfit[s3]'" if protocol in _S3 else "install what fsspec needs for it"
         raise InputError(f"{protocol}:// needs a package that is not installed", action) from None
     except ValueError as error:
         raise InputError(
