@@ -122,19 +122,20 @@ def _fetch_one(storage: Any, listed: Mapping[str, tuple[int, str, str]], copy: P
     size, _, key = listed[path]
     url = storage.unstrip_protocol(key)
     gone, failed = f"{url} changed or went while it was fetched", f"{url} cannot be fetched"
+    again = "run the command again when nobody writes there"
 
     def fill(handle: BinaryIO) -> None:
-        with _told(gone, failed):
+        with _told(gone, failed, again):
             remote = storage.open(key, "rb", block_size=_BLOCK, cache_type="none")
         with remote:
             while True:
-                with _told(gone, failed):
+                with _told(gone, failed, again):
                     block = remote.read(_BLOCK)
                 if not block:
                     break
                 handle.write(block)
         if handle.tell() != size:
-            raise InputError(gone, "run the command again when nobody writes there")
+            raise InputError(gone, again)
 
     write_file(copy / path, fill)
     return (copy / path).stat().st_mtime_ns
@@ -161,7 +162,7 @@ def _opened(url: str) -> tuple[Any, str]:
 def _listed(storage: Any, place: str, url: str) -> tuple[dict[str, tuple[int, str, str]], str]:
     """Return size, mark and key of all files by their places in the copy, and the folder that they are in there."""
     absent = f"{url} does not exist: no such bucket, folder or file"
-    with _told(absent, f"{url} cannot be read"):
+    with _told(absent, f"{url} cannot be read", "correct the URL"):
         storage.invalidate_cache()
         found = storage.find(place, detail=True)
         base = str(PurePosixPath(place).parent) if place in found else place
@@ -210,13 +211,12 @@ def _require_room(url: str, folder: Path, wanted: int) -> None:
 
 
 @contextmanager
-def _told(absent: str, failed: str) -> Iterator[None]:
+def _told(absent: str, failed: str, action: str) -> Iterator[None]:
     """Tell in one sentence what a storage refuses; how its libraries say so is theirs."""
-    again = "run the command again when it answers: what was fetched is kept"
     try:
         yield
     except FileNotFoundError:
-        raise InputError(absent, "correct the URL, or run the command again when nobody writes there") from None
+        raise InputError(absent, action) from None
     except PermissionError as error:
         action = "set credentials that may read it in the environment"
         raise InputError(f"{failed}: access is denied ({reason_of(error)})", action) from None
@@ -224,4 +224,5 @@ def _told(absent: str, failed: str) -> Iterator[None]:
         if "Credentials" in type(error).__name__:
             action = "set them in the environment (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
             raise InputError(f"{failed}: no credentials were found", action) from None
+        again = "run the command again when it answers: what was fetched is kept"
         raise InputError(f"{failed} ({reason_of(error)})", again) from None
