@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,23 +30,20 @@ from segfit.cli.console import problem_table, say, score_table, table, text_widt
 from segfit.cli.devices import on_devices
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
+from segfit.cli.outcome import print_facts, print_outcome, print_verdict
 from segfit.errors import InputError, StoppedError
 from segfit.text import by_axis, count, dice
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
-    from segfit.evaluation.summary import Summary
     from segfit.execution.execution import Execution
     from segfit.project import Project
-    from segfit.project.findings import Findings
-    from segfit.selection.verdict import Verdict
 
-__all__ = ["add_to", "print_outcome"]
+__all__ = ["add_to"]
 
 _Devices = Annotated[
     int | None, typer.Option("--devices", metavar="N", min=1, help="Devices of this machine that train together.")
 ]
-_UNTRUSTED = 3  # exit code of a run whose model should not be used
 _MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "labels", "groups", "settings")
 _TRAINING = (
     "time",
@@ -415,79 +411,6 @@ def select(
         say(f"post-processing: {step.text}")
     say(f"model: {project.folder.model}")
     if so_far:
-        _print_facts(open_bundle(project.folder.model, verify=False).manifest.verdict)
+        print_facts(open_bundle(project.folder.model, verify=False).manifest.verdict)
     else:
-        _print_verdict(project.verdict())
-
-
-def print_outcome(project: Project, *, as_json: bool = False) -> int:
-    """Print Dice, verdict, model and report of a finished run; return its exit code."""
-    folder, found = project.folder, project.findings()
-    assert found.selected is not None
-    summaries = {"cross-validation": found.selected.summary}
-    if found.test is not None:
-        summaries["test"] = found.test
-    verdict = found.verdict
-    code = _UNTRUSTED if verdict is not None and verdict.level == "failed" else 0
-    rows = {f"{name} ({count(len(summary.cases), 'case')})": _dice(summary) for name, summary in summaries.items()}
-    if as_json:
-        means = {name: _dice(summary) for name, summary in summaries.items()}
-        judged = None if verdict is None else verdict.model_dump(mode="json") | {"headline": verdict.headline}
-        warnings = [item.facts for item in project.check() if not item.fatal]
-        told = {"dice": means, "verdict": judged, "model": str(folder.model), "report": str(folder.report)}
-        print_json({**told, "start": _start(found), "warnings": warnings})
-        return code
-    score_table(rows, first="Dice")
-    _print_verdict(verdict)
-    say(f"model:  {folder.model}\nreport: {folder.report}")
-    return code
-
-
-def _start(found: Findings) -> dict[str, Any] | None:
-    """Return what came from the model that the trainings started from, and Dice before and after; None: from none."""
-    initial = None if found.plan is None or found.plan.run is None else found.plan.run.initial
-    if initial is None:
-        return None
-    trainings = [
-        {
-            "configuration": item.name,
-            "fold": item.fold,
-            "cases": list(result.validation_cases),
-            "before": {name: result.before.dice[name] for name in initial.kept},
-            "after": {name: result.curve[-1].dice[name] for name in initial.kept},
-        }
-        for item, result in zip(found.trainings, found.results, strict=True)
-        if result.before is not None and result.curve
-    ]
-    return {**initial.model_dump(mode="json", exclude={"identity"}), "trainings": trainings}
-
-
-def _print_verdict(verdict: Verdict | None) -> None:
-    """Print a verdict; remarks stand in the report and are only counted here."""
-    if verdict is None:
-        return
-    remarks = sum(item.level == "remark" for item in verdict.findings)
-    more = f" ({count(remarks, 'remark')} in the report)" if remarks else ""
-    say(f"verdict: {verdict.headline}{more}")
-    for item in verdict.findings:
-        if item.level != "remark":
-            for text in filter(None, (item.text, item.action)):
-                say(_indented(text))
-
-
-def _print_facts(verdict: Mapping[str, Any]) -> None:
-    """Print the verdict that stands in a model."""
-    say(f"verdict: {verdict['headline']}")
-    for text in verdict["findings"]:
-        say(_indented(text))
-
-
-def _indented(text: str) -> str:
-    """Return a sentence in lines of at most 80 characters; words of commands stay whole."""
-    return textwrap.fill(
-        text, 80, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _dice(summary: Summary) -> Mapping[str, float | None]:
-    return {name: one.dice for name, one in summary.mean.items()} | {"mean": summary.mean_dice}
+        print_verdict(project.verdict())
