@@ -1,10 +1,12 @@
 """What sharing work costs: many small cases by one, two and four workers, and a long list of tasks by several commands.
 
-    python benchmarks/scaling.py --work DIR [--cases 200,2000] [--workers 1,2,4] [--engines pool,dask] [--tasks 500]
+    python benchmarks/scaling.py --work DIR [--cases 200,2000] [--workers 1,2,4] [--engines pool,processes,dask]
+                                 [--tasks 500]
 
 Cases are phantoms of 12 x 24 x 24 voxels. Three pieces of work are done on them: nothing (what handing over costs),
-check and measure, and preprocess. The scheduler of dask and its workers are processes on loopback; its largest memory
-is told. The work list is taken by processes that share a project folder, each task making an empty file.
+check and measure, and preprocess; then a new session looks whether all is done, as every command begins. The scheduler
+of dask and its workers are processes on loopback; its largest memory is told. The work list is taken by processes that
+share a project folder, each task making an empty file.
 The last line of stdout is JSON.
 """
 
@@ -25,6 +27,7 @@ from typing import Any
 
 from segfit import Execution, Project
 from segfit.dataset.phantom import make_phantom
+from segfit.execution.workers import WorkerPool
 from segfit.progress import SILENT
 from segfit.project.folder import ProjectFolder
 from segfit.project.sharing import Locks, Task
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--cases", type=_numbers, default=[200, 2000])
     parser.add_argument("--workers", type=_numbers, default=[1, 2, 4])
-    parser.add_argument("--engines", default="pool,dask")
+    parser.add_argument("--engines", default="pool,processes,dask")
     parser.add_argument("--tasks", type=int, default=500)
     parser.add_argument("--take", type=Path, help=argparse.SUPPRESS)  # what a process of the work list is started with
     given = parser.parse_args()
@@ -72,9 +75,21 @@ def measured(engine: str, workers: int, dataset: Path, cases: int, folder: Path)
         line["check_s"] = timed(lambda: (project.check(), project.fingerprint()))
         project.plan()
         line["preprocess_s"] = timed(project.preprocess)
+        again = timed(lambda: Project.open(folder, execution=execution).preprocess())  # what each command begins with
+        line["again_s"], line["per_case"] = again, per_case(folder, cases)
         line["scheduler_mb"] = None if scheduler is None else peak_mb(scheduler)
     shutil.rmtree(folder)
     return line
+
+
+def per_case(folder: Path, cases: int) -> Line:
+    """Return files and bytes of a project by what they are, per case."""
+    found: dict[str, list[int]] = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = path.name if path.name == "files.json" else path.relative_to(folder).parts[0]
+            found.setdefault(name, []).append(path.stat().st_size)
+    return {name: [round(len(sizes) / cases, 2), round(sum(sizes) / cases)] for name, sizes in sorted(found.items())}
 
 
 def _nothing(execution: Execution, cases: int) -> Iterator[tuple[int, int]]:
@@ -84,8 +99,9 @@ def _nothing(execution: Execution, cases: int) -> Iterator[tuple[int, int]]:
 @contextmanager
 def opened(engine: str, workers: int, folder: Path) -> Iterator[tuple[Execution, int | None]]:
     """Yield an execution by so many workers, and the process of the scheduler if there is one."""
-    if engine == "pool":
-        yield Execution(workers=workers, progress=SILENT), None
+    if engine != "dask":  # the pool takes threads for small work, and processes for large work
+        ways: Line = {"processes": {"engine": lambda count, *_: WorkerPool(count)}}.get(engine, {})
+        yield Execution(workers=workers, progress=SILENT, **ways), None
         return
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
@@ -142,7 +158,7 @@ def told(lines: Sequence[Line], line: Line) -> None:
     """Print a line: what a case took, and how much of the workers was used compared with the fewest workers."""
     same = [item for item in lines if (item["engine"], item["cases"]) == (line["engine"], line["cases"])]
     parts = []
-    for name in ("nothing_s", "check_s", "preprocess_s"):
+    for name in ("nothing_s", "check_s", "preprocess_s", "again_s"):
         share = same[0]["workers"] * same[0][name] / (line["workers"] * line[name])
         parts.append(f"{name[:-2]} {1000 * line[name] / line['cases']:.2f} ms a case ({share:.0%})")
     memory = "" if line["scheduler_mb"] is None else f"; scheduler {line['scheduler_mb']} MB"

@@ -119,11 +119,11 @@ def predict(
 
         if not given or output is None:
             raise InputError("predict --model needs images and, with -o, a folder for the results")
-        numbers = None if folds is None else [part.strip() for part in folds.split(",")]
         if deterministic:
             let_cublas_repeat()
+        where = device or "auto" if execution.is_here else "cpu"  # elsewhere workers have it on their own
         loaded = load_model(
-            model, device or "auto" if execution.is_here else "cpu", numbers,  # elsewhere workers have it on their own
+            model, where, _listed(folds),
             checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step, deterministic=deterministic,
         )  # fmt: skip
         with local_copies(given, execution, output) as places:
@@ -136,6 +136,10 @@ def predict(
         say(f"label files look black in most viewers; {remedy}", sys.stderr)
     facts = {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
     print_result(facts, found, as_json=as_json)
+
+
+def _listed(folds: str | None) -> list[str] | None:
+    return None if folds is None else [part.strip() for part in folds.split(",")]
 
 
 def _predict(
