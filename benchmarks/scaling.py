@@ -187,7 +187,7 @@ def _awaited(file: Path) -> str:
     deadline = time.monotonic() + _PATIENCE_S
     while not (file.exists() and (content := file.read_text().strip())):
         if time.monotonic() > deadline:
-            raise SystemExit("the scheduler of dask did not start")
+            raise SystemExit("the scheduler of dask did not start: is segfit[cluster] installed?")
         time.sleep(0.1)
     return content
 

@@ -26,7 +26,7 @@ from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of
 from segfit.planning.taken_over import told_as_taken_over
-from segfit.preprocessing.dataset import preprocess_dataset
+from segfit.preprocessing.dataset import are_verified, preprocess_dataset
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import Checked, Progress
 from segfit.project.added_time import with_added_time
@@ -417,6 +417,13 @@ class Preparation:
             plan, run = self.plan(), self.plan().run
             names = run.configurations if run else choose_configurations(list(plan.configurations), self.options)
             missing = [name for name in names if f"preprocess {name}" not in self._resolved]
+            for name in (
+                missing if self.store.root.is_dir() else ()
+            ):  # without keeping other commands from the same look
+                keys = self.case_keys(plan.configurations[name])
+                if are_verified(list(keys.values()), self.store, execution=self.execution):
+                    self._resolved[f"preprocess {name}"] = keys
+            missing = [name for name in missing if f"preprocess {name}" not in self._resolved]
             if missing:
                 with self.locks.held("preprocess"), self.stage_log.of("preprocess"):
                     for name in missing:
