@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,19 +44,22 @@ def main() -> None:
     parser.add_argument("--workers", type=_numbers, default=[1, 2, 4])
     parser.add_argument("--engines", default="pool,processes,dask")
     parser.add_argument("--tasks", type=int, default=500)
+    parser.add_argument("--nothing", action="store_true", help="measure handing over alone, and the work list")
     parser.add_argument("--take", type=Path, help=argparse.SUPPRESS)  # what a process of the work list is started with
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     if given.take is not None:
         take(given.take, given.tasks)
         return
     lines: list[Line] = []
     for cases in given.cases:
         dataset = given.work / f"Dataset{cases:03d}_Small"
-        if not (dataset / "dataset.json").exists():
+        if not (given.nothing or (dataset / "dataset.json").exists()):
             make_phantom(dataset, cases=cases, test_cases=0, shape=(12, 24, 24))
         for engine in given.engines.split(","):
             for workers in given.workers:
-                lines.append(measured(engine, workers, dataset, cases, given.work / "p"))
+                place = None if given.nothing else dataset
+                lines.append(measured(engine, workers, place, cases, given.work / "p"))
                 told(lines, lines[-1])
     lists = [work_list(count, given.tasks, given.work / "list") for count in given.workers] if given.tasks else []
     for line in lists:
@@ -65,12 +69,18 @@ def main() -> None:
     print(json.dumps({"cases": lines, "work_list": lists}))
 
 
-def measured(engine: str, workers: int, dataset: Path, cases: int, folder: Path) -> Line:
+def measured(engine: str, workers: int, dataset: Path | None, cases: int, folder: Path) -> Line:
     """Do the three pieces of work in a new project."""
     shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     line: Line = {"engine": engine, "workers": workers, "cases": cases}
     with opened(engine, workers, folder.parent) as (execution, scheduler):
+        before = processor_seconds()
         line["nothing_s"] = timed(lambda: sum(result for _, result in _nothing(execution, cases)))
+        line["nothing_cpu_s"] = round(processor_seconds() - before, 3)
+        line["scheduler_mb"] = None if scheduler is None else peak_mb(scheduler)
+        if dataset is None:
+            return line
         project = Project.create(folder, dataset, settings=["planning.configurations=3d_fullres"], execution=execution)
         line["check_s"] = timed(lambda: (project.check(), project.fingerprint()))
         project.plan()
@@ -158,9 +168,10 @@ def told(lines: Sequence[Line], line: Line) -> None:
     """Print a line: what a case took, and how much of the workers was used compared with the fewest workers."""
     same = [item for item in lines if (item["engine"], item["cases"]) == (line["engine"], line["cases"])]
     parts = []
-    for name in ("nothing_s", "check_s", "preprocess_s", "again_s"):
+    for name in [one for one in ("nothing_s", "check_s", "preprocess_s", "again_s") if one in line]:
         share = same[0]["workers"] * same[0][name] / (line["workers"] * line[name])
         parts.append(f"{name[:-2]} {1000 * line[name] / line['cases']:.2f} ms a case ({share:.0%})")
+    parts[0] += f" and {1000 * line['nothing_cpu_s'] / line['cases']:.2f} ms of processors"
     memory = "" if line["scheduler_mb"] is None else f"; scheduler {line['scheduler_mb']} MB"
     print(f"{line['engine']}, {line['workers']} workers, {line['cases']} cases: {', '.join(parts)}{memory}", flush=True)
 
@@ -169,6 +180,20 @@ def timed(do: Any) -> float:
     begun = time.perf_counter()
     do()
     return round(time.perf_counter() - begun, 3)
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of those that it started."""
+    total, known = 0.0, {os.getpid()}
+    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(folder.name) in known or int(fields[1]) in known:
+            known.add(int(folder.name))
+            total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def peak_mb(process: int) -> int:

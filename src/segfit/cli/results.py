@@ -121,9 +121,8 @@ def predict(
             raise InputError("predict --model needs images and, with -o, a folder for the results")
         if deterministic:
             let_cublas_repeat()
-        where = device or "auto" if execution.is_here else "cpu"  # elsewhere workers have it on their own
         loaded = load_model(
-            model, where, _listed(folds),
+            model, device or "auto" if execution.is_here else "cpu", _listed(folds),  # workers load it themselves
             checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step, deterministic=deterministic,
         )  # fmt: skip
         with local_copies(given, execution, output) as places:
