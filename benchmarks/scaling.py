@@ -64,7 +64,9 @@ def main() -> None:
     lists = [work_list(count, given.tasks, given.work / "list") for count in given.workers] if given.tasks else []
     for line in lists:
         print(
-            f"work list of {given.tasks}, {line['processes']} processes: {line['ms_per_task']} ms per task", flush=True
+            f"work list of {given.tasks}, {line['processes']} processes: {line['ms_per_task']} ms per task, "
+            f"{line['cpu_ms_per_task']} ms of processors",
+            flush=True,
         )
     print(json.dumps({"cases": lines, "work_list": lists}))
 
@@ -144,7 +146,9 @@ def work_list(processes: int, tasks: int, folder: Path) -> Line:
     begun, ended = min(item["begun"] for item in said), max(item["ended"] for item in said)
     done = [item["done"] for item in said]
     assert sum(done) == tasks, done  # each was done once
-    return {"processes": processes, "done": done, "ms_per_task": round(1000 * (ended - begun) / tasks, 2)}
+    cpu = sum(item["cpu"] for item in said)
+    each = {"ms_per_task": round(1000 * (ended - begun) / tasks, 2), "cpu_ms_per_task": round(1000 * cpu / tasks, 2)}
+    return {"processes": processes, "done": done, **each}
 
 
 def take(folder: Path, tasks: int) -> None:
@@ -157,11 +161,11 @@ def take(folder: Path, tasks: int) -> None:
         done += 1
 
     paths = [folder / f"result {number}" for number in range(tasks)]
-    begun = time.time()
+    begun, cpu = time.time(), time.process_time()
     Locks(ProjectFolder(folder), SILENT).share(
         [Task(path.name, path.exists, lambda path=path: do(path)) for path in paths]
     )
-    print(json.dumps({"begun": begun, "ended": time.time(), "done": done}))
+    print(json.dumps({"begun": begun, "ended": time.time(), "cpu": time.process_time() - cpu, "done": done}))
 
 
 def told(lines: Sequence[Line], line: Line) -> None:
