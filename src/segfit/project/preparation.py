@@ -417,18 +417,20 @@ class Preparation:
             plan, run = self.plan(), self.plan().run
             names = run.configurations if run else choose_configurations(list(plan.configurations), self.options)
             missing = [name for name in names if f"preprocess {name}" not in self._resolved]
-            for name in (
-                missing if self.store.root.is_dir() else ()
-            ):  # without keeping other commands from the same look
-                keys = self.case_keys(plan.configurations[name])
-                if are_verified(list(keys.values()), self.store, execution=self.execution):
-                    self._resolved[f"preprocess {name}"] = keys
-            missing = [name for name in missing if f"preprocess {name}" not in self._resolved]
-            if missing:
+            if missing and all(self._is_preprocessed(plan.configurations[name]) for name in missing):
+                with self.stage_log.of("preprocess"):  # without keeping other commands from the same look
+                    for name in missing:
+                        self._resolved[f"preprocess {name}"] = self.case_keys(plan.configurations[name])
+            elif missing:
                 with self.locks.held("preprocess"), self.stage_log.of("preprocess"):
                     for name in missing:
                         self._resolved[f"preprocess {name}"] = self.preprocessed(plan.configurations[name])
         return {name: self._resolved[f"preprocess {name}"] for name in names}
+
+    def _is_preprocessed(self, configuration: Configuration) -> bool:
+        """Whether all training cases are in ``cases/`` and were verified lately."""
+        keys = list(self.case_keys(configuration).values())
+        return are_verified(keys, self.store, execution=self.execution)
 
     def preprocessed(self, configuration: Configuration, cases: Sequence[Case] | None = None) -> dict[str, str]:
         """Preprocess training cases, all unless named; return the key of each in ``cases/`` by case id."""
