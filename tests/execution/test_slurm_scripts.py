@@ -45,8 +45,7 @@ def test_a_script_says_what_its_job_needs(tmp_path: Path) -> None:
         "open-mode": "append",
         "requeue": "",
         "signal": "B:USR1@120",
-        "dependency": "afterok:7_0:7_1",
-        "kill-on-invalid-dep": "yes",
+        "dependency": "afterany:7_0:7_1",
     }
     assert script.startswith("#!/bin/bash\n")
     assert [line.strip() for line in script.splitlines() if line.startswith("    run ")] == [
@@ -296,6 +295,8 @@ def test_what_follows_a_command_that_was_told_waits_for_the_next_start(tmp_path:
         ("exit 2", 0, 2, False),
         ("exit 0", 0, 0, False),
         ("exit 3", 0, 0, False),
+        ("exit 75", 0, 75, True),  # what it needs is at work yet
+        ("exit 75", 100, 75, False),
     ],
 )
 def test_a_command_that_is_killed_is_begun_again_a_few_times(

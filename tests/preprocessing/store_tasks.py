@@ -99,21 +99,21 @@ def check_whole(store: CaseStore, keys: Sequence[str]) -> None:
 
 
 def preprocess_or_be_killed_once(
-    root: Path, spec: PreprocessingSpec, scheme: LabelScheme, room: float, item: tuple[Case, FileHashes]
+    root: Path, spec: PreprocessingSpec, scheme: LabelScheme, room: float, since: float, item: tuple[Case, FileHashes]
 ) -> object:
     """Be killed in the middle of writing the first case."""
     mark = root.with_name("was-killed")
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
-        return dataset._preprocess_case(root, spec, scheme, room, item)
+        return dataset._preprocess_case(root, spec, scheme, room, since, item)
 
     def killed(_: int) -> None:
         assert any(root.glob(".partial-*/image.b2nd"))
         os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = killed
-    return dataset._preprocess_case(root, spec, scheme, room, item)
+    return dataset._preprocess_case(root, spec, scheme, room, since, item)
 
 
 def damage_or_be_killed(root: Path, key: str) -> DamagedCase | None:

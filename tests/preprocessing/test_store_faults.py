@@ -32,7 +32,7 @@ from segfit.execution import pool as pool_module
 from segfit.execution.execution import Execution
 from segfit.execution.workers import WorkerPool
 from segfit.preprocessing import dataset as dataset_module
-from segfit.preprocessing.dataset import preprocess_dataset, preprocessing_in_parts, verify_store
+from segfit.preprocessing.dataset import are_verified, preprocess_dataset, preprocessing_in_parts, verify_store
 from segfit.preprocessing.store import CaseStore
 
 _PATIENCE_S = 600.0  # for what takes ten seconds on an idle machine
@@ -282,3 +282,28 @@ def test_whatever_stands_in_the_place_of_a_case_is_not_taken_for_it(
     fill(dataset, root)
     assert not (root / key).is_symlink()
     _assert_complete(root, expected)
+
+
+def test_what_was_verified_is_read_again_after_a_day_or_a_change(tmp_path: Path, dataset: Path) -> None:
+    store, execution = CaseStore(tmp_path / "store"), Execution(workers=1)
+    keys = list(fill(dataset, store.root).values())
+    for key in keys:
+        assert store.verify(key)
+    assert are_verified(keys, store, execution=execution)
+    assert not are_verified([*keys, "another"], store, execution=execution)
+    folder = store.root / keys[0]
+    yesterday = (folder / "case.json").stat().st_mtime - 90_000
+    os.utime(folder / "case.json", (yesterday, yesterday))
+    assert not are_verified(keys, store, execution=execution)
+    assert store.verify(keys[0])
+    assert are_verified(keys, store, execution=execution)
+    content = (folder / "image.b2nd").read_bytes()
+    times = (folder / "image.b2nd").stat()
+    (folder / "image.b2nd").write_bytes(content[::-1])  # of the same size
+    assert not are_verified(keys, store, execution=execution)
+    os.utime(folder / "image.b2nd", ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk that fails would leave it
+    assert are_verified(keys, store, execution=execution)
+    assert not store.verify(keys[0])  # which is read, and remembered
+    assert not are_verified(keys, store, execution=execution)
+    fill(dataset, store.root)
+    assert (folder / "image.b2nd").read_bytes() == content

@@ -279,3 +279,18 @@ def test_who_lost_a_lease_stops_at_the_next_step_of_the_work(
         file.rename(file.with_name("a.2.lease"))
         with pytest.raises(StageError):
             locks.require()
+
+
+def test_a_long_list_is_looked_through_a_few_times(tmp_path: Path) -> None:
+    looks, results = list[int](), set[int]()
+
+    def task(number: int) -> Task:
+        def is_done() -> bool:
+            looks.append(number)
+            return number in results
+
+        return Task(f"task {number}", is_done, lambda: results.add(number))
+
+    Locks(ProjectFolder(tmp_path), SILENT).share([task(number) for number in range(50)])
+    assert results == set(range(50))
+    assert len(looks) <= 3 * 50  # and not in proportion to its square

@@ -66,14 +66,14 @@ def test_slurm_does_tasks_in_order_and_again(tmp_path: Path) -> None:
     killed_once = ("sh", "-c", f"[ -e {tmp_path}/once ] || {{ touch {tmp_path}/once; kill -KILL $$; }}")
     first = Job("first", (JobTask("good", (killed_once, ("echo", "two  words"))), JobTask("bad", (("false",),))))
     good, bad = slurm.submit(first)
-    (after,) = slurm.submit(Job("after", (JobTask("after", (("echo", "after"),)),), after=(good,)))
-    (never,) = slurm.submit(Job("never", (JobTask("never", (("touch", f"{tmp_path}/never"),)),), after=(good, bad)))
-    ids = [good, bad, after, never]
+    look = ("test", "-e", f"{tmp_path}/{good}.done")  # it has ended once before, and was queued again
+    (after,) = slurm.submit(Job("after", (JobTask("after", (look,)),), after=(good,)))
+    (both,) = slurm.submit(Job("both", (JobTask("both", (look,)),), after=(good, bad)))
+    ids = [good, bad, after, both]
     wait_for(lambda: all(item.state in ("done", "ended") for item in slurm.states(ids).values()))
-    assert [slurm.states(ids)[one].state for one in (good, bad, after)] == ["done", "ended", "done"]
+    assert [slurm.states(ids)[one].state for one in ids] == ["done", "ended", "done", "done"]
     assert "two  words" in slurm.log(good).read_text()
-    assert not (tmp_path / "never").exists()
-    assert {path.stem for path in tmp_path.glob("*.done")} == {good, after}
+    assert {path.stem for path in tmp_path.glob("*.done")} == {good, after, both}
     (hopeless,) = slurm.submit(Job("hopeless", (JobTask("hopeless", (killed,)),)))
     slurm.cancel([hopeless, good])
     wait_for(lambda: all(item.state == "ended" for item in slurm.states([hopeless]).values()))  # one may be forgotten

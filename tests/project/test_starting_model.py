@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from segfit.cli.main import run
-from segfit.cli.stages import print_outcome
+from segfit.cli.outcome import print_outcome
 from segfit.dataset.phantom import make_phantom
 from segfit.files import write_json
 from segfit.networks.unet import build_network

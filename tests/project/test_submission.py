@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from segfit.cli.main import run
 from segfit.errors import InputError, StageError
-from segfit.execution.scheduler import Job, TaskState
+from segfit.execution.scheduler import AGAIN_LATER, Job, TaskState
 from segfit.progress import SILENT
 from segfit.project import Project, submission
 from segfit.project.folder import ProjectFolder
@@ -30,7 +32,7 @@ from segfit.execution.scheduler import TaskState
 
 
 class Toy:
-    '''Each task is a shell that waits for the files which those before leave when they have succeeded.'''
+    '''Each task is a shell that waits for the files which those before leave when they have ended.'''
 
     def __init__(self, options, folder):
         if options:
@@ -44,7 +46,7 @@ class Toy:
         ids = []
         for task in job.tasks:
             name = f"t{len(list(self.folder.glob('*.pid')))}"
-            waits = [f"until [ -e {one}.code ]; do sleep 0.05; done; [ $(cat {one}.code) = 0 ]" for one in job.after]
+            waits = [f"until [ -e {one}.code ]; do sleep 0.05; done" for one in job.after]
             does = " && ".join([*waits, *map(join, task.commands)])
             does = f"({does}); code=$?; [ $code = 3 ] && code=0; echo $code >{name}.code"
             start = 'setsid sh -c "$0" </dev/null >"$1" 2>&1 & echo $! >"$2"'
@@ -168,7 +170,8 @@ def test_before_planning_planning_alone_is_submitted_once(
     assert submit(project, CLUSTER) == 0
     (job,) = listed.jobs
     (task,) = job.tasks
-    assert [command[3] for command in task.commands] == ["plan", "preprocess", "run"]
+    assert [command[5] for command in task.commands] == ["plan", "preprocess", "run"]
+    assert {command[3:5] for command in task.commands} == {("--expect", version("segfit"))}
     assert task.commands[2][-1] == "--planned"
     assert not project.folder.fingerprint.exists()  # nothing is read where nothing is trained
     with pytest.raises(StageError, match="no plan"):
@@ -224,13 +227,86 @@ def test_a_task_that_failed_is_submitted_beside_those_at_work(
     listed.ended.append("1_1")
     assert submit(project, CLUSTER) == 2
     (task,) = listed.jobs[2].tasks
-    assert task.commands[0][3:] == (
+    assert task.commands[0][5:] == (
         "train",
         str(project.folder.root),
         *("--folds", "1", "--configurations", "3d_fullres", "--validate"),
     )
     assert listed.jobs[3].after == ("3_0", "1_0")
     assert "2_0" in listed.ended
+
+
+def test_selection_begins_when_no_task_is_at_work_on_a_training_and_none_has_failed(
+    tmp_path: Path, volumes: Path, tiny: list[str], listed: Listed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "p")
+    submit(sized(tmp_path / "p", volumes, tiny), CLUSTER, planned=True)
+    (last,) = listed.jobs[1].tasks
+    look = list(last.commands[0][5:])
+    assert look == ["train", out, "--trained"]
+    assert [command[5] for command in last.commands] == ["train", "run"]
+    assert run(look) == AGAIN_LATER  # both wait yet, whatever the scheduler thought
+    listed.ended.append("1_1")
+    assert run(look) == 1
+    assert "training 3d_fullres, fold 1" in " ".join(capsys.readouterr().err.split())
+    assert run(["train", out, "--folds", "1"]) == 0  # it is there, whatever became of its task
+    assert run(look) == AGAIN_LATER
+    assert run(["train", out]) == 0
+    assert run(look) == 0
+
+
+def test_trainings_alone_are_submitted_with_no_selection(
+    tmp_path: Path, volumes: Path, tiny: list[str], listed: Listed
+) -> None:
+    asked = ["--folds", "1", "--executor", "slurm"]
+    new = Project.create(tmp_path / "new", volumes, settings=tiny)
+    assert run(["train", str(tmp_path / "new"), *asked]) == 0
+    (task,) = listed.jobs.pop().tasks
+    assert task.commands[2][5:] == ("train", str(new.folder.root), *asked, "--planned")
+    project = sized(tmp_path / "p", volumes, tiny)
+    assert run(["train", str(tmp_path / "p"), *asked, "--planned"]) == 0
+    assert [(job.name, [task.title for task in job.tasks]) for job in listed.jobs] == [
+        ("p-train", ["training 3d_fullres, fold 1"])
+    ]
+    assert submit(project, CLUSTER) == 2  # the other one and selection; that one is at work
+    assert run(["train", str(tmp_path / "p"), "--folds", "7", "--executor", "slurm"]) == 2
+    listed.ended += ["1_0", "2_0", "3_0"]
+    project.train(folds=[1])
+    assert run(["train", str(tmp_path / "p"), *asked, "--json"]) == 0  # there is nothing to do
+    assert len(listed.jobs) == 3
+
+
+def test_a_machine_with_another_version_does_nothing(
+    tmp_path: Path, volumes: Path, tiny: list[str], listed: Listed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project.create(tmp_path / "p", volumes, settings=tiny)
+    submit(project, CLUSTER)
+    command = listed.jobs[0].tasks[0].commands[0]
+    assert run(["--expect", "0.0.1", *command[5:]]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert version("segfit") in told
+    assert "0.0.1" in told
+    assert not project.folder.fingerprint.exists()
+
+
+@pytest.mark.parametrize("fault", ["full", "torn"])
+def test_a_full_disk_leaves_nothing_submitted_twice(
+    tmp_path: Path, volumes: Path, tiny: list[str], listed: Listed, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    project = Project.create(tmp_path / "p", volumes, settings=tiny)
+
+    def full(folder: ProjectFolder, items: list[submission.Submitted]) -> None:
+        if fault == "torn":
+            (folder.tasks / "submitted.jsonl").write_text('{"id": "1_')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.tasks / "submitted.jsonl"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(submission, "note", full)
+        assert run(["run", str(tmp_path / "p"), "--executor", "slurm"]) == 1
+    assert listed.ended == ["1_0"]  # what cannot be written down is taken back
+    assert submit(project, CLUSTER) == 1
+    assert submit(project, CLUSTER) == 0
+    assert [item.id for item in tasks_of(project.folder)] == ["2_0"]
 
 
 def test_nothing_is_left_of_what_is_refused(tmp_path: Path, volumes: Path, tiny: list[str], listed: Listed) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from shlex import quote
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
@@ -41,6 +43,7 @@ __all__ = [
     "dataset_facts",
     "dataset_of",
     "is_project",
+    "local_copies",
     "open_project",
     "opened_executor",
     "print_json",
@@ -61,7 +64,9 @@ LabelUseName = Literal["classes", "exclusive", "objects-as-foreground", "objects
 
 DatasetArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="DATASET", help="Dataset, or the project made of it.", show_default=False),
+    typer.Argument(
+        metavar="DATASET", help="Dataset, its URL (s3://...), or the project made of it.", show_default=False
+    ),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="PROJECT", help="Project folder; default: segfit-DATASET here.")
@@ -353,6 +358,30 @@ def dataset_of(path: Path) -> tuple[Path, DatasetOptions]:
 
     file = ProjectFile.load(ProjectFolder(path.expanduser()).project)
     return file.dataset, file.options.dataset
+
+
+@contextmanager
+def local_copies(
+    places: Sequence[Path], execution: Execution, output: Path | None = None
+) -> Iterator[tuple[Path, ...]]:
+    """Yield places as files and folders: those in object storage are copied for the block, into `output` if given."""
+    from segfit.dataset.object_storage import fetch, url_of
+    from segfit.files import partial_folder
+
+    urls = [url_of(place) for place in places]
+    if not any(urls):
+        yield tuple(places)
+        return
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    folder = Path(mkdtemp(prefix="segfit-")) if output is None else partial_folder(output)
+    try:
+        yield tuple(
+            place if url is None else fetch(url, folder / str(number), execution)
+            for number, (place, url) in enumerate(zip(places, urls, strict=True))
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name_of(dataset: Path) -> str:

@@ -53,13 +53,24 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _expect(given: str | None) -> None:
+    from importlib.metadata import version
+
+    if given is not None and given != (own := version("segfit")):
+        problem = f"this machine has segfit {own}, and the task was submitted by segfit {given}"
+        raise InputError(problem, "have one version on all machines, then submit the run again")
+
+
 @app.callback()
 def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
+    expect: Annotated[
+        str | None, typer.Option("--expect", callback=_expect, hidden=True)  # given by tasks of a cluster
+    ] = None,
 ) -> None:
-    del version
+    del version, expect
 
 
 for verbs in (stages, results, projects, machine, models):

@@ -21,6 +21,7 @@ from segfit.cli.common import (
     Workers,
     dataset_of,
     is_project,
+    local_copies,
     open_project,
     print_json,
     print_result,
@@ -125,12 +126,13 @@ def _export(path: Path, folder: Path, workers: int | None, **given: bool | Label
     execution = console_execution(workers)
     place, asked = dataset_of(path)
     changes = {name: value for name, value in given.items() if value is not None}
-    dataset, problems = checked_dataset(place, asked.model_copy(update=changes), execution=execution)
-    require_usable(problems)
-    assert dataset is not None
-    for problem in problems:
-        execution.progress.warn(problem)
-    return write(dataset, folder, execution=execution)
+    with local_copies([place], execution) as (found,):
+        dataset, problems = checked_dataset(found, asked.model_copy(update=changes), execution=execution)
+        require_usable(problems)
+        assert dataset is not None
+        for problem in problems:
+            execution.progress.warn(problem)
+        return write(dataset, folder, execution=execution)
 
 
 def tune(

@@ -21,7 +21,7 @@ from segfit.cli.common import (
 )
 from segfit.cli.console import say, table, wrapped
 from segfit.cli.help_pages import PROJECTS, add_verb
-from segfit.cli.stages import print_outcome
+from segfit.cli.outcome import print_outcome
 from segfit.errors import InputError
 
 __all__ = ["add_to"]

@@ -17,6 +17,7 @@ from segfit.cli.common import (
     Device,
     Out,
     Workers,
+    local_copies,
     open_project,
     print_json,
     print_result,
@@ -134,17 +135,17 @@ def predict(
 
         if not given or output is None:
             raise InputError("predict --model needs images and, with -o, a folder for the results")
-        numbers = None if folds is None else [part.strip() for part in folds.split(",")]
         if deterministic:
             let_cublas_repeat()
         loaded = load_model(
-            model, device or "auto" if execution.is_here else "cpu", numbers,  # elsewhere workers have it on their own
+            model, device or "auto" if execution.is_here else "cpu", _listed(folds),  # workers load it themselves
             checkpoint=checkpoint, mirror=mirror, tile_step=tile_step, speed=speed, deterministic=deterministic,
         )  # fmt: skip
-        found = _predict(
-            loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-            save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
-        )  # fmt: skip
+        with local_copies(given, execution, output) as places:
+            found = _predict(
+                loaded, _cases(places, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
+                save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
+            )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
         say(f"label files look black in most viewers; {remedy}", sys.stderr)
@@ -153,6 +154,10 @@ def predict(
 
 def _facts(found: Sequence[Path], kept: KeptWarnings) -> dict[str, Any]:
     return {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
+
+
+def _listed(folds: str | None) -> list[str] | None:
+    return None if folds is None else [part.strip() for part in folds.split(",")]
 
 
 def _predict(
@@ -195,7 +200,7 @@ def _look_black(files: Sequence[Path], labels: LabelScheme) -> bool:
     return bool(files) and find_format(files[0]).same_depth and max(labels.stored_values) < _VISIBLE
 
 
-def _cases(paths: list[Path], model: Model, progress: Progress) -> Sequence[Case]:
+def _cases(paths: Sequence[Path], model: Model, progress: Progress) -> Sequence[Case]:
     """Return the cases of a folder, or of image files and series."""
     from segfit.dataset.layouts import cases_from_files, find_cases
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +19,7 @@ from segfit.cli.common import (
     Out,
     dataset_facts,
     is_project,
+    local_copies,
     open_project,
     opened_executor,
     print_json,
@@ -30,23 +30,20 @@ from segfit.cli.console import problem_table, say, score_table, table, text_widt
 from segfit.cli.devices import on_devices
 from segfit.cli.help_pages import PIPELINE, add_verb
 from segfit.cli.models import print_verified, verify_cases
+from segfit.cli.outcome import print_facts, print_outcome, print_verdict
 from segfit.errors import InputError, StoppedError
 from segfit.text import by_axis, count, dice
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
-    from segfit.evaluation.summary import Summary
     from segfit.execution.execution import Execution
     from segfit.project import Project
-    from segfit.project.findings import Findings
-    from segfit.selection.verdict import Verdict
 
-__all__ = ["add_to", "print_outcome"]
+__all__ = ["add_to"]
 
 _Devices = Annotated[
     int | None, typer.Option("--devices", metavar="N", min=1, help="Devices of this machine that train together.")
 ]
-_UNTRUSTED = 3  # exit code of a run whose model should not be used
 _MEASURING = ("preset", "workers", "skip_incomplete", "resample_labels", "labels", "groups", "settings")
 _TRAINING = (
     "time",
@@ -75,7 +72,7 @@ def add_to(app: typer.Typer) -> None:
         add_verb(app, PIPELINE, verb)
 
 
-_RunExecutor = Annotated[
+_WholeExecutor = Annotated[
     str | None,
     typer.Option(
         "--executor",
@@ -83,6 +80,9 @@ _RunExecutor = Annotated[
         help="Who does the work on cases, or, slurm, all of it; default: this machine.",
     ),
 ]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what --executor slurm would submit.")]
+_Wait = Annotated[bool, typer.Option("--wait", help="Stay until the cluster is done; Ctrl-C ends its tasks.")]
+_Planned = Annotated[bool, typer.Option("--planned", hidden=True)]  # given by the task that plans
 
 
 @with_settings(*_TRAINING[:-1], "rule", "settings")
@@ -92,13 +92,11 @@ def run(
     *,
     given: list[str],
     devices: _Devices = None,
-    executor: _RunExecutor = None,
+    executor: _WholeExecutor = None,
     cluster: Cluster = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --executor slurm would submit.")] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Stay until the cluster is done; Ctrl-C ends its tasks.")
-    ] = False,
-    planned: Annotated[bool, typer.Option("--planned", hidden=True)] = False,  # given by the task that plans
+    dry_run: _DryRun = False,
+    wait: _Wait = False,
+    planned: _Planned = False,
     as_json: AsJson = False,
 ) -> int:
     """Do everything, from the check to the report.
@@ -107,28 +105,34 @@ def run(
     as tasks, and the command ends; segfit status says how far they are, segfit stop ends them.
     """
     from segfit.cli.submitting import run_by_tasks
-    from segfit.execution.engines import does_cases
 
     if executor is not None and devices is not None:
         raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
-
     project: Project | None
-    if executor is not None and not does_cases(executor):
+    if _does_tasks(executor, cluster, of_tasks=dry_run or wait or planned):
         ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
-        file = None if cluster is None else Path(cluster)
-        project = run_by_tasks(dataset, out, given, executor, file, **ways)
+        project = run_by_tasks(dataset, out, given, str(executor), cluster, None, **ways)
         if project is None:
             return 0
-    elif dry_run or wait or planned:
-        raise InputError("--dry-run and --wait are for a run that is submitted", "give --executor slurm too")
-    elif executor is None and cluster is not None:
-        raise InputError("--cluster is of an executor, and none is given", "give --executor slurm, or dask, too")
     else:
         with opened_executor(executor, cluster) as execution, on_devices(devices):
             project = open_project(dataset, out, given, execution)
             with _telling_of_states(project):
                 project.run()
     return print_outcome(project, as_json=as_json)
+
+
+def _does_tasks(executor: str | None, cluster: str | None, *, of_tasks: bool) -> bool:
+    """Whether an executor does whole commands; raise `InputError` for options that are of no executor that is given."""
+    from segfit.execution.engines import does_cases
+
+    if executor is not None and not does_cases(executor):
+        return True
+    if of_tasks:
+        raise InputError("--dry-run and --wait are for work that is submitted", "give --executor slurm too")
+    if executor is None and cluster is not None:
+        raise InputError("--cluster is of an executor, and none is given", "give --executor slurm, or dask, too")
+    return False
 
 
 @contextmanager
@@ -164,7 +168,9 @@ def check(
         found: Dataset | None = project.dataset
     else:
         asked = Options().with_settings(given)
-        found, problems = checked_dataset(dataset, asked.dataset, execution=replace(execution, workers=asked.workers))
+        execution = replace(execution, workers=asked.workers)
+        with local_copies([dataset], execution) as (place,):
+            found, problems = checked_dataset(place, asked.dataset, execution=execution)
         if found is not None:
             found = grouped(found, asked)
             problems += splits_problems(None, found)
@@ -296,7 +302,6 @@ def preprocess(
 
 
 @with_settings(*_TRAINING)
-@with_executor
 def train(
     dataset: DatasetArgument = None,
     out: Out = None,
@@ -310,39 +315,70 @@ def train(
     validate: Annotated[
         bool, typer.Option("--validate", help="Predict their validation cases too, which select does otherwise.")
     ] = False,
+    trained: Annotated[bool, typer.Option("--trained", hidden=True)] = False,  # given by tasks that wait for others
     *,
     given: list[str],
     devices: _Devices = None,
-    execution: Execution,
+    executor: _WholeExecutor = None,
+    cluster: Cluster = None,
+    dry_run: _DryRun = False,
+    wait: _Wait = False,
+    planned: _Planned = False,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Train what fits the time; goes on if stopped.
 
-    With --folds and --configurations several commands part the run's trainings among them.
+    With --folds and --configurations several commands part the run's trainings among them; with --executor slurm each
+    training is a task, and its validation.
     """
-    from segfit.project.trainings import trainings_asked
+    from segfit.cli.submitting import run_by_tasks
+    from segfit.project.submission import Trainings
 
-    numbers = _numbers(folds)
-    names = None if configurations is None else [name.strip() for name in configurations.split(",")]
-    with on_devices(devices):
-        project = open_project(dataset, out, given, execution)
-        with _telling_of_states(project):
-            results = project.train(folds=numbers, configurations=names, validate=validate)
-    done = list(zip(trainings_asked(project, numbers, names), results, strict=True))
+    only = Trainings(
+        _numbers(folds), None if configurations is None else tuple(map(str.strip, configurations.split(",")))
+    )
+    project: Project | None
+    if _does_tasks(executor, cluster, of_tasks=dry_run or wait or planned):
+        if devices is not None:
+            raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
+        ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
+        project = run_by_tasks(dataset, out, given, str(executor), cluster, only, **ways)
+        if project is None:
+            return 0
+    else:
+        with opened_executor(executor, cluster) as execution, on_devices(devices):
+            project = open_project(dataset, out, given, execution)
+            if trained:
+                return _look_for_trained(project, only.configurations)
+            with _telling_of_states(project):
+                project.train(folds=only.folds, configurations=only.configurations, validate=validate)
+    done = [(item, result) for item in only.of(project) if (result := item.result()) is not None]
     if as_json:
         print_json([{"fold": item.fold, **result.model_dump(mode="json")} for item, result in done])
-        return
+        return 0
     rows = [
         (item.name, str(item.fold), str(result.steps), f"{result.seconds:.0f}", dice(result.dice))
         for item, result in done
     ]
     table(("configuration", "fold", "steps", "seconds", "Dice of some cases"), rows, sys.stdout, numbers=True)
+    return 0
 
 
-def _numbers(folds: str | None) -> list[int] | None:
+def _look_for_trained(project: Project, configurations: Sequence[str] | None) -> int:
+    """Return 0 if nobody is at work on trainings that a task waits for, else what has it begun again later."""
+    from segfit.execution.scheduler import AGAIN_LATER
+    from segfit.project.submission import awaited
+
+    titles = awaited(project, configurations)
+    for title in titles:
+        say(f"{title} is at work yet: this begins again later")
+    return AGAIN_LATER if titles else 0
+
+
+def _numbers(folds: str | None) -> tuple[int, ...] | None:
     """Return the folds that an option names."""
     try:
-        return None if folds is None else [int(fold) for fold in folds.split(",")]
+        return None if folds is None else tuple(int(fold) for fold in folds.split(","))
     except ValueError:
         raise InputError(f"--folds takes numbers such as 0,1, not {folds!r}", "give the folds to train") from None
 
@@ -375,79 +411,6 @@ def select(
         say(f"post-processing: {step.text}")
     say(f"model: {project.folder.model}")
     if so_far:
-        _print_facts(open_bundle(project.folder.model, verify=False).manifest.verdict)
+        print_facts(open_bundle(project.folder.model, verify=False).manifest.verdict)
     else:
-        _print_verdict(project.verdict())
-
-
-def print_outcome(project: Project, *, as_json: bool = False) -> int:
-    """Print Dice, verdict, model and report of a finished run; return its exit code."""
-    folder, found = project.folder, project.findings()
-    assert found.selected is not None
-    summaries = {"cross-validation": found.selected.summary}
-    if found.test is not None:
-        summaries["test"] = found.test
-    verdict = found.verdict
-    code = _UNTRUSTED if verdict is not None and verdict.level == "failed" else 0
-    rows = {f"{name} ({count(len(summary.cases), 'case')})": _dice(summary) for name, summary in summaries.items()}
-    if as_json:
-        means = {name: _dice(summary) for name, summary in summaries.items()}
-        judged = None if verdict is None else verdict.model_dump(mode="json") | {"headline": verdict.headline}
-        warnings = [item.facts for item in project.check() if not item.fatal]
-        told = {"dice": means, "verdict": judged, "model": str(folder.model), "report": str(folder.report)}
-        print_json({**told, "start": _start(found), "warnings": warnings})
-        return code
-    score_table(rows, first="Dice")
-    _print_verdict(verdict)
-    say(f"model:  {folder.model}\nreport: {folder.report}")
-    return code
-
-
-def _start(found: Findings) -> dict[str, Any] | None:
-    """Return what came from the model that the trainings started from, and Dice before and after; None: from none."""
-    initial = None if found.plan is None or found.plan.run is None else found.plan.run.initial
-    if initial is None:
-        return None
-    trainings = [
-        {
-            "configuration": item.name,
-            "fold": item.fold,
-            "cases": list(result.validation_cases),
-            "before": {name: result.before.dice[name] for name in initial.kept},
-            "after": {name: result.curve[-1].dice[name] for name in initial.kept},
-        }
-        for item, result in zip(found.trainings, found.results, strict=True)
-        if result.before is not None and result.curve
-    ]
-    return {**initial.model_dump(mode="json", exclude={"identity"}), "trainings": trainings}
-
-
-def _print_verdict(verdict: Verdict | None) -> None:
-    """Print a verdict; remarks stand in the report and are only counted here."""
-    if verdict is None:
-        return
-    remarks = sum(item.level == "remark" for item in verdict.findings)
-    more = f" ({count(remarks, 'remark')} in the report)" if remarks else ""
-    say(f"verdict: {verdict.headline}{more}")
-    for item in verdict.findings:
-        if item.level != "remark":
-            for text in filter(None, (item.text, item.action)):
-                say(_indented(text))
-
-
-def _print_facts(verdict: Mapping[str, Any]) -> None:
-    """Print the verdict that stands in a model."""
-    say(f"verdict: {verdict['headline']}")
-    for text in verdict["findings"]:
-        say(_indented(text))
-
-
-def _indented(text: str) -> str:
-    """Return a sentence in lines of at most 80 characters; words of commands stay whole."""
-    return textwrap.fill(
-        text, 80, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _dice(summary: Summary) -> Mapping[str, float | None]:
-    return {name: one.dice for name, one in summary.mean.items()} | {"mean": summary.mean_dice}
+        print_verdict(project.verdict())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from segfit.project import Project
     from segfit.project.folder import ProjectFolder
+    from segfit.project.submission import Trainings
     from segfit.project.submitted import TaskStatus
 
 __all__ = ["next_with_tasks", "print_tasks", "run_by_tasks"]
@@ -29,34 +30,35 @@ def run_by_tasks(
     out: Path | None,
     settings: list[str],
     executor: str,
-    file: Path | None,
+    cluster_file: str | None,
+    only: Trainings | None = None,
     *,
     dry_run: bool,
     wait: bool,
     planned: bool,
     as_json: bool,
 ) -> Project | None:
-    """Have a run done by a scheduler; return the project if it is done, None if it is submitted or shown."""
+    """Have a run, or trainings of it, done by a scheduler; return the project if they are done, else None."""
     from segfit.project.folder import ProjectFolder
     from segfit.project.submission import Cluster, scripts_of, submit
     from segfit.project.submitted import tasks_of
 
-    cluster = Cluster(executor, file)
+    cluster = Cluster(executor, None if cluster_file is None else Path(cluster_file))
     cluster.opened(ProjectFolder(project_folder(dataset, out).absolute()))  # what is wrong is told before all else
     project = open_project(dataset, out, settings)
     if dry_run:
-        scripts = scripts_of(project, cluster)
+        scripts = scripts_of(project, cluster, only)
         if as_json:
             print_json({"scripts": scripts})
         else:
-            say("\n".join(scripts) if scripts else "nothing to submit: the run is done")
+            say("\n".join(scripts) if scripts else "nothing to submit: all is done")
         return None
-    number = submit(project, cluster, planned=planned)
+    number = submit(project, cluster, only, planned=planned)
     tasks = tasks_of(project.folder)
     if wait:
         tasks = _awaited(project.folder)
     if not any(item.is_at_work for item in tasks):
-        return _finished(project, tasks)
+        return _finished(project, tasks, only)
     if as_json:
         print_json({"submitted": number, "tasks": [item.model_dump(mode="json") for item in tasks]})
         return None
@@ -75,7 +77,8 @@ def print_tasks(tasks: Sequence[TaskStatus]) -> None:
     table(("task", "id", "state", "machine", "reached"), rows, sys.stdout)
     for item in tasks:
         if item.detail and item.state == "ended":
-            log = f"; see {item.log}" if item.log.exists() else f", and left no {item.log}"
+            unseen = f": see whether {item.where} has this folder and may write there" if item.where else ""
+            log = f"; see {item.log}" if item.log.exists() else f", and left no {item.log}{unseen}"
             say(wrapped(f"{item.title}: {item.detail}{log}", sys.stdout, "  "))
     for problem in dict.fromkeys(item.detail for item in tasks if item.state == "unknown"):
         say(wrapped(f"unknown: {problem}", sys.stdout, "  "))
@@ -115,15 +118,20 @@ def _awaited(folder: ProjectFolder) -> list[TaskStatus]:
         raise
 
 
-def _finished(project: Project, tasks: Sequence[TaskStatus]) -> Project:
+def _finished(project: Project, tasks: Sequence[TaskStatus], only: Trainings | None) -> Project:
     """Return the project as its tasks left it, if they did all; else say which did not."""
     from segfit.project import Project
 
     project = Project.open(project.folder.root)
-    if project.findings().selected is not None and project.folder.report.exists():
+    found = project.findings()
+    if only is None:
+        is_done = found.selected is not None and project.folder.report.exists()
+    else:
+        is_done = bool(found.trainings) and all(item.is_done() for item in only.of(project))
+    if is_done:
         return project
     failed = next((item for item in tasks if item.detail.startswith(("failed", "cancelled", "timeout"))), tasks[-1])
     raise StageError(
-        f"the tasks have ended before the run was done: {failed.title} ({failed.detail or failed.state})",
+        f"the tasks have ended before all was done: {failed.title} ({failed.detail or failed.state})",
         f"read {failed.log}, then give the same command again",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,13 @@ class Dataset(Record):
 
     def weights(self, names: Sequence[str]) -> list[float] | None:
         """Return how often training cases are drawn, relative to each other; None where all are drawn alike."""
-        weights = [self.case(name).weight for name in names]
+        weights = [case.weight for case in self.cases(names)]
         return None if len(set(weights)) == 1 and weights[0] else weights
+
+    def cases(self, names: Iterable[str]) -> list[Case]:
+        """Return training cases by their ids, in one pass; raise KeyError for one that is not there."""
+        known = {case.id: case for case in self.training}
+        return [known[name] for name in names]
 
     def case(self, case_id: str) -> Case:
         """Return a training case by its id; raise KeyError if there is none."""

@@ -15,12 +15,24 @@ from typing import Literal, Protocol
 from segfit.errors import InputError, reason_of
 from segfit.plugins import guarded, load_plugin
 
-__all__ = ["SCHEDULERS", "Job", "JobTask", "Scheduler", "State", "TaskState", "open_scheduler", "read_cluster_file"]
+__all__ = [
+    "AGAIN_LATER",
+    "SCHEDULERS",
+    "Job",
+    "JobTask",
+    "Scheduler",
+    "State",
+    "TaskState",
+    "open_scheduler",
+    "read_cluster_file",
+]
 
 State = Literal["waiting", "running", "done", "ended", "unknown"]
 """Of a task: done if it succeeded, ended if it did not or that is forgotten, unknown where nobody answers."""
 
 SCHEDULERS: Mapping[str, str] = {"slurm": "segfit.execution.slurm"}  # modules that are imported when they are asked for
+AGAIN_LATER = 75
+"""Exit code of a command that is to be begun again later, as what it needs is at work yet (EX_TEMPFAIL)."""
 _LARGEST_FILE = 1 << 16  # bytes of a cluster file
 
 
@@ -47,7 +59,7 @@ class Job:
     ----------
     name : of letters, digits, and - and _
     tasks : at least one
-    after : ids of tasks that have to succeed before
+    after : ids of tasks that have to end before; whether they succeeded is seen by the commands
     """
 
     name: str

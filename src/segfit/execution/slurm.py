@@ -15,7 +15,7 @@ from shlex import join
 
 from segfit.errors import InputError, StageError, nearest
 from segfit.execution.processors import affinity, available_workers
-from segfit.execution.scheduler import Job, JobTask, State, TaskState
+from segfit.execution.scheduler import AGAIN_LATER, Job, JobTask, State, TaskState
 
 __all__ = ["Slurm", "open_tasks"]
 
@@ -90,6 +90,7 @@ run() {{  # a command, which saves its state and ends with 143 when it is told t
     case $code$told in
     143x*) again {_MOST_STARTS} ;;
     137*) again {_MOST_KILLS} ;;  # killed
+    {AGAIN_LATER}*) again {_MOST_STARTS} ;;  # what it needs is at work
     esac
     [ $code = 0 ] || [ $code = 3 ] || exit $code  # 3: it is done, and says that its model is not to be trusted
 }}
@@ -132,8 +133,8 @@ class Slurm:
             "requeue": "true",
             "signal": f"B:USR1@{_TOLD_S}",
         }
-        if job.after:
-            facts |= {"dependency": f"afterok:{':'.join(job.after)}", "kill-on-invalid-dep": "yes"}
+        if job.after:  # not afterok: SLURM may count a task that it queues again as failed, and drops what waits for it
+            facts |= {"dependency": f"afterany:{':'.join(job.after)}"}
         lines = [f"#SBATCH --{name}{'' if value == 'true' else f'={value}'}" for name, value in facts.items()]
         cases = [line for number, task in enumerate(job.tasks) for line in _case(number, task)]
         end = 'touch "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.done"  # SLURM soon forgets it'

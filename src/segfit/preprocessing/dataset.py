@@ -14,7 +14,7 @@ from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem, StageError, warning
 from segfit.execution.execution import LOCAL, Execution
-from segfit.files import content_hash, remove_leftovers
+from segfit.files import content_hash, file_system_time, remove_leftovers
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import read_case, read_grid
@@ -22,12 +22,16 @@ from segfit.images.image import problem_of
 from segfit.labels import LabelScheme
 from segfit.preprocessing.pipeline import TooLargeError, preprocess
 from segfit.preprocessing.store import CaseStore, DamagedCase, compressed, legible_name
+from segfit.progress import SILENT
 from segfit.resampling import new_shape
 from segfit.specs import PreprocessingSpec
 from segfit.text import count
 
-__all__ = ["largest_grid", "preprocess_dataset", "preprocessing_in_parts", "verify_store"]
+__all__ = ["are_verified", "largest_grid", "preprocess_dataset", "preprocessing_in_parts", "verify_store"]
 
+_VERIFIED_S = (
+    86400.0  # for so long it counts that a case was verified: hundreds of tasks need not all read it (assumption)
+)
 _WORKING_COPIES = 6  # arrays of a case's size that preprocessing holds at its peak
 
 
@@ -42,11 +46,11 @@ def preprocess_dataset(
 ) -> dict[str, str]:
     """Preprocess every case that is not in the store yet, and return the key of each case by its id.
 
-    Cases that are there are verified byte for byte; damaged ones are made anew, and those of an earlier version, which
-    is noted. As many cases are in work at once as fit into free memory. A case without label file is stored without
-    labels. Raises `StageError` if a case cannot be stored; what was finished before stays. Cases that cannot be used or
-    do not fit into memory do not stop the others: one `DatasetError` or `StageError` names them at the end. Headers of
-    cases that were `measured` are not read to know how large they are.
+    Cases that are there are verified byte for byte, at most once a day; damaged ones are made anew, and those of an
+    earlier version, which is noted. As many cases are in work at once as fit into free memory. A case without label
+    file is stored without labels. Raises `StageError` if a case cannot be stored; what was finished before stays. Cases
+    that cannot be used or do not fit into memory do not stop the others: one `DatasetError` or `StageError` names them
+    at the end. Headers of cases that were `measured` are not read to know how large they are.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(store.root)
@@ -57,7 +61,7 @@ def preprocess_dataset(
     known = _known_cases(spec, measured)
     try:
         for (case, _), done in execution.map(
-            partial(_preprocess_case, store.root, spec, scheme, execution.memory_bytes),
+            partial(_preprocess_case, store.root, spec, scheme, execution.memory_bytes, _verified_since(store)),
             [(case, store.hashes.of(case)) for case in cases],
             description="preprocess",
             name=lambda item: item[0].id,
@@ -92,6 +96,21 @@ def preprocess_dataset(
     return {case.id: keys[case.id] for case in cases}
 
 
+def are_verified(keys: Sequence[str], store: CaseStore, *, execution: Execution = LOCAL) -> bool:
+    """Return whether all these cases are in the store and were verified lately; no file of them is read through."""
+    if not store.root.is_dir():
+        return False
+    since = _verified_since(store)
+    look = partial(CaseStore.was_verified, store, since=since)
+    quiet = replace(execution, progress=SILENT)
+    return all(is_good for _, is_good in quiet.map(look, keys, description="look"))
+
+
+def _verified_since(store: CaseStore) -> float:
+    """Return since when cases must have been verified, by the clock of the file system."""
+    return file_system_time(store.root) - _VERIFIED_S
+
+
 def preprocessing_in_parts(
     cases: Sequence[Case], spec: PreprocessingSpec, *, measured: Fingerprint | None = None, execution: Execution = LOCAL
 ) -> AbstractContextManager[Execution]:
@@ -111,7 +130,7 @@ class _Done:
 
 
 def _preprocess_case(
-    root: Path, spec: PreprocessingSpec, scheme: LabelScheme, room: float, item: tuple[Case, FileHashes]
+    root: Path, spec: PreprocessingSpec, scheme: LabelScheme, room: float, since: float, item: tuple[Case, FileHashes]
 ) -> _Done:
     """See that a case is in the store at `root`."""
     case, hashes = item
@@ -119,7 +138,7 @@ def _preprocess_case(
     made_of = store.made_of(case, spec, scheme)
     key = content_hash(made_of)
     was_there = (root / key).exists()
-    if was_there and store.verify(key):
+    if was_there and (store.was_verified(key, since) or store.verify(key)):
         return _Done(key, hashes)
     was_outdated = was_there and store.is_outdated(key)
     if was_there:

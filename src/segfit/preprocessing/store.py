@@ -193,8 +193,29 @@ class CaseStore:
         """Return whether a case is there and every byte of it is what was written."""
         return self.damage(key) is None
 
+    def was_verified(self, key: str, since: float) -> bool:
+        """Return whether every byte of a case was written or read since a time, and none of its files changed after.
+
+        That is when ``case.json`` was touched; times are those of the file system.
+        """
+        found, folder = self._load(key), self.root / key
+        if found is None:
+            return False
+        try:
+            touched = (folder / "case.json").stat().st_mtime_ns
+            changed = max((folder / name).stat().st_mtime_ns for name in found[1].files)
+        except OSError:
+            return False
+        return touched > changed and touched >= since * 1e9
+
     def damage(self, key: str) -> DamagedCase | None:
-        """Read every byte of a case and return what is wrong with it, if anything is."""
+        """Read every byte of a case and return what is wrong with it, if anything is; see `was_verified`."""
+        found = self._damage(key)
+        with suppress(OSError):  # it may not be there, or may not be written
+            os.utime(self.root / key / "case.json", None if found is None else (0, 0))
+        return found
+
+    def _damage(self, key: str) -> DamagedCase | None:
         folder, found = self.root / key, self._load(key)
         if found is None:
             return DamagedCase(legible_name(folder), folder, "it is incomplete, another case, or case.json is damaged")

@@ -2,6 +2,7 @@
 
 my-project/
   project.json       dataset and options
+  dataset/           of a dataset in object storage: its files, and origin.json, which says whence
   check.json         problems found in the dataset
   fingerprint.json   splits.json
   plan.json  selection.json  validation.json  report.html  model/  predictions/    of the present options; copies
@@ -63,6 +64,7 @@ class ProjectFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.project = root / "project.json"
+        self.dataset = root / "dataset"
         self.check = root / "check.json"
         self.fingerprint = root / "fingerprint.json"
         self.splits = root / "splits.json"
@@ -87,7 +89,7 @@ class ProjectFolder:
         remove_leftovers(self.root)
         for path in self.root.iterdir():
             if path.is_dir():
-                remove_leftovers(path, deep=path != self.cases)  # those are many, and whole or not there
+                remove_leftovers(path, deep=path not in (self.cases, self.dataset))  # many, and whole or not there
 
     def of_plan(self, key: str) -> PlanFolder:
         """Folder of what hangs on a plan."""

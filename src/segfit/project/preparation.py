@@ -26,7 +26,7 @@ from segfit.planning.plan import Plan, RunSpec
 from segfit.planning.planner import derive
 from segfit.planning.presets import orientation_of
 from segfit.planning.taken_over import told_as_taken_over
-from segfit.preprocessing.dataset import preprocess_dataset
+from segfit.preprocessing.dataset import are_verified, preprocess_dataset
 from segfit.preprocessing.store import CaseStore, StoredCase
 from segfit.progress import Checked, Progress
 from segfit.project.added_time import with_added_time
@@ -417,11 +417,20 @@ class Preparation:
             plan, run = self.plan(), self.plan().run
             names = run.configurations if run else choose_configurations(list(plan.configurations), self.options)
             missing = [name for name in names if f"preprocess {name}" not in self._resolved]
-            if missing:
+            if missing and all(self._is_preprocessed(plan.configurations[name]) for name in missing):
+                with self.stage_log.of("preprocess"):  # without keeping other commands from the same look
+                    for name in missing:
+                        self._resolved[f"preprocess {name}"] = self.case_keys(plan.configurations[name])
+            elif missing:
                 with self.locks.held("preprocess"), self.stage_log.of("preprocess"):
                     for name in missing:
                         self._resolved[f"preprocess {name}"] = self.preprocessed(plan.configurations[name])
         return {name: self._resolved[f"preprocess {name}"] for name in names}
+
+    def _is_preprocessed(self, configuration: Configuration) -> bool:
+        """Whether all training cases are in ``cases/`` and were verified lately."""
+        keys = list(self.case_keys(configuration).values())
+        return are_verified(keys, self.store, execution=self.execution)
 
     def preprocessed(self, configuration: Configuration, cases: Sequence[Case] | None = None) -> dict[str, str]:
         """Preprocess training cases, all unless named; return the key of each in ``cases/`` by case id."""

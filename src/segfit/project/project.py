@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from segfit.dataset.checks import check_dataset, require_usable
 from segfit.dataset.layouts import open_dataset
 from segfit.dataset.manifest import Dataset
+from segfit.dataset.object_storage import ORIGIN, fetch, url_of
 from segfit.errors import DatasetError, InputError, reason_of
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
@@ -19,6 +20,7 @@ from segfit.project.added_time import with_added_time
 from segfit.project.documents import load
 from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.preparation import Preparation
+from segfit.project.sharing import Locks
 from segfit.project.starting_model import resolved
 from segfit.project.status import ProjectStatus, status_of
 from segfit.records import record_of
@@ -70,6 +72,12 @@ class Project(Preparation):
         settings, time_before = with_added_time(ProjectFolder(root), before, settings)
         options = (options or (before.options if before is not None else Options())).with_settings(settings)
         skip = options.dataset.skip_incomplete
+        if root.exists() and not root.is_dir():
+            raise InputError(f"{root} is a file", "choose a folder with --out")
+        if before is None and root.exists() and _holds_something(root):
+            raise InputError(f"{root} is not empty and not a segfit project", "choose another folder with --out")
+        if not isinstance(dataset, Dataset) and (url := url_of(dataset)) is not None:
+            dataset = _fetched(url, root, before, execution)
         if before is not None and not isinstance(dataset, Dataset) and _same_place(dataset, before.dataset):
             dataset = before.dataset  # under the path it is known by, so that nothing looks changed
         opened = dataset if isinstance(dataset, Dataset) else _opened(dataset, skip_incomplete=skip)
@@ -78,10 +86,6 @@ class Project(Preparation):
             raise InputError(
                 f"{root} is a project on {before.dataset}, not on {opened.root}", "choose another folder with --out"
             )
-        if root.exists() and not root.is_dir():
-            raise InputError(f"{root} is a file", "choose a folder with --out")
-        if before is None and root.exists() and _holds_something(root):
-            raise InputError(f"{root} is not empty and not a segfit project", "choose another folder with --out")
         execution.require_shared([opened.root], [root])
         options = resolved(root, options, opened, settings)
         project = cls(root, opened, options, execution=execution)
@@ -99,7 +103,9 @@ class Project(Preparation):
         file = load(ProjectFile, ProjectFolder(root).project)
         if file is None:
             raise InputError(f"{root} is not a segfit project", "give the folder that segfit run --out made")
-        return cls.create(root, file.dataset, settings=settings, execution=execution)
+        copy = ProjectFolder(root).dataset / file.dataset.name  # the project may have been moved
+        dataset = copy if file.dataset.parent.name == copy.parent.name and copy.exists() else file.dataset
+        return cls.create(root, dataset, settings=settings, execution=execution)
 
     def status(self) -> ProjectStatus:
         """Return how far the project is, from its files."""
@@ -279,8 +285,18 @@ def _self_contained(options: Options) -> Options:
 
 
 def _holds_something(folder: Path) -> bool:
-    """Whether there is more than what a killed process left of a project that had just begun."""
-    return any(path.name != ".locks" and not path.name.startswith(".partial-") for path in folder.iterdir())
+    """Whether there is more than what a process left that was killed, or refused its dataset, before it was saved."""
+    own = [".locks"] + ["dataset"] * (folder / "dataset" / ORIGIN).exists()
+    return any(path.name not in own and not path.name.startswith(".partial-") for path in folder.iterdir())
+
+
+def _fetched(url: str, root: Path, before: ProjectFile | None, execution: Execution) -> Path:
+    """Return the copy of a dataset in the project, as it is in object storage now."""
+    folder = ProjectFolder(root)
+    if before is not None and not (folder.dataset / ORIGIN).exists():
+        raise InputError(f"{root} is a project on {before.dataset}, not on {url}", "choose another folder with --out")
+    with Locks(folder, execution.progress).held("dataset"):
+        return fetch(url, folder.dataset, execution)
 
 
 def _same_place(path: Path | str, known: Path) -> bool:

@@ -185,7 +185,7 @@ def _begun(project: Preparation, candidates: Sequence[Candidate], seconds: float
 
 def _held_out(project: Preparation, count: int) -> tuple[str, ...]:
     """Return training cases of the first fold that the race predicts: whole groups are not trained on."""
-    train = [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train]
+    train = project.dataset.cases(project.splits().folds[project.first_fold].train)
     present = project.fingerprint().values_by_case
     return covering(balanced_splits(train, present).folds[0].validation, present, count)
 
@@ -296,7 +296,7 @@ class _Runner:
         """Return the keys of the first fold's training cases, preprocessed for this candidate."""
         if self._keys is None:
             project = self._project
-            cases = [project.dataset.case(name) for name in project.splits().folds[project.first_fold].train]
+            cases = project.dataset.cases(project.splits().folds[project.first_fold].train)
             self._keys = project.preprocessed(self.candidate.configuration, cases)
         return self._keys
 

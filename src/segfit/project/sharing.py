@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from secrets import token_hex
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from segfit.errors import InputError, warning
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Locks", "Task"]
 
-_LOOK_S = 0.5  # between two looks at what others do
+_LOOK_S = 0.5  # between two looks at what others do, at least
+_REST = 10  # times as long as the looks took: many commands that wait must not keep a file server busy
+_LONGEST_S = 30.0
 _ENTRANCE = "entrance"  # lock of who begins some work, or keeps others from it
 _WORK = "work "  # begins the names of the locks of those who are at work
 
@@ -74,21 +76,28 @@ class Locks:
         """Do every task that no other command is doing, and wait for those that others do."""
         left, told = list(tasks), set[str]()
         while left:
-            left = [task for task in left if not task.is_done()]
-            taken = next((task for task in left if self._taken(task.name)), None)
-            if taken is None:
-                for task in left:
+            begun = monotonic()
+            others = [task for task in left if not self._done_now(task)]
+            if len(others) == len(left):
+                for task in others:
                     if task.name not in told:
                         self._progress.note(f"waiting for another segfit in this project: {task.name}")
                         told.add(task.name)
-                sleep(_LOOK_S if left else 0.0)
-                continue
-            try:
-                if not taken.is_done():
-                    taken.do()
-                left.remove(taken)
-            finally:
-                self._release(taken.name)
+                sleep(min(max(_LOOK_S, _REST * (monotonic() - begun)), _LONGEST_S))
+            left = others
+
+    def _done_now(self, task: Task) -> bool:
+        """Do a task unless it is done, or another command is doing it; return False in this case."""
+        if task.is_done():
+            return True
+        if not self._taken(task.name):
+            return False
+        try:
+            if not task.is_done():
+                task.do()
+        finally:
+            self._release(task.name)
+        return True
 
     @contextmanager
     def joined(self, work: str) -> Iterator[float]:

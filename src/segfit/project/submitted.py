@@ -97,8 +97,10 @@ def at_work(folder: ProjectFolder, executor: str, scheduler: Scheduler) -> dict[
 
 def note(folder: ProjectFolder, items: list[Submitted]) -> None:
     """Write down what was submitted."""
-    with (folder.tasks / _SUBMITTED).open("a", encoding="utf-8") as handle:
-        handle.write("".join(f"{item.model_dump_json()}\n" for item in items))
+    path = folder.tasks / _SUBMITTED
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a full disk
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write("\n" * torn + "".join(f"{item.model_dump_json()}\n" for item in items))
 
 
 def _left(scheduler: Scheduler, items: list[Submitted]) -> list[Submitted]:

@@ -43,7 +43,7 @@ def damage_of(folder: ProjectFolder) -> list[Damage]:
     """Read every result of a project but its preprocessed cases, of all options; return those that are damaged."""
     found = []
     for path in sorted(folder.root.rglob("*.json")):
-        if path.is_relative_to(folder.cases) or path.is_relative_to(folder.cache):
+        if any(path.is_relative_to(other) for other in (folder.cases, folder.cache, folder.dataset)):
             continue
         if path.name == RECORD_FILE:
             found += _damage_of_folder(path.parent)

@@ -105,8 +105,8 @@ def validate_fold(
 def validation_pairs(dataset: Dataset, folder: Path, references: Mapping[str, Stored | None]) -> list[Pair]:
     """Return predictions and references of validation cases; None: the reference is read from the dataset."""
     return [
-        Pair.of_case(dataset.case(name), folder / f"{name}{dataset.file_ending}", dataset.labels, reference)
-        for name, reference in references.items()
+        Pair.of_case(case, folder / f"{case.id}{dataset.file_ending}", dataset.labels, references[case.id])
+        for case in dataset.cases(references)
     ]
 
 

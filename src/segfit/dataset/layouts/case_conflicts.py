@@ -32,9 +32,10 @@ def shared_files(dataset: Dataset) -> list[Problem]:
     """Return what is wrong where one file is two channels, image and label at once, or the label of two cases."""
     problems: list[Problem] = []
     labelled: dict[Path, Case] = {}
+    folders: dict[Path, Path] = {}
     for case in (*dataset.training, *dataset.test):
-        images = [_resolved(path) for path in case.channels.values() if path is not None]
-        labels = [_resolved(path) for path in case.label_files]
+        images = [_resolved(path, folders) for path in case.channels.values() if path is not None]
+        labels = [_resolved(path, folders) for path in case.label_files]
         twice = next((path for number, path in enumerate(images) if path in images[:number]), None)
         if twice is not None:
             problems.append(Problem(case.id, f"{twice.name} is listed for two channels", "correct one of them"))
@@ -49,9 +50,13 @@ def shared_files(dataset: Dataset) -> list[Problem]:
     return problems
 
 
-def _resolved(path: Path) -> Path:
-    """Return the file that a link leads to, the path itself where that cannot be told."""
+def _resolved(path: Path, folders: dict[Path, Path]) -> Path:
+    """Return the file that a link leads to, the path itself where that cannot be told; folders are looked at once."""
     try:
-        return path.resolve()
+        if path.is_symlink() or path.name == "..":
+            return path.resolve()
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        return folders[path.parent] / path.name
     except (OSError, RuntimeError):  # a link that leads back to itself
         return path
