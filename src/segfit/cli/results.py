@@ -92,6 +92,9 @@ def predict(
     overlays: Annotated[
         bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
     ] = False,
+    memory: Annotated[
+        float | None, typer.Option("--memory", metavar="GB", help="Memory to predict in; default: what is free.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     workers: Workers = None,
     *,
@@ -108,7 +111,7 @@ def predict(
     kept = KeptWarnings(execution.progress)
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
-        foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
+        foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers, memory)
         if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
@@ -127,7 +130,8 @@ def predict(
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-            save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
+            save_probabilities=probabilities, previous_stage=previous_stage, memory_gb=memory,
+            device=device or "auto",
         )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
 from segfit.images import dicom, metaimage, mgh, nifti, nrrd, omezarr, png_jpeg, tiff
-from segfit.images.image import FileError, Image, LabelMap, Remark, Segment
+from segfit.images.image import FileError, Image, LabelMap, Regions, Remark, Segment
 from segfit.images.open_files import OpenFiles, shared
 from segfit.labels import smallest_dtype
 from segfit.text import numbers
@@ -54,6 +54,7 @@ class Format:
     name : for messages
     read, read_grid : from a path, which may be among files that are open; see `read_image` and `read_grid`
     num_voxels : where that is quicker to tell than the grid; see `num_voxels`
+    regions : where parts of an image can be read, from a path; see `segfit.images.regions`
     read_label : where labels are decoded otherwise than images; None: by `read`
     write : a label map to a path; None: this format is not for labels, for the reason in
         `unfit`, with what to do in `remedy`, and labels of its images have the ending `label_ending`
@@ -74,6 +75,7 @@ class Format:
     read: Callable[[Path, OpenFiles | None], Image]
     read_grid: Callable[[Path, OpenFiles | None], Grid]
     num_voxels: Callable[[Path, OpenFiles | None], int] | None = None
+    regions: Callable[[Path], Regions | None] | None = None
     read_label: Callable[[Path, OpenFiles | None], Image] | None = None
     write: Callable[[Path, LabelMap], None] | None = None
     unfit: str = ""
@@ -162,6 +164,7 @@ _TIFF = Format(
     name="TIFF",
     read=tiff.read,
     read_grid=tiff.read_grid,
+    regions=tiff.regions,
     read_label=tiff.read_label,
     write=_by(tiff.write),
     multichannel=True,
@@ -173,6 +176,7 @@ _OMEZARR = Format(
     name="OME-Zarr",
     read=lambda path, _: omezarr.read(path),
     read_grid=lambda path, _: omezarr.read_grid(path),
+    regions=omezarr.regions,
     write=_by(omezarr.write),
     multichannel=True,
     files=omezarr.files,

@@ -7,30 +7,30 @@ themselves and do a case from beginning to end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 
 from segfit.dataset.manifest import Case
+from segfit.device import is_memory_shortage
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
-from segfit.images.formats import label_ending
+from segfit.images.formats import label_ending, read_grid
 from segfit.images.image import CASE_FAILURES, failure_of
-from segfit.inference.model import Model, ModelSource, Prepared
+from segfit.inference.model import Model, ModelSource
+from segfit.inference.prepared import Prepared
+from segfit.inference.room import Room, with_less_each_time
 from segfit.inference.to_input_grid import LogitField
-from segfit.preprocessing.dataset import largest_grid
-from segfit.progress import SILENT, KeptWarnings, tasks_only
+from segfit.progress import SILENT, KeptWarnings, Progress, tasks_only
 from segfit.text import count
 
 __all__ = ["is_written", "predict_folder"]
 
-_WRITES_WAITING = 2  # predictions that may wait for their writer, so that memory stays bounded
-_ARRAYS = 3  # float32 arrays per channel and output that predicting a case holds at its peak
+_WRITES_WAITING = 2  # predictions that may wait for their writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class _Job:
     ending: str
     save_probabilities: bool
     previous_stage: Path | None
+    memory_gb: float | None
 
     def path(self, case: Case) -> Path:
         """Where the labels of a case go."""
@@ -54,7 +55,25 @@ class _Job:
 
     def prepare(self, model: Model, case: Case) -> Prepared:
         earlier = None if self.previous_stage is None else self.previous_stage / f"{case.id}{self.ending}"
-        return model.prepare(list(case.images), case.spacing_mm, previous_stage=earlier)
+        return model.prepare(
+            list(case.images),
+            case.spacing_mm,
+            previous_stage=earlier,
+            memory_gb=self.memory_gb,
+            scratch=self.output.absolute(),
+        )
+
+    def predict(self, model: Model, case: Case, progress: Progress) -> list[Problem]:
+        """Predict and write a case from beginning to end, in less memory if it runs out; return the warnings."""
+
+        def attempt(gb: float | None) -> list[Problem]:
+            kept = KeptWarnings(progress)
+            prepared = replace(self, memory_gb=gb).prepare(model, case)
+            return self.write(model, case, prepared, model.logits(prepared, progress=kept), kept.warnings)
+
+        retried = KeptWarnings(SILENT)
+        warnings = with_less_each_time(attempt, self.memory_gb, retried)
+        return [*(replace(item, case=case.id) for item in retried.warnings), *warnings]
 
     def write(
         self, model: Model, case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[Problem]
@@ -81,6 +100,7 @@ def predict_folder(
     overwrite: bool = False,
     save_probabilities: bool = False,
     previous_stage: Path | None = None,
+    memory_gb: float | None = None,
     device: str | None = None,
     execution: Execution = LOCAL,
 ) -> list[Path]:
@@ -92,6 +112,9 @@ def predict_folder(
     overwrite : predict again what is there already; by default it is left as it is
     save_probabilities : also write ``<case id>.npz``
     previous_stage : folder with the label maps of the previous stage of a cascade
+    memory_gb : memory that predicting may take, about; None: what is free. No more cases than fit are read ahead or
+        wait for their writer; one that is larger is predicted row by row, with arrays in files without a name in
+        `output`
     device : where networks run on workers elsewhere; None: as the model was loaded
     execution : its `workers`, one unless set, are threads that read and preprocess ahead; each holds one case in
         memory. Those of another executor than this machine load the model from its folder, which they must see
@@ -103,7 +126,7 @@ def predict_folder(
         raise InputError(f"{model.name} is not the second stage of a cascade", "leave previous_stage out")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is no folder", "give another one for the label files")
-    job = _Job(output, ending or label_ending(model.file_ending), save_probabilities, previous_stage)
+    job = _Job(output, ending or label_ending(model.file_ending), save_probabilities, previous_stage, memory_gb)
     inputs = {path.resolve() for case in cases for path in case.images}
     for case in cases:
         if job.path(case).resolve() in inputs:
@@ -122,37 +145,72 @@ def predict_folder(
 
 def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Execution) -> list[Problem]:
     """Predict cases; return what is wrong with those that cannot be used."""
-    workers, problems = execution.workers or 1, list[Problem]()
+    workers, problems, again = execution.workers or 1, list[Problem](), list[Case]()
     inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
+    room = Room.of(job.memory_gb, None).gb * 2**30
     with (
         execution.progress.task("predicting", len(cases)) as task,
         _threads(workers, "segfit-read") as readers,
         _threads(1, "segfit-write") as writers,
     ):
-        rest = iter(cases)
-        ahead = deque((case, readers.submit(job.prepare, model, case)) for case in islice(rest, workers + 1))
-        behind: deque[tuple[Case, Future[list[Problem]]]] = deque()
+
+        def failed(case: Case, error: Exception) -> None:
+            if is_memory_shortage(error):  # there may be enough when the case is alone
+                again.append(case)
+                return
+            problems.append(failure_of(case.id, error, case.images))
+            task.advance(1, case.id)
+
+        def finish(case: Case, written: Callable[[], list[Problem]]) -> None:
+            try:
+                for item in written():
+                    execution.progress.warn(item)
+            except (*CASE_FAILURES, OSError) as error:
+                failed(case, error)
+            else:
+                task.advance(1, case.id)
+
+        rest = deque((case, _predicted_bytes(model, case)) for case in cases)
+        ahead: deque[tuple[Case, int, Future[Prepared]]] = deque()
+        behind: deque[tuple[Case, int, Future[list[Problem]]]] = deque()
+
+        def read_ahead() -> None:
+            held = sum(size for _, size, _ in (*ahead, *behind))
+            while rest and len(ahead) <= workers and (not ahead or held + rest[0][1] <= room):
+                case, size = rest.popleft()
+                ahead.append((case, size, readers.submit(job.prepare, model, case)))
+                held += size
+
+        read_ahead()
         while ahead:
-            case, future = ahead.popleft()
+            case, size, future = ahead.popleft()
             try:
                 prepared = future.result()
                 kept = KeptWarnings(inner)
                 fields = model.logits(prepared, progress=kept)
-                behind.append((case, writers.submit(job.write, model, case, prepared, fields, kept.warnings)))
+                if prepared.streamed is None:
+                    written = writers.submit(job.write, model, case, prepared, fields, kept.warnings)
+                    behind.append((case, size, written))
+                else:  # the networks are at work while it is written
+                    finish(case, partial(job.write, model, case, prepared, fields, kept.warnings))
                 del prepared, fields
             except (*CASE_FAILURES, OSError) as error:
-                problems.append(failure_of(case.id, error, case.images))
-                task.advance(1, case.id)
+                failed(case, error)
             del future  # and with it the arrays of the case
-            ahead.extend((case, readers.submit(job.prepare, model, case)) for case in islice(rest, 1))
-            while behind and (len(behind) > _WRITES_WAITING or not ahead):
-                case, written = behind.popleft()
-                try:
-                    for item in written.result():
-                        execution.progress.warn(item)
-                except (*CASE_FAILURES, OSError) as error:
-                    problems.append(failure_of(case.id, error, case.images))
-                task.advance(1, case.id)
+            read_ahead()
+            while behind and (
+                len(behind) > _WRITES_WAITING or not ahead or sum(size for _, size, _ in (*ahead, *behind)) > room
+            ):
+                case, _, done = behind.popleft()
+                finish(case, done.result)
+                read_ahead()
+        for case in again:
+            try:
+                for item in job.predict(model, case, inner):
+                    execution.progress.warn(item)
+            except (*CASE_FAILURES, OSError) as error:
+                problems.append(failure_of(case.id, error, case.images))
+            task.advance(1, case.id)
     return problems
 
 
@@ -184,9 +242,7 @@ def _predict_case(source: ModelSource, job: _Job, token: str, case: Case) -> tup
     """Predict a case; return the warnings about it, and what is wrong with it if it cannot be used."""
     model = _loaded(source, token)
     try:
-        kept = KeptWarnings(SILENT)
-        prepared = job.prepare(model, case)
-        return job.write(model, case, prepared, model.logits(prepared, progress=kept), kept.warnings), None
+        return job.predict(model, case, SILENT), None
     except MemoryError:  # there may be enough when the case is alone
         raise
     except (*CASE_FAILURES, OSError) as error:
@@ -202,13 +258,10 @@ def _loaded(source: ModelSource, token: str) -> Model:
 
 def _predicted_bytes(model: Model, case: Case) -> int:
     """Return the memory that predicting a case takes, about; 1 where that cannot be told."""
-    configurations = [member.configuration for member in model.manifest.members]
-    return max(
-        max(
-            1, largest_grid(case, one.preprocessing) * 4 * _ARRAYS * (one.network.in_channels + one.network.num_outputs)
-        )
-        for one in configurations
-    )
+    try:
+        return max(1, int(model.forecast_gb(read_grid(case.images[0], case.spacing_mm)) * 2**30))
+    except InputError:  # told when it is read
+        return 1
 
 
 @contextmanager
