@@ -165,13 +165,13 @@ def test_what_runs_out_of_memory_is_tried_in_less(
     monkeypatch.setattr(Predictor, "stream", failing)
     kept = KeptWarnings(SILENT)
     streamed = model.predict(path, memory_gb=1.0, progress=kept)
-    assert [item.code for item in kept.warnings] == ["out_of_memory", "out_of_memory"]
+    assert [item.code for item in kept.warnings if item.code != "no_orientation"] == ["out_of_memory"] * 2
     np.testing.assert_array_equal(streamed.labels, whole.labels)
     tried.clear()
     kept = KeptWarnings(SILENT)
     cases = find_cases(tmp_path / "in", ".tif", 1)
     (out,) = predict_folder(model, cases, tmp_path / "out", ending=".tif", execution=Execution(progress=kept))
-    assert [item.code for item in kept.warnings] == ["out_of_memory"]
+    assert [item.code for item in kept.warnings if item.code != "no_orientation"] == ["out_of_memory"]
     np.testing.assert_array_equal(read_label(out).array[0], whole.labels)
 
 
@@ -250,14 +250,16 @@ def test_the_peak_does_not_grow_with_the_image(
     ndim: int,
 ) -> None:
     """Anonymous memory, with 400^3 voxels or 4000^2 pixels, which in memory would take 1.4 and 0.4 GB."""
-    sizes, ending = ((100, 400), ".ome.zarr") if ndim == 3 else ((1000, 4000), ".tif")
+    sizes, ending = ((256, 400), ".ome.zarr") if ndim == 3 else ((1000, 4000), ".tif")
     chosen = configuration(
         ndim=ndim, patch=(64, 64, 64) if ndim == 3 else (256, 256), spacing=(None,) * ndim, outputs=2
     )
+    quick = chosen.network.model_copy(update={"kernels": ((1,) * ndim,) * 2})
+    chosen = chosen.model_copy(update={"network": quick})
     folder = write_model(tmp_path / "model", member(chosen), labels={"background": 0, "a": 1})
     generator = np.random.default_rng(0)
     for size in sizes:
-        array = np.tile(generator.integers(1, 250, (50,) * ndim, np.uint8), (size // 50,) * ndim)
+        array = np.resize(generator.integers(1, 250, 99991, np.uint8), (size,) * ndim)
         (tmp_path / str(size)).mkdir()
         if ndim == 3:
             omezarr.write(tmp_path / str(size) / f"a{ending}", array, Grid(array.shape, (1.0,) * ndim))
@@ -267,4 +269,4 @@ def test_the_peak_does_not_grow_with_the_image(
     arguments = [str(folder), ending, *(str(tmp_path / str(size)) for size in sizes)]
     done = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True, check=True)
     small, large = map(int, done.stdout.split())
-    assert large < small + 120, (small, large)
+    assert large < small + 100, (small, large)
