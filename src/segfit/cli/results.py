@@ -73,6 +73,14 @@ _PreviousStage = Annotated[
 ]
 
 
+_Overlays = Annotated[
+    bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
+]
+_Memory = Annotated[
+    float | None, typer.Option("--memory", metavar="GB", help="Memory to predict in; default: what is free.")
+]
+
+
 @with_executor
 def predict(
     paths: _Images = None,
@@ -89,12 +97,8 @@ def predict(
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
     previous_stage: _PreviousStage = None,
-    overlays: Annotated[
-        bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
-    ] = False,
-    memory: Annotated[
-        float | None, typer.Option("--memory", metavar="GB", help="Memory to predict in; default: what is free.")
-    ] = None,
+    overlays: _Overlays = False,
+    memory: _Memory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     workers: Workers = None,
     *,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
 from segfit.inference.open_model import chosen_folds, load_network, open_model
-from segfit.inference.predictor import Precision, Predictor
+from segfit.inference.predictor import Precision, Predictor, require_options
 from segfit.inference.prepared import Prepared, RegionalCase, logit_fields, regional_case, streaming, why_read_whole
 from segfit.inference.room import Room, forecast_gb, with_less_each_time
 from segfit.inference.sources import (
@@ -44,7 +44,6 @@ from segfit.inference.sources import (
 from segfit.inference.to_input_grid import LogitField, merged, merged_labels, stored_labels
 from segfit.inference.window import Rows
 from segfit.labels import LabelScheme
-from segfit.options import SMALLEST_TILE_STEP
 from segfit.plugins import package_version
 from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previous_stage
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
@@ -178,7 +177,7 @@ class Model:
         precision: Precision | None = None,
         deterministic: bool = False,
     ) -> None:
-        _require_options(mirror, tile_step, precision)
+        require_options(mirror, tile_step, precision)
         for package, version in bundle.manifest.requires.items():
             if not package_version(package):
                 problem = f"{bundle.source} needs the package {package} {version}, whose network it has"
@@ -332,18 +331,7 @@ class Model:
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
-        canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
-        if canonical and ndim == 3 and image.grid.affine is None:
-            problem = f"{name} has no orientation; RAS+ (z, y, x) is assumed"
-            warnings.append(warning("no_orientation", problem, file=file))
-        if sizeless and given is not None:
-            problem = f"the pixel size of {name} is ignored: the model was trained on images without one"
-            warnings.append(warning("pixel_size_ignored", problem, file=file))
-        sized = image
-        if not image.grid.spacing_known and image.grid.ndim == ndim and image.grid.spacing_mm != self.spacing_mm:
-            sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
-            problem = f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training"
-            warnings.append(warning("no_voxel_size", problem, file=file))
+        sized = self._sized(image, name, file, given, warnings)
         needed = forecast_gb(self._all_members, sized.grid)
         streamed = room if needed > room.gb else None
         if streamed is not None:
@@ -354,16 +342,16 @@ class Model:
             regional = regional.sized(sized.grid)
             warnings += [replace(item, file=str(file)) for item in regional.problems()]
         warnings += self._differences(sized, regional, name, file)
-        first = self.manifest.previous_stage
+        first = self.manifest.previous_stage if earlier is None else None
         inputs: tuple[tuple[Rows, CaseProperties], ...]
         if regional is not None:
             inputs = tuple(regional.input(member, room) for member in self.manifest.members)
-            return Prepared(image.grid, paths, inputs, tuple(warnings), streamed=streamed)
-        if first is None or earlier is not None:
+        elif first is None:
             inputs = self._inputs(sized, earlier, name)
-            return Prepared(image.grid, paths, inputs, tuple(warnings), streamed=streamed)
-        inputs = (self._member_input(first, sized, None, name),)
-        return Prepared(image.grid, paths, inputs, tuple(warnings), name, sized, streamed)
+        else:
+            inputs = (self._member_input(first, sized, None, name),)
+        waiting = None if first is None else sized
+        return Prepared(image.grid, paths, inputs, tuple(warnings), name, waiting, streamed)
 
     @property
     def _all_members(self) -> tuple[Member, ...]:
@@ -373,6 +361,25 @@ class Model:
     def forecast_gb(self, grid: Grid) -> float:
         """Return the memory in GiB that predicting an image takes, about, if all of it is held."""
         return forecast_gb(self._all_members, grid)
+
+    def _sized(
+        self, image: Image, name: str, file: str | Path, given: tuple[float, ...] | None, warnings: list[Problem]
+    ) -> Image:
+        """Return an image with a voxel size, and add what is to be told of its grid to the warnings."""
+        ndim = self.manifest.members[0].configuration.preprocessing.image_ndim
+        canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
+        if canonical and ndim == 3 and image.grid.affine is None:
+            problem = f"{name} has no orientation; RAS+ (z, y, x) is assumed"
+            warnings.append(warning("no_orientation", problem, file=file))
+        if self.spacing_mm == (1.0, 1.0) and given is not None:
+            problem = f"the pixel size of {name} is ignored: the model was trained on images without one"
+            warnings.append(warning("pixel_size_ignored", problem, file=file))
+        sized = image
+        if not image.grid.spacing_known and image.grid.ndim == ndim and image.grid.spacing_mm != self.spacing_mm:
+            sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
+            problem = f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training"
+            warnings.append(warning("no_voxel_size", problem, file=file))
+        return sized
 
     def _differences(self, image: Image, regional: RegionalCase | None, name: str, file: str | Path) -> list[Problem]:
         """Return in what an image differs from those the model was made from; `InputError` if it is of another kind."""
@@ -437,13 +444,3 @@ class Model:
         stored = stored_labels(inner, self.labels, scratch)
         found = LabelMap(stored, prepared.grid, self.labels, prepared.source)
         return Prediction(found, kept, (*prepared.warnings, *warnings))
-
-
-def _require_options(mirror: Any, tile_step: Any, precision: Any) -> None:
-    if mirror is not None and not isinstance(mirror, bool):
-        raise InputError(f"mirror is True, False or None, got {mirror!r}")
-    is_number = isinstance(tile_step, int | float) and not isinstance(tile_step, bool)
-    if tile_step is not None and not (is_number and SMALLEST_TILE_STEP <= tile_step <= 1):
-        raise InputError(f"tile_step is a share of the patch from {SMALLEST_TILE_STEP} to 1, got {tile_step!r}")
-    if precision is not None and precision not in get_args(Precision):
-        raise InputError(f"precision is {', '.join(get_args(Precision))} or None, got {precision!r}")

@@ -25,7 +25,7 @@ from segfit.inference.model import Model, ModelSource
 from segfit.inference.prepared import Prepared
 from segfit.inference.room import Room, with_less_each_time
 from segfit.inference.to_input_grid import LogitField
-from segfit.progress import SILENT, KeptWarnings, Progress, tasks_only
+from segfit.progress import SILENT, KeptWarnings, Progress, Task, tasks_only
 from segfit.text import count
 
 __all__ = ["is_written", "predict_folder"]
@@ -145,73 +145,94 @@ def predict_folder(
 
 def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Execution) -> list[Problem]:
     """Predict cases; return what is wrong with those that cannot be used."""
-    workers, problems, again = execution.workers or 1, list[Problem](), list[Case]()
-    inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
-    room = Room.of(job.memory_gb, None).gb * 2**30
     with (
         execution.progress.task("predicting", len(cases)) as task,
-        _threads(workers, "segfit-read") as readers,
+        _threads(execution.workers or 1, "segfit-read") as readers,
         _threads(1, "segfit-write") as writers,
     ):
+        return _Here(model, cases, job, execution, task, readers, writers).predict()
 
-        def failed(case: Case, error: Exception) -> None:
-            if is_memory_shortage(error):  # there may be enough when the case is alone
-                again.append(case)
-                return
-            problems.append(failure_of(case.id, error, case.images))
-            task.advance(1, case.id)
 
-        def finish(case: Case, written: Callable[[], list[Problem]]) -> None:
-            try:
-                for item in written():
-                    execution.progress.warn(item)
-            except (*CASE_FAILURES, OSError) as error:
-                failed(case, error)
-            else:
-                task.advance(1, case.id)
+class _Here:
+    """Predicts cases in this process, reads the next ones ahead and writes behind, as far as memory allows."""
 
-        rest = deque((case, _predicted_bytes(model, case)) for case in cases)
-        ahead: deque[tuple[Case, int, Future[Prepared]]] = deque()
-        behind: deque[tuple[Case, int, Future[list[Problem]]]] = deque()
+    def __init__(
+        self,
+        model: Model,
+        cases: Sequence[Case],
+        job: _Job,
+        execution: Execution,
+        task: Task,
+        readers: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
+    ) -> None:
+        self._model, self._job, self._task, self._progress = model, job, task, execution.progress
+        self._readers, self._writers, self._workers = readers, writers, execution.workers or 1
+        self._inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
+        self._room = Room.of(job.memory_gb, None).gb * 2**30
+        self._rest = deque((case, _predicted_bytes(model, case)) for case in cases)
+        self._ahead: deque[tuple[Case, int, Future[Prepared]]] = deque()
+        self._behind: deque[tuple[Case, int, Future[list[Problem]]]] = deque()
+        self._again: list[Case] = []
+        self._problems: list[Problem] = []
 
-        def read_ahead() -> None:
-            held = sum(size for _, size, _ in (*ahead, *behind))
-            while rest and len(ahead) <= workers and (not ahead or held + rest[0][1] <= room):
-                case, size = rest.popleft()
-                ahead.append((case, size, readers.submit(job.prepare, model, case)))
-                held += size
-
-        read_ahead()
-        while ahead:
-            case, size, future = ahead.popleft()
-            try:
-                prepared = future.result()
-                kept = KeptWarnings(inner)
-                fields = model.logits(prepared, progress=kept)
-                if prepared.streamed is None:
-                    written = writers.submit(job.write, model, case, prepared, fields, kept.warnings)
-                    behind.append((case, size, written))
-                else:  # the networks are at work while it is written
-                    finish(case, partial(job.write, model, case, prepared, fields, kept.warnings))
-                del prepared, fields
-            except (*CASE_FAILURES, OSError) as error:
-                failed(case, error)
-            del future  # and with it the arrays of the case
-            read_ahead()
-            while behind and (
-                len(behind) > _WRITES_WAITING or not ahead or sum(size for _, size, _ in (*ahead, *behind)) > room
+    def predict(self) -> list[Problem]:
+        """Predict all cases; return what is wrong with those that cannot be used."""
+        self._read_ahead()
+        while self._ahead:
+            self._predict_next()
+            self._read_ahead()
+            while self._behind and (
+                len(self._behind) > _WRITES_WAITING or not self._ahead or self._held() > self._room
             ):
-                case, _, done = behind.popleft()
-                finish(case, done.result)
-                read_ahead()
-        for case in again:
-            try:
-                for item in job.predict(model, case, inner):
-                    execution.progress.warn(item)
-            except (*CASE_FAILURES, OSError) as error:
-                problems.append(failure_of(case.id, error, case.images))
-            task.advance(1, case.id)
-    return problems
+                case, _, written = self._behind.popleft()
+                self._finish(case, written.result)
+                self._read_ahead()
+        for case in self._again:
+            self._finish(case, partial(self._job.predict, self._model, case, self._inner), last=True)
+        return self._problems
+
+    def _held(self) -> int:
+        return sum(size for _, size, _ in (*self._ahead, *self._behind))
+
+    def _read_ahead(self) -> None:
+        while self._rest and len(self._ahead) <= self._workers:
+            case, size = self._rest[0]
+            if self._ahead and self._held() + size > self._room:
+                return
+            self._rest.popleft()
+            self._ahead.append((case, size, self._readers.submit(self._job.prepare, self._model, case)))
+
+    def _predict_next(self) -> None:
+        case, size, future = self._ahead.popleft()
+        try:
+            prepared = future.result()
+            kept = KeptWarnings(self._inner)
+            fields = self._model.logits(prepared, progress=kept)
+            write = partial(self._job.write, self._model, case, prepared, fields, kept.warnings)
+            if prepared.streamed is None:
+                self._behind.append((case, size, self._writers.submit(write)))
+                return
+        except (*CASE_FAILURES, OSError) as error:
+            self._failed(case, error)
+            return
+        self._finish(case, write)  # the networks are at work while it is written
+
+    def _finish(self, case: Case, written: Callable[[], list[Problem]], *, last: bool = False) -> None:
+        try:
+            for item in written():
+                self._progress.warn(item)
+        except (*CASE_FAILURES, OSError) as error:
+            self._failed(case, error, last=last)
+        else:
+            self._task.advance(1, case.id)
+
+    def _failed(self, case: Case, error: Exception, *, last: bool = False) -> None:
+        if is_memory_shortage(error) and not last:  # there may be enough when the case is alone
+            self._again.append(case)
+            return
+        self._problems.append(failure_of(case.id, error, case.images))
+        self._task.advance(1, case.id)
 
 
 def _predict_elsewhere(

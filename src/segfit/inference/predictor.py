@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segfit.device import deterministic_kernels, measure_hardware
-from segfit.errors import StageError, warning
+from segfit.errors import InputError, StageError, warning
 from segfit.execution.scratch import IN_MEMORY, Scratch
 from segfit.inference.tiles import importance_map, mirror_subsets, tile_corners
 from segfit.inference.window import Rows, Tiling, Window
 from segfit.labels import Exchange, LabelScheme
+from segfit.options import SMALLEST_TILE_STEP
 from segfit.progress import SILENT, Progress
 from segfit.specs import Configuration
 
-__all__ = ["Precision", "Predictor"]
+__all__ = ["Precision", "Predictor", "require_options"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -297,3 +298,14 @@ def _all_finite(values: Tensor) -> bool:
     # The extremes tell it without a mask of the size of the array; NaN and infinities pass through both.
     low, high = torch.aminmax(values)
     return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def require_options(mirror: Any, tile_step: Any, precision: Any) -> None:
+    """Raise `InputError` for what a caller of `load_model` may not give."""
+    if mirror is not None and not isinstance(mirror, bool):
+        raise InputError(f"mirror is True, False or None, got {mirror!r}")
+    is_number = isinstance(tile_step, int | float) and not isinstance(tile_step, bool)
+    if tile_step is not None and not (is_number and SMALLEST_TILE_STEP <= tile_step <= 1):
+        raise InputError(f"tile_step is a share of the patch from {SMALLEST_TILE_STEP} to 1, got {tile_step!r}")
+    if precision is not None and precision not in get_args(Precision):
+        raise InputError(f"precision is {', '.join(get_args(Precision))} or None, got {precision!r}")
