@@ -19,7 +19,7 @@ from segfit.execution.execution import Execution
 from segfit.files import read_arrays
 from segfit.geometry import Grid
 from segfit.images import nifti, omezarr
-from segfit.images.formats import read_label
+from segfit.images.formats import read_image, read_label
 from segfit.images.image import Image
 from segfit.inference.model import Model
 from segfit.inference.predict_folder import predict_folder
@@ -125,6 +125,25 @@ def test_folders(model: Model, tmp_path: Path) -> None:
     assert probabilities[1] is not None
     np.testing.assert_allclose(probabilities[0]["probabilities"], probabilities[1]["probabilities"], atol=1e-4)
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["a.nii.gz", "a.npz"]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mgz", ".nrrd", ".mha", ".ome.zarr", ".tif"])
+def test_probabilities_as_images(model: Model, tmp_path: Path, ending: str) -> None:
+    """They lie on the grid of the input, whether they were made in memory or not."""
+    path = volume(tmp_path / "in", ".nii.gz")
+    cases = find_cases(tmp_path / "in", ".nii.gz", 1)
+    expected = model.predict(path, probabilities=True)
+    for memory in (None, LITTLE):
+        out = tmp_path / f"{memory}"
+        predict_folder(model, cases, out, ending=ending, save_probability_images=True, memory_gb=memory)
+        files = [out / "probabilities" / f"a_{number:04d}{ending}" for number in range(3)]
+        assert expected.probabilities is not None
+        for file, values in zip(files, expected.probabilities, strict=True):
+            found = read_image(file)
+            assert found.array.dtype == np.float32
+            np.testing.assert_allclose(found.array[0], values, atol=1e-4)
+            assert not expected.grid.mismatch(found.grid)
+        assert predict_folder(model, cases, out, ending=ending, save_probability_images=True) == [out / f"a{ending}"]
 
 
 def test_cases_wait_where_they_do_not_fit_together(model: Model, tmp_path: Path) -> None:

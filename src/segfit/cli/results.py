@@ -76,6 +76,9 @@ _PreviousStage = Annotated[
 _Overlays = Annotated[
     bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
 ]
+_ProbabilityImages = Annotated[
+    bool, typer.Option("--probability-images", help="Write them as images, too, into FOLDER/probabilities.")
+]
 _Memory = Annotated[
     float | None, typer.Option("--memory", metavar="GB", help="Memory to predict in; default: what is free.")
 ]
@@ -96,6 +99,7 @@ def predict(
     deterministic: _Deterministic = False,
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
+    probability_images: _ProbabilityImages = False,
     previous_stage: _PreviousStage = None,
     overlays: _Overlays = False,
     memory: _Memory = None,
@@ -115,8 +119,13 @@ def predict(
     kept = KeptWarnings(execution.progress)
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
-        foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers, memory)
-        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or not mirror:
+        values = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers, memory)
+        foreign = (*values, probabilities, probability_images, overlays, overwrite, deterministic)
+        if (
+            len(given) > 1
+            or any((*foreign, probabilities, probability_images, overlays, overwrite, deterministic))
+            or not mirror
+        ):
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
         found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"
@@ -134,8 +143,8 @@ def predict(
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-            save_probabilities=probabilities, previous_stage=previous_stage, memory_gb=memory,
-            device=device or "auto",
+            save_probabilities=probabilities, save_probability_images=probability_images,
+            previous_stage=previous_stage, memory_gb=memory, device=device or "auto",
         )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):

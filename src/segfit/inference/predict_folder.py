@@ -21,6 +21,7 @@ from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
 from segfit.images.formats import label_ending, read_grid
 from segfit.images.image import CASE_FAILURES, failure_of
+from segfit.images.values import channel_files, write_channels
 from segfit.inference.model import Model, ModelSource
 from segfit.inference.prepared import Prepared
 from segfit.inference.room import Room, with_less_each_time
@@ -40,6 +41,7 @@ class _Job:
     output: Path
     ending: str
     save_probabilities: bool
+    probability_images: int  # how many: one for each output, or none
     previous_stage: Path | None
     memory_gb: float | None
 
@@ -50,8 +52,15 @@ class _Job:
     def probabilities(self, case: Case) -> Path:
         return self.output / f"{case.id}.npz"
 
+    def images(self, case: Case) -> list[Path]:
+        return channel_files(self.output / "probabilities", case.id, self.ending, self.probability_images)
+
     def is_done(self, case: Case) -> bool:
-        return is_written(self.path(case)) and (not self.save_probabilities or self.probabilities(case).is_file())
+        return (
+            is_written(self.path(case))
+            and (not self.save_probabilities or self.probabilities(case).is_file())
+            and all(map(is_written, self.images(case)))
+        )
 
     def prepare(self, model: Model, case: Case) -> Prepared:
         earlier = None if self.previous_stage is None else self.previous_stage / f"{case.id}{self.ending}"
@@ -79,9 +88,12 @@ class _Job:
         self, model: Model, case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[Problem]
     ) -> list[Problem]:
         """Write what was predicted of a case; return the warnings about it."""
-        prediction = model.finish(prepared, fields, probabilities=self.save_probabilities, warnings=warnings)
+        wanted = self.save_probabilities or self.probability_images > 0
+        prediction = model.finish(prepared, fields, probabilities=wanted, warnings=warnings)
         if self.save_probabilities:
             prediction.save_probabilities(self.probabilities(case))
+        if self.probability_images and prediction.probabilities is not None:
+            write_channels(self.images(case), prediction.probabilities, prediction.grid)
         prediction.save(self.path(case))  # last: its presence says that the case is done
         return [replace(item, case=case.id) for item in prediction.warnings]
 
@@ -99,6 +111,7 @@ def predict_folder(
     ending: str | None = None,
     overwrite: bool = False,
     save_probabilities: bool = False,
+    save_probability_images: bool = False,
     previous_stage: Path | None = None,
     memory_gb: float | None = None,
     device: str | None = None,
@@ -111,6 +124,8 @@ def predict_folder(
     ending : of the outputs; None: as the labels the model was made from, or .nii.gz where that format holds no labels
     overwrite : predict again what is there already; by default it is left as it is
     save_probabilities : also write ``<case id>.npz``
+    save_probability_images : also write ``probabilities/<case id>_0000<ending>`` and so on, one image for each output
+        of the model in the order of its labels, on the grid of the input; TIFF where label files are PNG or BMP
     previous_stage : folder with the label maps of the previous stage of a cascade
     memory_gb : memory that predicting may take, about; None: what is free. No more cases than fit are read ahead or
         wait for their writer; one that is larger is predicted row by row, with arrays in files without a name in
@@ -126,7 +141,10 @@ def predict_folder(
         raise InputError(f"{model.name} is not the second stage of a cascade", "leave previous_stage out")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is no folder", "give another one for the label files")
-    job = _Job(output, ending or label_ending(model.file_ending), save_probabilities, previous_stage, memory_gb)
+    outputs = model.labels.num_outputs if save_probability_images else 0
+    job = _Job(
+        output, ending or label_ending(model.file_ending), save_probabilities, outputs, previous_stage, memory_gb
+    )
     inputs = {path.resolve() for case in cases for path in case.images}
     for case in cases:
         if job.path(case).resolve() in inputs:
