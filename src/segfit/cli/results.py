@@ -121,25 +121,17 @@ def predict(
     if not model:
         values = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers, memory)
         foreign = (*values, probabilities, probability_images, overlays, overwrite, deterministic)
-        if (
-            len(given) > 1
-            or any((*foreign, probabilities, probability_images, overlays, overwrite, deterministic))
-            or not mirror
-        ):
+        if len(given) > 1 or any(foreign) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
         found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"
     else:
-        from segfit.inference.model import load_model
-
         if not given or output is None:
             raise InputError("predict --model needs images and, with -o, a folder for the results")
-        numbers = None if folds is None else [part.strip() for part in folds.split(",")]
-        if deterministic:
-            let_cublas_repeat()
-        loaded = load_model(
-            model, device or "auto" if execution.is_here else "cpu", numbers,  # elsewhere workers have it on their own
-            checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step, deterministic=deterministic,
+        place = device or "auto" if execution.is_here else "cpu"  # elsewhere workers have it on their own
+        loaded = _loaded(
+            model, place, folds, checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step,
+            deterministic=deterministic,
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
@@ -151,6 +143,16 @@ def predict(
         say(f"label files look black in most viewers; {remedy}", sys.stderr)
     facts = {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
     print_result(facts, found, as_json=as_json)
+
+
+def _loaded(model: list[Path], device: str, folds: str | None, *, deterministic: bool, **options: Any) -> Model:
+    """Load models as one; `folds` as written, `options` of `load_model`."""
+    from segfit.inference.model import load_model
+
+    if deterministic:
+        let_cublas_repeat()
+    numbers = None if folds is None else [part.strip() for part in folds.split(",")]
+    return load_model(model, device, numbers, deterministic=deterministic, **options)
 
 
 def _predict(
