@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["IN_MEMORY", "Scratch"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,19 @@ class Scratch:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(prefix=".segfit-", dir=self.folder) as file:  # mapped, it outlives its handle
-            if hasattr(os, "posix_fallocate"):  # a full disk later on would kill the process
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            _reserve(file.fileno(), num_bytes)
             return np.memmap(file, np.dtype(dtype), "w+", shape=tuple(shape))
+
+
+def _reserve(file: int, num_bytes: int) -> None:
+    """Take the disk space of a file where the system can: a full disk later on would kill the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, num_bytes)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
 
 
 IN_MEMORY = Scratch()
