@@ -19,7 +19,7 @@ from segfit.text import count
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Hardware", "deterministic_kernels", "measure_hardware", "resolve_device"]
+__all__ = ["Hardware", "deterministic_kernels", "is_memory_shortage", "measure_hardware", "resolve_device"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,18 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
         raise
     finally:
         _SWITCHES.give_back()
+
+
+def is_memory_shortage(error: Exception) -> bool:
+    """Whether an allocation failed: torch has an exception of its own for GPUs only."""
+    import torch
+
+    text = str(error)
+    words = ["can't allocate memory", "out of memory", "could not create a memory object", "can't start new thread"]
+    words.append("ALLOC_FAILED")  # of cuDNN and cuBLAS
+    # oneDNN says more of a primitive that it does not have; in these words alone it had no room for one.
+    alone = text == "could not create a primitive"
+    return alone or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in words)
 
 
 class _Switches:

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+_Number = TypeVar("_Number", int, float)
 
 MAX_CORNER_DISTANCE_VOXELS = 0.5
 """Volumes of equal shape whose corners are this close, along each voxel axis, are the same grid: files of one case may
@@ -198,7 +199,7 @@ class AxisMap:
         index = tuple(slice(None, None, -1) if reverse else slice(None) for reverse in self.flip)
         return moved[(slice(None),) * lead + index]
 
-    def permute(self, values: tuple[float, ...]) -> tuple[float, ...]:
+    def permute(self, values: tuple[_Number, ...]) -> tuple[_Number, ...]:
         """Reorder one value per axis (no sign is changed)."""
         return tuple(values[axis] for axis in self.order)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 
 from segfit.cropping import bounding_box
 from segfit.errors import InputError
-from segfit.interpolation import FAR_REACH, REACH, axis_operator
+from segfit.interpolation import FAR_REACH, REACH, AxisOperator, axis_operator
 from segfit.specs import ResamplingSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["new_shape", "resample_image", "resample_labels", "separate_axis"]
+__all__ = ["RowResampling", "new_shape", "resample_image", "resample_labels", "separate_axis"]
 
 _CUBIC, _LINEAR = ResamplingSpec(order=3), ResamplingSpec(order=1)
 _SLAB_BYTES = 1 << 22  # of output that is worked on at a time
@@ -95,18 +96,78 @@ def resample_image(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class RowResampling:
+    """What `resample_image` does with a float32 image, for a part of the rows along its first spatial axis at a time.
+
+    Parameters
+    ----------
+    old, new : spatial shapes
+    spec : how; not by torch
+    separate : from `separate_axis`: the first axis or none
+    limits : lowest and highest value of each channel of the whole image
+    """
+
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+    spec: ResamplingSpec
+    separate: int | None
+    limits: tuple[tuple[float, float], ...]
+
+    @property
+    def _dtype(self) -> type[np.floating[Any]]:
+        wide = any(_is_wide(low, high) for low, high in self.limits)
+        return np.float64 if wide else np.float32
+
+    def _operator(self, axis: int) -> AxisOperator:
+        order = self.spec.order_separate_axis if axis == self.separate else self.spec.order
+        reach = FAR_REACH if self._dtype is np.float64 else REACH
+        return axis_operator(self.old[axis], self.new[axis], order, reach)
+
+    def needed(self, start: int, stop: int) -> tuple[int, int]:
+        """Return which rows, half-open, the rows [start, stop) of the result are made of."""
+        first = self._operator(0)
+        if self.old == self.new or first.is_identity:
+            return start, stop
+        return int(first.starts[start]), int(first.starts[stop - 1]) + first.weights.shape[1]
+
+    def apply(self, rows: NDArray[np.float32], out: NDArray[np.float32], start: int) -> None:
+        """Make the rows of the result from `start` on, as many as `out` (c, n, *rest) has, of those they need."""
+        first = self._operator(0)
+        low, _ = self.needed(start, start + out.shape[1])
+        inner = sorted(range(1, len(self.old)), key=lambda a: self.new[a] / self.old[a])
+        for channel, target, (least, most) in zip(rows, out, self.limits, strict=True):
+            for begin, end in _slabs(target):
+                if first.is_identity:
+                    part = channel[begin:end]
+                elif first.order == 0:
+                    part = channel[first.starts[start + begin : start + end] - low]
+                else:
+                    above, below, matrix = first.rows(start + begin, start + end)
+                    lines = matrix.astype(self._dtype) @ channel[above - low : below - low].reshape(below - above, -1)
+                    part = lines.reshape(end - begin, *channel.shape[1:])
+                part = part.astype(self._dtype, copy=False)
+                limits = (least, most)
+                if self.separate is not None and self.spec.order > 0:  # every slice keeps its own range
+                    plane = tuple(range(1, part.ndim))
+                    limits = (part.min(plane, keepdims=True), part.max(plane, keepdims=True))
+                for axis in inner:
+                    part = self._operator(axis).apply(part, axis)
+                target[begin:end] = part if self.spec.order == 0 else np.clip(part, *limits)
+
+
 def _working(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Return the channel in the precision that it is computed in.
 
     float32 rounds by 6e-8 of the largest value in every sum. Normalised channels do not notice; raw ones, and those
     that vary little around a large value, would be off by more than their last digit.
     """
-    if channel.dtype != np.float64 and channel.size:
-        low, high = float(channel.min()), float(channel.max())
-        largest = max(-low, high)
-        if largest <= min(_LARGE, _FAR * (high - low)):
-            return channel.astype(np.float32, copy=False)
-    return channel.astype(np.float64, copy=False)
+    narrow = channel.dtype != np.float64 and channel.size and not _is_wide(float(channel.min()), float(channel.max()))
+    return channel.astype(np.float32 if narrow else np.float64, copy=False)
+
+
+def _is_wide(low: float, high: float) -> bool:
+    return max(-low, high) > min(_LARGE, _FAR * (high - low))
 
 
 def _resize(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segfit.errors import StageError
+from segfit.execution.scratch import Scratch
 from segfit.inference import predictor as predictor_module
 from segfit.inference.predictor import Predictor
 from segfit.inference.tiles import mirror_subsets
 from segfit.labels import Exchange, LabelScheme
+from segfit.networks.unet import build_network
 from segfit.progress import SILENT, KeptWarnings
 from segfit.specs import Configuration
 
@@ -214,11 +218,11 @@ def test_out_of_memory_falls_back_step_by_step(
     predictor.batch = 4
     tried = []
 
-    def run(self: Predictor, image: object, placement: object, *rest: object) -> Tensor:
+    def run(self: Predictor, image: object, placement: object, *rest: object) -> Iterator[Tensor]:
         tried.append(str(placement))
         if len(tried) < 4:
             raise torch.OutOfMemoryError
-        return torch.zeros(3, 1, 1, 1)
+        yield torch.zeros(3, 1, 1, 1)
 
     monkeypatch.setattr(Predictor, "_run", run)
     notes = KeptWarnings(SILENT)
@@ -231,6 +235,50 @@ def test_out_of_memory_falls_back_step_by_step(
     ]
     assert [item.code for item in notes.warnings] == ["out_of_memory"] * 3
     assert tried[0] in notes.warnings[0].problem
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(("rows", "most"), [(0, 0), (0, 2**40), (19, 0)])
+def test_streamed_equals_whole_to_the_bit(
+    configuration: Callable[..., Configuration], ndim: int, rows: int, most: int, tmp_path: Path
+) -> None:
+    """Whatever the rows held at a time, in memory or in files."""
+    chosen = configuration(ndim=ndim, patch=(8, 12, 12)[-ndim:], spacing=(2.0, 1.0, 1.0))
+    network = build_network(chosen.network, deep_supervision=False, generator=torch.Generator().manual_seed(0))
+    predictor = Predictor(chosen, LABELS, [network], (0, 1), CPU, batch=3)
+    image = np.random.default_rng(0).normal(size=(1, 37, 21, 30)).astype(np.float32)
+    blocks = list(predictor.stream(image, rows=rows, scratch=Scratch(most, tmp_path)))
+    assert len(blocks) > 1
+    assert max(block.shape[1] for block in blocks) < 30
+    assert torch.equal(torch.cat(blocks, 1), predictor.logits(image))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stream_that_runs_out_of_memory_goes_on_where_it_was(
+    configuration: Callable[..., Configuration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(configuration(), LABELS, [Scale()], (), CPU, batch=2)
+    image = np.random.default_rng(0).normal(size=(1, 37, 21, 30)).astype(np.float32)
+    whole = predictor.logits(image)
+    placements = [predictor_module._Placement(CPU, CPU, batch) for batch in (2, 1)]
+    monkeypatch.setattr(Predictor, "_placements", lambda self: iter(placements))
+    monkeypatch.setattr(Predictor, "_add", _failing(Predictor._add, at=30))
+    kept = KeptWarnings(SILENT)
+    blocks = list(predictor.stream(image, rows=0, progress=kept))
+    assert [item.code for item in kept.warnings] == ["out_of_memory"]
+    assert torch.equal(torch.cat(blocks, 1), whole)
+
+
+def _failing(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """Return the function, which runs out of memory when it is called for the `at`-th time."""
+    calls = count(1)
+
+    def called(*arguments: Any) -> Any:
+        if next(calls) == at:
+            raise torch.OutOfMemoryError
+        return function(*arguments)
+
+    return called
 
 
 def test_numbers_that_are_not_finite_are_an_error(configuration: Callable[..., Configuration]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from pasting import paste, restore_axes
+from segfit.execution.scratch import Scratch
 from segfit.geometry import Grid
 from segfit.images.image import Image
 from segfit.inference import to_input_grid as export_module
 from segfit.inference.to_input_grid import (
     LogitField,
+    LogitStream,
+    merged,
     merged_labels,
     merged_probabilities,
 )
@@ -21,6 +25,7 @@ from segfit.preprocessing.pipeline import CaseProperties, preprocess
 from segfit.resampling import resample_image
 from segfit.specs import Configuration, ResamplingSpec
 
+CPU = torch.device("cpu")
 LABELS = LabelScheme.from_declaration({"background": 0, "a": 1, "b": 2})
 REGIONS = LabelScheme.from_declaration({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
 FLIPPED = np.array([[0, -0.9, 0, 4], [0, 0, 1.3, 1], [-2.5, 0, 0, 9], [0, 0, 0, 1.0]])  # x, y, z voxels to mm
@@ -70,7 +75,8 @@ def test_slabs_equal_the_plain_way(
     logits = random_logits(properties)
     full = at_full_resolution(logits, properties, chosen)
     expected = restore_axes(paste(LABELS.to_labels(full), properties), properties)
-    for given in (logits, torch.from_numpy(logits)):
+    blocks = (torch.from_numpy(logits[:, row : row + 3]) for row in range(0, properties.shape[0], 3))
+    for given in (logits, torch.from_numpy(logits), LogitStream(logits.shape, blocks, CPU)):
         result = merged_labels([LogitField(given, properties, chosen)], LABELS)
         assert result.dtype == np.uint8
         np.testing.assert_array_equal(result, expected)
@@ -94,6 +100,27 @@ def test_regions(configuration: Callable[..., Configuration]) -> None:
     np.testing.assert_allclose(
         merged_probabilities([LogitField(logits, properties, chosen)], REGIONS), sigmoid, atol=2e-6
     )
+
+
+def test_labels_and_probabilities_of_streams_in_one_go(
+    configuration: Callable[..., Configuration], tmp_path: Path
+) -> None:
+    """Of one configuration and of two, in memory and in files."""
+    chosen = configuration(**CASES["canonical"])
+    properties = case(chosen)
+    logits = random_logits(properties)
+
+    def streams(number: int) -> list[LogitField]:
+        blocks = [torch.from_numpy(logits).split(3, 1) for _ in range(number)]
+        return [LogitField(LogitStream(logits.shape, one, CPU), properties, chosen) for one in blocks]
+
+    for number in (1, 2):
+        fields = [LogitField(logits, properties, chosen)] * number
+        labels, probabilities = merged(streams(number), LABELS, probabilities=True, scratch=Scratch(0, tmp_path))
+        np.testing.assert_array_equal(labels, merged_labels(fields, LABELS))
+        np.testing.assert_array_equal(probabilities, merged_probabilities(fields, LABELS))
+        labels, _ = merged(streams(number), LABELS)
+        np.testing.assert_array_equal(labels, merged_labels(fields, LABELS))
 
 
 def test_cubic_scores_keep_their_range(configuration: Callable[..., Configuration]) -> None:

@@ -67,7 +67,7 @@ _TileStep = Annotated[
     float | None, typer.Option("--tile-step", metavar="SHARE", help="Step of the window as a share of it.")
 ]
 _Mirror = Annotated[
-    bool | None, typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model.")
+    bool | None, typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model says.")
 ]
 _Probabilities = Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")]
 _Overlays = Annotated[
@@ -86,6 +86,12 @@ _PreviousStage = Annotated[
     Path | None,
     typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
 ]
+_ProbabilityImages = Annotated[
+    bool, typer.Option("--probability-images", help="Write them as images, too, into FOLDER/probabilities.")
+]
+_Memory = Annotated[
+    float | None, typer.Option("--memory", metavar="GB", help="Memory to predict in; default: what is free.")
+]
 
 
 @with_executor
@@ -97,18 +103,17 @@ def predict(
     inputs: _Inputs = None,
     output: _Labels = None,
     folds: _Folds = None,
-    mirror: Annotated[
-        bool | None,
-        typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model says."),
-    ] = None,
+    mirror: _Mirror = None,
     tile_step: _TileStep = None,
     speed: _Speed = None,
     device: Device = None,
     deterministic: _Deterministic = False,
     ending: _Ending = None,
     probabilities: _Probabilities = False,
+    probability_images: _ProbabilityImages = False,
     previous_stage: _PreviousStage = None,
     overlays: _Overlays = False,
+    memory: _Memory = None,
     overwrite: _Overwrite = False,
     workers: Workers = None,
     *,
@@ -125,26 +130,25 @@ def predict(
     kept = KeptWarnings(execution.progress)
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
-        foreign = (inputs, output, checkpoint, folds, tile_step, speed, device, ending, previous_stage, workers)
-        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or mirror is not None:
+        values = (inputs, output, checkpoint, folds, tile_step, speed, device, ending, previous_stage, workers, memory)
+        foreign = (*values, probabilities, probability_images, overlays, overwrite, deterministic)
+        if len(given) > 1 or any(foreign) or mirror is not None:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
         found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"
     else:
-        from segfit.inference.model import load_model
-
         if not given or output is None:
             raise InputError("predict --model needs images and, with -o, a folder for the results")
-        if deterministic:
-            let_cublas_repeat()
-        loaded = load_model(
-            model, device or "auto" if execution.is_here else "cpu", _listed(folds),  # workers load it themselves
-            checkpoint=checkpoint, mirror=mirror, tile_step=tile_step, speed=speed, deterministic=deterministic,
+        place = device or "auto" if execution.is_here else "cpu"  # elsewhere workers have it on their own
+        loaded = _loaded(
+            model, place, folds, checkpoint=checkpoint, mirror=mirror, tile_step=tile_step, speed=speed,
+            deterministic=deterministic,
         )  # fmt: skip
         with local_copies(given, execution, output) as places:
             found = _predict(
                 loaded, _cases(places, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-                save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
+                save_probabilities=probabilities, save_probability_images=probability_images,
+                previous_stage=previous_stage, memory_gb=memory, device=device or "auto",
             )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
@@ -156,8 +160,14 @@ def _facts(found: Sequence[Path], kept: KeptWarnings) -> dict[str, Any]:
     return {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
 
 
-def _listed(folds: str | None) -> list[str] | None:
-    return None if folds is None else [part.strip() for part in folds.split(",")]
+def _loaded(model: list[Path], device: str, folds: str | None, *, deterministic: bool, **options: Any) -> Model:
+    """Load models as one; `folds` as written, `options` of `load_model`."""
+    from segfit.inference.model import load_model
+
+    if deterministic:
+        let_cublas_repeat()
+    numbers = None if folds is None else [part.strip() for part in folds.split(",")]
+    return load_model(model, device, numbers, deterministic=deterministic, **options)
 
 
 def _predict(

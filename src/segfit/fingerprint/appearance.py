@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ from numpy.typing import NDArray
 
 from segfit.cropping import bounding_box, slices
 from segfit.fingerprint.fingerprint import ChannelIntensities, ImageFingerprint, Orientation
-from segfit.geometry import AxisMap, canonical_map
+from segfit.geometry import AxisMap, Grid, canonical_map
 from segfit.images.image import Image
 
-__all__ = ["BLOCKS", "SHARES", "measure_image", "oriented_crop"]
+__all__ = ["BLOCKS", "SHARES", "measure_image", "measured", "oriented_crop", "sampling"]
 
 SHARES = (0.005, 0.05, 0.15, 0.25, 0.35, 0.5, 0.65, 0.75, 0.85, 0.95, 0.995)  # of the quantiles
 BLOCKS = 6  # per axis, of the layout
@@ -29,20 +30,36 @@ def oriented_crop(image: Image, orientation: Orientation) -> tuple[AxisMap, tupl
 
 def measure_image(image: Image, axes: AxisMap, cropped: NDArray[Any]) -> ImageFingerprint:
     """Measure one image without its annotation; `axes` and `cropped` are from `oriented_crop`."""
-    shape = tuple(image.grid.shape[axis] for axis in axes.order)
-    most = _SAMPLED[image.grid.ndim]
-    sampled = cropped[(slice(None), *(slice(None, None, max(1, n // most)) for n in cropped.shape[1:]))]
+    sampled = cropped[(slice(None), *(slice(None, None, step) for step in sampling(cropped.shape[1:])))]
+    extremes = [(float(whole.min()), float(whole.max())) for whole in image.array]
+    return measured(image.grid, axes, cropped.shape[1:], extremes, sampled)
+
+
+def sampling(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the steps along the axes of a crop at which its voxels are looked at."""
+    return tuple(max(1, n // _SAMPLED[len(shape)]) for n in shape)
+
+
+def measured(
+    grid: Grid,
+    axes: AxisMap,
+    cropped: tuple[int, ...],
+    extremes: Sequence[tuple[float, float]],
+    sampled: NDArray[Any],
+) -> ImageFingerprint:
+    """Return what `measure_image` does from the shape of the crop, the extremes of each channel and the sample."""
+    shape = tuple(grid.shape[axis] for axis in axes.order)
     return ImageFingerprint(
         shape=shape,
-        spacing_mm=axes.permute(image.grid.spacing_mm),
-        shape_after_crop=cropped.shape[1:],
-        relative_size_after_crop=float(np.prod(cropped.shape[1:]) / np.prod(shape)),
+        spacing_mm=axes.permute(grid.spacing_mm),
+        shape_after_crop=cropped,
+        relative_size_after_crop=float(np.prod(cropped) / np.prod(shape)),
         channels=tuple(
-            ChannelIntensities(min=float(whole.min()), max=float(whole.max()), quantiles=_quantiles(part))
-            for whole, part in zip(image.array, sampled, strict=True)
+            ChannelIntensities(min=low, max=high, quantiles=_quantiles(part))
+            for (low, high), part in zip(extremes, sampled, strict=True)
         ),
         layout=_layout(sampled),
-        sized=image.grid.spacing_known,
+        sized=grid.spacing_known,
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segfit.errors import InputError, nearest
 from segfit.geometry import Grid
 from segfit.images import dicom, metaimage, mgh, nifti, nrrd, omezarr, png_jpeg, tiff
-from segfit.images.image import FileError, Image, LabelMap, Remark, Segment
+from segfit.images.image import FileError, Image, LabelMap, Regions, Remark, Segment
 from segfit.images.open_files import OpenFiles, shared
 from segfit.labels import smallest_dtype
 from segfit.text import numbers
@@ -54,9 +54,11 @@ class Format:
     name : for messages
     read, read_grid : from a path, which may be among files that are open; see `read_image` and `read_grid`
     num_voxels : where that is quicker to tell than the grid; see `num_voxels`
+    regions : where parts of an image can be read, from a path; see `segfit.images.regions`
     read_label : where labels are decoded otherwise than images; None: by `read`
     write : a label map to a path; None: this format is not for labels, for the reason in
         `unfit`, with what to do in `remedy`, and labels of its images have the ending `label_ending`
+    reals : whether `write` takes other numbers than whole ones, too
     multichannel : whether a file usually holds all channels of a case, as colours do; volumes usually have a file per
         channel, and the volumes of a 4D file are channels where there is one file alone
     files : every file that an image consists of; None: it is one file; see `files_of`
@@ -74,11 +76,13 @@ class Format:
     read: Callable[[Path, OpenFiles | None], Image]
     read_grid: Callable[[Path, OpenFiles | None], Grid]
     num_voxels: Callable[[Path, OpenFiles | None], int] | None = None
+    regions: Callable[[Path], Regions | None] | None = None
     read_label: Callable[[Path, OpenFiles | None], Image] | None = None
     write: Callable[[Path, LabelMap], None] | None = None
     unfit: str = ""
     remedy: str = "save labels as .nii.gz"
     label_ending: str = ".nii.gz"
+    reals: bool = False
     multichannel: bool = False
     files: Callable[[Path, OpenFiles | None], tuple[Path, ...]] | None = None
     beside: Callable[[Path], tuple[Path, ...]] = lambda _: ()
@@ -115,6 +119,7 @@ _NIFTI = Format(
     read=nifti.read,
     read_grid=nifti.read_grid,
     write=_by(nifti.write),
+    reals=True,
     check=lambda path, _, files: nifti.remarks(path, files),
     checks_labels=True,
     segments=nifti.segments,
@@ -125,6 +130,7 @@ _NRRD = Format(
     read=nrrd.read,
     read_grid=nrrd.read_grid,
     write=_by(nrrd.write),
+    reals=True,
     check=_HEADER_SIZE,
     segments=nrrd.segments,
     files=lambda path, files: (path, *nrrd.companions(path, files)),
@@ -134,10 +140,18 @@ _METAIMAGE = Format(
     read=metaimage.read,
     read_grid=metaimage.read_grid,
     write=_by(metaimage.write),
+    reals=True,
     check=_HEADER_SIZE,
     files=lambda path, files: (path, *metaimage.companions(path, files)),
 )
-_MGH = Format(name="FreeSurfer MGH", read=mgh.read, read_grid=mgh.read_grid, write=_by(mgh.write), check=_HEADER_SIZE)
+_MGH = Format(
+    name="FreeSurfer MGH",
+    read=mgh.read,
+    read_grid=mgh.read_grid,
+    write=_by(mgh.write),
+    reals=True,
+    check=_HEADER_SIZE,
+)
 _PICTURE = Format(
     name="PNG or BMP",
     read=png_jpeg.read,
@@ -162,8 +176,10 @@ _TIFF = Format(
     name="TIFF",
     read=tiff.read,
     read_grid=tiff.read_grid,
+    regions=tiff.regions,
     read_label=tiff.read_label,
     write=_by(tiff.write),
+    reals=True,
     multichannel=True,
     beside=tiff.spacing_files,
     check=lambda path, image, files: tiff.remarks(path, files) + _FILE_SIZE(path, image, files),
@@ -173,7 +189,9 @@ _OMEZARR = Format(
     name="OME-Zarr",
     read=lambda path, _: omezarr.read(path),
     read_grid=lambda path, _: omezarr.read_grid(path),
+    regions=omezarr.regions,
     write=_by(omezarr.write),
+    reals=True,
     multichannel=True,
     files=omezarr.files,
     check=lambda path, *_: omezarr.remarks(path),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,6 +26,7 @@ __all__ = [
     "FileError",
     "Image",
     "LabelMap",
+    "Regions",
     "Remark",
     "Segment",
     "absence",
@@ -99,6 +100,15 @@ class Segment(NamedTuple):
     name: str
     value: int
     layer: int = 0
+
+
+class Regions(NamedTuple):
+    """An image of which parts are read, not the whole."""
+
+    grid: Grid
+    channels: int
+    chunk: tuple[int, ...]  # voxels per spatial axis that are read together anyway
+    read: Callable[[Sequence[slice]], NDArray[Any]]  # a box of the grid, (c, *box), dtype as stored
 
 
 class FileError(InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from segfit.images import omezarr
 from segfit.images.image import Remark
 from segfit.text import count, numbers
 
-__all__ = ["grid_problems", "header_remarks", "voxel_problems"]
+__all__ = ["extreme_problems", "grid_problems", "header_remarks", "voxel_problems"]
 
 _LARGEST_INTENSITY = 1e15  # the squares of 10^8 such values, which deviations need, can still be summed in float32
 _SPACING_TOLERANCE = 0.02  # between two places of a header; rounding in either is far below (assumption)
@@ -35,7 +36,11 @@ def voxel_problems(array: NDArray[Any], name: str, *, colours: bool = False) -> 
         if bad:
             problem = f"{name} has {count(bad, 'NaN or infinite voxel')}"
             return [Problem("", problem, "replace them by a value such as 0, or remove the case", code="not_finite")]
-    extremes = [(float(channel.min()), float(channel.max())) for channel in array]
+    return extreme_problems([(float(channel.min()), float(channel.max())) for channel in array], name, colours=colours)
+
+
+def extreme_problems(extremes: Sequence[tuple[float, float]], name: str, *, colours: bool = False) -> list[Problem]:
+    """Return what is wrong with the voxels of an image by the lowest and highest value of each channel."""
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
     if max(-low, high) > _LARGEST_INTENSITY:
         problem = f"{name} has values from {low:g} to {high:g}, too large for single precision"
@@ -44,10 +49,10 @@ def voxel_problems(array: NDArray[Any], name: str, *, colours: bool = False) -> 
     problems: list[Problem] = []
     for number, (low, high) in enumerate(extremes):
         if low == high:
-            which = f" (channel {number} of the file)" if len(array) > 1 else ""
+            which = f" (channel {number} of the file)" if len(extremes) > 1 else ""
             problem = f"{name} is constant{which}: every voxel is {low:g}"
             action = "check the image; remove the case if it is empty"
-            if (number, len(array)) == (3, 4) and colours:
+            if (number, len(extremes)) == (3, 4) and colours:
                 action = "save all images without an alpha channel (it is constant)"
             problems.append(Problem("", problem, action, fatal=False, code="constant_image"))
     return problems

@@ -60,7 +60,7 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
 
     if grid.ndim != 3:
         raise FileError(path, "cannot hold a 2D label map", "write .nii.gz or .png instead")
-    array = array.astype(">u1" if array.dtype == np.uint8 else ">i4")
+    array = array.astype(">f4" if array.dtype.kind == "f" else ">u1" if array.dtype == np.uint8 else ">i4")
     header = MGHHeader()
     header.set_data_shape(grid.shape[::-1])
     header.set_data_dtype(array.dtype)

@@ -24,6 +24,7 @@ from segfit.geometry import Grid
 from segfit.images.image import (
     FileError,
     Image,
+    Regions,
     Remark,
     foreign,
     mm_per_unit,
@@ -34,7 +35,7 @@ from segfit.images.image import (
 from segfit.images.open_files import OpenFiles
 from segfit.text import numbers
 
-__all__ = ["files", "read", "read_grid", "remarks", "translated", "write"]
+__all__ = ["files", "read", "read_grid", "regions", "remarks", "translated", "write"]
 
 _VERSION = "0.4"  # of what is written: the one that most programs read
 _CHUNK_VOXELS = (64, 256, 256)  # of what is written; 4 MiB of uint8
@@ -81,6 +82,14 @@ def read(path: Path, region: Sequence[slice] | None = None) -> Image:
     if 0 in shape:
         raise ValueError(f"the region {region} of {path} holds no voxels")
     return Image(np.ascontiguousarray(voxels, dtype=dtype), replace(level.grid, shape=shape))
+
+
+def regions(path: Path) -> Regions:
+    """Return the image as one that is read by region; raises `FileError` as `read` does."""
+    level = _open(path)
+    channels = 1 if level.channel is None else level.array.shape[level.channel]
+    chunk = tuple(level.array.chunks[axis] for axis in level.spatial)
+    return Regions(level.grid, channels, chunk, lambda box: read(path, box).array)
 
 
 def files(path: Path, _: OpenFiles | None = None) -> tuple[Path, ...]:

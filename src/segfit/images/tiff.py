@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from typing import Any, BinaryIO
@@ -25,16 +26,27 @@ from segfit.errors import InputError
 from segfit.files import read_json, write_bytes, write_json
 from segfit.geometry import Grid
 from segfit.images import libtiff
-from segfit.images.image import COPY_AGAIN, FileError, Image, Remark, foreign, mm_per_unit, reading, require_room
+from segfit.images.image import (
+    COPY_AGAIN,
+    FileError,
+    Image,
+    Regions,
+    Remark,
+    foreign,
+    mm_per_unit,
+    reading,
+    require_room,
+)
 from segfit.images.open_files import OpenFiles, opened
 
-__all__ = ["read", "read_grid", "read_label", "remarks", "spacing_files", "write"]
+__all__ = ["read", "read_grid", "read_label", "regions", "remarks", "spacing_files", "write"]
 
 _CHANNEL_AXES = ("S", "C")  # tifffile's letters for samples per pixel and channels
 # Values of TIFF tags, TIFF 6.0 sections 8 and 22; compression 34892 is lossy JPEG of DNG.
 _MIN_IS_WHITE, _PALETTE, _JPEGS = 0, 3, (6, 7, 34892)
 _ORIENTATION, _UPRIGHT = 274, 1
 _SHOWN_LETTERS = 80  # of a spacing file in a message
+_LARGEST_STRIP = 2**24  # pixels of one that is unpacked for every part of it that is read
 _COMPRESSIONS_AT_HAND = (1, 8, 32946)  # none and Deflate; others tifffile leaves to a package of its own
 
 
@@ -55,6 +67,88 @@ def read(path: Path, files: OpenFiles | None = None) -> Image:
     array = pixels.transpose(*dropped, *order).reshape(-1, *grid.shape)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return Image(array.astype(np.uint8) if array.dtype == bool else array, grid)
+
+
+def regions(path: Path) -> Regions | None:
+    """Return a picture or stack as one that is read by region: by the tiles or strips that it is stored in.
+
+    None where that cannot be done: pixels that another package has to decode, channels that are pages, pages of
+    several kinds, strips of whole large pages, black and white.
+    """
+    with _opened(path, None) as file:
+        series = _series(path, file, whole=False)
+        channels, spatial = _axes(path, series)
+        page, stacked = series.keyframe, spatial[:-2]
+        plain = (
+            int(page.compression) in _COMPRESSIONS_AT_HAND
+            and series.dtype.kind != "b"
+            and page.shape == tuple(series.shape[axis] for axis in (*spatial[-2:], *channels))
+            and (not channels or page.planarconfig == 1)
+            and len(series.pages) == (series.shape[stacked[0]] if stacked else 1)
+            and not any(one is None for one in series.pages)
+        )
+        if not plain:
+            return None
+        grid = _grid(path, file, tuple(series.shape[axis] for axis in spatial))
+        shape = (*grid.shape, math.prod(page.shape[2:]))
+        height, width = _tile(page)
+        chunk = (*(1 for _ in stacked), min(height, grid.shape[-2]), min(width, grid.shape[-1]))
+        if series.dataoffset is not None:  # as in memory
+            dtype, offset = page.dtype.newbyteorder(file.byteorder), series.dataoffset
+            chunk = (*chunk[:-2], 1, chunk[-1])
+            mapped = partial(_mapped, path, dtype, offset, shape)
+            return Regions(grid, shape[-1], chunk, lambda box: _channels_first(mapped()[*box]))
+    if math.prod(chunk) > _LARGEST_STRIP:
+        return None
+    return Regions(grid, shape[-1], chunk, lambda box: _channels_first(_decoded(path, grid, box)))
+
+
+def _tile(page: Any) -> tuple[int, int]:
+    """Return the height and width of the tiles of a page, or of its strips."""
+    return (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+
+
+def _channels_first(pixels: NDArray[Any]) -> NDArray[Any]:
+    array = np.moveaxis(pixels, -1, 0)
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    with reading(path):
+        return np.memmap(path, dtype, "r", offset, shape)
+
+
+def _decoded(path: Path, grid: Grid, box: Sequence[slice]) -> NDArray[Any]:
+    """Return the pixels (*box, channels) of a file with tiles or strips."""
+    *slices, rows, columns = (range(*part.indices(n)) for part, n in zip(box, grid.shape, strict=True))
+    with _opened(path, None) as file:
+        series = _series(path, file, whole=False)
+        page = series.keyframe
+        height, width = _tile(page)
+        across = math.ceil(page.imagewidth / width)
+        result = np.zeros((*map(len, slices), len(rows), len(columns), math.prod(page.shape[2:])), page.dtype)
+        for layer, pixels in zip(*slices or ((0,),), result if slices else (result,), strict=True):
+            one = series.pages[layer]
+            for down in range(rows.start // height, (rows.stop - 1) // height + 1):
+                for right in range(columns.start // width, (columns.stop - 1) // width + 1):
+                    number = down * across + right
+                    file.filehandle.seek(one.dataoffsets[number])
+                    packed = file.filehandle.read(one.databytecounts[number])
+                    part, _, _ = page.decode(packed or None, number)
+                    if part is not None:  # else never written: zeros
+                        part = part.reshape(-1, *part.shape[-2:])
+                        _lay(part, pixels, down * height - rows.start, right * width - columns.start)
+    return result
+
+
+def _lay(part: NDArray[Any], pixels: NDArray[Any], row: int, column: int) -> None:
+    """Copy a tile whose first pixel lies at a row and column, inside or outside, into the pixels that it covers."""
+    target = tuple(
+        slice(max(0, first), max(0, min(first + size, most)))
+        for first, size, most in zip((row, column), part.shape, pixels.shape, strict=False)
+    )
+    source = tuple(slice(one.start - first, one.stop - first) for one, first in zip(target, (row, column), strict=True))
+    pixels[target] = part[source]
 
 
 def read_label(path: Path, files: OpenFiles | None = None) -> Image:
@@ -202,10 +296,11 @@ def _axes(path: Path, series: Any) -> tuple[list[int], list[int]]:
     return channels, [*slices, series.axes.index("Y"), series.axes.index("X")]
 
 
-def _series(path: Path, file: Any) -> Any:
-    """Return the image of a file; `FileError` if there are several of its size, no real numbers, or no room for them.
+def _series(path: Path, file: Any, *, whole: bool = True) -> Any:
+    """Return the image of a file; `FileError` if there are several of its size, or no real numbers.
 
-    Smaller ones are previews of the first, as scanners add them.
+    Also, where it is read as a `whole`, if there is no room for it. Smaller ones are previews of the first, as scanners
+    add them.
     """
     first, *others = file.series
     if any(math.prod(other.shape) >= math.prod(first.shape) for other in others):
@@ -213,7 +308,8 @@ def _series(path: Path, file: Any) -> Any:
         raise FileError(path, f"holds {len(file.series)} images ({sizes})", "save the one that is meant alone")
     if first.dtype is None or first.dtype.kind not in "biuf":
         raise FileError(path, f"holds values of type {first.dtype}", "export real numbers")
-    require_room(path, first.shape, first.nbytes)
+    if whole:
+        require_room(path, first.shape, first.nbytes)
     return first
 
 

@@ -22,6 +22,7 @@ from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
 from segfit.evaluation.measurement import Margins, Measurement, measure
 from segfit.execution.memory import free_memory_gb
+from segfit.execution.scratch import IN_MEMORY
 from segfit.files import path_of, write_arrays
 from segfit.fingerprint.appearance import measure_image, oriented_crop
 from segfit.fingerprint.training_images import Range, impossible_size
@@ -29,13 +30,22 @@ from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
-from segfit.inference.open_model import fold_names, open_model
-from segfit.inference.predictor import Precision, Predictor
-from segfit.inference.sources import Array, Source, as_spacing, read_previous_stage, read_source, source_files
-from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
+from segfit.inference.open_model import chosen_folds, load_network, open_model
+from segfit.inference.predictor import Precision, Predictor, require_options
+from segfit.inference.prepared import Prepared, RegionalCase, logit_fields, regional_case, streaming, why_read_whole
+from segfit.inference.room import Room, forecast_gb, with_less_each_time
+from segfit.inference.sources import (
+    Array,
+    Source,
+    as_spacing,
+    header_warnings,
+    read_previous_stage,
+    read_source,
+    source_files,
+)
+from segfit.inference.to_input_grid import LogitField, merged, merged_labels, stored_labels
+from segfit.inference.window import Rows
 from segfit.labels import LabelScheme
-from segfit.networks.unet import PluginNetwork, UNet, empty_network
-from segfit.options import SMALLEST_TILE_STEP
 from segfit.plugins import package_version
 from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previous_stage
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
@@ -98,22 +108,6 @@ class Prediction:
         if self.probabilities is None:
             raise InputError("this prediction has no probabilities", "predict with probabilities=True")
         write_arrays(path_of(path, "probabilities"), {"probabilities": self.probabilities})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """A case ready for the networks: one array and its way back for each member, in order.
-
-    Where the model has the first stage of a cascade, which is to predict the input of the second one, the array is that
-    of the first stage, and `image` is what all members are going to see.
-    """
-
-    grid: Grid
-    source: tuple[Path, ...]  # its files
-    inputs: tuple[tuple[NDArray[np.float32], CaseProperties], ...]
-    warnings: tuple[Problem, ...]
-    name: str = ""  # of the case
-    image: Image | None = None
 
 
 class ModelSource(NamedTuple):
@@ -216,7 +210,7 @@ class Model:
         precision: Precision | None = None,
         deterministic: bool = False,
     ) -> None:
-        _require_options(mirror, tile_step, precision)
+        require_options(mirror, tile_step, precision)
         for package, version in bundle.manifest.requires.items():
             if not package_version(package):
                 problem = f"{bundle.source} needs the package {package} {version}, whose network it has"
@@ -229,7 +223,7 @@ class Model:
             return Predictor(
                 member.configuration,
                 self.labels,
-                [_load_network(bundle, member, fold) for fold in _chosen_folds(bundle, member, folds)],
+                [load_network(bundle, member, fold) for fold in chosen_folds(bundle, member, folds)],
                 () if mirror is False else member.mirror_axes,
                 device,
                 member.tile_step if tile_step is None else tile_step,
@@ -305,6 +299,7 @@ class Model:
         *,
         previous_stage: str | Path | Array | None = None,
         probabilities: bool = False,
+        memory_gb: float | None = None,
         progress: Progress = LOGGED,
     ) -> Prediction:
         """Segment one image; the result lies on its grid.
@@ -320,16 +315,23 @@ class Model:
         previous_stage : label map of the previous stage on the same grid, for second stages of a cascade only; a model
             that has the first stage too predicts it when it is not given
         probabilities : also keep them
+        memory_gb : memory that this may take, about; None: what is free. An image that would take more is predicted row
+            by row, its files read by region where they can be, and large arrays, the result among them, are mapped from
+            files without a name in the system's folder for temporary ones; so it is, in less, when memory runs out
 
         Where the image differs from those that the model was made from, in voxel size, extent, order of axes or
         channels, or intensities, warnings say so. Raises `InputError` if it cannot be of their kind.
         """
-        prepared = self.prepare(source, spacing_mm, previous_stage=previous_stage)
-        for item in prepared.warnings:
-            progress.warn(item)
-        kept = KeptWarnings(progress)
-        fields = self.logits(prepared, progress=kept)
-        return self.finish(prepared, fields, probabilities=probabilities, warnings=kept.warnings)
+
+        def attempt(gb: float | None) -> Prediction:
+            prepared = self.prepare(source, spacing_mm, previous_stage=previous_stage, memory_gb=gb)
+            for item in prepared.warnings:
+                progress.warn(item)
+            kept = KeptWarnings(progress)
+            fields = self.logits(prepared, progress=kept)
+            return self.finish(prepared, fields, probabilities=probabilities, warnings=kept.warnings)
+
+        return with_less_each_time(attempt, memory_gb, progress)
 
     def prepare(
         self,
@@ -337,27 +339,72 @@ class Model:
         spacing_mm: Spacing | None = None,
         *,
         previous_stage: str | Path | Array | None = None,
+        memory_gb: float | None = None,
+        scratch: Path | None = None,
     ) -> Prepared:
-        """Read and preprocess one image: the first step of `predict`; runs on the CPU, in any thread."""
+        """Read and preprocess one image: the first step of `predict`; runs on the CPU, in any thread.
+
+        `scratch` is the folder for files of arrays that do not fit into `memory_gb`.
+        """
         if previous_stage is not None and not self.takes_previous_stage:
             raise InputError(f"{self.name} is not the second stage of a cascade", "leave previous_stage out")
         ndim = self.manifest.members[0].configuration.preprocessing.image_ndim
         sizeless = self.spacing_mm == (1.0, 1.0)  # made from pictures whose pixels had no size
-        paths = source_files(source)
+        paths, room = source_files(source), Room.of(memory_gb, scratch)
         file = paths[0] if paths else ""
         given = as_spacing(spacing_mm)
+        size = None if sizeless else given
         with OpenFiles() as files:
-            image, name, warnings = read_source(
-                source, ndim, len(self.channel_names), None if sizeless else given, files
-            )
+            regional = regional_case(self.manifest, paths, size, room) if previous_stage is None else None
+            if regional is None:
+                image, name, warnings = read_source(source, ndim, len(self.channel_names), size, files)
+            else:
+                image, name = regional.stand_in(), str(file)
+                warnings = header_warnings(paths, image, files)
         earlier: Image | None = None
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
+        sized = self._sized(image, name, file, given, warnings)
+        needed = forecast_gb(self._all_members, sized.grid)
+        streamed = room if needed > room.gb else None
+        if streamed is not None:
+            unread = regional is None and paths
+            reason = why_read_whole(self.manifest, sized.grid) or "such files are not read by region" if unread else ""
+            warnings.insert(0, streaming(name, needed, room, reason, file))
+        if regional is not None:
+            regional = regional.sized(sized.grid)
+            warnings += [replace(item, file=str(file)) for item in regional.problems()]
+        warnings += self._differences(sized, regional, name, file)
+        first = self.manifest.previous_stage if earlier is None else None
+        inputs: tuple[tuple[Rows, CaseProperties], ...]
+        if regional is not None:
+            inputs = tuple(regional.input(member, room) for member in self.manifest.members)
+        elif first is None:
+            inputs = self._inputs(sized, earlier, name)
+        else:
+            inputs = (self._member_input(first, sized, None, name),)
+        waiting = None if first is None else sized
+        return Prepared(image.grid, paths, inputs, tuple(warnings), name, waiting, streamed)
+
+    @property
+    def _all_members(self) -> tuple[Member, ...]:
+        first = self.manifest.previous_stage
+        return (*self.manifest.members, *(() if first is None else (first,)))
+
+    def forecast_gb(self, grid: Grid) -> float:
+        """Return the memory in GiB that predicting an image takes, about, if all of it is held."""
+        return forecast_gb(self._all_members, grid)
+
+    def _sized(
+        self, image: Image, name: str, file: str | Path, given: tuple[float, ...] | None, warnings: list[Problem]
+    ) -> Image:
+        """Return an image with a voxel size, and add what is to be told of its grid to the warnings."""
+        ndim = self.manifest.members[0].configuration.preprocessing.image_ndim
         canonical = any(m.configuration.preprocessing.orientation == "canonical" for m in self.manifest.members)
         if canonical and ndim == 3 and image.grid.affine is None:
             problem = f"{name} has no orientation; RAS+ (z, y, x) is assumed"
             warnings.append(warning("no_orientation", problem, file=file))
-        if sizeless and given is not None:
+        if self.spacing_mm == (1.0, 1.0) and given is not None:
             problem = f"the pixel size of {name} is ignored: the model was trained on images without one"
             warnings.append(warning("pixel_size_ignored", problem, file=file))
         sized = image
@@ -365,14 +412,9 @@ class Model:
             sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
             problem = f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training"
             warnings.append(warning("no_voxel_size", problem, file=file))
-        warnings += self._differences(sized, name, file)
-        first = self.manifest.previous_stage
-        if first is None or earlier is not None:
-            return Prepared(image.grid, paths, self._inputs(sized, earlier, name), tuple(warnings))
-        inputs = (self._member_input(first, sized, None, name),)
-        return Prepared(image.grid, paths, inputs, tuple(warnings), name, sized)
+        return sized
 
-    def _differences(self, image: Image, name: str, file: str | Path) -> list[Problem]:
+    def _differences(self, image: Image, regional: RegionalCase | None, name: str, file: str | Path) -> list[Problem]:
         """Return in what an image differs from those the model was made from; `InputError` if it is of another kind."""
         ndim, known = self.manifest.members[0].configuration.preprocessing.image_ndim, self.manifest.training_images
         if image.grid.ndim != ndim or len(image.array) != len(self.channel_names):
@@ -384,13 +426,14 @@ class Model:
             usual = (min(self.spacing_mm),) * ndim, (max(self.spacing_mm),) * ndim  # whatever the order of axes
             found = impossible_size(image.grid.spacing_mm, Range(*usual))
         else:
-            axes, _, cropped = oriented_crop(image, known.orientation)
+            if regional is not None:
+                measured = regional.measured(known.orientation)
+            else:
+                axes, _, cropped = oriented_crop(image, known.orientation)
+                measured = measure_image(image, axes, cropped)
             kind, size = image.array.dtype.kind, image.array.dtype.itemsize
-            found = known.differences(
-                measure_image(image, axes, cropped),
-                absolute=_absolute(self.manifest.members),
-                bits=8 * size if kind == "u" else None,
-            )
+            bits = 8 * size if kind == "u" else None
+            found = known.differences(measured, absolute=_absolute(self.manifest.members), bits=bits)
         for item in found:
             if item.fatal:
                 raise InputError(f"{name}: {item.problem}", item.action)
@@ -417,16 +460,11 @@ class Model:
         """Run the networks: the second step of `predict`; runs on the model's device."""
         inputs = prepared.inputs
         if prepared.image is not None:
-            [(predictor, first)], [(array, properties)] = self._first, inputs
-            field = LogitField(predictor.logits(array, progress=progress), properties, first.configuration)
-            earlier = Image(merged_labels([field], self.labels)[None], prepared.grid)
+            [(predictor, first)] = self._first
+            fields = logit_fields([predictor], [first], inputs, prepared.streamed, progress)
+            earlier = Image(merged_labels(fields, self.labels)[None], prepared.grid)
             inputs = self._inputs(prepared.image, earlier, prepared.name)
-        return tuple(
-            LogitField(predictor.logits(array, progress=progress), properties, member.configuration)
-            for predictor, member, (array, properties) in zip(
-                self.predictors, self.manifest.members, inputs, strict=True
-            )
-        )
+        return logit_fields(self.predictors, self.manifest.members, inputs, prepared.streamed, progress)
 
     def finish(
         self,
@@ -437,9 +475,11 @@ class Model:
         warnings: Sequence[Problem] = (),
     ) -> Prediction:
         """Bring the logits back to the grid of the image and decide: the last step of `predict`; any thread."""
-        inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
-        kept = merged_probabilities(fields, self.labels) if probabilities else None
-        found = LabelMap(self.labels.to_stored(inner), prepared.grid, self.labels, prepared.source)
+        scratch = IN_MEMORY if prepared.streamed is None else prepared.streamed.scratch
+        inner, kept = merged(fields, self.labels, probabilities=probabilities, scratch=scratch)
+        inner = apply_steps(inner, self.manifest.postprocessing)
+        stored = stored_labels(inner, self.labels, scratch)
+        found = LabelMap(stored, prepared.grid, self.labels, prepared.source)
         return Prediction(found, kept, (*prepared.warnings, *warnings), self.manifest.margins)
 
 
@@ -447,35 +487,3 @@ def _absolute(members: Sequence[Member]) -> list[bool]:
     """Return by channel whether a network sees values as they are, and not scaled image by image."""
     schemes = zip(*(member.configuration.preprocessing.normalization for member in members), strict=True)
     return [any(how.scheme not in ("zscore", "rescale_to_0_1") for how in channel) for channel in schemes]
-
-
-def _require_options(mirror: Any, tile_step: Any, precision: Any) -> None:
-    if mirror is not None and not isinstance(mirror, bool):
-        raise InputError(f"mirror is True, False or None, got {mirror!r}")
-    is_number = isinstance(tile_step, int | float) and not isinstance(tile_step, bool)
-    if tile_step is not None and not (is_number and SMALLEST_TILE_STEP <= tile_step <= 1):
-        raise InputError(f"tile_step is a share of the patch from {SMALLEST_TILE_STEP} to 1, got {tile_step!r}")
-    if precision is not None and precision not in get_args(Precision):
-        raise InputError(f"precision is {', '.join(get_args(Precision))} or None, got {precision!r}")
-
-
-def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | None) -> list[str]:
-    names = fold_names(folds) or list(member.weights)
-    for fold in names:
-        if fold not in member.weights:
-            raise InputError(
-                f"{bundle.source} has no fold {fold} of {member.configuration.name}",
-                f"it has {', '.join(member.weights)}",
-            )
-    return names
-
-
-def _load_network(bundle: Bundle, member: Member, fold: str) -> UNet | PluginNetwork:
-    """Return the network of one fold, without initialising weights that are replaced anyway."""
-    network = empty_network(member.configuration.network)
-    try:
-        network.load_state_dict(bundle.weights(member.weights[fold]), assign=True)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{bundle.source}: {member.weights[fold]} does not fit its configuration ({reason})") from None
-    return network.requires_grad_(False)

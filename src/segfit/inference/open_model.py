@@ -9,12 +9,13 @@ from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_b
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, warning
 from segfit.files import path_of, require_there
+from segfit.networks.unet import PluginNetwork, UNet, empty_network
 from segfit.nnunet.models import is_nnunet_model, read_nnunet_model
 from segfit.nnunet.results import is_results, read_results
 from segfit.progress import LOGGED, Progress
 from segfit.text import listing
 
-__all__ = ["fold_names", "is_model", "open_model"]
+__all__ = ["chosen_folds", "fold_names", "is_model", "load_network", "open_model"]
 
 _PROJECT = "project.json"
 
@@ -148,3 +149,26 @@ def _renamed(member: Member, number: int) -> Member:
 
 def _name(number: int, file: str) -> str:
     return f"{number}-{file}"
+
+
+def chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | None) -> list[str]:
+    """Return the folds of a member that a caller chose; `InputError` for one that it lacks."""
+    names = fold_names(folds) or list(member.weights)
+    for fold in names:
+        if fold not in member.weights:
+            raise InputError(
+                f"{bundle.source} has no fold {fold} of {member.configuration.name}",
+                f"it has {', '.join(member.weights)}",
+            )
+    return names
+
+
+def load_network(bundle: Bundle, member: Member, fold: str) -> UNet | PluginNetwork:
+    """Return the network of one fold, without initialising weights that are replaced anyway."""
+    network = empty_network(member.configuration.network)
+    try:
+        network.load_state_dict(bundle.weights(member.weights[fold]), assign=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{bundle.source}: {member.weights[fold]} does not fit its configuration ({reason})") from None
+    return network.requires_grad_(False)

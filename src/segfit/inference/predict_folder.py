@@ -7,30 +7,31 @@ themselves and do a case from beginning to end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 
 from segfit.dataset.manifest import Case
+from segfit.device import is_memory_shortage
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
-from segfit.images.formats import label_ending
+from segfit.images.formats import label_ending, read_grid
 from segfit.images.image import CASE_FAILURES, failure_of
-from segfit.inference.model import Model, ModelSource, Prepared
+from segfit.images.values import channel_files, write_channels
+from segfit.inference.model import Model, ModelSource
+from segfit.inference.prepared import Prepared
+from segfit.inference.room import Room, with_less_each_time
 from segfit.inference.to_input_grid import LogitField
-from segfit.preprocessing.dataset import largest_grid
-from segfit.progress import SILENT, KeptWarnings, tasks_only
+from segfit.progress import SILENT, KeptWarnings, Progress, Task, tasks_only
 from segfit.text import count
 
 __all__ = ["is_written", "predict_folder"]
 
-_WRITES_WAITING = 2  # predictions that may wait for their writer, so that memory stays bounded
-_ARRAYS = 3  # float32 arrays per channel and output that predicting a case holds at its peak
+_WRITES_WAITING = 2  # predictions that may wait for their writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,9 @@ class _Job:
     output: Path
     ending: str
     save_probabilities: bool
+    probability_images: int  # how many: one for each output, or none
     previous_stage: Path | None
+    memory_gb: float | None
 
     def path(self, case: Case) -> Path:
         """Where the labels of a case go."""
@@ -49,20 +52,48 @@ class _Job:
     def probabilities(self, case: Case) -> Path:
         return self.output / f"{case.id}.npz"
 
+    def images(self, case: Case) -> list[Path]:
+        return channel_files(self.output / "probabilities", case.id, self.ending, self.probability_images)
+
     def is_done(self, case: Case) -> bool:
-        return is_written(self.path(case)) and (not self.save_probabilities or self.probabilities(case).is_file())
+        return (
+            is_written(self.path(case))
+            and (not self.save_probabilities or self.probabilities(case).is_file())
+            and all(map(is_written, self.images(case)))
+        )
 
     def prepare(self, model: Model, case: Case) -> Prepared:
         earlier = None if self.previous_stage is None else self.previous_stage / f"{case.id}{self.ending}"
-        return model.prepare(list(case.images), case.spacing_mm, previous_stage=earlier)
+        return model.prepare(
+            list(case.images),
+            case.spacing_mm,
+            previous_stage=earlier,
+            memory_gb=self.memory_gb,
+            scratch=self.output.absolute(),
+        )
+
+    def predict(self, model: Model, case: Case, progress: Progress) -> list[Problem]:
+        """Predict and write a case from beginning to end, in less memory if it runs out; return the warnings."""
+
+        def attempt(gb: float | None) -> list[Problem]:
+            kept = KeptWarnings(progress)
+            prepared = replace(self, memory_gb=gb).prepare(model, case)
+            return self.write(model, case, prepared, model.logits(prepared, progress=kept), kept.warnings)
+
+        retried = KeptWarnings(SILENT)
+        warnings = with_less_each_time(attempt, self.memory_gb, retried)
+        return [*(replace(item, case=case.id) for item in retried.warnings), *warnings]
 
     def write(
         self, model: Model, case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[Problem]
     ) -> list[Problem]:
         """Write what was predicted of a case; return the warnings about it."""
-        prediction = model.finish(prepared, fields, probabilities=self.save_probabilities, warnings=warnings)
+        wanted = self.save_probabilities or self.probability_images > 0
+        prediction = model.finish(prepared, fields, probabilities=wanted, warnings=warnings)
         if self.save_probabilities:
             prediction.save_probabilities(self.probabilities(case))
+        if self.probability_images and prediction.probabilities is not None:
+            write_channels(self.images(case), prediction.probabilities, prediction.grid)
         prediction.save(self.path(case))  # last: its presence says that the case is done
         return [replace(item, case=case.id) for item in prediction.warnings]
 
@@ -80,7 +111,9 @@ def predict_folder(
     ending: str | None = None,
     overwrite: bool = False,
     save_probabilities: bool = False,
+    save_probability_images: bool = False,
     previous_stage: Path | None = None,
+    memory_gb: float | None = None,
     device: str | None = None,
     execution: Execution = LOCAL,
 ) -> list[Path]:
@@ -91,7 +124,12 @@ def predict_folder(
     ending : of the outputs; None: as the labels the model was made from, or .nii.gz where that format holds no labels
     overwrite : predict again what is there already; by default it is left as it is
     save_probabilities : also write ``<case id>.npz``
+    save_probability_images : also write ``probabilities/<case id>_0000<ending>`` and so on, one image for each output
+        of the model in the order of its labels, on the grid of the input; TIFF where label files are PNG or BMP
     previous_stage : folder with the label maps of the previous stage of a cascade
+    memory_gb : memory that predicting may take, about; None: what is free. No more cases than fit are read ahead or
+        wait for their writer; one that is larger is predicted row by row, with arrays in files without a name in
+        `output`
     device : where networks run on workers elsewhere; None: as the model was loaded
     execution : its `workers`, one unless set, are threads that read and preprocess ahead; each holds one case in
         memory. Those of another executor than this machine load the model from its folder, which they must see
@@ -103,7 +141,10 @@ def predict_folder(
         raise InputError(f"{model.name} is not the second stage of a cascade", "leave previous_stage out")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is no folder", "give another one for the label files")
-    job = _Job(output, ending or label_ending(model.file_ending), save_probabilities, previous_stage)
+    outputs = model.labels.num_outputs if save_probability_images else 0
+    job = _Job(
+        output, ending or label_ending(model.file_ending), save_probabilities, outputs, previous_stage, memory_gb
+    )
     inputs = {path.resolve() for case in cases for path in case.images}
     for case in cases:
         if job.path(case).resolve() in inputs:
@@ -122,38 +163,94 @@ def predict_folder(
 
 def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Execution) -> list[Problem]:
     """Predict cases; return what is wrong with those that cannot be used."""
-    workers, problems = execution.workers or 1, list[Problem]()
-    inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
     with (
         execution.progress.task("predicting", len(cases)) as task,
-        _threads(workers, "segfit-read") as readers,
+        _threads(execution.workers or 1, "segfit-read") as readers,
         _threads(1, "segfit-write") as writers,
     ):
-        rest = iter(cases)
-        ahead = deque((case, readers.submit(job.prepare, model, case)) for case in islice(rest, workers + 1))
-        behind: deque[tuple[Case, Future[list[Problem]]]] = deque()
-        while ahead:
-            case, future = ahead.popleft()
-            try:
-                prepared = future.result()
-                kept = KeptWarnings(inner)
-                fields = model.logits(prepared, progress=kept)
-                behind.append((case, writers.submit(job.write, model, case, prepared, fields, kept.warnings)))
-                del prepared, fields
-            except (*CASE_FAILURES, OSError) as error:
-                problems.append(failure_of(case.id, error, case.images))
-                task.advance(1, case.id)
-            del future  # and with it the arrays of the case
-            ahead.extend((case, readers.submit(job.prepare, model, case)) for case in islice(rest, 1))
-            while behind and (len(behind) > _WRITES_WAITING or not ahead):
-                case, written = behind.popleft()
-                try:
-                    for item in written.result():
-                        execution.progress.warn(item)
-                except (*CASE_FAILURES, OSError) as error:
-                    problems.append(failure_of(case.id, error, case.images))
-                task.advance(1, case.id)
-    return problems
+        return _Here(model, cases, job, execution, task, readers, writers).predict()
+
+
+class _Here:
+    """Predicts cases in this process, reads the next ones ahead and writes behind, as far as memory allows."""
+
+    def __init__(
+        self,
+        model: Model,
+        cases: Sequence[Case],
+        job: _Job,
+        execution: Execution,
+        task: Task,
+        readers: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
+    ) -> None:
+        self._model, self._job, self._task, self._progress = model, job, task, execution.progress
+        self._readers, self._writers, self._workers = readers, writers, execution.workers or 1
+        self._inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
+        self._room = Room.of(job.memory_gb, None).gb * 2**30
+        self._rest = deque((case, _predicted_bytes(model, case)) for case in cases)
+        self._ahead: deque[tuple[Case, int, Future[Prepared]]] = deque()
+        self._behind: deque[tuple[Case, int, Future[list[Problem]]]] = deque()
+        self._again: list[Case] = []
+        self._problems: list[Problem] = []
+
+    def predict(self) -> list[Problem]:
+        """Predict all cases; return what is wrong with those that cannot be used."""
+        self._read_ahead()
+        while self._ahead:
+            self._predict_next()
+            self._read_ahead()
+            while self._behind and (
+                len(self._behind) > _WRITES_WAITING or not self._ahead or self._held() > self._room
+            ):
+                case, _, written = self._behind.popleft()
+                self._finish(case, written.result)
+                self._read_ahead()
+        for case in self._again:
+            self._finish(case, partial(self._job.predict, self._model, case, self._inner), last=True)
+        return self._problems
+
+    def _held(self) -> int:
+        return sum(size for _, size, _ in (*self._ahead, *self._behind))
+
+    def _read_ahead(self) -> None:
+        while self._rest and len(self._ahead) <= self._workers:
+            case, size = self._rest[0]
+            if self._ahead and self._held() + size > self._room:
+                return
+            self._rest.popleft()
+            self._ahead.append((case, size, self._readers.submit(self._job.prepare, self._model, case)))
+
+    def _predict_next(self) -> None:
+        case, size, future = self._ahead.popleft()
+        try:
+            prepared = future.result()
+            kept = KeptWarnings(self._inner)
+            fields = self._model.logits(prepared, progress=kept)
+            write = partial(self._job.write, self._model, case, prepared, fields, kept.warnings)
+            if prepared.streamed is None:
+                self._behind.append((case, size, self._writers.submit(write)))
+                return
+        except (*CASE_FAILURES, OSError) as error:
+            self._failed(case, error)
+            return
+        self._finish(case, write)  # the networks are at work while it is written
+
+    def _finish(self, case: Case, written: Callable[[], list[Problem]], *, last: bool = False) -> None:
+        try:
+            for item in written():
+                self._progress.warn(item)
+        except (*CASE_FAILURES, OSError) as error:
+            self._failed(case, error, last=last)
+        else:
+            self._task.advance(1, case.id)
+
+    def _failed(self, case: Case, error: Exception, *, last: bool = False) -> None:
+        if is_memory_shortage(error) and not last:  # there may be enough when the case is alone
+            self._again.append(case)
+            return
+        self._problems.append(failure_of(case.id, error, case.images))
+        self._task.advance(1, case.id)
 
 
 def _predict_elsewhere(
@@ -187,9 +284,7 @@ def _predict_case(source: ModelSource, job: _Job, token: str, case: Case) -> tup
     """Predict a case; return the warnings about it, and what is wrong with it if it cannot be used."""
     model = _loaded(source, token)
     try:
-        kept = KeptWarnings(SILENT)
-        prepared = job.prepare(model, case)
-        return job.write(model, case, prepared, model.logits(prepared, progress=kept), kept.warnings), None
+        return job.predict(model, case, SILENT), None
     except MemoryError:  # there may be enough when the case is alone
         raise
     except (*CASE_FAILURES, OSError) as error:
@@ -205,13 +300,10 @@ def _loaded(source: ModelSource, token: str) -> Model:
 
 def _predicted_bytes(model: Model, case: Case) -> int:
     """Return the memory that predicting a case takes, about; 1 where that cannot be told."""
-    configurations = [member.configuration for member in model.manifest.members]
-    return max(
-        max(
-            1, largest_grid(case, one.preprocessing) * 4 * _ARRAYS * (one.network.in_channels + one.network.num_outputs)
-        )
-        for one in configurations
-    )
+    try:
+        return max(1, int(model.forecast_gb(read_grid(case.images[0], case.spacing_mm)) * 2**30))
+    except InputError:  # told when it is read
+        return 1
 
 
 @contextmanager

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from segfit.device import deterministic_kernels, measure_hardware
-from segfit.errors import StageError, warning
-from segfit.inference.tiles import (
-    axis_coverage,
-    axis_importance,
-    importance_map,
-    mirror_subsets,
-    padding,
-    tile_corners,
-    tile_starts,
-)
+from segfit.errors import InputError, StageError, warning
+from segfit.execution.scratch import IN_MEMORY, Scratch
+from segfit.inference.tiles import importance_map, mirror_subsets, tile_corners
+from segfit.inference.window import Rows, Tiling, Window
 from segfit.labels import Exchange, LabelScheme
+from segfit.options import SMALLEST_TILE_STEP
 from segfit.progress import SILENT, Progress
 from segfit.specs import Configuration
 
-__all__ = ["Precision", "Predictor"]
+__all__ = ["Precision", "Predictor", "require_options"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -115,7 +110,6 @@ class Predictor:
         self.batch = batch or default_batch(configuration, device)
         self._deterministic = deterministic
 
-    @torch.inference_mode()
     def logits(self, image: NDArray[np.float32], *, progress: Progress = SILENT) -> Tensor:
         """Return the averaged logits, float32 ``(num_outputs, *spatial)`` on the grid of `image` ``(c, *spatial)``.
 
@@ -123,25 +117,46 @@ class Predictor:
         with smaller batches, then with the sums on the CPU, then on the CPU alone; half precision that overflows is
         repeated in fp32. Each gives a warning. Raises `StageError` if the network gives no finite numbers.
         """
-        dtype = self.dtype
-        with deterministic_kernels(self._deterministic):
-            result = self._with_fallback(image, dtype, progress)
-            if dtype is torch.float16 and not _all_finite(result):
-                progress.warn(warning("overflow", "the network overflowed in fp16; retrying the case in fp32"))
-                result = self._with_fallback(image, None, progress)
-        if not _all_finite(result):
-            raise StageError("the network output is not finite", "its weights or the image are unusable")
+        [result] = self.stream(image, progress=progress)
         return result
 
-    def _with_fallback(self, image: NDArray[np.float32], dtype: torch.dtype | None, progress: Progress) -> Tensor:
-        *first, last = self._placements()
-        for placement in first:
-            result = self._try(image, placement, dtype, progress)
-            if result is not None:
-                return result
+    @torch.inference_mode()
+    def stream(
+        self, image: Rows, *, rows: int | None = None, scratch: Scratch = IN_MEMORY, progress: Progress = SILENT
+    ) -> Iterator[Tensor]:
+        """Yield what `logits` returns in blocks of rows along the first axis, to the same bits, as they are finished.
+
+        About `rows` of the image and of the sums are held at a time, at least those of neighbouring tiles; None: all,
+        in one block. What is held on the CPU is made in `scratch`. What `logits` repeats begins with the rows that
+        were not yet handed out.
+        """
+        dtype, done = self.dtype, 0
+        ladder = self._placements()
+        placement = next(ladder)
+        while done < image.shape[1]:
+            try:
+                for block in self._run(image, placement, dtype, done, rows, scratch, progress):
+                    if not _all_finite(block):
+                        break
+                    done += block.shape[1]
+                    yield block
+                else:
+                    return
+            except torch.OutOfMemoryError:
+                following = next(ladder, None)
+                if following is None:
+                    raise
+                problem = f"out of memory on {placement}; retrying the case with less"
+                placement = following
+            else:
+                if dtype is not torch.float16:
+                    raise StageError("the network output is not finite", "its weights or the image are unusable")
+                progress.warn(warning("overflow", "the network overflowed in fp16; retrying the case in fp32"))
+                dtype, ladder = None, self._placements()
+                placement = next(ladder)
+                continue
             torch.cuda.empty_cache()
-            progress.warn(warning("out_of_memory", f"out of memory on {placement}; retrying the case with less"))
-        return self._run(image, last, dtype, progress)
+            progress.warn(warning("out_of_memory", problem))
 
     def _placements(self) -> Iterator[_Placement]:
         """Yield where to run, the fastest first; the next one is for when memory did not suffice."""
@@ -153,76 +168,90 @@ class Predictor:
             yield _Placement(self.device, cpu, 1)
             yield _Placement(cpu, cpu, 1)
 
-    def _try(
-        self, image: NDArray[np.float32], placement: _Placement, dtype: torch.dtype | None, progress: Progress
-    ) -> Tensor | None:
-        """Return the logits, or None without memory; by then everything the attempt held is free again."""
-        try:
-            return self._run(image, placement, dtype, progress)
-        except torch.OutOfMemoryError:
-            return None
-
     def _run(
-        self, image: NDArray[np.float32], placement: _Placement, dtype: torch.dtype | None, progress: Progress
-    ) -> Tensor:
+        self,
+        image: Rows,
+        placement: _Placement,
+        dtype: torch.dtype | None,
+        done: int,
+        rows: int | None,
+        scratch: Scratch,
+        progress: Progress,
+    ) -> Iterator[Tensor]:
+        """Yield blocks as `stream` does; rows before `done` are neither wanted nor computed."""
         if placement.compute == self.device:
-            return self._slide(image, placement, dtype, progress)
+            yield from self._slide(image, placement, dtype, done, rows, scratch, progress)
+            return
         try:  # for this case only: the next one tries the device again
             for module in self._modules:
                 module.to(placement.compute)
-            return self._slide(image, placement, None, progress)
+            yield from self._slide(image, placement, None, done, rows, scratch, progress)
         finally:
             for module in self._modules:
                 module.to(self.device)
 
     def _slide(
-        self, image: NDArray[np.float32], placement: _Placement, dtype: torch.dtype | None, progress: Progress
-    ) -> Tensor:
+        self,
+        image: Rows,
+        placement: _Placement,
+        dtype: torch.dtype | None,
+        done: int,
+        rows: int | None,
+        scratch: Scratch,
+        progress: Progress,
+    ) -> Iterator[Tensor]:
         """Sum the weighted logits of all views of all tiles and divide by the sum of the weights."""
-        ndim = image.ndim - 1
-        patch = (1,) * (ndim - len(self.patch)) + self.patch
-        margins = padding(image.shape[1:], patch)
-        source = functional.pad(
-            torch.from_numpy(np.ascontiguousarray(image)).to(placement.store),
-            [amount for margin in reversed(margins) for amount in margin],
-        )
-        shape = source.shape[1:]
-        starts = [tile_starts(n, p, self.tile_step) for n, p in zip(shape, patch, strict=True)]
-        profiles = [axis_importance(p) if self.gaussian else np.ones(p) for p in patch]
+        spatial = image.shape[1:]
+        patch = (1,) * (len(spatial) - len(self.patch)) + self.patch
+        tiling = Tiling.of(spatial, patch, self.tile_step, gaussian=self.gaussian)
+        corners = [corner for corner in tiling.starts[0] if corner + patch[0] > done]
+        held = tiling.shape[0] if rows is None else min(tiling.shape[0], max(rows, tiling.fewest_rows(placement.batch)))
+        networks = len(self.subsets) * len(self.networks)
+        window = Window(image, tiling, self.num_outputs, networks, held, corners[0], placement.store, scratch)
         importance = torch.from_numpy(importance_map(patch) if self.gaussian else np.ones(patch, np.float32))
         importance = importance.to(placement.store)
-        senders, partners = (
-            torch.tensor(order, dtype=torch.int64, device=placement.store)
-            for order in (self.exchanged_inputs, self.exchanged_outputs)
-        )
-        total = torch.zeros((self.num_outputs, *shape), device=placement.store)
-        views = [(corner, subset) for corner in tile_corners(starts) for subset in self.subsets]
-        offset = 1 + ndim - len(self.patch)  # from network axes to axes of the arrays here
-        with progress.task("tiles", len(views)) as task:
-            for first in range(0, len(views), placement.batch):
-                group = views[first : first + placement.batch]
-                regions = [tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True)) for corner, _ in group]
-                flips = [[axis + offset for axis in subset] for _, subset in group]
-                tiles = [source[:, *region].flip(dims) for region, dims in zip(regions, flips, strict=True)]
-                if self.exchanged_inputs:
-                    exchanged = (self.exchanged_axis in subset for _, subset in group)
-                    tiles = [
-                        tile.index_select(0, senders) if own else tile
-                        for tile, own in zip(tiles, exchanged, strict=True)
-                    ]
-                inputs = torch.stack(tiles).reshape(len(group), -1, *self.patch)
-                logits = self._forward(inputs, placement.compute, dtype).to(placement.store)
-                for one, region, dims, (_, subset) in zip(logits, regions, flips, group, strict=True):
-                    own = one.index_select(0, partners) if self.exchanged_axis in subset else one
-                    view = own.reshape(-1, *patch).flip(dims)
-                    total[:, *region].addcmul_(view, importance)
+        views = ((c, subset) for c in tile_corners([corners, *tiling.starts[1:]]) for subset in self.subsets)
+        total = len(corners) * prod(map(len, tiling.starts[1:])) * len(self.subsets)
+        with progress.task("tiles", total) as task:
+            while group := list(islice(views, placement.batch)):
+                first, last = group[0][0][0], group[-1][0][0]
+                if last + patch[0] > window.stop:
+                    start = window.base
+                    block = window.move(first)
+                    yield from _unseen(block, start, done)
+                self._add(group, window, patch, importance, placement, dtype)
                 task.advance(len(group))
-        total /= len(self.subsets) * len(self.networks)
-        for axis, (size, begin, profile) in enumerate(zip(shape, starts, profiles, strict=True)):
-            coverage = torch.from_numpy(axis_coverage(size, begin, profile)).float().to(placement.store)
-            total /= coverage.reshape([-1 if a == axis else 1 for a in range(ndim)])
-        inside = tuple(slice(low, low + n) for (low, _), n in zip(margins, image.shape[1:], strict=True))
-        return total[:, *inside]
+        yield from _unseen(window.rest(), window.base, done)
+
+    def _add(
+        self,
+        group: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+        window: Window,
+        patch: tuple[int, ...],
+        importance: Tensor,
+        placement: _Placement,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Add the weighted logits of a group of views, each a corner and the axes it is flipped along."""
+        store, offset = (
+            placement.store,
+            1 + len(patch) - len(self.patch),
+        )  # from network axes to axes of the arrays here
+        corners = [(corner[0] - window.base, *corner[1:]) for corner, _ in group]
+        regions = [tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True)) for corner in corners]
+        flips = [[axis + offset for axis in subset] for _, subset in group]
+        tiles = [window.source[:, *region].flip(dims) for region, dims in zip(regions, flips, strict=True)]
+        exchanged = [self.exchanged_axis in subset for _, subset in group]
+        if self.exchanged_inputs:
+            senders = torch.tensor(self.exchanged_inputs, device=store)
+            tiles = [tile.index_select(0, senders) if own else tile for tile, own in zip(tiles, exchanged, strict=True)]
+        inputs = torch.stack(tiles).reshape(len(group), -1, *self.patch)
+        with deterministic_kernels(self._deterministic):
+            logits = self._forward(inputs, placement.compute, dtype).to(store)
+        partners = torch.tensor(self.exchanged_outputs, dtype=torch.int64, device=store)
+        for one, region, dims, own in zip(logits, regions, flips, exchanged, strict=True):
+            view = (one.index_select(0, partners) if own else one).reshape(-1, *patch).flip(dims)
+            window.sums[:, *region].addcmul_(view, importance)
 
     def _forward(self, views: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
         """Return the sum of all networks' logits for a batch of views, float32."""
@@ -238,6 +267,12 @@ class Predictor:
                 f"where {expected} is expected"
             )
         return result
+
+
+def _unseen(block: Tensor, start: int, done: int) -> Iterator[Tensor]:
+    """Yield the rows of a block, which begins with the row `start`, that were not handed out before."""
+    if block.shape[1] > max(0, done - start):
+        yield block[:, max(0, done - start) :]
 
 
 def _supported_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
@@ -263,3 +298,14 @@ def _all_finite(values: Tensor) -> bool:
     # The extremes tell it without a mask of the size of the array; NaN and infinities pass through both.
     low, high = torch.aminmax(values)
     return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def require_options(mirror: Any, tile_step: Any, precision: Any) -> None:
+    """Raise `InputError` for what a caller of `load_model` may not give."""
+    if mirror is not None and not isinstance(mirror, bool):
+        raise InputError(f"mirror is True, False or None, got {mirror!r}")
+    is_number = isinstance(tile_step, int | float) and not isinstance(tile_step, bool)
+    if tile_step is not None and not (is_number and SMALLEST_TILE_STEP <= tile_step <= 1):
+        raise InputError(f"tile_step is a share of the patch from {SMALLEST_TILE_STEP} to 1, got {tile_step!r}")
+    if precision is not None and precision not in get_args(Precision):
+        raise InputError(f"precision is {', '.join(get_args(Precision))} or None, got {precision!r}")

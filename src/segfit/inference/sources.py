@@ -20,7 +20,16 @@ from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
 from segfit.text import by_axis, count, numbers
 
-__all__ = ["Array", "Geometry", "Source", "as_spacing", "read_previous_stage", "read_source", "source_files"]
+__all__ = [
+    "Array",
+    "Geometry",
+    "Source",
+    "as_spacing",
+    "header_warnings",
+    "read_previous_stage",
+    "read_source",
+    "source_files",
+]
 
 Geometry = Grid | Sequence[float] | NDArray[np.floating[Any]]  # a grid, a spacing in mm (array order), or an affine
 Array = NDArray[Any] | torch.Tensor
@@ -76,13 +85,15 @@ def _from_files(
         problems += [replace(item, file=str(path)) for item in _usable(found)]
         images.append(image)
     whole = stacked(paths, images)
+    return whole, str(paths[0]), problems + header_warnings(paths, whole, files)
+
+
+def header_warnings(paths: Sequence[Path], whole: Image, files: OpenFiles) -> list[Problem]:
+    """Return what is odd in the headers of a case's files."""
     known = Image(whole.array, replace(whole.grid, spacing_known=True))  # a size that is assumed is told elsewhere
     remarks = [(path, remark) for path in paths for remark in check(path, known, files)]
     remarks += [(paths[0], remark) for remark in header_remarks(whole.grid)]
-    problems += [
-        warning("file_header", f"{path} {remark.problem}", remark.action, file=path) for path, remark in remarks
-    ]
-    return whole, str(paths[0]), problems
+    return [warning("file_header", f"{path} {remark.problem}", remark.action, file=path) for path, remark in remarks]
 
 
 def _usable(problems: list[Problem]) -> list[Problem]:

@@ -16,18 +16,25 @@ from segfit.errors import DatasetError, InputError, Problem, StageError, warning
 from segfit.execution.execution import LOCAL, Execution
 from segfit.files import content_hash, file_system_time, remove_leftovers
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
-from segfit.geometry import AxisMap, canonical_map
+from segfit.geometry import Grid
 from segfit.images.formats import read_case, read_grid
 from segfit.images.image import problem_of
 from segfit.labels import LabelScheme
-from segfit.preprocessing.pipeline import TooLargeError, preprocess
+from segfit.preprocessing.pipeline import TooLargeError, network_axes, preprocess
 from segfit.preprocessing.store import CaseStore, DamagedCase, compressed, legible_name
 from segfit.progress import SILENT
 from segfit.resampling import new_shape
 from segfit.specs import PreprocessingSpec
 from segfit.text import count
 
-__all__ = ["are_verified", "largest_grid", "preprocess_dataset", "preprocessing_in_parts", "verify_store"]
+__all__ = [
+    "are_verified",
+    "largest_grid",
+    "most_voxels",
+    "preprocess_dataset",
+    "preprocessing_in_parts",
+    "verify_store",
+]
 
 _VERIFIED_S = (
     86400.0  # for so long it counts that a case was verified: hundreds of tasks need not all read it (assumption)
@@ -192,14 +199,21 @@ def largest_grid(case: Case, spec: PreprocessingSpec, known: CaseFingerprint | N
             grid = read_grid(case.images[0], case.spacing_mm)
         except InputError:
             return 0
-        axes = canonical_map(grid) if spec.orientation == "canonical" else AxisMap.identity(grid.ndim)
-        shape, spacing = tuple(grid.shape[axis] for axis in axes.order), axes.permute(grid.spacing_mm)
-    else:
-        shape, spacing = known.shape, known.spacing_mm
-    if len(shape) != spec.image_ndim:
+        return most_voxels(grid, spec)
+    if len(known.shape) != spec.image_ndim:
         return 0
-    shape, spacing = tuple(shape[axis] for axis in spec.transpose), tuple(spacing[axis] for axis in spec.transpose)
-    return max(prod(shape), prod(new_shape(shape, spacing, spec.spacing_mm)))
+    shape = tuple(known.shape[axis] for axis in spec.transpose)
+    spacing = tuple(known.spacing_mm[axis] for axis in spec.transpose)
+    return max(prod(known.shape), prod(new_shape(shape, spacing, spec.spacing_mm)))
+
+
+def most_voxels(grid: Grid, spec: PreprocessingSpec) -> int:
+    """Return the voxels of an image as it is or preprocessed, whichever are more; 0 if it is of another kind."""
+    if grid.ndim != spec.image_ndim:
+        return 0
+    axes = network_axes(grid, spec)
+    shape = axes.permute(grid.shape)
+    return max(prod(shape), prod(new_shape(shape, axes.permute(grid.spacing_mm), spec.spacing_mm)))
 
 
 def verify_store(store: CaseStore, *, execution: Execution = LOCAL) -> tuple[DamagedCase, ...]:

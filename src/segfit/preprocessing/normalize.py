@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,18 @@ from numpy.typing import NDArray
 from segfit.errors import InputError
 from segfit.specs import Normalization
 
-__all__ = ["normalize"]
+__all__ = ["ChannelStatistics", "normalize"]
 
 _SMALLEST = np.float32(1e-8)  # what is divided by is at least this
+
+
+class ChannelStatistics(NamedTuple):
+    """What normalisation asks of a channel, inside the crop."""
+
+    min: np.float32
+    max: np.float32
+    mean: np.float32
+    std: np.float32
 
 
 def normalize(
@@ -21,6 +31,7 @@ def normalize(
     schemes: Sequence[Normalization],
     *,
     out: NDArray[np.float32] | None = None,
+    statistics: Sequence[ChannelStatistics] | None = None,
 ) -> NDArray[np.float32]:
     """Return the image with every channel normalised; the input is left as it is unless it is `out`.
 
@@ -30,18 +41,24 @@ def normalize(
     labels : (*spatial); only whether a voxel is -1 (background outside the non-zero mask) matters, for masked z-scores
     schemes : one per channel
     out : where the result goes, `image` itself if it is not needed any more; None: a new array
+    statistics : of the whole image where this is a part of it, one per channel; not for masked z-scores
 
     Statistics are float32, as in nnU-Net.
     """
     result = np.empty_like(image) if out is None else out
     for index, (channel, scheme, target) in enumerate(zip(image, schemes, result, strict=True)):
-        if scheme.scheme == "zscore":
+        known = None if statistics is None else statistics[index]
+        if scheme.scheme == "zscore" and known is not None:
+            np.subtract(channel, known.mean, out=target)
+            target /= max(known.std, _SMALLEST)
+        elif scheme.scheme == "zscore":
             _zscore(channel, labels >= 0 if scheme.use_mask else None, target)
         elif scheme.scheme == "ct":
             _ct(channel, scheme, target)
         elif scheme.scheme == "rescale_to_0_1":
-            np.subtract(channel, channel.min(), out=target)
-            target /= max(target.max(), _SMALLEST)
+            low = channel.min() if known is None else known.min
+            np.subtract(channel, low, out=target)
+            target /= max(target.max() if known is None else known.max - low, _SMALLEST)
         elif scheme.scheme == "rgb_to_0_1":
             low, high = float(channel.min()), float(channel.max())
             if low < 0 or high > 255:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,16 @@ from segfit.resampling import new_shape, resample_image, resample_labels
 from segfit.specs import PreprocessingSpec
 from segfit.text import count, extent, gigabytes
 
-__all__ = ["CaseProperties", "Preprocessed", "TooLargeError", "preprocess", "with_previous_stage"]
-
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+__all__ = [
+    "CaseProperties",
+    "Preprocessed",
+    "TooLargeError",
+    "network_axes",
+    "preprocess",
+    "properties_of",
+    "require_kind",
+    "with_previous_stage",
+]
 
 
 class TooLargeError(InputError):
@@ -101,27 +108,12 @@ def preprocess(
     """
     _check(image, label, spec, case)
     grid = image.grid
-    orientation = canonical_map(grid) if spec.orientation == "canonical" else AxisMap.identity(grid.ndim)
-    transposition = AxisMap(spec.transpose, (False,) * spec.image_ndim)
-    voxels = _to_network(image.array.astype(np.float32, copy=False), orientation, transposition)
-    spacing = transposition.permute(orientation.permute(grid.spacing_mm))
-    given = None if label is None else _to_network(label.array[0], orientation, transposition)
+    axes = network_axes(grid, spec)
+    voxels = np.ascontiguousarray(axes.apply(image.array.astype(np.float32, copy=False)))
+    given = None if label is None else np.ascontiguousarray(axes.apply(label.array[0]))
     box, cropped, marked = _crop(voxels, given, overwrite=overwrite)
-    keeps_grid = spec.resample_image.method == "none"
-    shape = cropped.shape[1:] if keeps_grid else new_shape(cropped.shape[1:], spacing, spec.spacing_mm)
-    properties = CaseProperties(
-        case=case,
-        **_stored(grid),
-        axis_order=orientation.order,
-        axis_flip=orientation.flip,
-        transpose=spec.transpose,
-        spacing_mm=spacing,
-        shape_before_crop=voxels.shape[1:],
-        crop_box=box,
-        shape_after_crop=cropped.shape[1:],
-        shape=shape,
-        source_files=tuple(str(path) for path in source_files),
-    )
+    properties = properties_of(grid, spec, box, case, source_files)
+    shape, spacing = properties.shape, properties.spacing_mm
     labelled = label is not None
     del image, label, voxels, given
 
@@ -139,6 +131,37 @@ def preprocess(
     resampled = resample_labels(marked, shape, spacing, target, spec.resample_label)
     del marked
     return Preprocessed(final, resampled, properties, class_locations(resampled, labels))
+
+
+def network_axes(grid: Grid, spec: PreprocessingSpec) -> AxisMap:
+    """Return the map from stored axes to those of the network: orientation, then transposition."""
+    return _orientation(grid, spec).then(AxisMap(spec.transpose, (False,) * spec.image_ndim))
+
+
+def _orientation(grid: Grid, spec: PreprocessingSpec) -> AxisMap:
+    return canonical_map(grid) if spec.orientation == "canonical" else AxisMap.identity(grid.ndim)
+
+
+def properties_of(
+    grid: Grid, spec: PreprocessingSpec, box: Box, case: str = "", source_files: Sequence[Path] = ()
+) -> CaseProperties:
+    """Return the way of a case whose non-zero region is `box` on the axes of the network."""
+    orientation, axes = _orientation(grid, spec), network_axes(grid, spec)
+    spacing, cropped = axes.permute(grid.spacing_mm), tuple(high - low for low, high in box)
+    keeps_grid = spec.resample_image.method == "none"
+    return CaseProperties(
+        case=case,
+        **_stored(grid),
+        axis_order=orientation.order,
+        axis_flip=orientation.flip,
+        transpose=spec.transpose,
+        spacing_mm=spacing,
+        shape_before_crop=axes.permute(grid.shape),
+        crop_box=box,
+        shape_after_crop=cropped,
+        shape=cropped if keeps_grid else new_shape(cropped, spacing, spec.spacing_mm),
+        source_files=tuple(str(path) for path in source_files),
+    )
 
 
 def with_previous_stage(
@@ -164,19 +187,25 @@ def _stored(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str) -> None:
+def require_kind(grid: Grid, channels: int, spec: PreprocessingSpec, case: str) -> None:
+    """Raise `InputError` unless number of axes and channels are the plan's."""
     name = case or "the image"
-    if image.grid.ndim != spec.image_ndim:
+    if grid.ndim != spec.image_ndim:
         raise InputError(
-            f"{name} has {image.grid.ndim} spatial axes, the training images {spec.image_ndim}",
+            f"{name} has {grid.ndim} spatial axes, the training images {spec.image_ndim}",
             "give images like the training images",
         )
-    channels, expected = image.array.shape[0], len(spec.normalization)
+    expected = len(spec.normalization)
     if channels != expected:
         action = "give the same channels in the same order, one file or channel for each"
-        if image.grid.ndim == 2 and channels == expected + 1 and channels in (2, 4):
+        if grid.ndim == 2 and channels == expected + 1 and channels in (2, 4):
             action = "save it without its alpha channel, if that is one; else give the channels of the training images"
         raise InputError(f"{name} has {count(channels, 'channel')}, the training images {expected}", action)
+
+
+def _check(image: Image, label: Image | None, spec: PreprocessingSpec, case: str) -> None:
+    require_kind(image.grid, image.array.shape[0], spec, case)
+    name = case or "the image"
     if not (np.isfinite(image.array.min()) and np.isfinite(image.array.max())):
         raise InputError(f"{name} contains NaN or infinite values", "replace them in the image file")
     if label is not None and label.array.shape[1:] != image.grid.shape:
@@ -195,10 +224,6 @@ def _check_memory(case: CaseProperties, spacing_mm: Sequence[float], channels: i
             f"of memory where {gigabytes(room / 2**30)} are free",
             "correct the voxel size in its header if the unit was mistaken, or leave the case out",
         )
-
-
-def _to_network(array: NDArray[_Scalar], orientation: AxisMap, transposition: AxisMap) -> NDArray[_Scalar]:
-    return np.ascontiguousarray(transposition.apply(orientation.apply(array)))
 
 
 def _crop(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segfit.augmentation.policy import apply, draw, loaded_augmentation, of_samples
 from segfit.augmentation.previous_stage import change, draw_changes, label_channels
-from segfit.device import deterministic_kernels
+from segfit.device import deterministic_kernels, is_memory_shortage
 from segfit.errors import MemoryShortageError
 from segfit.labels import LabelScheme
 from segfit.networks.blocks import BatchNorm
@@ -33,7 +33,7 @@ from segfit.training.side_by_side import SideBySide
 from segfit.training.side_stream import SideStream
 from segfit.training.threads import kept_threads
 
-__all__ = ["Learner", "is_memory_shortage", "training_on"]
+__all__ = ["Learner", "training_on"]
 
 _ADAM_BETA2 = 0.999  # torch's default
 
@@ -288,16 +288,6 @@ def training_on(configuration: Configuration, recipe: TrainingSpec, device: torc
         ) from None
     finally:
         torch.backends.cudnn.benchmark = benchmark
-
-
-def is_memory_shortage(error: Exception) -> bool:
-    """Whether an allocation failed: torch has an exception of its own for GPUs only."""
-    text = str(error)
-    words = ["can't allocate memory", "out of memory", "could not create a memory object", "can't start new thread"]
-    words.append("ALLOC_FAILED")  # of cuDNN and cuBLAS
-    # oneDNN says more of a primitive that it does not have; in these words alone it had no room for one.
-    alone = text == "could not create a primitive"
-    return alone or isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in words)
 
 
 def _optimizer(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from segfit.device import is_memory_shortage
 from segfit.errors import warning
 from segfit.progress import Progress
 from segfit.training.batch import Batch
 from segfit.training.device_cases import DeviceCases
 from segfit.training.events import EventLog
-from segfit.training.learner import Learner, is_memory_shortage
+from segfit.training.learner import Learner
 from segfit.training.sampler import stream
 
 __all__ = ["learn"]
