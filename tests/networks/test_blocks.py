@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segfit.networks import blocks
 from segfit.networks.blocks import SLOPE, BatchNorm, ConvUnit, Head, InstanceNorm, ResidualBlock
 
 
@@ -36,6 +37,36 @@ def test_channels_last_norm_equals_pytorchs(shape: tuple[int, ...], mean: float)
     assert channels_last(image).stride() == results[1][0].stride() == results[1][1].stride()
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=2e-4 if mean else 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 4), (3, 4, 9, 8), (1, 3, 40, 33, 29), (1, 8, 1, 1, 2)])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+@pytest.mark.parametrize("part", [2**20, 200])
+@pytest.mark.parametrize("activate", [True, False])
+def test_units_that_only_predict_normalise_in_place_as_pytorch_does(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], mean: float, part: int, activate: bool
+) -> None:
+    monkeypatch.setattr(blocks, "_PART", part)
+    unit = ConvUnit(shape[1], shape[1], (1,) * (len(shape) - 2), activate=activate)
+    unit.conv, unit.norm = torch.nn.Identity(), make_norm(shape[1])
+    image = noise(*shape) * 3 + mean
+    with torch.inference_mode():
+        plain, ours, low = (unit(x) for x in (image.clone(), channels_last(image), channels_last(image).bfloat16()))
+    assert ours.stride() == channels_last(image).stride()
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=2e-4 if mean else 1e-5)
+    assert low.dtype == torch.bfloat16
+    if not mean and shape[-1] > 2:
+        torch.testing.assert_close(low.float(), plain, rtol=0.05, atol=0.05)
+
+
+def test_only_predictions_on_a_processor_are_normalised_in_place() -> None:
+    image = channels_last(noise(2, 3, 4, 5))
+    assert not blocks.may_overwrite(image)
+    with torch.no_grad():
+        assert blocks.may_overwrite(image)
+        assert not blocks.may_overwrite(image.contiguous())
+        assert not blocks.may_overwrite(image.double())
+        assert not blocks.may_overwrite(image[:, :2])
 
 
 def test_gradient_of_the_norm_by_finite_differences() -> None:

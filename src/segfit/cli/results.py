@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -67,6 +67,15 @@ _TileStep = Annotated[
 _Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Only kernels that repeat themselves to the bit.")
 ]
+_Engine = Annotated[
+    Literal["auto", "torch", "openvino"],
+    typer.Option(
+        "--engine",
+        metavar="auto|torch|openvino",
+        help="What runs networks on a processor; auto: openvino where installed and faster.",
+        show_default=False,
+    ),
+]
 _PreviousStage = Annotated[
     Path | None,
     typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
@@ -85,6 +94,7 @@ def predict(
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored views.")] = True,
     tile_step: _TileStep = None,
     device: Device = None,
+    engine: _Engine = "auto",
     deterministic: _Deterministic = False,
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
@@ -109,7 +119,8 @@ def predict(
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
         foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
-        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or not mirror:
+        ways = engine != "auto" or not mirror
+        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or ways:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
         found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"
@@ -124,6 +135,7 @@ def predict(
         loaded = load_model(
             model, device or "auto" if execution.is_here else "cpu", numbers,  # elsewhere workers have it on their own
             checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step, deterministic=deterministic,
+            engine=engine,
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,

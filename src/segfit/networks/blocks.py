@@ -13,11 +13,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-__all__ = ["NORMS", "SLOPE", "TRANSPOSED_CONVOLUTION", "BatchNorm", "ConvUnit", "Head", "InstanceNorm", "ResidualBlock"]
+__all__ = [
+    "EPSILON",
+    "NORMS",
+    "SLOPE",
+    "TRANSPOSED_CONVOLUTION",
+    "BatchNorm",
+    "ConvUnit",
+    "Head",
+    "InstanceNorm",
+    "ResidualBlock",
+    "may_overwrite",
+    "normalize_",
+]
 
 SLOPE = 0.01  # of the leaky rectifier
-_EPS = 1e-5  # added to the variance
+EPSILON = 1e-5  # added to the variance
 _MOMENTUM = 0.1  # of running statistics
+_PART = 2**20  # values that a processor's cache holds
 
 _CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -38,7 +51,7 @@ class InstanceNorm(nn.Module):
         if x.device.type == "cpu" and not x.is_contiguous() and not torch.compiler.is_compiling():
             result: Tensor = _Normalize.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return result
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=_EPS)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=EPSILON)
 
 
 class _Normalize(torch.autograd.Function):
@@ -53,7 +66,7 @@ class _Normalize(torch.autograd.Function):
         weight, bias = (v.view(1, -1, *(1 for _ in space)) for v in (weight, bias))
         centred = x - x.sum(space, keepdim=True, dtype=dtype) / voxels
         result = centred * centred
-        rate = (result.sum(space, keepdim=True) / voxels + _EPS).rsqrt()
+        rate = (result.sum(space, keepdim=True) / voxels + EPSILON).rsqrt()
         torch.addcmul(bias, centred, rate * weight, out=result)
         ctx.save_for_backward(centred.to(x.dtype), rate, weight)
         return result.to(x.dtype)
@@ -71,6 +84,49 @@ class _Normalize(torch.autograd.Function):
         torch.addcmul(offset.to(result.dtype), centred, slope.to(result.dtype), out=result)
         result.addcmul_(gradient, scale.to(result.dtype))
         return result, (moment * rate).sum(0).flatten(), total.sum(0).flatten()
+
+
+def may_overwrite(x: Tensor) -> bool:
+    """Return whether `normalize_` is for `x`: channels-last on a CPU, where nothing is learned, compiled or traced."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or x.dtype == torch.float64:
+        return False
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    as_it_runs = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call]
+    return as_it_runs and not x.is_contiguous() and x.is_contiguous(memory_format=layout)
+
+
+def normalize_(x: Tensor, norm: InstanceNorm, slope: float) -> Tensor:
+    """Do in the memory of `x`, for which `may_overwrite` holds, what `norm` and a leaky rectifier do; 1 is no rectifier.
+
+    It goes from part to part, each of which stays in the processor's cache meanwhile, so that `x` is read from memory
+    twice and written once. Moments of the parts are put together as in Chan, Golub and LeVeque (1979).
+    """
+    width, channels = x.shape[-1], x.shape[1]
+    for item in x.movedim(1, -1).view(len(x), -1, width * channels):  # rows of `width` voxels with all their channels
+        parts = item.split(max(1, _PART // item.shape[1]))
+        scratch = torch.empty(parts[0].shape, dtype=torch.float32)
+        voxels, mean, squares = 0, torch.zeros(channels), torch.zeros(channels)
+        for part in parts:
+            count, room = len(part) * width, scratch[: len(part)]
+            own = part.sum(0, dtype=torch.float32).view(width, channels).sum(0) / count
+            torch.sub(part, own.repeat(width), out=room)
+            room.mul_(room)
+            apart = own - mean
+            share = count / (voxels + count)
+            squares += room.sum(0).view(width, channels).sum(0) + apart * apart * (voxels * share)
+            mean += apart * share
+            voxels += count
+        scale = (squares / voxels + EPSILON).rsqrt() * norm.weight
+        offset = (norm.bias - mean * scale).repeat(width)
+        scale = scale.repeat(width)
+        for part in parts:
+            room = part if part.dtype == torch.float32 else scratch[: len(part)].copy_(part)
+            torch.addcmul(offset, room, scale, out=room)
+            if slope != 1:
+                F.leaky_relu_(room, slope)
+            if room is not part:
+                part.copy_(room)
+    return x
 
 
 class BatchNorm(nn.Module):
@@ -91,9 +147,9 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(b, c, *spatial)`: by the batch in training, by the running statistics in evaluation."""
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=_EPS)
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPSILON)
         mean, var = self.running_mean.clone(), self.running_var.clone()
-        result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=_EPS)
+        result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=EPSILON)
         finite = mean.isfinite().all() & var.isfinite().all()
         self.running_mean.copy_(torch.where(finite, mean, self.running_mean))
         self.running_var.copy_(torch.where(finite, var, self.running_var))
@@ -153,7 +209,10 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial / stride)`."""
-        x = self.norm(self.conv(x))
+        x = self.conv(x)
+        if isinstance(self.norm, InstanceNorm) and may_overwrite(x):
+            return normalize_(x, self.norm, SLOPE if self.activate else 1.0)
+        x = self.norm(x)
         return F.leaky_relu(x, SLOPE, inplace=True) if self.activate else x
 
 
