@@ -46,8 +46,8 @@ def require_engine(engine: Any, device: torch.device) -> Engine:
 def engage(predictor: Predictor, engine: Engine) -> None:
     """Have the networks of a predictor on a processor run by an engine, and views of one value be computed once.
 
-    auto is torch at first, then what takes less time where OpenVINO is installed. Networks of plug-ins are run by torch;
-    so is one that OpenVINO fails to take, with a warning.
+    auto is torch at first, then what takes less time where OpenVINO is installed. Networks of plug-ins are run by
+    torch; so is one that OpenVINO fails to take, with a warning.
     """
     if predictor.device.type != "cpu":
         return

@@ -154,8 +154,8 @@ def load_model(
     tile_step, precision : None: as the model says
     deterministic : use only kernels that give the same bits again; on CUDA the environment variable
         CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set before
-    engine : what runs the networks on a processor: torch, openvino (``segfit[openvino]``), or auto: torch, and after some
-        seconds openvino where it is installed and measured to be faster. Results differ by rounding only
+    engine : what runs the networks on a processor: torch, openvino (``segfit[openvino]``), or auto: torch, and after
+        some seconds openvino where it is installed and measured to be faster. Results differ by rounding only
 
     Raises `InputError` if one is no model, is damaged, lacks a fold, or does not fit the others.
     """

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from segfit.networks.prediction import convolved, may_overwrite, normalize_
+
 __all__ = [
     "EPSILON",
     "NORMS",
@@ -23,14 +25,11 @@ __all__ = [
     "Head",
     "InstanceNorm",
     "ResidualBlock",
-    "may_overwrite",
-    "normalize_",
 ]
 
 SLOPE = 0.01  # of the leaky rectifier
 EPSILON = 1e-5  # added to the variance
 _MOMENTUM = 0.1  # of running statistics
-_PART = 2**20  # values that a processor's cache holds
 
 _CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -84,49 +83,6 @@ class _Normalize(torch.autograd.Function):
         torch.addcmul(offset.to(result.dtype), centred, slope.to(result.dtype), out=result)
         result.addcmul_(gradient, scale.to(result.dtype))
         return result, (moment * rate).sum(0).flatten(), total.sum(0).flatten()
-
-
-def may_overwrite(x: Tensor) -> bool:
-    """Return whether `normalize_` is for `x`: channels-last on a CPU, where nothing is learned, compiled or traced."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or x.dtype == torch.float64:
-        return False
-    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    as_it_runs = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call]
-    return as_it_runs and not x.is_contiguous() and x.is_contiguous(memory_format=layout)
-
-
-def normalize_(x: Tensor, norm: InstanceNorm, slope: float) -> Tensor:
-    """Do in the memory of `x`, for which `may_overwrite` holds, what `norm` and a leaky rectifier do; 1 is no rectifier.
-
-    It goes from part to part, each of which stays in the processor's cache meanwhile, so that `x` is read from memory
-    twice and written once. Moments of the parts are put together as in Chan, Golub and LeVeque (1979).
-    """
-    width, channels = x.shape[-1], x.shape[1]
-    for item in x.movedim(1, -1).view(len(x), -1, width * channels):  # rows of `width` voxels with all their channels
-        parts = item.split(max(1, _PART // item.shape[1]))
-        scratch = torch.empty(parts[0].shape, dtype=torch.float32)
-        voxels, mean, squares = 0, torch.zeros(channels), torch.zeros(channels)
-        for part in parts:
-            count, room = len(part) * width, scratch[: len(part)]
-            own = part.sum(0, dtype=torch.float32).view(width, channels).sum(0) / count
-            torch.sub(part, own.repeat(width), out=room)
-            room.mul_(room)
-            apart = own - mean
-            share = count / (voxels + count)
-            squares += room.sum(0).view(width, channels).sum(0) + apart * apart * (voxels * share)
-            mean += apart * share
-            voxels += count
-        scale = (squares / voxels + EPSILON).rsqrt() * norm.weight
-        offset = (norm.bias - mean * scale).repeat(width)
-        scale = scale.repeat(width)
-        for part in parts:
-            room = part if part.dtype == torch.float32 else scratch[: len(part)].copy_(part)
-            torch.addcmul(offset, room, scale, out=room)
-            if slope != 1:
-                F.leaky_relu_(room, slope)
-            if room is not part:
-                part.copy_(room)
-    return x
 
 
 class BatchNorm(nn.Module):
@@ -209,9 +165,9 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial / stride)`."""
-        x = self.conv(x)
+        x = convolved(self.conv, x)
         if isinstance(self.norm, InstanceNorm) and may_overwrite(x):
-            return normalize_(x, self.norm, SLOPE if self.activate else 1.0)
+            return normalize_(x, self.norm.weight, self.norm.bias, EPSILON, SLOPE if self.activate else 1.0)
         x = self.norm(x)
         return F.leaky_relu(x, SLOPE, inplace=True) if self.activate else x
 
