@@ -17,10 +17,10 @@ _PART = 2**20  # values that a processor's cache holds
 
 
 def _only_predicts(x: Tensor) -> bool:
-    """Return whether `x` is on a CPU, and nothing is learned from what becomes of it, compiled or traced."""
+    """Return whether `x` is on a CPU, and nothing is learned from what becomes of it or compiled."""
     if x.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call]
+    return not torch.compiler.is_compiling()
 
 
 def may_overwrite(x: Tensor) -> bool:
@@ -56,7 +56,8 @@ def convolved(conv: Any, x: Tensor) -> Tensor:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
+    mkldnn: Any = torch.backends.mkldnn
+    return bool(mkldnn.enabled and mkldnn.is_available())
 
 
 def normalize_(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, slope: float) -> Tensor:
