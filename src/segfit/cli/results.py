@@ -68,13 +68,15 @@ _Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Only kernels that repeat themselves to the bit.")
 ]
 _Engine = Annotated[
-    Literal["auto", "torch", "openvino"],
+    Literal["auto", "torch", "openvino"] | None,
     typer.Option(
         "--engine",
         metavar="auto|torch|openvino",
-        help="What runs networks on a processor; auto: openvino where installed and faster.",
-        show_default=False,
+        help="What runs networks on a processor; auto: openvino where it is installed, faster and as exact.",
     ),
+]
+_Overlays = Annotated[
+    bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
 ]
 _PreviousStage = Annotated[
     Path | None,
@@ -94,14 +96,12 @@ def predict(
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored views.")] = True,
     tile_step: _TileStep = None,
     device: Device = None,
-    engine: _Engine = "auto",
+    engine: _Engine = None,
     deterministic: _Deterministic = False,
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
     previous_stage: _PreviousStage = None,
-    overlays: Annotated[
-        bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
-    ] = False,
+    overlays: _Overlays = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
     workers: Workers = None,
     *,
@@ -118,9 +118,8 @@ def predict(
     kept = KeptWarnings(execution.progress)
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
-        foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
-        ways = engine != "auto" or not mirror
-        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or ways:
+        foreign = (inputs, output, checkpoint, folds, tile_step, device, engine, ending, previous_stage, workers)
+        if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
         found, labels, remedy = project.predict(), project.dataset.labels, "the report shows some in colours"
@@ -132,10 +131,10 @@ def predict(
         numbers = None if folds is None else [part.strip() for part in folds.split(",")]
         if deterministic:
             let_cublas_repeat()
+        place = device or "auto" if execution.is_here else "cpu"  # elsewhere workers have it on their own
         loaded = load_model(
-            model, device or "auto" if execution.is_here else "cpu", numbers,  # elsewhere workers have it on their own
-            checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step, deterministic=deterministic,
-            engine=engine,
+            model, place, numbers, checkpoint=checkpoint, mirror=None if mirror else False, tile_step=tile_step,
+            deterministic=deterministic, engine=engine or "auto",
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
@@ -161,7 +160,6 @@ def _predict(
     """Predict cases, and draw what was predicted, also where some could not be; `options` of `predict_folder`."""
     from segfit.images.formats import label_ending
     from segfit.inference.predict_folder import is_written, predict_folder
-    from segfit.report.pictures import draw_overlays, legend
 
     ending = ending or label_ending(model.file_ending)
     files, folder = [output / f"{case.id}{ending}" for case in cases], output / "overlays"
@@ -174,8 +172,11 @@ def _predict(
         predict_folder(model, cases, output, ending=ending, execution=execution, **options)
     except DatasetError as error:
         failed = error
-    if overlays and draw_overlays(cases, files, folder, model.labels, execution):
-        say(f"overlays are in {folder}{legend(model.labels)}", sys.stderr)
+    if overlays:
+        from segfit.report.pictures import draw_overlays, legend
+
+        if draw_overlays(cases, files, folder, model.labels, execution):
+            say(f"overlays are in {folder}{legend(model.labels)}", sys.stderr)
     if failed is not None:
         raise failed
     return files
