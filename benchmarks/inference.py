@@ -1,12 +1,14 @@
 """Prediction beside nnU-Net 2.8.1: the same weights, tiles and mirrored views, by each program's own command, in turn.
 
     python benchmarks/inference.py --reference-python PATH --data FOLDER [--work DIR] [--rounds 3] [--sets small,ct]
+        [--busy 1] [--engine openvino] [--size 512]
 
 FOLDER holds Dataset004_Hippocampus, of which ten images are predicted with the network of nnU-Net's plan and mirrored
 views. The other set is one CT-like volume of about 512x512x120, made, with the network of its plan at a quarter of the
 width and without mirrored views: nnU-Net takes hours for more on two cores. Weights are drawn at random, which costs
 what trained ones cost. Wall time, CPU time and the peak memory of all processes together are measured, start-up
-included, both on the CPU. Ratios are nnU-Net / segfit, medians over the rounds; `labels_differ` is a share of voxels.
+included, both on the CPU, beside `--busy` processes that keep a processor each busy. `--size` is the edge of the
+CT-like volume in the plane. Ratios are nnU-Net / segfit, medians over the rounds; `labels_differ` is a share of voxels.
 The last line of stdout is JSON.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -25,6 +28,7 @@ import nibabel
 import numpy as np
 import torch
 
+from economy import busy
 from preprocessing import Cost, Reference, make_ct, ratios, run
 from segfit.networks.unet import build_network
 from segfit.nnunet.plans_reader import read_configurations
@@ -42,15 +46,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for data and results; a temporary one when absent")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sets", default="small,ct")
+    parser.add_argument("--busy", type=int, default=0)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--size", type=int, default=512)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = arguments.work or Path(folder)
         datasets = {
             "small": lambda: arguments.data / "Dataset004_Hippocampus",
-            "ct": lambda: make_ct(work / "raw" / "Dataset903_OneCT", 1, 512),
+            "ct": lambda: make_ct(work / "raw" / "Dataset903_OneCT", 1, arguments.size),
         }
-        figures = {name: compare(name, datasets[name](), work, arguments) for name in arguments.sets.split(",")}
-    print(json.dumps(figures))
+        with busy(arguments.busy):
+            figures = {name: compare(name, datasets[name](), work, arguments) for name in arguments.sets.split(",")}
+    print(json.dumps(figures | {"busy": arguments.busy, "load": os.getloadavg()[0]}))
 
 
 def compare(name: str, dataset: Path, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def compare(name: str, dataset: Path, work: Path, arguments: argparse.Namespace)
             shutil.rmtree(folder, ignore_errors=True)
         given = ["-i", str(images), "-o", str(theirs), "-m", str(model), "-f", "0", "-device", "cpu"]
         costs["theirs"].append(run([command, *given, "-npp", "1", "-nps", "1", *mirror[0]], environment))
-        given = ["--model", str(model), str(images), "-o", str(ours), "--device", "cpu"]
+        given = ["--model", str(model), str(images), "-o", str(ours), "--device", "cpu", "--engine", arguments.engine]
         costs["ours"].append(run([sys.executable, "-m", "segfit", "predict", *given, *mirror[1]]))
     figures: dict[str, Any] = ratios(middle(costs["theirs"]), middle(costs["ours"]))
     figures["labels_differ"] = share_of_differences(theirs, ours)

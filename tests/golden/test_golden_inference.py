@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 
 from segfit.images.formats import read_label
 from segfit.inference.model import load_model
+from segfit.inference.onnx_export import export_onnx
+from segfit.inference.open_model import open_model
 
 pytestmark = pytest.mark.golden("inference")
 
@@ -97,3 +101,35 @@ def test_a_cascade_brings_its_first_stage_along(golden: Path, path: Path) -> Non
         prediction = model.predict(channels(golden, name, entry["case"]))
         expected = read_label(golden / "inference" / "predictions" / name / LOWRES_RUN / f"{entry['case']}.nii.gz")
         assert (prediction.labels != expected.array[0]).sum() <= 10, entry
+
+
+@pytest.mark.golden_each("inference/predictions/*/*/")
+def test_what_is_exported_as_onnx_predicts_the_same(golden: Path, path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime", exc_type=ImportError)
+    name = name_of(path)
+    folder = export_onnx(open_model(golden / "inference" / "models" / name), tmp_path / "exported")
+    found = [entry for entry in entries(golden, name) if entry["run"] == LOWRES_RUN]
+    assert found
+    for entry in found:
+        output = tmp_path / f"{entry['case']}.nii.gz"
+        run_exported(folder, *map(str, channels(golden, name, entry["case"])), "-o", str(output))
+        expected = nibabel.load(golden / "inference" / "predictions" / name / LOWRES_RUN / output.name)
+        ours = nibabel.load(output)
+        np.testing.assert_allclose(ours.affine, expected.affine, atol=1e-4)
+        assert (np.asarray(ours.dataobj) != np.asarray(expected.dataobj)).mean() <= 1e-3, entry
+
+
+def run_exported(folder: Path, *arguments: str) -> None:
+    """Run predict.py where there is neither segfit nor torch."""
+    code = """
+import runpy, sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name in ("segfit", "torch"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    subprocess.run([sys.executable, "-c", code, str(folder / "predict.py"), *arguments], check=True, timeout=300)

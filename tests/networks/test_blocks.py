@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segfit.networks.blocks import SLOPE, BatchNorm, ConvUnit, Head, InstanceNorm, ResidualBlock
+from segfit.networks import prediction
+from segfit.networks.blocks import EPSILON, SLOPE, BatchNorm, ConvUnit, Head, InstanceNorm, ResidualBlock
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -36,6 +37,59 @@ def test_channels_last_norm_equals_pytorchs(shape: tuple[int, ...], mean: float)
     assert channels_last(image).stride() == results[1][0].stride() == results[1][1].stride()
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=2e-4 if mean else 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 4), (3, 4, 9, 8), (1, 3, 40, 33, 29), (1, 8, 1, 1, 2)])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+@pytest.mark.parametrize("part", [2**20, 200])
+@pytest.mark.parametrize("activate", [True, False])
+def test_units_that_only_predict_normalise_in_place_as_pytorch_does(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], mean: float, part: int, activate: bool
+) -> None:
+    monkeypatch.setattr(prediction, "_PART", part)
+    norm, slope = make_norm(shape[1]), SLOPE if activate else 1.0
+    image = noise(*shape) * 3 + mean
+    with torch.inference_mode():
+        plain = F.leaky_relu(norm(image), slope)
+        ours, low = (
+            prediction.normalize_(channels_last(image).to(kind), norm.weight, norm.bias, EPSILON, slope)
+            for kind in (torch.float32, torch.bfloat16)
+        )
+    assert ours.stride() == channels_last(image).stride()
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=2e-4 if mean else 1e-5)
+    assert low.dtype == torch.bfloat16
+    if not mean and shape[-1] > 2:
+        torch.testing.assert_close(low.float(), plain, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "kernel"),
+    [((6, 8), (3, 3)), ((6, 7), (3, 3)), ((6, 8), (3, 1)), ((6, 2, 12), (1, 3, 5)), ((7, 5, 10), (3, 3, 3)),
+     ((3, 4, 16), (3, 3, 7))],
+)  # fmt: skip
+def test_convolutions_that_only_predict_equal_pytorchs(
+    channels: int, stride: int, size: tuple[int, ...], kernel: tuple[int, ...]
+) -> None:
+    conv = ConvUnit(channels, 5, kernel, (stride,) * len(size)).conv
+    image = noise(1, channels, *size)
+    expected = conv(image)
+    with torch.inference_mode():
+        for x in (image, channels_last(image), torch.cat([image, image])):
+            found = prediction.convolved(conv, x)
+            torch.testing.assert_close(found[:1], expected, rtol=1e-5, atol=1e-5)
+        assert prediction.convolved(conv.double(), image.double()).dtype == torch.float64
+
+
+def test_only_predictions_on_a_processor_are_normalised_in_place() -> None:
+    image = channels_last(noise(2, 3, 4, 5))
+    assert not prediction.may_overwrite(image)
+    with torch.no_grad():
+        assert prediction.may_overwrite(image)
+        assert not prediction.may_overwrite(image.contiguous())
+        assert not prediction.may_overwrite(image.double())
+        assert not prediction.may_overwrite(image[:, :2])
 
 
 def test_gradient_of_the_norm_by_finite_differences() -> None:

@@ -76,8 +76,15 @@ def import_model(
 
 
 def export(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Dataset, or a project on it.", show_default=False)],
-    to: Annotated[Literal["nnunet"], typer.Option("--to", metavar="nnunet", help="nnunet: raw data of nnU-Net v2.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Dataset, or a project on it; onnx: a model.", show_default=False)
+    ],
+    to: Annotated[
+        Literal["nnunet", "onnx"],
+        typer.Option(
+            "--to", metavar="nnunet|onnx", help="nnunet: raw data of nnU-Net v2; onnx: a model without torch."
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to make, e.g. Dataset123_Name.")
     ],
@@ -87,14 +94,21 @@ def export(
     resample_labels: ResampleLabels = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a dataset as others read it.
+    """Write a dataset or a model as others read it.
 
     For nnU-Net one file per channel, consecutive labels, dataset.json. A dataset that segfit check refuses is not
-    written.
+    written. As ONNX: the networks of a model, JSON with all that is around them, and predict.py, which needs neither
+    segfit nor torch.
     """
     from segfit.bundle.bundle import MANIFEST
 
-    assert to == "nnunet"
+    if to == "onnx":
+        from segfit.inference.onnx_export import export_onnx
+        from segfit.inference.open_model import open_model
+
+        export_onnx(open_model(path), output.absolute())
+        print_result({"folder": str(output), "to": to}, [output], as_json=as_json)
+        return
     if (path / MANIFEST).is_file():
         raise InputError(f"{path} is a model, and export writes datasets", "give a dataset or a project")
     written = _export(

@@ -82,6 +82,14 @@ _Speed = Annotated[
 _Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Only kernels that repeat themselves to the bit.")
 ]
+_Engine = Annotated[
+    Literal["auto", "torch", "openvino"] | None,
+    typer.Option(
+        "--engine",
+        metavar="auto|torch|openvino",
+        help="What runs networks on a processor; auto: openvino where it is installed, faster and as exact.",
+    ),
+]
 _PreviousStage = Annotated[
     Path | None,
     typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
@@ -107,6 +115,7 @@ def predict(
     tile_step: _TileStep = None,
     speed: _Speed = None,
     device: Device = None,
+    engine: _Engine = None,
     deterministic: _Deterministic = False,
     ending: _Ending = None,
     probabilities: _Probabilities = False,
@@ -130,8 +139,8 @@ def predict(
     kept = KeptWarnings(execution.progress)
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
-        values = (inputs, output, checkpoint, folds, tile_step, speed, device, ending, previous_stage, workers, memory)
-        foreign = (*values, probabilities, probability_images, overlays, overwrite, deterministic)
+        values = (inputs, output, checkpoint, folds, tile_step, speed, device, engine, ending, previous_stage, workers)
+        foreign = (*values, memory, probabilities, probability_images, overlays, overwrite, deterministic)
         if len(given) > 1 or any(foreign) or mirror is not None:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
@@ -142,7 +151,7 @@ def predict(
         place = device or "auto" if execution.is_here else "cpu"  # elsewhere workers have it on their own
         loaded = _loaded(
             model, place, folds, checkpoint=checkpoint, mirror=mirror, tile_step=tile_step, speed=speed,
-            deterministic=deterministic,
+            deterministic=deterministic, engine=engine or "auto",
         )  # fmt: skip
         with local_copies(given, execution, output) as places:
             found = _predict(
@@ -183,7 +192,6 @@ def _predict(
     """Predict cases, and draw what was predicted, also where some could not be; `options` of `predict_folder`."""
     from segfit.images.formats import label_ending
     from segfit.inference.predict_folder import is_written, predict_folder
-    from segfit.report.pictures import draw_overlays, legend
 
     ending = ending or label_ending(model.file_ending)
     files, folder = [output / f"{case.id}{ending}" for case in cases], output / "overlays"
@@ -196,8 +204,11 @@ def _predict(
         predict_folder(model, cases, output, ending=ending, execution=execution, **options)
     except DatasetError as error:
         failed = error
-    if overlays and draw_overlays(cases, files, folder, model.labels, execution):
-        say(f"overlays are in {folder}{legend(model.labels)}", sys.stderr)
+    if overlays:
+        from segfit.report.pictures import draw_overlays, legend
+
+        if draw_overlays(cases, files, folder, model.labels, execution):
+            say(f"overlays are in {folder}{legend(model.labels)}", sys.stderr)
     if failed is not None:
         raise failed
     return files

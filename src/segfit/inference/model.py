@@ -30,6 +30,7 @@ from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
+from segfit.inference.engines import Engine, engage, require_engine
 from segfit.inference.open_model import chosen_folds, load_network, open_model
 from segfit.inference.predictor import Precision, Predictor, require_options
 from segfit.inference.prepared import Prepared, RegionalCase, logit_fields, regional_case, streaming, why_read_whole
@@ -121,6 +122,7 @@ class ModelSource(NamedTuple):
     tile_step: float | None
     precision: Precision | None
     deterministic: bool
+    engine: Engine
 
     def load(self) -> Model:
         """Load it again."""
@@ -133,6 +135,7 @@ class ModelSource(NamedTuple):
             tile_step=self.tile_step,
             precision=self.precision,
             deterministic=self.deterministic,
+            engine=self.engine,
         )
 
 
@@ -147,6 +150,7 @@ def load_model(
     precision: Precision | None = None,
     speed: SpeedName | None = None,
     deterministic: bool = False,
+    engine: Engine = "auto",
 ) -> Model:
     """Load a model of segfit or of nnU-Net v2, or several as one that averages their probabilities.
 
@@ -162,6 +166,8 @@ def load_model(
         `mirror`, `tile_step` and `precision` comes before it
     deterministic : use only kernels that give the same bits again; on CUDA the environment variable
         CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set before
+    engine : what runs the networks on a processor: torch, openvino (``segfit[openvino]``), or auto: torch, and after
+        some seconds openvino where it is installed and measured to be faster. Results differ by rounding only
 
     Raises `InputError` if one is no model, is damaged, lacks a fold, or does not fit the others.
     """
@@ -179,10 +185,11 @@ def load_model(
         tile_step=tile_step,
         precision=precision,
         deterministic=deterministic,
+        engine=engine,
     )
     paths = tuple(path_of(one, "model").absolute() for one in (path if isinstance(path, list | tuple) else [path]))
     chosen = None if folds is None else tuple(folds)
-    model.source = ModelSource(paths, device, chosen, checkpoint, mirror, tile_step, precision, deterministic)
+    model.source = ModelSource(paths, device, chosen, checkpoint, mirror, tile_step, precision, deterministic, engine)
     return model
 
 
@@ -209,8 +216,10 @@ class Model:
         tile_step: float | None = None,
         precision: Precision | None = None,
         deterministic: bool = False,
+        engine: Engine = "auto",
     ) -> None:
         require_options(mirror, tile_step, precision)
+        require_engine(engine, device)
         for package, version in bundle.manifest.requires.items():
             if not package_version(package):
                 problem = f"{bundle.source} needs the package {package} {version}, whose network it has"
@@ -220,7 +229,7 @@ class Model:
         self.source: ModelSource | None = None  # of one that lies in a folder
 
         def predictor(member: Member) -> Predictor:
-            return Predictor(
+            made = Predictor(
                 member.configuration,
                 self.labels,
                 [load_network(bundle, member, fold) for fold in chosen_folds(bundle, member, folds)],
@@ -232,6 +241,8 @@ class Model:
                 exchange=member.exchange,
                 deterministic=deterministic,
             )
+            engage(made, "torch" if engine == "auto" and deterministic else engine)
+            return made
 
         first = self.manifest.previous_stage
         self.predictors = tuple(predictor(member) for member in self.manifest.members)

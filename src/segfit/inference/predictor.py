@@ -59,7 +59,7 @@ class Predictor:
     mirror_axes : network axes flipped at test time; every axis doubles the work, () means none
     tile_step : distance of neighbouring tiles as a share of the patch, in (0, 1]
     precision : arithmetic of the forward pass; falls back to fp32 where the device lacks it
-    channels_last : memory layout of networks and views
+    channels_last : memory layout of networks and views, on a processor in any case
     exchange : label values that change places when its axis is flipped: in the input of flipped views, where it has the
         labels of a previous stage, and back in their outputs
     gaussian : weigh the voxels of a tile by their distance to its centre (off: all alike)
@@ -100,7 +100,7 @@ class Predictor:
         self.gaussian = gaussian
         self.dtype = _supported_dtype(precision, device)
         layout = torch.preserve_format
-        if channels_last:
+        if channels_last or device.type == "cpu":
             layout = torch.channels_last if configuration.ndim == 2 else torch.channels_last_3d
         self.layout = layout
         self.networks = networks

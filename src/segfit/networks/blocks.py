@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from segfit.networks.prediction import convolved, may_overwrite, normalize_
+
 __all__ = [
     "CONVOLUTION",
+    "EPSILON",
     "NORMS",
     "SLOPE",
     "TRANSPOSED_CONVOLUTION",
@@ -27,7 +30,7 @@ __all__ = [
 ]
 
 SLOPE = 0.01  # of the leaky rectifier
-_EPS = 1e-5  # added to the variance
+EPSILON = 1e-5  # added to the variance
 _MOMENTUM = 0.1  # of running statistics
 
 CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -49,7 +52,7 @@ class InstanceNorm(nn.Module):
         if x.device.type == "cpu" and not x.is_contiguous() and not torch.compiler.is_compiling():
             result: Tensor = _Normalize.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return result
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=_EPS)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=EPSILON)
 
 
 class _Normalize(torch.autograd.Function):
@@ -64,7 +67,7 @@ class _Normalize(torch.autograd.Function):
         weight, bias = (v.view(1, -1, *(1 for _ in space)) for v in (weight, bias))
         centred = x - x.sum(space, keepdim=True, dtype=dtype) / voxels
         result = centred * centred
-        rate = (result.sum(space, keepdim=True) / voxels + _EPS).rsqrt()
+        rate = (result.sum(space, keepdim=True) / voxels + EPSILON).rsqrt()
         torch.addcmul(bias, centred, rate * weight, out=result)
         ctx.save_for_backward(centred.to(x.dtype), rate, weight)
         return result.to(x.dtype)
@@ -104,10 +107,10 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(b, c, *spatial)`: by the batch in training, by the running statistics in evaluation."""
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=_EPS)
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPSILON)
         mean, var = self.running_mean.clone(), self.running_var.clone()
         if self.pooled is None:
-            result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=_EPS)
+            result = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=_MOMENTUM, eps=EPSILON)
         else:
             result = self._over_processes(x, mean, var, self.pooled)
         finite = mean.isfinite().all() & var.isfinite().all()
@@ -127,7 +130,7 @@ class BatchNorm(nn.Module):
         squares = pooled(centred.square().sum(space))
         running_mean.lerp_(mean.detach(), _MOMENTUM)
         running_var.lerp_(squares.detach() / (number - 1), _MOMENTUM)
-        scale = (squares / number + _EPS).rsqrt() * self.weight
+        scale = (squares / number + EPSILON).rsqrt() * self.weight
         return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(x.dtype)
 
 
@@ -184,7 +187,10 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, in_channels, *spatial)` to `(b, out_channels, *spatial / stride)`."""
-        x = self.norm(self.conv(x))
+        x = convolved(self.conv, x)
+        if isinstance(self.norm, InstanceNorm) and may_overwrite(x):
+            return normalize_(x, self.norm.weight, self.norm.bias, EPSILON, SLOPE if self.activate else 1.0)
+        x = self.norm(x)
         return F.leaky_relu(x, SLOPE, inplace=True) if self.activate else x
 
 
