@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -93,6 +93,10 @@ def predict(
         bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
+    layout: Annotated[
+        Literal["nnunet"] | None,
+        typer.Option("--format", metavar="nnunet", help="Also write what nnU-Net's commands need beside them."),
+    ] = None,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -108,7 +112,7 @@ def predict(
     kept = KeptWarnings(execution.progress)
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
-        foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers)
+        foreign = (inputs, output, checkpoint, folds, tile_step, device, ending, previous_stage, workers, layout)
         if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or not mirror:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
@@ -128,6 +132,7 @@ def predict(
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
             save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
+            layout=layout,
         )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
@@ -144,15 +149,19 @@ def _predict(
     execution: Execution,
     *,
     overlays: bool,
+    layout: str | None,
     **options: Any,
 ) -> list[Path]:
     """Predict cases, and draw what was predicted, also where some could not be; `options` of `predict_folder`."""
     from segfit.images.formats import label_ending
     from segfit.inference.predict_folder import is_written, predict_folder
+    from segfit.nnunet.prediction_files import complete_predictions, require_readable
     from segfit.report.pictures import draw_overlays, legend
 
     ending = ending or label_ending(model.file_ending)
     files, folder = [output / f"{case.id}{ending}" for case in cases], output / "overlays"
+    if layout is not None:
+        require_readable(model.manifest, ending)
     there = 0 if options["overwrite"] else sum(map(is_written, files))
     if there:  # perhaps by another model
         problem = f"{there} of {count(len(files), 'label file')} in {output} {'was' if there == 1 else 'were'} there"
@@ -164,6 +173,8 @@ def _predict(
         failed = error
     if overlays and draw_overlays(cases, files, folder, model.labels, execution):
         say(f"overlays are in {folder}{legend(model.labels)}", sys.stderr)
+    if layout is not None:
+        complete_predictions(model.manifest, [file for file in files if is_written(file)], ending)
     if failed is not None:
         raise failed
     return files
