@@ -38,6 +38,7 @@ __all__ = [
     "LabelResamplingOptions",
     "LabelUse",
     "Loss",
+    "ModelOptions",
     "NormalizationScheme",
     "Options",
     "PlanningOptions",
@@ -329,6 +330,16 @@ class InferenceOptions(Settable):
     mirror: bool | None = Field(None, description="test-time mirroring")
 
 
+class ModelOptions(Settable):
+    """What people say of the model; its card names what is unstated."""
+
+    licence: str | None = Field(None, description="under which others may use it, such as CC-BY-4.0")
+    intended_use: str | None = Field(None, description="what it is for")
+    limits: str | None = Field(None, description="where it is known to fail")
+    authors: str | None = Field(None, description="who made it")
+    data_origin: str | None = Field(None, description="where its training images come from")
+
+
 class Options(Settable):
     """Everything a user can ask for. A value or name that is none of it raises `InputError`."""
 
@@ -343,6 +354,7 @@ class Options(Settable):
     training: TrainingOptions = TrainingOptions()
     augmentation: AugmentationOptions = AugmentationOptions()
     inference: InferenceOptions = InferenceOptions()
+    model: ModelOptions = ModelOptions()
 
     def with_settings(self, settings: Sequence[str]) -> Options:
         """Return a copy with ``key=value`` settings applied; values are JSON, words, or comma-separated lists.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +11,7 @@ import typer
 from segfit.cli.common import (
     AsJson,
     Checkpoint,
+    Device,
     Labels,
     LabelUseName,
     ResampleLabels,
@@ -20,13 +21,15 @@ from segfit.cli.common import (
     is_project,
     print_result,
     print_states,
+    with_settings,
 )
-from segfit.cli.console import console_execution, say
+from segfit.cli.console import console_execution, console_progress, say
 from segfit.cli.help_pages import MODELS, add_verb
-from segfit.errors import InputError
+from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from segfit.execution.execution import Execution
+    from segfit.progress import Progress
 
 __all__ = ["add_to", "print_verified", "verify_cases"]
 
@@ -41,6 +44,7 @@ def add_to(app: typer.Typer) -> None:
     add_verb(app, None, export_nnunet)
 
 
+@with_settings("settings")
 def import_model(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Model of nnU-Net v2.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Folder for the model.")],
@@ -48,49 +52,105 @@ def import_model(
     trainer: Annotated[
         str | None, typer.Option("--trainer", metavar="NAME", help="Read it as a model of this trainer.")
     ] = None,
+    *,
+    given: list[str],
     as_json: AsJson = False,
 ) -> None:
     """Turn a trained model of nnU-Net into one of segfit.
 
     PATH is a model folder (plans.json, dataset.json and fold_*), the folder of a dataset with such folders, or an
-    exported zip. predict --model takes them as they are, too.
+    exported zip. predict --model takes them as they are, too. --set model.licence=... states what its card says.
     """
     from segfit.bundle.bundle import write_bundle
     from segfit.inference.open_model import open_model
+    from segfit.inference.test_case import add_test_case
 
+    stated = _stated(given)
     bundle = open_model(path, checkpoint=checkpoint, trainer=trainer)
     if bundle.states is None:
         raise InputError(f"{path} is a model of segfit already", "copy it, or give a model of nnU-Net")
-    manifest = write_bundle(output.absolute(), bundle.manifest, bundle.states)
+    manifest = write_bundle(output.absolute(), bundle.manifest.model_copy(update=stated), bundle.states)
+    add_test_case(output.absolute(), progress=console_progress())
     print_result({"model": str(output), "files": list(manifest.files)}, [output], as_json=as_json)
 
 
+@with_settings("settings")
 def export(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Dataset, or a project on it.", show_default=False)],
-    to: Annotated[Literal["nnunet"], typer.Option("--to", metavar="nnunet", help="nnunet: raw data of nnU-Net v2.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to make, e.g. Dataset123_Name.")
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Model, dataset or project.", show_default=False)],
+    to: Annotated[
+        Literal["nnunet", "zip"],
+        typer.Option("--to", metavar="nnunet|zip", help="nnunet: as nnU-Net v2 has it; zip: a model as one file."),
     ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="Folder to make, e.g. Dataset123_Name, or zip.")
+    ],
+    include_case: Annotated[
+        str | None, typer.Option("--include-case", metavar="ID", help="Case of the project that goes into the zip.")
+    ] = None,
     workers: Workers = None,
     skip_incomplete: SkipIncomplete = None,
     labels: Labels = None,
     resample_labels: ResampleLabels = None,
+    *,
+    given: list[str],
     as_json: AsJson = False,
 ) -> None:
-    """Write a dataset as others read it.
+    """Write a model or a dataset as others read it.
 
-    For nnU-Net one file per channel, consecutive labels, dataset.json. A dataset that segfit check refuses is not
-    written.
+    For nnU-Net a dataset (of a project, too) has one file per channel, consecutive labels, dataset.json; one that
+    segfit check refuses is not written. A model becomes a model folder of nnU-Net, several configurations the folder of
+    a dataset in nnUNet_results. --to zip takes a model or the project that has it; --set model.licence=... and the like
+    state what the card says.
     """
-    from segfit.bundle.bundle import MANIFEST
+    from segfit.inference.open_model import is_model, open_model
+    from segfit.nnunet.model_export import export_nnunet_model
 
-    assert to == "nnunet"
-    if (path / MANIFEST).is_file():
-        raise InputError(f"{path} is a model, and export writes datasets", "give a dataset or a project")
-    written = _export(
-        path, output, workers, skip_incomplete=skip_incomplete, resample_labels=resample_labels, labels=labels
-    )
-    print_result({"folder": str(written), "to": to}, [written], as_json=as_json)
+    asked = {"skip_incomplete": skip_incomplete, "resample_labels": resample_labels, "labels": labels}
+    stated, progress = _stated(given), console_progress()
+    if to != "zip" and (include_case is not None or stated):
+        raise InputError("--include-case and --set are for the zip of a model", "give --to zip, or leave them out")
+    foreign = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
+    if foreign and (to == "zip" or is_model(path)):
+        raise InputError(f"{foreign[0]} is for datasets, and {path} is taken as a model", "leave it out")
+    if to == "zip":
+        _zip(path, output, stated, include_case, progress)
+        written = [output]
+    elif is_model(path):
+        written = export_nnunet_model(open_model(path), output, progress=progress)
+    else:
+        written = [_export(path, output, workers, **asked)]
+    print_result({"folder": str(output), "to": to, "written": [str(one) for one in written]}, written, as_json=as_json)
+
+
+def _stated(given: list[str]) -> dict[str, str]:
+    """Return what --set says of a model; `InputError` for settings of anything else."""
+    from segfit.options import Options
+
+    for setting in given:
+        if not setting.startswith("model."):
+            raise InputError(f"{setting} does not say what a model is", "set model.licence, model.limits and the like")
+    return Options().with_settings(given).model.model_dump(exclude_none=True)
+
+
+def _zip(path: Path, output: Path, stated: Mapping[str, str], include_case: str | None, progress: Progress) -> None:
+    """Write the model of a folder or a project as one file."""
+    from segfit.dataset.layouts import open_dataset
+    from segfit.inference.open_model import open_model
+    from segfit.inference.test_case import image_of, write_packed
+
+    if output.suffix.lower() != ".zip":
+        raise InputError(f"{output} does not end in .zip", "name a file, such as model.zip")
+    bundle, image = open_model(path), None
+    if include_case is not None:
+        if not is_project(path):
+            raise InputError(f"{path} is no project, and --include-case takes a case of one", "give the project")
+        dataset = open_dataset(dataset_of(path)[0])
+        cases = {case.id: case for case in (*dataset.training, *dataset.test)}
+        if include_case not in cases:
+            known = nearest(include_case, list(cases))
+            raise InputError(f"{dataset.name} has no case {include_case}{known}", "give one of its cases")
+        image = image_of(bundle, cases[include_case])
+    write_packed(bundle, output.absolute(), stated, image, progress=progress)
 
 
 def export_nnunet(
@@ -127,28 +187,31 @@ def _export(path: Path, folder: Path, workers: int | None, **given: bool | Label
 def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A model or a project.", show_default=False)],
     workers: Workers = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> int:
     """Compare stored files with their checksums.
 
-    Of a model its files, of a project every result. The exit code is 1 if one is damaged.
+    Of a model its files, of a project every result. A model predicts its test case too, which has to come out as where
+    the model was made. The exit code is 1 if anything is damaged or different.
     """
     from segfit.bundle.bundle import MANIFEST
+    from segfit.bundle.files import BundleFiles
     from segfit.files import require_there
 
     require_there(path, "model or project")
-    if not is_project(path) and not (path / MANIFEST).is_file():
-        raise InputError(f"{path} is neither a model nor a project", "give one of them")
     if is_project(path):
         rows = [*verify_cases(path, console_execution(workers)), *_verify_results(path)]
+    elif BundleFiles.of(path, MANIFEST) is None:
+        raise InputError(f"{path} is neither a model nor a project", "give one of them")
     else:
-        rows = [_verified_model(path)]
+        rows = _verified_model(path, device or "auto")
     return print_verified(rows, as_json=as_json)
 
 
 def print_verified(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> int:
     """Print what was verified; return the exit code."""
-    damaged = any(state == "damaged" for _, state, _ in rows)
+    damaged = any(state in ("damaged", "different") for _, state, _ in rows)
     print_states(rows, as_json=as_json)
     if not as_json and any(what.startswith("case ") for what, _, _ in rows):
         say("segfit preprocess makes damaged cases anew where they are needed")
@@ -178,11 +241,22 @@ def _verify_results(project: Path) -> list[tuple[str, str, str]]:
     return rows or [("other results", "good", "all passed the checksum")]
 
 
-def _verified_model(path: Path) -> tuple[str, str, str]:
+def _verified_model(path: Path, device: str) -> list[tuple[str, str, str]]:
     from segfit.bundle.bundle import open_bundle
 
     try:
-        files = open_bundle(path).manifest.files
+        bundle = open_bundle(path)
     except InputError as error:
-        return "model", "damaged", str(error)
-    return "model", "good", f"{len(files)} of {len(files)} weight files passed the checksum"
+        return [("model", "damaged", str(error))]
+    files = len(bundle.manifest.files)
+    row = ("model", "good", f"{files} of {files} weight files passed the checksum")
+    if bundle.manifest.test_case is None:
+        return [row, ("test case", "missing", "it has none: whether it predicts as where it was made is not known")]
+    from segfit.inference.test_case import ENOUGH, agreement
+
+    try:
+        share, voxels = agreement(bundle, device, progress=console_progress())
+    except InputError as error:
+        return [row, ("test case", "damaged", str(error))]
+    found = f"{share:.2%} of {voxels} labels are as where it was made"
+    return [row, ("test case", "good" if share >= ENOUGH else "different", found)]

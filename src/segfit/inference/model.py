@@ -27,7 +27,7 @@ from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
-from segfit.inference.open_model import fold_names, open_model
+from segfit.inference.open_model import fold_names, model_paths, open_model
 from segfit.inference.predictor import Precision, Predictor
 from segfit.inference.sources import Array, Source, as_spacing, read_previous_stage, read_source, source_files
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
@@ -142,7 +142,8 @@ def load_model(
 
     Parameters
     ----------
-    path : a model or a project; of nnU-Net a model folder, the folder of a dataset, or an exported zip; or several
+    path : a model (folder, zip, or ``hf://ORG/NAME@REVISION``) or a project; of nnU-Net a model folder, the folder of a
+        dataset, or an exported zip; or several
     device : auto, cpu, cuda, cuda:N or mps
     folds : which networks of each configuration to use; None: all
     checkpoint : of nnU-Net's models: best, final, latest or a file name; None: final
@@ -153,7 +154,8 @@ def load_model(
 
     Raises `InputError` if one is no model, is damaged, lacks a fold, or does not fit the others.
     """
-    bundle = open_model(path, folds, checkpoint=checkpoint)
+    located = model_paths(path)
+    bundle = open_model(located, folds, checkpoint=checkpoint)
     model = Model(
         bundle,
         resolve_device(device),
@@ -163,7 +165,7 @@ def load_model(
         precision=precision,
         deterministic=deterministic,
     )
-    paths = tuple(path_of(one, "model").absolute() for one in (path if isinstance(path, list | tuple) else [path]))
+    paths = tuple(one.absolute() for one in located)
     chosen = None if folds is None else tuple(folds)
     model.source = ModelSource(paths, device, chosen, checkpoint, mirror, tile_step, precision, deterministic)
     return model
@@ -428,9 +430,13 @@ def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | N
 
 def _load_network(bundle: Bundle, member: Member, fold: str) -> UNet | PluginNetwork:
     """Return the network of one fold, without initialising weights that are replaced anyway."""
-    network = empty_network(member.configuration.network)
+    network, state = empty_network(member.configuration.network), bundle.weights(member.weights[fold])
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise InputError(
+            f"{bundle.source}: the weights in {member.weights[fold]} are not finite", "copy the model again"
+        )
     try:
-        network.load_state_dict(bundle.weights(member.weights[fold]), assign=True)
+        network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{bundle.source}: {member.weights[fold]} does not fit its configuration ({reason})") from None

@@ -26,6 +26,7 @@ from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.training_images import TrainingImages
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
+from segfit.inference.test_case import add_test_case
 from segfit.plugins import package_of, package_version
 from segfit.preprocessing.store import StoredAnnotation
 from segfit.project.folder import PlanFolder
@@ -440,6 +441,8 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
             "key": key.hash,
         },
         requires={package_of(plugin): package_version(package_of(plugin)) for plugin in plugins},
+        **project.options.model.model_dump(exclude_none=True),
     )
     with held_weights(project, trainings_of(project), [result.weights for result in results]):
         write_bundle(project.folder.model, manifest, weights)
+    add_test_case(project.folder.model, project.options.device, progress=project.execution.progress)
