@@ -16,7 +16,16 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, card, open_bundle, weights_name, write_bundle
+from segfit.bundle.bundle import (
+    MANIFEST,
+    Member,
+    ModelManifest,
+    card,
+    open_bundle,
+    weights_name,
+    write_bundle,
+    write_zip,
+)
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.files import content_hash, read_json, write_json
@@ -220,17 +229,35 @@ def test_metadata_needs_no_torch(folder: Path) -> None:
     assert result.stdout == "Livers False\n"
 
 
-def test_prediction_needs_neither_planner_nor_project(folder: Path) -> None:
-    code = (
-        "import sys; import numpy as np; import segfit;"
-        f"model = segfit.load_model({str(folder)!r}, 'cpu');"
-        "found = model.predict((np.random.default_rng(0).random((2, 16, 16), np.float32), (1.0, 0.5, 0.5)));"
-        "rooms = ('planning', 'project', 'selection', 'training', 'report', 'cli');"
-        "print(found.labels.shape, [name for name in sys.modules if name.split('.')[:1] == ['segfit']"
-        " and (name.split('.') + [''])[1] in rooms or name == 'segfit.fingerprint.measure'])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "(2, 16, 16) []\n"
+_WITHOUT = """
+import sys
+import numpy as np
+
+ROOMS = {"planning", "project", "selection", "training", "report", "cli"}
+
+class Missing:
+    def find_spec(self, name, *_):
+        parts = name.split(".")
+        if (parts[0] == "segfit" and len(parts) > 1 and parts[1] in ROOMS) or name == "segfit.fingerprint.measure":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+import segfit
+
+for path in sys.argv[1:]:
+    model = segfit.load_model(path, "cpu")
+    print(*model.predict((np.random.default_rng(0).random((2, 16, 16), np.float32), (1.0, 0.5, 0.5))).labels.shape)
+"""
+
+
+def test_prediction_needs_neither_planner_nor_project(folder: Path, tmp_path: Path) -> None:
+    """A fresh process that cannot import them loads and predicts, a folder and a zip."""
+    bundle = open_bundle(folder)
+    packed = tmp_path / "m.zip"
+    write_zip(packed, bundle.manifest, {name: bundle.stored(name) for name in bundle.manifest.files})
+    command = [sys.executable, "-c", _WITHOUT, str(folder), str(packed)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == "2 16 16\n2 16 16\n"
 
 
 @pytest.mark.parametrize(("ending", "shown"), [("", ".nii.gz files"), (".mha", ".mha files"), ("/", "DICOM series")])

@@ -62,8 +62,8 @@ def import_model(
     exported zip. predict --model takes them as they are, too. --set model.licence=... states what its card says.
     """
     from segfit.bundle.bundle import write_bundle
+    from segfit.inference.carried_case import add_test_case
     from segfit.inference.open_model import open_model
-    from segfit.inference.test_case import add_test_case
 
     stated = _stated(given)
     bundle = open_model(path, checkpoint=checkpoint, trainer=trainer)
@@ -135,8 +135,8 @@ def _stated(given: list[str]) -> dict[str, str]:
 def _zip(path: Path, output: Path, stated: Mapping[str, str], include_case: str | None, progress: Progress) -> None:
     """Write the model of a folder or a project as one file."""
     from segfit.dataset.layouts import open_dataset
+    from segfit.inference.carried_case import image_of, write_packed
     from segfit.inference.open_model import open_model
-    from segfit.inference.test_case import image_of, write_packed
 
     if output.suffix.lower() != ".zip":
         raise InputError(f"{output} does not end in .zip", "name a file, such as model.zip")
@@ -252,7 +252,7 @@ def _verified_model(path: Path, device: str) -> list[tuple[str, str, str]]:
     row = ("model", "good", f"{files} of {files} weight files passed the checksum")
     if bundle.manifest.test_case is None:
         return [row, ("test case", "missing", "it has none: whether it predicts as where it was made is not known")]
-    from segfit.inference.test_case import ENOUGH, agreement
+    from segfit.inference.carried_case import ENOUGH, agreement
 
     try:
         share, voxels = agreement(bundle, device, progress=console_progress())

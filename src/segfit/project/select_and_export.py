@@ -24,9 +24,9 @@ from segfit.evaluation.summary import Summary, summarize
 from segfit.files import hash_file, replace_folder
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.training_images import TrainingImages
+from segfit.inference.carried_case import add_test_case
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
-from segfit.inference.test_case import add_test_case
 from segfit.plugins import package_of, package_version
 from segfit.preprocessing.store import StoredAnnotation
 from segfit.project.folder import PlanFolder
