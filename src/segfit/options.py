@@ -377,6 +377,8 @@ class Options(Settable):
             for parent in parents:
                 node = node.setdefault(parent, {})
             value = parse_value(text)
+            if parents[:1] == ["model"] and not isinstance(value, str | None):
+                value = text  # sentences have commas, and may be numbers
             is_list = "tuple" in str(known[key])
             node[leaf] = [value] if is_list and value is not None and not isinstance(value, list) else value
         return Options.model_validate(tree)

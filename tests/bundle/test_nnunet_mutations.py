@@ -81,13 +81,14 @@ def test_no_field_of_the_json_files_ends_in_a_traceback(
     read = {"value": torch.load(folder / "fold_0/checkpoint_final.pth", weights_only=False)}
     monkeypatch.setattr("segfit.nnunet.models.read_checkpoint", lambda _: read["value"])  # once for all
     refused, same = 0, 0
-    for place in places(good):
-        for value in ABSURD[::3]:
+    used = [place for place in places(good) if place[:1] != ("configurations",) or place[1:2] in ((), ("3d_fullres",))]
+    for number, place in enumerate(used):
+        for value in ABSURD[number % 7 :: 7]:  # each value in a seventh of the places, five in each
             path.write_text(json.dumps(put(good, place, value)))
             found = opened(folder)
             refused += found is None
             same += found is not None and found.manifest.members == before.manifest.members
-    assert refused > 100
+    assert refused > 50
     assert same > 0  # of fields that bear on nothing
     path.write_text(json.dumps(good))
     assert opened(folder) is not None

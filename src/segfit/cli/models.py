@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -78,8 +79,12 @@ def import_model(
 def export(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Model, dataset or project.", show_default=False)],
     to: Annotated[
-        Literal["nnunet", "zip"],
-        typer.Option("--to", metavar="nnunet|zip", help="nnunet: as nnU-Net v2 has it; zip: a model as one file."),
+        Literal["nnunet", "zip", "bioimageio"],
+        typer.Option(
+            "--to",
+            metavar="nnunet|zip|bioimageio",
+            help="As nnU-Net v2 has it; a model as one file; or for bioimage.io.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PATH", help="Folder to make, e.g. Dataset123_Name, or zip.")
@@ -99,21 +104,28 @@ def export(
 
     For nnU-Net a dataset (of a project, too) has one file per channel, consecutive labels, dataset.json; one that
     segfit check refuses is not written. A model becomes a model folder of nnU-Net, several configurations the folder of
-    a dataset in nnUNet_results. --to zip takes a model or the project that has it; --set model.licence=... and the like
-    state what the card says.
+    a dataset in nnUNet_results. The other forms take a model, or the project that has it; --set model.licence=... and
+    the like state what the card says.
     """
     from segfit.inference.open_model import is_model, open_model
     from segfit.nnunet.model_export import export_nnunet_model
 
     asked = {"skip_incomplete": skip_incomplete, "resample_labels": resample_labels, "labels": labels}
     stated, progress = _stated(given), console_progress()
-    if to != "zip" and (include_case is not None or stated):
+    if (to != "zip" and include_case is not None) or (to == "nnunet" and stated):
         raise InputError("--include-case and --set are for the zip of a model", "give --to zip, or leave them out")
     foreign = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
-    if foreign and (to == "zip" or is_model(path)):
+    if foreign and (to != "nnunet" or is_model(path)):
         raise InputError(f"{foreign[0]} is for datasets, and {path} is taken as a model", "leave it out")
     if to == "zip":
         _zip(path, output, stated, include_case, progress)
+        written = [output]
+    elif to == "bioimageio":
+        from segfit.inference.bioimageio import export_bioimageio
+
+        bundle = open_model(path)
+        told = replace(bundle, manifest=bundle.manifest.model_copy(update=stated))
+        export_bioimageio(told, output.absolute())
         written = [output]
     elif is_model(path):
         written = export_nnunet_model(open_model(path), output, progress=progress)

@@ -39,7 +39,7 @@ from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previ
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.text import count, listing, numbers, printable
 
-__all__ = ["Model", "ModelSource", "Prediction", "Prepared", "load_model"]
+__all__ = ["Model", "ModelSource", "Prediction", "Prepared", "load_model", "load_network"]
 
 Spacing = float | Sequence[float] | NDArray[np.floating[Any]]
 
@@ -198,7 +198,7 @@ class Model:
             return Predictor(
                 member.configuration,
                 self.labels,
-                [_load_network(bundle, member, fold) for fold in _chosen_folds(bundle, member, folds)],
+                [load_network(bundle, member, fold) for fold in _chosen_folds(bundle, member, folds)],
                 () if mirror is False else member.mirror_axes,
                 device,
                 member.tile_step if tile_step is None else tile_step,
@@ -428,7 +428,7 @@ def _chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | N
     return names
 
 
-def _load_network(bundle: Bundle, member: Member, fold: str) -> UNet | PluginNetwork:
+def load_network(bundle: Bundle, member: Member, fold: str) -> UNet | PluginNetwork:
     """Return the network of one fold, without initialising weights that are replaced anyway."""
     network, state = empty_network(member.configuration.network), bundle.weights(member.weights[fold])
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):

@@ -173,8 +173,9 @@ def _part(content: Mapping[str, Any], key: str, kind: type | UnionType, path: Pa
 def _require_known_trainer(path: Path, trainer: str) -> None:
     if trainer in TRAINERS:
         return
+    called = " ".join(printable(trainer).split())
     raise InputError(
-        f"{path} was trained by {printable(trainer)}, which is none of the trainers of nnU-Net 2.8.1 with "
+        f"{path} was trained by {called}, which is none of the trainers of nnU-Net 2.8.1 with "
         "the network of the plans: the network may compute something else with the same weights",
         "if it changes the training alone, segfit import --trainer nnUNetTrainer makes a model of it",
     )

@@ -385,6 +385,8 @@ def _normalization(
     for channel, (name, mask) in enumerate(zip(names, masks, strict=True)):
         if not isinstance(name, str) or name not in schemes:
             raise InputError(f"{where} uses the normalisation {name!r}", f"segfit has {', '.join(schemes)}")
+        if not isinstance(mask, bool | None):
+            raise InputError(f"use_mask_for_norm of {where} must be true or false, got {mask!r}")
         scheme = schemes[name]
         known: IntensityStatistics | None = None
         if scheme == "ct":
