@@ -20,6 +20,7 @@ from segfit.bundle.bundle import (
     MANIFEST,
     Member,
     ModelManifest,
+    TestCase,
     card,
     open_bundle,
     weights_name,
@@ -313,6 +314,7 @@ def test_a_model_with_absurd_values_is_refused_or_is_what_its_file_says(folder: 
         verdict={"level": "good", "headline": "good", "findings": ["all well"]},
         labels=LabelScheme.from_declaration({"background": 0, "liver": 5, "ignore": 9}),
         training={"cases": 3},
+        test_case=TestCase(kind="phantom", spacing_mm=(3.0, 0.5, 0.5), affine=np.eye(4).tolist()),
     )
     write_bundle(folder, rich, states())
     good = read_json(folder / MANIFEST) | {"seal": ""}

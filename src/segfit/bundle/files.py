@@ -17,7 +17,7 @@ from typing import IO, Any
 from segfit.errors import InputError, reason_of
 from segfit.files import hash_file, parsed_json, read_json
 
-__all__ = ["BundleFiles", "pack"]
+__all__ = ["BundleFiles", "pack", "require_no_bomb"]
 
 _PLAIN = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _MOST_PACKED = 100  # times smaller than its content; weights are hardly smaller at all, JSON is ten times (assumption)
@@ -123,10 +123,13 @@ def _require_harmless(entry: zipfile.ZipInfo, root: str, path: Path) -> None:
         raise InputError(f"{path} holds {entry.filename!r}, which no model has", "give the zip that segfit wrote")
     if entry.compress_type not in _PLAIN or entry.flag_bits & 1:
         raise InputError(f"{path} holds {name}, packed or locked as no model is", "give the zip that segfit wrote")
+    require_no_bomb(entry, path)
+
+
+def require_no_bomb(entry: zipfile.ZipInfo, path: Path) -> None:
+    """Raise `InputError` for an entry that is far larger than it is packed."""
     if entry.file_size > _MOST_PACKED * entry.compress_size + _ALWAYS_FINE:
-        raise InputError(
-            f"{path} holds {name}, which is far larger than it is packed", "give the zip that segfit wrote"
-        )
+        raise InputError(f"{path} holds {entry.filename}, which is far larger than it is packed", _AGAIN)
 
 
 def pack(folder: Path, path: Path) -> None:

@@ -30,7 +30,6 @@ from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from segfit.execution.execution import Execution
-    from segfit.progress import Progress
 
 __all__ = ["add_to", "print_verified", "verify_cases"]
 
@@ -111,14 +110,14 @@ def export(
     from segfit.nnunet.model_export import export_nnunet_model
 
     asked = {"skip_incomplete": skip_incomplete, "resample_labels": resample_labels, "labels": labels}
-    stated, progress = _stated(given), console_progress()
+    stated = _stated(given)
     if (to != "zip" and include_case is not None) or (to == "nnunet" and stated):
         raise InputError("--include-case and --set are for the zip of a model", "give --to zip, or leave them out")
     foreign = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
     if foreign and (to != "nnunet" or is_model(path)):
         raise InputError(f"{foreign[0]} is for datasets, and {path} is taken as a model", "leave it out")
     if to == "zip":
-        _zip(path, output, stated, include_case, progress)
+        _zip(path, output, stated, include_case)
         written = [output]
     elif to == "bioimageio":
         from segfit.inference.bioimageio import export_bioimageio
@@ -128,7 +127,7 @@ def export(
         export_bioimageio(told, output.absolute())
         written = [output]
     elif is_model(path):
-        written = export_nnunet_model(open_model(path), output, progress=progress)
+        written = export_nnunet_model(open_model(path), output, progress=console_progress())
     else:
         written = [_export(path, output, workers, **asked)]
     print_result({"folder": str(output), "to": to, "written": [str(one) for one in written]}, written, as_json=as_json)
@@ -144,7 +143,7 @@ def _stated(given: list[str]) -> dict[str, str]:
     return Options().with_settings(given).model.model_dump(exclude_none=True)
 
 
-def _zip(path: Path, output: Path, stated: Mapping[str, str], include_case: str | None, progress: Progress) -> None:
+def _zip(path: Path, output: Path, stated: Mapping[str, str], include_case: str | None) -> None:
     """Write the model of a folder or a project as one file."""
     from segfit.dataset.layouts import open_dataset
     from segfit.inference.carried_case import image_of, write_packed
@@ -162,7 +161,7 @@ def _zip(path: Path, output: Path, stated: Mapping[str, str], include_case: str 
             known = nearest(include_case, list(cases))
             raise InputError(f"{dataset.name} has no case {include_case}{known}", "give one of its cases")
         image = image_of(bundle, cases[include_case])
-    write_packed(bundle, output.absolute(), stated, image, progress=progress)
+    write_packed(bundle, output.absolute(), stated, image)
 
 
 def export_nnunet(

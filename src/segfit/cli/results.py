@@ -67,6 +67,13 @@ _TileStep = Annotated[
 _Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Only kernels that repeat themselves to the bit.")
 ]
+_Overlays = Annotated[
+    bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
+]
+_Layout = Annotated[
+    Literal["nnunet"] | None,
+    typer.Option("--format", metavar="nnunet", help="Also write what nnU-Net's commands need beside them."),
+]
 _PreviousStage = Annotated[
     Path | None,
     typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
@@ -89,14 +96,9 @@ def predict(
     ending: Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")] = False,
     previous_stage: _PreviousStage = None,
-    overlays: Annotated[
-        bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
-    ] = False,
+    overlays: _Overlays = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")] = False,
-    layout: Annotated[
-        Literal["nnunet"] | None,
-        typer.Option("--format", metavar="nnunet", help="Also write what nnU-Net's commands need beside them."),
-    ] = None,
+    layout: _Layout = None,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -131,8 +133,7 @@ def predict(
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-            save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
-            layout=layout,
+            save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto", layout=layout,
         )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):

@@ -44,7 +44,7 @@ def add_test_case(folder: Path, device: str = "cpu", *, progress: Progress = SIL
     """
     bundle = open_bundle(folder, verify=False)
     try:
-        case, content = expected_of(bundle, phantom(bundle.manifest), "phantom", device, progress=progress)
+        case, content = expected_of(bundle, phantom(bundle.manifest), "phantom", device)
     except (SegfitError, MemoryError) as error:  # the second stage of a cascade alone, no memory for another copy
         progress.warn(warning("no_test_case", f"the model has no test case ({reason_of(error)})"))
         return bundle.manifest
@@ -52,13 +52,11 @@ def add_test_case(folder: Path, device: str = "cpu", *, progress: Progress = SIL
     return write_manifest(folder, bundle.manifest.model_copy(update={"test_case": case}))
 
 
-def write_packed(
-    bundle: Bundle, path: Path, stated: Mapping[str, str], image: Image | None = None, *, progress: Progress = SILENT
-) -> None:
+def write_packed(bundle: Bundle, path: Path, stated: Mapping[str, str], image: Image | None = None) -> None:
     """Write a model as one zip, with what the user `stated` of it, and `image` for its test case."""
     manifest, content = bundle.manifest, b""
     if image is not None:
-        case, content = expected_of(bundle, image, "case", progress=progress)
+        case, content = expected_of(bundle, image, "case")
         manifest = manifest.model_copy(update={"test_case": case})
     elif manifest.test_case is not None and bundle.files is not None:
         content = bundle.files.read(TEST_CASE)
@@ -74,9 +72,7 @@ def image_of(bundle: Bundle, case: Case) -> Image:
         return read_source(list(case.images), ndim, len(manifest.channel_names), as_spacing(case.spacing_mm), files)[0]
 
 
-def expected_of(
-    bundle: Bundle, image: Image, kind: str, device: str = "cpu", *, progress: Progress = SILENT
-) -> tuple[TestCase, bytes]:
+def expected_of(bundle: Bundle, image: Image, kind: str, device: str = "cpu") -> tuple[TestCase, bytes]:
     """Return what describes a test case, and the content of its file."""
     grid = image.grid
     image = Image(image.array, replace(grid, header=None))
@@ -88,7 +84,7 @@ def expected_of(
             "affine": None if grid.affine is None else grid.affine.tolist(),
         }
     )
-    labels = _predicted(bundle, image, device, progress)
+    labels = _predicted(bundle, image, device, SILENT)
     return case, save({"image": np.ascontiguousarray(image.array), "labels": np.ascontiguousarray(labels)})
 
 
