@@ -130,7 +130,8 @@ def export(
         written = export_nnunet_model(open_model(path), output, progress=console_progress())
     else:
         written = [_export(path, output, workers, **asked)]
-    print_result({"folder": str(output), "to": to, "written": [str(one) for one in written]}, written, as_json=as_json)
+    place = output.expanduser().absolute()
+    print_result({"folder": str(place), "to": to}, written, as_json=as_json)
 
 
 def _stated(given: list[str]) -> dict[str, str]:
