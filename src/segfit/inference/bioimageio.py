@@ -71,7 +71,7 @@ def export_bioimageio(bundle: Bundle, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing
             traced = torch.jit.trace(network, given, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, made / "weights.pt")  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, made / "weights.pt")
         np.save(made / "test_input.npy", image[None])
         np.save(made / "test_output.npy", network(given).numpy())
         write_text(made / "README.md", card(manifest))
