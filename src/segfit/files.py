@@ -42,6 +42,7 @@ __all__ = [
     "hash_file",
     "missing_abilities",
     "new_folder",
+    "parsed_json",
     "partial_folder",
     "path_of",
     "read_arrays",
@@ -171,13 +172,20 @@ def read_json(path: Path) -> Any:
     last would be lost without a word.
     """
     try:
-        return json.loads(read_text(path), object_pairs_hook=_object)
+        text = read_text(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", "restore it or its permissions") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not valid JSON (it is no UTF-8 text)", "save it as UTF-8") from None
+    return parsed_json(text, path)
+
+
+def parsed_json(text: str, path: Path) -> Any:
+    """Return the value of a file's text; raises as `read_json`."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise InputError(f"{path} is not valid JSON (too deeply nested)", "restore it") from None
     except ValueError as error:

@@ -38,6 +38,7 @@ __all__ = [
     "LabelResamplingOptions",
     "LabelUse",
     "Loss",
+    "ModelOptions",
     "NormalizationScheme",
     "Options",
     "PlanningOptions",
@@ -342,6 +343,16 @@ class SelectionOptions(Settable):
     )
 
 
+class ModelOptions(Settable):
+    """What people say of the model; its card names what is unstated."""
+
+    licence: str | None = Field(None, description="under which others may use it, such as CC-BY-4.0")
+    intended_use: str | None = Field(None, description="what it is for")
+    limits: str | None = Field(None, description="where it is known to fail")
+    authors: str | None = Field(None, description="who made it")
+    data_origin: str | None = Field(None, description="where its training images come from")
+
+
 class Options(Settable):
     """Everything a user can ask for. A value or name that is none of it raises `InputError`."""
 
@@ -357,6 +368,7 @@ class Options(Settable):
     augmentation: AugmentationOptions = AugmentationOptions()
     inference: InferenceOptions = InferenceOptions()
     selection: SelectionOptions = SelectionOptions()
+    model: ModelOptions = ModelOptions()
 
     @property
     def selection_rule(self) -> SelectionRule:
@@ -384,6 +396,8 @@ class Options(Settable):
             for parent in parents:
                 node = node.setdefault(parent, {})
             value = parse_value(text)
+            if parents[:1] == ["model"] and not isinstance(value, str | None):
+                value = text  # sentences have commas, and may be numbers
             is_list = "tuple" in str(known[key])
             node[leaf] = [value] if is_list and value is not None and not isinstance(value, list) else value
         return Options.model_validate(tree)

@@ -16,7 +16,17 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, card, open_bundle, weights_name, write_bundle
+from segfit.bundle.bundle import (
+    MANIFEST,
+    Member,
+    ModelManifest,
+    TestCase,
+    card,
+    open_bundle,
+    weights_name,
+    write_bundle,
+    write_zip,
+)
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.files import content_hash, read_json, write_json
@@ -220,17 +230,35 @@ def test_metadata_needs_no_torch(folder: Path) -> None:
     assert result.stdout == "Livers False\n"
 
 
-def test_prediction_needs_neither_planner_nor_project(folder: Path) -> None:
-    code = (
-        "import sys; import numpy as np; import segfit;"
-        f"model = segfit.load_model({str(folder)!r}, 'cpu');"
-        "found = model.predict((np.random.default_rng(0).random((2, 16, 16), np.float32), (1.0, 0.5, 0.5)));"
-        "rooms = ('planning', 'project', 'selection', 'training', 'report', 'cli');"
-        "print(found.labels.shape, [name for name in sys.modules if name.split('.')[:1] == ['segfit']"
-        " and (name.split('.') + [''])[1] in rooms or name == 'segfit.fingerprint.measure'])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "(2, 16, 16) []\n"
+_WITHOUT = """
+import sys
+import numpy as np
+
+ROOMS = {"planning", "project", "selection", "training", "report", "cli"}
+
+class Missing:
+    def find_spec(self, name, *_):
+        parts = name.split(".")
+        if (parts[0] == "segfit" and len(parts) > 1 and parts[1] in ROOMS) or name == "segfit.fingerprint.measure":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+import segfit
+
+for path in sys.argv[1:]:
+    model = segfit.load_model(path, "cpu")
+    print(*model.predict((np.random.default_rng(0).random((2, 16, 16), np.float32), (1.0, 0.5, 0.5))).labels.shape)
+"""
+
+
+def test_prediction_needs_neither_planner_nor_project(folder: Path, tmp_path: Path) -> None:
+    """A fresh process that cannot import them loads and predicts, a folder and a zip."""
+    bundle = open_bundle(folder)
+    packed = tmp_path / "m.zip"
+    write_zip(packed, bundle.manifest, {name: bundle.stored(name) for name in bundle.manifest.files})
+    command = [sys.executable, "-c", _WITHOUT, str(folder), str(packed)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == "2 16 16\n2 16 16\n"
 
 
 @pytest.mark.parametrize(("ending", "shown"), [("", ".nii.gz files"), (".mha", ".mha files"), ("/", "DICOM series")])
@@ -286,6 +314,7 @@ def test_a_model_with_absurd_values_is_refused_or_is_what_its_file_says(folder: 
         verdict={"level": "good", "headline": "good", "findings": ["all well"]},
         labels=LabelScheme.from_declaration({"background": 0, "liver": 5, "ignore": 9}),
         training={"cases": 3},
+        test_case=TestCase(kind="phantom", spacing_mm=(3.0, 0.5, 0.5), affine=np.eye(4).tolist()),
     )
     write_bundle(folder, rich, states())
     good = read_json(folder / MANIFEST) | {"seal": ""}
@@ -361,6 +390,8 @@ def test_a_model_of_older_names_opens(folder: Path) -> None:
     old = read_json(path) | {"dice": {"liver": 0.9}}
     old = json.loads(json.dumps(old).replace("resample_logits", "resample_scores").replace('"dice"', '"scores"'))
     hand = ("seal", "name", "intended_use", "limits", "licence")
+    for later in ("authors", "data_origin", "test_case"):
+        del old[later]
     write_json(path, old | {"seal": content_hash({key: value for key, value in old.items() if key not in hand})})
     opened = open_bundle(folder).manifest
     assert opened.members == manifest().members

@@ -273,7 +273,9 @@ def test_evaluate_measures_more_tells_groups_apart_and_compares(
 
 def test_info(project: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["info", str(project / "model")]) == 0
-    assert "Segments organ, lesion" in capsys.readouterr().out
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if " " in line.strip())
+    assert {"organ", "lesion", "channels", "made", "networks", "cost", "licence", "authors"} <= rows.keys()
+    assert rows["made"].startswith("from  ")
     assert run(["info", str(project), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["kind"] == "project"

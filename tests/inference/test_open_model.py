@@ -199,6 +199,10 @@ def test_zips_that_are_none(results: Path, tmp_path: Path) -> None:
         open_model(path)
     assert not (tmp_path.parent / "outside").exists()
     assert not Path("/tmp/segfit-outside.json").exists()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("Dataset001_A/nnUNetTrainer__nnUNetPlans__2d/plans.json", bytes(2**26))
+    with pytest.raises(InputError, match="far larger"):
+        open_model(path)
     whole = zipped(results).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"a\.zip"):

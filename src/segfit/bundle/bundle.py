@@ -1,16 +1,19 @@
-"""The model that users share: one folder with everything prediction needs, and nothing else.
+"""The model that users share: one folder, or one zip of it, with everything prediction needs, and nothing else.
 
     model/
       model.json                                   ModelManifest: labels, channels, members, post-processing, origin
       weights-<configuration>-<fold>.safetensors   float32, one file per trained network
+      test-case.safetensors                        a small image and what the model made of it where it was made
       card.md                                      the same facts for readers
 
-Checksums of the weights stand in the manifest. Importing this module and reading a manifest needs no torch.
+Checksums of weights and test case stand in the manifest. No case, person or path is named. Importing this module and
+reading a manifest needs no torch.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
+from segfit.bundle.files import BundleFiles, pack
 from segfit.bundle.speeds import Speed, SpeedName
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
@@ -28,7 +32,7 @@ from segfit.files import (
     content_hash,
     hash_file,
     new_folder,
-    read_json,
+    partial_folder,
     require_there,
     write_bytes,
     write_text,
@@ -43,11 +47,25 @@ from segfit.text import extent, printable, value_in_words
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MANIFEST", "Bundle", "Member", "ModelManifest", "card", "open_bundle", "weights_name", "write_bundle"]
+__all__ = [
+    "MANIFEST",
+    "TEST_CASE",
+    "Bundle",
+    "Member",
+    "ModelManifest",
+    "TestCase",
+    "card",
+    "open_bundle",
+    "weights_name",
+    "write_bundle",
+    "write_manifest",
+    "write_zip",
+]
 
 MANIFEST = "model.json"
 _CARD = "card.md"
-_UNSEALED = ("seal", "name", "intended_use", "limits", "licence")  # people may write these
+TEST_CASE = "test-case.safetensors"
+_UNSEALED = ("seal", "name", "intended_use", "limits", "licence", "authors", "data_origin")  # people may write these
 
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -74,6 +92,16 @@ class Member(Record):
         if self.exchange is not None and not 0 <= self.exchange.axis < ndim:
             raise ValueError(f"the axis of exchange must be 0 to {ndim - 1}")
         return self
+
+
+class TestCase(Record):
+    """The image of a model that shows whether it does elsewhere what it did where it was made."""
+
+    __test__ = False  # to pytest
+    kind: Literal["phantom", "case"]  # made up, or one that the user chose to hand on
+    spacing_mm: tuple[Millimetres, ...] = Field(min_length=2, max_length=3)
+    spacing_known: bool = True
+    affine: tuple[tuple[float, float, float, float], ...] | None = None
 
 
 class ModelManifest(Document):
@@ -106,6 +134,9 @@ class ModelManifest(Document):
     intended_use: str = "Research. Not a medical device."
     limits: str = ""
     licence: str = "not stated"
+    authors: str = "not stated"
+    data_origin: str = "not stated"
+    test_case: TestCase | None = None
     checksums: dict[str, str] = {}  # SHA-256 by file name; `write_bundle` fills it
     seal: str = ""  # hash of the rest of the file but what people may edit; `write_bundle` fills it
 
@@ -114,6 +145,11 @@ class ModelManifest(Document):
         """Names of all weight files; the first stage of a cascade may be a member too."""
         first = () if self.previous_stage is None else (self.previous_stage,)
         return tuple(dict.fromkeys(name for member in (*first, *self.members) for name in member.weights.values()))
+
+    @property
+    def sealed_files(self) -> tuple[str, ...]:
+        """Names of all files that have a checksum."""
+        return self.files if self.test_case is None else (*self.files, TEST_CASE)
 
     @property
     def input_ending(self) -> str:
@@ -192,25 +228,33 @@ class ModelManifest(Document):
 class Bundle:
     """A model ready to be loaded: its manifest and the way to its weights.
 
-    `states` holds the weights of models that come from elsewhere; None: they are files in the folder `source`.
+    `states` holds the weights of models that come from elsewhere; None: they are in `files`, those of `source`.
     """
 
     manifest: ModelManifest
     source: Path
     states: Mapping[str, Mapping[str, Tensor]] | None = None
+    files: BundleFiles | None = None
+
+    def stored(self, name: str) -> Path | Mapping[str, Tensor]:
+        """Return one weight file as `write_bundle` takes it: the file itself where there is one."""
+        if self.states is None and self.files is not None and not self.files.is_zip:
+            return self.source / name
+        return self.weights(name)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """Return the state dict of one weight file, float32 on the CPU; `InputError` if it cannot be read."""
         if self.states is not None:
             return {key: tensor.float() for key, tensor in self.states[name].items()}
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load, load_file
 
+        assert self.files is not None
         path = self.source / name
         try:
-            return load_file(path)
+            return load(self.files.read(name)) if self.files.is_zip else load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error})", "copy the model folder again") from None
+            raise InputError(f"{path} cannot be read ({error})", "copy the model again") from None
 
 
 def _is_texts(value: Any) -> bool:
@@ -223,7 +267,7 @@ def weights_name(configuration: str, fold: int | str) -> str:
 
 
 def write_bundle(
-    folder: Path, manifest: ModelManifest, weights: Mapping[str, Path | Mapping[str, Tensor]]
+    folder: Path, manifest: ModelManifest, weights: Mapping[str, Path | Mapping[str, Tensor]], test_case: bytes = b""
 ) -> ModelManifest:
     """Write a bundle; return its manifest with the checksums filled in.
 
@@ -231,6 +275,7 @@ def write_bundle(
     ----------
     folder : replaced as a whole if it holds a bundle; `InputError` if it holds anything else
     weights : for each of `manifest.files` a safetensors file to copy, or a state dict, stored as float32
+    test_case : the content of the file that `manifest.test_case` describes
 
     The bundle is built beside `folder` and moved into place, so that a crash leaves the old one or none.
     """
@@ -240,21 +285,40 @@ def write_bundle(
     with new_folder(folder) as partial:
         for name, content in weights.items():
             write_bytes(partial / name, content.read_bytes() if isinstance(content, Path) else _serialize(content))
-        checksums = {name: hash_file(partial / name) for name in sorted(weights)}
-        manifest = _write_manifest(partial, manifest.model_copy(update={"checksums": checksums}))
-    return manifest
+        if manifest.test_case is not None:
+            write_bytes(partial / TEST_CASE, test_case)
+        return write_manifest(partial, manifest)
 
 
 def with_speeds(folder: Path, speeds: Mapping[SpeedName, Speed]) -> ModelManifest:
     """Write into a bundle how it may be predicted with; return its manifest."""
-    return _write_manifest(folder, open_bundle(folder).manifest.model_copy(update={"speeds": dict(speeds)}))
+    return write_manifest(folder, open_bundle(folder).manifest.model_copy(update={"speeds": dict(speeds)}))
 
 
-def _write_manifest(folder: Path, manifest: ModelManifest) -> ModelManifest:
+def write_manifest(folder: Path, manifest: ModelManifest) -> ModelManifest:
+    """Write the manifest of the files in a folder, with their checksums, and the card; return it."""
+    checksums = {name: hash_file(folder / name) for name in sorted(manifest.sealed_files)}
+    manifest = manifest.model_copy(update={"checksums": checksums})
     manifest = manifest.model_copy(update={"seal": _seal(manifest.model_dump(mode="json"))})
     write_text(folder / _CARD, card(manifest))
     manifest.save(folder / MANIFEST)
     return manifest
+
+
+def write_zip(
+    path: Path, manifest: ModelManifest, weights: Mapping[str, Path | Mapping[str, Tensor]], test_case: bytes = b""
+) -> None:
+    """Write a bundle as one zip, whole or not at all; `InputError` if there is anything already."""
+    if path.exists():
+        raise InputError(f"{path} exists already", "choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_folder(path.parent)
+    try:
+        write_bundle(partial / "model", manifest, weights, test_case)
+        pack(partial / "model", partial / "model.zip")
+        (partial / "model.zip").rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _seal(raw: Mapping[str, Any]) -> str:
@@ -268,30 +332,30 @@ def _serialize(state: Mapping[str, Tensor]) -> bytes:
 
 
 def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
-    """Open a bundle folder; `verify` compares the weights with their checksums.
+    """Open a bundle, a folder or a zip; `verify` compares its files with their checksums.
 
-    Raises `InputError` if the folder is no bundle, comes from a newer segfit, or misses or damaged a file.
+    Raises `InputError` if it is no bundle, comes from a newer segfit, or misses or damaged a file.
     """
     require_there(path, "model")
-    if not (path / MANIFEST).is_file():
+    files = BundleFiles.of(path, MANIFEST)
+    if files is None:
         raise InputError(f"{path} is not a segfit model: it has no {MANIFEST}", "give the folder that segfit wrote")
-    raw = read_json(path / MANIFEST)
+    raw = files.json(MANIFEST)
     manifest = ModelManifest.of_json(raw, path / MANIFEST)
     try:
         seal = _seal(raw)
     except ValueError:
         problem = f"{path / MANIFEST} is damaged: it has a number that is not finite"
-        raise InputError(problem, "copy the model folder again") from None
+        raise InputError(problem, "copy the model again") from None
     if manifest.seal not in ("", seal):
-        raise InputError(f"{path / MANIFEST} is damaged: it is not what was written", "copy the model folder again")
-    for name in manifest.files:
-        file = path / name
-        if not file.is_file():
-            raise InputError(f"{path} lacks {name}", "copy the model folder again")
-        if verify and hash_file(file) != manifest.checksums.get(name):
-            problem = f"{file} is damaged: its checksum is not the one in {MANIFEST}"
-            raise InputError(problem, "copy the model folder again")
-    return Bundle(manifest, path)
+        raise InputError(f"{path / MANIFEST} is damaged: it is not what was written", "copy the model again")
+    for name in manifest.sealed_files:
+        if not files.has(name):
+            raise InputError(f"{path} lacks {name}", "copy the model again")
+        if verify and files.hash(name) != manifest.checksums.get(name):
+            problem = f"{path / name} is damaged: its checksum is not the one in {MANIFEST}"
+            raise InputError(problem, "copy the model again")
+    return Bundle(manifest, path, files=files)
 
 
 def card(manifest: ModelManifest) -> str:
@@ -319,7 +383,9 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     yield f"Intended use: {_markdown(manifest.intended_use)}\n"
     limits = manifest.limits or "not stated; check results on your own data before relying on them"
     yield f"Known limits: {_markdown(limits)}\n"
-    yield f"Licence: {_markdown(manifest.licence)}"
+    yield f"Licence: {_markdown(manifest.licence)}\n"
+    yield f"Authors: {_markdown(manifest.authors)}\n"
+    yield f"Origin of the training data: {_markdown(manifest.data_origin)}"
     for package, version in manifest.requires.items():
         yield f"\nNeeds the package {_markdown(package)} {_markdown(version)}."
     yield "\n## Input\n"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -22,19 +21,16 @@ from segfit.cli.common import (
     dataset_of,
     is_project,
     local_copies,
-    open_project,
-    print_json,
     print_result,
     print_states,
+    with_settings,
 )
-from segfit.cli.console import console_execution, say, table
+from segfit.cli.console import console_execution, console_progress, say
 from segfit.cli.help_pages import MODELS, add_verb
-from segfit.errors import InputError
-from segfit.text import count, dice
+from segfit.cli.tuning import tune
+from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from segfit.dataset.manifest import Dataset
-    from segfit.dataset.splits import Splits
     from segfit.execution.execution import Execution
 
 __all__ = ["add_to", "print_verified", "verify_cases"]
@@ -51,6 +47,7 @@ def add_to(app: typer.Typer) -> None:
     add_verb(app, None, export_nnunet)
 
 
+@with_settings("settings")
 def import_model(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Model of nnU-Net v2.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Folder for the model.")],
@@ -58,63 +55,123 @@ def import_model(
     trainer: Annotated[
         str | None, typer.Option("--trainer", metavar="NAME", help="Read it as a model of this trainer.")
     ] = None,
+    *,
+    given: list[str],
     as_json: AsJson = False,
 ) -> None:
     """Turn a trained model of nnU-Net into one of segfit.
 
     PATH is a model folder (plans.json, dataset.json and fold_*), the folder of a dataset with such folders, or an
-    exported zip. predict --model takes them as they are, too.
+    exported zip. predict --model takes them as they are, too. --set model.licence=... states what its card says.
     """
     from segfit.bundle.bundle import write_bundle
+    from segfit.inference.carried_case import add_test_case
     from segfit.inference.open_model import open_model
 
+    stated = _stated(given)
     bundle = open_model(path, checkpoint=checkpoint, trainer=trainer)
     if bundle.states is None:
         raise InputError(f"{path} is a model of segfit already", "copy it, or give a model of nnU-Net")
-    manifest = write_bundle(output.absolute(), bundle.manifest, bundle.states)
+    manifest = write_bundle(output.absolute(), bundle.manifest.model_copy(update=stated), bundle.states)
+    add_test_case(output.absolute(), progress=console_progress())
     print_result({"model": str(output), "files": list(manifest.files)}, [output], as_json=as_json)
 
 
+@with_settings("settings")
 def export(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Dataset, or a project on it; onnx: a model.", show_default=False)
-    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Model, dataset or project.", show_default=False)],
     to: Annotated[
-        Literal["nnunet", "onnx"],
+        Literal["nnunet", "zip", "onnx", "bioimageio"],
         typer.Option(
-            "--to", metavar="nnunet|onnx", help="nnunet: raw data of nnU-Net v2; onnx: a model without torch."
+            "--to",
+            metavar="nnunet|zip|onnx|bioimageio",
+            help="As nnU-Net v2 has it; a model as one file; to run without torch; for bioimage.io.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to make, e.g. Dataset123_Name.")
+        Path, typer.Option("--output", "-o", metavar="PATH", help="Folder to make, e.g. Dataset123_Name, or zip.")
     ],
+    include_case: Annotated[
+        str | None, typer.Option("--include-case", metavar="ID", help="Case of the project that goes into the zip.")
+    ] = None,
     workers: Workers = None,
     skip_incomplete: SkipIncomplete = None,
     labels: Labels = None,
     resample_labels: ResampleLabels = None,
+    *,
+    given: list[str],
     as_json: AsJson = False,
 ) -> None:
-    """Write a dataset or a model as others read it.
+    """Write a model or a dataset as others read it.
 
-    For nnU-Net one file per channel, consecutive labels, dataset.json. A dataset that segfit check refuses is not
-    written. As ONNX: the networks of a model, JSON with all that is around them, and predict.py, which needs neither
-    segfit nor torch.
+    For nnU-Net a dataset (of a project, too) has one file per channel, consecutive labels, dataset.json; one that
+    segfit check refuses is not written. A model becomes a model folder of nnU-Net, several configurations the folder of
+    a dataset in nnUNet_results. As ONNX: its networks, JSON with all that is around them, and predict.py, which needs
+    neither segfit nor torch. All but the first take a model, or the project that has it; --set model.licence=... and
+    the like state what the card says.
     """
-    from segfit.bundle.bundle import MANIFEST
+    from segfit.inference.open_model import is_model, open_model
+    from segfit.nnunet.model_export import export_nnunet_model
 
-    if to == "onnx":
+    asked = {"skip_incomplete": skip_incomplete, "resample_labels": resample_labels, "labels": labels}
+    stated = _stated(given)
+    if (to != "zip" and include_case is not None) or (to in ("nnunet", "onnx") and stated):
+        raise InputError("--include-case and --set are for the zip of a model", "give --to zip, or leave them out")
+    foreign = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
+    if foreign and (to != "nnunet" or is_model(path)):
+        raise InputError(f"{foreign[0]} is for datasets, and {path} is taken as a model", "leave it out")
+    if to == "zip":
+        _zip(path, output, stated, include_case)
+        written = [output]
+    elif to == "onnx":
         from segfit.inference.onnx_export import export_onnx
-        from segfit.inference.open_model import open_model
 
         export_onnx(open_model(path), output.absolute())
-        print_result({"folder": str(output), "to": to}, [output], as_json=as_json)
-        return
-    if (path / MANIFEST).is_file():
-        raise InputError(f"{path} is a model, and export writes datasets", "give a dataset or a project")
-    written = _export(
-        path, output, workers, skip_incomplete=skip_incomplete, resample_labels=resample_labels, labels=labels
-    )
-    print_result({"folder": str(written), "to": to}, [written], as_json=as_json)
+        written = [output]
+    elif to == "bioimageio":
+        from segfit.inference.bioimageio import export_bioimageio
+
+        bundle = open_model(path)
+        told = replace(bundle, manifest=bundle.manifest.model_copy(update=stated))
+        export_bioimageio(told, output.absolute())
+        written = [output]
+    elif is_model(path):
+        written = export_nnunet_model(open_model(path), output, progress=console_progress())
+    else:
+        written = [_export(path, output, workers, **asked)]
+    place = output.expanduser().absolute()
+    print_result({"folder": str(place), "to": to}, written, as_json=as_json)
+
+
+def _stated(given: list[str]) -> dict[str, str]:
+    """Return what --set says of a model; `InputError` for settings of anything else."""
+    from segfit.options import Options
+
+    for setting in given:
+        if not setting.startswith("model."):
+            raise InputError(f"{setting} does not say what a model is", "set model.licence, model.limits and the like")
+    return Options().with_settings(given).model.model_dump(exclude_none=True)
+
+
+def _zip(path: Path, output: Path, stated: Mapping[str, str], include_case: str | None) -> None:
+    """Write the model of a folder or a project as one file."""
+    from segfit.dataset.layouts import open_dataset
+    from segfit.inference.carried_case import image_of, write_packed
+    from segfit.inference.open_model import open_model
+
+    if output.suffix.lower() != ".zip":
+        raise InputError(f"{output} does not end in .zip", "name a file, such as model.zip")
+    bundle, image = open_model(path), None
+    if include_case is not None:
+        if not is_project(path):
+            raise InputError(f"{path} is no project, and --include-case takes a case of one", "give the project")
+        dataset = open_dataset(dataset_of(path)[0])
+        cases = {case.id: case for case in (*dataset.training, *dataset.test)}
+        if include_case not in cases:
+            known = nearest(include_case, list(cases))
+            raise InputError(f"{dataset.name} has no case {include_case}{known}", "give one of its cases")
+        image = image_of(bundle, cases[include_case])
+    write_packed(bundle, output.absolute(), stated, image)
 
 
 def export_nnunet(
@@ -149,93 +206,34 @@ def _export(path: Path, folder: Path, workers: int | None, **given: bool | Label
         return write(dataset, folder, execution=execution)
 
 
-def tune(
-    path: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model, or the project that has it.", show_default=False)
-    ],
-    dataset: Annotated[
-        Path | None, typer.Option("--dataset", metavar="DATASET", help="That a model was trained on.")
-    ] = None,
-    splits: Annotated[
-        Path | None, typer.Option("--splits", metavar="FILE", help="Its folds; default: those of nnU-Net.")
-    ] = None,
-    device: Device = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure faster ways to predict; predict --speed uses those that lose nothing.
-
-    On the validation cases of the model's folds, each predicted by the network that has not seen it. What loses more
-    than 0.002 of mean Dice in any class, by the lower 95 % bound, is not used.
-    """
-    from segfit.bundle.bundle import with_speeds
-    from segfit.selection.tuning import LOSS, tune
-
-    model, data, folds, groups = _tuned_on(path, dataset, splits)
-    found = tune(model, data, folds, groups, device=device or "auto", progress=console_execution(None).progress)
-    with_speeds(model, found.speeds)
-    if as_json:
-        print_json({"model": str(model), **found.facts()})
-        return
-    rows = [
-        (one.words, f"{one.time:.2f}", dice(fmean(one.dice.values())), f"{min(one.least.values(), default=0):+.4f}")
-        for one in found.tried
-    ]
-    table(("way to predict", "time", "mean Dice", "change at least"), rows, sys.stdout, numbers=True)
-    say(f"on {count(found.cases, 'case')}; ways whose change may be below -{LOSS:g} in a class are not used")
-    for name, speed in found.speeds.items():
-        say(f"--speed {name}: {speed.words}")
-
-
-def _tuned_on(path: Path, dataset: Path | None, splits: Path | None) -> tuple[Path, Dataset, Splits, dict[str, str]]:
-    """Return a model, the dataset it was trained on, its folds and the groups of cases."""
-    from segfit.bundle.bundle import MANIFEST
-    from segfit.dataset.splits import make_splits
-    from segfit.evaluation.cohorts import groups_of
-
-    if is_project(path):
-        if dataset is not None or splits is not None:
-            raise InputError("a project knows its dataset and folds", "leave out --dataset and --splits")
-        project = open_project(path, None, [], make=False)
-        model, data, folds = project.folder.model, project.dataset, project.splits()
-    else:
-        if dataset is None:
-            raise InputError("to tune a model takes the dataset it was trained on", "give --dataset, or a project")
-        from segfit.dataset.layouts import open_dataset
-
-        place, asked = dataset_of(dataset)
-        data = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
-        model, folds = path, make_splits(splits or "nnunet", data.training, {})
-    if not (model / MANIFEST).is_file():
-        raise InputError(f"{model} is not a model of segfit", "turn one of nnU-Net into one with segfit import first")
-    cases = {case.id: {"group": case.group or ""} for case in data.training}
-    return model, data, folds, groups_of(cases, cases)
-
-
 def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A model or a project.", show_default=False)],
     workers: Workers = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> int:
     """Compare stored files with their checksums.
 
-    Of a model its files, of a project every result. The exit code is 1 if one is damaged.
+    Of a model its files, of a project every result. A model predicts its test case too, which has to come out as where
+    the model was made. The exit code is 1 if anything is damaged or different.
     """
     from segfit.bundle.bundle import MANIFEST
+    from segfit.bundle.files import BundleFiles
     from segfit.files import require_there
 
     require_there(path, "model or project")
-    if not is_project(path) and not (path / MANIFEST).is_file():
-        raise InputError(f"{path} is neither a model nor a project", "give one of them")
     if is_project(path):
         rows = [*verify_cases(path, console_execution(workers)), *_verify_results(path)]
+    elif BundleFiles.of(path, MANIFEST) is None:
+        raise InputError(f"{path} is neither a model nor a project", "give one of them")
     else:
-        rows = [_verified_model(path)]
+        rows = _verified_model(path, device or "auto")
     return print_verified(rows, as_json=as_json)
 
 
 def print_verified(rows: Sequence[tuple[str, str, str]], *, as_json: bool) -> int:
     """Print what was verified; return the exit code."""
-    damaged = any(state == "damaged" for _, state, _ in rows)
+    damaged = any(state in ("damaged", "different") for _, state, _ in rows)
     print_states(rows, as_json=as_json)
     if not as_json and any(what.startswith("case ") for what, _, _ in rows):
         say("segfit preprocess makes damaged cases anew where they are needed")
@@ -265,11 +263,22 @@ def _verify_results(project: Path) -> list[tuple[str, str, str]]:
     return rows or [("other results", "good", "all passed the checksum")]
 
 
-def _verified_model(path: Path) -> tuple[str, str, str]:
+def _verified_model(path: Path, device: str) -> list[tuple[str, str, str]]:
     from segfit.bundle.bundle import open_bundle
 
     try:
-        files = open_bundle(path).manifest.files
+        bundle = open_bundle(path)
     except InputError as error:
-        return "model", "damaged", str(error)
-    return "model", "good", f"{len(files)} of {len(files)} weight files passed the checksum"
+        return [("model", "damaged", str(error))]
+    files = len(bundle.manifest.files)
+    row = ("model", "good", f"{files} of {files} weight files passed the checksum")
+    if bundle.manifest.test_case is None:
+        return [row, ("test case", "missing", "it has none: whether it predicts as where it was made is not known")]
+    from segfit.inference.carried_case import ENOUGH, agreement
+
+    try:
+        share, voxels = agreement(bundle, device, progress=console_progress())
+    except InputError as error:
+        return [row, ("test case", "damaged", str(error))]
+    found = f"{share:.2%} of {voxels} labels are as where it was made"
+    return [row, ("test case", "good" if share >= ENOUGH else "different", found)]

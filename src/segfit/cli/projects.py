@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,9 @@ from segfit.cli.help_pages import PROJECTS, add_verb
 from segfit.cli.outcome import print_outcome
 from segfit.errors import InputError
 
+if TYPE_CHECKING:
+    from segfit.bundle.bundle import ModelManifest
+
 __all__ = ["add_to"]
 
 _DEMO_SECONDS = 150
@@ -41,19 +45,19 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Say what a folder is."""
-    from segfit.bundle.bundle import card
     from segfit.dataset.layouts import describe, open_dataset, recognised
     from segfit.files import require_there
     from segfit.inference.open_model import is_model, open_model
 
-    require_there(path, "model, project or dataset")
     if is_model(path):
         manifest = open_model(path, verify=False).manifest
         if as_json:
             print_json({"kind": "model", **manifest.model_dump(mode="json")})
         else:
-            say(card(manifest).removesuffix("\n"))
-    elif is_project(path):
+            _print_model(manifest)
+        return
+    require_there(path, "model, project or dataset")
+    if is_project(path):
         _print_status(path, as_json=as_json)
     elif recognised(path.absolute()):
         dataset = open_dataset(path)
@@ -64,6 +68,51 @@ def info(
                 say(wrapped(line, sys.stdout))
     else:
         raise InputError(f"{path} is neither a model, nor a project, nor a dataset", "give one of them")
+
+
+def _print_model(manifest: ModelManifest) -> None:
+    """Print what a model is, how good, what it costs and what it was made from; card.md has more."""
+    from segfit.images.formats import described
+    from segfit.text import by_axis, count, dice
+
+    first = manifest.previous_stage
+    stages = [*(() if first is None else (first,)), *manifest.members]
+    passes = sum(len(one.weights) * 2 ** len(one.mirror_axes) for one in stages)
+    unit = "mm" if manifest.training_images is None else manifest.training_images.unit
+    facts = {
+        "verdict": manifest.verdict.get("headline", ""),
+        "channels": " + ".join(manifest.channel_names),
+        "made from": described(manifest.input_ending, "files"),
+        "training": _listed(manifest.training),
+        "networks": "; ".join(
+            f"{one.configuration.name}, {count(len(one.weights), 'fold')}, {one.configuration.network.kind},"
+            f" {by_axis(one.configuration.patch_size)} voxels of {by_axis(one.configuration.spacing_mm)} {unit}"
+            for one in stages
+        ),
+        "cost": f"{count(passes, 'pass', 'passes')} of a network for each window, "
+        f"{sum(len(one.weights) for one in stages)} with --no-mirror",
+        "afterwards": "; ".join(step.text for step in manifest.postprocessing),
+        "origin": _listed(manifest.provenance),
+        "use": manifest.intended_use,
+        "limits": manifest.limits or "not stated",
+        "licence": manifest.licence,
+        "authors": manifest.authors,
+        "data": manifest.data_origin,
+    }
+    table(("model", manifest.name), [row for row in facts.items() if row[1]], sys.stdout)
+    say("")
+    stored = manifest.labels.stored_values
+    rows = [
+        (one.name, ", ".join(str(stored[value]) for value in one.values), dice(manifest.dice.get(one.name)))
+        for one in manifest.labels.classes
+    ]
+    table(("class", "label values", "cross-validated Dice"), rows, sys.stdout, numbers=True)
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    from segfit.text import value_in_words
+
+    return "; ".join(f"{key.replace('_', ' ')} {value_in_words(value, key)}" for key, value in facts.items())
 
 
 def status(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:

@@ -90,6 +90,10 @@ _Engine = Annotated[
         help="What runs networks on a processor; auto: openvino where it is installed, faster and as exact.",
     ),
 ]
+_Layout = Annotated[
+    Literal["nnunet"] | None,
+    typer.Option("--format", metavar="nnunet", help="Also write what nnU-Net's commands need beside them."),
+]
 _PreviousStage = Annotated[
     Path | None,
     typer.Option("--previous-stage", metavar="FOLDER", help="Label files of the previous stage of a cascade."),
@@ -124,6 +128,7 @@ def predict(
     overlays: _Overlays = False,
     memory: _Memory = None,
     overwrite: _Overwrite = False,
+    layout: _Layout = None,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -140,7 +145,7 @@ def predict(
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
         values = (inputs, output, checkpoint, folds, tile_step, speed, device, engine, ending, previous_stage, workers)
-        foreign = (*values, memory, probabilities, probability_images, overlays, overwrite, deterministic)
+        foreign = (*values, memory, layout, probabilities, probability_images, overlays, overwrite, deterministic)
         if len(given) > 1 or any(foreign) or mirror is not None:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
@@ -157,7 +162,7 @@ def predict(
             found = _predict(
                 loaded, _cases(places, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
                 save_probabilities=probabilities, save_probability_images=probability_images,
-                previous_stage=previous_stage, memory_gb=memory, device=device or "auto",
+                previous_stage=previous_stage, memory_gb=memory, device=device or "auto", layout=layout,
             )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
@@ -187,14 +192,18 @@ def _predict(
     execution: Execution,
     *,
     overlays: bool,
+    layout: str | None,
     **options: Any,
 ) -> list[Path]:
     """Predict cases, and draw what was predicted, also where some could not be; `options` of `predict_folder`."""
     from segfit.images.formats import label_ending
     from segfit.inference.predict_folder import is_written, predict_folder
+    from segfit.nnunet.prediction_files import complete_predictions, require_readable
 
     ending = ending or label_ending(model.file_ending)
     files, folder = [output / f"{case.id}{ending}" for case in cases], output / "overlays"
+    if layout is not None:
+        require_readable(model.manifest, ending)
     there = 0 if options["overwrite"] else sum(map(is_written, files))
     if there:  # perhaps by another model
         problem = f"{there} of {count(len(files), 'label file')} in {output} {'was' if there == 1 else 'were'} there"
@@ -209,6 +218,8 @@ def _predict(
 
         if draw_overlays(cases, files, folder, model.labels, execution):
             say(f"overlays are in {folder}{legend(model.labels)}", sys.stderr)
+    if layout is not None:
+        complete_predictions(model.manifest, [file for file in files if is_written(file)], ending)
     if failed is not None:
         raise failed
     return files

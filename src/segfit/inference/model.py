@@ -31,7 +31,7 @@ from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
 from segfit.inference.engines import Engine, engage, require_engine
-from segfit.inference.open_model import chosen_folds, load_network, open_model
+from segfit.inference.open_model import chosen_folds, load_network, model_paths, open_model
 from segfit.inference.predictor import Precision, Predictor, require_options
 from segfit.inference.prepared import Prepared, RegionalCase, logit_fields, regional_case, streaming, why_read_whole
 from segfit.inference.room import Room, forecast_gb, with_less_each_time
@@ -52,7 +52,7 @@ from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previ
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.text import count, listing, numbers, printable
 
-__all__ = ["Model", "ModelSource", "Prediction", "Prepared", "load_model"]
+__all__ = ["Model", "ModelSource", "Prediction", "Prepared", "load_model", "load_network"]
 
 Spacing = float | Sequence[float] | NDArray[np.floating[Any]]
 
@@ -156,7 +156,8 @@ def load_model(
 
     Parameters
     ----------
-    path : a model or a project; of nnU-Net a model folder, the folder of a dataset, or an exported zip; or several
+    path : a model (folder, zip, or ``hf://ORG/NAME@REVISION``) or a project; of nnU-Net a model folder, the folder of a
+        dataset, or an exported zip; or several
     device : auto, cpu, cuda, cuda:N or mps
     folds : which networks of each configuration to use; None: all
     checkpoint : of nnU-Net's models: best, final, latest or a file name; None: final
@@ -171,7 +172,8 @@ def load_model(
 
     Raises `InputError` if one is no model, is damaged, lacks a fold, or does not fit the others.
     """
-    bundle = open_model(path, folds, checkpoint=checkpoint)
+    located = model_paths(path)
+    bundle = open_model(located, folds, checkpoint=checkpoint)
     if speed is not None:
         way = _speed_of(bundle, speed)
         mirror = way.mirror if mirror is None else mirror
@@ -187,7 +189,7 @@ def load_model(
         deterministic=deterministic,
         engine=engine,
     )
-    paths = tuple(path_of(one, "model").absolute() for one in (path if isinstance(path, list | tuple) else [path]))
+    paths = tuple(one.absolute() for one in located)
     chosen = None if folds is None else tuple(folds)
     model.source = ModelSource(paths, device, chosen, checkpoint, mirror, tile_step, precision, deterministic, engine)
     return model

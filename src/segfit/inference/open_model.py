@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segfit.bundle.bundle import MANIFEST, Bundle, Member, ModelManifest, open_bundle
+from segfit.bundle.files import BundleFiles
+from segfit.bundle.hub import fetched, is_address
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, warning
 from segfit.files import path_of, require_there
@@ -15,14 +17,14 @@ from segfit.nnunet.results import is_results, read_results
 from segfit.progress import LOGGED, Progress
 from segfit.text import listing
 
-__all__ = ["chosen_folds", "fold_names", "is_model", "load_network", "open_model"]
+__all__ = ["chosen_folds", "fold_names", "is_model", "load_network", "model_paths", "open_model"]
 
 _PROJECT = "project.json"
 
 
 def is_model(path: Path) -> bool:
-    """Return whether `open_model` would try to open a file or folder that is no project."""
-    return (path / MANIFEST).is_file() or is_nnunet_model(path) or is_results(path)
+    """Return whether `open_model` would try to open a file, folder or address that is no project."""
+    return is_address(path) or (path / MANIFEST).is_file() or is_nnunet_model(path) or is_results(path)
 
 
 def fold_names(folds: Sequence[int | str] | None) -> list[str] | None:
@@ -32,6 +34,12 @@ def fold_names(folds: Sequence[int | str] | None) -> list[str] | None:
     if isinstance(folds, str) or not isinstance(folds, Sequence) or not folds:
         raise InputError(f"folds must list at least one fold, got {folds!r}", "give [0], or leave it out to use all")
     return list(dict.fromkeys(str(fold) for fold in folds))
+
+
+def model_paths(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return where models lie on this machine; those of a hub are fetched."""
+    given = path if isinstance(path, list | tuple) else [path]
+    return [fetched(str(one)) if is_address(one) else path_of(one, "model") for one in given]
 
 
 def open_model(
@@ -47,20 +55,19 @@ def open_model(
 
     Parameters
     ----------
-    path : a model or a project of segfit; of nnU-Net a model folder (with fold_*), the folder of a dataset above it, or
-        the zip that it exports. A dataset folder stands for what nnU-Net found to be best, or for its only model
+    path : a model (a folder, a zip, ``hf://ORG/NAME@REVISION``) or a project of segfit; of nnU-Net a model folder (with
+        fold_*), the folder of a dataset above it, or the zip that it exports. A dataset folder stands for what nnU-Net
+        found to be best, or for its only model
     folds, checkpoint, trainer : of nnU-Net's models, as in `read_nnunet_model`
     verify : whether to compare the weights of segfit's models with their checksums
 
     Raises `InputError` if one is no model, is damaged, or does not fit the others.
     """
-    paths = path if isinstance(path, list | tuple) else [path]
+    paths = model_paths(path)
     if not paths:
         raise InputError("no model is given", "give at least one")
     folds = fold_names(folds)
-    opened = [
-        _opened(path_of(one, "model"), folds, verify=verify, checkpoint=checkpoint, trainer=trainer) for one in paths
-    ]
+    opened = [_opened(one, folds, verify=verify, checkpoint=checkpoint, trainer=trainer) for one in paths]
     return opened[0] if len(opened) == 1 else averaged(opened, progress=progress)
 
 
@@ -71,17 +78,18 @@ def _opened(path: Path, folds: Sequence[int | str] | None, *, verify: bool, **ho
         require_there(path, "model of the project")
     if is_nnunet_model(path):
         return read_nnunet_model(path, folds, **how)
+    if BundleFiles.of(path, MANIFEST) is not None:
+        if asked := [name for name, value in how.items() if value is not None]:
+            problem = f"{path} is a model of segfit, and only models of nnU-Net have a {asked[0]}"
+            raise InputError(problem, "leave it out")
+        return open_bundle(path, verify=verify)
     if is_results(path):
         models, steps = read_results(path, folds, **how)
         return models[0] if len(models) == 1 else averaged(models, steps)
-    if not (path / MANIFEST).is_file():
-        raise InputError(
-            f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",
-            "give the folder of a trained model",
-        )
-    if asked := [name for name, value in how.items() if value is not None]:
-        raise InputError(f"{path} is a model of segfit, and only models of nnU-Net have a {asked[0]}", "leave it out")
-    return open_bundle(path, verify=verify)
+    raise InputError(
+        f"{path} is not a model: it has neither {MANIFEST} nor plans.json, dataset.json and fold_*",
+        "give the folder of a trained model",
+    )
 
 
 def averaged(
@@ -165,9 +173,12 @@ def chosen_folds(bundle: Bundle, member: Member, folds: Sequence[int | str] | No
 
 def load_network(bundle: Bundle, member: Member, fold: str) -> UNet | PluginNetwork:
     """Return the network of one fold, without initialising weights that are replaced anyway."""
-    network = empty_network(member.configuration.network)
+    network, state = empty_network(member.configuration.network), bundle.weights(member.weights[fold])
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        problem = f"{bundle.source}: the weights in {member.weights[fold]} are not finite"
+        raise InputError(problem, "copy the model again")
     try:
-        network.load_state_dict(bundle.weights(member.weights[fold]), assign=True)
+        network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{bundle.source}: {member.weights[fold]} does not fit its configuration ({reason})") from None

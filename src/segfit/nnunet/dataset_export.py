@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -21,9 +22,9 @@ from segfit.images.formats import num_voxels, read_image, split_ending, write_la
 from segfit.images.image import LabelMap
 from segfit.labels import LabelScheme
 
-__all__ = ["export_nnunet"]
+__all__ = ["ENDING_OF_COPY", "declaration", "export_nnunet"]
 
-_ENDINGS = {".bmp": ".png", ".jpg": ".png", ".jpeg": ".png", ".png": ".png", ".tif": ".tif", ".tiff": ".tif"}
+ENDING_OF_COPY = {".bmp": ".png", ".jpg": ".png", ".jpeg": ".png", ".png": ".png", ".tif": ".tif", ".tiff": ".tif"}
 """Ending of the copy by ending of the original; everything else becomes .nii.gz."""
 
 _BYTES_PER_VOXEL = 12  # of a channel of 32 bits, that reading a file and writing its channels takes (measured)
@@ -41,7 +42,7 @@ def export_nnunet(dataset: Dataset, folder: Path | str, *, execution: Execution 
         raise InputError(f"{target} exists already", "choose another folder")
     if not dataset.training:
         raise InputError(f"dataset {dataset.name} has no training case", "add images with labels")
-    ending = _ENDINGS.get(split_ending(dataset.training[0].images[0])[1].lower(), ".nii.gz")
+    ending = ENDING_OF_COPY.get(split_ending(dataset.training[0].images[0])[1].lower(), ".nii.gz")
     items = [("Tr", case) for case in dataset.training] + [("Ts", case) for case in dataset.test]
     try:
         with new_folder(target) as made:
@@ -56,7 +57,14 @@ def export_nnunet(dataset: Dataset, folder: Path | str, *, execution: Execution 
                 pass
             for part in made.iterdir():
                 remove_leftovers(part)
-            write_json(made / "dataset.json", _declaration(dataset, ending))
+            content = declaration(
+                dataset.name,
+                dataset.labels,
+                dataset.channel_names,
+                num_training=len(dataset.training),
+                ending=ending,
+            )
+            write_json(made / "dataset.json", content)
     except OSError as error:
         raise StageError(
             f"{target} cannot be written ({error.strerror})", "free disk space or choose another folder with --out"
@@ -64,19 +72,20 @@ def export_nnunet(dataset: Dataset, folder: Path | str, *, execution: Execution 
     return target
 
 
-def _declaration(dataset: Dataset, ending: str) -> dict[str, Any]:
-    """Return the content of ``dataset.json``."""
-    scheme = dataset.labels
+def declaration(
+    name: str, scheme: LabelScheme, channel_names: Sequence[str], *, num_training: int, ending: str
+) -> dict[str, Any]:
+    """Return the content of ``dataset.json``; label values are the inner ones."""
     labels: dict[str, Any] = {
         item.name: item.values[0] if len(item.values) == 1 else list(item.values) for item in scheme.labels
     }
     if scheme.ignore_value is not None:
         labels["ignore"] = scheme.ignore_value
     result: dict[str, Any] = {
-        "name": dataset.name,
-        "channel_names": {str(number): name for number, name in enumerate(dataset.channel_names)},
+        "name": name,
+        "channel_names": {str(number): channel for number, channel in enumerate(channel_names)},
         "labels": labels,
-        "numTraining": len(dataset.training),
+        "numTraining": num_training,
         "file_ending": ending,
     }
     if scheme.region_order is not None:

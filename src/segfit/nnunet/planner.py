@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from segfit.errors import InputError, nearest
 from segfit.files import first_fault
-from segfit.nnunet.plans_reader import channel_names_of
+from segfit.nnunet.plans_reader import READER_OF_ENDING, channel_names_of
 from segfit.nnunet.plans_writer import configuration_entry
 from segfit.options import CASCADE, PlanningOptions
 from segfit.planning.configurations import configuration
@@ -26,18 +26,6 @@ from segfit.specs import IntensityStatistics, Normalization
 
 __all__ = ["plans"]
 
-_READERS = {
-    ".png": "NaturalImage2DIO",
-    ".bmp": "NaturalImage2DIO",
-    ".tif": "NaturalImage2DIO",
-    ".nii.gz": "SimpleITKIO",
-    ".nrrd": "SimpleITKIO",
-    ".mha": "SimpleITKIO",
-    ".gipl": "SimpleITKIO",
-    ".tiff": "Tiff3DIO",
-    ".nii": "NibabelIO",
-}
-"""The reader that nnU-Net tries first, by file ending."""
 _SHARED_DATA = {"2d": "nnUNetPlans_2d", "3d_fullres": "nnUNetPlans_3d_fullres"}
 """Residual planners share the default planner's preprocessed data."""
 
@@ -194,7 +182,7 @@ def _reader(dataset_json: Mapping[str, Any], shapes: NDArray[np.float64]) -> str
     if asked != "None":
         return str(asked)
     ending = dataset_json.get("file_ending")
-    if not isinstance(ending, str) or ending.lower() not in _READERS:
-        raise InputError(f'dataset.json needs a "file_ending" among {", ".join(_READERS)}, got {ending!r}')
-    reader = _READERS[ending.lower()]
+    if not isinstance(ending, str) or ending.lower() not in READER_OF_ENDING:
+        raise InputError(f'dataset.json needs a "file_ending" among {", ".join(READER_OF_ENDING)}, got {ending!r}')
+    reader = READER_OF_ENDING[ending.lower()]
     return "Tiff3DIO" if ending.lower() == ".tif" and (shapes[:, 0] > 1).any() else reader

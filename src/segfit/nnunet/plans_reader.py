@@ -33,7 +33,15 @@ from segfit.specs import (
     ResamplingSpec,
 )
 
-__all__ = ["PlansFile", "channel_names_of", "read_configurations", "read_plans_file", "write_plans_file"]
+__all__ = [
+    "READERS",
+    "READER_OF_ENDING",
+    "PlansFile",
+    "channel_names_of",
+    "read_configurations",
+    "read_plans_file",
+    "write_plans_file",
+]
 
 READERS: dict[str, Literal["stored", "canonical"]] = {
     "NaturalImage2DIO": "stored",
@@ -44,6 +52,18 @@ READERS: dict[str, Literal["stored", "canonical"]] = {
     "SimpleITKIOWithReorient": "canonical",
 }
 """nnU-Net's readers, and the axes that a network sees of images that they read."""
+READER_OF_ENDING = {
+    ".png": "NaturalImage2DIO",
+    ".bmp": "NaturalImage2DIO",
+    ".tif": "NaturalImage2DIO",
+    ".nii.gz": "SimpleITKIO",
+    ".nrrd": "SimpleITKIO",
+    ".mha": "SimpleITKIO",
+    ".gipl": "SimpleITKIO",
+    ".tiff": "Tiff3DIO",
+    ".nii": "NibabelIO",
+}
+"""The reader that nnU-Net tries first, by file ending."""
 _MARKER_RATIO = 500
 """nnU-Net marks 2D images by a first spacing 999 times the others; medians over cases come near to that."""
 
@@ -365,6 +385,8 @@ def _normalization(
     for channel, (name, mask) in enumerate(zip(names, masks, strict=True)):
         if not isinstance(name, str) or name not in schemes:
             raise InputError(f"{where} uses the normalisation {name!r}", f"segfit has {', '.join(schemes)}")
+        if not isinstance(mask, bool | None):
+            raise InputError(f"use_mask_for_norm of {where} must be true or false, got {mask!r}")
         scheme = schemes[name]
         known: IntensityStatistics | None = None
         if scheme == "ct":

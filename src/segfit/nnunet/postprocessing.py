@@ -12,9 +12,9 @@ from segfit.labels import LabelScheme
 from segfit.nnunet.checkpoint import foreign_name, read_pickle
 from segfit.text import listing, printable
 
-__all__ = ["read_postprocessing"]
+__all__ = ["KEEP_LARGEST", "read_postprocessing"]
 
-_KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
+KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
 _WAY_OUT = "copy it again, or remove it and have no post-processing"
 
 
@@ -41,7 +41,7 @@ def read_postprocessing(folder: Path, labels: LabelScheme) -> tuple[Postprocessi
 
 def _step(function: Any, given: dict[str, Any], labels: LabelScheme, path: Path) -> PostprocessingStep:
     asked = given.pop("labels_or_regions", None)
-    if function != _KEEP_LARGEST or given.pop("background_label", 0) != 0 or given:
+    if function != KEEP_LARGEST or given.pop("background_label", 0) != 0 or given:
         problem = (
             f"{path} asks for {printable(str(function))} with {printable(str({'labels_or_regions': asked, **given}))}"
         )

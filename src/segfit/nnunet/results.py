@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from segfit.bundle.bundle import Bundle
+from segfit.bundle.files import require_no_bomb
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, reason_of
 from segfit.files import read_json
@@ -91,6 +92,7 @@ def _unpacked(path: Path) -> Iterator[Path]:
                 problem = f"{path} takes {gigabytes(size / 2**30)}, and {place} has {gigabytes(free / 2**30)} free"
                 raise InputError(problem, "make room, or unpack it elsewhere and give the folder")
             for entry in entries:
+                require_no_bomb(entry, path)
                 archive.extract(entry, place)  # never outside of it
             datasets = [folder for folder in Path(place).iterdir() if _models(folder)]
             if len(datasets) != 1:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from segfit.bundle.bundle import MANIFEST, Bundle, open_bundle
+from segfit.bundle.files import BundleFiles
 from segfit.errors import InputError, reason_of
 from segfit.files import first_fault, require_there
 from segfit.labels import LabelScheme
@@ -37,7 +38,7 @@ def read_starting_model(path: Path, options: Options) -> tuple[StartingModel, di
     if (path / "project.json").is_file():
         path = path / "model"
         require_there(path, "model of the project")
-    if (path / MANIFEST).is_file():
+    if BundleFiles.of(path, MANIFEST) is not None:
         return _of_bundle(open_bundle(path), "segfit", options)
     if path.is_dir():
         if not is_nnunet_model(path):

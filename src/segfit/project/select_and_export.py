@@ -22,6 +22,7 @@ from segfit.evaluation.summary import Summary
 from segfit.files import hash_file, replace_folder
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.training_images import TrainingImages
+from segfit.inference.carried_case import add_test_case
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.plugins import package_of, package_version
@@ -450,6 +451,8 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
             "key": key.hash,
         },
         requires={package_of(plugin): package_version(package_of(plugin)) for plugin in plugins},
+        **project.options.model.model_dump(exclude_none=True),
     )
     with held_weights(project, trainings_of(project), [result.weights for result in results]):
         write_bundle(project.folder.model, manifest, weights)
+    add_test_case(project.folder.model, project.options.device, progress=project.execution.progress)

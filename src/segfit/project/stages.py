@@ -76,7 +76,7 @@ STAGES = {
         Stage("validate", ("weights", "cases", "mirror"), ("inference.tile_step", "inference.mirror")),
         Stage("next_stage", ("validation", "grids")),  # labels that the second stage of a cascade sees
         Stage("select", ("validations", "labels"), ("selection", "preset"), version=2),
-        Stage("model", ("selection", "weights", "plan"), version=2),
+        Stage("model", ("selection", "weights", "plan"), ("model",), version=2),
         Stage("predict", ("model", "images")),
         Stage("evaluate", ("predictions", "references")),
     )
