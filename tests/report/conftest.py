@@ -9,6 +9,7 @@ import pytest
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import warning
+from segfit.evaluation.cohorts import with_estimates
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import Options
 from segfit.planning.plan import Decision, Outcome, Plan, RunSpec, StageForecast
@@ -57,11 +58,11 @@ def make_report_data() -> ReportData:
             dice_after_steps=0.886,
             folds=(0, 1, 2),
         ),
-        validation=make_summary(validation),
+        validation=with_estimates(make_summary(validation), {}),
         folds={case: number % 3 for number, case in enumerate(validation)},
-        test=make_summary({f"test_{i:02d}": _dice(rng) for i in range(20)}),
+        test=with_estimates(make_summary({f"test_{i:02d}": _dice(rng) for i in range(20)}), {}),
         overlays=tuple(
-            make_overlay(rng, kind, rank) for kind in ("validation", "test") for rank in ("best", "median", "worst")
+            make_overlay(rng, kind, rank) for kind in ("validation", "test") for rank in ("best", "median", "worst", "")
         ),
         resources=(
             StageUse(name="measure", forecast=_forecast(20), used_s=14.2, peak_memory_gb=0.6),
@@ -246,7 +247,7 @@ def make_curve(rng: np.random.Generator, name: str, fold: int) -> TrainingCurve:
 
 def make_overlay(rng: np.random.Generator, kind: str, rank: str) -> Overlay:
     z, y, x = np.meshgrid(np.arange(36), np.arange(50), np.arange(40), indexing="ij")
-    shift = {"best": 0.5, "median": 1.5, "worst": 4.0}[rank]
+    shift = {"best": 0.5, "median": 1.5, "worst": 4.0, "": 1.0}[rank]
 
     def body(offset: float) -> np.ndarray:
         labels = np.zeros(z.shape, np.uint8)
@@ -256,11 +257,11 @@ def make_overlay(rng: np.random.Generator, kind: str, rank: str) -> Overlay:
 
     reference = body(0)
     image = 100 + 60 * (reference > 0) + 20 * reference + rng.normal(0, 18, reference.shape) + y
-    return Overlay(
-        case="hippocampus_<017>" if rank == "worst" else f"hippocampus_{rank}",
+    return Overlay.of(
+        case="hippocampus_<017>" if rank == "worst" else f"hippocampus_{rank or '101'}",
         kind=kind,
         rank=rank,
-        dice={"best": 0.953, "median": 0.886, "worst": 0.206}[rank],
-        view=View.of(image[None].astype(np.float32), reference, (1.5, 1.0, 1.0), canonical=True),
+        dice={"best": 0.953, "median": 0.886, "worst": 0.206, "": 0.871}[rank],
+        view=View.of(image[None].astype(np.float32), reference, (1.5, 1.0, 1.0), canonical=True, scene=True),
         prediction=body(shift),
     )

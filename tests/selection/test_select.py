@@ -69,7 +69,7 @@ def test_the_document_tells_scores_folds_and_steps(tmp_path: Path) -> None:
         asked.append(winner.name)
         return [Pair("x", lambda: prediction, lambda: labels)]
 
-    selection = select(candidates, ONE, {1: ["y", "z"], 0: ["x"]}, pairs_of, execution=Execution(workers=1))
+    selection, final = select(candidates, ONE, {1: ["y", "z"], 0: ["x"]}, pairs_of, execution=Execution(workers=1))
     assert asked == ["3d"]
     assert selection.winner == ("3d",)
     assert selection.folds == (0, 1)
@@ -79,6 +79,7 @@ def test_the_document_tells_scores_folds_and_steps(tmp_path: Path) -> None:
     assert second.per_fold == pytest.approx({0: 0.8, 1: 0.8})
     assert [step.values for step in selection.steps] == [(1,)]
     assert (selection.dice_before_steps, selection.dice_after_steps) == (0.8, 1.0)
+    assert final.mean_dice == 1.0
     selection.save(tmp_path / "selection.json")
     assert Selection.load(tmp_path / "selection.json") == selection
     old = (tmp_path / "selection.json").read_text().replace('"per_class"', '"per_target"')

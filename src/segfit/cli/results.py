@@ -189,7 +189,15 @@ def _cases(paths: list[Path], model: Model, progress: Progress) -> Sequence[Case
     return cases_from_files(paths, channels)
 
 
-def report(dataset: DatasetArgument = None, out: Out = None, as_json: AsJson = False) -> None:
+def report(
+    dataset: DatasetArgument = None,
+    out: Out = None,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="With pictures of cases.")] = True,
+    full: Annotated[bool, typer.Option("--full", help="Each case whole, in pages beside the report.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Write the report from what there is."""
-    path = open_project(dataset, out, []).report()
+    if full and not images:
+        raise InputError("--full shows all cases whole, --no-images shows none", "leave one of them out")
+    path = open_project(dataset, out, []).report(images=images, full=full)
     print_result({"report": str(path)}, [path], as_json=as_json)

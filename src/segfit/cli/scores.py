@@ -25,7 +25,7 @@ from segfit.cli.common import (
 )
 from segfit.cli.console import say, score_table, table
 from segfit.errors import InputError
-from segfit.text import count, dice, listing
+from segfit.text import count, dice, listing, measure_name
 
 if TYPE_CHECKING:
     from segfit.evaluation.cohorts import Comparison
@@ -203,7 +203,7 @@ def _print_json_or_tables(summary: Summary, *, as_json: bool) -> None:
     rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
     rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
     score_table(rows, first="Dice")
-    named = partial(_name, unit=summary.unit)
+    named = partial(measure_name, unit=summary.unit)
     _print_estimates("mean", summary.estimates, named)
     for one in summary.slices:
         _print_estimates(f"{summary.by} {one.value or 'not told'}", one.estimates, named, ("dice",))
@@ -212,13 +212,6 @@ def _print_json_or_tables(summary: Summary, *, as_json: bool) -> None:
             say(f"{summary.by} {one.value or 'not told'} clearly falls behind in {listing(one.behind)}")
     if summary.mean_dice is not None:
         say(f"mean Dice {summary.mean_dice:.4f} over {count(len(summary.cases), 'case')}")
-
-
-def _name(key: str, unit: str | None) -> str:
-    words = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "surface_dice": "surface Dice"}
-    words["centreline_dice"] = "centreline Dice"
-    text = words.get(key, key.replace("_", " "))
-    return f"{text} ({unit})" if unit and key in ("hd95", "average_surface_distance") else text
 
 
 def _print_estimates(title: str, estimates: Estimates, named: Callable[[str], str], only: Sequence[str] = ()) -> None:
@@ -248,6 +241,6 @@ def _print_comparison(found: Comparison, *, as_json: bool) -> None:
     _print_estimates(
         f"{found.first} minus {found.second}",
         {name: dict(values) for name, values in found.classes.items()},
-        partial(_name, unit=None),
+        partial(measure_name, unit=None),
     )
     say(found.sentence)

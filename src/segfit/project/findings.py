@@ -10,7 +10,7 @@ from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan
 from segfit.project.preparation import Preparation
-from segfit.project.select_and_export import Selected, evidence_of, metrics_of, predictions_of, selected
+from segfit.project.select_and_export import Selected, evidence_of, merged_of, metrics_of, predictions_of, selected
 from segfit.project.trainings import Training, results_of, trainings_of
 from segfit.selection.verdict import Verdict, judge
 from segfit.training.result import TrainingResult
@@ -30,13 +30,16 @@ class Findings:
     selected: Selected | None = None
     test: Summary | None = None
     predicted: Path | None = None  # folder of the predictions that `test` scores
+    merged: Path | None = None  # folder of the validation predictions of an ensemble that was selected
     verdict: Verdict | None = None  # on the selected model
 
     @property
     def validated(self) -> dict[str, Path]:
-        """Where the prediction of each validation case by the first configuration of the winner lies: its folder."""
+        """Where the prediction of each validation case by the winner lies, before its post-processing: its folder."""
         if self.selected is None:
             return {}
+        if self.merged is not None:
+            return {case.case: self.merged for case in self.selected.summary.cases}
         first = self.selected.selection.winner[0]
         return {
             case: item.folder
@@ -68,4 +71,5 @@ def find(project: Preparation) -> Findings:
             test = project.results.recall(Summary, *metrics_of(project, predictions))
             predicted = None if test is None else predictions.folder
         verdict = judge(evidence_of(project, chosen, fingerprint, test))
-    return Findings(fingerprint, plan, folds, trainings, results, chosen, test, predicted, verdict)
+    merged = merged_of(project, chosen) if len(chosen.selection.winner) > 1 else None
+    return Findings(fingerprint, plan, folds, trainings, results, chosen, test, predicted, merged, verdict)

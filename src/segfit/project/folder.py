@@ -5,13 +5,15 @@ my-project/
   check.json         problems found in the dataset
   fingerprint.json   splits.json
   plan.json  selection.json  validation.json  report.html  model/  predictions/    of the present options; copies
+  report-cases/      pages that show each case of the report whole, if they were asked for
   cache/             hashes of the dataset's files, the fingerprint's memory of each case, what the report shows of it
   cases/             preprocessed cases
   starts/<identity>/ models that trainings started from, see `segfit.project.starting_model`
   plans/<key>/
     plan.json        what is decided for these options, and what is trained
     race/            what was tried before, see `segfit.project.race`
-    selection.json   validation.json
+    selection.json   validation.json     of what was selected, after its post-processing
+    merged-<key>/    validation predictions of an ensemble that was selected, before it
     so-far/          the same, of trainings that had not ended
     predictions-<key>/   of the dataset's test images; summary.json if they have labels
   runs/<configuration>/fold-<k>/<key>/
@@ -69,6 +71,7 @@ class ProjectFolder:
         self.selection = root / "selection.json"
         self.validation_summary = root / "validation.json"
         self.report = root / "report.html"
+        self.report_cases = root / "report-cases"
         self.model = root / "model"
         self.predictions = root / "predictions"
         self.cache = root / "cache"
@@ -119,6 +122,10 @@ class PlanFolder:
     def so_far(self) -> PlanFolder:
         """Where what was selected of unfinished trainings lies."""
         return PlanFolder(self.root / "so-far")
+
+    def merged(self, key: str) -> Path:
+        """Folder of the validation predictions of an ensemble that was selected under a key."""
+        return self.root / f"merged-{key}"
 
     def predictions(self, key: str) -> Path:
         """Folder of the predictions that count under a key."""

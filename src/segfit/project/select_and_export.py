@@ -21,9 +21,11 @@ from segfit.evaluation.evaluate import evaluate
 from segfit.evaluation.measures import Measures
 from segfit.evaluation.pairs import Pair
 from segfit.evaluation.summary import Summary, summarize
-from segfit.files import hash_file, replace_folder
+from segfit.files import hash_file, new_folder, replace_folder
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.fingerprint.training_images import TrainingImages
+from segfit.images.formats import read_label, write_labels
+from segfit.images.image import LabelMap
 from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.plugins import package_of, package_version
@@ -57,6 +59,7 @@ __all__ = [
     "Selected",
     "evaluate_test",
     "evidence_of",
+    "merged_of",
     "metrics_of",
     "predict_test",
     "predictions_of",
@@ -71,7 +74,7 @@ class Selected:
     """What was handed over, and what it was chosen from."""
 
     selection: Selection
-    summary: Summary  # of the winner
+    summary: Summary  # of the winner, after its post-processing
     key: Key
     validations: tuple[Validation, ...]
     results: tuple[TrainingResult, ...]
@@ -167,12 +170,33 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
         candidates = _candidates(project, summaries, validations)
         folds = {item.training.fold: item.cases for item in validations}
         pairs_of = partial(_pairs, project, validations)
-        selection = select(candidates, project.dataset.labels, folds, pairs_of, execution=project.execution)
-        winner = next(item for item in candidates if item.members == selection.winner)
-        summary = project.results.store(winner.summary, _selections(project).validation_summary, key, use())
+        selection, final = select(candidates, project.dataset.labels, folds, pairs_of, execution=project.execution)
+        if len(selection.winner) > 1:
+            winner = next(item for item in candidates if item.members == selection.winner)
+            _write_merged(project, validations, winner, _selections(project).merged(key.hash))
+        summary = project.results.store(final, _selections(project).validation_summary, key, use())
         selection = project.results.store(selection, _selections(project).selection, key, use())
     _remove_probabilities(validations)
     return Selected(selection, summary, key, tuple(validations), tuple(results))
+
+
+def _write_merged(project: Preparation, validations: Sequence[Validation], winner: Candidate, folder: Path) -> None:
+    """Write the label maps of an ensemble for those who look at them: its probabilities do not stay."""
+    labels, ending = project.dataset.labels, project.dataset.file_ending
+    before = {
+        case: item.folder for item in validations if item.training.name == winner.members[0] for case in item.cases
+    }
+    with new_folder(folder) as new:
+        for pair in _pairs(project, validations, winner):
+            image = read_label(before[pair.case] / f"{pair.case}{ending}")
+            found = labels.to_stored(pair.load_prediction())
+            images = project.dataset.case(pair.case).images
+            write_labels(new / f"{pair.case}{ending}", LabelMap(found, image.grid, labels, images))
+
+
+def merged_of(project: Preparation, chosen: Selected) -> Path:
+    """Return where the label maps of an ensemble that was selected are."""
+    return _selections(project).merged(chosen.key.hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +424,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         for item in trainings_of(project)
         if item.name in (*selection.winner, *before)
     }
-    dice = next(item for item in selection.candidates if item.members == selection.winner).per_class
+    dice = {name: one.dice for name, one in chosen.summary.mean.items()}
     dataset, fingerprint = project.dataset, project.fingerprint()
     members = tuple(_manifest_member(project, name) for name in selection.winner)
     previous = next((_manifest_member(project, name) for name in before if name), None)

@@ -75,7 +75,7 @@ STAGES = {
         Stage("race", ("plan",)),
         Stage("validate", ("weights", "cases", "mirror"), ("inference.tile_step", "inference.mirror")),
         Stage("next_stage", ("validation", "grids")),  # labels that the second stage of a cascade sees
-        Stage("select", ("validations", "labels")),
+        Stage("select", ("validations", "labels"), version=2),
         Stage("model", ("selection", "weights", "plan"), version=2),
         Stage("predict", ("model", "images")),
         Stage("evaluate", ("predictions", "references")),

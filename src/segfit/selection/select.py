@@ -98,8 +98,8 @@ def select(
     pairs_of: Callable[[Candidate], Sequence[Pair]],
     *,
     execution: Execution = LOCAL,
-) -> Selection:
-    """Choose the winner and decide its post-processing.
+) -> tuple[Selection, Summary]:
+    """Choose the winner and decide its post-processing; return that, and the metrics of the winner after it.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def select(
     """
     choice = select_winner(candidates)
     decision = decide_postprocessing(pairs_of(choice.winner), scheme, execution=execution)
-    return Selection(
+    selection = Selection(
         candidates=tuple(_dice(candidate, folds) for candidate in candidates),
         winner=choice.winner.members,
         reason=choice.reason,
@@ -119,6 +119,7 @@ def select(
         dice_after_steps=decision.after.mean_dice,
         folds=tuple(sorted(folds)),
     )
+    return selection, decision.after
 
 
 def _dice(candidate: Candidate, folds: Mapping[int, Sequence[str]]) -> CandidateDice:
