@@ -81,7 +81,12 @@ def write_case_pages(overlays: Sequence[Overlay], names: Mapping[int, str], fold
 
 
 def render_scores(
-    summary: Summary, title: str, overlays: Sequence[Overlay] = (), names: Mapping[int, str] | None = None
+    summary: Summary,
+    title: str,
+    overlays: Sequence[Overlay] = (),
+    names: Mapping[int, str] | None = None,
+    *,
+    no_images: bool = False,
 ) -> str:
     """Return the page of an evaluation: the scores of predictions, and pictures of some where they are given."""
     flags = {one.case: one.rank for one in overlays if one.rank}
@@ -97,6 +102,7 @@ def render_scores(
         scores=results.scores(summary, shown=shown_of(overlays, "test"), flags=flags),
         slices=results.slices(summary),
         pictures=examples(overlays, names or {}),
+        no_images=no_images,
     )
 
 
