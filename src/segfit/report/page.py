@@ -23,7 +23,7 @@ from segfit.report.examples import examples, page_key, shown_of
 from segfit.selection.verdict import Verdict
 from segfit.text import count, dice, duration, listing
 
-__all__ = ["page_of", "render", "render_case", "render_scores", "write_case_pages", "write_report"]
+__all__ = ["fragment_of", "page_of", "render", "render_case", "render_scores", "write_case_pages", "write_report"]
 
 _SCRIPTS = ("tables.js", "viewer.js")
 
@@ -111,6 +111,18 @@ def page_of(template: str, title: str, scripts: Sequence[str] = _SCRIPTS, *, liv
 
     `live`: it may ask the server that it came from.
     """
+    return fragment_of(
+        template,
+        style=Markup(_package_text("style.css")),
+        scripts=[_script(name) for name in scripts],
+        connect=Markup("connect-src 'self'; " if live else ""),
+        title=title,
+        **values,
+    )
+
+
+def fragment_of(template: str, **values: Any) -> Markup:
+    """Return a part of a page."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -118,14 +130,7 @@ def page_of(template: str, title: str, scripts: Sequence[str] = _SCRIPTS, *, liv
         lstrip_blocks=True,
         loader=FunctionLoader(_package_text),
     )
-    return environment.get_template(template).render(
-        style=Markup(_package_text("style.css")),
-        scripts=[_script(name) for name in scripts],
-        connect="connect-src 'self'; " if live else "",
-        form_action="'self'" if live else "'none'",
-        title=title,
-        **values,
-    )
+    return Markup(environment.get_template(template).render(**values))
 
 
 def _script(name: str) -> dict[str, Markup]:
