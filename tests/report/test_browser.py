@@ -14,6 +14,8 @@ import pytest
 from segfit.report.data import ReportData
 from segfit.report.page import render
 
+pytestmark = pytest.mark.browser
+
 _BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

@@ -34,9 +34,9 @@ __all__ = [
     "ranked",
 ]
 
-Kind = Literal["validation", "test"]
+Kind = Literal["validation", "test", "evaluation"]
 Rank = Literal["best", "median", "worst", "flagged", ""]
-THUMB = 192  # pixels of a side of the slice that is shown of a case without a rank
+THUMB = 224  # pixels of a side of the slice that is shown of a case without a rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

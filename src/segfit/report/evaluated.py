@@ -81,7 +81,7 @@ def _overlay(labels: LabelScheme, label_use: LabelUse, item: tuple[CaseMetrics, 
     except (*CASE_FAILURES, OSError):
         return None
     view = View.of_image(image, reference, prediction, scene=bool(rank))
-    return Overlay.of(one.case, "test", rank, one.mean_dice, view, view.axes.apply(prediction[None])[0])
+    return Overlay.of(one.case, "evaluation", rank, one.mean_dice, view, view.axes.apply(prediction[None])[0])
 
 
 def _image(one: CaseMetrics, case: Case | None, shape: tuple[int, ...]) -> Image:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from segfit.report import figures, overlays
-from segfit.report.data import Overlay
+from segfit.report.data import Kind, Overlay
 from segfit.report.overlays import Plane
 from segfit.report.viewer import as_json, case_facts, case_title
 from segfit.text import dice
 
 __all__ = ["examples", "page_key", "shown_of"]
 
+_MOST = 13_000_000  # characters of pictures in a page; what is over it of cases without a rank is left out
 _THUMB = 112  # pixels of a side, twice as many for dense screens
 _WARNING = (
     "These pictures are taken from the images of the dataset. Where they are of people, pass this page on as you "
@@ -42,9 +43,7 @@ def examples(
     values |= {int(value) for one in shown if one.volume is not None for value in np.unique(one.volume) if value > 0}
     colours = overlays.label_colours(values | set(names))
     return {
-        "cases": [
-            _case(number, one, colours, names, (pages or {}).get(page_key(one))) for number, one in enumerate(shown)
-        ],
+        "cases": list(_fitting(shown, colours, names, pages or {})),
         "legend": [
             {"name": names.get(value, f"label {value}"), "colour": figures.css(colours[value])}
             for value in sorted(values)
@@ -56,14 +55,28 @@ def examples(
     }
 
 
+def _fitting(
+    shown: Sequence[Overlay], colours: Mapping[int, str], names: Mapping[int, str], pages: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yield cases, those with a rank first, as long as the page stays small enough."""
+    total = 0
+    for number, one in enumerate(sorted(shown, key=lambda one: not one.rank)):
+        case = _case(number, one, colours, names, pages.get(page_key(one)))
+        total += sum(len(part) for part in (case["facts"], case["thumb"], *(still["svg"] for still in case["planes"])))
+        if total > _MOST and not one.rank:
+            return
+        yield case
+
+
 def page_key(one: Overlay) -> str:
     """Return by what the page of a case is found: test cases may have the names of training cases."""
     return f"{one.kind}/{one.case}"
 
 
-def shown_of(shown: Sequence[Overlay], kind: str) -> dict[str, int]:
+def shown_of(pictures: Mapping[str, Any] | None, kind: Kind) -> dict[str, int]:
     """Return the place of the picture of each case of a kind."""
-    return {one.case: number for number, one in enumerate(shown) if one.kind == kind}
+    cases = pictures["cases"] if pictures else ()
+    return {case["case"]: number for number, case in enumerate(cases) if case["kind"] == kind}
 
 
 def _case(

@@ -51,8 +51,8 @@ def render(data: ReportData) -> str:
         derived=sections.derived(data.plan),
         found=results.found(data),
         training=results.training(data.trainings),
-        validation=results.scores(data.validation, data.folds, shown_of(data.overlays, "validation"), flags),
-        test=results.scores(data.test, {}, shown_of(data.overlays, "test"), flags),
+        validation=results.scores(data.validation, data.folds, shown_of(pictures, "validation"), flags),
+        test=results.scores(data.test, {}, shown_of(pictures, "test"), flags),
         pictures=pictures,
         no_images=data.no_images,
         resources=results.resources(data.resources),
@@ -92,6 +92,7 @@ def render_scores(
     flags = {one.case: one.rank for one in overlays if one.rank}
     interval = _interval(summary)
     remark = count(len(summary.cases), "case")
+    pictures = examples(overlays, names or {})
     return page_of(
         "evaluation.html.j2",
         f"{title} – evaluation",
@@ -99,9 +100,9 @@ def render_scores(
         tile=("Mean Dice", dice(summary.mean_dice), remark + _spread(interval)),
         extremes=_extremes(summary) if summary.mean_dice is not None else [],
         warnings=[str(item) for item in summary.warnings],
-        scores=results.scores(summary, shown=shown_of(overlays, "test"), flags=flags),
+        scores=results.scores(summary, shown=shown_of(pictures, "evaluation"), flags=flags),
         slices=results.slices(summary),
-        pictures=examples(overlays, names or {}),
+        pictures=pictures,
         no_images=no_images,
     )
 

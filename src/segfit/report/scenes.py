@@ -111,7 +111,7 @@ def as_jpeg(pixels: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="JPEG", quality=88)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="JPEG", quality=82)
     return buffer.getvalue()
 
 

@@ -70,7 +70,7 @@
       Object.assign(panes[axis].slider, { max: facts.shape[axis] - 1 });
     }
     legend();
-    one(".about").textContent = `${facts.title} · Dice ${facts.dice}` + (facts.part ? " · one slice" : "")
+    one(".about").textContent = [facts.title, `Dice ${facts.dice}`].filter(Boolean).join(" · ") + (facts.part ? " · one slice" : "")
       + (facts.outside ? ` · ${facts.outside} % of the prediction lies outside what is shown` : "");
     if (facts.page) {
       const link = document.createElement("a");

@@ -20,7 +20,7 @@ from segfit.text import dice
 __all__ = ["as_json", "case_facts", "case_title"]
 
 _OTHERS = 255  # stands for all classes that a byte cannot tell apart
-_KINDS = {"validation": "cross-validation", "test": "test set"}
+_KINDS = {"validation": "cross-validation", "test": "test set", "evaluation": ""}
 
 
 def case_title(overlay: Overlay) -> str:
