@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segfit.report import scenes
 from segfit.report.data import Overlay
 from segfit.report.scenes import Scene
 from segfit.report.viewer import case_facts
@@ -61,6 +62,15 @@ def test_a_large_volume_is_cut_around_its_labels_and_thinned() -> None:
     prediction = labels.copy()
     prediction[:10] = 3
     assert scene.share_outside(prediction) == pytest.approx(10 * 40 * 700 / np.count_nonzero(prediction))
+
+
+def test_blocks_are_averaged_to_the_last_voxel() -> None:
+    values = np.random.default_rng(0).normal(size=(7, 8, 9)).astype(np.float32)
+    found = scenes._averaged(values, (3, 1, 2))
+    expected = [
+        [[values[z : z + 3, y, x : x + 2].mean() for x in range(0, 9, 2)] for y in range(8)] for z in range(0, 7, 3)
+    ]
+    assert found == pytest.approx(np.array(expected), abs=1e-6)
 
 
 def test_where_nothing_is_labelled_the_prediction_says_what_is_shown() -> None:

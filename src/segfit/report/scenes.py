@@ -61,9 +61,8 @@ class Scene:
         picture : grey values (*spatial), or colours (rows, columns, 3)
         window : values that are shown as black and white at first
         """
-        labelled = reference if prediction is None or (reference > 0).any() else prediction
         most = _MAX_SIDE if reference.ndim == 3 else _MAX_PICTURE
-        box = tuple(_reach(labelled > 0, axis, most) for axis in range(reference.ndim))
+        box = _box(reference, prediction, most)
         step = tuple(ceil((stop - start) / most) for start, stop in box)
         coloured = picture.ndim > reference.ndim
         low, high = window
@@ -115,11 +114,20 @@ def as_jpeg(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _reach(labelled: NDArray[np.bool_], axis: int, most: int) -> tuple[int, int]:
-    """Return from where to where along an axis to show: all that fits, else what is labelled and a margin."""
-    size = labelled.shape[axis]
-    found = np.flatnonzero(labelled.any(axis=tuple(i for i in range(labelled.ndim) if i != axis)))
-    if size <= most or labelled.ndim == 2 or not found.size:
+def _box(reference: NDArray[Any], prediction: NDArray[Any] | None, most: int) -> tuple[tuple[int, int], ...]:
+    """Return from where to where to show: all along axes that fit, else what is labelled and a margin."""
+    if reference.ndim == 2 or max(reference.shape) <= most:
+        return tuple((0, size) for size in reference.shape)
+    labelled = reference > 0
+    if prediction is not None and not labelled.any():
+        labelled = prediction > 0
+    flat = labelled.any(axis=0)
+    places = [np.flatnonzero(line) for line in (labelled.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))]
+    return tuple(_reach(found, size, most) for found, size in zip(places, reference.shape, strict=True))
+
+
+def _reach(found: NDArray[np.intp], size: int, most: int) -> tuple[int, int]:
+    if size <= most or not found.size:
         return 0, size
     start, stop = int(found[0]), int(found[-1]) + 1
     margin = max(_FEWEST_MARGIN, round(_MARGIN * (stop - start)), (most - (stop - start)) // 2)
@@ -130,10 +138,13 @@ def _averaged(values: NDArray[Any], step: Sequence[int]) -> NDArray[Any]:
     """Return the means of blocks of `step` voxels; those at the end of an axis may be smaller."""
     for axis, length in enumerate(step):
         if length > 1:
-            starts = np.arange(0, values.shape[axis], length)
-            counts = np.diff(np.append(starts, values.shape[axis]))
-            sums = np.add.reduceat(values, starts, axis=axis, dtype=np.float32)
-            values = sums / counts.reshape([-1 if i == axis else 1 for i in range(values.ndim)]).astype(np.float32)
+            shape, before = values.shape, (slice(None),) * axis
+            whole = shape[axis] // length * length
+            blocks = values[(*before, slice(whole))].reshape(*shape[:axis], -1, length, *shape[axis + 1 :])
+            means = [blocks.mean(axis=axis + 1, dtype=np.float32)]
+            if whole < shape[axis]:
+                means.append(values[(*before, slice(whole, None))].mean(axis=axis, dtype=np.float32, keepdims=True))
+            values = np.concatenate(means, axis=axis)
     return values
 
 
