@@ -90,6 +90,21 @@ def test_label_files_are_shown_with_and_without_images(folders: Path, tmp_path: 
     assert "data:image" not in page
 
 
+def test_probabilities_beside_label_files_are_shown(folders: Path, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0).random((3, *_SHAPE[::-1])).astype(np.float32)
+    chance /= chance.sum(0)
+    np.savez_compressed(folders / "predictions" / "one.npz", probabilities=chance)
+    np.savez_compressed(folders / "predictions" / "two.npz", probabilities=chance[:, 1:])  # of something else
+    summary = evaluate_folder(folders / "predictions", folders / "labelsTr", _LABELS, ending=".nii.gz")
+    write_evaluation(summary, tmp_path / "page.html", _LABELS)
+    first, *others = _shown((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert first["probability"]
+    packed = np.frombuffer(gzip.decompress(base64.b64decode(first["labels"])), np.uint8).reshape(3, *first["shape"])
+    expected = 255 * (1 - chance[0])[::-1, ::-1, ::-1]  # radiological order
+    assert packed[2] == pytest.approx(expected, abs=0.51)
+    assert not any(facts["probability"] for facts in others)
+
+
 def test_the_command_writes_a_page(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "out" / "scores.html"
     command = ["evaluate", str(folders), "-p", str(folders / "predictions"), "-r", str(folders / "labelsTr")]

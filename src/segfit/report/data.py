@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import Problem
 from segfit.evaluation.summary import CaseMetrics, Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan, StageForecast
+from segfit.report.scenes import in_8_bits
 from segfit.report.views import View, thinned
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Verdict
@@ -96,6 +98,7 @@ class Overlay:
     cuts : the prediction in the slices of the view, thinned alike
     volume : the prediction in its scene
     outside : share of what is predicted that lies beyond the scene
+    probability : of any class in its scene, 0 to 255, where it is at hand
     """
 
     case: str
@@ -106,6 +109,7 @@ class Overlay:
     cuts: tuple[NDArray[Any], ...]
     volume: NDArray[Any] | None = None
     outside: float = 0.0
+    probability: NDArray[np.uint8] | None = None
 
     @classmethod
     def of(
@@ -117,11 +121,12 @@ class Overlay:
         view: View,
         prediction: NDArray[Any],
         *,
+        probability: NDArray[Any] | None = None,
         whole: bool = False,
     ) -> Overlay:
         """Return what is shown of a case, whole if it has a rank or that is asked for.
 
-        `prediction` is integer labels with the axes of the view.
+        `prediction` is integer labels, `probability` that of any class, 0 to 1, with the axes of the view.
         """
         small = not (rank or whole)
         seen = view.smaller(THUMB) if small else view
@@ -131,7 +136,18 @@ class Overlay:
         if seen.scene is None:
             return cls(case=case, kind=kind, rank=rank, dice=dice, view=seen, cuts=cuts)
         volume, outside = seen.scene.cut(prediction), seen.scene.share_outside(prediction)
-        return cls(case=case, kind=kind, rank=rank, dice=dice, view=seen, cuts=cuts, volume=volume, outside=outside)
+        chance = None if probability is None else in_8_bits(seen.scene.cut(probability), 0.0, 1.0)
+        return cls(
+            case=case,
+            kind=kind,
+            rank=rank,
+            dice=dice,
+            view=seen,
+            cuts=cuts,
+            volume=volume,
+            outside=outside,
+            probability=chance,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

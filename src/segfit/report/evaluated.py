@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segfit.dataset.manifest import Case
 from segfit.evaluation.pairs import Pair
 from segfit.evaluation.summary import CaseMetrics, Summary
 from segfit.execution.execution import LOCAL, Execution
-from segfit.files import write_text
+from segfit.files import read_arrays, write_text
 from segfit.geometry import Grid
-from segfit.images.formats import read_case, read_grid
+from segfit.images.formats import known_ending, read_case, read_grid
 from segfit.images.image import CASE_FAILURES, Image
 from segfit.labels import LabelScheme
 from segfit.options import LabelUse
@@ -76,12 +77,32 @@ def _overlay(labels: LabelScheme, label_use: LabelUse, item: tuple[CaseMetrics, 
     one, rank, case = item
     try:
         pair = _pair(labels, label_use, one, case)
-        prediction, reference, _ = pair.compared()
+        prediction, reference, placed = pair.compared()
         image = _image(one, case, reference.shape)
     except (*CASE_FAILURES, OSError):
         return None
     view = View.of_image(image, reference, prediction, scene=bool(rank))
-    return Overlay.of(one.case, "evaluation", rank, one.mean_dice, view, view.axes.apply(prediction[None])[0])
+    chance = _probability(Path(one.prediction_file), labels, reference.shape) if rank and placed == "alike" else None
+    return Overlay.of(
+        one.case,
+        "evaluation",
+        rank,
+        one.mean_dice,
+        view,
+        view.axes.apply(prediction[None])[0],
+        probability=None if chance is None else view.axes.apply(chance[None])[0],
+    )
+
+
+def _probability(prediction: Path, labels: LabelScheme, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Return the probability of any class as `predict --probabilities` wrote it beside a label file, if it did."""
+    ending = known_ending(prediction) or prediction.suffix
+    arrays = read_arrays(prediction.with_name(f"{prediction.name.removesuffix(ending)}.npz"))
+    found = None if arrays is None else arrays.get("probabilities")
+    if found is None or found.shape != (labels.num_outputs, *shape):
+        return None
+    chance: NDArray[np.float32] = (found.max(axis=0) if labels.has_regions else 1 - found[0]).astype(np.float32)
+    return chance
 
 
 def _image(one: CaseMetrics, case: Case | None, shape: tuple[int, ...]) -> Image:

@@ -36,7 +36,13 @@ def render_live_part(
     left_s, silent_s : as of `segfit.project.live.Live`
     """
     done = "–" if share is None else f"{100 * share:.0f} %"
-    sign = "nothing was trained yet" if silent_s is None else f"last sign {duration(round(silent_s))} ago"
+    sign = (
+        "nothing was trained yet"
+        if silent_s is None
+        else f"last sign {duration(silent_s)} ago"
+        if silent_s > 10
+        else "at work"
+    )
     return fragment_of(
         "live_part.html.j2",
         tiles=[

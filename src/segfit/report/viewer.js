@@ -12,7 +12,7 @@
     caption: figure.querySelector("figcaption"), pan: [0, 0],
   }));
   const difference = [null, "#ffb000", "#ff5c8a", "#b18cff"];  // too much, missed, another class
-  const state = { place: [0, 0, 0], show: { reference: true, prediction: true, difference: false }, fill: false, zoom: 1, active: 0 };
+  const state = { place: [0, 0, 0], show: { reference: true, prediction: true, difference: false, probability: false }, fill: false, zoom: 1, active: 0 };
   let scene = null;
 
   // ---- Cases ----
@@ -53,13 +53,16 @@
     if (!data) return;
     const facts = JSON.parse(data.textContent);
     const [pixels, labels] = await Promise.all([pixelsOf(facts), unpack(facts.labels)]);
-    const size = labels.length / 2;
-    const layers = { reference: labels.subarray(0, size), prediction: labels.subarray(size) };
+    const size = labels.length / (facts.probability ? 3 : 2);
+    const layers = { reference: labels.subarray(0, size), prediction: labels.subarray(size, 2 * size), probability: labels.subarray(2 * size) };
+    one("[data-layer=probability]").hidden = !facts.probability;
+    state.show.probability &&= facts.probability;
     layers.difference = layers.reference.map((value, at) => {
       const other = layers.prediction[at];
       return value === other ? 0 : !value ? 1 : !other ? 2 : 3;
     });
-    scene = { ...facts, number, pixels, layers, outlines: new Map() };
+    const seen = new Set([...layers.reference, ...layers.prediction]);
+    scene = { ...facts, number, pixels, layers, seen, outlines: new Map() };
     picker.value = String(number);
     root.classList.toggle("flat", !facts.volume);
     [state.zoom, state.active] = [1, 0];
@@ -114,6 +117,18 @@
       const from = 3 * at(row, column, state.place[axis]);
       for (let channel = 0; channel < 3; channel++) image.data[to++] = (255 * (scene.pixels[from + channel] - low)) / (high - low);
       image.data[to++] = 255;
+    }
+    context.putImageData(image, 0, 0);
+    return canvas;
+  };
+
+  const glow = (axis) => {  // the probability, from transparent over red to yellow
+    const { rows, columns, at } = plane(axis), canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [columns, rows];
+    const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
+    for (let row = 0, to = 0; row < rows; row++) for (let column = 0; column < columns; column++, to += 4) {
+      const chance = scene.layers.probability[at(row, column, state.place[axis])];
+      image.data.set([255, chance, 0, 0.75 * chance], to);
     }
     context.putImageData(image, 0, 0);
     return canvas;
@@ -199,6 +214,7 @@
     context.setTransform(matrix);
     Object.assign(context, { imageSmoothingEnabled: true, imageSmoothingQuality: "high" });
     context.drawImage(picture(axis), 0, 0);
+    if (state.show.probability) context.drawImage(glow(axis), 0, 0);
     context.setTransform(1, 0, 0, 1, 0, 0);
     const both = state.show.reference && state.show.prediction;
     const stroke = (path, colour, width) => Object.assign(context, { strokeStyle: colour, lineWidth: width * dense, lineJoin: "round" }) && context.stroke(path);
@@ -256,7 +272,7 @@
   };
 
   const legend = () => {
-    const seen = new Set([...scene.layers.reference, ...scene.layers.prediction]), list = one(".legend");
+    const list = one(".legend");
     const entry = (colour, text) => {
       const item = document.createElement("span"), swatch = document.createElement("i");
       swatch.className = "swatch";
@@ -264,9 +280,10 @@
       item.append(swatch, text);
       return item;
     };
-    const items = scene.classes.map(({ colour, name }, at) => seen.has(at + 1) && entry(colour, name)).filter(Boolean);
+    const items = scene.classes.map(({ colour, name }, at) => scene.seen.has(at + 1) && entry(colour, name)).filter(Boolean);
     if (state.show.difference) items.push(...["predicted too much", "missed", "another class"].map((text, at) => entry(difference[at + 1], text)));
     else if (state.show.reference && state.show.prediction) items.push(entry("#fff", "reference (white line)"));
+    if (state.show.probability) items.push(entry("#ff2000", "probability of any class: red low, yellow high"));
     list.replaceChildren(...items);
   };
 
@@ -309,7 +326,7 @@
   const keys = {
     ArrowUp: () => scroll(state.active, -1), ArrowDown: () => scroll(state.active, 1), PageUp: () => scroll(state.active, -10), PageDown: () => scroll(state.active, 10),
     ArrowLeft: deeds.previous, ArrowRight: deeds.next, r: () => show("reference"), p: () => show("prediction"), d: () => show("difference"),
-    f: deeds.fill, "+": deeds.in, "=": deeds.in, "-": deeds.out, 0: reset,
+    f: deeds.fill, o: () => scene.probability && show("probability"), "+": deeds.in, "=": deeds.in, "-": deeds.out, 0: reset,
   };
   root.addEventListener("keydown", (event) => {
     if (!scene || event.ctrlKey || event.metaKey || event.altKey || /^(SELECT|INPUT)$/.test(event.target.tagName)) return;

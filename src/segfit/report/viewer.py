@@ -32,7 +32,8 @@ def case_facts(overlay: Overlay, colours: Mapping[int, str], names: Mapping[int,
     """Return all that the viewer shows of a case, as JSON values.
 
     Label values are numbered from 1 in the order of `colours`. Axes are z, y, x, turned as they are looked at; a
-    picture has a single slice. `labels` are the bytes of the reference and the prediction, one after the other.
+    picture has a single slice. `labels` are the bytes of reference and prediction, and of the probability where that is
+    at hand.
     """
     view, scene, volume = overlay.view, overlay.view.scene, overlay.volume
     if scene is not None and volume is not None:
@@ -65,7 +66,13 @@ def case_facts(overlay: Overlay, colours: Mapping[int, str], names: Mapping[int,
         "part": overlay.rank == "" and len(view.shape) == 3,
         "outside": round(100 * overlay.outside),
         "classes": [{"name": names.get(value, f"label {value}"), "colour": colours[value]} for value in colours],
-        "labels": _packed([_numbered(labels, list(colours)) for labels in (reference, prediction)]),
+        "probability": overlay.probability is not None,
+        "labels": _packed(
+            [
+                *(_numbered(labels, list(colours)) for labels in (reference, prediction)),
+                *([] if overlay.probability is None else [overlay.probability]),
+            ]
+        ),
     }
 
 
