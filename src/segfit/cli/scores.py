@@ -118,21 +118,11 @@ def evaluate(
     if predictions is None and references is None:
         if labels is not None:
             raise InputError("--labels is for --predictions and --references", "a project knows its own: leave it out")
-        project = open_project(dataset, out, [], execution, make=False)
-        found = project.evaluate(metrics=asked.kinds, tolerance=tolerance, matched_iou=match_iou, by=by)
-        if found is None:
-            raise InputError("the dataset has no labelled test images", "give --predictions and --references")
-        summary = found
-        meaning = _Meaning(project.dataset.labels, project.dataset.file_ending, "classes", None, project.dataset)
+        summary, meaning = asked.of_project(out)
     else:
-        summary, meaning = asked.summary(predictions), asked.meaning
+        summary, meaning = asked.summary(predictions), None
     if target is not None and page:
-        from segfit.report.evaluated import write_evaluation
-
-        write_evaluation(
-            summary, target, meaning.labels, label_use=meaning.use, cases=meaning.cases, images=images,
-            execution=asked.execution,
-        )  # fmt: skip
+        _write_page(summary, target, meaning or asked.meaning, asked.execution, images=images)
     elif target is not None:
         write_scores(summary, target, form)
     _print_json_or_tables(summary, as_json=as_json)
@@ -169,6 +159,15 @@ class _Asked:
             label_use=meaning.use, metrics=self.kinds, tolerance=self.tolerance, matched_iou=self.match_iou,
             table=meaning.table, by=self.by, execution=self.execution,
         )  # fmt: skip
+
+    def of_project(self, out: Path | None) -> tuple[Summary, _Meaning | None]:
+        """Score the test predictions of a project."""
+        project = open_project(self.dataset, out, [], self.execution, make=False)
+        found = project.evaluate(metrics=self.kinds, tolerance=self.tolerance, matched_iou=self.match_iou, by=self.by)
+        if found is None:
+            raise InputError("the dataset has no labelled test images", "give --predictions and --references")
+        known = project.dataset
+        return found, _Meaning(known.labels, known.file_ending, "classes", None, known)
 
     @property
     def meaning(self) -> _Meaning:
@@ -222,6 +221,14 @@ def _meaning(dataset: Path | None, model: Path | None, use: LabelUseName | None)
     asked = asked.model_copy(update={"labels": use or asked.labels})
     opened = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
     return _Meaning(opened.labels, opened.file_ending, asked.labels, opened.root, opened)
+
+
+def _write_page(summary: Summary, path: Path, meaning: _Meaning, execution: Execution, *, images: bool) -> None:
+    from segfit.report.evaluated import write_evaluation
+
+    write_evaluation(
+        summary, path, meaning.labels, label_use=meaning.use, cases=meaning.cases, images=images, execution=execution
+    )
 
 
 def _print_json_or_tables(summary: Summary, *, as_json: bool) -> None:

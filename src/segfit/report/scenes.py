@@ -121,7 +121,7 @@ def _box(reference: NDArray[Any], prediction: NDArray[Any] | None, most: int) ->
     labelled = reference > 0
     if prediction is not None and not labelled.any():
         labelled = prediction > 0
-    flat = labelled.any(axis=0)
+    flat = np.logical_or.reduce(labelled, axis=0)
     places = [np.flatnonzero(line) for line in (labelled.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))]
     return tuple(_reach(found, size, most) for found, size in zip(places, reference.shape, strict=True))
 
