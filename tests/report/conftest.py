@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -13,10 +16,13 @@ from segfit.evaluation.cohorts import with_estimates
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import Options
 from segfit.planning.plan import Decision, Outcome, Plan, RunSpec, StageForecast
+from segfit.project.folder import ProjectFile, ProjectFolder
+from segfit.project.watch import WatchServer
 from segfit.report.data import Overlay, ReportData, StageUse, TrainingCurve
 from segfit.report.views import View
 from segfit.selection.select import Selection
 from segfit.specs import Configuration, IntensityStatistics, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
+from segfit.training.events import EventLog
 from summaries import make_candidate, make_summary
 
 NAMES = {1: "Anterior", 2: "Posterior"}
@@ -26,6 +32,33 @@ NAMES = {1: "Anterior", 2: "Posterior"}
 def complete() -> ReportData:
     """Every part filled."""
     return make_report_data()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, complete: ReportData) -> ProjectFolder:
+    """A project whose plan has six trainings, the first of which is at a quarter."""
+    folder = ProjectFolder(tmp_path / "project")
+    folder.root.mkdir()
+    ProjectFile(dataset=tmp_path / "Dataset", options=Options()).save(folder.project)
+    assert complete.plan is not None
+    complete.plan.save(folder.plan)
+    log = folder.training("2d", 0, "abc") / "events.jsonl"
+    log.parent.mkdir(parents=True)
+    with EventLog(log, step=0) as events:
+        for step in (1, 2, 3):
+            events.write("step", step=step, seconds=20.0 * step, share=0.1 * step, loss=1.0 / step, learning_rate=0.01)
+        events.write("validation", step=3, seconds=60.0, share=0.3, dice={"a": 0.5}, mean=0.5)
+    return folder
+
+
+@pytest.fixture
+def server(folder: ProjectFolder) -> Iterator[WatchServer]:
+    with WatchServer(folder.root) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 def make_report_data() -> ReportData:

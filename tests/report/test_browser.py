@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from segfit.project.folder import ProjectFolder
+from segfit.project.watch import WatchServer
 from segfit.report.data import ReportData
 from segfit.report.page import render
 
@@ -20,24 +22,36 @@ _BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.fixture(scope="module")
-def opened(complete: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[str]]]:
-    """The complete report in a browser, from its file, and what the browser complained of."""
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if _BROWSER is None:
         pytest.skip("there is no Chromium on this machine")
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render(complete), encoding="utf-8")
     with api.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=_BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 900})
-        page.set_default_timeout(120_000)
-        complaints: list[str] = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(path.as_uri())
-        page.wait_for_selector("#viewer[data-case]")
-        yield page, complaints
+        yield browser
         browser.close()
+
+
+def _open(browser: Any, address: str) -> tuple[Any, list[str]]:
+    """Return a page, and what the browser complains of."""
+    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    page.set_default_timeout(120_000)
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    return page, complaints
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, complete: ReportData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[str]]:
+    """The complete report, opened from its file."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(complete), encoding="utf-8")
+    page, complaints = _open(browser, path.as_uri())
+    page.wait_for_selector("#viewer[data-case]")
+    return page, complaints
 
 
 def _caption(page: Any, number: int) -> str:
@@ -141,3 +155,14 @@ def test_nothing_sticks_out(opened: tuple[Any, list[str]], width: int, scheme: s
     assert page.evaluate("document.documentElement.scrollWidth") == width
     sizes = page.evaluate("[...document.querySelectorAll('#viewer canvas')].map((canvas) => canvas.width)")
     assert len(set(sizes)) == 1
+
+
+def test_the_button_of_the_live_page_asks_to_stop(browser: Any, server: WatchServer, folder: ProjectFolder) -> None:
+    page, complaints = _open(browser, server.address)
+    assert page.locator("#live .plot").count() == 3
+    page.on("dialog", lambda dialog: dialog.accept())
+    with page.expect_response(lambda answer: answer.url == f"{server.address}stop") as answered:
+        page.locator("#stop").click()
+    assert answered.value.ok
+    assert folder.stop.exists()
+    assert complaints == []

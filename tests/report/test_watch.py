@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -18,35 +16,6 @@ from segfit.project.folder import ProjectFile, ProjectFolder
 from segfit.project.live import live_state
 from segfit.project.stop import StopFile
 from segfit.project.watch import WatchServer
-from segfit.report.data import ReportData
-from segfit.training.events import EventLog
-
-
-@pytest.fixture
-def folder(tmp_path: Path, complete: ReportData) -> ProjectFolder:
-    """A project whose plan has six trainings, the first of which is at a quarter."""
-    folder = ProjectFolder(tmp_path / "project")
-    folder.root.mkdir()
-    ProjectFile(dataset=tmp_path / "Dataset", options=Options()).save(folder.project)
-    assert complete.plan is not None
-    complete.plan.save(folder.plan)
-    log = folder.training("2d", 0, "abc") / "events.jsonl"
-    log.parent.mkdir(parents=True)
-    with EventLog(log, step=0) as events:
-        for step in (1, 2, 3):
-            events.write("step", step=step, seconds=20.0 * step, share=0.1 * step, loss=1.0 / step, learning_rate=0.01)
-        events.write("validation", step=3, seconds=60.0, share=0.3, dice={"a": 0.5}, mean=0.5)
-    return folder
-
-
-@pytest.fixture
-def server(folder: ProjectFolder) -> Iterator[WatchServer]:
-    with WatchServer(folder.root) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def _ask(server: WatchServer, path: str, method: str = "GET", host: str | None = None) -> tuple[int, str]:

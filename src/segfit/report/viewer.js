@@ -92,7 +92,7 @@
       for (let z = 0; z < depth; z++) for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++) {
         if (scene.layers[layer][at++]) { counts[[z, y, x][axis]]++; found = true; }
       }
-      if (found) return counts.indexOf(Math.max(...counts));
+      if (found) return scene.flipped ? counts.lastIndexOf(Math.max(...counts)) : counts.indexOf(Math.max(...counts));
     }
     return scene.shape[axis] >> 1;
   };
@@ -296,7 +296,12 @@
   const zoom = (by) => {
     state.zoom = Math.min(12, Math.max(1, state.zoom * by));
     if (state.zoom === 1) panes.forEach((pane) => { pane.pan = [0, 0]; });
-    else panes.forEach((pane) => { pane.pan = pane.pan.map((value) => value * by); });
+    else if (scene.volume) {  // about what the planes have in common
+      for (const { pane, across, down } of places()) {
+        const found = plane(pane.axis), place = (axis, count) => count / 2 - state.place[axis] - 0.5;
+        pane.pan = [place(found.across, found.columns) * across, place(found.down, found.rows) * down];
+      }
+    } else panes[0].pan = panes[0].pan.map((value) => value * by);
     draw();
   };
   const show = (layer) => {
@@ -351,6 +356,11 @@
       if (column >= 0 && row >= 0 && column < found.columns && row < found.rows) [state.place[found.across], state.place[found.down]] = [column, row];
       draw();
     };
+    const shift = (event, before) => {
+      const dense = window.devicePixelRatio || 1;
+      pane.pan = [pane.pan[0] + (event.clientX - before.clientX) * dense, pane.pan[1] + (event.clientY - before.clientY) * dense];
+      draw();
+    };
     canvas.addEventListener("pointerdown", (event) => {
       if (!scene) return;
       fingers.set(event.pointerId, event);
@@ -365,10 +375,9 @@
       if (others.length) {
         const apart = (finger) => Math.hypot(finger.clientX - others[0].clientX, finger.clientY - others[0].clientY) || 1;
         zoom(apart(event) / apart(before));
+        if (!scene.volume) shift(event, before);
       } else if (event.shiftKey || (!scene.volume && state.zoom > 1)) {
-        const dense = window.devicePixelRatio || 1;
-        pane.pan = [pane.pan[0] + (event.clientX - before.clientX) * dense, pane.pan[1] + (event.clientY - before.clientY) * dense];
-        draw();
+        shift(event, before);
       } else if (scene.volume && event.pointerType !== "touch") place(event);
     });
     for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) canvas.addEventListener(end, (event) => fingers.delete(event.pointerId));
