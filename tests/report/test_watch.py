@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,3 +94,24 @@ def test_when_all_is_done_the_report_is_served(
 def test_a_port_that_is_taken_is_refused(server: WatchServer, folder: ProjectFolder) -> None:
     with pytest.raises(InputError, match="--port"):
         WatchServer(folder.root, server.server_port)
+
+
+def test_the_command_serves_until_it_is_interrupted(folder: ProjectFolder) -> None:
+    command = [sys.executable, "-m", "segfit", "report", str(folder.root), "--watch", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            text = next(lines)
+            while text.count("{") != text.count("}"):
+                text += next(lines)
+            address = json.loads(text)["address"]
+            host, path = address.removeprefix("http://").split("/", 1)
+            connection = http.client.HTTPConnection(host, timeout=120)
+            connection.request("GET", f"/{path}live")
+            assert json.loads(connection.getresponse().read())["done"] is False
+            connection.close()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(120) == 0
+        finally:
+            process.kill()
