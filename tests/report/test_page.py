@@ -13,11 +13,14 @@ import pytest
 from segfit.errors import warning
 from segfit.planning.explain import explain
 from segfit.planning.plan import Decision
+from segfit.report import examples
 from segfit.report.data import (
     ReportData,
     StageUse,
     TrainingCurve,
     choose_examples,
+    flagged,
+    ranked,
 )
 from segfit.report.page import render, write_report
 from segfit.report.sections import derived
@@ -344,3 +347,36 @@ def test_examples_are_the_best_the_median_and_the_worst_case() -> None:
     assert {rank: score.case for rank, score in picks.items()} == {"best": "b", "median": "c", "worst": "a"}
     assert choose_examples(make_summary({"a": {"x": None}})) == {}
     assert list(choose_examples(make_summary({"a": table["a"]}))) == ["best"]
+
+
+def test_cases_that_need_a_look_are_shown_whole() -> None:
+    dice = {f"c{i:02d}": {"x": 0.5 + i / 100, "y": 0.9} for i in range(20)} | {"lost": {"x": 0.0, "y": 0.8}}
+    scores = make_summary(dice)
+    finding = Finding(code="poor", level="doubtful", cases=("c07", "gone"), text="t", action="a")
+    verdict = Verdict(level="doubtful", findings=(finding,))
+    assert flagged(scores, verdict) == ["c07", "lost"]
+    assert flagged(scores, verdict, 1) == ["c07"]
+    order = [(case.case, rank) for case, rank in ranked(scores, verdict, others=3)]
+    assert order == [
+        ("c19", "best"),
+        ("c09", "median"),
+        ("lost", "worst"),
+        ("c07", "flagged"),
+        ("c00", ""),
+        ("c01", ""),
+        ("c02", ""),
+    ]
+
+
+def test_pictures_without_a_rank_are_left_out_where_a_page_grows_large(
+    complete: ReportData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = complete.overlays
+    whole = examples.examples(shown, complete.label_names)
+    assert whole is not None
+    assert [case["rank"] for case in whole["cases"]] == ["best", "median", "worst"] * 2 + ["", ""]
+    monkeypatch.setattr(examples, "_MOST", 0)
+    small = examples.examples(shown, complete.label_names)
+    assert small is not None
+    assert [case["rank"] for case in small["cases"]] == ["best", "median", "worst"] * 2
+    assert examples.shown_of(small, "test") == {"hippocampus_best": 3, "hippocampus_median": 4, "hippocampus_<017>": 5}

@@ -223,7 +223,7 @@
       for (const [value, drawn] of outlines(layer, axis)) {
         const path = new Path2D(), colour = layer === "difference" ? difference[value] : scene.classes[value - 1].colour;
         path.addPath(drawn, matrix);
-        if (layer === "difference" || (state.fill && !(both && layer === "reference"))) {
+        if (layer === "difference" || (state.fill && !state.show.difference && !(both && layer === "reference"))) {
           context.globalAlpha = layer === "difference" ? 0.6 : 0.4;
           context.fillStyle = colour;
           context.fill(path, "evenodd");
