@@ -14,6 +14,7 @@ __all__ = [
     "extent",
     "gigabytes",
     "listing",
+    "measure_name",
     "name_in_words",
     "number",
     "numbers",
@@ -79,6 +80,14 @@ def gigabytes(value: float | None) -> str:
 def dice(value: float | None) -> str:
     """Return three decimals, or a dash for NaN and None."""
     return _MISSING if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def measure_name(key: str, unit: str | None = None) -> str:
+    """Return the name of a measure in words, with the unit of one that is a distance: ``HD95 (mm)``."""
+    words = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "surface_dice": "surface Dice"}
+    words["centreline_dice"] = "centreline Dice"
+    text = words.get(key, key.replace("_", " "))
+    return f"{text} ({unit})" if unit and key in ("hd95", "average_surface_distance") else text
 
 
 def number(value: float | None) -> str:

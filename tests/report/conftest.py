@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import warning
+from segfit.evaluation.cohorts import with_estimates
 from segfit.fingerprint.fingerprint import CaseFingerprint, Fingerprint
 from segfit.options import Options
 from segfit.planning.plan import Decision, Outcome, Plan, RunSpec, StageForecast
+from segfit.project.folder import ProjectFile, ProjectFolder
+from segfit.project.watch import WatchServer
 from segfit.report.data import Overlay, ReportData, StageUse, TrainingCurve
 from segfit.report.views import View
 from segfit.selection.select import Selection
 from segfit.specs import Configuration, IntensityStatistics, NetworkSpec, Normalization, PreprocessingSpec, TrainingSpec
+from segfit.training.events import EventLog
 from summaries import make_candidate, make_summary
 
 NAMES = {1: "Anterior", 2: "Posterior"}
@@ -25,6 +32,33 @@ NAMES = {1: "Anterior", 2: "Posterior"}
 def complete() -> ReportData:
     """Every part filled."""
     return make_report_data()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, complete: ReportData) -> ProjectFolder:
+    """A project whose plan has six trainings, the first of which is at a quarter."""
+    folder = ProjectFolder(tmp_path / "project")
+    folder.root.mkdir()
+    ProjectFile(dataset=tmp_path / "Dataset", options=Options()).save(folder.project)
+    assert complete.plan is not None
+    complete.plan.save(folder.plan)
+    log = folder.training("2d", 0, "abc") / "events.jsonl"
+    log.parent.mkdir(parents=True)
+    with EventLog(log, step=0) as events:
+        for step in (1, 2, 3):
+            events.write("step", step=step, seconds=20.0 * step, share=0.1 * step, loss=1.0 / step, learning_rate=0.01)
+        events.write("validation", step=3, seconds=60.0, share=0.3, dice={"a": 0.5}, mean=0.5)
+    return folder
+
+
+@pytest.fixture
+def server(folder: ProjectFolder) -> Iterator[WatchServer]:
+    with WatchServer(folder.root) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 def make_report_data() -> ReportData:
@@ -57,11 +91,11 @@ def make_report_data() -> ReportData:
             dice_after_steps=0.886,
             folds=(0, 1, 2),
         ),
-        validation=make_summary(validation),
+        validation=with_estimates(make_summary(validation), {}),
         folds={case: number % 3 for number, case in enumerate(validation)},
-        test=make_summary({f"test_{i:02d}": _dice(rng) for i in range(20)}),
+        test=with_estimates(make_summary({f"test_{i:02d}": _dice(rng) for i in range(20)}), {}),
         overlays=tuple(
-            make_overlay(rng, kind, rank) for kind in ("validation", "test") for rank in ("best", "median", "worst")
+            make_overlay(rng, kind, rank) for kind in ("validation", "test") for rank in ("best", "median", "worst", "")
         ),
         resources=(
             StageUse(name="measure", forecast=_forecast(20), used_s=14.2, peak_memory_gb=0.6),
@@ -246,7 +280,7 @@ def make_curve(rng: np.random.Generator, name: str, fold: int) -> TrainingCurve:
 
 def make_overlay(rng: np.random.Generator, kind: str, rank: str) -> Overlay:
     z, y, x = np.meshgrid(np.arange(36), np.arange(50), np.arange(40), indexing="ij")
-    shift = {"best": 0.5, "median": 1.5, "worst": 4.0}[rank]
+    shift = {"best": 0.5, "median": 1.5, "worst": 4.0, "": 1.0}[rank]
 
     def body(offset: float) -> np.ndarray:
         labels = np.zeros(z.shape, np.uint8)
@@ -256,11 +290,11 @@ def make_overlay(rng: np.random.Generator, kind: str, rank: str) -> Overlay:
 
     reference = body(0)
     image = 100 + 60 * (reference > 0) + 20 * reference + rng.normal(0, 18, reference.shape) + y
-    return Overlay(
-        case="hippocampus_<017>" if rank == "worst" else f"hippocampus_{rank}",
+    return Overlay.of(
+        case="hippocampus_<017>" if rank == "worst" else f"hippocampus_{rank or '101'}",
         kind=kind,
         rank=rank,
-        dice={"best": 0.953, "median": 0.886, "worst": 0.206}[rank],
-        view=View.of(image[None].astype(np.float32), reference, (1.5, 1.0, 1.0), canonical=True),
+        dice={"best": 0.953, "median": 0.886, "worst": 0.206, "": 0.871}[rank],
+        view=View.of(image[None].astype(np.float32), reference, (1.5, 1.0, 1.0), canonical=True, scene=True),
         prediction=body(shift),
     )

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,14 +13,18 @@ import pytest
 from segfit.errors import warning
 from segfit.planning.explain import explain
 from segfit.planning.plan import Decision
+from segfit.report import examples
 from segfit.report.data import (
     ReportData,
     StageUse,
     TrainingCurve,
     choose_examples,
+    flagged,
+    ranked,
 )
 from segfit.report.page import render, write_report
 from segfit.report.sections import derived
+from segfit.report.viewer import as_json
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Finding, Verdict
 from segfit.specs import TrainingSpec
@@ -29,7 +36,7 @@ EMPTY = ReportData(dataset="Dataset001_New")
 class _Reader(HTMLParser):
     """Collects the text, the references and the ids, and checks that tags are closed."""
 
-    VOID = {"meta", "br", "link", "img", "hr"}
+    VOID = {"meta", "br", "link", "img", "hr", "input"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +67,7 @@ class _Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
 
@@ -115,14 +122,31 @@ def test_text_of_users_is_escaped(page: str) -> None:
         environment={evil: evil},
         model_path=evil,
     )
-    reader = _read(render(data))
-    assert "script" not in reader.tags
-    assert evil in "".join(reader.words)
+    page = render(data)
+    assert "<script>alert" not in page
+    assert evil in "".join(_read(page).words)
+
+
+def test_only_the_scripts_of_the_page_may_run(page: str) -> None:
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    allowed = policy[1].split("script-src")[1].split()
+    assert len(scripts) == 2
+    assert [f"'sha256-{digest}'" for digest in digests] == allowed
+    assert "default-src 'none'" in policy[1]
+    assert page.count("<script") == len(scripts) + page.count('<script type="application/json"')
+
+
+def test_names_cannot_leave_the_data_of_the_viewer() -> None:
+    evil = "</script><script>alert(1)</script>"
+    assert "<" not in as_json({"case": evil})
+    assert json.loads(as_json({"case": evil})) == {"case": evil}
 
 
 def test_nothing_outside_the_file(page: str) -> None:
     reader = _read(page)
-    assert "script" not in reader.tags
     assert reader.references
     assert all(reference.startswith(("#", "data:image/")) for reference in reader.references)
     assert "url(http" not in page
@@ -201,11 +225,11 @@ def test_decisions_read_as_in_the_explanation(complete: ReportData) -> None:
 
 def test_cases_come_worst_first_and_nan_is_a_dash(page: str) -> None:
     text = _text(page)
-    assert "hippocampus_<017> 0 0.206 0.000 0.412" in text
+    assert "hippocampus_<017> worst 0 0.206 0.000 0.412" in text
     assert "hippocampus_101 1 0.871 0.871 –" in text
     assert "Posterior absent in 1" in text
-    table = text[text.index("62 cases, worst first") : text.index("Test set", text.index("62 cases, worst first"))]
-    means = [float(value) for value in re.findall(r"hippocampus_\S+ \d (\d\.\d{3})", table)]
+    table = text[text.index("Every case Dice") : text.index("62 cases, worst first")]
+    means = [float(value) for value in re.findall(r"hippocampus_\S+ (?:worst )?\d (\d\.\d{3})", table)]
     assert len(means) == 62
     assert means == sorted(means)
 
@@ -215,7 +239,7 @@ def test_curves_examples_resources_and_use(page: str) -> None:
     assert page.count('class="plot"') == 2 + 2 * 3
     assert "fold 2 1 000 7 min 100 %" in text
     assert page.count('class="overlay"') == 6 * 2
-    assert page.count("data:image/jpeg") == 6 * 2
+    assert page.count("data:image/jpeg") == 6 * 2 + 2 * 8  # stills; the viewer's and small ones
     assert "Axial slice 18 of 36" in text
     assert "train 3d_fullres 1 h 30 min 1 h 30 min 7.00 GB 6.90 GB – 0.20 GB" in text
     assert "segfit predict --model work/model -i IMAGES_FOLDER -o OUTPUT_FOLDER" in text
@@ -230,6 +254,7 @@ SENTENCES = (
     "No model has been selected yet",
     "Nothing has been trained yet.",
     "No case has been validated yet.",
+    "There is nothing to list yet.",
     "No labelled test case has been predicted yet.",
     "No example has been drawn yet",
     "No stage has been run yet.",
@@ -293,7 +318,8 @@ def test_the_verdict_comes_first_and_clears_the_labels() -> None:
     for verdict in (Verdict(level="doubtful", findings=(finding,)), Verdict(level="failed", findings=(finding,))):
         text = _text(render(replace(data, verdict=verdict)))
         assert "a wrong reference label" not in text
-        assert text.index("x <was> not learned. Wait.") < text.index("Cross-validated Dice")
+        places = [text.index(part) for part in ("x <was> not learned.", "Cross-validated Dice", "Wait.")]
+        assert places == sorted(places)
 
 
 def test_many_structures_and_cases_stay_small() -> None:
@@ -321,3 +347,36 @@ def test_examples_are_the_best_the_median_and_the_worst_case() -> None:
     assert {rank: score.case for rank, score in picks.items()} == {"best": "b", "median": "c", "worst": "a"}
     assert choose_examples(make_summary({"a": {"x": None}})) == {}
     assert list(choose_examples(make_summary({"a": table["a"]}))) == ["best"]
+
+
+def test_cases_that_need_a_look_are_shown_whole() -> None:
+    dice = {f"c{i:02d}": {"x": 0.5 + i / 100, "y": 0.9} for i in range(20)} | {"lost": {"x": 0.0, "y": 0.8}}
+    scores = make_summary(dice)
+    finding = Finding(code="poor", level="doubtful", cases=("c07", "gone"), text="t", action="a")
+    verdict = Verdict(level="doubtful", findings=(finding,))
+    assert flagged(scores, verdict) == ["c07", "lost"]
+    assert flagged(scores, verdict, 1) == ["c07"]
+    order = [(case.case, rank) for case, rank in ranked(scores, verdict, others=3)]
+    assert order == [
+        ("c19", "best"),
+        ("c09", "median"),
+        ("lost", "worst"),
+        ("c07", "flagged"),
+        ("c00", ""),
+        ("c01", ""),
+        ("c02", ""),
+    ]
+
+
+def test_pictures_without_a_rank_are_left_out_where_a_page_grows_large(
+    complete: ReportData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = complete.overlays
+    whole = examples.examples(shown, complete.label_names)
+    assert whole is not None
+    assert [case["rank"] for case in whole["cases"]] == ["best", "median", "worst"] * 2 + ["", ""]
+    monkeypatch.setattr(examples, "_MOST", 0)
+    small = examples.examples(shown, complete.label_names)
+    assert small is not None
+    assert [case["rank"] for case in small["cases"]] == ["best", "median", "worst"] * 2
+    assert examples.shown_of(small, "test") == {"hippocampus_best": 3, "hippocampus_median": 4, "hippocampus_<017>": 5}

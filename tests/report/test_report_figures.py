@@ -118,7 +118,7 @@ def _overlay(**parts: object) -> Overlay:
         "canonical": False,
     } | parts
     view = View.of(**{name: values.pop(name) for name in ("image", "reference", "spacing_mm", "canonical")})  # type: ignore[arg-type]
-    return Overlay(view=view, **values)  # type: ignore[arg-type]
+    return Overlay.of(view=view, **values)  # type: ignore[arg-type]
 
 
 def test_planes_follow_orientation_and_spacing() -> None:

@@ -64,6 +64,11 @@ def _same(view: View | None, other: View) -> bool:
     facts = ("shape", "spacing_mm", "canonical", "values", "axes")
     assert [getattr(view, name) for name in facts] == [getattr(other, name) for name in facts]
     assert [(one.axis, one.index) for one in view.slices] == [(one.axis, one.index) for one in other.slices]
+    assert view.scene is not None
+    assert other.scene is not None
+    for name in ("box", "step", "flipped", "sheet", "columns", "window"):
+        assert getattr(view.scene, name) == getattr(other.scene, name), name
+    assert np.array_equal(view.scene.reference, other.scene.reference)
     return all(
         np.array_equal(one.pixels, two.pixels) and np.array_equal(one.reference, two.reference)
         for one, two in zip(view.slices, other.slices, strict=True)
@@ -78,7 +83,7 @@ def test_a_view_is_kept_while_a_case_is_checked(tmp_path: Path, kind: str) -> No
         dataset = dataset.model_copy(update={"channel_names": ("red", "green", "blue")})
     check_dataset(dataset, hashes=hashes, looks=[look_to_show(_LABELS, cache)])
     image = read_case(case.images)
-    expected = View.of_image(image, read_labels(case, _LABELS, image.grid).array[0])
+    expected = View.of_image(image, read_labels(case, _LABELS, image.grid).array[0], scene=True)
     assert _same(kept_view(_LABELS, cache, hashes.case(case)), expected)
     assert expected.canonical == (kind != "picture")
     assert expected.values == ((1,) if kind == "picture" else (1, 2))

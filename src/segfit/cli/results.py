@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +22,7 @@ from segfit.cli.common import (
     open_project,
     print_json,
     print_result,
+    project_folder,
     with_executor,
 )
 from segfit.cli.console import say
@@ -248,16 +250,47 @@ def _cases(paths: Sequence[Path], model: Model, progress: Progress) -> Sequence[
 def report(
     dataset: DatasetArgument = None,
     out: Out = None,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="With pictures of cases.")] = True,
+    full: Annotated[bool, typer.Option("--full", help="Each case whole, in pages beside the report.")] = False,
     methods: Annotated[
-        bool, typer.Option("--methods", help="Print a paragraph on methods with references, for a paper.")
+        bool, typer.Option("--methods", help="Print a paragraph on methods with references instead, for a paper.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show a running project in the browser instead, until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", metavar="N", help="Of --watch; default: any that is free.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report from what there is."""
+    """Write the report from what there is.
+
+    With --watch nothing is written: curves, time left and a button that stops the run are served to this machine, at
+    an address that nobody else knows.
+    """
+    if (watch or methods) and (full or not images or (watch and methods)):
+        raise InputError("--watch and --methods write no report", "give one of them alone")
+    if watch:
+        _watch(project_folder(dataset, out), port, as_json=as_json)
+        return
     project = open_project(dataset, out, [])
     if methods:
         text = project.methods()
         print_json({"methods": text}) if as_json else say(text)
         return
-    path = project.report()
+    if full and not images:
+        raise InputError("--full shows all cases whole, --no-images shows none", "leave one of them out")
+    path = project.report(images=images, full=full)
     print_result({"report": str(path)}, [path], as_json=as_json)
+
+
+def _watch(root: Path, port: int, *, as_json: bool) -> None:
+    """Serve a project until the user ends it."""
+    from segfit.project.watch import WatchServer
+
+    with WatchServer(root, port) as server:
+        if as_json:
+            print_json({"address": server.address})
+        else:
+            say(server.address)
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

@@ -25,9 +25,10 @@ from segfit.cli.common import (
 )
 from segfit.cli.console import say, score_table, table
 from segfit.errors import InputError
-from segfit.text import count, dice, listing
+from segfit.text import count, dice, listing, measure_name
 
 if TYPE_CHECKING:
+    from segfit.dataset.manifest import Case, Dataset
     from segfit.evaluation.cohorts import Comparison
     from segfit.evaluation.statistics import Estimate
     from segfit.evaluation.summary import Estimates, Summary
@@ -47,7 +48,8 @@ _References = Annotated[
 ]
 _Model = Annotated[Path | None, typer.Option("--model", "-m", metavar="MODEL", help="Model whose labels are meant.")]
 _Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all metrics to this .json or .csv.")
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write all metrics to this .json or .csv, or a page: .html."),
 ]
 _Form = Annotated[
     Literal["segfit", "nnunet"],
@@ -90,6 +92,7 @@ def evaluate(
     by: _By = "",
     compare: _Compare = None,
     observer: _Observer = None,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="In a page: with pictures of cases.")] = True,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -103,9 +106,10 @@ def evaluate(
     from segfit.evaluation.score_files import require_writable, write_scores
 
     target = output or save
-    if target is not None:
+    page = target is not None and target.suffix.lower() == ".html" and form == "segfit"
+    if target is not None and not page:
         require_writable(target, form)
-    elif form != "segfit":
+    elif target is None and form != "segfit":
         raise InputError("--format is of the file that is written", "give -o summary.json")
     asked = _Asked(
         dataset, model, references, labels, _kinds(metrics), tolerance, match_iou, by,
@@ -122,16 +126,13 @@ def evaluate(
     if predictions is None and references is None:
         if labels is not None:
             raise InputError("--labels is for --predictions and --references", "a project knows its own: leave it out")
-        found = open_project(dataset, out, [], execution, make=False).evaluate(
-            metrics=asked.kinds, tolerance=tolerance, matched_iou=match_iou, by=by
-        )
-        if found is None:
-            raise InputError("the dataset has no labelled test images", "give --predictions and --references")
-        summary = found
+        summary, meaning = asked.of_project(out)
     else:
-        summary = asked.summary(predictions)
+        summary, meaning = asked.summary(predictions), None
     between = None if observer is None else asked.beside(summary, observer)
-    if target is not None:
+    if target is not None and page:
+        _write_page(summary, target, meaning or asked.meaning, asked.execution, images=images)
+    elif target is not None:
         write_scores(summary, target, form)
     _print_json_or_tables(summary, between, as_json=as_json)
 
@@ -161,12 +162,26 @@ class _Asked:
 
         if predictions is None or self.references is None:
             raise InputError("evaluate needs --predictions and --references, --compare of folders --references")
-        scheme, ending, use, table_folder = _meaning(self.dataset, self.model, self.labels)
+        meaning = self.meaning
         return evaluate_folder(
-            predictions, self.references, scheme, ending=ending, require_all=False, label_use=use, metrics=self.kinds,
-            tolerance=self.tolerance, matched_iou=self.match_iou, table=table_folder, by=self.by,
-            execution=self.execution,
+            predictions, self.references, meaning.labels, ending=meaning.ending, require_all=False,
+            label_use=meaning.use, metrics=self.kinds, tolerance=self.tolerance, matched_iou=self.match_iou,
+            table=meaning.table, by=self.by, execution=self.execution,
         )  # fmt: skip
+
+    def of_project(self, out: Path | None) -> tuple[Summary, _Meaning | None]:
+        """Score the test predictions of a project."""
+        project = open_project(self.dataset, out, [], self.execution, make=False)
+        found = project.evaluate(metrics=self.kinds, tolerance=self.tolerance, matched_iou=self.match_iou, by=self.by)
+        if found is None:
+            raise InputError("the dataset has no labelled test images", "give --predictions and --references")
+        known = project.dataset
+        return found, _Meaning(known.labels, known.file_ending, "classes", None, known)
+
+    @property
+    def meaning(self) -> _Meaning:
+        """What the labels mean."""
+        return _meaning(self.dataset, self.model, self.labels)
 
     def compared(self, paths: tuple[Path, Path]) -> Comparison:
         """Compare two sets of predictions, each a folder or the JSON file of its metrics."""
@@ -191,18 +206,30 @@ class _Asked:
         return compare(first, second, groups_of([case.case for case in first.cases], rows), names)
 
 
-def _meaning(
-    dataset: Path | None, model: Path | None, use: LabelUseName | None
-) -> tuple[LabelScheme, str, LabelUseName, Path | None]:
-    """Return labels and file ending of a dataset or a model, what label values are, and where a table of cases lies.
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """Labels and file ending of a dataset or a model, what label values are, and where a table of cases lies."""
 
-    Label values are `use`, or as was told there.
-    """
+    labels: LabelScheme
+    ending: str
+    use: LabelUseName
+    table: Path | None
+    dataset: Dataset | None = None
+
+    @property
+    def cases(self) -> dict[str, Case]:
+        """The cases whose images are known, by id."""
+        known = () if self.dataset is None else (*self.dataset.training, *self.dataset.test)
+        return {case.id: case for case in known}
+
+
+def _meaning(dataset: Path | None, model: Path | None, use: LabelUseName | None) -> _Meaning:
+    """Return what a dataset or a model says; label values are `use`, or as was told there."""
     if model is not None:
         from segfit.inference.open_model import open_model
 
         manifest = open_model(model, verify=False).manifest
-        return manifest.labels, manifest.file_ending, use or "classes", None
+        return _Meaning(manifest.labels, manifest.file_ending, use or "classes", None)
     if dataset is None:
         raise InputError("give the dataset or --model, so that the labels have a meaning")
     from segfit.dataset.layouts import open_dataset
@@ -210,7 +237,15 @@ def _meaning(
     place, asked = dataset_of(dataset)
     asked = asked.model_copy(update={"labels": use or asked.labels})
     opened = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
-    return opened.labels, opened.file_ending, asked.labels, opened.root
+    return _Meaning(opened.labels, opened.file_ending, asked.labels, opened.root, opened)
+
+
+def _write_page(summary: Summary, path: Path, meaning: _Meaning, execution: Execution, *, images: bool) -> None:
+    from segfit.report.evaluated import write_evaluation
+
+    write_evaluation(
+        summary, path, meaning.labels, label_use=meaning.use, cases=meaning.cases, images=images, execution=execution
+    )
 
 
 def _print_json_or_tables(summary: Summary, between: Comparison | None, *, as_json: bool) -> None:
@@ -221,7 +256,7 @@ def _print_json_or_tables(summary: Summary, between: Comparison | None, *, as_js
     rows = {case.case: {name: one.dice for name, one in case.metrics.items()} for case in summary.cases}
     rows["mean"] = {name: one.dice for name, one in summary.mean.items()}
     score_table(rows, first="Dice")
-    named = partial(_name, unit=summary.unit)
+    named = partial(measure_name, unit=summary.unit)
     _print_estimates("mean", summary.estimates, named)
     for one in summary.slices:
         _print_estimates(f"{summary.by} {one.value or 'not told'}", one.estimates, named, ("dice",))
@@ -236,13 +271,6 @@ def _print_json_or_tables(summary: Summary, between: Comparison | None, *, as_js
 
 def _facts(found: Comparison) -> dict[str, Any]:
     return found.model_dump(mode="json") | {"sentence": found.sentence}
-
-
-def _name(key: str, unit: str | None) -> str:
-    words = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "surface_dice": "surface Dice"}
-    words["centreline_dice"] = "centreline Dice"
-    text = words.get(key, key.replace("_", " "))
-    return f"{text} ({unit})" if unit and key in ("hd95", "average_surface_distance") else text
 
 
 def _print_estimates(title: str, estimates: Estimates, named: Callable[[str], str], only: Sequence[str] = ()) -> None:
@@ -272,6 +300,6 @@ def _print_comparison(found: Comparison, *, as_json: bool) -> None:
     _print_estimates(
         f"{found.first} minus {found.second}",
         {name: dict(values) for name, values in found.classes.items()},
-        partial(_name, unit=None),
+        partial(measure_name, unit=None),
     )
     say(found.sentence)

@@ -6,6 +6,7 @@ my-project/
   check.json         problems found in the dataset
   fingerprint.json   splits.json
   plan.json  selection.json  validation.json  report.html  model/  predictions/    of the present options; copies
+  report-cases/      pages that show each case of the report whole, if they were asked for
   cache/             hashes of the dataset's files, the fingerprint's memory of each case, what the report shows of it
   cases/             preprocessed cases
   starts/<identity>/ models that trainings started from, see `segfit.project.starting_model`
@@ -72,6 +73,7 @@ class ProjectFolder:
         self.selection = root / "selection.json"
         self.validation_summary = root / "validation.json"
         self.report = root / "report.html"
+        self.report_cases = root / "report-cases"
         self.model = root / "model"
         self.predictions = root / "predictions"
         self.cache = root / "cache"

@@ -37,7 +37,7 @@ __all__ = [
 
 SELECT_SECONDS, SELECT_CASE_SECONDS = 0.1, 0.016  # scoring and post-processing, and each small case of it
 REPORT_SECONDS = 1.0
-REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # three cases are read again for their pictures
+REPORT_SECONDS_PER_MEGAVOXEL = 0.15  # of the median case: some twenty predictions are read for their pictures
 CASE_SECONDS_PER_MEGAVOXEL = 0.25
 _PROBED_CASES = 4  # preprocessed ahead, at least, and for
 _PROBED_SECONDS = 1.0

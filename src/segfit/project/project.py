@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -210,24 +213,37 @@ class Project(Preparation):
         """Judge the model by what the stages left; None as long as none was selected."""
         return self.findings().verdict
 
-    def report(self) -> Path:
-        """Write ``report.html`` from what there is; return its path."""
-        from segfit.project.reporting import report_data
-        from segfit.report.page import write_report
+    def report(self, *, images: bool = True, full: bool = False) -> Path:
+        """Write ``report.html`` from what there is; return its path.
+
+        Parameters
+        ----------
+        images : with pictures of cases
+        full : also write ``report-cases/``, pages that show each of them whole
+        """
+        from segfit.project.reporting import overlays_of, report_data
+        from segfit.report.page import write_case_pages, write_report
 
         problems = self.check()  # first: it decides which cases count
+        found = self.findings()
         with self.stage_log.of("report"):
+            overlays = partial(overlays_of, self.folder, self.dataset, found, self.hashes, self.execution)
             data = report_data(
                 self.folder,
                 self.dataset,
                 self.asked,
-                self.findings(),
-                hashes=self.hashes,
+                found,
                 records=self.stage_log.records(),
                 hardware=self.hardware,
                 warnings=[item for item in problems if not item.fatal],
+                overlays=overlays() if images else (),
             )
-            write_report(data, self.folder.report)
+            pages = {}
+            if images and full:
+                pages = write_case_pages(overlays(whole=True), data.label_names, self.folder.report_cases)
+            elif self.folder.report_cases.exists():
+                shutil.rmtree(self.folder.report_cases)
+            write_report(replace(data, pages=pages, no_images=not images), self.folder.report)
         return self.folder.report
 
     def methods(self) -> str:

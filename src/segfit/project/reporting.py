@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
-
-from numpy.typing import NDArray
 
 from segfit.dataset.annotation import read_labels
 from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import Hardware
 from segfit.errors import Problem
+from segfit.evaluation.cohorts import with_estimates
 from segfit.evaluation.summary import Summary
-from segfit.images.formats import read_case, read_label
+from segfit.execution.execution import Execution
+from segfit.images.formats import num_voxels, read_case, read_label
 from segfit.labels import LabelScheme
 from segfit.options import Options
 from segfit.planning.mirroring import value_names
@@ -26,18 +26,14 @@ from segfit.project.findings import Findings
 from segfit.project.folder import ProjectFolder
 from segfit.project.stage_log import StageRecord
 from segfit.project.trainings import Training
-from segfit.report.data import (
-    Overlay,
-    ReportData,
-    StageUse,
-    TrainingCurve,
-    choose_examples,
-)
+from segfit.report.data import Kind, Overlay, Rank, ReportData, StageUse, TrainingCurve, ranked
 from segfit.report.views import View, kept_view
 from segfit.training.events import read_events
 from segfit.training.result import EVENTS, TrainingResult
 
-__all__ = ["report_data"]
+__all__ = ["overlays_of", "report_data"]
+
+_BYTES_PER_VOXEL = 24  # of a case that is read with its labels and its prediction
 
 _STAGES = (
     "check",
@@ -61,27 +57,22 @@ def report_data(
     options: Options,
     found: Findings,
     *,
-    hashes: FileHashes,
     records: Sequence[StageRecord],
     hardware: Hardware,
     warnings: Sequence[Problem],
+    overlays: Sequence[Overlay] = (),
 ) -> ReportData:
     """Gather everything that is known about a project.
 
     Parameters
     ----------
     found : what counts of what the stages left
-    hashes : of the files of the dataset
     records : the stage log
+    overlays : pictures, as `overlays_of` makes them
     """
     plan, chosen, test = found.plan, found.selected, found.test
-    validation = None if chosen is None else chosen.summary
-    predicted = {} if found.predicted is None else {case.id: found.predicted for case in dataset.test}
-    view = partial(_view, dataset.labels, folder.cache, hashes)
-    overlays = (
-        *_overlays(dataset, "validation", validation, dataset.training, found.validated, view),
-        *_overlays(dataset, "test", test, dataset.test, predicted, view),
-    )
+    validation = None if chosen is None else with_estimates(chosen.summary, _groups(dataset.training))
+    test = None if test is None else with_estimates(test, _groups(dataset.test))
     run = plan.run if plan is not None else None
     return ReportData(
         dataset=dataset.name,
@@ -95,7 +86,7 @@ def report_data(
         validation=validation,
         folds={case: number for number, fold in enumerate(found.folds) for case in fold.validation},
         test=test,
-        overlays=overlays,
+        overlays=tuple(overlays),
         resources=_resources(folder, run, found.results, records),
         environment=_environment(hardware),
         model_path=str(folder.model) if chosen is not None and folder.model.is_dir() else "",
@@ -105,42 +96,84 @@ def report_data(
     )
 
 
-def _overlays(
+def overlays_of(
+    folder: ProjectFolder,
     dataset: Dataset,
-    kind: Literal["validation", "test"],
-    summary: Summary | None,
-    known: Sequence[Case],
-    folders: Mapping[str, Path],
-    view: Callable[[Case, NDArray[Any]], View],
+    found: Findings,
+    hashes: FileHashes,
+    execution: Execution,
+    *,
+    whole: bool = False,
 ) -> list[Overlay]:
-    labels, cases = dataset.labels, {case.id: case for case in known}
-    found = []
-    for rank, one in choose_examples(summary).items() if summary else ():
-        case, prediction = cases.get(one.case), folders[one.case] / f"{one.case}{dataset.file_ending}"
-        if case is None or not case.label_files or not prediction.is_file():
-            continue
-        predicted = labels.to_inner(read_label(prediction).array)
-        seen = view(case, predicted[0])
-        found.append(
-            Overlay(
-                case=one.case,
-                kind=kind,
-                rank=rank,
-                dice=one.mean_dice,
-                view=seen,
-                prediction=seen.axes.apply(predicted)[0],
-            )
-        )
-    return found
+    """Return the pictures of cases whose predictions were scored: those that tell most first, whole.
+
+    Parameters
+    ----------
+    hashes : of the files of the dataset
+    whole : have all of them whole, of which there may be many
+    """
+    wanted: list[_Picture] = []
+    if found.selected is not None:
+        wanted += _pictures("validation", found.selected.summary, dataset, dataset.training, found, found.validated)
+    if found.test is not None and found.predicted is not None:
+        folders = {case.id: found.predicted for case in dataset.test}
+        wanted += _pictures("test", found.test, dataset, dataset.test, found, folders)
+    work = partial(_overlay, dataset.labels, folder.cache, whole)
+    contents = [(hashes.case(item.case), item) for item in wanted]
+    drawn = execution.map(
+        work,
+        contents,
+        description="drawing pictures",
+        name=lambda pair: pair[1].case.id,
+        size=lambda pair: num_voxels(pair[1].file) * _BYTES_PER_VOXEL,
+    )
+    done = {(item.kind, item.case.id): overlay for (_, item), overlay in drawn if overlay is not None}
+    return [done[key] for item in wanted if (key := (item.kind, item.case.id)) in done]
 
 
-def _view(labels: LabelScheme, cache: Path, hashes: FileHashes, case: Case, predicted: NDArray[Any]) -> View:
-    """Return what is shown of a case, which is read only if that was not kept when it was checked."""
-    view = kept_view(labels, cache, hashes.case(case))
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A case to draw."""
+
+    kind: Kind
+    rank: Rank
+    dice: float | None
+    case: Case
+    file: Path
+
+
+def _pictures(
+    kind: Kind,
+    summary: Summary,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    found: Findings,
+    folders: Mapping[str, Path],
+) -> list[_Picture]:
+    """Return what is to be drawn of those cases that have labels and whose prediction is there."""
+    known = {case.id: case for case in cases if case.label_files}
+    chosen = [(one, rank) for one, rank in ranked(summary, found.verdict) if one.case in known and one.case in folders]
+    files = {one.case: folders[one.case] / f"{one.case}{dataset.file_ending}" for one, _ in chosen}
+    pictures = [_Picture(kind, rank, one.mean_dice, known[one.case], files[one.case]) for one, rank in chosen]
+    return [picture for picture in pictures if picture.file.is_file()]
+
+
+def _overlay(labels: LabelScheme, cache: Path, whole: bool, pair: tuple[str, _Picture]) -> Overlay | None:
+    """Draw a case, which is read only if what is shown of it was not kept when it was checked."""
+    content, item = pair
+    view = kept_view(labels, cache, content)
+    if view is None and not (item.rank or whole):
+        return None  # nothing is labelled there
+    predicted = labels.to_inner(read_label(item.file).array)[0]
     if view is None:
-        image = read_case(case.images, case.spacing_mm)
-        view = View.of_image(image, read_labels(case, labels, image.grid).array[0], predicted)
-    return view
+        image = read_case(item.case.images, item.case.spacing_mm)
+        view = View.of_image(image, read_labels(item.case, labels, image.grid).array[0], predicted, scene=True)
+    turned = view.axes.apply(predicted[None])[0]
+    return Overlay.of(item.case.id, item.kind, item.rank, item.dice, view, turned, whole=whole)
+
+
+def _groups(cases: Sequence[Case]) -> dict[str, str]:
+    return {case.id: case.group for case in cases if case.group}
 
 
 def _curves(trainings: Sequence[Training]) -> tuple[TrainingCurve, ...]:

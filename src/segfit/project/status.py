@@ -21,7 +21,7 @@ from segfit.text import count, dice, listing
 from segfit.training.events import last_event
 from segfit.training.result import EVENTS, RESULT, STATE
 
-__all__ = ["ProjectStatus", "StageStatus", "share_of", "status_of"]
+__all__ = ["ProjectStatus", "StageStatus", "read_if_whole", "share_of", "status_of"]
 
 _State = Literal["done", "begun", "open"]
 
@@ -78,10 +78,10 @@ def status_of(root: Path) -> ProjectStatus:
     if not folder.project.exists():
         raise InputError(f"{root} is not a segfit project", "give the folder that segfit run --out made")
     file = ProjectFile.load(folder.project)
-    check, plan = _read(CheckFile, folder.check), _read(Plan, folder.plan)
-    manifest = _read(ModelManifest, folder.model / MANIFEST)
-    selection = _read(Selection, folder.selection)
-    test = _read(Summary, folder.predictions / "summary.json")
+    check, plan = read_if_whole(CheckFile, folder.check), read_if_whole(Plan, folder.plan)
+    manifest = read_if_whole(ModelManifest, folder.model / MANIFEST)
+    selection = read_if_whole(Selection, folder.selection)
+    test = read_if_whole(Summary, folder.predictions / "summary.json")
     trained = _trained(folder, plan)
     stages = (*_preparation(folder, check, plan), _training(folder, trained), *_results(folder, selection, test))
     return ProjectStatus(
@@ -99,7 +99,7 @@ def status_of(root: Path) -> ProjectStatus:
 
 
 def _preparation(folder: ProjectFolder, check: CheckFile | None, plan: Plan | None) -> list[StageStatus]:
-    fingerprint = _read(Fingerprint, folder.fingerprint)
+    fingerprint = read_if_whole(Fingerprint, folder.fingerprint)
     stored = sum(1 for _ in folder.cases.glob("*/case.json"))
     found = []
     if check is not None:
@@ -184,7 +184,7 @@ def _stage(name: str, detail: str) -> StageStatus:
 _Document = TypeVar("_Document", bound=Document)
 
 
-def _read(kind: type[_Document], path: Path) -> _Document | None:
+def read_if_whole(kind: type[_Document], path: Path) -> _Document | None:
     """Read a document if it is there and whole; who needs it says what is wrong with it."""
     try:
         return kind.load(path) if path.exists() else None

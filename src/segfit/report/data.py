@@ -11,23 +11,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import Problem
 from segfit.evaluation.summary import CaseMetrics, Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan, StageForecast
-from segfit.report.views import View
+from segfit.report.scenes import in_8_bits
+from segfit.report.views import View, thinned
 from segfit.selection.select import Selection
 from segfit.selection.verdict import Verdict
 
 __all__ = [
+    "THUMB",
+    "Kind",
     "Overlay",
+    "Rank",
     "ReportData",
     "StageUse",
     "TrainingCurve",
     "choose_examples",
+    "flagged",
+    "ranked",
 ]
+
+Kind = Literal["validation", "test", "evaluation"]
+Rank = Literal["best", "median", "worst", "flagged", ""]
+THUMB = 224  # pixels of a side of the slice that is shown of a case without a rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +93,61 @@ class Overlay:
 
     Parameters
     ----------
-    view : slices of image and reference
-    prediction : integer labels, with the axes of the view
+    rank : why it is shown; empty for one of the many others, of which a small slice is shown
+    view : slices of image and reference, and with a rank more to scroll through
+    cuts : the prediction in the slices of the view, thinned alike
+    volume : the prediction in its scene
+    outside : share of what is predicted that lies beyond the scene
+    probability : of any class in its scene, 0 to 255, where it is at hand
     """
 
     case: str
-    kind: Literal["validation", "test"]
-    rank: Literal["best", "median", "worst"]
+    kind: Kind
+    rank: Rank
     dice: float | None
     view: View
-    prediction: NDArray[Any]
+    cuts: tuple[NDArray[Any], ...]
+    volume: NDArray[Any] | None = None
+    outside: float = 0.0
+    probability: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        case: str,
+        kind: Kind,
+        rank: Rank,
+        dice: float | None,
+        view: View,
+        prediction: NDArray[Any],
+        *,
+        probability: NDArray[Any] | None = None,
+        whole: bool = False,
+    ) -> Overlay:
+        """Return what is shown of a case, whole if it has a rank or that is asked for.
+
+        `prediction` is integer labels, `probability` that of any class, 0 to 1, with the axes of the view.
+        """
+        small = not (rank or whole)
+        seen = view.smaller(THUMB) if small else view
+        cuts = tuple(thinned(one.of(prediction)) for one in seen.slices)
+        if small:
+            cuts = tuple(thinned(cut, THUMB) for cut in cuts)
+        if seen.scene is None:
+            return cls(case=case, kind=kind, rank=rank, dice=dice, view=seen, cuts=cuts)
+        volume, outside = seen.scene.cut(prediction), seen.scene.share_outside(prediction)
+        chance = None if probability is None else in_8_bits(seen.scene.cut(probability), 0.0, 1.0)
+        return cls(
+            case=case,
+            kind=kind,
+            rank=rank,
+            dice=dice,
+            view=seen,
+            cuts=cuts,
+            volume=volume,
+            outside=outside,
+            probability=chance,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +178,34 @@ class ReportData:
     folds: Mapping[str, int] = field(default_factory=dict)  # whose network predicted a validation case
     test: Summary | None = None
     overlays: tuple[Overlay, ...] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)  # that show cases whole, see `write_case_pages`
+    no_images: bool = False  # pictures were left out as asked
     resources: tuple[StageUse, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # "machine", "segfit", "torch", "command", ...
     model_path: str = ""  # folder of the bundle, once there is one
     file_ending: str = ""  # of the dataset's labels, with the leading dot
     image_ending: str = ""  # of its images; empty: as the labels
     warnings: tuple[Problem, ...] = ()  # beside the plan's own
+
+
+def flagged(summary: Summary, verdict: Verdict | None, most: int = 4) -> list[str]:
+    """Return cases that need a look, at most so many: those a verdict names, then those where a class was missed."""
+    known = [case.case for case in sorted(summary.cases, key=lambda case: (case.mean_dice or 0.0, case.case))]
+    named = [case for item in (verdict.findings if verdict else ()) for case in item.cases if case in known]
+    missed = {case.case for case in summary.cases if any(one.dice == 0 for one in case.metrics.values())}
+    return list(dict.fromkeys([*named, *(case for case in known if case in missed)]))[:most]
+
+
+def ranked(summary: Summary, verdict: Verdict | None = None, others: int = 200) -> list[tuple[CaseMetrics, Rank]]:
+    """Return the cases to show, those with a rank first, then the others, the worst first."""
+    found: dict[str, Rank] = {case.case: rank for rank, case in choose_examples(summary).items()}
+    for case in flagged(summary, verdict):
+        found.setdefault(case, "flagged")
+    cases = {case.case: case for case in summary.cases}
+    rest = sorted(
+        (c for c in summary.cases if c.case not in found), key=lambda case: (case.mean_dice or 0.0, case.case)
+    )
+    return [*((cases[name], rank) for name, rank in found.items()), *((case, "") for case in rest[:others])]
 
 
 def choose_examples(summary: Summary) -> dict[Literal["best", "median", "worst"], CaseMetrics]:

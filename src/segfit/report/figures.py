@@ -15,15 +15,31 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from segfit.evaluation.statistics import Estimate
 from segfit.report.data import TrainingCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["PALETTE", "colour", "histogram", "learning_rate_figure", "loss_figure", "strip", "validation_figure"]
+__all__ = [
+    "FOLD_PALETTE",
+    "PALETTE",
+    "class_colour",
+    "colour",
+    "css",
+    "fold_colour",
+    "histogram",
+    "learning_rate_figure",
+    "loss_figure",
+    "strip",
+    "validation_figure",
+]
 
-# Okabe and Ito's colours, yellow last because it is faint on white.
+# Okabe and Ito's colours, yellow last because it is faint on white: of classes, on pictures.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F5AA8", "#F0E442")
+
+# Of folds and of the axes of images, never of classes.
+FOLD_PALETTE = ("#27313c", "#4d6072", "#7a8a9a", "#3b566e", "#5f7f9b")
 
 _INK, _MUTED, _LINE = "#1d2733", "#5d6b7a", "#dfe5ec"
 _STYLE: Any = {  # Any: newer matplotlib types the keys, older ones do not
@@ -53,9 +69,39 @@ _STYLE: Any = {  # Any: newer matplotlib types the keys, older ones do not
 _MAX_POINTS = 240
 
 
+_DASHES = ("-", "--", ":", "-.", (0, (7, 2)))  # of folds, which are hard to tell apart by their shade alone
+_VARIABLES = {
+    **{hue.lower(): f"var(--c{number})" for number, hue in enumerate(PALETTE)},
+    **{hue: f"var(--f{number})" for number, hue in enumerate(FOLD_PALETTE)},
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _LINE: "var(--line)",
+}
+"""Colours as the page's style sheet has them: others where it is dark, and darker ones on white than on pictures."""
+
+
 def colour(index: int) -> str:
-    """Return the colour of the class, fold or axis at `index`; colours repeat after eight."""
+    """Return the colour of the class at `index` on a picture; colours repeat after eight."""
     return PALETTE[index % len(PALETTE)]
+
+
+def css(hue: str) -> str:
+    """Return the variable of the style sheet for one of our colours; any other colour as it is."""
+    return _VARIABLES.get(hue.lower(), hue)
+
+
+def class_colour(index: int) -> str:
+    """Return the colour of the class at `index` on the page."""
+    return css(colour(index))
+
+
+def fold_colour(index: int) -> str:
+    """Return the colour of the fold, or the axis of images, at `index` on the page."""
+    return css(FOLD_PALETTE[index % len(FOLD_PALETTE)])
+
+
+def _fold_line(index: int) -> dict[str, Any]:
+    return {"color": FOLD_PALETTE[index % len(FOLD_PALETTE)], "linestyle": _DASHES[index % len(_DASHES)]}
 
 
 def loss_figure(curves: Sequence[TrainingCurve], name: str) -> Markup:
@@ -63,7 +109,7 @@ def loss_figure(curves: Sequence[TrainingCurve], name: str) -> Markup:
 
     def draw(axes: Axes) -> None:
         for curve in curves:
-            axes.plot(*_thinned(curve.share, curve.loss), color=colour(curve.fold))
+            axes.plot(*_thinned(curve.share, curve.loss), **_fold_line(curve.fold))
         axes.set_title("Training loss")
         _budget_axis(axes)
 
@@ -75,7 +121,7 @@ def learning_rate_figure(curves: Sequence[TrainingCurve], name: str) -> Markup:
 
     def draw(axes: Axes) -> None:
         for curve in curves:
-            axes.plot(*_thinned(curve.share, curve.learning_rate), color=colour(curve.fold))
+            axes.plot(*_thinned(curve.share, curve.learning_rate), **_fold_line(curve.fold))
         axes.set_title("Learning rate")
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
         axes.yaxis.set_major_formatter("{x:.2g}")
@@ -110,7 +156,9 @@ def validation_figure(curves: Sequence[TrainingCurve], classes: Sequence[str], n
     return _figure(draw, f"{name}-dice", "Dice of each class on some validation cases over the share of the budget")
 
 
-def histogram(columns: Sequence[Sequence[float]], title: str, unit: str, name: str) -> Markup:
+def histogram(
+    columns: Sequence[Sequence[float]], title: str, unit: str, name: str, palette: Sequence[str] = FOLD_PALETTE
+) -> Markup:
     """Draw step histograms of several value lists (one per image axis or label, coloured in order) over common bins."""
 
     def draw(axes: Axes) -> None:
@@ -119,8 +167,9 @@ def histogram(columns: Sequence[Sequence[float]], title: str, unit: str, name: s
         edges = np.linspace(low - margin, high + margin, 21)
         for index, column in enumerate(columns):
             counts, _ = np.histogram(column, edges)
-            axes.stairs(counts, edges, color=colour(index), linewidth=1.3)
-            axes.stairs(counts, edges, color=colour(index), alpha=0.12, fill=True)
+            hue = palette[index % len(palette)]
+            axes.stairs(counts, edges, color=hue, linewidth=1.3)
+            axes.stairs(counts, edges, color=hue, alpha=0.12, fill=True)
         axes.set_title(title)
         axes.set_xlabel(unit)
         axes.set_ylabel("cases")
@@ -129,11 +178,13 @@ def histogram(columns: Sequence[Sequence[float]], title: str, unit: str, name: s
     return _figure(draw, name, title)
 
 
-def strip(values: Sequence[float], low: float, high: float = 1.0, fill: str = PALETTE[0]) -> Markup:
+def strip(
+    values: Sequence[float], low: float, high: float = 1.0, index: int = 0, estimate: Estimate | None = None
+) -> Markup:
     """Draw one distribution as a box with its points on a line from `low` to `high`, 400 x 26 units.
 
-    The box spans the quartiles, the bar is the median. With more than 300 values only those outside 1.5 box lengths
-    are drawn as points.
+    The box spans the quartiles, the bar is the median; an `estimate` is the mean with its interval. With more than 300
+    values only those outside 1.5 box lengths are drawn as points.
     """
     finite = np.sort(np.asarray([value for value in values if np.isfinite(value)], dtype=float))
     ticks = "".join(
@@ -155,9 +206,21 @@ def strip(values: Sequence[float], low: float, high: float = 1.0, fill: str = PA
             f'<circle cx="{_place(float(value), low, high):.1f}" cy="{y:.1f}" r="2"/>'
             for value, y in zip(points, heights, strict=True)
         )
-        parts.append(f'<g fill="{fill}" fill-opacity="0.55">{"".join(circles)}</g>')
+        parts.append(f'<g style="fill:{class_colour(index)}" fill-opacity="0.6">{"".join(circles)}</g>')
         parts.append(f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="3" y2="23" class="median"/>')
+        if estimate is not None and estimate.mean is not None:
+            parts.append(_mean_mark(estimate, low, high))
     return Markup("".join(parts) + "</svg>")
+
+
+def _mean_mark(found: Estimate, low: float, high: float) -> str:
+    """Return a diamond at a mean, and a line over its interval."""
+    at = _place(found.mean or 0.0, low, high)
+    mark = f'<path d="M{at - 4:.1f} 13L{at:.1f} 9L{at + 4:.1f} 13L{at:.1f} 17Z" class="mean"/>'
+    if found.low is None or found.high is None:
+        return mark
+    left, right = (_place(max(low, end), low, high) for end in (found.low, found.high))
+    return f'<line x1="{left:.1f}" x2="{right:.1f}" y1="13" y2="13" class="interval"/>{mark}'
 
 
 def strip_ticks(low: float, high: float = 1.0) -> list[float]:
@@ -225,5 +288,6 @@ def _figure(draw: Callable[[Axes], None], name: str, description: str) -> Markup
     text = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg class="plot" role="img" viewBox="\1">', text, count=1)
     text = text.replace("xlink:href=", "href=")
+    text = re.sub('#[0-9a-f]{6}(?=;|"| )', lambda hue: css(hue[0]), text)
     text = text.replace('role="img"', f'role="img" aria-label="{description}"', 1)
     return Markup(re.sub(r">\s+<", "><", text).strip())

@@ -6,7 +6,6 @@ The slice is embedded once as a JPEG at its own resolution; contours are vectors
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 
 from segfit.report.data import Overlay
 from segfit.report.figures import colour
-from segfit.report.views import View, thinned
+from segfit.report.scenes import as_jpeg
+from segfit.report.views import View
 
-__all__ = ["Plane", "draw_plane", "label_colours", "panel_height", "planes"]
+__all__ = ["Plane", "draw_plane", "edges", "label_colours", "panel_height", "planes"]
 
 _ROW_WIDTH, _GAP, _TITLE = 1020.0, 8.0, 18.0
 _OTHER = "#8a94a0"  # labels without a name, e.g. the ignore label
@@ -52,9 +52,8 @@ def planes(overlay: Overlay) -> list[Plane]:
     """Return the slices to show, with what was predicted there."""
     view, shown = overlay.view, []
     side = slice(None, None, -1) if view.canonical else slice(None)
-    for one in view.slices:
+    for one, cut in zip(view.slices, overlay.cuts, strict=True):
         flip = (slice(None), slice(None)) if one.axis is None else (side, side)
-        cut = overlay.prediction if one.axis is None else overlay.prediction.take(one.index, one.axis)
         rows, columns = (size * mm for i, (size, mm) in enumerate(_sides(view)) if i != one.axis)
         caption = ""
         if one.axis is not None:
@@ -65,7 +64,7 @@ def planes(overlay: Overlay) -> list[Plane]:
             Plane(
                 one.pixels[flip],
                 one.reference[flip],
-                thinned(cut)[flip],
+                cut[flip],
                 (rows, columns),
                 caption,
                 ("R", "L") if view.canonical else ("", ""),
@@ -82,6 +81,17 @@ def _sides(view: View) -> list[tuple[int, float]]:
 def label_colours(values: Iterable[int]) -> dict[int, str]:
     """Return a colour for each foreground value, by ascending value."""
     return {value: colour(index) for index, value in enumerate(sorted(v for v in values if v > 0))}
+
+
+def edges(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where a pixel has a neighbour with another value."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return edge
 
 
 def panel_height(shown: Sequence[Plane]) -> float:
@@ -102,7 +112,7 @@ def draw_plane(plane: Plane, colours: Mapping[int, str], name: str, height: floa
     total = 3 * width + 2 * _GAP
     image = (
         f'<image id="{name}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none" '
-        f'href="data:image/jpeg;base64,{_jpeg(plane.pixels)}"/>'
+        f'href="data:image/jpeg;base64,{base64.b64encode(as_jpeg(plane.pixels)).decode()}"/>'
     )
     reference = _outlines(plane.reference, (height, width))
     predicted = _outlines(plane.prediction, (height, width))
@@ -123,14 +133,6 @@ def draw_plane(plane: Plane, colours: Mapping[int, str], name: str, height: floa
             f'<g transform="translate({x:.1f} {_TITLE:.0f})">{content}{_marks(plane, index, height, width)}</g>'
         )
     return Markup("".join(parts) + "</svg>")
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="JPEG", quality=88)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _painted(outlines: Mapping[int, str], colours: Mapping[int, str]) -> str:

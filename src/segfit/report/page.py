@@ -1,24 +1,31 @@
-"""The report: one HTML file that opens offline, made from `ReportData`."""
+"""The pages: each one HTML file that opens offline, made from `ReportData` or from the scores of predictions."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shlex
+from collections.abc import Mapping, Sequence
 from importlib import resources as package_files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from segfit.evaluation.summary import Summary
-from segfit.files import write_text
+from segfit.files import new_folder, write_text
 from segfit.report import results, sections
-from segfit.report.data import ReportData, choose_examples
+from segfit.report.data import Overlay, ReportData, choose_examples
+from segfit.report.examples import examples, page_key, shown_of
 from segfit.selection.verdict import Verdict
 from segfit.text import count, dice, duration, listing
 
-__all__ = ["render", "write_report"]
+__all__ = ["fragment_of", "page_of", "render", "render_case", "render_scores", "write_case_pages", "write_report"]
+
+_SCRIPTS = ("tables.js", "viewer.js")
 
 
 def write_report(data: ReportData, path: Path) -> None:
@@ -27,13 +34,15 @@ def write_report(data: ReportData, path: Path) -> None:
 
 
 def render(data: ReportData) -> str:
-    """Return the page. All text from users is escaped; nothing outside the file is referred to."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_package_text("template.html.j2"))
-    return template.render(
-        style=Markup(_package_text("style.css")),
+    """Return the page. All text from users is escaped; nothing outside the file is referred to but `data.pages`."""
+    pictures = examples(data.overlays, data.label_names, data.pages)
+    flags = {one.case: one.rank for one in data.overlays if one.rank}
+    return page_of(
+        "project.html.j2",
+        f"{data.dataset} – report",
         dataset=data.dataset,
         verdict=data.verdict,
+        actions=[item.action for item in data.verdict.findings if item.action] if data.verdict else [],
         tiles=_tiles(data),
         summary=_summary(data),
         warnings=_warnings(data),
@@ -42,13 +51,93 @@ def render(data: ReportData) -> str:
         derived=sections.derived(data.plan),
         found=results.found(data),
         training=results.training(data.trainings),
-        validation=results.dice_by_case(data.validation, data.folds),
-        test=results.dice_by_case(data.test, {}),
-        examples=results.examples(data),
+        validation=results.scores(data.validation, data.folds, shown_of(pictures, "validation"), flags),
+        test=results.scores(data.test, {}, shown_of(pictures, "test"), flags),
+        pictures=pictures,
+        no_images=data.no_images,
         resources=results.resources(data.resources),
         provenance=_provenance(data),
         use=_use(data),
     )
+
+
+def render_case(overlay: Overlay, names: Mapping[int, str]) -> str:
+    """Return a page that shows one case whole."""
+    return page_of("case.html.j2", overlay.case, pictures=examples([overlay], names), case=overlay.case)
+
+
+def write_case_pages(overlays: Sequence[Overlay], names: Mapping[int, str], folder: Path) -> dict[str, str]:
+    """Write a page for each case into a folder that takes the place of what was there.
+
+    Return the addresses of the pages by `page_key`, as seen from beside the folder.
+    """
+    found = {}
+    with new_folder(folder) as new:
+        for one in overlays:
+            name = f"{one.kind}-{one.case}.html"
+            write_text(new / name, render_case(one, names))
+            found[page_key(one)] = quote(f"{folder.name}/{name}")
+    return found
+
+
+def render_scores(
+    summary: Summary,
+    title: str,
+    overlays: Sequence[Overlay] = (),
+    names: Mapping[int, str] | None = None,
+    *,
+    no_images: bool = False,
+) -> str:
+    """Return the page of an evaluation: the scores of predictions, and pictures of some where they are given."""
+    flags = {one.case: one.rank for one in overlays if one.rank}
+    interval = _interval(summary)
+    remark = count(len(summary.cases), "case")
+    pictures = examples(overlays, names or {})
+    return page_of(
+        "evaluation.html.j2",
+        f"{title} – evaluation",
+        name=title,
+        tile=("Mean Dice", dice(summary.mean_dice), remark + _spread(interval)),
+        extremes=_extremes(summary) if summary.mean_dice is not None else [],
+        warnings=[str(item) for item in summary.warnings],
+        scores=results.scores(summary, shown=shown_of(pictures, "evaluation"), flags=flags),
+        slices=results.slices(summary),
+        pictures=pictures,
+        no_images=no_images,
+    )
+
+
+def page_of(template: str, title: str, scripts: Sequence[str] = _SCRIPTS, *, live: bool = False, **values: Any) -> str:
+    """Return a page of the package; its content policy lets in the scripts named here, by their hashes, and nothing.
+
+    `live`: it may ask the server that it came from.
+    """
+    return fragment_of(
+        template,
+        style=Markup(_package_text("style.css")),
+        scripts=[_script(name) for name in scripts],
+        connect=Markup("connect-src 'self'; " if live else ""),
+        title=title,
+        **values,
+    )
+
+
+def fragment_of(template: str, **values: Any) -> Markup:
+    """Return a part of a page."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_package_text),
+    )
+    return Markup(environment.get_template(template).render(**values))
+
+
+def _script(name: str) -> dict[str, Markup]:
+    text = _package_text(name)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"text": Markup(text), "hash": Markup(f"sha256-{digest}")}
 
 
 def _package_text(name: str) -> str:
@@ -68,9 +157,11 @@ def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
 def _dice_tile(summary: Summary | None, missing: str) -> tuple[str, str]:
     if summary is None or summary.mean_dice is None:
         return "–", missing
-    interval = _interval(summary)
-    spread = f"\n95 % interval {dice(interval[0])}–{dice(interval[1])}" if interval else ""
-    return dice(summary.mean_dice), count(len(summary.cases), "case") + spread
+    return dice(summary.mean_dice), count(len(summary.cases), "case") + _spread(_interval(summary))
+
+
+def _spread(interval: tuple[float, float] | None) -> str:
+    return f"\n95 % interval {dice(interval[0])}–{dice(interval[1])}" if interval else ""
 
 
 def _cases_tile(data: ReportData) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from segfit.images.formats import read_case, read_label
 from segfit.images.image import CASE_FAILURES, failure_of
 from segfit.labels import LabelScheme
 from segfit.planning.mirroring import value_names
-from segfit.report.overlays import label_colours
+from segfit.report.overlays import edges, label_colours
 from segfit.report.views import View
 
 __all__ = ["draw_overlays", "draw_picture", "legend"]
@@ -90,7 +89,7 @@ def draw_picture(view: View, colours: Mapping[int, str]) -> NDArray[np.uint8]:
     pixels, labels = view.slices[0].pixels, view.slices[0].reference
     grey = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     drawn = grey.astype(np.float32)
-    edge = _edges(labels)
+    edge = edges(labels)
     for value, colour in colours.items():
         inside = labels == value
         if inside.any():
@@ -99,14 +98,3 @@ def draw_picture(view: View, colours: Mapping[int, str]) -> NDArray[np.uint8]:
             drawn[inside] += opacity * (rgb - drawn[inside])
     side = slice(None, None, -1 if view.canonical else 1)  # as radiologists look at it
     return np.ascontiguousarray(drawn.round().astype(np.uint8)[side, side])
-
-
-def _edges(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where a pixel has a neighbour with another value."""
-    edge = np.zeros(labels.shape, dtype=bool)
-    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= right
-    edge[:, :-1] |= right
-    return edge

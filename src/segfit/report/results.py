@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from segfit.evaluation.statistics import Estimate
 from segfit.evaluation.summary import Summary
 from segfit.planning.plan import StageForecast
-from segfit.report import figures, overlays
+from segfit.report import figures
 from segfit.report.data import ReportData, StageUse, TrainingCurve
-from segfit.text import count, dice, duration, gigabytes, number
+from segfit.text import count, dice, duration, gigabytes, listing, measure_name, number
 
-__all__ = ["dice_by_case", "examples", "found", "resources", "training"]
+__all__ = ["found", "resources", "scores", "slices", "training"]
 
 _MAX_CELLS = 20_000  # of a per-case table; the worst cases come first
 _MAX_LINES = 8  # classes in one figure
+_LAST_QUARTER, _ENDED = 0.75, 0.99  # shares of the budget of a training
+_RISING = 0.01  # Dice that a falling learning rate alone may give in the last quarter
 
 
 def training(trainings: Sequence[TrainingCurve]) -> list[dict[str, Any]] | None:
@@ -42,7 +45,7 @@ def training(trainings: Sequence[TrainingCurve]) -> list[dict[str, Any]] | None:
                 "folds": [
                     {
                         "fold": curve.fold,
-                        "colour": figures.colour(curve.fold),
+                        "colour": figures.fold_colour(curve.fold),
                         "steps": number(curve.steps),
                         "time": duration(curve.seconds),
                         "done": f"{100 * curve.share[-1]:.0f} %" if curve.share else "0 %",
@@ -50,7 +53,8 @@ def training(trainings: Sequence[TrainingCurve]) -> list[dict[str, Any]] | None:
                     }
                     for curve in curves
                 ],
-                "classes": [{"name": class_, "colour": figures.colour(i)} for i, class_ in enumerate(shown)],
+                "gain": _gain(curves),
+                "classes": [{"name": class_, "colour": figures.class_colour(i)} for i, class_ in enumerate(shown)],
                 "hidden": len(classes) - len(shown),
             }
         )
@@ -85,70 +89,124 @@ def found(data: ReportData) -> dict[str, Any] | None:
     }
 
 
-def dice_by_case(summary: Summary | None, folds: Mapping[str, int]) -> dict[str, Any] | None:
+def scores(
+    summary: Summary | None,
+    folds: Mapping[str, int] | None = None,
+    shown: Mapping[str, int] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> dict[str, Any] | None:
     """Return one row per class with its distribution, and one row per case, the worst first.
 
     Parameters
     ----------
     folds : whose network predicted a case, where that is told
+    shown : which of the pictures is that of a case
+    flags : what to say beside the names of cases
     """
     if summary is None:
         return None
     values = {name: [case.metrics[name].dice for case in summary.cases] for name in summary.mean}
     known = {name: [value for value in column if value is not None] for name, column in values.items()}
+    estimates = {name: summary.estimates.get(name, {}).get("dice") for name in values}
     low = max(0.0, min(0.8, math.floor(10 * min(chain(*known.values()), default=0.0)) / 10))
     ranked = sorted(summary.cases, key=lambda case: 2.0 if case.mean_dice is None else case.mean_dice)
-    shown = ranked[: max(20, _MAX_CELLS // (len(values) + 1))]
+    listed = ranked[: max(20, _MAX_CELLS // (len(values) + 1))]
     return {
         "mean": dice(summary.mean_dice),
         "axis": figures.strip_axis(low),
+        "few": any(one is not None and one.low is None for one in estimates.values()),
         "classes": [
             {
                 "name": name,
-                "strip": figures.strip(known[name], low, fill=figures.colour(i)),
+                "colour": figures.class_colour(i),
+                "strip": figures.strip(known[name], low, index=i, estimate=estimates[name]),
                 "mean": dice(summary.mean[name].dice),
+                "interval": _interval(estimates[name]) or "–",
                 "median": dice(float(np.median(known[name])) if known[name] else None),
                 "worst": dice(min(known[name], default=None)),
                 "absent": column.count(None),
             }
             for i, (name, column) in enumerate(values.items())
         ],
+        "measures": _measures(summary),
         "total": count(len(ranked), "case"),
         "folds": bool(folds),
         "cases": [
             {
                 "case": case.case,
-                "fold": str(folds.get(case.case, "")),
+                "number": (shown or {}).get(case.case),
+                "flag": (flags or {}).get(case.case, ""),
+                "fold": str((folds or {}).get(case.case, "")),
                 "mean": dice(case.mean_dice),
                 "bar": _percent(case.mean_dice),
                 "dice": [(dice(one.dice), one.dice is not None and one.dice < 0.5) for one in case.metrics.values()],
             }
-            for case in shown
+            for case in listed
         ],
-        "hidden": len(ranked) - len(shown),
+        "hidden": len(ranked) - len(listed),
     }
 
 
-def examples(data: ReportData) -> dict[str, Any] | None:
-    """Return the overlays, drawn, in the order they came, with a legend."""
-    if not data.overlays:
+def _measures(summary: Summary) -> list[dict[str, Any]]:
+    """Return what was measured beside Dice, a row each, with its means by class."""
+    keys = dict.fromkeys(key for values in summary.estimates.values() for key in values if key != "dice")
+    none = Estimate(mean=None, cases=0, groups=0)
+    return [
+        {
+            "name": measure_name(key, summary.unit),
+            "values": [
+                (dice(one.mean), _interval(one))
+                for name in summary.mean
+                for one in [summary.estimates.get(name, {}).get(key, none)]
+            ],
+        }
+        for key in keys
+    ]
+
+
+def slices(summary: Summary) -> dict[str, Any] | None:
+    """Return the Dice of the cases of each value of the column that was asked for, and where one falls behind."""
+    if not summary.slices:
         return None
-    shown = {int(v) for o in data.overlays for v in (*o.view.values, *np.unique(o.prediction)) if v > 0}
-    colours = overlays.label_colours(shown | set(data.label_names))
-    cases = []
-    for i, overlay in enumerate(data.overlays):
-        planes = overlays.planes(overlay)
-        height = overlays.panel_height(planes)
-        drawn = [
-            {"caption": plane.caption, "svg": overlays.draw_plane(plane, colours, f"ov{i}-{j}", height)}
-            for j, plane in enumerate(planes)
-        ]
-        kind = "cross-validation" if overlay.kind == "validation" else "test set"
-        cases.append(
-            {"case": overlay.case, "rank": overlay.rank, "kind": kind, "dice": dice(overlay.dice), "planes": drawn}
-        )
-    legend = [{"name": data.label_names.get(v, f"label {v}"), "colour": colours[v]} for v in sorted(shown)]
-    return {"cases": cases, "legend": legend, "canonical": any(overlay.view.canonical for overlay in data.overlays)}
+    return {
+        "by": summary.by,
+        "classes": list(summary.mean),
+        "rows": [
+            {
+                "value": one.value or "not told",
+                "cases": max((of["dice"].cases for of in one.estimates.values()), default=0),
+                "values": [(dice(of["dice"].mean), _interval(of["dice"])) for of in one.estimates.values()],
+            }
+            for one in summary.slices
+        ],
+        "behind": [f"{one.value or 'not told'} in {listing(one.behind)}" for one in summary.slices if one.behind],
+    }
+
+
+def _interval(found: Estimate | None) -> str:
+    """Return an interval in words; empty where there is none."""
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{dice(found.low)} to {dice(found.high)}"
+
+
+def _gain(curves: Sequence[TrainingCurve]) -> str:
+    """Say how much Dice rose at the end of trainings that were validated then: whether more time would give more."""
+    gains = []
+    for curve in curves:
+        shares = np.asarray(curve.validation_share)
+        values = np.array([curve.dice[name] for name in curve.dice if len(curve.dice[name]) == len(shares)])
+        if len(shares) > 3 and values.size and shares[-1] >= _ENDED and shares[0] <= _LAST_QUARTER:
+            with np.errstate(invalid="ignore"):
+                mean = np.nanmean(values[:, np.isfinite(values).any(0)], axis=0)
+            shares = shares[np.isfinite(values).any(0)]
+            if len(shares) > 3:
+                gains.append(float(mean[-1] - np.interp(_LAST_QUARTER, shares, mean)))
+    if not gains:
+        return ""
+    gain = float(np.mean(gains))
+    more = "more time would probably help" if gain > _RISING else "more time would hardly help"
+    return f"In the last quarter the Dice of the watched cases changed by {gain:+.3f}: {more}."
 
 
 def resources(stages: Sequence[StageUse]) -> dict[str, Any] | None:

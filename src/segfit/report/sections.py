@@ -66,7 +66,7 @@ def measured(fingerprint: Fingerprint | None, label_names: Mapping[int, str]) ->
     labels, volumes = _label_rows(fingerprint, label_names)
     if 0 < len(volumes) <= _MAX_LINES:
         unit = "ml" if fingerprint.ndim == 3 else "pixels"
-        drawn.append(figures.histogram(volumes, "Size of the labels", unit, "fp-labels"))
+        drawn.append(figures.histogram(volumes, "Size of the labels", unit, "fp-labels", figures.PALETTE))
     return {
         "cases": len(cases),
         "channels": fingerprint.channel_names,
@@ -75,7 +75,7 @@ def measured(fingerprint: Fingerprint | None, label_names: Mapping[int, str]) ->
         "axes": [
             {
                 "name": name,
-                "colour": figures.colour(i),
+                "colour": figures.fold_colour(i),
                 "sizes": [number(v) for v in _range(shapes[:, i])],
                 "spacings": [number(v) for v in _range(spacings[:, i])],
             }
@@ -169,7 +169,7 @@ def _label_rows(fingerprint: Fingerprint, names: Mapping[int, str]) -> tuple[lis
         rows.append(
             {
                 "value": value,
-                "colour": figures.colour(i),
+                "colour": figures.class_colour(i),
                 "name": names.get(value, f"label {value}"),
                 "share": f"{100 * shares[value]:.3g} %",
                 "bar": f"{100 * shares[value] / largest:.1f}",

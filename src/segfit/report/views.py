@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from segfit.geometry import AxisMap, canonical_map
 from segfit.images.formats import stacked
 from segfit.images.image import Image
 from segfit.labels import LabelScheme
+from segfit.report.scenes import Scene, in_8_bits
 
 __all__ = ["Slice", "View", "fullest_slice", "kept_view", "look_to_show", "thinned"]
 
-_VERSION = 1  # of what is kept; a change makes it stale
+_VERSION = 2  # of what is kept; a change makes it stale
 _MAX_SIDE = 448  # pixels of a slice; larger ones are thinned
 _SAMPLE = 1 << 16  # voxels that grey values are chosen by, about; of a large volume every so many
 _BYTES_PER_VOXEL = 10  # that making a view takes: masks of the annotation, and what they cut out
@@ -44,6 +46,10 @@ class Slice:
     pixels: NDArray[np.uint8]
     reference: NDArray[Any]
 
+    def of(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Return this slice of a label map of the whole case."""
+        return labels if self.axis is None else labels.take(self.index, self.axis)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
@@ -55,6 +61,7 @@ class View:
     canonical : the axes are RAS+ (stored z, y, x): shown in radiological convention and marked R and L
     values : foreground labels that occur in the whole annotation
     axes : from those of the image as it is stored
+    scene : more of it, to scroll through, where that was asked for
     """
 
     slices: tuple[Slice, ...]
@@ -63,6 +70,7 @@ class View:
     canonical: bool
     values: tuple[int, ...]
     axes: AxisMap
+    scene: Scene | None = None
 
     @classmethod
     def of_image(
@@ -72,6 +80,7 @@ class View:
         prediction: NDArray[Any] | None = None,
         *,
         largest: int = _MAX_SIDE,
+        scene: bool = False,
     ) -> View:
         """Return the view of an image and label maps on its grid, along the axes of the body where they are known."""
         axes = canonical_map(image.grid)
@@ -83,6 +92,7 @@ class View:
             canonical=image.grid.ndim == 3 and image.grid.affine is not None,
             prediction=None if prediction is None else axes.apply(prediction[None])[0],
             largest=largest,
+            scene=scene,
         )
 
     @classmethod
@@ -96,6 +106,7 @@ class View:
         canonical: bool = False,
         prediction: NDArray[Any] | None = None,
         largest: int = _MAX_SIDE,
+        scene: bool = False,
     ) -> View:
         """Return the whole picture in 2D, the fullest axial and coronal slices in 3D.
 
@@ -112,19 +123,29 @@ class View:
             index = 0 if axis is None else fullest_slice(reference, prediction, axis)
             where = (slice(None),) * reference.ndim if axis is None else (slice(None),) * axis + (index,)
             shown = thinned(reference[where], largest)
-            scaled = (_floats(thinned(picture[where], largest)) - low) / max(high - low, 1e-12)
-            slices.append(Slice(axis, index, (scaled.clip(0, 1) * 255).round().astype(np.uint8), shown))
+            slices.append(Slice(axis, index, in_8_bits(thinned(picture[where], largest), low, high), shown))
         axes = axes or AxisMap.identity(reference.ndim)
-        return cls(tuple(slices), reference.shape, spacing_mm, canonical, values, axes)
+        more = Scene.of(picture, (low, high), reference, prediction, flipped=canonical) if scene else None
+        return cls(tuple(slices), reference.shape, spacing_mm, canonical, values, axes, more)
+
+    def smaller(self, largest: int) -> View:
+        """Return its first slice alone, thinned to `largest` pixels a side."""
+        one = self.slices[0]
+        first = replace(one, pixels=thinned(one.pixels, largest), reference=thinned(one.reference, largest))
+        return replace(self, slices=(first,), scene=None)
 
     def save(self, path: Path) -> None:
         """Write the view into a file."""
         cuts = [(one.axis, one.index) for one in self.slices]
         axes = self.axes.order, self.axes.flip
-        facts = [self.shape, self.spacing_mm, self.canonical, self.values, axes, cuts]
+        scene = self.scene
+        more = None if scene is None else (scene.box, scene.step, scene.flipped, scene.columns, scene.window)
+        facts = [self.shape, self.spacing_mm, self.canonical, self.values, axes, cuts, more]
         arrays: dict[str, Any] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
         for number, one in enumerate(self.slices):
             arrays |= {f"pixels_{number}": one.pixels, f"reference_{number}": one.reference}
+        if scene is not None:
+            arrays |= {"sheet": np.frombuffer(scene.sheet, np.uint8), "scene": scene.reference}
         write_arrays(path, arrays)
 
     @classmethod
@@ -134,15 +155,22 @@ class View:
         if arrays is None:
             return None
         try:
-            shape, spacing, canonical, values, (order, flip), cuts = json.loads(arrays["facts"].tobytes())
+            shape, spacing, canonical, values, (order, flip), cuts, more = json.loads(arrays["facts"].tobytes())
             slices = tuple(
                 Slice(axis, index, arrays[f"pixels_{number}"], arrays[f"reference_{number}"])
                 for number, (axis, index) in enumerate(cuts)
             )
+            scene = None if more is None else _scene(arrays, *more)
         except (KeyError, TypeError, ValueError):
             return None
         axes = AxisMap(tuple(order), tuple(flip))
-        return cls(slices, tuple(shape), tuple(spacing), canonical, tuple(values), axes)
+        return cls(slices, tuple(shape), tuple(spacing), canonical, tuple(values), axes, scene)
+
+
+def _scene(arrays: Mapping[str, NDArray[Any]], box: Any, step: Any, flipped: bool, columns: int, window: Any) -> Scene:
+    ends = tuple((int(start), int(stop)) for start, stop in box)
+    sheet = arrays["sheet"].tobytes()
+    return Scene(ends, tuple(step), flipped, sheet, columns, tuple(window), arrays["scene"])
 
 
 def thinned(array: NDArray[Any], largest: int = _MAX_SIDE) -> NDArray[Any]:
@@ -186,7 +214,7 @@ def _keep(labels: LabelScheme, cache: Path, found: CaseVoxels) -> None:
     reference = as_seen(case, labels, found.label, first.grid)
     if reference.grid.shape == first.grid.shape and (reference.array > 0).any():
         image = first if first.grid.ndim == 3 else stacked(case.images, found.images)
-        View.of_image(image, reference.array[0]).save(path)
+        View.of_image(image, reference.array[0], scene=True).save(path)
 
 
 def _range(picture: NDArray[Any], foreground: NDArray[np.bool_]) -> tuple[float, float]:
