@@ -120,27 +120,31 @@ def export(
     foreign = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
     if foreign and (to != "nnunet" or is_model(path)):
         raise InputError(f"{foreign[0]} is for datasets, and {path} is taken as a model", "leave it out")
+    written = [output]
     if to == "zip":
         _zip(path, output, stated, include_case)
-        written = [output]
-    elif to == "onnx":
-        from segfit.inference.onnx_export import export_onnx
-
-        export_onnx(open_model(path), output.absolute())
-        written = [output]
-    elif to == "bioimageio":
-        from segfit.inference.bioimageio import export_bioimageio
-
-        bundle = open_model(path)
-        told = replace(bundle, manifest=bundle.manifest.model_copy(update=stated))
-        export_bioimageio(told, output.absolute())
-        written = [output]
+    elif to in ("onnx", "bioimageio"):
+        _for_others(path, to, output, stated)
     elif is_model(path):
         written = export_nnunet_model(open_model(path), output, progress=console_progress())
     else:
         written = [_export(path, output, workers, **asked)]
     place = output.expanduser().absolute()
     print_result({"folder": str(place), "to": to}, written, as_json=as_json)
+
+
+def _for_others(path: Path, to: str, output: Path, stated: Mapping[str, str]) -> None:
+    """Write the model of a folder or a project for programs that know nothing of segfit."""
+    from segfit.inference.bioimageio import export_bioimageio
+    from segfit.inference.onnx_export import export_onnx
+    from segfit.inference.open_model import open_model
+
+    bundle = open_model(path)
+    if to == "onnx":
+        export_onnx(bundle, output.absolute())
+    else:
+        told = replace(bundle, manifest=bundle.manifest.model_copy(update=stated))
+        export_bioimageio(told, output.absolute())
 
 
 def _stated(given: list[str]) -> dict[str, str]:

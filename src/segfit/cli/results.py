@@ -155,10 +155,9 @@ def predict(
     else:
         if not given or output is None:
             raise InputError("predict --model needs images and, with -o, a folder for the results")
-        place = device or "auto" if execution.is_here else "cpu"  # elsewhere workers have it on their own
         loaded = _loaded(
-            model, place, folds, checkpoint=checkpoint, mirror=mirror, tile_step=tile_step, speed=speed,
-            deterministic=deterministic, engine=engine or "auto",
+            model, device or "auto" if execution.is_here else "cpu", folds, checkpoint=checkpoint, mirror=mirror,
+            tile_step=tile_step, speed=speed, deterministic=deterministic, engine=engine or "auto",
         )  # fmt: skip
         with local_copies(given, execution, output) as places:
             found = _predict(
