@@ -267,6 +267,8 @@ def report(
     """
     if (watch or methods) and (full or not images or (watch and methods)):
         raise InputError("--watch and --methods write no report", "give one of them alone")
+    if full and not images:
+        raise InputError("--full shows all cases whole, --no-images shows none", "leave one of them out")
     if watch:
         _watch(project_folder(dataset, out), port, as_json=as_json)
         return
@@ -275,8 +277,6 @@ def report(
         text = project.methods()
         print_json({"methods": text}) if as_json else say(text)
         return
-    if full and not images:
-        raise InputError("--full shows all cases whole, --no-images shows none", "leave one of them out")
     path = project.report(images=images, full=full)
     print_result({"report": str(path)}, [path], as_json=as_json)
 
