@@ -29,6 +29,7 @@ _AUDITED = (
     _PREAMBLE
     + """
 model.predict(image)
+model.predict(sys.argv[2])  # what readers import may look for a network, once
 seen, started = [], ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system", "pty.spawn")
 changed = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "shutil.", "socket.")
 def hook(event, arguments):

@@ -69,9 +69,9 @@ def export_bioimageio(bundle: Bundle, folder: Path) -> None:
         network.eval()
         given = torch.from_numpy(_preprocessed(image, member))[None]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tracing
+            warnings.simplefilter("ignore")  # of tracing, and of TorchScript, which is what bioimage.io takes
             traced = torch.jit.trace(network, given, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, made / "weights.pt")
+            torch.jit.save(traced, made / "weights.pt")
         np.save(made / "test_input.npy", image[None])
         np.save(made / "test_output.npy", network(given).numpy())
         write_text(made / "README.md", card(manifest))

@@ -106,7 +106,10 @@ class Predictor:
         self.networks = networks
         self._modules = [network for network in networks if isinstance(network, nn.Module)]
         for module in self._modules:
-            module.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
+            module.to(device).eval()
+            for held in (*module.parameters(), *module.buffers()):
+                if held.dim() == configuration.ndim + 2:  # others have no such layout
+                    held.data = held.data.contiguous(memory_format=layout)
         self.batch = batch or default_batch(configuration, device)
         self._deterministic = deterministic
 
