@@ -125,7 +125,7 @@ def test_a_model_has_both_stages_and_predicts_in_one_go(copied: Path, winner: tu
     assert manifest.previous_stage is not None
     assert manifest.previous_stage.configuration.name == FIRST
     assert tuple(member.configuration.name for member in manifest.members) == winner
-    assert sorted(manifest.checksums) == sorted(manifest.files)
+    assert sorted(manifest.checksums) == sorted(manifest.sealed_files)
     assert len(manifest.files) == 4
 
     first = manifest.model_copy(update={"members": (manifest.previous_stage,), "previous_stage": None})

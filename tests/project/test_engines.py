@@ -30,6 +30,8 @@ def test_a_project_is_the_same_whoever_does_its_cases(
         "segfit.evaluation.evaluate",
         "segfit.inference.predict_folder",
         "segfit.selection.postprocess",
+        "segfit.selection.sizes_and_holes",
+        "segfit.project.reporting",
     }
     assert far.check() == here.check()
     assert far.fingerprint() == here.fingerprint()
