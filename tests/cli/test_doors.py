@@ -192,7 +192,7 @@ def test_verbs_that_report_as_json(project: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_flipped_bit_in_a_model_is_found(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = next((project / "model").glob("*.safetensors"))
+    weights = next((project / "model").glob("weights-*"))
     content = weights.read_bytes()
     try:
         weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
