@@ -8,7 +8,7 @@ from statistics import fmean
 
 from segfit.dataset.name_groups import groups_from_names
 from segfit.errors import InputError, nearest
-from segfit.evaluation.statistics import Difference, difference, estimate
+from segfit.evaluation.statistics import Difference, difference, estimate, estimate_over
 from segfit.evaluation.summary import Estimates, Slice, Summary
 from segfit.files import Record
 from segfit.text import count, listing
@@ -88,7 +88,12 @@ def with_estimates(
     groups : group by case; others are groups of their own
     by, values : name of a column of the table of cases, and what it says of each
     """
-    update: dict[str, object] = {"estimates": _estimates(summary, groups), "by": by}
+    dice = [{case.case: case.metrics[name].dice for case in summary.cases} for name in summary.mean]
+    update: dict[str, object] = {
+        "estimates": _estimates(summary, groups),
+        "mean_dice_estimate": estimate_over(dice, groups),
+        "by": by,
+    }
     if values is not None:
         members: dict[str, list[str]] = defaultdict(list)
         for case in summary.cases:
