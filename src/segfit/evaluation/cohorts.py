@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 
+from segfit.dataset.manifest import Case
 from segfit.dataset.name_groups import groups_from_names
 from segfit.errors import InputError, nearest
 from segfit.evaluation.statistics import Difference, difference, estimate, estimate_over
@@ -13,7 +14,16 @@ from segfit.evaluation.summary import Estimates, Slice, Summary
 from segfit.files import Record
 from segfit.text import count, listing
 
-__all__ = ["Behind", "Comparison", "column_of", "compare", "groups_of", "slices_behind", "with_estimates"]
+__all__ = [
+    "Behind",
+    "Comparison",
+    "column_of",
+    "compare",
+    "groups_of",
+    "groups_of_cases",
+    "slices_behind",
+    "with_estimates",
+]
 
 _NOT_OF_COHORTS = frozenset({"case", "group", "weight", "image", "label", "fold"})
 _MOST_VALUES = 12
@@ -64,6 +74,12 @@ def groups_of(cases: Iterable[str], rows: Mapping[str, Mapping[str, str]]) -> di
     names = list(cases)
     told = {name: group for name in names if (group := rows.get(name, {}).get("group", "").strip())}
     return told or dict(groups_from_names(names))
+
+
+def groups_of_cases(cases: Sequence[Case]) -> dict[str, str]:
+    """Return the group of each case of a dataset, else as the names of cases say it."""
+    rows = {case.id: {"group": case.group or ""} for case in cases}
+    return groups_of(rows, rows)
 
 
 def column_of(rows: Mapping[str, Mapping[str, str]], name: str) -> dict[str, str]:

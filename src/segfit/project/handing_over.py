@@ -10,7 +10,7 @@ from pathlib import Path
 from segfit.bundle.bundle import MANIFEST, Member, ModelManifest, open_bundle, weights_name, write_bundle
 from segfit.dataset.layouts.table import rows_beside
 from segfit.errors import InputError
-from segfit.evaluation.cohorts import slices_behind
+from segfit.evaluation.cohorts import groups_of_cases, slices_behind
 from segfit.evaluation.summary import Summary
 from segfit.files import hash_file
 from segfit.fingerprint.fingerprint import Fingerprint
@@ -18,7 +18,7 @@ from segfit.fingerprint.training_images import TrainingImages
 from segfit.inference.carried_case import add_test_case
 from segfit.plugins import package_of, package_version
 from segfit.project.preparation import Preparation
-from segfit.project.selecting import Selected, groups_of_training, select_best
+from segfit.project.selecting import Selected, select_best
 from segfit.project.stage_log import told_of_files
 from segfit.project.stages import STAGES
 from segfit.project.trainings import (
@@ -93,7 +93,6 @@ def evidence_of(
 ) -> Evidence:
     """Return what a verdict on the selected model is made from."""
     rows = rows_beside(project.dataset.root)
-    groups = groups_of_training(project, [case.case for case in chosen.summary.cases])
     return Evidence(
         validation=chosen.summary,
         selection=chosen.selection,
@@ -102,7 +101,7 @@ def evidence_of(
         fingerprint=fingerprint,
         num_folds=len(project.splits().folds),
         test=test,
-        behind=slices_behind(chosen.summary, groups, rows),
+        behind=slices_behind(chosen.summary, groups_of_cases(project.dataset.training), rows),
     )
 
 

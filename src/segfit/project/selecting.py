@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segfit.evaluation.cohorts import groups_of
+from segfit.evaluation.cohorts import groups_of_cases
 from segfit.evaluation.measurement import Margins
 from segfit.evaluation.summary import Summary
 from segfit.project.folder import PlanFolder
@@ -30,7 +30,7 @@ from segfit.selection.margins import margins_of
 from segfit.selection.select import Selection, select
 from segfit.training.result import TrainingResult
 
-__all__ = ["Selected", "groups_of_training", "select_best", "selected", "train_and_validate"]
+__all__ = ["Selected", "select_best", "selected", "train_and_validate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
     with project.stage_log.of("select") as use:
         candidates = candidates_of(project, summaries, validations)
         folds = {item.training.fold: item.cases for item in validations}
-        groups = groups_of_training(project, [name for names in folds.values() for name in names])
+        groups = groups_of_cases(project.dataset.training)
         rule = project.options.selection_rule
         selection, summary = select(
             candidates,
@@ -197,8 +197,3 @@ def _margins(
 
 def _own_folder(project: Preparation, selection: Selection, key: Key) -> Path | None:
     return _selections(project).validated(key.hash) if has_own_predictions(selection) else None
-
-
-def groups_of_training(project: Preparation, cases: Sequence[str]) -> dict[str, str]:
-    """Return the group of each training case by the dataset, else as the names say it."""
-    return groups_of(cases, {case.id: {"group": case.group or ""} for case in project.dataset.training})
