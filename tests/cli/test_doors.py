@@ -103,7 +103,9 @@ def test_completion() -> None:
 def test_predict_and_evaluate_train_nothing_unasked(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segfit.project.trainings.train_fold", lambda *_, **__: pytest.fail("a training was started"))
+    monkeypatch.setattr(
+        "segfit.project.train_and_validate.train_fold", lambda *_, **__: pytest.fail("a training was started")
+    )
     out = tmp_path / "p"
     assert run(["plan", str(dataset), "--out", str(out), *SET]) == 0
     for verb in ("predict", "evaluate"):

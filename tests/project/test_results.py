@@ -22,7 +22,7 @@ from segfit.images.image import LabelMap
 from segfit.options import Options
 from segfit.project import Project, predicting, preparation, sized
 from segfit.project.stages import STAGES
-from segfit.project.trainings import held_weights
+from segfit.project.train_and_validate import held_weights
 from segfit.project.upkeep import damage_of, remove, unneeded
 from segfit.records import ResultRecord, store
 

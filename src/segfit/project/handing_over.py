@@ -21,10 +21,8 @@ from segfit.project.preparation import Preparation
 from segfit.project.selecting import Selected, select_best
 from segfit.project.stage_log import told_of_files
 from segfit.project.stages import STAGES
-from segfit.project.trainings import (
-    held_weights,
-    trainings_of,
-)
+from segfit.project.train_and_validate import held_weights
+from segfit.project.trainings import trainings_of
 from segfit.records import Key
 from segfit.selection.evidence import Evidence
 from segfit.selection.verdict import judge

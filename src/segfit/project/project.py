@@ -147,9 +147,9 @@ class Project(Preparation):
         With `validate` their validation cases are predicted too, which `select` does otherwise. Raises `InputError` for
         a fold or configuration that the run does not have.
         """
-        from segfit.project import selecting, trainings
+        from segfit.project import selecting, train_and_validate
 
-        train = selecting.train_and_validate if validate else trainings.train_all
+        train = selecting.train_and_validate if validate else train_and_validate.train_all
         with self.at_work():
             return train(self, folds, configurations)
 

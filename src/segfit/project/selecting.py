@@ -14,14 +14,13 @@ from segfit.project.folder import PlanFolder
 from segfit.project.out_of_fold import candidates_of, has_own_predictions, pairs_of, write_predictions
 from segfit.project.preparation import Preparation
 from segfit.project.stages import STAGES
+from segfit.project.train_and_validate import train_all, validate_all
 from segfit.project.trainings import (
     Validation,
     results_of,
     summaries_of,
-    train_all,
     trainings_asked,
     trainings_of,
-    validate_all,
     validations_of,
 )
 from segfit.project.validation import PROBABILITIES
