@@ -130,14 +130,8 @@ def evaluate(
     else:
         summary, meaning = asked.summary(predictions), None
     between = None if observer is None else asked.beside(summary, observer)
-    if target is not None and page:
-        from segfit.report.evaluated import write_evaluation
-
-        meaning = meaning or asked.meaning
-        write_evaluation(
-            summary, target, meaning.labels, label_use=meaning.use, cases=meaning.cases, observer=between,
-            images=images, execution=asked.execution,
-        )  # fmt: skip
+    if page and target is not None:
+        _write_page(summary, target, meaning or asked.meaning, between, asked.execution, images=images)
     elif target is not None:
         write_scores(summary, target, form)
     _print_json_or_tables(summary, between, as_json=as_json)
@@ -244,6 +238,17 @@ def _meaning(dataset: Path | None, model: Path | None, use: LabelUseName | None)
     asked = asked.model_copy(update={"labels": use or asked.labels})
     opened = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
     return _Meaning(opened.labels, opened.file_ending, asked.labels, opened.root, opened)
+
+
+def _write_page(
+    summary: Summary, path: Path, meaning: _Meaning, observer: Comparison | None, execution: Execution, *, images: bool
+) -> None:
+    from segfit.report.evaluated import write_evaluation
+
+    write_evaluation(
+        summary, path, meaning.labels, label_use=meaning.use, cases=meaning.cases, observer=observer, images=images,
+        execution=execution,
+    )  # fmt: skip
 
 
 def _print_json_or_tables(summary: Summary, between: Comparison | None, *, as_json: bool) -> None:
