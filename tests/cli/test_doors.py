@@ -103,7 +103,9 @@ def test_completion() -> None:
 def test_predict_and_evaluate_train_nothing_unasked(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segfit.project.trainings.train_fold", lambda *_, **__: pytest.fail("a training was started"))
+    monkeypatch.setattr(
+        "segfit.project.train_and_validate.train_fold", lambda *_, **__: pytest.fail("a training was started")
+    )
     out = tmp_path / "p"
     assert run(["plan", str(dataset), "--out", str(out), *SET]) == 0
     for verb in ("predict", "evaluate"):
@@ -192,7 +194,7 @@ def test_verbs_that_report_as_json(project: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_flipped_bit_in_a_model_is_found(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = next((project / "model").glob("*.safetensors"))
+    weights = next((project / "model").glob("weights-*"))
     content = weights.read_bytes()
     try:
         weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

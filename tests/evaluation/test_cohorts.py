@@ -19,7 +19,7 @@ from segfit.evaluation.cohorts import column_of, compare, groups_of, slices_behi
 from segfit.evaluation.evaluate import evaluate_folder
 from segfit.evaluation.metrics import Metrics
 from segfit.evaluation.score_files import write_scores
-from segfit.evaluation.statistics import FEWEST_GROUPS, difference, estimate
+from segfit.evaluation.statistics import FEWEST_GROUPS, difference, estimate, estimate_over
 from segfit.evaluation.summary import CaseMetrics, Summary, summarize
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
@@ -62,6 +62,26 @@ def test_groups_are_drawn_and_not_images() -> None:
     assert (grouped.cases, grouped.groups) == (160, 8)
     assert (grouped.mean, grouped.low, grouped.high) == pytest.approx((alone.mean, alone.low, alone.high))
     assert loose.high - loose.low < (grouped.high - grouped.low) / 3  # type: ignore[operator]
+
+
+def test_the_mean_over_classes_is_of_classes_and_drawn_by_groups() -> None:
+    """One class is in two cases of a group alone: it weighs as much as the one of all cases."""
+    common = {f"c{i}": 0.1 * i for i in range(10)}
+    rare: dict[str, float | None] = {"c0": 0.2, "c1": 0.4, "c2": None}
+    groups = {f"c{i}": str(i // 2) for i in range(10)}
+    found = estimate_over([common, rare], groups)
+    assert found.mean == pytest.approx((0.45 + 0.3) / 2)
+    assert (found.cases, found.groups) == (10, 5)
+    assert found.low is not None
+    assert found.high is not None
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(4000):
+        drawn = [case for group in rng.integers(0, 5, 5) for case in (f"c{2 * group}", f"c{2 * group + 1}")]
+        some = [rare[case] for case in drawn if rare.get(case) is not None]
+        means.append(np.mean([np.mean([common[case] for case in drawn]), *([np.mean(some)] if some else [])]))  # type: ignore[arg-type]
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.03)
+    assert estimate_over([common], groups) == estimate(common, groups)
 
 
 def test_few_groups_and_no_value_have_no_interval() -> None:

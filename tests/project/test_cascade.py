@@ -23,7 +23,7 @@ from segfit.inference.predict_folder import predict_folder
 from segfit.inference.predictor import Predictor
 from segfit.networks.unet import build_network
 from segfit.project import Project, measuring
-from segfit.project.select_and_export import _write_model
+from segfit.project.handing_over import _write_model
 from segfit.project.trainings import Training
 from segfit.project.validation import next_stage_path
 from segfit.records import store

@@ -24,7 +24,7 @@ from segfit.execution.execution import Execution
 from segfit.files import partial_folder
 from segfit.inference.model import load_model
 from segfit.project import Project, so_far
-from segfit.project.select_and_export import Selected
+from segfit.project.selecting import Selected
 
 _PATIENCE_S = 600.0  # for what takes ten seconds on an idle machine
 

@@ -11,7 +11,7 @@ import pytest
 
 from segfit.errors import DivergedError, StageError
 from segfit.planning.plan import Plan
-from segfit.project import Project, decide, measuring, race, trainings
+from segfit.project import Project, decide, measuring, race, train_and_validate
 from segfit.project.candidate import Candidate
 from segfit.specs import Configuration
 from segfit.training.job import TrainingJob
@@ -58,14 +58,14 @@ def test_the_next_candidate_is_trained_where_the_winner_diverges(
 ) -> None:
     race_run = raced.size().run
     assert race_run is not None
-    train = trainings.train_fold
+    train = train_and_validate.train_fold
 
     def diverges(job: TrainingJob, *args: Any, **kwargs: Any) -> TrainingResult:
         if job.configuration.name == race_run.configurations[0]:
             raise DivergedError("twice")
         return train(job, *args, **kwargs)
 
-    monkeypatch.setattr(trainings, "train_fold", diverges)
+    monkeypatch.setattr(train_and_validate, "train_fold", diverges)
     monkeypatch.setattr(race, "train_fold", _never_trained(race.train_fold))
     [trained] = raced.train()
     run = raced.run_plan()
@@ -88,7 +88,7 @@ def test_the_run_fails_where_all_candidates_diverge(raced: Project, monkeypatch:
         names.append(job.configuration.name)
         raise DivergedError("twice")
 
-    monkeypatch.setattr(trainings, "train_fold", diverges)
+    monkeypatch.setattr(train_and_validate, "train_fold", diverges)
     with pytest.raises(DivergedError):
         raced.train()
     assert sorted(names) == ["2d", "3d_fullres"]

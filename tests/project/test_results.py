@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from segfit.errors import InputError, StageError
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
 from segfit.options import Options
-from segfit.project import Project, preparation, select_and_export, sized
+from segfit.project import Project, predicting, preparation, sized
 from segfit.project.stages import STAGES
-from segfit.project.trainings import held_weights
+from segfit.project.train_and_validate import held_weights
 from segfit.project.upkeep import damage_of, remove, unneeded
 from segfit.records import ResultRecord, store
 
@@ -101,6 +102,21 @@ def test_only_what_depends_on_it_is_made_anew(
     change(first(root / "Dataset001_Volumes" / part))
     assert redone(root) - {"evaluate"} == stages - {"evaluate"}
     assert redone(root) == set()
+
+
+def test_a_selection_of_an_earlier_version_is_told_to_be_made_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(rule: str) -> list[str]:
+        project, notes = again(root, f"selection.rule={rule}"), list[str]()
+        monkeypatch.setattr(project.progress, "note", notes.append)
+        project.select()
+        return [note for note in notes if "earlier version" in note]
+
+    assert told("nnunet") == []  # another one of this version
+    with monkeypatch.context() as earlier:
+        earlier.setitem(STAGES, "select", replace(STAGES["select"], version=1))
+        again(root, "selection.rule=beyond-chance").select()
+    assert len(told("beyond-chance")) == 1
+    assert told("beyond-chance") == []
 
 
 def test_a_test_case_comes_and_goes(root: Path) -> None:
@@ -351,7 +367,7 @@ def test_the_model_that_another_command_hands_over_is_not_predicted_with(
         shutil.rmtree(path)
     project = again(root, "training.steps=6")
     project.select()
-    monkeypatch.setattr(select_and_export, "remove_damaged", lambda *_: another.select())  # before the model is loaded
+    monkeypatch.setattr(predicting, "remove_damaged", lambda *_: another.select())  # before the model is loaded
     for path, array in zip(project.predict(), expected, strict=True):
         np.testing.assert_array_equal(read_label(path).array, array)
     assert model(project) == own
@@ -373,7 +389,7 @@ def test_two_commands_share_the_work(tmp_path: Path) -> None:
 def test_a_model_that_is_damaged_in_a_session_is_written_anew_in_it(root: Path) -> None:
     project = again(root)
     project.select()
-    (weights,) = project.folder.model.glob("*.safetensors")
+    (weights,) = project.folder.model.glob("weights-*")
     content = weights.read_bytes()
     for spoil in (lambda: weights.write_bytes(content[:-1]), weights.unlink):
         spoil()

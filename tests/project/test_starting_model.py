@@ -149,7 +149,7 @@ def test_the_training_begins_with_the_weights_of_the_model(source: Path, other: 
     project.train()
     assert project.plan().training["3d_fullres"].learning_rate == 1e-12  # what the user set stays
     (weights,) = project.folder.runs.glob("*/*/*/weights.safetensors")
-    (model,) = (source / "model").glob("*.safetensors")
+    (model,) = (source / "model").glob("weights-*")
     found, came = load_file(weights), load_file(model)
     body = [name for name in came if not name.startswith("heads.")]
     assert all(torch.allclose(found[name], came[name], atol=1e-6) for name in body)
@@ -168,7 +168,7 @@ def test_a_training_counts_for_the_content_of_the_model_wherever_it_lies(
     assert again.plan_key == tuned.plan_key
     assert saved(tuned.folder.root).training.start_from == tuned.start.identity  # type: ignore[union-attr]
     before = tuned.initial
-    (weights,) = moved.glob("*.safetensors")
+    (weights,) = moved.glob("weights-*")
     state = load_file(weights)
     state["encoder.0.0.conv.bias"] += 1
     save_file(state, tmp_path / "weights.safetensors")

@@ -115,5 +115,8 @@ def test_the_command_writes_a_page(folders: Path, tmp_path: Path, capsys: pytest
     assert "HD95 (mm)" in text
     assert run([*command, "-o", str(page), "--no-images"]) == 0
     assert _shown(page.read_text(encoding="utf-8")) == []
+    capsys.readouterr()
+    assert run([*command, "-o", str(page), "--observer", str(folders / "labelsTr"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["observer"]["sentence"] in page.read_text(encoding="utf-8")
     assert run([*command, "-o", str(page), "--format", "nnunet"]) == 2
     capsys.readouterr()

@@ -107,9 +107,9 @@ def evaluate(
 
     target = output or save
     page = target is not None and target.suffix.lower() == ".html" and form == "segfit"
-    if target is not None and not page:
-        require_writable(target, form)
-    elif target is None and form != "segfit":
+    if target is not None:
+        require_writable(target, form, ".html")
+    elif form != "segfit":
         raise InputError("--format is of the file that is written", "give -o summary.json")
     asked = _Asked(
         dataset, model, references, labels, _kinds(metrics), tolerance, match_iou, by,
@@ -130,8 +130,8 @@ def evaluate(
     else:
         summary, meaning = asked.summary(predictions), None
     between = None if observer is None else asked.beside(summary, observer)
-    if target is not None and page:
-        _write_page(summary, target, meaning or asked.meaning, asked.execution, images=images)
+    if page and target is not None:
+        _write_page(summary, target, meaning or asked.meaning, between, asked.execution, images=images)
     elif target is not None:
         write_scores(summary, target, form)
     _print_json_or_tables(summary, between, as_json=as_json)
@@ -240,12 +240,15 @@ def _meaning(dataset: Path | None, model: Path | None, use: LabelUseName | None)
     return _Meaning(opened.labels, opened.file_ending, asked.labels, opened.root, opened)
 
 
-def _write_page(summary: Summary, path: Path, meaning: _Meaning, execution: Execution, *, images: bool) -> None:
+def _write_page(
+    summary: Summary, path: Path, meaning: _Meaning, observer: Comparison | None, execution: Execution, *, images: bool
+) -> None:
     from segfit.report.evaluated import write_evaluation
 
     write_evaluation(
-        summary, path, meaning.labels, label_use=meaning.use, cases=meaning.cases, images=images, execution=execution
-    )
+        summary, path, meaning.labels, label_use=meaning.use, cases=meaning.cases, observer=observer, images=images,
+        execution=execution,
+    )  # fmt: skip
 
 
 def _print_json_or_tables(summary: Summary, between: Comparison | None, *, as_json: bool) -> None:

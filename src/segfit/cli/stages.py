@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from segfit.dataset.manifest import Dataset
     from segfit.execution.execution import Execution
     from segfit.project import Project
+    from segfit.project.submission import Trainings
 
 __all__ = ["add_to"]
 
@@ -104,35 +105,42 @@ def run(
     The exit code is 3 if the run ended and its model should not be used. With --executor slurm it is submitted
     as tasks, and the command ends; segfit status says how far they are, segfit stop ends them.
     """
+    ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
+    project = _worked(dataset, out, given, devices, executor, cluster, lambda project: project.run(), None, **ways)
+    return 0 if project is None else print_outcome(project, as_json=as_json)
+
+
+def _worked(
+    dataset: Path | None,
+    out: Path | None,
+    given: list[str],
+    devices: int | None,
+    executor: str | None,
+    cluster: str | None,
+    work: Callable[[Project], object],
+    only: Trainings | None,
+    **ways: bool,
+) -> Project | None:
+    """Return the project when the work on it is done, here or by tasks of a scheduler; None where these go on.
+
+    `only` and `ways` as in `run_by_tasks`. Raises `InputError` for options that do not go together.
+    """
     from segfit.cli.submitting import run_by_tasks
+    from segfit.execution.engines import does_cases
 
     if executor is not None and devices is not None:
         raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
-    project: Project | None
-    if _does_tasks(executor, cluster, of_tasks=dry_run or wait or planned):
-        ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
-        project = run_by_tasks(dataset, out, given, str(executor), cluster, None, **ways)
-        if project is None:
-            return 0
-    else:
-        with opened_executor(executor, cluster) as execution, on_devices(devices):
-            project = open_project(dataset, out, given, execution)
-            with _telling_of_states(project):
-                project.run()
-    return print_outcome(project, as_json=as_json)
-
-
-def _does_tasks(executor: str | None, cluster: str | None, *, of_tasks: bool) -> bool:
-    """Whether an executor does whole commands; raise `InputError` for options that are of no executor that is given."""
-    from segfit.execution.engines import does_cases
-
     if executor is not None and not does_cases(executor):
-        return True
-    if of_tasks:
+        return run_by_tasks(dataset, out, given, executor, cluster, only, **ways)
+    if ways["dry_run"] or ways["wait"] or ways["planned"]:
         raise InputError("--dry-run and --wait are for work that is submitted", "give --executor slurm too")
     if executor is None and cluster is not None:
         raise InputError("--cluster is of an executor, and none is given", "give --executor slurm, or dask, too")
-    return False
+    with opened_executor(executor, cluster) as execution, on_devices(devices):
+        project = open_project(dataset, out, given, execution)
+        with _telling_of_states(project):
+            work(project)
+    return project
 
 
 @contextmanager
@@ -331,27 +339,21 @@ def train(
     With --folds and --configurations several commands part the run's trainings among them; with --executor slurm each
     training is a task, and its validation.
     """
-    from segfit.cli.submitting import run_by_tasks
     from segfit.project.submission import Trainings
 
     only = Trainings(
         _numbers(folds), None if configurations is None else tuple(map(str.strip, configurations.split(",")))
     )
-    project: Project | None
-    if _does_tasks(executor, cluster, of_tasks=dry_run or wait or planned):
-        if devices is not None:
-            raise InputError("--devices is for training on this machine", "give --executor or --devices, not both")
-        ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
-        project = run_by_tasks(dataset, out, given, str(executor), cluster, only, **ways)
-        if project is None:
-            return 0
-    else:
-        with opened_executor(executor, cluster) as execution, on_devices(devices):
-            project = open_project(dataset, out, given, execution)
-            if trained:
-                return _look_for_trained(project, only.configurations)
-            with _telling_of_states(project):
-                project.train(folds=only.folds, configurations=only.configurations, validate=validate)
+    if trained:
+        return _look_for_trained(open_project(dataset, out, given), only.configurations)
+    ways = {"dry_run": dry_run, "wait": wait, "planned": planned, "as_json": as_json}
+
+    def work(project: Project) -> None:
+        project.train(folds=only.folds, configurations=only.configurations, validate=validate)
+
+    project = _worked(dataset, out, given, devices, executor, cluster, work, only, **ways)
+    if project is None:
+        return 0
     done = [(item, result) for item in only.of(project) if (result := item.result()) is not None]
     if as_json:
         print_json([{"fold": item.fold, **result.model_dump(mode="json")} for item, result in done])

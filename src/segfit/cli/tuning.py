@@ -62,7 +62,7 @@ def _tuned_on(path: Path, dataset: Path | None, splits: Path | None) -> tuple[Pa
     """Return a model, the dataset it was trained on, its folds and the groups of cases."""
     from segfit.bundle.bundle import MANIFEST
     from segfit.dataset.splits import make_splits
-    from segfit.evaluation.cohorts import groups_of
+    from segfit.evaluation.cohorts import groups_of_cases
 
     if is_project(path):
         if dataset is not None or splits is not None:
@@ -79,5 +79,4 @@ def _tuned_on(path: Path, dataset: Path | None, splits: Path | None) -> tuple[Pa
         model, folds = path, make_splits(splits or "nnunet", data.training, {})
     if not (model / MANIFEST).is_file():
         raise InputError(f"{model} is not a model of segfit", "turn one of nnU-Net into one with segfit import first")
-    cases = {case.id: {"group": case.group or ""} for case in data.training}
-    return model, data, folds, groups_of(cases, cases)
+    return model, data, folds, groups_of_cases(data.training)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 
+from segfit.dataset.manifest import Case
 from segfit.dataset.name_groups import groups_from_names
 from segfit.errors import InputError, nearest
-from segfit.evaluation.statistics import Difference, difference, estimate
+from segfit.evaluation.statistics import Difference, difference, estimate, estimate_over
 from segfit.evaluation.summary import Estimates, Slice, Summary
 from segfit.files import Record
 from segfit.text import count, listing
 
-__all__ = ["Behind", "Comparison", "column_of", "compare", "groups_of", "slices_behind", "with_estimates"]
+__all__ = [
+    "Behind",
+    "Comparison",
+    "column_of",
+    "compare",
+    "groups_of",
+    "groups_of_cases",
+    "slices_behind",
+    "with_estimates",
+]
 
 _NOT_OF_COHORTS = frozenset({"case", "group", "weight", "image", "label", "fold"})
 _MOST_VALUES = 12
@@ -66,6 +76,12 @@ def groups_of(cases: Iterable[str], rows: Mapping[str, Mapping[str, str]]) -> di
     return told or dict(groups_from_names(names))
 
 
+def groups_of_cases(cases: Sequence[Case]) -> dict[str, str]:
+    """Return the group of each case of a dataset, else as the names of cases say it."""
+    rows = {case.id: {"group": case.group or ""} for case in cases}
+    return groups_of(rows, rows)
+
+
 def column_of(rows: Mapping[str, Mapping[str, str]], name: str) -> dict[str, str]:
     """Return what a column of the table of cases says of each; `InputError` where there is no such column."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
@@ -88,7 +104,12 @@ def with_estimates(
     groups : group by case; others are groups of their own
     by, values : name of a column of the table of cases, and what it says of each
     """
-    update: dict[str, object] = {"estimates": _estimates(summary, groups), "by": by}
+    dice = [{case.case: case.metrics[name].dice for case in summary.cases} for name in summary.mean]
+    update: dict[str, object] = {
+        "estimates": _estimates(summary, groups),
+        "mean_dice_estimate": estimate_over(dice, groups),
+        "by": by,
+    }
     if values is not None:
         members: dict[str, list[str]] = defaultdict(list)
         for case in summary.cases:

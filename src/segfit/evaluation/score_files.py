@@ -19,9 +19,9 @@ _COUNTS = ("tp", "fp", "fn", "tn", "n_pred", "n_ref")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def require_writable(path: Path, form: ScoreForm = "segfit") -> None:
-    """Raise `InputError` where the ending of a file is none of those that metrics are written as."""
-    endings = (".json",) if form == "nnunet" else (".json", ".csv")
+def require_writable(path: Path, form: ScoreForm = "segfit", *more: str) -> None:
+    """Raise `InputError` where the ending of a file is none of those that metrics are written as, nor of `more`."""
+    endings = (".json",) if form == "nnunet" else (".json", ".csv", *more)
     if path.suffix.lower() not in endings:
         raise InputError(f"metrics are written to a file that ends in {' or '.join(endings)}, got {path.name}")
 

@@ -84,7 +84,8 @@ class Summary(Document):
     in no case. `mean_dice` is the mean over the classes that have a value; segfit selects by it.
     `warnings` say what to know about the comparison; `measures` what was asked for beside overlap, and `unit` in what
     distances are: None without any, or where it is not the same for all cases. `estimates` are means with intervals
-    over groups of cases, and `slices` those by the values of the column `by`, where these were asked for.
+    over groups of cases, `mean_dice_estimate` is that of `mean_dice`, and `slices` those by the values of the column
+    `by`, where these were asked for.
     """
 
     SHARED = True
@@ -97,6 +98,7 @@ class Summary(Document):
     measures: Measures | None = None
     unit: Unit | None = None
     estimates: Estimates = {}
+    mean_dice_estimate: Estimate | None = None
     by: str = ""
     slices: tuple[Slice, ...] = ()
 

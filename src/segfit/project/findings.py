@@ -9,8 +9,10 @@ from segfit.dataset.splits import Fold
 from segfit.evaluation.summary import Summary
 from segfit.fingerprint.fingerprint import Fingerprint
 from segfit.planning.plan import Plan
+from segfit.project.handing_over import evidence_of
+from segfit.project.predicting import metrics_of, predictions_of
 from segfit.project.preparation import Preparation
-from segfit.project.select_and_export import Selected, evidence_of, metrics_of, predictions_of, selected
+from segfit.project.selecting import Selected, selected
 from segfit.project.trainings import Training, results_of, trainings_of
 from segfit.selection.verdict import Verdict, judge
 from segfit.training.result import TrainingResult

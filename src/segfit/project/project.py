@@ -147,9 +147,9 @@ class Project(Preparation):
         With `validate` their validation cases are predicted too, which `select` does otherwise. Raises `InputError` for
         a fold or configuration that the run does not have.
         """
-        from segfit.project import select_and_export, trainings
+        from segfit.project import selecting, train_and_validate
 
-        train = select_and_export.train_and_validate if validate else trainings.train_all
+        train = selecting.train_and_validate if validate else train_and_validate.train_all
         with self.at_work():
             return train(self, folds, configurations)
 
@@ -161,25 +161,25 @@ class Project(Preparation):
         complete : from all validation cases, also those that a run had no time to predict
         so_far : from the last saved states of trainings that are not finished; nothing is trained, and they go on later
         """
-        from segfit.project import select_and_export
+        from segfit.project import handing_over
         from segfit.project import so_far as reached
 
         self.validates_all = complete
         with self.at_work():
             if so_far:
                 return reached.select_so_far(self)
-            return select_and_export.select_model(self).selection
+            return handing_over.select_model(self).selection
 
     def predict(self) -> list[Path]:
         """Predict the dataset's test images with the model; return the label files.
 
         Raises `InputError` if the trainings of the project's options are not finished.
         """
-        from segfit.project import select_and_export, trainings
+        from segfit.project import predicting, trainings
 
         with self.at_work():
             trainings.require_trained(self)
-            return select_and_export.predict_test(self)
+            return predicting.predict_test(self)
 
     def evaluate(
         self,
@@ -194,14 +194,14 @@ class Project(Preparation):
         Parameters are those of `segfit.evaluate`. What they ask for, and intervals of means with it, is not kept.
         """
         from segfit.evaluation.measures import Measures
-        from segfit.project import select_and_export, trainings
+        from segfit.project import predicting, trainings
 
         measures = Measures.asked(metrics, tolerance, matched_iou)
         with self.at_work():
             trainings.require_trained(self)
-            kept = select_and_export.evaluate_test(self)
+            kept = predicting.evaluate_test(self)
             asked = kept is not None and (measures.kinds or by)
-            return select_and_export.measure_test(self, measures, by) if asked else kept
+            return predicting.measure_test(self, measures, by) if asked else kept
 
     def findings(self) -> Findings:
         """Return what counts of what the stages left, without making anything."""

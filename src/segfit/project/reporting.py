@@ -14,7 +14,7 @@ from segfit.dataset.contents import FileHashes
 from segfit.dataset.manifest import Case, Dataset
 from segfit.device import Hardware
 from segfit.errors import Problem
-from segfit.evaluation.cohorts import with_estimates
+from segfit.evaluation.cohorts import groups_of_cases, with_estimates
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import Execution
 from segfit.images.formats import num_voxels, read_case, read_label
@@ -71,8 +71,8 @@ def report_data(
     overlays : pictures, as `overlays_of` makes them
     """
     plan, chosen, test = found.plan, found.selected, found.test
-    validation = None if chosen is None else with_estimates(chosen.summary, _groups(dataset.training))
-    test = None if test is None else with_estimates(test, _groups(dataset.test))
+    validation = None if chosen is None else with_estimates(chosen.summary, groups_of_cases(dataset.training))
+    test = None if test is None else with_estimates(test, groups_of_cases(dataset.test))
     run = plan.run if plan is not None else None
     return ReportData(
         dataset=dataset.name,
@@ -170,10 +170,6 @@ def _overlay(labels: LabelScheme, cache: Path, whole: bool, pair: tuple[str, _Pi
         view = View.of_image(image, read_labels(item.case, labels, image.grid).array[0], predicted, scene=True)
     turned = view.axes.apply(predicted[None])[0]
     return Overlay.of(item.case.id, item.kind, item.rank, item.dice, view, turned, whole=whole)
-
-
-def _groups(cases: Sequence[Case]) -> dict[str, str]:
-    return {case.id: case.group for case in cases if case.group}
 
 
 def _curves(trainings: Sequence[Training]) -> tuple[TrainingCurve, ...]:

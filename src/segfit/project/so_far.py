@@ -18,10 +18,11 @@ from segfit.files import write_bytes
 from segfit.options import CASCADE
 from segfit.planning.plan import Plan, RunSpec, Unfinished
 from segfit.project.folder import SO_FAR
+from segfit.project.handing_over import select_model
 from segfit.project.preparation import Preparation
-from segfit.project.select_and_export import select_model
 from segfit.project.sharing import Task
-from segfit.project.trainings import Training, train_one, trainings_of
+from segfit.project.train_and_validate import train_one
+from segfit.project.trainings import Training, trainings_of
 from segfit.selection.select import Selection
 from segfit.training.checkpoint import Checkpoints, State
 from segfit.training.result import BEFORE_COOLDOWN, EVENTS, STATE, TrainingResult, finished_result

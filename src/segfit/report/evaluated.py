@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.dataset.manifest import Case
+from segfit.evaluation.cohorts import Comparison
 from segfit.evaluation.pairs import Pair
 from segfit.evaluation.summary import CaseMetrics, Summary
 from segfit.execution.execution import LOCAL, Execution
@@ -36,6 +37,7 @@ def write_evaluation(
     *,
     label_use: LabelUse = "classes",
     cases: Mapping[str, Case] | None = None,
+    observer: Comparison | None = None,
     images: bool = True,
     execution: Execution = LOCAL,
 ) -> None:
@@ -45,6 +47,7 @@ def write_evaluation(
     ----------
     label_use : as there
     cases : by id, those whose images are known; of others the labels alone are shown
+    observer : of `summary` with the scores of a second person
     images : with pictures
     """
     shown: list[Overlay] = []
@@ -61,7 +64,8 @@ def write_evaluation(
         done = {item[0].case: overlay for item, overlay in drawn if overlay is not None}
         shown = [done[one.case] for one, _, _ in items if one.case in done]
     names = value_names(labels)
-    write_text(path, render_scores(summary, path.stem, shown, names, no_images=not images))
+    told = "" if observer is None else observer.sentence
+    write_text(path, render_scores(summary, path.stem, shown, names, observer=told, no_images=not images))
 
 
 def _pair(labels: LabelScheme, label_use: LabelUse, one: CaseMetrics, case: Case | None) -> Pair:

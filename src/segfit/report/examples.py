@@ -13,7 +13,7 @@ from markupsafe import Markup
 from segfit.report import figures, overlays
 from segfit.report.data import Kind, Overlay
 from segfit.report.overlays import Plane
-from segfit.report.viewer import as_json, case_facts, case_title
+from segfit.report.viewer import as_json, case_facts, case_title, numbered
 from segfit.text import dice
 
 __all__ = ["examples", "page_key", "shown_of"]
@@ -111,15 +111,12 @@ def _thumbnail(plane: Plane, colours: Mapping[int, str]) -> str:
     scale = side / max(plane.size_mm)
     size = max(1, round(plane.size_mm[1] * scale)), max(1, round(plane.size_mm[0] * scale))
     picture = Image.fromarray(np.ascontiguousarray(plane.pixels)).convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    order = {value: place for place, value in enumerate(colours, 1)}
-    numbered = np.zeros(plane.prediction.shape, np.uint8)
-    for value, place in order.items():
-        numbered[plane.prediction == value] = min(place, 255)
-    labels = np.asarray(Image.fromarray(numbered).resize(size, Image.Resampling.NEAREST))
+    places = numbered(plane.prediction, list(colours))
+    labels = np.asarray(Image.fromarray(places).resize(size, Image.Resampling.NEAREST))
     edge = overlays.edges(labels)
     pixels = np.array(picture)
-    for value, place in order.items():
-        pixels[edge & (labels == place)] = np.frombuffer(bytes.fromhex(colours[value][1:]), np.uint8)
+    for place, colour in enumerate(colours.values(), 1):
+        pixels[edge & (labels == place)] = np.frombuffer(bytes.fromhex(colour[1:]), np.uint8)
     square = Image.new("RGB", (side, side))
     square.paste(Image.fromarray(pixels), ((side - size[0]) // 2, (side - size[1]) // 2))
     buffer = io.BytesIO()

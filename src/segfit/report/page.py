@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -86,19 +85,22 @@ def render_scores(
     overlays: Sequence[Overlay] = (),
     names: Mapping[int, str] | None = None,
     *,
+    observer: str = "",
     no_images: bool = False,
 ) -> str:
-    """Return the page of an evaluation: the scores of predictions, and pictures of some where they are given."""
+    """Return the page of an evaluation: the scores of predictions, and pictures of some where they are given.
+
+    `observer` says how they compare with the labels of a second person.
+    """
     flags = {one.case: one.rank for one in overlays if one.rank}
-    interval = _interval(summary)
-    remark = count(len(summary.cases), "case")
     pictures = examples(overlays, names or {})
     return page_of(
         "evaluation.html.j2",
         f"{title} – evaluation",
         name=title,
-        tile=("Mean Dice", dice(summary.mean_dice), remark + _spread(interval)),
+        tile=("Mean Dice", *_dice_tile(summary, "no class has a Dice")),
         extremes=_extremes(summary) if summary.mean_dice is not None else [],
+        observer=observer,
         warnings=[str(item) for item in summary.warnings],
         scores=results.scores(summary, shown=shown_of(pictures, "evaluation"), flags=flags),
         slices=results.slices(summary),
@@ -157,11 +159,8 @@ def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
 def _dice_tile(summary: Summary | None, missing: str) -> tuple[str, str]:
     if summary is None or summary.mean_dice is None:
         return "–", missing
-    return dice(summary.mean_dice), count(len(summary.cases), "case") + _spread(_interval(summary))
-
-
-def _spread(interval: tuple[float, float] | None) -> str:
-    return f"\n95 % interval {dice(interval[0])}–{dice(interval[1])}" if interval else ""
+    interval = results.interval_of(summary.mean_dice_estimate)
+    return dice(summary.mean_dice), count(len(summary.cases), "case") + (interval and f"\n95 % interval {interval}")
 
 
 def _cases_tile(data: ReportData) -> tuple[str, str]:
@@ -175,25 +174,6 @@ def _cases_tile(data: ReportData) -> tuple[str, str]:
 def _time_tile(data: ReportData) -> tuple[str, str]:
     used = [stage.used_s for stage in data.resources if stage.used_s is not None]
     return duration(sum(used)) if used else "–", data.environment.get("machine", "")
-
-
-def _interval(summary: Summary) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of the foreground mean over cases; None below five cases."""
-    cases = len(summary.cases)
-    if cases < 5:
-        return None
-    table = np.array([[case.metrics[name].dice for name in summary.mean] for case in summary.cases], dtype=float)
-    known = np.isfinite(table)
-    filled = np.where(known, table, 0.0)
-    rng = np.random.default_rng(0)
-    # How often each case is drawn, instead of the drawn cases themselves: one matrix product does the rest.
-    draws = rng.multinomial(cases, np.full(cases, 1 / cases), size=1000).astype(float)
-    weight = draws @ known
-    means = np.divide(draws @ filled, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
-    usable = np.isfinite(means)
-    totals = np.where(usable, means, 0.0).sum(1)[usable.any(1)] / usable.sum(1)[usable.any(1)]
-    low, high = np.percentile(totals, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _summary(data: ReportData) -> list[str]:

@@ -16,7 +16,7 @@ from segfit.report import figures
 from segfit.report.data import ReportData, StageUse, TrainingCurve
 from segfit.text import count, dice, duration, gigabytes, listing, measure_name, number
 
-__all__ = ["found", "resources", "scores", "slices", "training"]
+__all__ = ["found", "interval_of", "resources", "scores", "slices", "training"]
 
 _MAX_CELLS = 20_000  # of a per-case table; the worst cases come first
 _MAX_LINES = 8  # classes in one figure
@@ -113,6 +113,7 @@ def scores(
     listed = ranked[: max(20, _MAX_CELLS // (len(values) + 1))]
     return {
         "mean": dice(summary.mean_dice),
+        "interval": interval_of(summary.mean_dice_estimate) or "–",
         "axis": figures.strip_axis(low),
         "few": any(one is not None and one.low is None for one in estimates.values()),
         "classes": [
@@ -121,7 +122,7 @@ def scores(
                 "colour": figures.class_colour(i),
                 "strip": figures.strip(known[name], low, index=i, estimate=estimates[name]),
                 "mean": dice(summary.mean[name].dice),
-                "interval": _interval(estimates[name]) or "–",
+                "interval": interval_of(estimates[name]) or "–",
                 "median": dice(float(np.median(known[name])) if known[name] else None),
                 "worst": dice(min(known[name], default=None)),
                 "absent": column.count(None),
@@ -155,7 +156,7 @@ def _measures(summary: Summary) -> list[dict[str, Any]]:
         {
             "name": measure_name(key, summary.unit),
             "values": [
-                (dice(one.mean), _interval(one))
+                (dice(one.mean), interval_of(one))
                 for name in summary.mean
                 for one in [summary.estimates.get(name, {}).get(key, none)]
             ],
@@ -175,7 +176,7 @@ def slices(summary: Summary) -> dict[str, Any] | None:
             {
                 "value": one.value or "not told",
                 "cases": max((of["dice"].cases for of in one.estimates.values()), default=0),
-                "values": [(dice(of["dice"].mean), _interval(of["dice"])) for of in one.estimates.values()],
+                "values": [(dice(of["dice"].mean), interval_of(of["dice"])) for of in one.estimates.values()],
             }
             for one in summary.slices
         ],
@@ -183,7 +184,7 @@ def slices(summary: Summary) -> dict[str, Any] | None:
     }
 
 
-def _interval(found: Estimate | None) -> str:
+def interval_of(found: Estimate | None) -> str:
     """Return an interval in words; empty where there is none."""
     if found is None or found.low is None or found.high is None:
         return ""

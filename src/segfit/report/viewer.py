@@ -17,7 +17,7 @@ from segfit.report.data import Overlay
 from segfit.report.scenes import as_jpeg
 from segfit.text import dice
 
-__all__ = ["as_json", "case_facts", "case_title"]
+__all__ = ["as_json", "case_facts", "case_title", "numbered"]
 
 _OTHERS = 255  # stands for all classes that a byte cannot tell apart
 _KINDS = {"validation": "cross-validation", "test": "test set", "evaluation": ""}
@@ -69,7 +69,7 @@ def case_facts(overlay: Overlay, colours: Mapping[int, str], names: Mapping[int,
         "probability": overlay.probability is not None,
         "labels": _packed(
             [
-                *(_numbered(labels, list(colours)) for labels in (reference, prediction)),
+                *(numbered(labels, list(colours)) for labels in (reference, prediction)),
                 *([] if overlay.probability is None else [overlay.probability]),
             ]
         ),
@@ -87,7 +87,7 @@ def _three(values: Sequence[float], missing: float) -> list[float]:
     return [missing, *values][-3:]
 
 
-def _numbered(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.uint8]:
+def numbered(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.uint8]:
     """Return labels as their places among `values`, counted from 1."""
     found = np.zeros(labels.shape, np.uint8)
     for place, value in enumerate(values, 1):
