@@ -119,6 +119,12 @@ def _joined(folds: Sequence[int | str]) -> str:
 def _models(manifest: ModelManifest, ending: str) -> list[_Model]:
     """Return what becomes a model folder; `InputError` for what nnU-Net's do not hold."""
     models: list[_Model] = []
+    for step in manifest.postprocessing:
+        if step.kind != "keep_largest":
+            raise InputError(
+                f"{manifest.name} is to {step.text} afterwards, which nnU-Net does not",
+                "make the model without: segfit select PROJECT --set selection.rule=nnunet",
+            )
     for member in manifest.members:
         _require_known(member, manifest)
         previous, first = member.configuration.previous_stage, None
