@@ -219,7 +219,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def partial_of(path: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside `path`, which is gone afterwards, to make it in; an `OSError` in there names `path`."""
+    """Yield a hidden folder beside `path`, which is gone afterwards, to make it in; an `OSError` there names `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_folder(path.parent)
     try:

@@ -178,9 +178,9 @@ def _time_tile(data: ReportData) -> tuple[str, str]:
 
 
 def _interval(summary: Summary) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of the foreground mean over cases; None below five cases."""
+    """Return the 95 % bootstrap interval of the foreground mean over cases; None below five cases, or without a mean."""
     cases = len(summary.cases)
-    if cases < 5:
+    if cases < 5 or summary.mean_dice is None:
         return None
     table = np.array([[case.metrics[name].dice for name in summary.mean] for case in summary.cases], dtype=float)
     known = np.isfinite(table)
