@@ -67,7 +67,16 @@ def test_only_who_knows_the_address_is_answered(server: WatchServer, folder: Pro
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}"):
         assert _ask(server, own, host=host)[0] == 403
         assert _ask(server, f"{own}stop", "POST", host)[0] == 403
-    for path in ("/", "*", "x", "/x/", f"/{server.token[:-1]}/", f"/{server.token}", f"{own}project.json", f"{own}../plan.json"):
+    for path in (
+        "/",
+        "*",
+        "x",
+        "/x/",
+        f"/{server.token[:-1]}/",
+        f"/{server.token}",
+        f"{own}project.json",
+        f"{own}../plan.json",
+    ):
         assert _ask(server, path)[0] == 404
     assert _ask(server, f"{own}stop")[0] == 404
     assert _ask(server, "/x/stop", "POST")[0] == 404
