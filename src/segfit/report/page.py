@@ -178,7 +178,7 @@ def _time_tile(data: ReportData) -> tuple[str, str]:
 
 
 def _interval(summary: Summary) -> tuple[float, float] | None:
-    """Return the 95 % bootstrap interval of the foreground mean over cases; None below five cases, or without a mean."""
+    """Return the 95 % bootstrap interval of the foreground mean over cases; None below five cases or without one."""
     cases = len(summary.cases)
     if cases < 5 or summary.mean_dice is None:
         return None
