@@ -108,6 +108,12 @@ def test_a_folder_takes_its_place_when_it_is_filled_or_leaves_the_old_one(tmp_pa
     with pytest.raises(FileNotFoundError), new_folder(target) as folder:
         (folder / "missing" / "half").touch()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["above", "model", "newer"]
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with new_folder(link) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in link.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["above", "link"]
 
 
 def left_by_a_killed_process(folder: Path, host: str) -> None:

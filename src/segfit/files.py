@@ -44,6 +44,7 @@ __all__ = [
     "new_folder",
     "parsed_json",
     "partial_folder",
+    "partial_of",
     "path_of",
     "read_arrays",
     "read_json",
@@ -204,17 +205,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` once it is filled; after an error it is gone.
 
-    A crash leaves what was there or nothing, and at most a hidden folder beside it.
+    A crash leaves what was there or nothing, and at most a hidden folder beside it. An `OSError` names the folder that
+    was to be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_folder(path.parent)
-    try:
+    with partial_of(path) as partial:
         new = partial / "new"
         new.mkdir()
         yield new
-        if path.exists():
+        if path.exists() or path.is_symlink():  # one that leads nowhere, too
             path.rename(partial / "before")
         new.rename(path)
+
+
+@contextmanager
+def partial_of(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`, which is gone afterwards, to make it in; an `OSError` there names `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_folder(path.parent)
+    try:
+        yield partial
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(partial):
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

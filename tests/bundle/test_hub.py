@@ -55,6 +55,7 @@ def test_a_model_of_the_hub_is_fetched(asked: list[dict[str, Any]], tmp_path: Pa
     assert is_model(Path(address))  # as the command line has it: with one slash
     assert open_model(Path(address)).manifest == model.manifest
     assert run(["info", address]) == 0
+    assert run(["verify", address]) == 0
     assert len(open_model([address, "hf://lab/livers@v1.0"]).manifest.members) == 2
     with pytest.raises(InputError, match="cannot be fetched"):
         load_model("hf://lab/kidneys@v1", "cpu")
@@ -63,7 +64,8 @@ def test_a_model_of_the_hub_is_fetched(asked: list[dict[str, Any]], tmp_path: Pa
 @pytest.mark.parametrize(
     "address",
     ["hf://lab/livers", "hf://lab/livers@main", "hf://lab/livers@HEAD", "hf://lab/livers@", "hf://livers@v1", "hf://a/b/c@v1",
-     "hf://lab/../x@v1", "hf:///lab/livers@v1", "hf://lab/livers@v1 --x"],
+     "hf://lab/../x@v1", "hf:///lab/livers@v1", "hf://lab/livers@v1 --x",
+     "hf://../..@v1", "hf://lab/livers@../../v1"],
 )  # fmt: skip
 def test_addresses_that_name_no_state_are_refused(asked: list[dict[str, Any]], address: str) -> None:
     with pytest.raises(InputError, match="REVISION") as refused:

@@ -215,6 +215,13 @@ def test_any_storage_of_fsspec_will_do_and_a_table_brings_its_folder(
         Project.create(tmp_path / "p", "memory://data", execution=QUIET)
 
 
+@pytest.mark.parametrize("url", ["zip://x", "file:///nowhere/at/all", "file:/nowhere/at/all", "memory://nothing"])
+def test_other_protocols_are_refused_in_one_sentence(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        fetch(str(url_of(url)), tmp_path, QUIET)
+    assert ("file:///nowhere" in refused.value.problem) == url.startswith("file")
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "a//b", "back\\slash"])
 def test_keys_that_lead_elsewhere_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = f"b/set/{name}"

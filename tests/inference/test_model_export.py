@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -179,10 +182,41 @@ def test_what_nnunet_does_not_have_is_refused_by_name(
         with pytest.raises(InputError, match=named):
             export_nnunet_model(Bundle(manifest, base.source, files=base.files), tmp_path / "out")
         assert not (tmp_path / "out").exists()
+    for step in (PostprocessingStep.from_size("a", (1,), 8), PostprocessingStep.filling("a", 1)):
+        manifest = base.manifest.model_copy(update={"postprocessing": (step,)})
+        with pytest.raises(InputError, match=step.text):
+            export_nnunet_model(Bundle(manifest, base.source, files=base.files), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
     second = plain.model_copy(update={"previous_stage": "3d_lowres"})
     manifest = base.manifest.model_copy(update={"members": (member(second),)})
     with pytest.raises(InputError, match="does not hold the first"):
         export_nnunet_model(Bundle(manifest, base.source, files=base.files), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("to", "most"), [("nnunet", 6000), ("bioimageio", 6000), ("zip", 1500)])
+def test_a_full_disk_is_told_and_leaves_nothing(
+    configuration: Callable[..., Configuration],
+    member: Callable[..., Member],
+    write_model: Callable[..., Path],
+    tmp_path: Path,
+    to: str,
+    most: int,
+) -> None:
+    """Files that may not be larger than a few KB stand for it."""
+    model = write_model(tmp_path / "model", member(configuration()), authors="A", licence="CC0")
+    target = tmp_path / "out" / f"model{'.zip' if to == 'zip' else ''}"
+    code = f"""
+import resource, sys
+from segfit.cli.main import run
+resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))
+sys.exit(run(["export", {str(model)!r}, "--to", {to!r}, "-o", {str(target)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.strerror(errno.EFBIG) in done.stderr
+    assert str(target) in done.stderr.replace("\n", "")
+    assert list(target.parent.iterdir()) == []
 
 
 def test_what_differs_in_the_copy_is_told(

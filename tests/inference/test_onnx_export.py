@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
 from segfit.bundle.bundle import Member, open_bundle
+from segfit.connected_components import PostprocessingStep, apply_steps
 from segfit.errors import InputError
 from segfit.files import read_json
 from segfit.inference import onnx_export
@@ -51,6 +56,28 @@ def test_nothing_is_replaced_and_a_missing_package_is_named(
         export_onnx(open_bundle(folder), tmp_path / "exported")
     assert "segfit[onnx]" in refused.value.action
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_runner_changes_labels_afterwards_as_segfit_does(
+    folder: Path, ndim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))  # which is not asked here
+    runner = importlib.import_module("segfit.inference.onnx_runner")
+    monkeypatch.delitem(sys.modules, "segfit.inference.onnx_runner")
+    steps = (
+        PostprocessingStep.largest_of("a or b", (1, 2)),
+        PostprocessingStep.from_size("a", (1,), 6),
+        PostprocessingStep.filling("b", 2),
+    )
+    manifest = open_bundle(folder).manifest.model_copy(update={"postprocessing": steps})
+    told = onnx_export._facts(manifest)["postprocessing"]
+    random = np.random.default_rng(0)
+    sparse, dense = (random.choice(3, (14,) * ndim, p=p) for p in ((0.9, 0.04, 0.06), (0.25, 0.05, 0.7)))
+    for step, facts in zip(steps, told, strict=True):
+        for labels in (sparse, dense, np.zeros_like(dense), np.ones_like(dense)):
+            np.testing.assert_array_equal(runner.changed(labels, facts), apply_steps(labels, [step]))
+        assert any((apply_steps(labels, [step]) != labels).any() for labels in (sparse, dense))
 
 
 def test_the_runner_is_short_and_stands_alone() -> None:

@@ -100,6 +100,16 @@ def test_what_needs_the_whole_image_is_told(
     np.testing.assert_array_equal(streamed.labels, model.predict(path).labels)
 
 
+@pytest.mark.parametrize("value", [1e200, 1e300])
+def test_values_too_large_are_refused_as_in_memory(model: Model, tmp_path: Path, value: float) -> None:
+    """Their squares are infinite, which is no reason to say anything else."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.full((5, 20, 20), value), tile=(16, 16), photometric="minisblack")
+    for memory in (None, LITTLE):
+        with pytest.raises(InputError, match="too large for single precision"):
+            model.predict(path, (2.0, 1.0, 1.0), memory_gb=memory)
+
+
 def test_slices_of_a_volume_are_streamed(
     configuration: Callable[..., Configuration], member: Callable[..., Member], make_model: Make, tmp_path: Path
 ) -> None:

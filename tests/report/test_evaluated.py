@@ -105,6 +105,19 @@ def test_probabilities_beside_label_files_are_shown(folders: Path, tmp_path: Pat
     assert not any(facts["probability"] for facts in others)
 
 
+def test_empty_references_and_predictions_have_a_page_without_a_mean(tmp_path: Path) -> None:
+    """Rightly empty ones have no Dice, in any case."""
+    for folder in ("predictions", "references"):
+        (tmp_path / folder).mkdir()
+        for number in range(6):
+            image = nibabel.Nifti1Image(np.zeros(_SHAPE, np.uint8), np.eye(4))
+            nibabel.save(image, tmp_path / folder / f"{number}.nii.gz")
+    summary = evaluate_folder(tmp_path / "predictions", tmp_path / "references", _LABELS, ending=".nii.gz")
+    assert summary.mean_dice is None
+    write_evaluation(summary, tmp_path / "page.html", _LABELS)
+    assert len(_shown((tmp_path / "page.html").read_text(encoding="utf-8"))) > 0
+
+
 def test_the_command_writes_a_page(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "out" / "scores.html"
     command = ["evaluate", str(folders), "-p", str(folders / "predictions"), "-r", str(folders / "labelsTr")]

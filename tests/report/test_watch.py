@@ -67,7 +67,16 @@ def test_only_who_knows_the_address_is_answered(server: WatchServer, folder: Pro
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}"):
         assert _ask(server, own, host=host)[0] == 403
         assert _ask(server, f"{own}stop", "POST", host)[0] == 403
-    for path in ("/", "/x/", f"/{server.token[:-1]}/", f"/{server.token}", f"{own}project.json", f"{own}../plan.json"):
+    for path in (
+        "/",
+        "*",
+        "x",
+        "/x/",
+        f"/{server.token[:-1]}/",
+        f"/{server.token}",
+        f"{own}project.json",
+        f"{own}../plan.json",
+    ):
         assert _ask(server, path)[0] == 404
     assert _ask(server, f"{own}stop")[0] == 404
     assert _ask(server, "/x/stop", "POST")[0] == 404
@@ -79,6 +88,17 @@ def test_the_button_stops_what_is_at_work(server: WatchServer, folder: ProjectFo
     assert _ask(server, f"/{server.token}/stop", "POST")[0] == 200
     with pytest.raises(StoppedError):
         at_work.require_none()
+
+
+@pytest.mark.parametrize(("error", "told"), [(ConnectionResetError, False), (BrokenPipeError, False), (KeyError, True)])
+def test_a_browser_that_left_is_no_news(
+    server: WatchServer, capsys: pytest.CaptureFixture[str], error: type[Exception], told: bool
+) -> None:
+    try:
+        raise error
+    except error:
+        server.handle_error(None, ("127.0.0.1", 1))
+    assert bool(capsys.readouterr().err) == told
 
 
 def test_when_all_is_done_the_report_is_served(

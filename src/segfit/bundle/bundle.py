@@ -13,7 +13,6 @@ reading a manifest needs no torch.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from segfit.files import (
     content_hash,
     hash_file,
     new_folder,
-    partial_folder,
+    partial_of,
     require_there,
     write_bytes,
     write_text,
@@ -311,14 +310,10 @@ def write_zip(
     """Write a bundle as one zip, whole or not at all; `InputError` if there is anything already."""
     if path.exists():
         raise InputError(f"{path} exists already", "choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_folder(path.parent)
-    try:
+    with partial_of(path) as partial:
         write_bundle(partial / "model", manifest, weights, test_case)
         pack(partial / "model", partial / "model.zip")
         (partial / "model.zip").rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _seal(raw: Mapping[str, Any]) -> str:

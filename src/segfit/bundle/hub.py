@@ -26,7 +26,7 @@ def fetched(address: str) -> Path:
     Raises `InputError` for an address that does not name one state, and if it cannot be fetched.
     """
     found = _ADDRESS.fullmatch(address)
-    if found is None:
+    if found is None or ".." in address:
         raise InputError(f"{address} is no address of a model", "write hf://ORG/NAME@REVISION")
     name, revision = found.groups()
     if revision is None or revision in _MOVING:

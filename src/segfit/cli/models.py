@@ -223,8 +223,11 @@ def verify(
     """
     from segfit.bundle.bundle import MANIFEST
     from segfit.bundle.files import BundleFiles
+    from segfit.bundle.hub import fetched, is_address
     from segfit.files import require_there
 
+    if is_address(path):
+        path = fetched(str(path))
     require_there(path, "model or project")
     if is_project(path):
         rows = [*verify_cases(path, console_execution(workers)), *_verify_results(path)]

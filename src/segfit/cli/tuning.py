@@ -78,5 +78,6 @@ def _tuned_on(path: Path, dataset: Path | None, splits: Path | None) -> tuple[Pa
         data = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
         model, folds = path, make_splits(splits or "nnunet", data.training, {})
     if not (model / MANIFEST).is_file():
-        raise InputError(f"{model} is not a model of segfit", "turn one of nnU-Net into one with segfit import first")
+        problem = f"{model} is not the folder of a model of segfit"
+        raise InputError(problem, "unpack a zip; turn a model of nnU-Net into one with segfit import")
     return model, data, folds, groups_of_cases(data.training)

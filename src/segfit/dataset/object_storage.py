@@ -60,7 +60,7 @@ def url_of(place: Any) -> str | None:
             f"the {found[1]}:// URL holds credentials, which would be kept in files and seen in lists of processes"
         )
         raise InputError(problem, "leave them out, and set them in the environment")
-    return f"{found[1]}://{found[2].rstrip('/')}"
+    return f"{found[1]}://{'/' if found[1] == 'file' else ''}{found[2].rstrip('/')}"
 
 
 def fetch(url: str, folder: Path, execution: Execution) -> Path:
@@ -152,7 +152,7 @@ def _opened(url: str) -> tuple[Any, str]:
     except ImportError:
         action = "pip install 'segfit[s3]'" if protocol in _S3 else "install what fsspec needs for it"
         raise InputError(f"{protocol}:// needs a package that is not installed", action) from None
-    except ValueError as error:
+    except Exception as error:  # noqa: BLE001 - a file system may raise anything where it begins
         raise InputError(
             f"{url} cannot be read ({reason_of(error)})", "give a folder, or a URL as s3://BUCKET/FOLDER"
         ) from None

@@ -23,7 +23,8 @@ def require_writable(path: Path, form: ScoreForm = "segfit", *more: str) -> None
     """Raise `InputError` where the ending of a file is none of those that metrics are written as, nor of `more`."""
     endings = (".json",) if form == "nnunet" else (".json", ".csv", *more)
     if path.suffix.lower() not in endings:
-        raise InputError(f"metrics are written to a file that ends in {' or '.join(endings)}, got {path.name}")
+        page = "" if form == "nnunet" else "; a page of them ends in .html"
+        raise InputError(f"metrics are written to a file that ends in {' or '.join(endings)}, got {path.name}{page}")
 
 
 def write_scores(summary: Summary, path: Path, form: ScoreForm = "segfit") -> None:

@@ -6,6 +6,7 @@ size, normalised where their description can say how. rdf.yaml is JSON, which YA
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from segfit.bundle.bundle import Bundle, Member, ModelManifest, card
 from segfit.errors import InputError
-from segfit.files import hash_file, new_folder, write_json, write_text
+from segfit.files import hash_file, new_folder, write_bytes, write_json, write_text
 from segfit.inference.model import load_network
 from segfit.specs import Configuration
 
@@ -71,7 +72,9 @@ def export_bioimageio(bundle: Bundle, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing, and of TorchScript, which is what bioimage.io takes
             traced = torch.jit.trace(network, given, check_trace=False)  # type: ignore[no-untyped-call]
-            torch.jit.save(traced, made / "weights.pt")
+            content = io.BytesIO()  # on a full disk torch ends the process
+            torch.jit.save(traced, content)
+        write_bytes(made / "weights.pt", content.getvalue())
         np.save(made / "test_input.npy", image[None])
         np.save(made / "test_output.npy", network(given).numpy())
         write_text(made / "README.md", card(manifest))

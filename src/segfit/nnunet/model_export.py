@@ -7,6 +7,7 @@ beside them what is averaged and what is done to the result.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from segfit.bundle.bundle import Bundle, Member, ModelManifest
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, Problem, StageError, warning
-from segfit.files import new_folder, write_bytes, write_file, write_json
+from segfit.files import new_folder, write_bytes, write_json
 from segfit.images.formats import described
 from segfit.nnunet.dataset_export import ENDING_OF_COPY, declaration
 from segfit.nnunet.plans_reader import READER_OF_ENDING, PlansFile, write_plans_file
@@ -119,6 +120,12 @@ def _joined(folds: Sequence[int | str]) -> str:
 def _models(manifest: ModelManifest, ending: str) -> list[_Model]:
     """Return what becomes a model folder; `InputError` for what nnU-Net's do not hold."""
     models: list[_Model] = []
+    for step in manifest.postprocessing:
+        if step.kind != "keep_largest":
+            raise InputError(
+                f"{manifest.name} is to {step.text} afterwards, which nnU-Net does not",
+                "make the model without: segfit select PROJECT --set selection.rule=nnunet",
+            )
     for member in manifest.members:
         _require_known(member, manifest)
         previous, first = member.configuration.previous_stage, None
@@ -273,7 +280,9 @@ def _write_checkpoint(
         "trainer_name": _TRAINER,
         "inference_allowed_mirroring_axes": model.member.mirror_axes or None,  # it looks for the last of none
     }
-    write_file(path, lambda handle: torch.save(content, handle))
+    packed = io.BytesIO()  # torch does not tell a full disk from a fault of its own
+    torch.save(content, packed)
+    write_bytes(path, packed.getvalue())
 
 
 def _write_postprocessing(

@@ -91,8 +91,9 @@ def _pass(
         for number, channel in enumerate(voxels):
             wide = channel.ravel().astype(np.float64)
             low[number], high[number] = np.minimum(low[number], wide.min()), np.maximum(high[number], wide.max())
-            sums[number] += wide.sum()
-            squares[number] += wide @ wide
+            with np.errstate(over="ignore"):  # values that are too large are told by their extremes
+                sums[number] += wide.sum()
+                squares[number] += wide @ wide
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise InputError(f"{name} contains NaN or infinite values", "replace them in the image file")
         mask = (voxels != 0).any(axis=0)
@@ -113,9 +114,10 @@ def _pass(
     voxels_inside = prod(stop - start for start, stop in box)
     statistics = []
     for least, most, total, square in zip(low, high, sums, squares, strict=True):
-        mean = total / voxels_inside
-        deviation = sqrt(max(0.0, square / voxels_inside - mean**2))
-        statistics.append(ChannelStatistics(*map(np.float32, (least, most, mean, deviation))))
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = total / voxels_inside
+            deviation = sqrt(max(0.0, square / voxels_inside - mean**2))
+            statistics.append(ChannelStatistics(*map(np.float32, (least, most, mean, deviation))))
     empty = any(start >= stop for start, stop in found)
     return box if empty else tuple((start, stop) for start, stop in found), tuple(statistics), sampled
 

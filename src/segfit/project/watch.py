@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +47,11 @@ class WatchServer(ThreadingHTTPServer):
             super().__init__((_LOOPBACK, port), _Handler)
         except (OSError, OverflowError) as error:
             raise InputError(f"nothing can listen on port {port}: {reason_of(error)}", "give another --port") from error
+
+    def handle_error(self, *asked: Any) -> None:
+        """Say nothing of a browser that closed its connection before it had its answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*asked)
 
     @property
     def address(self) -> str:
@@ -94,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, known: dict[str, Callable[[], tuple[str, str]]]) -> None:
         """Answer who knows the secret, under our own name."""
-        _, token, *rest = self.path.split("/", 2)
+        token, *rest = self.path.removeprefix("/").split("/", 1)
         make = known.get("/".join(rest)) if rest else None
         if self.headers.get("Host") not in self.server.hosts:
             self._send(HTTPStatus.FORBIDDEN)
@@ -104,9 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 with self.server.drawing:
                     made = make()
-                self._send(HTTPStatus.OK, *made)
             except (InputError, OSError):  # a file that is being replaced
                 self._send(HTTPStatus.SERVICE_UNAVAILABLE)
+            else:
+                self._send(HTTPStatus.OK, *made)
 
     def _send(self, status: HTTPStatus, kind: str = "text/plain", text: str = "") -> None:
         content = (text or status.phrase).encode()
