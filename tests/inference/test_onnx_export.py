@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
 from segfit.bundle.bundle import Member, open_bundle
+from segfit.connected_components import PostprocessingStep, apply_steps
 from segfit.errors import InputError
 from segfit.files import read_json
 from segfit.inference import onnx_export
@@ -51,6 +56,34 @@ def test_nothing_is_replaced_and_a_missing_package_is_named(
         export_onnx(open_bundle(folder), tmp_path / "exported")
     assert "segfit[onnx]" in refused.value.action
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (12, 14, 16)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        PostprocessingStep.largest_of("a", (1,)),
+        PostprocessingStep.largest_of("both", (1, 2)),
+        PostprocessingStep.from_size("a", (1, 2), 5),
+        PostprocessingStep.filling("b", 2),
+    ],
+)
+def test_the_runner_does_what_is_done_to_label_maps(
+    monkeypatch: pytest.MonkeyPatch, step: PostprocessingStep, shape: tuple[int, ...]
+) -> None:
+    name = "segfit.inference.onnx_runner"
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    runner = import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    sparse = 0.1 if step.kind != "fill_holes" else 0.4
+    labels = np.random.default_rng(0).choice([0, 1, 2], shape, p=[1 - 2 * sparse, sparse, sparse]).astype(np.uint8)
+    expected = apply_steps(labels, (step,))
+    assert (expected != labels).any()
+    given = {"kind": step.kind, "values": list(step.values), "min_voxels": step.min_voxels}
+    np.testing.assert_array_equal(runner.postprocessed(labels, given), expected)
+    nothing = np.zeros(shape, np.uint8)
+    np.testing.assert_array_equal(runner.postprocessed(nothing, given), nothing)
 
 
 def test_the_runner_is_short_and_stands_alone() -> None:

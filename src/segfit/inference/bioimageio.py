@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segfit.bundle.bundle import Bundle, Member, ModelManifest, card
 from segfit.errors import InputError
 from segfit.files import hash_file, new_folder, write_json, write_text
-from segfit.inference.model import load_network
+from segfit.inference.open_model import load_network
 from segfit.specs import Configuration
 
 __all__ = ["export_bioimageio"]
@@ -71,7 +71,7 @@ def export_bioimageio(bundle: Bundle, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing
             traced = torch.jit.trace(network, given, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, made / "weights.pt")
+            torch.jit.save(traced, made / "weights.pt")
         np.save(made / "test_input.npy", image[None])
         np.save(made / "test_output.npy", network(given).numpy())
         write_text(made / "README.md", card(manifest))

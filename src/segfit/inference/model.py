@@ -52,7 +52,7 @@ from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previ
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.text import count, listing, numbers, printable
 
-__all__ = ["Model", "ModelSource", "Prediction", "Prepared", "load_model", "load_network"]
+__all__ = ["Model", "ModelSource", "Prediction", "load_model"]
 
 Spacing = float | Sequence[float] | NDArray[np.floating[Any]]
 

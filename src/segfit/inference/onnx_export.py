@@ -73,7 +73,10 @@ def _facts(manifest: ModelManifest) -> dict[str, Any]:
         },
         "members": [_member(manifest, member) for member in manifest.members],
         "previous_stage": None if first is None else _member(manifest, first),
-        "postprocessing": [list(step.values) for step in manifest.postprocessing],  # the largest component is kept
+        "postprocessing": [
+            {"kind": step.kind, "values": list(step.values), "min_voxels": step.min_voxels}
+            for step in manifest.postprocessing
+        ],
         "intended_use": manifest.intended_use,
         "limits": manifest.limits,
         "licence": manifest.licence,

@@ -55,8 +55,8 @@ class Model:
         maps = [self._probabilities(one, image, spacing_mm, previous) for one in self.facts["members"]]
         mean = sum(maps[1:], maps[0]) / len(maps)
         labels = self._decide(mean)
-        for values in self.facts["postprocessing"]:
-            labels = keep_largest(labels, values)
+        for step in self.facts["postprocessing"]:
+            labels = postprocessed(labels, step)
         return np.asarray(self.labels["stored"])[labels], mean
 
     @property
@@ -223,14 +223,15 @@ def zoomed(values: Array, factors: Sequence[float], order: Any, *, clip: bool) -
     return np.clip(result, values.min(), values.max()) if clip and order else result
 
 
-def keep_largest(labels: Array, values: Sequence[int]) -> Array:
-    """Keep the largest connected component of all voxels with one of the values."""
-    parts, number = ndimage.label(np.isin(labels, values), np.ones((3,) * labels.ndim))
-    if number < 2:
-        return labels
+def postprocessed(labels: Array, step: dict[str, Any]) -> Array:
+    """Keep the largest connected component of all voxels with one of some values, remove small ones, or fill holes."""
+    mask = np.isin(labels, step["values"])
+    if step["kind"] == "fill_holes":
+        return np.where(ndimage.binary_fill_holes(mask) & (labels == 0), step["values"][0], labels)
+    parts, _ = ndimage.label(mask, np.ones((3,) * labels.ndim))
     sizes = np.bincount(parts.ravel())[1:]
-    small = 1 + np.flatnonzero(sizes < sizes.max())
-    return np.where(np.isin(parts, small), 0, labels)
+    least = step["min_voxels"] if step["kind"] == "remove_small" else sizes.max(initial=0)
+    return np.where(np.isin(parts, 1 + np.flatnonzero(sizes < least)), 0, labels)
 
 
 def main() -> None:
