@@ -78,6 +78,7 @@ def _tuned_on(path: Path, dataset: Path | None, splits: Path | None) -> tuple[Pa
         data = open_dataset(place, skip_incomplete=asked.skip_incomplete).taken(asked)
         model, folds = path, make_splits(splits or "nnunet", data.training, {})
     if not (model / MANIFEST).is_file():
-        raise InputError(f"{model} is not a model of segfit", "turn one of nnU-Net into one with segfit import first")
+        problem = f"{model} is no folder with a model of segfit, where what is found is kept"
+        raise InputError(problem, "unpack a zip; turn a model of nnU-Net into one with segfit import first")
     cases = {case.id: {"group": case.group or ""} for case in data.training}
     return model, data, folds, groups_of(cases, cases)

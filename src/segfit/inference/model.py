@@ -200,8 +200,8 @@ def _speed_of(bundle: Bundle, name: SpeedName) -> Speed:
     if name not in get_args(SpeedName):
         raise InputError(f"speed is {', '.join(get_args(SpeedName))} or None, got {name!r}")
     if name not in speeds:
-        problem = f"{bundle.source} was not tuned: what faster ways to predict lose is not known"
-        raise InputError(problem, f"measure it with segfit tune {bundle.source}, or leave the speed out")
+        problem = f"what faster ways to predict lose was not measured for the model {bundle.manifest.name}"
+        raise InputError(problem, "measure one model of segfit with segfit tune, or leave the speed out")
     return speeds[name]
 
 
