@@ -144,5 +144,13 @@ def test_tune_and_predict_by_command(project: Project, tmp_path: Path, capsys: p
     packed = str(tmp_path / "model.zip")
     assert run(["export", str(root), "--to", "zip", "-o", packed]) == 0
     assert run(["tune", packed, "--dataset", data]) == 2  # it is not written into
+    theirs, imported = str(tmp_path / "theirs"), tmp_path / "imported"
+    assert run(["export", str(project.folder.model), "--to", "nnunet", "-o", theirs]) == 0
+    assert run(["tune", theirs, "--dataset", data]) == 2
+    assert run(["import", theirs, "-o", str(imported)]) == 0
+    assert run(["tune", str(imported), "--dataset", data, "--splits", str(root / "splits.json")]) == 0
+    assert set(open_bundle(imported).manifest.speeds) == set(told["speeds"])
+    assert run(["verify", str(imported)]) == 0
+    assert run(["predict", "-m", str(imported), image, "-o", str(tmp_path / "again"), "--speed", "fast"]) == 0
     assert run(["tune", str(root), "--dataset", data]) == 2
     assert run(["tune", data, "--dataset", data]) == 2

@@ -79,6 +79,6 @@ def _tuned_on(path: Path, dataset: Path | None, splits: Path | None) -> tuple[Pa
         model, folds = path, make_splits(splits or "nnunet", data.training, {})
     if not (model / MANIFEST).is_file():
         problem = f"{model} is no folder with a model of segfit, where what is found is kept"
-        raise InputError(problem, "unpack a zip; turn a model of nnU-Net into one with segfit import first")
+        raise InputError(problem, "unpack a zip, or turn a model of nnU-Net into one with segfit import")
     cases = {case.id: {"group": case.group or ""} for case in data.training}
     return model, data, folds, groups_of(cases, cases)

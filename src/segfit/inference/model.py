@@ -352,7 +352,7 @@ class Model:
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
         sized = self._sized(image, name, file, given, warnings)
-        needed = forecast_gb(self.manifest.stages, sized.grid)
+        needed = forecast_gb(self.manifest, sized.grid)
         streamed = room if needed > room.gb else None
         if streamed is not None:
             unread = regional is None and paths
@@ -375,7 +375,7 @@ class Model:
 
     def forecast_gb(self, grid: Grid) -> float:
         """Return the memory in GiB that predicting an image takes, about, if all of it is held."""
-        return forecast_gb(self.manifest.stages, grid)
+        return forecast_gb(self.manifest, grid)
 
     def _sized(
         self, image: Image, name: str, file: str | Path, given: tuple[float, ...] | None, warnings: list[Problem]
