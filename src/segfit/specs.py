@@ -9,6 +9,7 @@ not where it takes all memory or time. All bounds are assumptions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Annotated, ClassVar, Literal
 
@@ -107,6 +108,10 @@ class PreprocessingSpec(Record):
         if len(self.transpose) not in (2, 3):
             raise ValueError("transpose must have two or three axes")
         return self
+
+    def target_mm(self, spacing_mm: Sequence[float]) -> tuple[float, ...]:
+        """Return the voxel size that a case of another one is brought to, both after transposition."""
+        return tuple(own if new is None else new for own, new in zip(spacing_mm, self.spacing_mm, strict=True))
 
 
 class NetworkSpec(GrownRecord):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from segfit.bundle.bundle import Bundle, Member, open_bundle
 from segfit.cli.main import run
 from segfit.files import hash_file
-from segfit.inference.model import load_network
+from segfit.inference.open_model import load_network
 from segfit.specs import Configuration
 
 STATED = ["--set", "model.authors=A. Nobody, B. Somebody", "--set", "model.licence=CC-BY-4.0"]
@@ -56,6 +57,17 @@ def test_it_computes_what_the_model_does(model: Path, tmp_path: Path) -> None:
     assert [author["name"] for author in described["authors"]] == ["A. Nobody", "B. Somebody"]
     assert described["weights"]["torchscript"]["sha256"] == hash_file(out / "weights.pt")
     assert described["inputs"][0]["test_tensor"]["sha256"] == hash_file(out / "test_input.npy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.load(out / "weights.pt")
+    sizes = [axis["size"] for axis in described["inputs"][0]["axes"] if axis["type"] == "space"]
+    larger = [size["min"] + (index + 1) * size["step"] for index, size in enumerate(sizes)]
+    image = np.random.default_rng(1).standard_normal((3, image.shape[1], *larger)).astype(np.float32)
+    axes = tuple(range(2, image.ndim))  # other sizes and numbers of images than it was traced with
+    normal = (image - image.mean(axes, keepdims=True)) / image.std(axes, keepdims=True)
+    with torch.inference_mode():
+        found = traced(torch.from_numpy(normal))
+    torch.testing.assert_close(found, expected(open_bundle(model), image), rtol=1e-3, atol=1e-4)
 
 
 def test_several_configurations_are_refused(model: Path, tmp_path: Path) -> None:

@@ -227,11 +227,15 @@ def test_what_differs_in_the_copy_is_told(
 ) -> None:
     labels = {"background": 0, "a": 5, "b": 9}
     slow = member(configuration()).model_copy(update={"tile_step": 0.25})
-    model = write_model(tmp_path / "model", slow, labels=labels, image_ending="/")
+    steps = [PostprocessingStep.largest_of("a", (1,)), PostprocessingStep.from_size("a", (1,), 9)]
+    steps.append(PostprocessingStep.filling("b", 2))
+    model = write_model(tmp_path / "model", slow, labels=labels, image_ending="/", postprocessing=steps)
     kept = KeptWarnings(SILENT)
     export_nnunet_model(open_bundle(model), tmp_path / "out", progress=kept)
     told: list[Problem] = list(kept.warnings)
-    assert [item.code for item in told] == ["label_values", "image_format", "tile_step"]
+    lacking = ["postprocessing_left_out"] * 2
+    assert [item.code for item in told] == ["label_values", "image_format", "tile_step", *lacking]
+    assert open_model(tmp_path / "out").manifest.postprocessing == tuple(steps[:1])
     declared = json.loads((tmp_path / "out/dataset.json").read_text())
     assert declared["labels"] == {"background": 0, "a": 1, "b": 2}
     assert declared["file_ending"] == ".nii.gz"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -58,26 +58,32 @@ def test_nothing_is_replaced_and_a_missing_package_is_named(
     assert not (tmp_path / "exported").exists()
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_the_runner_changes_labels_afterwards_as_segfit_does(
-    folder: Path, ndim: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))  # which is not asked here
-    runner = importlib.import_module("segfit.inference.onnx_runner")
-    monkeypatch.delitem(sys.modules, "segfit.inference.onnx_runner")
-    steps = (
-        PostprocessingStep.largest_of("a or b", (1, 2)),
-        PostprocessingStep.from_size("a", (1,), 6),
+@pytest.mark.parametrize("shape", [(30, 40), (12, 14, 16)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        PostprocessingStep.largest_of("a", (1,)),
+        PostprocessingStep.largest_of("both", (1, 2)),
+        PostprocessingStep.from_size("a", (1, 2), 5),
         PostprocessingStep.filling("b", 2),
-    )
-    manifest = open_bundle(folder).manifest.model_copy(update={"postprocessing": steps})
-    told = onnx_export._facts(manifest)["postprocessing"]
-    random = np.random.default_rng(0)
-    sparse, dense = (random.choice(3, (14,) * ndim, p=p) for p in ((0.9, 0.04, 0.06), (0.25, 0.05, 0.7)))
-    for step, facts in zip(steps, told, strict=True):
-        for labels in (sparse, dense, np.zeros_like(dense), np.ones_like(dense)):
-            np.testing.assert_array_equal(runner.changed(labels, facts), apply_steps(labels, [step]))
-        assert any((apply_steps(labels, [step]) != labels).any() for labels in (sparse, dense))
+    ],
+)
+def test_the_runner_does_what_is_done_to_label_maps(
+    monkeypatch: pytest.MonkeyPatch, step: PostprocessingStep, shape: tuple[int, ...]
+) -> None:
+    name = "segfit.inference.onnx_runner"
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    runner = import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    sparse = 0.1 if step.kind != "fill_holes" else 0.4
+    labels = np.random.default_rng(0).choice([0, 1, 2], shape, p=[1 - 2 * sparse, sparse, sparse]).astype(np.uint8)
+    expected = apply_steps(labels, (step,))
+    assert (expected != labels).any()
+    given = {"kind": step.kind, "values": list(step.values), "min_voxels": step.min_voxels}
+    np.testing.assert_array_equal(runner.postprocessed(labels, given), expected)
+    nothing = np.zeros(shape, np.uint8)
+    np.testing.assert_array_equal(runner.postprocessed(nothing, given), nothing)
 
 
 def test_the_runner_is_short_and_stands_alone() -> None:

@@ -207,3 +207,9 @@ def test_zips_that_are_none(results: Path, tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"a\.zip"):
         open_model(path)
+    with zipfile.ZipFile(zipped(results)) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.compress_size)
+    start = largest.header_offset + 30 + len(largest.filename)
+    path.write_bytes(whole[:start] + b"\xff" * 64 + whole[start + 64 :])  # no block of Deflate begins so
+    with pytest.raises(InputError, match=r"a\.zip"):
+        open_model(path)

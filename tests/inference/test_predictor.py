@@ -213,7 +213,7 @@ def test_out_of_memory_falls_back_step_by_step(
     configuration: Callable[..., Configuration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told as on a GPU: the placements are played on the CPU, the first ones without memory."""
-    predictor = Predictor(configuration(), LABELS, [Scale()], (), CPU)
+    predictor = Predictor(configuration(), LABELS, [lambda views: views], (), CPU)
     predictor.device = torch.device("cuda", 0)
     predictor.batch = 4
     tried = []
@@ -224,7 +224,7 @@ def test_out_of_memory_falls_back_step_by_step(
             raise torch.OutOfMemoryError
         yield torch.zeros(3, 1, 1, 1)
 
-    monkeypatch.setattr(Predictor, "_run", run)
+    monkeypatch.setattr(Predictor, "_slide", run)
     notes = KeptWarnings(SILENT)
     predictor.logits(np.zeros((1, 1, 1, 1), np.float32), progress=notes)
     assert tried == [

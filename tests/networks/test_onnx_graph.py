@@ -14,11 +14,14 @@ onnxruntime = pytest.importorskip("onnxruntime", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("kind", ["plain", "residual", "mednext"])
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("batch", [None, 3])
 def test_the_graph_computes_what_the_network_does(
-    kind: Literal["plain", "residual"], norm: Literal["instance", "batch"], ndim: Literal[2, 3], batch: int | None
+    kind: Literal["plain", "residual", "mednext"],
+    norm: Literal["instance", "batch"],
+    ndim: Literal[2, 3],
+    batch: int | None,
 ) -> None:
     from segfit.networks.onnx_graph import INPUT, OUTPUT, as_onnx
 

@@ -14,6 +14,7 @@ from segfit.bundle.speeds import Speed
 from segfit.cli.main import run
 from segfit.dataset.splits import Fold, Splits
 from segfit.errors import InputError
+from segfit.inference.carried_case import write_packed
 from segfit.inference.model import Model, load_model
 from segfit.project import Project
 from segfit.selection import tuning
@@ -101,7 +102,7 @@ def test_a_model_predicts_with_its_speeds(project: Project, tmp_path: Path) -> N
 
     model = tmp_path / "model"
     shutil.copytree(project.folder.model, model)
-    with pytest.raises(InputError, match="was not tuned"):
+    with pytest.raises(InputError, match="was not measured"):
         load_model(model, "cpu", speed="fast")
     before = open_bundle(model).manifest
     with_speeds(model, {"fast": Speed(mirror=False, tile_step=0.75, time=0.2), "accurate": Speed()})
@@ -117,8 +118,12 @@ def test_a_model_predicts_with_its_speeds(project: Project, tmp_path: Path) -> N
     assert steps(load_model(model, "cpu", speed="fast", tile_step=0.5)) == [(1, 0.5)]
     with pytest.raises(InputError, match="speed is"):
         load_model(model, "cpu", speed="quick")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="was not tuned"):
+    with pytest.raises(InputError, match="was not measured"):
         load_model(model, "cpu", speed="balanced")
+    with pytest.raises(InputError, match="was not measured"):  # of their average
+        load_model([model, project.folder.model], "cpu", speed="fast")
+    write_packed(open_bundle(model), tmp_path / "model.zip", {})
+    assert steps(load_model(tmp_path / "model.zip", "cpu", speed="fast")) == [(1, 0.75)]
 
 
 def test_tune_and_predict_by_command(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +132,8 @@ def test_tune_and_predict_by_command(project: Project, tmp_path: Path, capsys: p
     told = json.loads(capsys.readouterr().out)
     assert (told["cases"], set(told["speeds"])) == (5, {"fast", "balanced", "accurate"})
     assert set(open_bundle(project.folder.model).manifest.speeds) == set(told["speeds"])
+    assert run(["verify", str(root)]) == 0
+    assert run(["verify", str(project.folder.model)]) == 0
     image = str(project.dataset.test[0].images[0])
     out = tmp_path / "out"
     assert run(["predict", "-m", str(project.folder.model), image, "-o", str(out), "--speed", "fast"]) == 0
@@ -134,5 +141,16 @@ def test_tune_and_predict_by_command(project: Project, tmp_path: Path, capsys: p
     data = str(project.dataset.root)
     assert run(["tune", str(project.folder.model), "--dataset", data, "--splits", str(root / "splits.json")]) == 0
     assert run(["tune", str(project.folder.model)]) == 2
+    packed = str(tmp_path / "model.zip")
+    assert run(["export", str(root), "--to", "zip", "-o", packed]) == 0
+    assert run(["tune", packed, "--dataset", data]) == 2  # it is not written into
+    theirs, imported = str(tmp_path / "theirs"), tmp_path / "imported"
+    assert run(["export", str(project.folder.model), "--to", "nnunet", "-o", theirs]) == 0
+    assert run(["tune", theirs, "--dataset", data]) == 2
+    assert run(["import", theirs, "-o", str(imported)]) == 0
+    assert run(["tune", str(imported), "--dataset", data, "--splits", str(root / "splits.json")]) == 0
+    assert set(open_bundle(imported).manifest.speeds) == set(told["speeds"])
+    assert run(["verify", str(imported)]) == 0
+    assert run(["predict", "-m", str(imported), image, "-o", str(tmp_path / "again"), "--speed", "fast"]) == 0
     assert run(["tune", str(root), "--dataset", data]) == 2
     assert run(["tune", data, "--dataset", data]) == 2

@@ -1,1 +1,1 @@
-"""The model that users share: written as one folder, read back, or imported from nnU-Net."""
+"""The model that users share: a folder or one zip of it, written, read back, or fetched from a hub."""

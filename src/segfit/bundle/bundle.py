@@ -65,8 +65,6 @@ MANIFEST = "model.json"
 _CARD = "card.md"
 TEST_CASE = "test-case.safetensors"
 _UNSEALED = ("seal", "name", "intended_use", "limits", "licence", "authors", "data_origin")  # people may write these
-
-
 _Share = Annotated[float, Field(ge=0, le=1)]
 _WEIGHTS_NAME = re.compile(r"[^/\x00-\x1f]{1,200}\.safetensors")
 _MOST_STEPS = 4  # of post-processing, per label; selection takes one for each class, which may be a region
@@ -115,9 +113,7 @@ class ModelManifest(Document):
     spacing_mm: tuple[Millimetres, ...] | None = None  # median voxel size of the training images, array order
     training_images: TrainingImages | None = None  # with which images to predict are compared; None: unknown
     members: tuple[Member, ...] = Field(min_length=1)
-    previous_stage: Member | None = (
-        None  # predicts the labels that second stages of a cascade take; None: they are given
-    )
+    previous_stage: Member | None = None  # predicts the labels that second stages of a cascade take; None: given ones
     postprocessing: tuple[PostprocessingStep, ...] = ()
     speeds: dict[SpeedName, Speed] = {}  # ways to predict that were measured; none: it was not tuned
     margins: Margins = {}  # of measurements of predictions, by class
@@ -140,10 +136,14 @@ class ModelManifest(Document):
     seal: str = ""  # hash of the rest of the file but what people may edit; `write_bundle` fills it
 
     @property
+    def stages(self) -> tuple[Member, ...]:
+        """What predicts first, if there is a previous stage, and all members, one of which it may be again."""
+        return self.members if self.previous_stage is None else (self.previous_stage, *self.members)
+
+    @property
     def files(self) -> tuple[str, ...]:
-        """Names of all weight files; the first stage of a cascade may be a member too."""
-        first = () if self.previous_stage is None else (self.previous_stage,)
-        return tuple(dict.fromkeys(name for member in (*first, *self.members) for name in member.weights.values()))
+        """Names of all weight files."""
+        return tuple(dict.fromkeys(name for member in self.stages for name in member.weights.values()))
 
     @property
     def sealed_files(self) -> tuple[str, ...]:
@@ -405,8 +405,7 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
     unit = "mm" if manifest.training_images is None else manifest.training_images.unit
     yield f"| configuration | patch (voxels) | spacing ({unit}) | folds | mirrored axes |"
     yield "| --- | --- | --- | --- | --- |"
-    first = manifest.previous_stage
-    for member in (*(() if first is None else (first,)), *manifest.members):
+    for member in manifest.stages:
         configuration = member.configuration
         patch, spacing = extent(configuration.patch_size), extent(configuration.spacing_mm)
         mirrored = ", ".join(str(axis) for axis in member.mirror_axes) or "none"
@@ -415,7 +414,7 @@ def _card_lines(manifest: ModelManifest) -> Iterator[str]:
         yield f"| {_markdown(configuration.name)} | {patch} | {spacing} | {len(member.weights)} | {mirrored} |"
     for member in manifest.members:
         if (previous := member.configuration.previous_stage) is not None:
-            source = "which is predicted first" if first is not None else "which must be given (--previous-stage)"
+            source = "which is predicted first" if manifest.previous_stage else "which must be given (--previous-stage)"
             yield f"\n{_markdown(member.configuration.name)} also sees the labels of {_markdown(previous)}, {source}."
     yield from _speed_lines(manifest)
     sections = {"Training": manifest.training, "Selection": manifest.selection, "Origin": manifest.provenance}

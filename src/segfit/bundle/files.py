@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from segfit.errors import InputError, reason_of
 from segfit.files import hash_file, parsed_json, read_json
 
-__all__ = ["BundleFiles", "pack", "require_no_bomb"]
+__all__ = ["BundleFiles", "opened_zip", "pack", "require_no_bomb"]
 
 _PLAIN = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _MOST_PACKED = 100  # times smaller than its content; weights are hardly smaller at all, JSON is ten times (assumption)
@@ -51,7 +51,7 @@ class BundleFiles:
             return cls(path) if (path / manifest).is_file() else None
         if not path.is_file() or path.suffix.lower() != ".zip":
             return None
-        with _opened(path) as archive:
+        with opened_zip(path) as archive:
             names = [entry.filename for entry in archive.infolist()]
             found = [name for name in names if name == manifest or name.endswith(f"/{manifest}")]
             if not found:
@@ -67,21 +67,21 @@ class BundleFiles:
         """Return whether there is a file of this name."""
         if not self.is_zip:
             return (self.path / name).is_file()
-        with _opened(self.path) as archive:
+        with opened_zip(self.path) as archive:
             return self.root + name in archive.namelist()
 
     def read(self, name: str) -> bytes:
         """Return the content of a file; `InputError` if it cannot be read."""
         if not self.is_zip:
             return (self.path / name).read_bytes()
-        with _opened(self.path) as archive:
+        with opened_zip(self.path) as archive:
             return archive.read(self.root + name)
 
     def json(self, name: str) -> Any:
         """Return the value of a JSON file; raises as `segfit.files.read_json`."""
         if not self.is_zip:
             return read_json(self.path / name)
-        with _opened(self.path) as archive:
+        with opened_zip(self.path) as archive:
             if archive.getinfo(self.root + name).file_size > _LARGEST_JSON:
                 raise InputError(f"{self.path / name} is too large for what it is", _AGAIN)
         try:
@@ -93,19 +93,13 @@ class BundleFiles:
         """Return the SHA-256 of a file as hex."""
         if not self.is_zip:
             return hash_file(self.path / name)
-        with _opened(self.path) as archive, archive.open(self.root + name) as handle:
-            return _sha256(handle)
-
-
-def _sha256(handle: IO[bytes]) -> str:
-    found = hashlib.sha256()
-    while part := handle.read(2**20):
-        found.update(part)
-    return found.hexdigest()
+        with opened_zip(self.path) as archive, archive.open(self.root + name) as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip; whatever is raised where it is damaged becomes an `InputError`."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive

@@ -31,7 +31,9 @@ from segfit.cli.tuning import tune
 from segfit.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from segfit.bundle.bundle import Bundle
     from segfit.execution.execution import Execution
+    from segfit.images.image import Image
 
 __all__ = ["add_to", "print_verified", "verify_cases"]
 
@@ -110,8 +112,7 @@ def export(
     neither segfit nor torch. All but the first take a model, or the project that has it; --set model.licence=... and
     the like state what the card says.
     """
-    from segfit.inference.open_model import is_model, open_model
-    from segfit.nnunet.model_export import export_nnunet_model
+    from segfit.inference.open_model import is_model
 
     asked = {"skip_incomplete": skip_incomplete, "resample_labels": resample_labels, "labels": labels}
     stated = _stated(given)
@@ -120,31 +121,36 @@ def export(
     foreign = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
     if foreign and (to != "nnunet" or is_model(path)):
         raise InputError(f"{foreign[0]} is for datasets, and {path} is taken as a model", "leave it out")
-    written = [output]
-    if to == "zip":
-        _zip(path, output, stated, include_case)
-    elif to in ("onnx", "bioimageio"):
-        _for_others(path, to, output, stated)
-    elif is_model(path):
-        written = export_nnunet_model(open_model(path), output, progress=console_progress())
-    else:
+    if to == "nnunet" and not is_model(path):
         written = [_export(path, output, workers, **asked)]
+    else:
+        written = _export_model(path, to, output, stated, include_case)
     place = output.expanduser().absolute()
     print_result({"folder": str(place), "to": to}, written, as_json=as_json)
 
 
-def _for_others(path: Path, to: str, output: Path, stated: Mapping[str, str]) -> None:
-    """Write the model of a folder or a project for programs that know nothing of segfit."""
+def _export_model(path: Path, to: str, output: Path, stated: Mapping[str, str], include_case: str | None) -> list[Path]:
+    """Write the model of a folder or a project as others read it; return what was written."""
     from segfit.inference.bioimageio import export_bioimageio
+    from segfit.inference.carried_case import write_packed
     from segfit.inference.onnx_export import export_onnx
     from segfit.inference.open_model import open_model
+    from segfit.nnunet.model_export import export_nnunet_model
 
+    if to == "zip" and output.suffix.lower() != ".zip":
+        raise InputError(f"{output} does not end in .zip", "name a file, such as model.zip")
     bundle = open_model(path)
+    if to == "nnunet":
+        return export_nnunet_model(bundle, output, progress=console_progress())
     if to == "onnx":
         export_onnx(bundle, output.absolute())
-    else:
+    elif to == "bioimageio":
         told = replace(bundle, manifest=bundle.manifest.model_copy(update=stated))
         export_bioimageio(told, output.absolute())
+    else:
+        image = None if include_case is None else _image_of(path, include_case, bundle)
+        write_packed(bundle, output.absolute(), stated, image)
+    return [output]
 
 
 def _stated(given: list[str]) -> dict[str, str]:
@@ -157,25 +163,18 @@ def _stated(given: list[str]) -> dict[str, str]:
     return Options().with_settings(given).model.model_dump(exclude_none=True)
 
 
-def _zip(path: Path, output: Path, stated: Mapping[str, str], include_case: str | None) -> None:
-    """Write the model of a folder or a project as one file."""
+def _image_of(path: Path, case: str, bundle: Bundle) -> Image:
+    """Return the image of a case of a project."""
     from segfit.dataset.layouts import open_dataset
-    from segfit.inference.carried_case import image_of, write_packed
-    from segfit.inference.open_model import open_model
+    from segfit.inference.carried_case import image_of
 
-    if output.suffix.lower() != ".zip":
-        raise InputError(f"{output} does not end in .zip", "name a file, such as model.zip")
-    bundle, image = open_model(path), None
-    if include_case is not None:
-        if not is_project(path):
-            raise InputError(f"{path} is no project, and --include-case takes a case of one", "give the project")
-        dataset = open_dataset(dataset_of(path)[0])
-        cases = {case.id: case for case in (*dataset.training, *dataset.test)}
-        if include_case not in cases:
-            known = nearest(include_case, list(cases))
-            raise InputError(f"{dataset.name} has no case {include_case}{known}", "give one of its cases")
-        image = image_of(bundle, cases[include_case])
-    write_packed(bundle, output.absolute(), stated, image)
+    if not is_project(path):
+        raise InputError(f"{path} is no project, and --include-case takes a case of one", "give the project")
+    dataset = open_dataset(dataset_of(path)[0])
+    cases = {one.id: one for one in (*dataset.training, *dataset.test)}
+    if case not in cases:
+        raise InputError(f"{dataset.name} has no case {case}{nearest(case, list(cases))}", "give one of its cases")
+    return image_of(bundle, cases[case])
 
 
 def export_nnunet(

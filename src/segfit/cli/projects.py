@@ -75,8 +75,7 @@ def _print_model(manifest: ModelManifest) -> None:
     from segfit.images.formats import described
     from segfit.text import by_axis, count, dice
 
-    first = manifest.previous_stage
-    stages = [*(() if first is None else (first,)), *manifest.members]
+    stages = manifest.stages
     passes = sum(len(one.weights) * 2 ** len(one.mirror_axes) for one in stages)
     unit = "mm" if manifest.training_images is None else manifest.training_images.unit
     facts = {

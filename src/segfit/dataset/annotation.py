@@ -16,7 +16,7 @@ from segfit.dataset.label_plausibility import FEWEST_VALUES, label_doubt
 from segfit.dataset.manifest import Case, Mask
 from segfit.dataset.object_numbers import as_classes
 from segfit.geometry import Grid
-from segfit.images.formats import read_label, read_layers
+from segfit.images.formats import read_label
 from segfit.images.image import FileError, Image
 from segfit.images.open_files import OpenFiles
 from segfit.labels import LabelScheme
@@ -100,7 +100,7 @@ def merged_masks(case: Case, files: OpenFiles | None = None) -> MergedMasks:
 
 def _read_mask(mask: Mask, case: Case, files: OpenFiles | None) -> Image:
     if mask.label is not None:
-        return read_layers(mask.path, case.spacing_mm, files)
+        return read_label(mask.path, case.spacing_mm, files, layered=True)
     image = read_label(mask.path, case.spacing_mm, files)
     reason = label_doubt(image.array) if len(count_values(image.array)) >= FEWEST_VALUES else ""
     if reason:

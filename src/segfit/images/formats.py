@@ -37,7 +37,6 @@ __all__ = [
     "read_grid",
     "read_image",
     "read_label",
-    "read_layers",
     "segments_of",
     "split_ending",
     "stacked",
@@ -106,6 +105,11 @@ def _by(write: Callable[[Path, NDArray[Any], Grid], None]) -> Callable[[Path, La
     return lambda path, labels: write(path, labels.array, labels.grid)
 
 
+def _format(name: str, module: Any, **more: Any) -> Format:
+    """Return a format by its module, whose files hold any numbers and no colours."""
+    return Format(name=name, read=module.read, read_grid=module.read_grid, write=_by(module.write), reals=True, **more)
+
+
 def _unsized(action: str) -> Callable[[Path, Image, OpenFiles | None], tuple[Remark, ...]]:
     """Return the check of a format whose volumes may lack their voxel size."""
     remark = Remark("has no voxel size; 1 mm is assumed", action)
@@ -114,44 +118,28 @@ def _unsized(action: str) -> Callable[[Path, Image, OpenFiles | None], tuple[Rem
 
 _HEADER_SIZE = _unsized("write the true voxel size and directions into its header")
 _FILE_SIZE = _unsized('write {"spacing": [z, y, x]} in mm into CASE.json beside it if that is wrong')
-_NIFTI = Format(
-    name="NIfTI",
-    read=nifti.read,
-    read_grid=nifti.read_grid,
-    write=_by(nifti.write),
-    reals=True,
+_NIFTI = _format(
+    "NIfTI",
+    nifti,
     check=lambda path, _, files: nifti.remarks(path, files),
     checks_labels=True,
     segments=nifti.segments,
     oriented=True,
 )
-_NRRD = Format(
-    name="NRRD",
-    read=nrrd.read,
-    read_grid=nrrd.read_grid,
-    write=_by(nrrd.write),
-    reals=True,
+_NRRD = _format(
+    "NRRD",
+    nrrd,
     check=_HEADER_SIZE,
     segments=nrrd.segments,
     files=lambda path, files: (path, *nrrd.companions(path, files)),
 )
-_METAIMAGE = Format(
-    name="MetaImage",
-    read=metaimage.read,
-    read_grid=metaimage.read_grid,
-    write=_by(metaimage.write),
-    reals=True,
+_METAIMAGE = _format(
+    "MetaImage",
+    metaimage,
     check=_HEADER_SIZE,
     files=lambda path, files: (path, *metaimage.companions(path, files)),
 )
-_MGH = Format(
-    name="FreeSurfer MGH",
-    read=mgh.read,
-    read_grid=mgh.read_grid,
-    write=_by(mgh.write),
-    reals=True,
-    check=_HEADER_SIZE,
-)
+_MGH = _format("FreeSurfer MGH", mgh, check=_HEADER_SIZE)
 _PICTURE = Format(
     name="PNG or BMP",
     read=png_jpeg.read,
@@ -172,14 +160,11 @@ _JPEG = replace(
     remedy="export labels as .png from the annotation tool; converting a JPEG keeps its errors",
     label_ending=".png",
 )
-_TIFF = Format(
-    name="TIFF",
-    read=tiff.read,
-    read_grid=tiff.read_grid,
+_TIFF = _format(
+    "TIFF",
+    tiff,
     regions=tiff.regions,
     read_label=tiff.read_label,
-    write=_by(tiff.write),
-    reals=True,
     multichannel=True,
     beside=tiff.spacing_files,
     check=lambda path, image, files: tiff.remarks(path, files) + _FILE_SIZE(path, image, files),
@@ -401,22 +386,19 @@ def stacked(paths: Sequence[Path], read: Iterable[Image]) -> Image:
     return Image(array, images[0].grid)
 
 
-def read_label(path: Path, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None) -> Image:
+def read_label(
+    path: Path,
+    spacing_mm: Sequence[float] | None = None,
+    files: OpenFiles | None = None,
+    *,
+    layered: bool = False,
+) -> Image:
     """Read a label map as (1, *spatial), int16, or int32 where values need it.
 
     Floating-point files are accepted if every value is an integer but for rounding (`_ROUNDING`). Raises `InputError`
-    otherwise, for more than one channel, and for lossy formats. `spacing_mm` is that of its image, for files that do
-    not say it; `files` as in `read_image`.
+    otherwise, for more than one channel unless it may be `layered`, and for lossy formats. `spacing_mm` is that of its
+    image, for files that do not say it; `files` as in `read_image`.
     """
-    return _read_labels(path, spacing_mm, files, layered=False)
-
-
-def read_layers(path: Path, spacing_mm: Sequence[float] | None = None, files: OpenFiles | None = None) -> Image:
-    """Read a label file that may have several layers as (layers, *spatial), otherwise as `read_label` does."""
-    return _read_labels(path, spacing_mm, files, layered=True)
-
-
-def _read_labels(path: Path, spacing_mm: Sequence[float] | None, files: OpenFiles | None, *, layered: bool) -> Image:
     format_ = find_format(path)
     if format_.write is None:
         raise FileError(path, f"is {format_.name}, {format_.unfit}", format_.remedy)

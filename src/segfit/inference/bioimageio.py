@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from segfit.bundle.bundle import Bundle, Member, ModelManifest, card
 from segfit.errors import InputError
 from segfit.files import hash_file, new_folder, write_bytes, write_json, write_text
-from segfit.inference.model import load_network
+from segfit.inference.open_model import load_network
 from segfit.specs import Configuration
 
 __all__ = ["export_bioimageio"]

@@ -52,7 +52,7 @@ from segfit.preprocessing.pipeline import CaseProperties, preprocess, with_previ
 from segfit.progress import LOGGED, SILENT, KeptWarnings, Progress
 from segfit.text import count, listing, numbers, printable
 
-__all__ = ["Model", "ModelSource", "Prediction", "Prepared", "load_model", "load_network"]
+__all__ = ["Model", "ModelSource", "Prediction", "load_model"]
 
 Spacing = float | Sequence[float] | NDArray[np.floating[Any]]
 
@@ -116,27 +116,11 @@ class ModelSource(NamedTuple):
 
     paths: tuple[Path, ...]
     device: str
-    folds: tuple[int | str, ...] | None
-    checkpoint: str | None
-    mirror: bool | None
-    tile_step: float | None
-    precision: Precision | None
-    deterministic: bool
-    engine: Engine
+    options: tuple[tuple[str, Any], ...]
 
     def load(self) -> Model:
         """Load it again."""
-        return load_model(
-            self.paths,
-            self.device,
-            self.folds,
-            checkpoint=self.checkpoint,
-            mirror=self.mirror,
-            tile_step=self.tile_step,
-            precision=self.precision,
-            deterministic=self.deterministic,
-            engine=self.engine,
-        )
+        return load_model(self.paths, self.device, **dict(self.options))
 
 
 def load_model(
@@ -174,24 +158,14 @@ def load_model(
     """
     located = model_paths(path)
     bundle = open_model(located, folds, checkpoint=checkpoint)
+    how: dict[str, Any] = {"mirror": mirror, "tile_step": tile_step, "precision": precision}
     if speed is not None:
         way = _speed_of(bundle, speed)
-        mirror = way.mirror if mirror is None else mirror
-        tile_step = way.tile_step if tile_step is None else tile_step
-        precision = way.precision if precision is None else precision
-    model = Model(
-        bundle,
-        resolve_device(device),
-        folds,
-        mirror=mirror,
-        tile_step=tile_step,
-        precision=precision,
-        deterministic=deterministic,
-        engine=engine,
-    )
+        how = {name: getattr(way, name) if value is None else value for name, value in how.items()}
+    how |= {"folds": None if folds is None else tuple(folds), "deterministic": deterministic, "engine": engine}
+    model = Model(bundle, resolve_device(device), **how)
     paths = tuple(one.absolute() for one in located)
-    chosen = None if folds is None else tuple(folds)
-    model.source = ModelSource(paths, device, chosen, checkpoint, mirror, tile_step, precision, deterministic, engine)
+    model.source = ModelSource(paths, device, (*how.items(), ("checkpoint", checkpoint)))
     return model
 
 
@@ -200,8 +174,8 @@ def _speed_of(bundle: Bundle, name: SpeedName) -> Speed:
     if name not in get_args(SpeedName):
         raise InputError(f"speed is {', '.join(get_args(SpeedName))} or None, got {name!r}")
     if name not in speeds:
-        problem = f"{bundle.source} was not tuned: what faster ways to predict lose is not known"
-        raise InputError(problem, f"measure it with segfit tune {bundle.source}, or leave the speed out")
+        problem = f"what faster ways to predict lose was not measured for the model {bundle.manifest.name}"
+        raise InputError(problem, "measure one model of segfit with segfit tune, or leave the speed out")
     return speeds[name]
 
 
@@ -378,7 +352,7 @@ class Model:
         if previous_stage is not None:
             earlier = read_previous_stage(previous_stage, image.grid, name, self.labels)
         sized = self._sized(image, name, file, given, warnings)
-        needed = forecast_gb(self._all_members, sized.grid)
+        needed = forecast_gb(self.manifest, sized.grid)
         streamed = room if needed > room.gb else None
         if streamed is not None:
             unread = regional is None and paths
@@ -399,14 +373,9 @@ class Model:
         waiting = None if first is None else sized
         return Prepared(image.grid, paths, inputs, tuple(warnings), name, waiting, streamed)
 
-    @property
-    def _all_members(self) -> tuple[Member, ...]:
-        first = self.manifest.previous_stage
-        return (*self.manifest.members, *(() if first is None else (first,)))
-
     def forecast_gb(self, grid: Grid) -> float:
         """Return the memory in GiB that predicting an image takes, about, if all of it is held."""
-        return forecast_gb(self._all_members, grid)
+        return forecast_gb(self.manifest, grid)
 
     def _sized(
         self, image: Image, name: str, file: str | Path, given: tuple[float, ...] | None, warnings: list[Problem]

@@ -36,9 +36,8 @@ def export_onnx(bundle: Bundle, folder: Path) -> Path:
     if folder.exists():
         raise InputError(f"{folder} exists already", "choose another folder")
     manifest = bundle.manifest
-    members = [*manifest.members, *([] if manifest.previous_stage is None else [manifest.previous_stage])]
     with new_folder(folder) as made:
-        for member in members:
+        for member in manifest.stages:
             for fold, name in member.weights.items():
                 network = load_network(bundle, member, fold)
                 if not isinstance(network, UNet):

@@ -56,7 +56,7 @@ class Model:
         mean = sum(maps[1:], maps[0]) / len(maps)
         labels = self._decide(mean)
         for step in self.facts["postprocessing"]:
-            labels = changed(labels, step)
+            labels = postprocessed(labels, step)
         return np.asarray(self.labels["stored"])[labels], mean
 
     @property
@@ -223,17 +223,14 @@ def zoomed(values: Array, factors: Sequence[float], order: Any, *, clip: bool) -
     return np.clip(result, values.min(), values.max()) if clip and order else result
 
 
-def changed(labels: Array, step: dict[str, Any]) -> Array:
-    """Keep the largest connected component of all voxels with one of the values, remove small ones, or fill holes."""
+def postprocessed(labels: Array, step: dict[str, Any]) -> Array:
+    """Keep the largest connected component of all voxels with one of some values, remove small ones, or fill holes."""
     mask = np.isin(labels, step["values"])
     if step["kind"] == "fill_holes":
-        filled = ndimage.binary_fill_holes(mask)
-        return np.where(filled & (labels == 0), step["values"][0], labels)
-    parts, number = ndimage.label(mask, np.ones((3,) * labels.ndim))
-    if number == 0:
-        return labels
+        return np.where(ndimage.binary_fill_holes(mask) & (labels == 0), step["values"][0], labels)
+    parts, _ = ndimage.label(mask, np.ones((3,) * labels.ndim))
     sizes = np.bincount(parts.ravel())[1:]
-    least = step["min_voxels"] if step["kind"] == "remove_small" else sizes.max()
+    least = step["min_voxels"] if step["kind"] == "remove_small" else sizes.max(initial=0)
     return np.where(np.isin(parts, 1 + np.flatnonzero(sizes < least)), 0, labels)
 
 

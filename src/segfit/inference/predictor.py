@@ -7,6 +7,7 @@ place in the tile. Sums are float32 whatever the arithmetic of the networks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -138,13 +139,14 @@ class Predictor:
         placement = next(ladder)
         while done < image.shape[1]:
             try:
-                for block in self._run(image, placement, dtype, done, rows, scratch, progress):
-                    if not _all_finite(block):
-                        break
-                    done += block.shape[1]
-                    yield block
-                else:
-                    return
+                with self._moved(placement.compute):
+                    for block in self._slide(image, placement, dtype, done, rows, scratch, progress):
+                        if not _all_finite(block):
+                            break
+                        done += block.shape[1]
+                        yield block
+                    else:
+                        return
             except torch.OutOfMemoryError:
                 following = next(ladder, None)
                 if following is None:
@@ -171,24 +173,13 @@ class Predictor:
             yield _Placement(self.device, cpu, 1)
             yield _Placement(cpu, cpu, 1)
 
-    def _run(
-        self,
-        image: Rows,
-        placement: _Placement,
-        dtype: torch.dtype | None,
-        done: int,
-        rows: int | None,
-        scratch: Scratch,
-        progress: Progress,
-    ) -> Iterator[Tensor]:
-        """Yield blocks as `stream` does; rows before `done` are neither wanted nor computed."""
-        if placement.compute == self.device:
-            yield from self._slide(image, placement, dtype, done, rows, scratch, progress)
-            return
-        try:  # for this case only: the next one tries the device again
+    @contextmanager
+    def _moved(self, device: torch.device) -> Iterator[None]:
+        """Have the networks elsewhere for a while: the next case tries the own device again."""
+        try:
             for module in self._modules:
-                module.to(placement.compute)
-            yield from self._slide(image, placement, None, done, rows, scratch, progress)
+                module.to(device)
+            yield
         finally:
             for module in self._modules:
                 module.to(self.device)
@@ -203,7 +194,10 @@ class Predictor:
         scratch: Scratch,
         progress: Progress,
     ) -> Iterator[Tensor]:
-        """Sum the weighted logits of all views of all tiles and divide by the sum of the weights."""
+        """Yield blocks as `stream` does: the sums of weighted logits of all views of all tiles by those of the weights.
+
+        Rows before `done` are neither wanted nor computed.
+        """
         spatial = image.shape[1:]
         patch = (1,) * (len(spatial) - len(self.patch)) + self.patch
         tiling = Tiling.of(spatial, patch, self.tile_step, gaussian=self.gaussian)
@@ -236,10 +230,7 @@ class Predictor:
         dtype: torch.dtype | None,
     ) -> None:
         """Add the weighted logits of a group of views, each a corner and the axes it is flipped along."""
-        store, offset = (
-            placement.store,
-            1 + len(patch) - len(self.patch),
-        )  # from network axes to axes of the arrays here
+        store, offset = placement.store, 1 + len(patch) - len(self.patch)  # from network axes to those of arrays here
         corners = [(corner[0] - window.base, *corner[1:]) for corner, _ in group]
         regions = [tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True)) for corner in corners]
         flips = [[axis + offset for axis in subset] for _, subset in group]
@@ -259,7 +250,8 @@ class Predictor:
     def _forward(self, views: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
         """Return the sum of all networks' logits for a batch of views, float32."""
         views = views.to(device, memory_format=self.layout)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        low = dtype is not None and device == self.device  # elsewhere in float32
+        with torch.autocast(device.type, dtype=dtype, enabled=low):
             result: Tensor = self.networks[0](views).float()
             for network in self.networks[1:]:
                 result = result + network(views).float()

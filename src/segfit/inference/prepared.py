@@ -127,7 +127,7 @@ def regional_case(
     grid = read_grid(paths[0], spacing_mm)
     if any(one.configuration.preprocessing.image_ndim != grid.ndim for one in manifest.members):
         return None  # refused with its name by preprocessing
-    if forecast_gb(manifest.members, grid) <= room.gb or why_read_whole(manifest, grid):
+    if forecast_gb(manifest, grid) <= room.gb or why_read_whole(manifest, grid):
         return None
     regions = read_regions(paths, spacing_mm)
     return None if regions is None else RegionalCase(regions, paths, str(paths[0]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TypeVar
 
-from segfit.bundle.bundle import Member
+from segfit.bundle.bundle import ModelManifest
 from segfit.device import is_memory_shortage
 from segfit.errors import InputError, warning
 from segfit.execution.memory import free_memory_gb
@@ -56,7 +56,7 @@ class Room:
         return int(self.gb * 2**30 / _SHARE / row)
 
 
-def forecast_gb(members: Iterable[Member], grid: Grid) -> float:
+def forecast_gb(manifest: ModelManifest, grid: Grid) -> float:
     """Return the memory in GiB that predicting an image takes, about, if all of it is held; 0 if it is of another kind.
 
     The networks themselves and what they hold of a tile are not in it.
@@ -64,7 +64,7 @@ def forecast_gb(members: Iterable[Member], grid: Grid) -> float:
     needed = (
         most_voxels(grid, one.configuration.preprocessing)
         * (_ARRAYS * one.configuration.network.in_channels + one.configuration.network.num_outputs + 1)
-        for one in members
+        for one in manifest.stages
     )
     return 4 * max(needed) / 2**30
 

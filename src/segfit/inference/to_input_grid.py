@@ -102,10 +102,7 @@ class LogitField:
     def __init__(self, logits: _Logits, properties: CaseProperties, configuration: Configuration) -> None:
         assert tuple(logits.shape[1:]) == properties.shape
         spec = configuration.preprocessing
-        source_mm = tuple(
-            own if target is None else target
-            for own, target in zip(properties.spacing_mm, spec.spacing_mm, strict=True)
-        )
+        source_mm = spec.target_mm(properties.spacing_mm)
         self.logits, operators = _operators(logits, properties, source_mm, spec.resample_logits)
         self._lines = [_Lines(operator, self.logits.device) for operator in operators]
         self._axes = AxisMap(  # from the stored grid to the network's axes: orientation, then transposition
@@ -256,17 +253,13 @@ def labels_on_grid_of(
     """
     order = tuple(other.transpose.index(axis) for axis in properties.transpose)
     shape = tuple(other.shape[axis] for axis in order)
-    spec = configuration.preprocessing
-    spacing = tuple(
-        own if target is None else target for own, target in zip(properties.spacing_mm, spec.spacing_mm, strict=True)
-    )
     changed = properties.model_copy(
         update={
             "stored_shape": other.shape,
             "axis_order": tuple(range(len(order))),
             "axis_flip": (False,) * len(order),
             "transpose": order,
-            "spacing_mm": spacing,
+            "spacing_mm": configuration.preprocessing.target_mm(properties.spacing_mm),
             "shape_before_crop": shape,
             "crop_box": tuple((0, n) for n in shape),
             "shape_after_crop": shape,

@@ -7,11 +7,13 @@ kernels torch runs it with, and is the same with every version of torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from segfit.networks.blocks import EPSILON, SLOPE, BatchNorm, ConvUnit, ResidualBlock
+from segfit.networks.blocks import EPSILON, SLOPE, BatchNorm, ConvUnit, MedNeXtBlock, ResidualBlock
 from segfit.networks.unet import UNet
 
 if TYPE_CHECKING:
@@ -75,43 +77,50 @@ class _Graph:
 
     def unet(self, network: UNet) -> str:
         """Add what `UNet.forward` does."""
-        x = INPUT if isinstance(network.stem, nn.Identity) else self.block(INPUT, network.stem)
-        skips = []
+        x, skips, mednext = self.block(INPUT, network.stem), [], network.spec.kind == "mednext"
         for stage in network.encoder:
             for block in stage.children():
                 x = self.block(x, block)
             skips.append(x)
         skips.pop()
         for upsample, blocks in zip(network.upsample, network.decoder, strict=True):
-            x = self.add("ConvTranspose", x, *_parameters(upsample), strides=list(upsample.stride))  # type: ignore[arg-type]
-            x = self.add("Concat", x, skips.pop(), axis=1)
+            x = self.block(x, upsample)
+            x = self.add("Add", x, skips.pop()) if mednext else self.add("Concat", x, skips.pop(), axis=1)
             for block in blocks.children():
                 x = self.block(x, block)
         head: Any = network.heads[-1]
         return self.add("Conv", x, head.weight, head.bias)
 
-    def block(self, x: str, block: nn.Module) -> str:
-        """Add a unit of convolution, normalisation and rectifier, or a residual block of two."""
+    def block(self, x: str, block: Any) -> str:
+        """Add a convolution, a unit of it with normalisation and rectifier, or a residual or MedNeXt's block."""
         if isinstance(block, ResidualBlock):
             main = self.block(self.block(x, block.first), block.second)
             if any(step != 1 for step in block.stride):
                 x = self.add("AveragePool", x, kernel_shape=list(block.stride), strides=list(block.stride))
-            if not isinstance(block.shortcut, nn.Identity):
-                x = self.block(x, block.shortcut)
-            return self.add("LeakyRelu", self.add("Add", main, x), alpha=SLOPE)
-        assert isinstance(block, ConvUnit), block
-        conv: Any = block.conv
-        pads = [*conv.padding, *conv.padding]
-        x = self.add("Conv", x, *_parameters(conv), strides=list(conv.stride), pads=pads)
-        norm: Any = block.norm
+            return self.add("LeakyRelu", self.add("Add", main, self.block(x, block.shortcut)), alpha=SLOPE)
+        if isinstance(block, MedNeXtBlock):
+            wide = self.block(self.normalized(self.block(x, block.conv), block.norm), block.expand)
+            main = self.block(self.gelu(wide), block.compress)
+            return self.add("Add", main, self.block(x, block.shortcut))
+        if isinstance(block, ConvUnit):
+            x = self.normalized(self.block(x, block.conv), block.norm)
+            return self.add("LeakyRelu", x, alpha=SLOPE) if block.activate else x
+        if isinstance(block, nn.Identity):
+            return x
+        parameters = (block.weight,) if block.bias is None else (block.weight, block.bias)
+        how = {"strides": list(block.stride), "pads": [*block.padding, *block.padding], "group": block.groups}
+        if not block.transposed:
+            return self.add("Conv", x, *parameters, **how)
+        return self.add("ConvTranspose", x, *parameters, **how, output_padding=list(block.output_padding))
+
+    def normalized(self, x: str, norm: Any) -> str:
+        """Add a normalisation."""
         if isinstance(norm, BatchNorm):
             statistics = norm.weight, norm.bias, norm.running_mean, norm.running_var
-            x = self.add("BatchNormalization", x, *statistics, epsilon=EPSILON)
-        else:
-            x = self.add("InstanceNormalization", x, norm.weight, norm.bias, epsilon=EPSILON)
-        return self.add("LeakyRelu", x, alpha=SLOPE) if block.activate else x
+            return self.add("BatchNormalization", x, *statistics, epsilon=EPSILON)
+        return self.add("InstanceNormalization", x, norm.weight, norm.bias, epsilon=EPSILON)
 
-
-def _parameters(layer: Any) -> tuple[Tensor, ...]:
-    """Return weight and, where there is one, bias."""
-    return (layer.weight,) if layer.bias is None else (layer.weight, layer.bias)
+    def gelu(self, x: str) -> str:
+        """Add a Gaussian error linear unit, which is no operator of its own yet."""
+        share = self.add("Add", self.add("Erf", self.add("Mul", x, torch.tensor(sqrt(0.5)))), torch.tensor(1.0))
+        return self.add("Mul", self.add("Mul", x, torch.tensor(0.5)), share)

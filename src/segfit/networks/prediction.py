@@ -17,10 +17,9 @@ _PART = 2**20  # values that a processor's cache holds
 
 
 def _only_predicts(x: Tensor) -> bool:
-    """Return whether `x` is on a CPU, and nothing is learned from what becomes of it or compiled."""
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return False
-    return not torch.compiler.is_compiling()
+    """Return whether `x` is on a CPU, and nothing is learned from what becomes of it, compiled or traced."""
+    jit: Any = torch.jit
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or jit.is_tracing())
 
 
 def may_overwrite(x: Tensor) -> bool:

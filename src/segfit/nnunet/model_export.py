@@ -83,8 +83,9 @@ def export_nnunet_model(bundle: Bundle, folder: Path | str, *, progress: Progres
             else:
                 together = "___".join(model.folder for model in last)
                 place = made / "ensembles" / f"ensemble___{together}___{_joined(last[0].folds)}"
-            if manifest.postprocessing or len(last) > 1:
-                _write_postprocessing(place, manifest.postprocessing, last[0].plans, dataset)
+            steps = [step for step in manifest.postprocessing if step.kind == "keep_largest"]
+            if steps or len(last) > 1:
+                _write_postprocessing(place, steps, last[0].plans, dataset)
             if not alone:
                 write_json(
                     made / "inference_information.json", _information(target.name, last, place.relative_to(made))
@@ -120,12 +121,6 @@ def _joined(folds: Sequence[int | str]) -> str:
 def _models(manifest: ModelManifest, ending: str) -> list[_Model]:
     """Return what becomes a model folder; `InputError` for what nnU-Net's do not hold."""
     models: list[_Model] = []
-    for step in manifest.postprocessing:
-        if step.kind != "keep_largest":
-            raise InputError(
-                f"{manifest.name} is to {step.text} afterwards, which nnU-Net does not",
-                "make the model without: segfit select PROJECT --set selection.rule=nnunet",
-            )
     for member in manifest.members:
         _require_known(member, manifest)
         previous, first = member.configuration.previous_stage, None
@@ -200,6 +195,9 @@ def _remarks(manifest: ModelManifest, ending: str) -> Iterator[Problem]:
     steps = {member.tile_step for member in manifest.members} - {0.5}
     if steps:
         yield warning("tile_step", f"nnU-Net has to be told the step of the window: -step_size {min(steps)}")
+    for step in manifest.postprocessing:
+        if step.kind != "keep_largest":
+            yield warning("postprocessing_left_out", f"nnU-Net does not {step.text}: predictions of the copy lack that")
 
 
 def _plans(stages: Sequence[Member], manifest: ModelManifest, ending: str, name: str) -> dict[str, Any]:

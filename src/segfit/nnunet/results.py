@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from segfit.bundle.bundle import Bundle
-from segfit.bundle.files import require_no_bomb
+from segfit.bundle.files import opened_zip, require_no_bomb
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, reason_of
 from segfit.files import read_json
@@ -84,8 +83,8 @@ def _models(folder: Path) -> list[Path]:
 @contextmanager
 def _unpacked(path: Path) -> Iterator[Path]:
     """Unpack what is used of an exported model; yield the folder of its dataset."""
-    try:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="segfit-") as place:
+    with tempfile.TemporaryDirectory(prefix="segfit-") as place:
+        with opened_zip(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(_USED)]
             size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(place).free
             if size > free:
@@ -94,10 +93,8 @@ def _unpacked(path: Path) -> Iterator[Path]:
             for entry in entries:
                 require_no_bomb(entry, path)
                 archive.extract(entry, place)  # never outside of it
-            datasets = [folder for folder in Path(place).iterdir() if _models(folder)]
-            if len(datasets) != 1:
-                problem = f"{path} is not a model that nnU-Net exported: it has {len(datasets)} datasets with models"
-                raise InputError(problem, "export it again, or give the folder of a model")
-            yield datasets[0]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({reason_of(error)})", "copy it again") from None
+        datasets = [folder for folder in Path(place).iterdir() if _models(folder)]
+        if len(datasets) != 1:
+            problem = f"{path} is not a model that nnU-Net exported: it has {len(datasets)} datasets with models"
+            raise InputError(problem, "export it again, or give the folder of a model")
+        yield datasets[0]

@@ -39,7 +39,7 @@ def why_whole(spec: PreprocessingSpec, spacing_mm: Sequence[float]) -> str:
     if any(one.scheme == "zscore" and one.use_mask for one in spec.normalization):
         return "its normalisation asks which voxels lie inside the object"
     image = spec.resample_image
-    target = tuple(own if new is None else new for own, new in zip(spacing_mm, spec.spacing_mm, strict=True))
+    target = spec.target_mm(spacing_mm)
     if image.method == "none" or target == tuple(spacing_mm):
         return ""
     if image.method == "torch":
@@ -151,10 +151,8 @@ class CaseByRegion:
         except InputError as error:
             raise InputError(f"{case or 'the image'}: {error.problem}", error.action) from None
         spacing, resampling = self.properties.spacing_mm, spec.resample_image
-        target = tuple(own if new is None else new for own, new in zip(spacing, spec.spacing_mm, strict=True))
-        across = separate_axis(
-            spacing, target, force=resampling.force_separate, threshold=resampling.separate_threshold
-        )
+        force, threshold = resampling.force_separate, resampling.separate_threshold
+        across = separate_axis(spacing, spec.target_mm(spacing), force=force, threshold=threshold)
         self._resampling = RowResampling(
             self.properties.shape_after_crop,
             self.properties.shape,

@@ -36,9 +36,7 @@ __all__ = [
     "verify_store",
 ]
 
-_VERIFIED_S = (
-    86400.0  # for so long it counts that a case was verified: hundreds of tasks need not all read it (assumption)
-)
+_VERIFIED_S = 86400.0  # for so long a case counts as verified: hundreds of tasks need not all read it (assumption)
 _WORKING_COPIES = 6  # arrays of a case's size that preprocessing holds at its peak
 
 

@@ -117,7 +117,7 @@ def preprocess(
     labelled = label is not None
     del image, label, voxels, given
 
-    target = tuple(s if t is None else t for s, t in zip(spacing, spec.spacing_mm, strict=True))
+    target = spec.target_mm(spacing)
     _check_memory(properties, target, len(cropped), room)
     in_place = overwrite and cropped.flags.c_contiguous  # resampling reads parts of it many times
     try:
