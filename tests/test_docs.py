@@ -7,14 +7,17 @@ import runpy
 from pathlib import Path
 
 import pytest
+import typer
 
 import segfit
+from segfit.cli.main import app
+from segfit.options import Options
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "reference_pages.py"
 
 
-@pytest.mark.parametrize("name", ["api.md", "commands.md", "rules.md"])
+@pytest.mark.parametrize("name", ["api.md", "commands.md", "plan.md", "rules.md"])
 def test_generated_pages_are_in_step(name: str) -> None:
     made = runpy.run_path(str(SCRIPT))["pages"]()
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made[name], "run python scripts/reference_pages.py"
@@ -24,6 +27,31 @@ def test_every_public_name_is_described() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     missing = [name for name in segfit.__all__ if name not in page and name != "__version__"]
     assert missing == []
+
+
+def test_every_verb_and_each_of_its_options_is_described() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    sections = {part.split()[1]: part for part in page.split("\n### ")[1:]}
+    verbs = {name: verb for name, verb in typer.main.get_command(app).commands.items() if not verb.hidden}
+    assert set(sections) == set(verbs)
+    missing = {
+        f"{name} {option}"
+        for name, verb in verbs.items()
+        for item in verb.params
+        if item.param_type_name == "option" and not item.hidden
+        for option in item.opts
+        if not re.search(rf"`[^`]*{option}\b", sections[name])
+    }
+    assert missing == set()
+
+
+def test_every_option_is_described() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8").partition("## Options")[2]
+    rows = [line.split("|")[1] for line in page.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    named = {name.rpartition(".")[2] for row in rows for name in re.findall("`([^`]+)`", row)}
+    patterns = [re.escape(name).replace("NAME", ".+") for name in named]
+    keys = {key.rpartition(".")[2] for key in Options.known_keys()}
+    assert {key for key in keys if not any(re.fullmatch(pattern, key) for pattern in patterns)} == set()
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_the_wheel_has_all_files_and_runs_in_an_empty_environment(tmp_path: Path
     programs = environment(tmp_path / "environment")
     run([str(programs / "python"), "-m", "pip", "install", "--no-deps", str(wheel)], tmp_path)
     assert PROJECT["version"] in run([str(programs / "segfit"), "--version"], tmp_path)
-    made = "from segfit.dataset.phantom import make_phantom; make_phantom('data', cases=5, test_cases=1, shape=(12, 24, 24))"
+    made = "from segfit.dataset.phantom import make_phantom; make_phantom('data', cases=5, shape=(12, 24, 24))"
     run([str(programs / "python"), "-c", made], tmp_path)
     assert '"training_cases": 5' in run([str(programs / "segfit"), "check", "data", "--json"], tmp_path)
 
