@@ -45,6 +45,28 @@ def test_every_verb_and_each_of_its_options_is_described() -> None:
     assert missing == set()
 
 
+def test_commands_in_the_pages_have_these_verbs_and_options() -> None:
+    verbs = typer.main.get_command(app).commands
+    text = "\n".join(page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    lines = [
+        *re.findall(r"`segfit ([^`]+)`", text),
+        *re.findall(r"^(?:\S*/)?segfit ([a-z][^#\n]*)", text, re.MULTILINE),
+    ]
+    known = {
+        name: {option for item in verb.params for option in (*item.opts, *item.secondary_opts)}
+        for name, verb in verbs.items()
+    }
+    commands = [line.split() for line in lines if line.split()[0] in known]
+    assert {verb for verb, *_ in commands} >= {name for name, verb in verbs.items() if not verb.hidden}
+    wrong = [
+        f"segfit {verb} {part}"
+        for verb, *parts in commands
+        for part in parts
+        if re.match("--?[a-z]", part) and part.partition("=")[0] not in known[verb] | {"--help", "-h"}
+    ]
+    assert wrong == []
+
+
 def test_every_option_is_described() -> None:
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8").partition("## Options")[2]
     rows = [line.split("|")[1] for line in page.partition("\n## ")[0].splitlines() if line.startswith("|")]
