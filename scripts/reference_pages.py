@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation: docs/api.md, docs/commands.md and docs/rules.md.
+"""Write the generated pages of the documentation: docs/api.md, docs/commands.md, docs/plan.md and docs/rules.md.
 
     python scripts/reference_pages.py
 
@@ -7,13 +7,17 @@ A test compares the pages with what this makes.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 
 import segfit
 from segfit import errors
@@ -59,7 +63,8 @@ _METHODS = {"Project": _STAGES, "Execution": ("by",)}
 
 def pages() -> dict[str, str]:
     """Return the content of the generated pages by file name."""
-    return {"api.md": _joined(_api()), "commands.md": _joined(_commands()), "rules.md": _joined(_rules())}
+    made = {"api.md": _api(), "commands.md": _commands(), "plan.md": _plan(), "rules.md": _rules()}
+    return {name: _joined(lines) for name, lines in made.items()}
 
 
 def _joined(lines: Iterator[str]) -> str:
@@ -188,6 +193,64 @@ def _rules() -> Iterator[str]:
         yield from (f"- bounds: {' | '.join(bounds)}", f"- source: {rule.source}", f"- changes with: {rule.changes}")
         if rule.again:
             yield f"- followed again with more {' and with more '.join(rule.again)}, to say what changes"
+
+
+def _plan() -> Iterator[str]:
+    """Yield all records that a plan is made of, each field with its type, default and the comment behind it."""
+    yield from ("# The plan", "", _GENERATED, "")
+    yield "What `plan.json` holds, from the plan down; `segfit plan --explain` says why each value is what it is"
+    yield "([rules](rules.md)). Lengths are in mm (pixels, where pictures have no size), axes in array order (z, y, x)."
+    for kind in _records_of(Plan):
+        yield from ("", f"## {kind.__name__}", "", *_text(kind.__doc__))
+        yield from ("| field | type | default | meaning |", "| --- | --- | --- | --- |")
+        yield from _rows(kind)
+
+
+def _records_of(kind: type[BaseModel]) -> list[type[BaseModel]]:
+    """Return a record and those that its fields are made of, in the order of the fields."""
+    found = [kind]
+    for one in found:
+        for field in one.model_fields.values():
+            found += [part for part in _parts(field.annotation) if part not in found]
+    return found
+
+
+def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _parts(inner)
+
+
+def _rows(kind: type[BaseModel]) -> Iterator[str]:
+    lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
+    (body,) = ast.parse("\n".join(lines)).body
+    assert isinstance(body, ast.ClassDef)
+    ends = {ast.unparse(item.target): item.end_lineno for item in body.body if isinstance(item, ast.AnnAssign)}
+    for name, field in kind.model_fields.items():
+        shown = "" if field.is_required() or field.default_factory else f"`{_cell(_value(field.default))}`"
+        told = lines[(ends.get(name) or 1) - 1].partition("  # ")[2]
+        meaning = "" if told.startswith("noqa") else told
+        yield f"| `{name}` | `{_cell(_type(field.annotation))}` | {shown} | {meaning} |"
+
+
+def _value(value: Any) -> str:
+    return f"{type(value).__name__}(...)" if isinstance(value, BaseModel) else repr(value)
+
+
+def _type(annotation: Any) -> str:
+    """Return a type without what it demands of its values, which the reading of a plan checks."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _type(parts[0])
+    if kind is Literal:
+        return " | ".join(map(repr, parts))
+    if kind in (Union, UnionType):
+        return " | ".join(map(_type, parts))
+    if kind is not None:
+        return f"{kind.__name__}[{', '.join(map(_type, parts))}]"
+    names = {Ellipsis: "...", NoneType: "None"}
+    return names.get(annotation) or annotation.__name__
 
 
 def main() -> None:
