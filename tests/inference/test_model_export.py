@@ -182,11 +182,6 @@ def test_what_nnunet_does_not_have_is_refused_by_name(
         with pytest.raises(InputError, match=named):
             export_nnunet_model(Bundle(manifest, base.source, files=base.files), tmp_path / "out")
         assert not (tmp_path / "out").exists()
-    for step in (PostprocessingStep.from_size("a", (1,), 8), PostprocessingStep.filling("a", 1)):
-        manifest = base.manifest.model_copy(update={"postprocessing": (step,)})
-        with pytest.raises(InputError, match=step.text):
-            export_nnunet_model(Bundle(manifest, base.source, files=base.files), tmp_path / "out")
-        assert not (tmp_path / "out").exists()
     second = plain.model_copy(update={"previous_stage": "3d_lowres"})
     manifest = base.manifest.model_copy(update={"members": (member(second),)})
     with pytest.raises(InputError, match="does not hold the first"):

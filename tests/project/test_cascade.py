@@ -130,7 +130,7 @@ def test_a_model_has_both_stages_and_predicts_in_one_go(copied: Path, winner: tu
 
     first = manifest.model_copy(update={"members": (manifest.previous_stage,), "previous_stage": None})
     image, cpu = project.dataset.test[0].images[0], torch.device("cpu")
-    labels = Model(Bundle(first, bundle.source), cpu).predict(image).labels
+    labels = Model(Bundle(first, bundle.source, files=bundle.files), cpu).predict(image).labels
     model = Model(bundle, cpu)
     found = model.predict(image, probabilities=True)
     given = model.predict(image, previous_stage=labels, probabilities=True)

@@ -19,6 +19,7 @@ from segfit.dataset.manifest import Case
 from segfit.device import is_memory_shortage
 from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
+from segfit.geometry import Grid
 from segfit.images.formats import label_ending, read_grid
 from segfit.images.image import CASE_FAILURES, failure_of
 from segfit.images.values import channel_files, write_channels
@@ -172,7 +173,10 @@ def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Exe
 
 
 class _Here:
-    """Predicts cases in this process, reads the next ones ahead and writes behind, as far as memory allows."""
+    """Predicts cases in this process, reads the next ones ahead and writes behind, as far as memory allows.
+
+    What is read ahead is taken to be as large as the largest case so far, so that no file is opened to know that.
+    """
 
     def __init__(
         self,
@@ -188,8 +192,8 @@ class _Here:
         self._readers, self._writers, self._workers = readers, writers, execution.workers or 1
         self._inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
         self._room = Room.of(job.memory_gb, None).gb * 2**30
-        self._rest = deque((case, _predicted_bytes(model, case)) for case in cases)
-        self._ahead: deque[tuple[Case, int, Future[Prepared]]] = deque()
+        self._rest, self._largest = deque(cases), 0
+        self._ahead: deque[tuple[Case, Future[Prepared]]] = deque()
         self._behind: deque[tuple[Case, int, Future[list[Problem]]]] = deque()
         self._again: list[Case] = []
         self._problems: list[Problem] = []
@@ -211,20 +215,22 @@ class _Here:
         return self._problems
 
     def _held(self) -> int:
-        return sum(size for _, size, _ in (*self._ahead, *self._behind))
+        return len(self._ahead) * self._largest + sum(size for _, size, _ in self._behind)
 
     def _read_ahead(self) -> None:
         while self._rest and len(self._ahead) <= self._workers:
-            case, size = self._rest[0]
-            if self._ahead and self._held() + size > self._room:
+            if self._ahead and (not self._largest or self._held() + self._largest > self._room):
                 return
-            self._rest.popleft()
-            self._ahead.append((case, size, self._readers.submit(self._job.prepare, self._model, case)))
+            case = self._rest.popleft()
+            self._ahead.append((case, self._readers.submit(self._job.prepare, self._model, case)))
 
     def _predict_next(self) -> None:
-        case, size, future = self._ahead.popleft()
+        case, future = self._ahead.popleft()
         try:
             prepared = future.result()
+            size = _bytes_for(self._model, prepared.grid)
+            self._largest = max(self._largest, size)
+            self._read_ahead()
             kept = KeptWarnings(self._inner)
             fields = self._model.logits(prepared, progress=kept)
             write = partial(self._job.write, self._model, case, prepared, fields, kept.warnings)
@@ -301,9 +307,13 @@ def _loaded(source: ModelSource, token: str) -> Model:
 def _predicted_bytes(model: Model, case: Case) -> int:
     """Return the memory that predicting a case takes, about; 1 where that cannot be told."""
     try:
-        return max(1, int(model.forecast_gb(read_grid(case.images[0], case.spacing_mm)) * 2**30))
+        return _bytes_for(model, read_grid(case.images[0], case.spacing_mm))
     except InputError:  # told when it is read
         return 1
+
+
+def _bytes_for(model: Model, grid: Grid) -> int:
+    return max(1, int(model.forecast_gb(grid) * 2**30))
 
 
 @contextmanager
