@@ -116,6 +116,12 @@ class ModelManifest(Document):
         return tuple(dict.fromkeys(name for member in (*first, *self.members) for name in member.weights.values()))
 
     @property
+    def identity(self) -> str:
+        """Hash of what predicts and what is known of it; weights count by their checksums, if it has any."""
+        told = self.model_dump(mode="json")
+        return content_hash({key: value for key, value in told.items() if key not in (*_UNSEALED, "speeds")})
+
+    @property
     def input_ending(self) -> str:
         """Ending of the images it was made from."""
         return self.image_ending or self.file_ending

@@ -66,13 +66,16 @@ _TileStep = Annotated[
     float | None, typer.Option("--tile-step", metavar="SHARE", help="Step of the window as a share of it.")
 ]
 _Mirror = Annotated[
-    bool | None, typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model.")
+    bool | None, typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model says.")
 ]
 _Probabilities = Annotated[bool, typer.Option("--probabilities", help="Write probabilities (.npz) too.")]
 _Overlays = Annotated[
     bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")]
+_Log = Annotated[
+    Path | None, typer.Option("--log", metavar="FILE", help="Append a line per case to this drift log; see drift.")
+]
 _Ending = Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")]
 _Speed = Annotated[
     Literal["fast", "balanced", "accurate"] | None,
@@ -96,10 +99,7 @@ def predict(
     inputs: _Inputs = None,
     output: _Labels = None,
     folds: _Folds = None,
-    mirror: Annotated[
-        bool | None,
-        typer.Option("--mirror/--no-mirror", help="Average over mirrored views; default: as the model says."),
-    ] = None,
+    mirror: _Mirror = None,
     tile_step: _TileStep = None,
     speed: _Speed = None,
     device: Device = None,
@@ -109,6 +109,7 @@ def predict(
     previous_stage: _PreviousStage = None,
     overlays: _Overlays = False,
     overwrite: _Overwrite = False,
+    log: _Log = None,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -124,7 +125,7 @@ def predict(
     kept = KeptWarnings(execution.progress)
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
-        foreign = (inputs, output, checkpoint, folds, tile_step, speed, device, ending, previous_stage, workers)
+        foreign = (inputs, output, checkpoint, folds, tile_step, speed, device, ending, previous_stage, workers, log)
         if len(given) > 1 or any((*foreign, probabilities, overlays, overwrite, deterministic)) or mirror is not None:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
@@ -143,7 +144,7 @@ def predict(
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-            save_probabilities=probabilities, previous_stage=previous_stage, device=device or "auto",
+            save_probabilities=probabilities, previous_stage=previous_stage, log=log, device=device or "auto",
         )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):

@@ -24,7 +24,7 @@ from segfit.evaluation.measurement import Margins, Measurement, measure
 from segfit.execution.memory import free_memory_gb
 from segfit.files import path_of, write_arrays
 from segfit.fingerprint.appearance import measure_image, oriented_crop
-from segfit.fingerprint.training_images import Range, impossible_size
+from segfit.fingerprint.training_images import Fact, Range, impossible_size
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
@@ -56,12 +56,14 @@ class Prediction:
     probabilities : (num_outputs, *labels.shape) float32 if they were asked for, before post-processing
     warnings : what the user should know about this result
     margins : by what factors measurements may be off, as the model has them
+    facts : numbers of the image beside those of the training images, where the model knows them
     """
 
     label_map: LabelMap
     probabilities: NDArray[np.float32] | None = None
     warnings: tuple[Problem, ...] = ()
     margins: Margins = field(default_factory=dict)
+    facts: tuple[Fact, ...] = ()
 
     @property
     def labels(self) -> NDArray[np.integer[Any]]:
@@ -114,6 +116,7 @@ class Prepared:
     warnings: tuple[Problem, ...]
     name: str = ""  # of the case
     image: Image | None = None
+    facts: tuple[Fact, ...] = ()
 
 
 class ModelSource(NamedTuple):
@@ -365,36 +368,43 @@ class Model:
             sized = Image(image.array, replace(image.grid, spacing_mm=self.spacing_mm))
             problem = f"{name} has no voxel size; {numbers(self.spacing_mm)} mm is assumed, as in training"
             warnings.append(warning("no_voxel_size", problem, file=file))
-        warnings += self._differences(sized, name, file)
+        differences, facts = self._differences(sized, name, file)
+        warnings += differences
         first = self.manifest.previous_stage
         if first is None or earlier is not None:
-            return Prepared(image.grid, paths, self._inputs(sized, earlier, name), tuple(warnings))
+            return Prepared(image.grid, paths, self._inputs(sized, earlier, name), tuple(warnings), facts=facts)
         inputs = (self._member_input(first, sized, None, name),)
-        return Prepared(image.grid, paths, inputs, tuple(warnings), name, sized)
+        return Prepared(image.grid, paths, inputs, tuple(warnings), name, sized, facts)
 
-    def _differences(self, image: Image, name: str, file: str | Path) -> list[Problem]:
-        """Return in what an image differs from those the model was made from; `InputError` if it is of another kind."""
+    def _differences(self, image: Image, name: str, file: str | Path) -> tuple[list[Problem], tuple[Fact, ...]]:
+        """Return in what an image differs from those the model was made from, and the numbers that are compared.
+
+        `InputError` if it is of another kind.
+        """
         ndim, known = self.manifest.members[0].configuration.preprocessing.image_ndim, self.manifest.training_images
         if image.grid.ndim != ndim or len(image.array) != len(self.channel_names):
-            return []  # refused with its name by preprocessing
+            return [], ()  # refused with its name by preprocessing
         deep = all(member.configuration.ndim == 3 for member in self.manifest.members)
         if deep and 1 in image.grid.shape:
             raise InputError(f"{name} is a single slice, {self.name} takes volumes", "give the whole volume")
+        facts: tuple[Fact, ...] = ()
         if known is None:
             usual = (min(self.spacing_mm),) * ndim, (max(self.spacing_mm),) * ndim  # whatever the order of axes
             found = impossible_size(image.grid.spacing_mm, Range(*usual))
         else:
             axes, _, cropped = oriented_crop(image, known.orientation)
             kind, size = image.array.dtype.kind, image.array.dtype.itemsize
+            measured = measure_image(image, axes, cropped)
+            facts = known.facts(measured)
             found = known.differences(
-                measure_image(image, axes, cropped),
+                measured,
                 absolute=_absolute(self.manifest.members),
                 bits=8 * size if kind == "u" else None,
             )
         for item in found:
             if item.fatal:
                 raise InputError(f"{name}: {item.problem}", item.action)
-        return [replace(item, problem=f"{name}: {item.problem}", file=str(file)) for item in found]
+        return [replace(item, problem=f"{name}: {item.problem}", file=str(file)) for item in found], facts
 
     def _inputs(
         self, image: Image, earlier: Image | None, name: str
@@ -440,7 +450,7 @@ class Model:
         inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
         kept = merged_probabilities(fields, self.labels) if probabilities else None
         found = LabelMap(self.labels.to_stored(inner), prepared.grid, self.labels, prepared.source)
-        return Prediction(found, kept, (*prepared.warnings, *warnings), self.manifest.margins)
+        return Prediction(found, kept, (*prepared.warnings, *warnings), self.manifest.margins, prepared.facts)
 
 
 def _absolute(members: Sequence[Member]) -> list[bool]:

@@ -21,6 +21,7 @@ from segfit.errors import DatasetError, InputError, Problem
 from segfit.execution.execution import LOCAL, Execution
 from segfit.images.formats import label_ending
 from segfit.images.image import CASE_FAILURES, failure_of
+from segfit.inference.drift_log import append_case, log_line, require_log
 from segfit.inference.model import Model, ModelSource, Prepared
 from segfit.inference.to_input_grid import LogitField
 from segfit.preprocessing.dataset import largest_grid
@@ -41,6 +42,7 @@ class _Job:
     ending: str
     save_probabilities: bool
     previous_stage: Path | None
+    log: Path | None
 
     def path(self, case: Case) -> Path:
         """Where the labels of a case go."""
@@ -63,6 +65,8 @@ class _Job:
         prediction = model.finish(prepared, fields, probabilities=self.save_probabilities, warnings=warnings)
         if self.save_probabilities:
             prediction.save_probabilities(self.probabilities(case))
+        if self.log is not None:
+            append_case(self.log, log_line(case.id, model.manifest.identity, prediction))
         prediction.save(self.path(case))  # last: its presence says that the case is done
         return [replace(item, case=case.id) for item in prediction.warnings]
 
@@ -81,6 +85,7 @@ def predict_folder(
     overwrite: bool = False,
     save_probabilities: bool = False,
     previous_stage: Path | None = None,
+    log: Path | None = None,
     device: str | None = None,
     execution: Execution = LOCAL,
 ) -> list[Path]:
@@ -92,6 +97,7 @@ def predict_folder(
     overwrite : predict again what is there already; by default it is left as it is
     save_probabilities : also write ``<case id>.npz``
     previous_stage : folder with the label maps of the previous stage of a cascade
+    log : drift log to which a line is appended for each case that is predicted
     device : where networks run on workers elsewhere; None: as the model was loaded
     execution : its `workers`, one unless set, are threads that read and preprocess ahead; each holds one case in
         memory. Those of another executor than this machine load the model from its folder, which they must see
@@ -103,7 +109,9 @@ def predict_folder(
         raise InputError(f"{model.name} is not the second stage of a cascade", "leave previous_stage out")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is no folder", "give another one for the label files")
-    job = _Job(output, ending or label_ending(model.file_ending), save_probabilities, previous_stage)
+    job = _Job(output, ending or label_ending(model.file_ending), save_probabilities, previous_stage, log)
+    if log is not None:
+        require_log(log)
     inputs = {path.resolve() for case in cases for path in case.images}
     for case in cases:
         if job.path(case).resolve() in inputs:
@@ -162,12 +170,13 @@ def _predict_elsewhere(
     """Have cases predicted by workers; return what is wrong with those that cannot be used."""
     problems: list[Problem] = []
     earlier = None if job.previous_stage is None else job.previous_stage.absolute()
-    job = replace(job, output=job.output.absolute(), previous_stage=earlier)
+    log = None if job.log is None else job.log.absolute()
+    job = replace(job, output=job.output.absolute(), previous_stage=earlier, log=log)
     cases = [
         case.model_copy(update={"channels": {name: path and path.absolute() for name, path in case.channels.items()}})
         for case in cases
     ]
-    execution.require_shared([*source.paths, *cases[0].images], [job.output])
+    execution.require_shared([*source.paths, *cases[0].images], [job.output, *([log.parent] if log else [])])
     for _, (warnings, problem) in execution.map(
         partial(_predict_case, source, job, token_hex(8)),
         cases,

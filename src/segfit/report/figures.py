@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,16 @@ from segfit.report.data import TrainingCurve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["PALETTE", "colour", "histogram", "learning_rate_figure", "loss_figure", "strip", "validation_figure"]
+__all__ = [
+    "PALETTE",
+    "colour",
+    "drift_figure",
+    "histogram",
+    "learning_rate_figure",
+    "loss_figure",
+    "strip",
+    "validation_figure",
+]
 
 # Okabe and Ito's colours, yellow last because it is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F5AA8", "#F0E442")
@@ -127,6 +136,22 @@ def histogram(columns: Sequence[Sequence[float]], title: str, unit: str, name: s
         axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
 
     return _figure(draw, name, title)
+
+
+def drift_figure(values: Mapping[int, float], usual: tuple[float, float] | None, split: int, name: str) -> Markup:
+    """Draw a number of cases by their place; shaded: what is usual; a line where recent ones begin, at `split`."""
+
+    def draw(axes: Axes) -> None:
+        if usual is not None:
+            axes.axhspan(*usual, color=colour(2), alpha=0.15, linewidth=0)
+        for part, tint in ((range(split), _MUTED), (range(split, 1 + max(values)), PALETTE[0])):
+            there = [place for place in part if place in values]
+            axes.plot([place + 1 for place in there], [values[place] for place in there], "o", color=tint, markersize=2)
+        if split:
+            axes.axvline(split + 0.5, color=_MUTED, linewidth=0.8, linestyle="--")
+        axes.set_xlabel("case, in order of time")
+
+    return _figure(draw, name, "The number in each case, in order of time")
 
 
 def strip(values: Sequence[float], low: float, high: float = 1.0, fill: str = PALETTE[0]) -> Markup:
