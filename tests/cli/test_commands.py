@@ -211,6 +211,7 @@ def test_predictions_are_logged_and_compared(
     assert len({line["model"] for line in lines}) == 1
     assert {fact["name"] for fact in lines[0]["facts"]} >= {"voxel_size", "extent", "level", "histogram"}
     assert str(tmp_path) not in log.read_text()
+    assert lines[0]["quality"] == []  # five cases do not say how good a prediction is likely to be
     assert [one["kind"] for one in lines[0]["measurements"]] == ["volume"] * len(lines[0]["measurements"])
     capsys.readouterr()
     assert run(["drift", str(log)]) == 0

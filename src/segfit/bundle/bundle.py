@@ -22,6 +22,7 @@ from segfit.bundle.speeds import Speed, SpeedName
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.evaluation.measurement import Margins
+from segfit.evaluation.quality import QualityFit
 from segfit.files import (
     Document,
     Record,
@@ -94,6 +95,7 @@ class ModelManifest(Document):
     postprocessing: tuple[PostprocessingStep, ...] = ()
     speeds: dict[SpeedName, Speed] = {}  # ways to predict that were measured; none: it was not tuned
     margins: Margins = {}  # of measurements of predictions, by class
+    quality: dict[str, QualityFit] = {}  # how good predictions are likely to be, by class
     # Cross-validated mean by class; None where it is undefined; "scores" is its old name.
     dice: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = Field(
         {}, validation_alias=AliasChoices("dice", "scores")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,6 +32,7 @@ from segfit.text import count
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Case
+    from segfit.evaluation.quality import ClassQuality
     from segfit.execution.execution import Execution
     from segfit.inference.model import Model
     from segfit.labels import LabelScheme
@@ -122,7 +123,7 @@ def predict(
     of its project; nothing is trained for that.
     """
     given = [*(paths or []), *(inputs or [])]
-    kept = KeptWarnings(execution.progress)
+    kept, quality = KeptWarnings(execution.progress), dict[str, Any]()  # quality by case
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
         foreign = (inputs, output, checkpoint, folds, tile_step, speed, device, ending, previous_stage, workers, log)
@@ -144,16 +145,21 @@ def predict(
         )  # fmt: skip
         found = _predict(
             loaded, _cases(given, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-            save_probabilities=probabilities, previous_stage=previous_stage, log=log, device=device or "auto",
+            device=device or "auto", save_probabilities=probabilities, previous_stage=previous_stage, log=log,
+            told=quality.__setitem__,
         )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
         say(f"label files look black in most viewers; {remedy}", sys.stderr)
-    print_result(_facts(found, kept), found, as_json=as_json)
+    print_result(_facts(found, kept, quality), found, as_json=as_json)
 
 
-def _facts(found: Sequence[Path], kept: KeptWarnings) -> dict[str, Any]:
-    return {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
+def _facts(found: Sequence[Path], kept: KeptWarnings, quality: Mapping[str, Sequence[ClassQuality]]) -> dict[str, Any]:
+    return {
+        "predictions": [str(path) for path in found],
+        "warnings": [item.facts for item in kept.warnings],
+        "quality": {case: [one.model_dump() for one in classes] for case, classes in quality.items()},
+    }
 
 
 def _predict(

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, ValidationError
 
 from segfit.errors import InputError
 from segfit.evaluation.measurement import Measurement
+from segfit.evaluation.quality import ClassQuality
 from segfit.files import Record, read_text
 from segfit.fingerprint.training_images import Fact
 
@@ -34,6 +35,7 @@ class LoggedCase(Record):
     facts: tuple[Fact, ...] = ()
     warnings: tuple[str, ...] = ()  # codes
     measurements: tuple[Measurement, ...] = ()
+    quality: tuple[ClassQuality, ...] = ()
 
 
 def log_line(case: str, model: str, prediction: Prediction) -> LoggedCase:
@@ -46,6 +48,7 @@ def log_line(case: str, model: str, prediction: Prediction) -> LoggedCase:
         facts=prediction.facts,
         warnings=tuple(dict.fromkeys(item.code for item in prediction.warnings if item.code)),
         measurements=tuple(prediction.measurements),
+        quality=prediction.quality,
     )
 
 

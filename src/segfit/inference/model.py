@@ -21,6 +21,7 @@ from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
 from segfit.evaluation.measurement import Margins, Measurement, measure
+from segfit.evaluation.quality import ClassQuality
 from segfit.execution.memory import free_memory_gb
 from segfit.files import path_of, write_arrays
 from segfit.fingerprint.appearance import measure_image, oriented_crop
@@ -31,6 +32,7 @@ from segfit.images.image import Image, LabelMap, voxels_in_words
 from segfit.images.open_files import OpenFiles
 from segfit.inference.open_model import fold_names, open_model
 from segfit.inference.predictor import Precision, Predictor
+from segfit.inference.quality import low_quality, predicted_quality
 from segfit.inference.sources import Array, Source, as_spacing, read_previous_stage, read_source, source_files
 from segfit.inference.to_input_grid import LogitField, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
@@ -56,6 +58,7 @@ class Prediction:
     probabilities : (num_outputs, *labels.shape) float32 if they were asked for, before post-processing
     warnings : what the user should know about this result
     margins : by what factors measurements may be off, as the model has them
+    quality : predicted Dice of each class; none where the model does not know, as of few groups of cases
     facts : numbers of the image beside those of the training images, where the model knows them
     """
 
@@ -63,6 +66,7 @@ class Prediction:
     probabilities: NDArray[np.float32] | None = None
     warnings: tuple[Problem, ...] = ()
     margins: Margins = field(default_factory=dict)
+    quality: tuple[ClassQuality, ...] = ()
     facts: tuple[Fact, ...] = ()
 
     @property
@@ -450,7 +454,10 @@ class Model:
         inner = apply_steps(merged_labels(fields, self.labels), self.manifest.postprocessing)
         kept = merged_probabilities(fields, self.labels) if probabilities else None
         found = LabelMap(self.labels.to_stored(inner), prepared.grid, self.labels, prepared.source)
-        return Prediction(found, kept, (*prepared.warnings, *warnings), self.manifest.margins, prepared.facts)
+        quality = predicted_quality(fields, self.labels, self.manifest.quality)
+        file = prepared.source[0] if prepared.source else ""
+        told = (*prepared.warnings, *warnings, *low_quality(quality, prepared.name, file))
+        return Prediction(found, kept, told, self.manifest.margins, quality, prepared.facts)
 
 
 def _absolute(members: Sequence[Member]) -> list[bool]:

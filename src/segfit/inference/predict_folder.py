@@ -7,7 +7,7 @@ themselves and do a case from beginning to end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from secrets import token_hex
 
 from segfit.dataset.manifest import Case
 from segfit.errors import DatasetError, InputError, Problem
+from segfit.evaluation.quality import ClassQuality
 from segfit.execution.execution import LOCAL, Execution
 from segfit.images.formats import label_ending
 from segfit.images.image import CASE_FAILURES, failure_of
@@ -32,6 +33,14 @@ __all__ = ["is_written", "predict_folder"]
 
 _WRITES_WAITING = 2  # predictions that may wait for their writer, so that memory stays bounded
 _ARRAYS = 3  # float32 arrays per channel and output that predicting a case holds at its peak
+
+
+Quality = tuple[ClassQuality, ...]
+_Told = Callable[[str, Quality], None]
+
+
+def _not_told(case: str, quality: Quality) -> None:
+    del case, quality
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +69,15 @@ class _Job:
 
     def write(
         self, model: Model, case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[Problem]
-    ) -> list[Problem]:
-        """Write what was predicted of a case; return the warnings about it."""
+    ) -> tuple[list[Problem], Quality]:
+        """Write what was predicted of a case; return the warnings about it, and its quality."""
         prediction = model.finish(prepared, fields, probabilities=self.save_probabilities, warnings=warnings)
         if self.save_probabilities:
             prediction.save_probabilities(self.probabilities(case))
         if self.log is not None:
             append_case(self.log, log_line(case.id, model.manifest.identity, prediction))
         prediction.save(self.path(case))  # last: its presence says that the case is done
-        return [replace(item, case=case.id) for item in prediction.warnings]
+        return [replace(item, case=case.id) for item in prediction.warnings], prediction.quality
 
 
 def is_written(path: Path) -> bool:
@@ -86,6 +95,7 @@ def predict_folder(
     save_probabilities: bool = False,
     previous_stage: Path | None = None,
     log: Path | None = None,
+    told: _Told = _not_told,
     device: str | None = None,
     execution: Execution = LOCAL,
 ) -> list[Path]:
@@ -98,6 +108,7 @@ def predict_folder(
     save_probabilities : also write ``<case id>.npz``
     previous_stage : folder with the label maps of the previous stage of a cascade
     log : drift log to which a line is appended for each case that is predicted
+    told : is given the predicted quality of each case that is predicted
     device : where networks run on workers elsewhere; None: as the model was loaded
     execution : its `workers`, one unless set, are threads that read and preprocess ahead; each holds one case in
         memory. Those of another executor than this machine load the model from its folder, which they must see
@@ -118,17 +129,17 @@ def predict_folder(
             raise InputError(f"{job.path(case)} is an input image and would be overwritten", "write to another folder")
     waiting = [case for case in cases if overwrite or not job.is_done(case)]
     if execution.is_here or model.source is None or not waiting:
-        problems = _predict_here(model, waiting, job, execution)
+        problems = _predict_here(model, waiting, job, execution, told)
     else:
         source = model.source if device is None else model.source._replace(device=device)
-        problems = _predict_elsewhere(model, source, waiting, job, execution)
+        problems = _predict_elsewhere(model, source, waiting, job, execution, told)
     if problems:
         others = len(cases) - len(problems)
         raise DatasetError(problems, f"{others or 'none'} of {count(len(cases), 'case')} predicted")
     return [job.path(case) for case in cases]
 
 
-def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Execution) -> list[Problem]:
+def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Execution, told: _Told) -> list[Problem]:
     """Predict cases; return what is wrong with those that cannot be used."""
     workers, problems = execution.workers or 1, list[Problem]()
     inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
@@ -139,7 +150,7 @@ def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Exe
     ):
         rest = iter(cases)
         ahead = deque((case, readers.submit(job.prepare, model, case)) for case in islice(rest, workers + 1))
-        behind: deque[tuple[Case, Future[list[Problem]]]] = deque()
+        behind: deque[tuple[Case, Future[tuple[list[Problem], Quality]]]] = deque()
         while ahead:
             case, future = ahead.popleft()
             try:
@@ -156,7 +167,9 @@ def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Exe
             while behind and (len(behind) > _WRITES_WAITING or not ahead):
                 case, written = behind.popleft()
                 try:
-                    for item in written.result():
+                    warnings, quality = written.result()
+                    told(case.id, quality)
+                    for item in warnings:
                         execution.progress.warn(item)
                 except (*CASE_FAILURES, OSError) as error:
                     problems.append(failure_of(case.id, error, case.images))
@@ -165,7 +178,7 @@ def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Exe
 
 
 def _predict_elsewhere(
-    model: Model, source: ModelSource, cases: Sequence[Case], job: _Job, execution: Execution
+    model: Model, source: ModelSource, cases: Sequence[Case], job: _Job, execution: Execution, told: _Told
 ) -> list[Problem]:
     """Have cases predicted by workers; return what is wrong with those that cannot be used."""
     problems: list[Problem] = []
@@ -177,23 +190,27 @@ def _predict_elsewhere(
         for case in cases
     ]
     execution.require_shared([*source.paths, *cases[0].images], [job.output, *([log.parent] if log else [])])
-    for _, (warnings, problem) in execution.map(
+    for case, ((warnings, quality), problem) in execution.map(
         partial(_predict_case, source, job, token_hex(8)),
         cases,
         description="predicting",
         name=lambda case: case.id,
         size=partial(_predicted_bytes, model),
         device=source.device,
-        lost=lambda case, error: ([], failure_of(case.id, error)),
+        lost=lambda case, error: (([], ()), failure_of(case.id, error)),
     ):
+        if problem is None:
+            told(case.id, quality)
         for item in warnings:
             execution.progress.warn(item)
         problems += [] if problem is None else [problem]
     return problems
 
 
-def _predict_case(source: ModelSource, job: _Job, token: str, case: Case) -> tuple[list[Problem], Problem | None]:
-    """Predict a case; return the warnings about it, and what is wrong with it if it cannot be used."""
+def _predict_case(
+    source: ModelSource, job: _Job, token: str, case: Case
+) -> tuple[tuple[list[Problem], Quality], Problem | None]:
+    """Predict a case; return the warnings about it, its quality, and what is wrong with it if it cannot be used."""
     model = _loaded(source, token)
     try:
         kept = KeptWarnings(SILENT)
@@ -202,7 +219,7 @@ def _predict_case(source: ModelSource, job: _Job, token: str, case: Case) -> tup
     except MemoryError:  # there may be enough when the case is alone
         raise
     except (*CASE_FAILURES, OSError) as error:
-        return [], failure_of(case.id, error, case.images)
+        return ([], ()), failure_of(case.id, error, case.images)
 
 
 @lru_cache(maxsize=1)

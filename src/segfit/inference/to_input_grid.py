@@ -40,7 +40,8 @@ class LogitField:
     properties : how the case came from the stored grid to the network's
     configuration : its spacing and resampling of logits
 
-    `box` is the cropped region on the stored grid; outside of it everything is background.
+    `box` is the cropped region on the stored grid; outside of it everything is background. `voxel_size` is the
+    volume or area of a voxel of the logits.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LogitField:
             for own, target in zip(properties.spacing_mm, spec.spacing_mm, strict=True)
         )
         self.logits, operators = _operators(logits, properties, source_mm, spec.resample_logits)
+        self.voxel_size = prod(properties.spacing_mm) * prod(properties.shape_after_crop) / prod(self.logits.shape[1:])
         self._lines = [_Lines(operator, self.logits.device) for operator in operators]
         self._axes = AxisMap(  # from the stored grid to the network's axes: orientation, then transposition
             tuple(properties.axis_order[axis] for axis in properties.transpose),

@@ -26,7 +26,7 @@ from segfit.inference.model import load_model
 from segfit.inference.predict_folder import predict_folder
 from segfit.plugins import package_of, package_version
 from segfit.project.folder import PlanFolder
-from segfit.project.out_of_fold import candidates_of, has_own_predictions, pairs_of, write_predictions
+from segfit.project.out_of_fold import candidates_of, has_own_predictions, pairs_of, quality_of, write_predictions
 from segfit.project.preparation import Preparation
 from segfit.project.sharing import Task
 from segfit.project.stage_log import told_of_files
@@ -195,7 +195,9 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
             groups=groups,
             execution=project.execution,
         )
-        selection = selection.model_copy(update={"margins": _margins(project, validations, selection, summary, groups)})
+        margins = _margins(project, validations, selection, summary, groups)
+        quality = quality_of(validations, selection, summary, groups)
+        selection = selection.model_copy(update={"margins": margins, "quality": quality})
         write_predictions(project, validations, selection, _selections(project).validated(key.hash), key)
         summary = project.results.store(summary, _selections(project).validation_summary, key, use())
         selection = project.results.store(selection, _selections(project).selection, key, use())
@@ -427,6 +429,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         previous_stage=previous,
         postprocessing=selection.steps,
         margins=selection.margins,
+        quality=selection.quality,
         dice=dice,
         verdict=judge(evidence_of(project, chosen, fingerprint)).facts(),
         selection={

@@ -88,6 +88,9 @@ def series_of(cases: Sequence[LoggedCase]) -> list[Series]:
             series.values[place], series.facts[place] = fact.value, fact
         for one in case.measurements:
             of("output", f"{one.kind} ({one.unit})", one.name).values[place] = one.value
+        for known in case.quality:
+            if known.dice is not None:
+                of("output", "predicted Dice", known.name).values[place] = known.dice
     return list(found.values())
 
 
