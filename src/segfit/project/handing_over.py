@@ -129,6 +129,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         previous_stage=previous,
         postprocessing=selection.steps,
         margins=selection.margins,
+        quality=selection.quality,
         dice=dice,
         verdict=judge(evidence_of(project, chosen, fingerprint)).facts(),
         selection={
