@@ -147,8 +147,7 @@ def predict(
     CASE_0001.END, ... (one file per channel), outputs CASE.END. Without it the test images of a dataset with the model
     of its project; nothing is trained for that.
     """
-    given = [*(paths or []), *(inputs or [])]
-    kept, quality = KeptWarnings(execution.progress), dict[str, Any]()  # quality by case
+    given, kept, quality = [*(paths or []), *(inputs or [])], KeptWarnings(execution.progress), dict[str, Any]()
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
         values = (inputs, output, checkpoint, folds, tile_step, speed, device, engine, ending, previous_stage, workers)
@@ -167,9 +166,8 @@ def predict(
         with local_copies(given, execution, output) as places:
             found = _predict(
                 loaded, _cases(places, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-                save_probabilities=probabilities, save_probability_images=probability_images,
-                previous_stage=previous_stage, memory_gb=memory, device=device or "auto", layout=layout, log=log,
-                told=quality.__setitem__,
+                save_probabilities=probabilities, save_probability_images=probability_images, memory_gb=memory, log=log,
+                previous_stage=previous_stage, device=device or "auto", layout=layout, told=quality.__setitem__,
             )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):

@@ -159,8 +159,7 @@ def predict_folder(
         raise InputError(f"{model.name} is not the second stage of a cascade", "leave previous_stage out")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is no folder", "give another one for the label files")
-    outputs = model.labels.num_outputs if save_probability_images else 0
-    ending = ending or label_ending(model.file_ending)
+    outputs, ending = model.labels.num_outputs * save_probability_images, ending or label_ending(model.file_ending)
     job = _Job(output, ending, save_probabilities, outputs, previous_stage, memory_gb, log)
     if log is not None:
         require_log(log)

@@ -48,8 +48,7 @@ class TraitSums:
 
     def __init__(self, field: LogitField, labels: LabelScheme) -> None:
         self._field, self._labels = field, labels
-        # of each class: p in the mask, p, mask, steps, edges
-        self._sums = torch.zeros(len(labels.classes), 5, dtype=torch.float64)
+        self._sums = torch.zeros(len(labels.classes), 5, dtype=torch.float64)  # p in the mask, p, mask, steps, edges
         self._last: Tensor | None = None  # row of logits before those to come
         if isinstance(field.logits, Tensor):
             self._add(field.logits)
@@ -60,16 +59,14 @@ class TraitSums:
         """Return the traits of every class, when all has been computed that others ask for."""
         if not isinstance(self._field.logits, Tensor):
             self._field.logits.finish()
-        voxel = self._field.voxel_size
+        classes, voxel = self._labels.classes, self._field.voxel_size
         return {
             class_.name: Traits(
                 soft_dice=min(1.0, 2 * inside / (total + number)) if number else 0.0,
                 step=min(1.0, steps / edges) if edges else 0.0,
                 size=number * voxel,
             )
-            for class_, (inside, total, number, steps, edges) in zip(
-                self._labels.classes, self._sums.tolist(), strict=True
-            )
+            for class_, (inside, total, number, steps, edges) in zip(classes, self._sums.tolist(), strict=True)
         }
 
     @torch.inference_mode()
