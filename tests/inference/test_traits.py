@@ -60,7 +60,7 @@ def test_traits_are_those_of_a_plain_computation(
     values: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quality, "_SLAB_VALUES", values)
+    monkeypatch.setitem(quality._SLAB_VALUES, "cpu", values)
     regions = declared is REGIONS
     labels = LabelScheme.from_declaration(declared, [1, 2] if regions else None)
     shape = (7, 6, 5)

@@ -18,7 +18,7 @@ from segfit.text import dice, listing
 
 __all__ = ["TraitSums", "low_quality", "predicted_quality", "traits_of"]
 
-_SLAB_VALUES = 2**24  # probabilities in flight
+_SLAB_VALUES = {"cpu": 2**18, "cuda": 2**24}  # probabilities in flight
 
 
 def predicted_quality(traits: Sequence[TraitSums], known: Mapping[str, QualityFit]) -> tuple[ClassQuality, ...]:
@@ -72,7 +72,8 @@ class TraitSums:
     @torch.inference_mode()
     def _add(self, logits: Tensor) -> None:
         first = 0 if self._labels.has_regions else 1  # channel of the first class
-        thickness = max(1, _SLAB_VALUES // (logits.shape[0] * prod(logits.shape[2:])))
+        values_at_once = _SLAB_VALUES.get(logits.device.type, _SLAB_VALUES["cpu"])
+        thickness = max(1, values_at_once // (logits.shape[0] * prod(logits.shape[2:])))
         for start in range(0, logits.shape[1], thickness):
             slab = logits[:, start : start + thickness]
             before = slab[:, :0] if self._last is None else self._last
