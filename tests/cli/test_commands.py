@@ -200,6 +200,43 @@ def test_predict_a_folder_files_and_evaluate(
     assert [case["metrics"] for case in told["cases"]] == [case["metrics"] for case in before["cases"]]
 
 
+def test_predictions_are_logged_and_compared(
+    project: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, page = tmp_path / "log.jsonl", tmp_path / "drift.html"
+    ask = ["predict", "--model", str(project / "model"), "--device", "cpu", "--no-mirror", "--log", str(log)]
+    assert run([*ask, str(dataset / "imagesTs"), "-o", str(tmp_path / "first")]) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["case"] for line in lines] == ["phantom_ts_000", "phantom_ts_001"]
+    assert len({line["model"] for line in lines}) == 1
+    assert {fact["name"] for fact in lines[0]["facts"]} >= {"voxel_size", "extent", "level", "histogram"}
+    assert str(tmp_path) not in log.read_text()
+    assert lines[0]["quality"] == []  # five cases do not say how good a prediction is likely to be
+    assert [one["kind"] for one in lines[0]["measurements"]] == ["volume"] * len(lines[0]["measurements"])
+    capsys.readouterr()
+    assert run(["drift", str(log)]) == 0
+    assert "cannot be told from 2 cases" in capsys.readouterr().out
+    image = nib.load(dataset / "imagesTs" / "phantom_ts_000_0000.nii.gz")  # type: ignore[attr-defined]
+    voxels = image.get_fdata(dtype=np.float32)  # type: ignore[attr-defined]
+    for name, factor, cases in (("usual", 1.0, 10), ("strange", 40.0, 12)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(cases):
+            one = nib.Nifti1Image(voxels * factor + number / 100, image.affine)  # type: ignore[no-untyped-call, attr-defined]
+            nib.save(one, folder / f"c{number:02}_0000.nii.gz")  # type: ignore[attr-defined]
+        assert run([*ask, str(folder), "-o", str(tmp_path / f"{name}-labels")]) == 0
+    capsys.readouterr()
+    assert run(["drift", str(log), "--json", "-o", str(page)]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["cases"], told["damaged_lines"]) == ("moved", 24, 0)
+    assert "width" in {one["name"] for one in told["shifts"] if one["moved"]}
+    assert page.read_text().count("<svg") == len(told["shifts"])
+    assert run(["drift", str(tmp_path / "nothing")]) == 2
+    assert run(["drift", str(log), "-o", str(tmp_path / "x.png")]) == 2
+    assert run([*ask[:-1], str(page), str(tmp_path / "strange"), "-o", str(tmp_path / "third")]) == 2
+    assert not (tmp_path / "third").exists()
+
+
 def test_predict_draws_overlays_and_says_what_looks_black(
     project: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,16 +85,21 @@ def test_an_executor_of_another_package_checks_preprocesses_and_predicts(
     assert {case for module, case, *_ in done if module == "segfit.preprocessing.dataset"} == set(stores[0][0]["2d"])
     assert len(stores[0][0]["2d"]) == 5
 
-    predicted = []
+    predicted, logged = [], []
     for name, given in (("labels", []), ("far labels", by)):
-        out = tmp_path / name
+        out, log = tmp_path / name, tmp_path / f"{name}.jsonl"
         told = _json(
             capsys, "predict", dataset / "imagesTs", "--model", project / "model", "-o", out, "--probabilities",
-            "--overlays", "--deterministic", *given,
+            "--overlays", "--deterministic", "--log", log, *given,
         )  # fmt: skip
         assert len(told["predictions"]) == 2
+        assert set(told["quality"]) == {"phantom_ts_000", "phantom_ts_001"}
+        lines = sorted((json.loads(line) for line in log.read_text().splitlines()), key=lambda line: line["case"])
+        logged.append([{key: value for key, value in line.items() if key != "date"} for line in lines])
         predicted.append({path.name: path.read_bytes() for path in out.rglob("*.*")})
     assert predicted[0] == predicted[1]
+    assert logged[0] == logged[1]
+    assert len(logged[0]) == 2
     assert len(predicted[0]) == 6
     done = _done()
     assert [(module, device) for module, *_, device in done] == [("segfit.inference.predict_folder", "auto")] * 2

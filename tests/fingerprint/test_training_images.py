@@ -122,6 +122,22 @@ def test_channels_in_another_order_are_told_as_that_alone(pictures: TrainingImag
     assert found.problem.endswith("G, B and R")
 
 
+def test_facts_are_what_is_compared(volumes: TrainingImages) -> None:
+    facts = {(one.name, one.part): one for one in volumes.facts(measured(ct(3)))}
+    assert [one for one in facts.values() if one.is_outside] == []
+    assert facts["values", "CT"].value == facts["histogram", "CT"].value == 0.0  # it is one of them
+    other = {(one.name, one.part): one for one in volumes.facts(measured(2 * ct(50) + 500, (6.0, 1.0, 1.0)))}
+    own = volumes.facts(measured(ct(50)))
+    assert {key for key, one in other.items() if one.is_outside and key[0] != "histogram"} == {
+        ("voxel_size", "0"), ("extent", "0"), ("level", "CT"), ("width", "CT"), ("values", "CT"),
+    }  # fmt: skip
+    assert other["voxel_size", "0"].value == 6.0
+    (width,) = (one for one in own if one.name == "width")
+    assert other["width", "CT"].value == pytest.approx(2 * width.value, rel=1e-5)
+    (histogram,) = (one for one in own if one.name == "histogram")
+    assert other["histogram", "CT"].value == pytest.approx(histogram.value, abs=1e-4)  # scale and offset are no shape
+
+
 def test_more_bits_per_value_are_told_as_other_values_not_as_another_order(pictures: TrainingImages) -> None:
     for absolute in (True, False):
         assert codes(pictures, deep(60), absolute=absolute) == [("bits", False)]

@@ -46,7 +46,7 @@ def test_a_model_predicts_its_test_case_as_where_it_was_made(
     image = phantom(open_bundle(folder).manifest)
     assert image.grid.shape == (8, 12, 12)  # a patch
     assert image.grid.spacing_mm == (2.0, 1.0, 1.0)
-    assert add_test_case(folder).test_case is not None
+    assert add_test_case(folder, open_bundle(folder).manifest).test_case is not None
     share, voxels = agreement(open_bundle(folder), "cpu")
     assert share == 1.0
     assert voxels == 8 * 12 * 12
@@ -77,7 +77,7 @@ def test_a_model_predicts_its_test_case_as_where_it_was_made(
 
 
 def test_other_weights_and_damage_are_found(folder: Path, tmp_path: Path) -> None:
-    add_test_case(folder)
+    add_test_case(folder, open_bundle(folder).manifest)
     bundle = open_bundle(folder)
     content = (folder / TEST_CASE).read_bytes()
     names = bundle.manifest.files
@@ -112,7 +112,7 @@ def test_a_second_stage_alone_has_none(
     network = own.network.model_copy(update={"in_channels": 3})
     second = own.model_copy(update={"previous_stage": "3d_lowres", "network": network})
     folder = write_model(tmp_path / "model", member(second))
-    assert add_test_case(folder).test_case is None
+    assert add_test_case(folder, open_bundle(folder).manifest).test_case is None
     assert run(["verify", str(folder)]) == 0
 
 
@@ -124,11 +124,11 @@ def test_pictures_have_one_too(
 ) -> None:
     own = configuration("2d", ndim=2, patch=(16, 16), spacing=(1.0, 1.0), channels=3)
     folder = write_model(tmp_path / "model", member(own), image_ending=".png")
-    add_test_case(folder)
+    add_test_case(folder, open_bundle(folder).manifest)
     assert agreement(open_bundle(folder), "cpu") == (1.0, 256)
     flat = configuration("2d", ndim=2, patch=(16, 16), spacing=(None, 1.0, 1.0), transpose=(1, 0, 2))
     folder = write_model(tmp_path / "slices", member(flat))
-    add_test_case(folder)
+    add_test_case(folder, open_bundle(folder).manifest)
     assert agreement(open_bundle(folder), "cpu") == (1.0, 3 * 256)
 
 

@@ -23,6 +23,7 @@ def test_cases_that_fail_are_all_named(tmp_path: Path, monkeypatch: pytest.Monke
     seen: list[str] = []
     monkeypatch.setattr(validation, "_predictor", lambda *_, **__: SimpleNamespace(logits=lambda *_, **__: None))
     (tmp_path / "done.nii.gz").touch()
+    (tmp_path / "done.traits.json").touch()
     cases = [
         case("overflows", StageError("the network output is not finite")),
         case("done", StageError("is not read")),

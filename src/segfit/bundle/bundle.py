@@ -25,6 +25,7 @@ from segfit.bundle.speeds import Speed, SpeedName
 from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError
 from segfit.evaluation.measurement import Margins
+from segfit.evaluation.quality import QualityFit
 from segfit.files import (
     Document,
     Record,
@@ -117,6 +118,7 @@ class ModelManifest(Document):
     postprocessing: tuple[PostprocessingStep, ...] = ()
     speeds: dict[SpeedName, Speed] = {}  # ways to predict that were measured; none: it was not tuned
     margins: Margins = {}  # of measurements of predictions, by class
+    quality: dict[str, QualityFit] = {}  # how good predictions are likely to be, by class
     # Cross-validated mean by class; None where it is undefined; "scores" is its old name.
     dice: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = Field(
         {}, validation_alias=AliasChoices("dice", "scores")
@@ -149,6 +151,12 @@ class ModelManifest(Document):
     def sealed_files(self) -> tuple[str, ...]:
         """Names of all files that have a checksum."""
         return self.files if self.test_case is None else (*self.files, TEST_CASE)
+
+    @property
+    def identity(self) -> str:
+        """Hash of what predicts and what is known of it; weights count by their checksums, if it has any."""
+        told = self.model_dump(mode="json")
+        return content_hash({key: value for key, value in told.items() if key not in (*_UNSEALED, "speeds")})
 
     @property
     def input_ending(self) -> str:

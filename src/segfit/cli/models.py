@@ -1,7 +1,8 @@
-"""The verbs about models and other people's formats: ``import``, ``export``, ``verify`` and ``tune``."""
+"""The verbs about models and other people's formats: ``import``, ``export``, ``verify``, ``tune``, ``drift``."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from segfit.cli.common import (
     dataset_of,
     is_project,
     local_copies,
+    print_json,
     print_result,
     print_states,
     with_settings,
@@ -29,6 +31,7 @@ from segfit.cli.console import console_execution, console_progress, say
 from segfit.cli.help_pages import MODELS, add_verb
 from segfit.cli.tuning import tune
 from segfit.errors import InputError, nearest
+from segfit.text import count
 
 if TYPE_CHECKING:
     from segfit.bundle.bundle import Bundle
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "print_verified", "verify_cases"]
 
-_DAMAGED = 1  # exit code
+_DAMAGED, _MOVED = 1, 3  # exit codes
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,6 +49,7 @@ def add_to(app: typer.Typer) -> None:
     add_verb(app, MODELS, export)
     add_verb(app, MODELS, verify)
     add_verb(app, MODELS, tune)
+    add_verb(app, MODELS, drift)
     add_verb(app, None, export_nnunet)
 
 
@@ -75,7 +79,7 @@ def import_model(
     if bundle.states is None:
         raise InputError(f"{path} is a model of segfit already", "copy it, or give a model of nnU-Net")
     manifest = write_bundle(output.absolute(), bundle.manifest.model_copy(update=stated), bundle.states)
-    add_test_case(output.absolute(), progress=console_progress())
+    add_test_case(output.absolute(), manifest, progress=console_progress())
     print_result({"model": str(output), "files": list(manifest.files)}, [output], as_json=as_json)
 
 
@@ -207,6 +211,42 @@ def _export(path: Path, folder: Path, workers: int | None, **given: bool | Label
         for problem in problems:
             execution.progress.warn(problem)
         return write(dataset, folder, execution=execution)
+
+
+def drift(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="File of predict --log.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.html", help="Draw every number over the cases.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Say whether images or predictions have moved, from the log of predict.
+
+    The recent half of the cases is compared with the first half and with the training images, from 10 cases on. The
+    exit code is 3 if anything has moved.
+    """
+    from segfit.inference.drift_log import read_log
+    from segfit.selection.drift import drift_of
+
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{output} is to be a page", "give a name that ends in .html")
+    cases, damaged = read_log(log)
+    if not cases:
+        raise InputError(f"{log} has no cases yet", "predict some with --log")
+    found = drift_of(cases)
+    if output is not None:
+        from segfit.report.drift import write_drift
+
+        write_drift(found, cases, output)
+    if as_json:
+        print_json(found.model_dump(mode="json") | {"damaged_lines": damaged})
+    else:
+        say(found.sentence)
+        if found.of_other_models:
+            say(f"left out: {count(found.of_other_models, 'case')} of other models", sys.stderr)
+        if damaged:
+            say(f"left out: {count(damaged, 'damaged line')}", sys.stderr)
+    return _MOVED if found.state == "moved" else 0
 
 
 def verify(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from segfit.text import count
 
 if TYPE_CHECKING:
     from segfit.dataset.manifest import Case
+    from segfit.evaluation.quality import ClassQuality
     from segfit.execution.execution import Execution
     from segfit.inference.model import Model
     from segfit.labels import LabelScheme
@@ -76,6 +77,9 @@ _Overlays = Annotated[
     bool, typer.Option("--overlays", help="Draw labels in colours over their images, into FOLDER/overlays.")
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Predict again what is there already.")]
+_Log = Annotated[
+    Path | None, typer.Option("--log", metavar="FILE", help="Append a line per case to this drift log; see drift.")
+]
 _Ending = Annotated[str | None, typer.Option("--ending", metavar=".END", help="File ending of the outputs.")]
 _Speed = Annotated[
     Literal["fast", "balanced", "accurate"] | None,
@@ -131,6 +135,7 @@ def predict(
     memory: _Memory = None,
     overwrite: _Overwrite = False,
     layout: _Layout = None,
+    log: _Log = None,
     workers: Workers = None,
     *,
     execution: Execution,
@@ -142,12 +147,11 @@ def predict(
     CASE_0001.END, ... (one file per channel), outputs CASE.END. Without it the test images of a dataset with the model
     of its project; nothing is trained for that.
     """
-    given = [*(paths or []), *(inputs or [])]
-    kept = KeptWarnings(execution.progress)
+    given, kept, quality = [*(paths or []), *(inputs or [])], KeptWarnings(execution.progress), dict[str, Any]()
     execution = replace(execution, workers=workers, progress=kept)
     if not model:
         values = (inputs, output, checkpoint, folds, tile_step, speed, device, engine, ending, previous_stage, workers)
-        foreign = (*values, memory, layout, probabilities, probability_images, overlays, overwrite, deterministic)
+        foreign = (*values, memory, layout, log, probabilities, probability_images, overlays, overwrite, deterministic)
         if len(given) > 1 or any(foreign) or mirror is not None:
             raise InputError("predict needs --model MODEL IMAGES -o FOLDER, or a dataset or project alone")
         project = open_project(given[0] if given else None, out, [], execution, make=False)
@@ -162,17 +166,21 @@ def predict(
         with local_copies(given, execution, output) as places:
             found = _predict(
                 loaded, _cases(places, loaded, kept), output, ending, execution, overlays=overlays, overwrite=overwrite,
-                save_probabilities=probabilities, save_probability_images=probability_images,
-                previous_stage=previous_stage, memory_gb=memory, device=device or "auto", layout=layout,
+                save_probabilities=probabilities, save_probability_images=probability_images, memory_gb=memory, log=log,
+                previous_stage=previous_stage, device=device or "auto", layout=layout, told=quality.__setitem__,
             )  # fmt: skip
         labels, remedy = loaded.labels, "--overlays draws them in colours too"
     if not (overlays or as_json) and _look_black(found, labels):
         say(f"label files look black in most viewers; {remedy}", sys.stderr)
-    print_result(_facts(found, kept), found, as_json=as_json)
+    print_result(_facts(found, kept, quality), found, as_json=as_json)
 
 
-def _facts(found: Sequence[Path], kept: KeptWarnings) -> dict[str, Any]:
-    return {"predictions": [str(path) for path in found], "warnings": [item.facts for item in kept.warnings]}
+def _facts(found: Sequence[Path], kept: KeptWarnings, quality: Mapping[str, Sequence[ClassQuality]]) -> dict[str, Any]:
+    return {
+        "predictions": [str(path) for path in found],
+        "warnings": [item.facts for item in kept.warnings],
+        "quality": {case: [one.model_dump() for one in classes] for case, classes in quality.items()},
+    }
 
 
 def _loaded(model: list[Path], device: str, folds: str | None, *, deterministic: bool, **options: Any) -> Model:

@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
 from math import log
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from segfit.errors import Problem
-from segfit.files import GrownRecord
+from segfit.files import GrownRecord, Record
 from segfit.fingerprint.appearance import BLOCKS, SHARES
 from segfit.fingerprint.fingerprint import ImageFingerprint, Orientation, Unit, unit_of
 from segfit.text import listing, numbers
 
-__all__ = ["Range", "TrainingImages", "impossible_size"]
+__all__ = ["Fact", "Range", "TrainingImages", "impossible_size"]
 
 _MOST_CASES = 100  # whose intensities are kept
 _FEWEST_CASES = 3  # that show how much images differ
@@ -68,6 +68,23 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         return numbers(self.low) if self.low == self.high else f"{numbers(self.low)} to {numbers(self.high)}"
+
+
+class Fact(Record):
+    """One number of an image, and between which those of the training images lie."""
+
+    name: Literal["voxel_size", "extent", "shape", "level", "width", "values", "histogram"]
+    part: str  # the axis, in the order of the fingerprint, or the channel
+    value: float
+    low: float | None  # None: the smaller the more usual
+    high: float
+    cases: int = Field(ge=1)  # that the two are of
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it lies outside of what occurs among the training images, rounding allowed for."""
+        slack = 1e-6 * max(abs(self.high), abs(self.low or 0.0))
+        return self.value > self.high + slack or (self.low is not None and self.value < self.low - slack)
 
 
 def impossible_size(
@@ -163,6 +180,41 @@ class TrainingImages(GrownRecord):
         fixed = (number >= _FEWEST_ALIKE) & (high < _SAME_WIDTH * low) | (number >= _ENOUGH_CASES)
         values = self._bits(image, bits) or self._intensities(image, fixed | np.array(absolute or [False] * len(low)))
         return [*self._sizes(image), *self._turn(image), *values]
+
+    def facts(self, image: ImageFingerprint) -> tuple[Fact, ...]:
+        """Return what `differences` compares as numbers.
+
+        Voxel size, extent and shape by axis. By channel the median grey value (`level`) and the width of the usual
+        range; how far the grey values are from those of the most similar training case, in such widths (`values`), and
+        the same of the shape of the histogram.
+        """
+        spacing, shape = np.array(image.spacing_mm), np.array(image.shape_after_crop, dtype=np.float64)
+        sizes = (
+            ("voxel_size", self.spacing_mm, spacing),
+            ("extent", self.extent_mm, spacing * shape),
+            ("shape", self.shape, shape),
+        )
+        found = [
+            Fact(name=name, part=str(axis), value=value, low=low, high=high, cases=self.num_cases)
+            for name, known, values in sizes
+            for axis, (value, low, high) in enumerate(zip(values.tolist(), *known, strict=True))
+        ]
+        if self.widths is None or not _has_quantiles(image):
+            return tuple(found)
+        known, own = np.array(self.quantiles), np.array([channel.quantiles for channel in image.channels])
+        apart = _apart(own[None], known, _scale(known)).min(axis=1)[0].tolist()
+        shapes = _apart(_shape(own[None]), _shape(known), np.ones(len(own))).min(axis=1)[0].tolist()
+        levels, middle = Range.of(known[:, :, known.shape[2] // 2]), own[:, own.shape[1] // 2].tolist()
+        nothing = (None,) * len(own)
+        for name, values, low, high in (
+            ("level", middle, levels.low, levels.high),
+            ("width", _width(own).tolist(), *self.widths),
+            ("values", apart, nothing, self.most_apart),
+            ("histogram", shapes, nothing, self.shapes_most_apart),
+        ):
+            parts = zip(self.channel_names, values, low, high, strict=True)
+            found += [Fact(name=name, part=p, value=v, low=a, high=b, cases=len(known)) for p, v, a, b in parts]
+        return tuple(found)
 
     def _sizes(self, image: ImageFingerprint) -> Iterator[Problem]:
         spacing, shape = np.array(image.spacing_mm), np.array(image.shape_after_crop, dtype=np.float64)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from segfit.bundle.bundle import TEST_CASE, Bundle, ModelManifest, TestCase, open_bundle, write_manifest, write_zip
+from segfit.bundle.bundle import MANIFEST, TEST_CASE, Bundle, ModelManifest, TestCase, write_manifest, write_zip
+from segfit.bundle.files import BundleFiles
 from segfit.dataset.manifest import Case
 from segfit.device import resolve_device
 from segfit.errors import InputError, SegfitError, reason_of, warning
@@ -37,12 +38,14 @@ _SLICES = 3  # of a volume whose slices are seen one by one
 _SMOOTH = 0.06  # of the size: how coarse the made-up structures are
 
 
-def add_test_case(folder: Path, device: str = "cpu", *, progress: Progress = SILENT) -> ModelManifest:
-    """Have the model in a folder predict a phantom and keep both beside it; return its manifest.
+def add_test_case(
+    folder: Path, manifest: ModelManifest, device: str = "cpu", *, progress: Progress = SILENT
+) -> ModelManifest:
+    """Have the model that was just written to a folder predict a phantom, and keep both; return its manifest.
 
     Without mirroring, and on an image that is about one patch, so that it takes as long as a few steps of training.
     """
-    bundle = open_bundle(folder, verify=False)
+    bundle = Bundle(manifest, folder, files=BundleFiles.of(folder, MANIFEST))
     try:
         case, content = expected_of(bundle, phantom(bundle.manifest), "phantom", device)
     except (SegfitError, MemoryError) as error:  # the second stage of a cascade alone, no memory for another copy

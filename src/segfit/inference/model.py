@@ -21,11 +21,12 @@ from segfit.connected_components import apply_steps
 from segfit.device import resolve_device
 from segfit.errors import InputError, Problem, warning
 from segfit.evaluation.measurement import Margins, Measurement, measure
+from segfit.evaluation.quality import ClassQuality
 from segfit.execution.memory import free_memory_gb
 from segfit.execution.scratch import IN_MEMORY
 from segfit.files import path_of, write_arrays
 from segfit.fingerprint.appearance import measure_image, oriented_crop
-from segfit.fingerprint.training_images import Range, impossible_size
+from segfit.fingerprint.training_images import Fact, Range, impossible_size
 from segfit.geometry import Grid
 from segfit.images.formats import write_labels
 from segfit.images.image import Image, LabelMap, voxels_in_words
@@ -34,6 +35,7 @@ from segfit.inference.engines import Engine, engage, require_engine
 from segfit.inference.open_model import chosen_folds, load_network, model_paths, open_model
 from segfit.inference.predictor import Precision, Predictor, require_options
 from segfit.inference.prepared import Prepared, RegionalCase, logit_fields, regional_case, streaming, why_read_whole
+from segfit.inference.quality import TraitSums, low_quality, predicted_quality
 from segfit.inference.room import Room, forecast_gb, with_less_each_time
 from segfit.inference.sources import (
     Array,
@@ -67,12 +69,16 @@ class Prediction:
     probabilities : (num_outputs, *labels.shape) float32 if they were asked for, before post-processing
     warnings : what the user should know about this result
     margins : by what factors measurements may be off, as the model has them
+    quality : predicted Dice of each class; none where the model does not know, as of few groups of cases
+    facts : numbers of the image beside those of the training images, where the model knows them
     """
 
     label_map: LabelMap
     probabilities: NDArray[np.float32] | None = None
     warnings: tuple[Problem, ...] = ()
     margins: Margins = field(default_factory=dict)
+    quality: tuple[ClassQuality, ...] = ()
+    facts: tuple[Fact, ...] = ()
 
     @property
     def labels(self) -> NDArray[np.integer[Any]]:
@@ -361,7 +367,8 @@ class Model:
         if regional is not None:
             regional = regional.sized(sized.grid)
             warnings += [replace(item, file=str(file)) for item in regional.problems()]
-        warnings += self._differences(sized, regional, name, file)
+        differences, facts = self._differences(sized, regional, name, file)
+        warnings += differences
         first = self.manifest.previous_stage if earlier is None else None
         inputs: tuple[tuple[Rows, CaseProperties], ...]
         if regional is not None:
@@ -371,7 +378,7 @@ class Model:
         else:
             inputs = (self._member_input(first, sized, None, name),)
         waiting = None if first is None else sized
-        return Prepared(image.grid, paths, inputs, tuple(warnings), name, waiting, streamed)
+        return Prepared(image.grid, paths, inputs, tuple(warnings), name, waiting, streamed, facts)
 
     def forecast_gb(self, grid: Grid) -> float:
         """Return the memory in GiB that predicting an image takes, about, if all of it is held."""
@@ -396,14 +403,20 @@ class Model:
             warnings.append(warning("no_voxel_size", problem, file=file))
         return sized
 
-    def _differences(self, image: Image, regional: RegionalCase | None, name: str, file: str | Path) -> list[Problem]:
-        """Return in what an image differs from those the model was made from; `InputError` if it is of another kind."""
+    def _differences(
+        self, image: Image, regional: RegionalCase | None, name: str, file: str | Path
+    ) -> tuple[list[Problem], tuple[Fact, ...]]:
+        """Return in what an image differs from those the model was made from, and the numbers that are compared.
+
+        `InputError` if it is of another kind.
+        """
         ndim, known = self.manifest.members[0].configuration.preprocessing.image_ndim, self.manifest.training_images
         if image.grid.ndim != ndim or len(image.array) != len(self.channel_names):
-            return []  # refused with its name by preprocessing
+            return [], ()  # refused with its name by preprocessing
         deep = all(member.configuration.ndim == 3 for member in self.manifest.members)
         if deep and 1 in image.grid.shape:
             raise InputError(f"{name} is a single slice, {self.name} takes volumes", "give the whole volume")
+        facts: tuple[Fact, ...] = ()
         if known is None:
             usual = (min(self.spacing_mm),) * ndim, (max(self.spacing_mm),) * ndim  # whatever the order of axes
             found = impossible_size(image.grid.spacing_mm, Range(*usual))
@@ -414,12 +427,13 @@ class Model:
                 axes, _, cropped = oriented_crop(image, known.orientation)
                 measured = measure_image(image, axes, cropped)
             kind, size = image.array.dtype.kind, image.array.dtype.itemsize
+            facts = known.facts(measured)
             bits = 8 * size if kind == "u" else None
             found = known.differences(measured, absolute=_absolute(self.manifest.members), bits=bits)
         for item in found:
             if item.fatal:
                 raise InputError(f"{name}: {item.problem}", item.action)
-        return [replace(item, problem=f"{name}: {item.problem}", file=str(file)) for item in found]
+        return [replace(item, problem=f"{name}: {item.problem}", file=str(file)) for item in found], facts
 
     def _inputs(
         self, image: Image, earlier: Image | None, name: str
@@ -458,11 +472,15 @@ class Model:
     ) -> Prediction:
         """Bring the logits back to the grid of the image and decide: the last step of `predict`; any thread."""
         scratch = IN_MEMORY if prepared.streamed is None else prepared.streamed.scratch
+        traits = [TraitSums(field, self.labels) for field in fields if self.manifest.quality]
         inner, kept = merged(fields, self.labels, probabilities=probabilities, scratch=scratch)
         inner = apply_steps(inner, self.manifest.postprocessing)
         stored = stored_labels(inner, self.labels, scratch)
         found = LabelMap(stored, prepared.grid, self.labels, prepared.source)
-        return Prediction(found, kept, (*prepared.warnings, *warnings), self.manifest.margins)
+        quality = predicted_quality(traits, self.manifest.quality)
+        file = prepared.source[0] if prepared.source else ""
+        told = (*prepared.warnings, *warnings, *low_quality(quality, prepared.name, file))
+        return Prediction(found, kept, told, self.manifest.margins, quality, prepared.facts)
 
 
 def _absolute(members: Sequence[Member]) -> list[bool]:

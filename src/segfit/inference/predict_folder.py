@@ -18,11 +18,13 @@ from secrets import token_hex
 from segfit.dataset.manifest import Case
 from segfit.device import is_memory_shortage
 from segfit.errors import DatasetError, InputError, Problem
+from segfit.evaluation.quality import ClassQuality
 from segfit.execution.execution import LOCAL, Execution
 from segfit.geometry import Grid
 from segfit.images.formats import label_ending, read_grid
 from segfit.images.image import CASE_FAILURES, failure_of
 from segfit.images.values import channel_files, write_channels
+from segfit.inference.drift_log import append_case, log_line, require_log
 from segfit.inference.model import Model, ModelSource
 from segfit.inference.prepared import Prepared
 from segfit.inference.room import Room, with_less_each_time
@@ -35,6 +37,15 @@ __all__ = ["is_written", "predict_folder"]
 _WRITES_WAITING = 2  # predictions that may wait for their writer
 
 
+Quality = tuple[ClassQuality, ...]
+_Told = Callable[[str, Quality], None]
+_Written = tuple[list[Problem], Quality]  # warnings about a case, and its quality
+
+
+def _not_told(case: str, quality: Quality) -> None:
+    del case, quality
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What is made of each case, and where it goes."""
@@ -45,6 +56,7 @@ class _Job:
     probability_images: int  # how many: one for each output, or none
     previous_stage: Path | None
     memory_gb: float | None
+    log: Path | None
 
     def path(self, case: Case) -> Path:
         """Where the labels of a case go."""
@@ -73,30 +85,32 @@ class _Job:
             scratch=self.output.absolute(),
         )
 
-    def predict(self, model: Model, case: Case, progress: Progress) -> list[Problem]:
-        """Predict and write a case from beginning to end, in less memory if it runs out; return the warnings."""
+    def predict(self, model: Model, case: Case, progress: Progress) -> _Written:
+        """Predict and write a case from beginning to end, in less memory if it runs out; return as `write`."""
 
-        def attempt(gb: float | None) -> list[Problem]:
+        def attempt(gb: float | None) -> _Written:
             kept = KeptWarnings(progress)
             prepared = replace(self, memory_gb=gb).prepare(model, case)
             return self.write(model, case, prepared, model.logits(prepared, progress=kept), kept.warnings)
 
         retried = KeptWarnings(SILENT)
-        warnings = with_less_each_time(attempt, self.memory_gb, retried)
-        return [*(replace(item, case=case.id) for item in retried.warnings), *warnings]
+        warnings, quality = with_less_each_time(attempt, self.memory_gb, retried)
+        return [*(replace(item, case=case.id) for item in retried.warnings), *warnings], quality
 
     def write(
         self, model: Model, case: Case, prepared: Prepared, fields: Sequence[LogitField], warnings: Sequence[Problem]
-    ) -> list[Problem]:
-        """Write what was predicted of a case; return the warnings about it."""
+    ) -> _Written:
+        """Write what was predicted of a case; return the warnings about it, and its quality."""
         wanted = self.save_probabilities or self.probability_images > 0
         prediction = model.finish(prepared, fields, probabilities=wanted, warnings=warnings)
         if self.save_probabilities:
             prediction.save_probabilities(self.probabilities(case))
         if self.probability_images and prediction.probabilities is not None:
             write_channels(self.images(case), prediction.probabilities, prediction.grid)
+        if self.log is not None:
+            append_case(self.log, log_line(case.id, model.manifest.identity, prediction))
         prediction.save(self.path(case))  # last: its presence says that the case is done
-        return [replace(item, case=case.id) for item in prediction.warnings]
+        return [replace(item, case=case.id) for item in prediction.warnings], prediction.quality
 
 
 def is_written(path: Path) -> bool:
@@ -115,6 +129,8 @@ def predict_folder(
     save_probability_images: bool = False,
     previous_stage: Path | None = None,
     memory_gb: float | None = None,
+    log: Path | None = None,
+    told: _Told = _not_told,
     device: str | None = None,
     execution: Execution = LOCAL,
 ) -> list[Path]:
@@ -131,6 +147,8 @@ def predict_folder(
     memory_gb : memory that predicting may take, about; None: what is free. No more cases than fit are read ahead or
         wait for their writer; one that is larger is predicted row by row, with arrays in files without a name in
         `output`
+    log : drift log to which a line is appended for each case that is predicted
+    told : is given the predicted quality of each case that is predicted
     device : where networks run on workers elsewhere; None: as the model was loaded
     execution : its `workers`, one unless set, are threads that read and preprocess ahead; each holds one case in
         memory. Those of another executor than this machine load the model from its folder, which they must see
@@ -142,34 +160,34 @@ def predict_folder(
         raise InputError(f"{model.name} is not the second stage of a cascade", "leave previous_stage out")
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is no folder", "give another one for the label files")
-    outputs = model.labels.num_outputs if save_probability_images else 0
-    job = _Job(
-        output, ending or label_ending(model.file_ending), save_probabilities, outputs, previous_stage, memory_gb
-    )
+    outputs, ending = model.labels.num_outputs * save_probability_images, ending or label_ending(model.file_ending)
+    job = _Job(output, ending, save_probabilities, outputs, previous_stage, memory_gb, log)
+    if log is not None:
+        require_log(log)
     inputs = {path.resolve() for case in cases for path in case.images}
     for case in cases:
         if job.path(case).resolve() in inputs:
             raise InputError(f"{job.path(case)} is an input image and would be overwritten", "write to another folder")
     waiting = [case for case in cases if overwrite or not job.is_done(case)]
     if execution.is_here or model.source is None or not waiting:
-        problems = _predict_here(model, waiting, job, execution)
+        problems = _predict_here(model, waiting, job, execution, told)
     else:
         source = model.source if device is None else model.source._replace(device=device)
-        problems = _predict_elsewhere(model, source, waiting, job, execution)
+        problems = _predict_elsewhere(model, source, waiting, job, execution, told)
     if problems:
         others = len(cases) - len(problems)
         raise DatasetError(problems, f"{others or 'none'} of {count(len(cases), 'case')} predicted")
     return [job.path(case) for case in cases]
 
 
-def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Execution) -> list[Problem]:
+def _predict_here(model: Model, cases: Sequence[Case], job: _Job, execution: Execution, told: _Told) -> list[Problem]:
     """Predict cases; return what is wrong with those that cannot be used."""
     with (
         execution.progress.task("predicting", len(cases)) as task,
         _threads(execution.workers or 1, "segfit-read") as readers,
         _threads(1, "segfit-write") as writers,
     ):
-        return _Here(model, cases, job, execution, task, readers, writers).predict()
+        return _Here(model, cases, job, execution, told, task, readers, writers).predict()
 
 
 class _Here:
@@ -184,17 +202,19 @@ class _Here:
         cases: Sequence[Case],
         job: _Job,
         execution: Execution,
+        told: _Told,
         task: Task,
         readers: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
     ) -> None:
         self._model, self._job, self._task, self._progress = model, job, task, execution.progress
+        self._told = told
         self._readers, self._writers, self._workers = readers, writers, execution.workers or 1
         self._inner = tasks_only(execution.progress) if len(cases) == 1 else SILENT  # a single case may be large
         self._room = Room.of(job.memory_gb, None).gb * 2**30
         self._rest, self._largest = deque(cases), 0
         self._ahead: deque[tuple[Case, Future[Prepared]]] = deque()
-        self._behind: deque[tuple[Case, int, Future[list[Problem]]]] = deque()
+        self._behind: deque[tuple[Case, int, Future[_Written]]] = deque()
         self._again: list[Case] = []
         self._problems: list[Problem] = []
 
@@ -242,9 +262,11 @@ class _Here:
             return
         self._finish(case, write)  # the networks are at work while it is written
 
-    def _finish(self, case: Case, written: Callable[[], list[Problem]], *, last: bool = False) -> None:
+    def _finish(self, case: Case, written: Callable[[], _Written], *, last: bool = False) -> None:
         try:
-            for item in written():
+            warnings, quality = written()
+            self._told(case.id, quality)
+            for item in warnings:
                 self._progress.warn(item)
         except (*CASE_FAILURES, OSError) as error:
             self._failed(case, error, last=last)
@@ -260,41 +282,44 @@ class _Here:
 
 
 def _predict_elsewhere(
-    model: Model, source: ModelSource, cases: Sequence[Case], job: _Job, execution: Execution
+    model: Model, source: ModelSource, cases: Sequence[Case], job: _Job, execution: Execution, told: _Told
 ) -> list[Problem]:
     """Have cases predicted by workers; return what is wrong with those that cannot be used."""
     problems: list[Problem] = []
     earlier = None if job.previous_stage is None else job.previous_stage.absolute()
-    job = replace(job, output=job.output.absolute(), previous_stage=earlier)
+    log = None if job.log is None else job.log.absolute()
+    job = replace(job, output=job.output.absolute(), previous_stage=earlier, log=log)
     cases = [
         case.model_copy(update={"channels": {name: path and path.absolute() for name, path in case.channels.items()}})
         for case in cases
     ]
-    execution.require_shared([*source.paths, *cases[0].images], [job.output])
-    for _, (warnings, problem) in execution.map(
+    execution.require_shared([*source.paths, *cases[0].images], [job.output, *([log.parent] if log else [])])
+    for case, ((warnings, quality), problem) in execution.map(
         partial(_predict_case, source, job, token_hex(8)),
         cases,
         description="predicting",
         name=lambda case: case.id,
         size=partial(_predicted_bytes, model),
         device=source.device,
-        lost=lambda case, error: ([], failure_of(case.id, error)),
+        lost=lambda case, error: (([], ()), failure_of(case.id, error)),
     ):
+        if problem is None:
+            told(case.id, quality)
         for item in warnings:
             execution.progress.warn(item)
         problems += [] if problem is None else [problem]
     return problems
 
 
-def _predict_case(source: ModelSource, job: _Job, token: str, case: Case) -> tuple[list[Problem], Problem | None]:
-    """Predict a case; return the warnings about it, and what is wrong with it if it cannot be used."""
+def _predict_case(source: ModelSource, job: _Job, token: str, case: Case) -> tuple[_Written, Problem | None]:
+    """Predict a case; return the warnings about it, its quality, and what is wrong with it if it cannot be used."""
     model = _loaded(source, token)
     try:
         return job.predict(model, case, SILENT), None
     except MemoryError:  # there may be enough when the case is alone
         raise
     except (*CASE_FAILURES, OSError) as error:
-        return [], failure_of(case.id, error, case.images)
+        return ([], ()), failure_of(case.id, error, case.images)
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from segfit.bundle.bundle import Member, ModelManifest
 from segfit.errors import InputError, Problem, warning
 from segfit.fingerprint.appearance import measured
 from segfit.fingerprint.fingerprint import ImageFingerprint
+from segfit.fingerprint.training_images import Fact
 from segfit.geometry import AxisMap, Grid, canonical_map
 from segfit.images.formats import find_format, read_grid
 from segfit.images.image import Image, Regions
@@ -46,6 +47,7 @@ class Prepared:
     name: str = ""  # of the case
     image: Image | None = None
     streamed: Room | None = None
+    facts: tuple[Fact, ...] = ()
 
 
 def why_read_whole(manifest: ModelManifest, grid: Grid) -> str:

@@ -9,7 +9,7 @@ go.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -77,6 +77,20 @@ class LogitStream:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def watch(self, see: Callable[[Tensor], None]) -> None:
+        """Show every block to `see` when it is computed."""
+
+        def shown(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+            for block in blocks:
+                see(block)
+                yield block
+
+        self._blocks = shown(self._blocks)
+
+    def finish(self) -> None:
+        """Compute the blocks that nobody asked for, which none can be read from any more."""
+        deque(self._blocks, maxlen=0)
+
     def whole(self, scratch: Scratch = IN_MEMORY) -> Tensor:
         """Return all of them."""
         result = torch.from_numpy(scratch.zeros(self.shape, np.float32)).to(self.device)
@@ -96,7 +110,8 @@ class LogitField:
     properties : how the case came from the stored grid to the network's
     configuration : its spacing and resampling of logits
 
-    `box` is the cropped region on the stored grid; outside of it everything is background.
+    `box` is the cropped region on the stored grid; outside of it everything is background. `voxel_size` is the
+    volume or area of a voxel of the logits.
     """
 
     def __init__(self, logits: _Logits, properties: CaseProperties, configuration: Configuration) -> None:
@@ -104,6 +119,7 @@ class LogitField:
         spec = configuration.preprocessing
         source_mm = spec.target_mm(properties.spacing_mm)
         self.logits, operators = _operators(logits, properties, source_mm, spec.resample_logits)
+        self.voxel_size = prod(properties.spacing_mm) * prod(properties.shape_after_crop) / prod(self.logits.shape[1:])
         self._lines = [_Lines(operator, self.logits.device) for operator in operators]
         self._axes = AxisMap(  # from the stored grid to the network's axes: orientation, then transposition
             tuple(properties.axis_order[axis] for axis in properties.transpose),

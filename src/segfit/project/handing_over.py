@@ -129,6 +129,7 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         previous_stage=previous,
         postprocessing=selection.steps,
         margins=selection.margins,
+        quality=selection.quality,
         dice=dice,
         verdict=judge(evidence_of(project, chosen, fingerprint)).facts(),
         selection={
@@ -155,5 +156,5 @@ def _write_model(project: Preparation, chosen: Selected, key: Key) -> None:
         **project.options.model.model_dump(exclude_none=True),
     )
     with held_weights(project, trainings_of(project), [result.weights for result in results]):
-        write_bundle(project.folder.model, manifest, weights)
-    add_test_case(project.folder.model, project.options.device, progress=project.execution.progress)
+        written = write_bundle(project.folder.model, manifest, weights)
+    add_test_case(project.folder.model, written, project.options.device, progress=project.execution.progress)

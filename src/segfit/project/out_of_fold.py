@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,18 +13,19 @@ from segfit.connected_components import PostprocessingStep, apply_steps
 from segfit.dataset.manifest import Dataset
 from segfit.errors import StageError
 from segfit.evaluation.pairs import Pair
+from segfit.evaluation.quality import QualityFit, mean_traits
 from segfit.evaluation.summary import Summary, summarize
 from segfit.images.formats import read_label, write_labels
 from segfit.images.image import LabelMap
 from segfit.preprocessing.store import StoredAnnotation
 from segfit.project.preparation import Preparation
 from segfit.project.trainings import Validation
-from segfit.project.validation import probabilities_path, validation_pairs
+from segfit.project.validation import probabilities_path, read_traits, validation_pairs
 from segfit.records import Key, seal
 from segfit.selection.ensemble import EnsembleMember, StoredProbabilities, evaluate_ensembles, merged_pairs
 from segfit.selection.select import Candidate, Selection
 
-__all__ = ["candidates_of", "has_own_predictions", "pairs_of", "write_predictions"]
+__all__ = ["candidates_of", "has_own_predictions", "pairs_of", "quality_of", "write_predictions"]
 
 
 def candidates_of(
@@ -100,6 +102,27 @@ def write_predictions(
         work, pairs, description="writing validation cases", name=lambda pair: pair.case, size=Pair.predicted_bytes
     )
     seal(folder, key, [name for _, name in written])
+
+
+def quality_of(
+    validations: Sequence[Validation], selection: Selection, summary: Summary, groups: Mapping[str, str]
+) -> dict[str, QualityFit]:
+    """Learn by class how good predictions are likely to be; `summary` is of the predictions after post-processing."""
+    folders: dict[str, list[Path]] = defaultdict(list)
+    for item in validations:
+        for case in item.cases if item.training.name in selection.winner else ():
+            folders[case].append(item.folder)
+    traits = {case: mean_traits([read_traits(folder, case) for folder in every]) for case, every in folders.items()}
+    found: dict[str, QualityFit] = {}
+    for name in summary.mean:
+        metrics = {case.case: case.metrics[name] for case in summary.cases}
+        known = {case: traits[case][name] for case in metrics if name in traits.get(case, {})}
+        dice = {case: one.dice for case, one in metrics.items() if one.dice is not None}
+        always = all(one.n_ref > 0 for one in metrics.values())
+        fit = QualityFit.of(known, dice, groups, always=always)
+        if fit is not None:
+            found[name] = fit
+    return found
 
 
 def has_own_predictions(selection: Selection) -> bool:

@@ -11,7 +11,7 @@ from segfit.evaluation.cohorts import groups_of_cases
 from segfit.evaluation.measurement import Margins
 from segfit.evaluation.summary import Summary
 from segfit.project.folder import PlanFolder
-from segfit.project.out_of_fold import candidates_of, has_own_predictions, pairs_of, write_predictions
+from segfit.project.out_of_fold import candidates_of, has_own_predictions, pairs_of, quality_of, write_predictions
 from segfit.project.preparation import Preparation
 from segfit.project.stages import STAGES
 from segfit.project.train_and_validate import train_all, validate_all
@@ -165,7 +165,9 @@ def _chosen(project: Preparation, results: Sequence[TrainingResult], validations
             groups=groups,
             execution=project.execution,
         )
-        selection = selection.model_copy(update={"margins": _margins(project, validations, selection, summary, groups)})
+        margins = _margins(project, validations, selection, summary, groups)
+        quality = quality_of(validations, selection, summary, groups)
+        selection = selection.model_copy(update={"margins": margins, "quality": quality})
         write_predictions(project, validations, selection, _selections(project).validated(key.hash), key)
         summary = project.results.store(summary, _selections(project).validation_summary, key, use())
         selection = project.results.store(selection, _selections(project).selection, key, use())

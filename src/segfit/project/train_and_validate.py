@@ -23,6 +23,7 @@ from segfit.project.validation import (
     SUMMARY,
     next_stage_path,
     probabilities_path,
+    traits_path,
     validate_fold,
 )
 from segfit.records import is_sealed, remove_damaged, seal
@@ -194,6 +195,7 @@ def _validate(project: Preparation, item: Validation) -> None:
             execution=project.execution,
         )
         names = [f"{case}{project.dataset.file_ending}" for case in item.cases]
+        names += [traits_path(item.folder, case).name for case in item.cases]
         if probabilities:
             files = [probabilities_path(item.folder, case).name for case in item.cases]
             seal(item.folder / PROBABILITIES, item.key, files, use())

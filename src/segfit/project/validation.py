@@ -14,12 +14,14 @@ from segfit.dataset.manifest import Dataset
 from segfit.errors import CasesFailedError, InputError, Problem
 from segfit.evaluation.evaluate import evaluate
 from segfit.evaluation.pairs import Pair, Stored
+from segfit.evaluation.quality import Traits
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
-from segfit.files import write_bytes, write_file
+from segfit.files import read_json, write_bytes, write_file, write_json
 from segfit.images.formats import write_labels
 from segfit.images.image import CASE_FAILURES, LabelMap, failure_of
 from segfit.inference.predictor import Predictor
+from segfit.inference.quality import traits_of
 from segfit.inference.to_input_grid import LogitField, labels_on_grid_of, merged_labels, merged_probabilities
 from segfit.labels import LabelScheme
 from segfit.networks.unet import build_network
@@ -34,6 +36,8 @@ __all__ = [
     "SUMMARY",
     "next_stage_path",
     "probabilities_path",
+    "read_traits",
+    "traits_path",
     "validate_fold",
     "validation_pairs",
 ]
@@ -115,6 +119,19 @@ def probabilities_path(folder: Path, case_id: str) -> Path:
     return folder / PROBABILITIES / f"{case_id}.npy"
 
 
+def traits_path(folder: Path, case_id: str) -> Path:
+    """Where the traits lie of the prediction of a validation case."""
+    return folder / f"{case_id}.traits.json"
+
+
+def read_traits(folder: Path, case_id: str) -> dict[str, Traits]:
+    """Return the traits of the prediction of a validation case by class; none where they were not kept."""
+    try:
+        return {name: Traits(**found) for name, found in read_json(traits_path(folder, case_id)).items()}
+    except InputError:
+        return {}
+
+
 def next_stage_path(folder: Path, case_id: str) -> Path:
     """Where the labels of a validation case lie that the second stage of a cascade sees."""
     return folder / NEXT_STAGE / f"{case_id}.b2nd"
@@ -122,7 +139,7 @@ def next_stage_path(folder: Path, case_id: str) -> Path:
 
 def _kept(folder: Path, case_id: str, *wanted: bool) -> list[Path]:
     """Return what is kept of a case beside its label map."""
-    return [
+    return [traits_path(folder, case_id)] + [
         path(folder, case_id) for path, keep in zip((probabilities_path, next_stage_path), wanted, strict=True) if keep
     ]
 
@@ -184,6 +201,8 @@ def _write_prediction(
     folder: Path, case: StoredCase, field: LogitField, dataset: Dataset, *, probabilities: bool
 ) -> None:
     """Write the label map, last: its presence says that the case is done."""
+    traits = traits_of(field, dataset.labels)
+    write_json(traits_path(folder, case.id), {name: one.model_dump() for name, one in traits.items()})
     if probabilities:
         _write_array(probabilities_path(folder, case.id), merged_probabilities([field], dataset.labels))
     labels = dataset.labels.to_stored(merged_labels([field], dataset.labels))

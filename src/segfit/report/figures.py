@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "class_colour",
     "colour",
     "css",
+    "drift_figure",
     "fold_colour",
     "histogram",
     "learning_rate_figure",
@@ -176,6 +177,22 @@ def histogram(
         axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
 
     return _figure(draw, name, title)
+
+
+def drift_figure(values: Mapping[int, float], usual: tuple[float, float] | None, split: int, name: str) -> Markup:
+    """Draw a number of cases by their place; shaded: what is usual; a line where recent ones begin, at `split`."""
+
+    def draw(axes: Axes) -> None:
+        if usual is not None:
+            axes.axhspan(*usual, color=colour(2), alpha=0.15, linewidth=0)
+        for part, tint in ((range(split), _MUTED), (range(split, 1 + max(values)), PALETTE[0])):
+            there = [place for place in part if place in values]
+            axes.plot([place + 1 for place in there], [values[place] for place in there], "o", color=tint, markersize=2)
+        if split:
+            axes.axvline(split + 0.5, color=_MUTED, linewidth=0.8, linestyle="--")
+        axes.set_xlabel("case, in order of time")
+
+    return _figure(draw, name, "The number in each case, in order of time")
 
 
 def strip(

@@ -11,6 +11,7 @@ from segfit.connected_components import PostprocessingStep
 from segfit.errors import InputError, StageError
 from segfit.evaluation.measurement import Margins
 from segfit.evaluation.pairs import Pair
+from segfit.evaluation.quality import QualityFit
 from segfit.evaluation.statistics import Difference, difference
 from segfit.evaluation.summary import Summary
 from segfit.execution.execution import LOCAL, Execution
@@ -73,6 +74,7 @@ class Selection(Document):
     dice_after_steps: float | None
     folds: tuple[int, ...]
     margins: Margins = {}  # of measurements of predictions
+    quality: dict[str, QualityFit] = {}  # how good predictions are likely to be, by class
 
 
 def select_winner(
