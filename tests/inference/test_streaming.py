@@ -297,9 +297,7 @@ def test_the_peak_does_not_grow_with_the_image(
         del array
     arguments = [str(folder), ending, *(str(tmp_path / str(size)) for size in sizes)]
     peaks = []
-    for _ in range(
-        3
-    ):  # what the allocator holds varies by as much; what grows with the image does each time
+    for _ in range(3):  # what the allocator holds varies by as much; what grows with the image does each time
         done = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True, check=True)
         small, large = map(int, done.stdout.split())
         peaks.append((small, large))

@@ -117,7 +117,10 @@ def test_a_port_that_is_taken_is_refused(server: WatchServer, folder: ProjectFol
 
 
 def test_the_command_serves_until_it_is_interrupted(folder: ProjectFolder) -> None:
-    command = [sys.executable, "-m", "segfit", "report", str(folder.root), "--watch", "--json"]
+    # Children of background jobs ignore the signal.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from segfit.cli.main import run\nsys.exit(run(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "report", str(folder.root), "--watch", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
