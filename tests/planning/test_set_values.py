@@ -310,7 +310,7 @@ def test_orientation_is_told() -> None:
     plan = _plan("orientation=canonical", data=data)
     assert plan.changes == ("orientation canonical set by you instead of stored",)
     assert _decision(plan, "orientation").by_rule == "stored"
-    auto = _plan("orientation=stored", preset="auto")
+    auto = _plan("orientation=stored", preset="auto", data=_large())
     assert "orientation stored set by you instead of canonical" in auto.changes
 
 

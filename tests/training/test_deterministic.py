@@ -174,10 +174,10 @@ def test_a_training_and_what_it_validates_use_them(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(owner, name, watched)
 
     spy(Learner, "step")
-    spy(Predictor, "_run")
+    spy(Predictor, "_slide")
     for folder in ("first", "second"):
         train(tmp_path / folder, recipe=tiny_recipe(deterministic=True, validation_share=1000.0))
-    assert seen == {"step", "_run"}
+    assert seen == {"step", "_slide"}
     assert_same_weights(tmp_path / "first", tmp_path / "second")
     assert_as_before()
 

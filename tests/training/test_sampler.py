@@ -219,8 +219,9 @@ def test_samples_that_are_only_cropped_are_read_at_the_size_of_the_patch(kind: s
         assert second.whole[0].shape[2:] == cut
         assert second.cases == first.cases
         turned += len(second.whole[0])
-        for a, b in zip(augmented(first, spec, seen), augmented(second, spec, seen), strict=True):
-            assert torch.equal(a, b)
+        (images, labels), (others, other_labels) = (augmented(one, spec, seen) for one in (first, second))
+        assert torch.equal(labels, other_labels)
+        torch.testing.assert_close(images, others, rtol=0, atol=1e-6)  # where samples lie in memory decides the last bit
     assert 0 < turned < 48
 
 
