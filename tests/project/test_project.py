@@ -324,7 +324,8 @@ def test_time_sizes_the_run(tmp_path: Path, volumes: Path, monkeypatch: pytest.M
     assert plan.run.seconds_per_training is not None
     assert (plan.run.configurations, plan.run.folds) == (("3d_fullres",), (0, 1, 2))
     assert 3400 < 3 * plan.run.seconds_per_training < 3600
-    assert plan.run.expected_steps["3d_fullres"] == int(plan.run.seconds_per_training / (0.1 * sizing.SLACK))
+    steps = plan.run.seconds_per_training / (0.1 * sizing.SLACK)
+    assert abs(plan.run.expected_steps["3d_fullres"] - steps) <= 1
     assert 3400 < plan.run.total.seconds < 3600.5
     assert next(decision for decision in plan.decisions if decision.key == "run").bound == "time"
     assert project.size() == plan

@@ -221,7 +221,7 @@ def test_samples_that_are_only_cropped_are_read_at_the_size_of_the_patch(kind: s
         turned += len(second.whole[0])
         (images, labels), (others, other_labels) = (augmented(one, spec, seen) for one in (first, second))
         assert torch.equal(labels, other_labels)
-        torch.testing.assert_close(images, others, rtol=0, atol=1e-6)  # where samples lie in memory decides the last bit
+        torch.testing.assert_close(images, others, rtol=0, atol=1e-6)  # their place in memory decides the last bit
     assert 0 < turned < 48
 
 
