@@ -112,7 +112,7 @@ def test_predict_and_evaluate_train_nothing_unasked(
         capsys.readouterr()
         assert run([verb, "--out", str(out)]) == 2
         told = capsys.readouterr()
-        assert (told.out, f"segfit run --out {out}" in told.err) == ("", True)
+        assert (told.out, f"segfit run {out}" in told.err) == ("", True)
         assert not (out / "runs").exists()
         assert run([verb, str(dataset), "--out", str(tmp_path / "none")]) == 2
         assert not (tmp_path / "none").exists()
