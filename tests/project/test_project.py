@@ -325,7 +325,7 @@ def test_time_sizes_the_run(tmp_path: Path, volumes: Path, monkeypatch: pytest.M
     assert (plan.run.configurations, plan.run.folds) == (("3d_fullres",), (0, 1, 2))
     assert 3400 < 3 * plan.run.seconds_per_training < 3600
     steps = plan.run.seconds_per_training / (0.1 * sizing.SLACK)
-    assert abs(plan.run.expected_steps["3d_fullres"] - steps) <= 1
+    assert plan.run.expected_steps["3d_fullres"] in {int(steps - 1e-6), int(steps + 1e-6)}  # whole ones may round down
     assert 3400 < plan.run.total.seconds < 3600.5
     assert next(decision for decision in plan.decisions if decision.key == "run").bound == "time"
     assert project.size() == plan

@@ -102,9 +102,10 @@ def drift_of(logged: Sequence[LoggedCase]) -> Drift:
     cases = [case for case in logged if case.model == logged[-1].model]
     split = len(cases) // 2 if len(cases) >= 2 * FEWEST else 0  # 0: all against the training images
     shifts, chances = list[Shift](), list[tuple[int, str, float]]()
-    for index, series in enumerate(series_of(cases)):
-        shifts.append(_shift(series, split))
-        chances += [(index, what, p) for what, p in _chances(series, split)]
+    series = series_of(cases)
+    for index, one in enumerate(series):
+        shifts.append(_shift(one, split))
+        chances += [(index, what, p) for what, p in _chances(one, split)]
     corrected: dict[int, dict[str, float]] = defaultdict(dict)
     for (index, what, _), p in zip(chances, _holm([p for *_, p in chances]), strict=True):
         corrected[index][what] = p
@@ -115,7 +116,7 @@ def drift_of(logged: Sequence[LoggedCase]) -> Drift:
     state: Literal["moved", "steady", "too_few"] = "steady" if chances else "too_few"
     state = "moved" if any(shift.moved for shift in shifts) else state
     recent = len(cases) - split
-    sentence = _sentence(state, shifts, series_of(cases), len(cases), split)
+    sentence = _sentence(state, shifts, series, len(cases), split)
     others = len(logged) - len(cases)
     return Drift(
         state=state, sentence=sentence, cases=len(cases), recent=recent, of_other_models=others, shifts=tuple(shifts)
